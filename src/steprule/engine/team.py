@@ -1,0 +1,67 @@
+"""Several threads for one kernel call.
+
+torch keeps a team of OpenMP threads that spins for a while after every parallel operation. A second team would
+fight with it for the cores, so ours is the same one: the OpenMP runtime that torch has loaded is asked to run our
+function. Where there is none (no torch, or another threading backend) a pool of Python threads does it; the
+kernels hold no lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+RunTogether = Callable[[int, int, int], None]
+
+_RUN = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+
+
+def run_together(function: int, argument: int, threads: int) -> None:
+    """Calls the C function at an address with an int64 argument on several threads at once and waits for all.
+
+    Args:
+        function: the address of a ``void (*)(int64_t)``.
+        argument: what each call is given.
+        threads: how many calls.
+    """
+    (_openmp("torch" in sys.modules) or _run_in_pool)(function, argument, threads)
+
+
+@cache
+def _openmp(torch_is_loaded: bool) -> RunTogether | None:
+    """torch's OpenMP runtime, by the entry point that GCC's and LLVM's Linux runtimes share."""
+    if not torch_is_loaded or not sys.platform.startswith("linux"):
+        return None
+    library = os.path.join(os.path.dirname(sys.modules["torch"].__file__ or ""), "lib", "libtorch_cpu.so")
+    try:
+        gomp_parallel = ctypes.CDLL(library).GOMP_parallel  # looked up in what the library links to
+    except (OSError, AttributeError):
+        return None
+    gomp_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    gomp_parallel.restype = None
+
+    def run(function: int, argument: int, threads: int) -> None:
+        gomp_parallel(function, argument, threads, 0)
+
+    return run
+
+
+def _run_in_pool(function: int, argument: int, threads: int) -> None:
+    run = _RUN(function)
+    others = [_pool().submit(run, argument) for _ in range(threads - 1)]
+    run(argument)
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="steprule")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,235 @@
+"""Turns a rule's formula into an expression, by calling it once with symbols instead of numbers.
+
+An expression knows whether it depends on the elements or only on hyperparameters and the step; the
+latter, the scalars, are computed in float64 once a step, whatever the elements' dtype.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from steprule.rule import Rule, RuleError
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class Expression:
+    """A node of a formula: an operation on other nodes, an input or a constant.
+
+    Attributes:
+        op: "input", "constant" or the operation's name.
+        args: an input's name, a constant's value or the operands.
+        scalar: whether it is the same for all elements.
+    """
+
+    __slots__ = ("args", "op", "scalar")
+
+    def __init__(self, op: str, args: tuple[Any, ...], scalar: bool) -> None:
+        self.op = op
+        self.args = args
+        self.scalar = scalar
+
+    def __steprule__(self, name: str, *values: Any) -> Expression:
+        return _node(name, *values)
+
+    def __add__(self, other: Any) -> Expression:
+        return _node("add", self, other)
+
+    def __radd__(self, other: Any) -> Expression:
+        return _node("add", other, self)
+
+    def __sub__(self, other: Any) -> Expression:
+        return _node("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Expression:
+        return _node("sub", other, self)
+
+    def __mul__(self, other: Any) -> Expression:
+        return _node("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Expression:
+        return _node("mul", other, self)
+
+    def __truediv__(self, other: Any) -> Expression:
+        return _node("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Expression:
+        return _node("div", other, self)
+
+    def __pow__(self, other: Any) -> Expression:
+        return _node("pow", self, other)
+
+    def __rpow__(self, other: Any) -> Expression:
+        return _node("pow", other, self)
+
+    def __neg__(self) -> Expression:
+        return _node("neg", self)
+
+    def __pos__(self) -> Expression:
+        return self
+
+    def __abs__(self) -> Expression:
+        return _node("abs", self)
+
+    def __lt__(self, other: Any) -> Expression:
+        return _node("lt", self, other)
+
+    def __le__(self, other: Any) -> Expression:
+        return _node("le", self, other)
+
+    def __gt__(self, other: Any) -> Expression:
+        return _node("gt", self, other)
+
+    def __ge__(self, other: Any) -> Expression:
+        return _node("ge", self, other)
+
+    def __eq__(self, other: object) -> Expression:  # type: ignore[override]
+        return _node("eq", self, other)
+
+    def __ne__(self, other: object) -> Expression:  # type: ignore[override]
+        return _node("ne", self, other)
+
+    __hash__ = object.__hash__
+
+    def __and__(self, other: Any) -> Expression:
+        return _node("and", self, other)
+
+    def __or__(self, other: Any) -> Expression:
+        return _node("or", self, other)
+
+    def __invert__(self) -> Expression:
+        return _node("not", self)
+
+    # What a rule may not do, each with what to write instead.
+
+    def __bool__(self) -> NoReturn:
+        _refuse("branches on a number", "where(condition, a, b) instead of if, and, or, not, min or max")
+
+    def __float__(self) -> NoReturn:
+        _refuse("turns a symbol into one number", "the functions of steprule.pieces instead of math's or float()")
+
+    __int__ = __index__ = __float__
+
+    def __iter__(self) -> NoReturn:
+        _refuse("loops over elements", "the formula of one element")
+
+    def __len__(self) -> NoReturn:
+        _refuse("asks for a length", "the formula of one element")
+
+    def __getitem__(self, _: Any) -> NoReturn:
+        _refuse("indexes an operand", "the formula of one element")
+
+    def __array_ufunc__(self, ufunc: Any, *_: Any, **__: Any) -> NoReturn:
+        _refuse(f"calls numpy.{ufunc.__name__}", "the function of that name from steprule.pieces")
+
+    def __array_function__(self, function: Any, *_: Any) -> NoReturn:
+        _refuse(f"calls numpy.{function.__name__}", "the function of that name from steprule.pieces")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any) -> NoReturn:
+        _refuse(f"calls torch.{getattr(function, '__name__', function)}", "the function of that name from steprule.pieces")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _refuse(f"asks an operand for .{name}", "a function of steprule.pieces, as the formula of one element")
+
+    def _in_place(self, _: Any) -> NoReturn:
+        _refuse("changes an operand in place", "avg = avg + x instead of avg += x")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _in_place
+
+
+def _node(op: str, *args: Any) -> Expression:
+    operands = tuple(arg if isinstance(arg, Expression) else _constant(arg) for arg in args)
+    return Expression(op, operands, all(operand.scalar for operand in operands))
+
+
+def _constant(value: Any) -> Expression:
+    try:
+        return Expression("constant", (value if isinstance(value, bool) else float(value),), True)
+    except (TypeError, ValueError):
+        _refuse(f"computes with {value!r}", "numbers, operands and hyperparameters only")
+
+
+def _refuse(what: str, instead: str) -> NoReturn:
+    """Raises for the line of the rule (not of this package) that is running."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(os.path.join(_PACKAGE, "engine")):
+        frame = frame.f_back
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name}"
+    raise RuleError(f"a rule {what}, which an elementwise formula cannot ({place}). Write {instead}.")
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A traced rule: what each operand becomes.
+
+    Attributes:
+        operands: "param", "grad" and the states that exist, in order.
+        scalars: the hyperparameters as (name, index) pairs, index None for plain numbers; step apart.
+        outputs: for "param" and each state that exists, its new value.
+    """
+
+    operands: tuple[str, ...]
+    scalars: tuple[tuple[str, int | None], ...]
+    outputs: dict[str, Expression]
+
+
+def trace(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False) -> Formula:
+    """Calls the rule's formula with symbols.
+
+    Args:
+        rule: the rule.
+        hyper: a value for each hyperparameter; only those that are True, False, None or text matter here,
+            and which states they call for.
+        maximize: negate the gradient first.
+
+    Raises:
+        RuleError: the formula does what an elementwise formula cannot; the message names the line.
+    """
+    present = rule.states_for(hyper)
+    settings: dict[str, Any] = {}
+    scalars: list[tuple[str, int | None]] = []
+    for name, default in rule.hyperparameters.items():
+        value = hyper[name]
+        if isinstance(default, bool):
+            settings[name] = bool(value)
+        elif isinstance(default, tuple):
+            settings[name] = tuple(Expression("input", (scalar_name(name, i),), True) for i in range(len(default)))
+            scalars += [(name, i) for i in range(len(default))]
+        elif default is None or isinstance(default, str):
+            settings[name] = value
+        else:
+            settings[name] = Expression("input", (name,), True)
+            scalars.append((name, None))
+
+    param, grad = (Expression("input", (name,), False) for name in ("param", "grad"))
+    states = tuple(name and Expression("input", (name,), False) for name in present)
+    step = Expression("input", ("step",), True)
+    param_new, *states_new = rule.evaluate(param, -grad if maximize else grad, states, step, settings)
+    outputs = {"param": param_new}
+    outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
+    return Formula(
+        operands=("param", "grad", *filter(None, present)),
+        scalars=tuple(scalars),
+        outputs={name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()},
+    )
+
+
+def scalar_name(name: str, index: int | None) -> str:
+    """What one of formula.scalars is called in an expression."""
+    return name if index is None else f"{name}_{index}"
+
+
+def scalar_values(formula: Formula, hyper: Mapping[str, Any]) -> list[float]:
+    """The numbers that stand for formula.scalars, as floats; 1-element tensors are read."""
+    return [
+        float(hyper[name] if index is None else operator.getitem(hyper[name], index))
+        for name, index in formula.scalars
+    ]

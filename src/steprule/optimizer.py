@@ -1,0 +1,540 @@
+"""The torch.optim front: the same arguments, states, checkpoints and hooks, over steprule's engines."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import is_, itemgetter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import (
+    _device_dtype_check_for_fused,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
+
+from steprule import rules
+from steprule.engine.cpu import ITEM_SIZE, Kernel, compiled, static_settings
+from steprule.engine.eager import step_tensors
+from steprule.engine.plan import Plan
+from steprule.engine.trace import scalar_values, trace
+from steprule.rule import Rule, check_hyperparameters
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
+
+_FLAGS: dict[str, Any] = {
+    "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
+}  # fmt: skip
+_FLAG_DOCS = """
+    maximize: follow the gradient upwards. Default: False.
+    differentiable: let autograd pass through the step (slower). Default: False.
+    foreach, fused, capturable: accepted for torch.optim's sake and kept in the groups; the engine is chosen by
+        what the tensors are. fused=True, as there, refuses parameters that are not floating point."""
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Runs a rule over parameters, as a torch.optim optimizer.
+
+    A rule becomes an optimizer by a subclass of one line::
+
+        class Lion(steprule.Optimizer, rule=LionRule): ...
+
+    Its arguments are params, the rule's hyperparameters in the formula's order, and the flags.
+
+    Class arguments:
+        rule: the formula.
+        flags: which of torch.optim's flags it takes, in torch.optim's order.
+        positional_flags: whether flags may be given by position, as RMSprop's may.
+        keyword_only: hyperparameters that may not.
+        fixed: entries of every parameter group that are not arguments.
+    """
+
+    rule: ClassVar[type[Rule]]
+    _flags: ClassVar[tuple[str, ...]] = ()
+    _fixed: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(
+        cls,
+        rule: type[Rule] | None = None,
+        flags: Sequence[str] = tuple(_FLAGS),
+        positional_flags: bool = False,
+        keyword_only: Sequence[str] = (),
+        fixed: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init_subclass__()
+        if rule is None:
+            return
+        cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
+        kind = inspect.Parameter
+        parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
+        parameters += [
+            kind(name, kind.POSITIONAL_OR_KEYWORD, default=default)
+            for name, default in rule.hyperparameters.items()
+            if name not in keyword_only
+        ]
+        flag_kind = kind.POSITIONAL_OR_KEYWORD if positional_flags else kind.KEYWORD_ONLY
+        parameters += [kind(name, flag_kind, default=_FLAGS[name]) for name in flags]
+        parameters += [kind(name, kind.KEYWORD_ONLY, default=rule.hyperparameters[name]) for name in keyword_only]
+        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        if cls.__doc__ is None:
+            cls.__doc__ = _docstring(cls)
+
+    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        settings = self._bind(args, kwargs)
+        self._check(settings)
+        for name, default in self.rule.hyperparameters.items():
+            if isinstance(default, tuple):
+                settings[name] = tuple(
+                    item.squeeze() if isinstance(item, Tensor) else item for item in settings[name]
+                )
+        self._pass: _Pass | None = None
+        super().__init__(params, {**settings, **self._fixed})
+        for group in self.param_groups:
+            trace(self.rule, group)  # a formula that cannot run says so now
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        signature: inspect.Signature = type(self).__signature__  # type: ignore[attr-defined]
+        for name in kwargs:
+            if name not in signature.parameters:
+                near = difflib.get_close_matches(name, signature.parameters, 1)
+                raise TypeError(
+                    f"{type(self).__name__} got an unexpected argument {name!r}"
+                    + (f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(signature.parameters)}")
+                )
+        bound = signature.bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        del bound.arguments["params"]
+        return dict(bound.arguments)
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
+        check_hyperparameters(self.rule, settings)
+        if settings.get("fused"):
+            if settings.get("differentiable"):
+                raise RuntimeError("`fused` does not support `differentiable`")
+            if settings.get("foreach"):
+                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group, as torch.optim does; its own hyperparameters are checked like the constructor's.
+
+        Args:
+            param_group: a dict with "params" and any settings that differ from the defaults.
+        """
+        if isinstance(param_group, dict):
+            self._check({name: value for name, value in param_group.items() if name in self.defaults})
+        self._pass = None
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pass = None
+        for group in self.param_groups:
+            for name in (*self.rule.hyperparameters, *self._flags):
+                group.setdefault(name, _FLAGS.get(name, self.rule.hyperparameters.get(name)))
+            group.update(self._fixed)
+            for param in group["params"]:
+                for name, value in self.state.get(param, {}).items():
+                    self.state[param][name] = _own_copy(name, value, param, group)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step.
+
+        Args:
+            closure: evaluates the model again, calls backward and returns the loss.
+
+        Returns:
+            What closure returned, or None.
+
+        Raises:
+            RuntimeError: a gradient does not fit its parameter, or is sparse where the rule takes none.
+        """
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or _profiling()
+        ) and type(self).step is Optimizer.step:  # else torch.optim has wrapped the step of a subclass, which called us
+            return self._hooked_step() if closure is None else self._hooked_step(closure)
+        current = self._pass
+        if closure is None and current is not None and current.run(self):
+            return None
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # for torch.optim: not to be wrapped in hooks again
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """A step without its hooks."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        current = self._pass
+        if current is None or not current.run(self):
+            with torch.set_grad_enabled(self.defaults["differentiable"]):
+                self._step_anew()
+        return loss
+
+    _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def _step_anew(self) -> None:
+        """Looks at every parameter, makes the plan for those that the CPU engine takes, and steps."""
+        if any(group.get("capturable") for group in self.param_groups):
+            self._accelerator_graph_capture_health_check()
+        self._pass = None
+        entries = [
+            _Entry(self, number, group, index, param)
+            for number, group in enumerate(self.param_groups)
+            for index, param in enumerate(group["params"])
+            if param.grad is not None
+        ]
+        buckets: dict[Any, list[_Entry]] = {}
+        seen: set[int] = set()
+        for entry in entries:
+            if id(entry.param) in seen:  # listed twice, stepped twice: after the pass, not during it
+                entry.is_fast = entry.is_new = False
+            seen.add(id(entry.param))
+            if entry.is_fast:
+                key = (static_settings(self.rule, entry.group), entry.group["maximize"], entry.dtypes())
+                buckets.setdefault(key, []).append(entry)
+        kernels = [
+            compiled(self.rule, bucket[0].group, key[1], key[2]) for key, bucket in buckets.items()
+        ]  # before anything changes
+        for entry in entries:
+            entry.make_state()
+        fresh = _Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)))
+        fresh.launch()
+        for entry in entries:
+            if not entry.is_fast:
+                entry.step_eagerly()
+        if fresh.complete:
+            self._pass = fresh
+
+
+class _Entry:
+    """A parameter with a gradient, at this step."""
+
+    def __init__(self, optimizer: Optimizer, number: int, group: dict[str, Any], index: int, param: Tensor) -> None:
+        self.optimizer = optimizer
+        self.rule = optimizer.rule
+        self.number = number
+        self.group = group
+        self.param = param
+        self.grad: Tensor = param.grad  # type: ignore[assignment]
+        self.names = self.rule.states_for(group)
+        self.present = tuple(filter(None, self.names))
+        self.state: dict[str, Any] = optimizer.state[param] if param in optimizer.state else {}
+        self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
+        self._check(f"parameter {index} of group {number}" + self._name(index))
+        self.is_fast = self._fits_the_cpu_engine()
+
+    def _name(self, index: int) -> str:
+        names = self.group.get("param_names")
+        return f" ({names[index]})" if names else ""
+
+    def _check(self, who: str) -> None:
+        param, grad, group = self.param, self.grad, self.group
+        for what in ("shape", "dtype", "device"):
+            mine, its = getattr(param, what), getattr(grad, what)
+            if mine != its:
+                raise RuntimeError(f"the gradient of {who} has the {what} {its}, its parameter {mine}")
+        if grad.is_sparse and not self.rule.sparse_grads:
+            raise RuntimeError(f"{type(self.optimizer).__name__} does not support sparse gradients ({who})")
+        if group.get("fused"):
+            _device_dtype_check_for_fused(param)
+        if group["differentiable"] and getattr(self.state.get("step"), "requires_grad", False):
+            raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
+        for name in self.present:
+            state = self.state.get(name)
+            if isinstance(state, Tensor) and state.shape != param.shape:
+                raise RuntimeError(f"the state {name} of {who} has the shape {state.shape}, its parameter {param.shape}")
+
+    def _fits_the_cpu_engine(self) -> bool:
+        """Whether all operands lie in memory as the parameter does, gap-free, in a dtype that kernels read."""
+        param = self.param
+        if self.group["differentiable"] or not _is_dense(param):
+            return False
+        strides = param.stride()
+        others = [self.grad, *(self.state[name] for name in self.present if self.state.get(name) is not None)]
+        return all(_is_readable(x) and x.stride() == strides for x in (param, *others))
+
+    def dtypes(self) -> tuple[str, ...]:
+        default = self.param
+        operands = [self.param, self.grad, *(self.state.get(name, default) for name in self.present)]
+        return tuple(_DTYPES[(x if isinstance(x, Tensor) else default).dtype] for x in operands)
+
+    def make_state(self) -> None:
+        """Creates the states that are missing."""
+        if not self.rule.keeps_step and not self.present:
+            return
+        self.state = self.optimizer.state[self.param]
+        if self.rule.keeps_step and "step" not in self.state:
+            self.state["step"] = torch.zeros((), **_step_options(self.group, self.param))
+        for name in self.present:
+            if self.state.get(name) is None:
+                self.state[name] = torch.zeros_like(self.param, memory_format=torch.preserve_format)
+
+    def operands(self) -> list[Tensor]:
+        return [self.param, self.grad, *(self.state[name] for name in self.present)]
+
+    def step_eagerly(self) -> None:
+        if self.rule.keeps_step:
+            self.state["step"] += 1
+            step = self.state["step"]
+            if not (self.group["differentiable"] or self.group.get("capturable")):
+                step = step.item()
+        else:
+            step = 1 if self.is_new else 2
+        hyper = {name: self._plain(self.group[name]) for name in self.rule.hyperparameters}
+        states = [name and self.state[name] for name in self.names]
+        step_tensors(self.rule, self.param, self.grad, states, step, hyper, self.group["maximize"])
+
+    def _plain(self, value: Any) -> Any:
+        """Hyperparameters as floats, or as tensors where autograd or a graph must see them."""
+        if isinstance(value, (tuple, list)):
+            return tuple(self._plain(item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        if self.group["differentiable"] or self.group.get("capturable"):
+            return value.reshape(())
+        return value.item()
+
+
+class _Pass:
+    """The plans for a set of tensors, and what must still hold for them to be used again.
+
+    Addresses are compared at every step: a tensor may be replaced, or moved in memory, by anyone.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[Kernel, list[_Entry]]]
+    ) -> None:
+        self._rule = optimizer.rule
+        keys = [
+            name for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable") if name in optimizer.defaults
+        ]
+        self._settings_of = itemgetter(*keys, keys[0])
+        groups = optimizer.param_groups
+        self._settings = [self._plain(group) for group in groups]
+        self._static = [(static_settings(self._rule, group), group["maximize"]) for group in groups]
+        self._members = [list(group["params"]) for group in groups]
+
+        fast = [entry for _, bucket in buckets for entry in bucket]
+        self._params = [entry.param for entry in fast]
+        active = set(map(id, self._params))
+        self._idle = [p for group in groups for p in group["params"] if id(p) not in active]
+        self._check_grads = _grad_check([entry.grad for entry in fast])
+        self._grad_at = [entry.grad.data_ptr() for entry in fast]
+        self._state_of = optimizer.state
+        self._states = list(optimizer.state.values())
+        self._fixed = (self._params, *(entry.state.values() for entry in fast))
+        self.complete = len(fast) == len(entries) and all(
+            set(entry.state) == {*entry.present, *(["step"] if entry.rule.keeps_step else [])} for entry in fast
+        )
+        self._held = [entry.operands()[2:] for entry in fast]  # so that no other state can take their places
+        self._fixed_at = list(map(_ADDRESS, chain.from_iterable(self._fixed))) if self.complete else []
+
+        self._plans: list[tuple[Kernel, Plan, slice]] = []
+        start = 0
+        for kernel, bucket in buckets:
+            self._plans.append((kernel, _plan(kernel, bucket, groups), slice(start, start + len(bucket))))
+            start += len(bucket)
+        self._launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel, plan, _ in self._plans]
+
+    def run(self, optimizer: Optimizer) -> bool:
+        """Steps and returns True, or changes nothing and returns False if something is not as it was."""
+        groups, states = optimizer.param_groups, optimizer.state
+        if len(groups) != len(self._members) or len(states) != len(self._states) or states is not self._state_of:
+            return False
+        for number, group in enumerate(groups):
+            params, members = group["params"], self._members[number]
+            if len(params) != len(members) or not all(map(is_, params, members)):
+                return False
+            if self._settings_of(group) != self._settings[number] and not self._refresh(number, group):
+                return False
+        try:
+            grads = [param.grad for param in self._params]
+            grad_at = list(map(_ADDRESS, grads))  # type: ignore[arg-type]
+            if (
+                not self._check_grads(*grads)
+                or not all(map(is_, states.values(), self._states))
+                or list(map(_ADDRESS, chain.from_iterable(self._fixed))) != self._fixed_at
+            ):
+                return False
+        except (AttributeError, RuntimeError, TypeError):  # no gradient, a sparse one, a state that is no tensor
+            return False
+        if self._idle and any(param.grad is not None for param in self._idle):
+            return False
+        if grad_at != self._grad_at:
+            for _, plan, part in self._plans:
+                plan.set_grads(grad_at[part])
+            self._grad_at = grad_at
+        self.launch()
+        return True
+
+    def launch(self) -> None:
+        """Steps without looking."""
+        for launch in self._launchers:
+            launch()
+        torch._C._increment_version(self._params)  # kernels write through addresses: tell autograd
+
+    def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """A group's settings with tensors read, since those may be filled in place."""
+        return tuple(_read(value) for value in self._settings_of(group))
+
+    def _refresh(self, number: int, group: dict[str, Any]) -> bool:
+        """Takes over new numbers; False if the change calls for other kernels."""
+        if group["differentiable"] or (static_settings(self._rule, group), group["maximize"]) != self._static[number]:
+            return False
+        self._settings[number] = self._plain(group)
+        for kernel, plan, _ in self._plans:
+            plan.hyper[number] = scalar_values(kernel.formula, group)
+        return True
+
+
+def _plan(kernel: Kernel, bucket: list[_Entry], groups: list[dict[str, Any]]) -> Plan:
+    keeps_step = bucket[0].rule.keeps_step
+    steps = [entry.state["step"] for entry in bucket] if keeps_step else []
+    return Plan(
+        addresses=list(zip(*(map(_ADDRESS, entry.operands()) for entry in bucket), strict=True)),
+        sizes=[entry.param.numel() for entry in bucket],
+        groups=[entry.number for entry in bucket],
+        hyper=[scalar_values(kernel.formula, group) for group in groups],
+        step_at=list(map(_ADDRESS, steps)) if keeps_step else None,
+        step_is_double=[step.dtype == torch.float64 for step in steps],
+        first_steps=[0.0 if entry.is_new else 1.0 for entry in bucket],
+    )
+
+
+_ADDRESS = Tensor.data_ptr
+_profiling = torch.autograd._profiler_enabled
+_DTYPES = {getattr(torch, name): name for name in ITEM_SIZE}
+
+
+def _grad_check(grads: list[Tensor]) -> Callable[..., bool]:
+    """A function of as many tensors that says whether each has the kind, dtype, shape and strides of these.
+
+    torch.compile's guards do that in one call.
+    """
+    guards = torch._C._dynamo.guards.TensorGuards(
+        *grads,
+        dynamic_dims_sizes=[list(grad.shape) for grad in grads],
+        dynamic_dims_strides=[list(grad.stride()) for grad in grads],
+    )
+    return guards.check  # type: ignore[no-any-return]
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_read, value))
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Whether a kernel may read and write x through its address."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and x.dtype in _DTYPES
+        and not x.is_neg()
+        and not x.is_inference()
+    )
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether x fills one stretch of memory, each place once, in whatever order of dimensions."""
+    if x.layout is not torch.strided:
+        return False
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _step_options(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
+    """dtype and device of a kept step, as torch.optim has them."""
+    double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    on_device = group.get("capturable") or group.get("fused")
+    return {"dtype": torch.float64 if double else torch.float32, "device": param.device if on_device else "cpu"}
+
+
+def _own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any]) -> Any:
+    """A loaded state, not shared with the dict it came from and laid out as the engines want it."""
+    if name == "step" and not (isinstance(value, Tensor) and value.is_floating_point()):
+        return torch.tensor(float(value), **_step_options(group, param))
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:
+        return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value.detach())
+    return value.clone()
+
+
+def _docstring(cls: type[Optimizer]) -> str:
+    lines = [inspect.cleandoc(cls.rule.__doc__ or cls.rule.__name__), "", "Args:"]
+    lines.append("    params: parameters, (name, parameter) pairs, or dicts of those with settings of their own.")
+    for name, default in cls.rule.hyperparameters.items():
+        lines.append(f"    {name}: {_HYPER_DOCS.get(name, 'see the formula')}. Default: {default}.")
+    return "\n".join(lines) + _FLAG_DOCS + "\n\nRaises:\n    ValueError: a hyperparameter is out of range.\n"
+
+
+_HYPER_DOCS = {
+    "lr": "learning rate, a float or a 1-element tensor, at least 0",
+    "momentum": "share of the buffer that a step keeps, at least 0",
+    "dampening": "share of the gradient that is kept out of the buffer",
+    "weight_decay": "weight decay, at least 0",
+    "nesterov": "Nesterov's momentum; needs momentum and no dampening",
+    "alpha": "beta of the mean square, at least 0",
+    "eps": "added to the denominator, at least 0",
+    "centered": "divide by the standard deviation instead of the root mean square",
+    "betas": "betas of the mean and the mean square, each in [0, 1)",
+    "amsgrad": "divide by the largest mean square so far",
+    "decoupled_weight_decay": "decay as AdamW does",
+}
+
+
+class SGD(Optimizer, rule=rules.SGD, flags=("maximize", "foreach", "differentiable", "fused")):
+    pass
+
+
+class RMSprop(
+    Optimizer, rule=rules.RMSprop, flags=("capturable", "foreach", "maximize", "differentiable"), positional_flags=True
+):
+    pass
+
+
+class _AdamFront(Optimizer):
+    """torch.optim's rules for lr and betas as tensors."""
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        unsupported = settings.get("foreach") and not settings.get("capturable")
+        if isinstance(settings.get("lr"), Tensor) and unsupported:
+            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        super()._check(settings)
+        if "betas" in settings:
+            betas = settings["betas"]
+            if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
+                raise ValueError("betas must be either both floats or both Tensors")
+            if isinstance(betas[0], Tensor) and unsupported:
+                raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
+
+
+class Adam(_AdamFront, rule=rules.Adam, keyword_only=("decoupled_weight_decay",)):
+    pass
+
+
+class AdamW(
+    _AdamFront,
+    rule=rules.AdamW,
+    flags=("maximize", "foreach", "capturable", "differentiable", "fused"),
+    fixed={"decoupled_weight_decay": True},
+):
+    pass

@@ -1,0 +1,143 @@
+"""The pieces that rules are made of.
+
+Every function here takes whatever carries the numbers: Python floats, NumPy arrays, torch tensors,
+or the symbols an engine traces a rule with. None of them changes its arguments.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Value = Any
+"""A float, a NumPy array, a torch tensor or a traced expression."""
+
+
+def ema(avg: Value, value: Value, beta: Value) -> Value:
+    """One step of the exponentially weighted average: ``beta * avg + (1 - beta) * value``.
+
+    Written as ``avg + (1 - beta) * (value - avg)``, which keeps the two weights' sum at exactly one.
+
+    Args:
+        avg: the average so far (0 before the first value).
+        value: the new value, of avg's shape.
+        beta: the share that the past keeps, in [0, 1). The average spans about 1 / (1 - beta) values.
+    """
+    return avg + (1 - beta) * (value - avg)
+
+
+def debias(avg: Value, beta: Value, step: Value) -> Value:
+    """Bias correction of an `ema` that began at 0: ``avg / (1 - beta**step)``. Adam, section 3.
+
+    Args:
+        avg: the average after ``step`` values.
+        beta: the average's beta.
+        step: how many values the average has seen; 1 after the first.
+    """
+    return avg / (1 - beta**step)
+
+
+def running_ema(series: Sequence[Value], beta: float, bias_correction: bool = False) -> Any:
+    """The exponentially weighted average after each value of a series.
+
+    Args:
+        series: scalars, arrays or tensors in order of time; an array or tensor is read along its first
+            dimension.
+        beta: as in `ema`, in [0, 1).
+        bias_correction: whether each average is debiased, so that early ones are not pulled to 0.
+
+    Returns:
+        A list, or an array or tensor if that is what series is; as long as series.
+
+    Raises:
+        ValueError: beta is outside [0, 1).
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"Invalid beta value: {beta}")
+    averages: list[Value] = []
+    avg: Value = 0.0
+    for step, value in enumerate(series, 1):
+        avg = ema(avg, value, beta)
+        averages.append(debias(avg, beta, step) if bias_correction else avg)
+    if isinstance(series, np.ndarray):
+        return np.array(averages).reshape(series.shape)
+    if _is_tensor(series):
+        return sys.modules["torch"].stack(averages) if averages else series
+    return averages
+
+
+def sqrt(x: Value) -> Value:
+    """The square root."""
+    return _call("sqrt", x)
+
+
+def exp(x: Value) -> Value:
+    """e to the power of x."""
+    return _call("exp", x)
+
+
+def log(x: Value) -> Value:
+    """The natural logarithm."""
+    return _call("log", x)
+
+
+def abs(x: Value) -> Value:
+    """The absolute value."""
+    return builtins.abs(x)
+
+
+def sign(x: Value) -> Value:
+    """-1, 0 or 1; NaN for NaN."""
+    return where(x > 0, 1.0, where(x < 0, -1.0, x))
+
+
+def maximum(a: Value, b: Value) -> Value:
+    """The larger of two, NaN if either is."""
+    return _call("maximum", a, b)
+
+
+def minimum(a: Value, b: Value) -> Value:
+    """The smaller of two, NaN if either is."""
+    return _call("minimum", a, b)
+
+
+def where(condition: Value, a: Value, b: Value) -> Value:
+    """a where the condition holds and b elsewhere: what a rule writes instead of ``if``."""
+    if isinstance(condition, (bool, np.bool_)):
+        return a if condition else b
+    return _call("where", condition, a, b)
+
+
+def _call(name: str, *values: Value) -> Value:
+    """The function of that name from wherever the values come from."""
+    for value in values:
+        if hasattr(value, "__steprule__"):
+            return value.__steprule__(name, *values)
+    tensors = [value for value in values if _is_tensor(value)]
+    if tensors:
+        torch, like = sys.modules["torch"], tensors[-1]
+        return getattr(torch, name)(
+            *(v if _is_tensor(v) else torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values)
+        )
+    if all(isinstance(value, (int, float)) for value in values):
+        return _SCALAR[name](*values)
+    return getattr(np, name)(*values)
+
+
+def _is_tensor(value: Value) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+_SCALAR = {
+    "sqrt": math.sqrt,
+    "exp": math.exp,
+    "log": math.log,
+    "maximum": lambda a, b: a if a >= b or a != a else b,
+    "minimum": lambda a, b: a if a <= b or a != a else b,
+}

@@ -1,0 +1,213 @@
+"""What a rule is: one optimizer's formula, and what can be read off its signature."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+
+class RuleError(TypeError):
+    """A rule that no engine can run; the message says what to write instead."""
+
+
+class Rule:
+    """One optimizer's formula.
+
+    A subclass writes one function::
+
+        def update(param, grad, <states>, *, step, <hyperparameters with defaults>):
+            return new_param, <new states in the same order>
+
+    It is elementwise and pure: every value is one element's (or a whole array's, it cannot tell), old
+    values come in and new ones go out. ``step`` counts from 1 and may be left out. Whatever depends on
+    hyperparameters and ``step`` alone, such as ``1 - beta**step``, every engine computes in float64 once a
+    step. An ``if`` may ask for a True/False hyperparameter or whether a state is None, never for numbers:
+    that is what `steprule.where` is for.
+
+    Attributes:
+        states: the names of update's states, read off its signature. Each has the parameter's shape and
+            begins at 0.
+        hyperparameters: update's hyperparameters and their defaults, in order.
+        state_when: for a state that only some settings need, the hyperparameter that must be true or
+            nonzero for it to exist; otherwise update is given None.
+        keeps_step: whether ``step`` is kept with each parameter's state. Where it is not, step is 1 at a
+            parameter's first step (its states are new) and 2 or more afterwards.
+        sparse_grads: whether sparse gradients are accepted.
+
+    Raises:
+        RuleError: when the class is made, if update's signature or state_when does not fit.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ()
+    hyperparameters: ClassVar[Mapping[str, Any]] = {}
+    state_when: ClassVar[Mapping[str, str]] = {}
+    keeps_step: ClassVar[bool] = True
+    sparse_grads: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "update" not in vars(cls):
+            if not hasattr(cls, "update"):
+                raise RuleError(f"{cls.__name__} has no update(param, grad, ...): that is where its formula goes")
+            return
+        function = vars(cls)["update"]
+        function = getattr(function, "__func__", function)
+        cls.update = staticmethod(function)  # type: ignore[attr-defined]
+        cls.states, cls.hyperparameters = _read_signature(cls, function)
+        for state, condition in cls.state_when.items():
+            if state not in cls.states:
+                raise RuleError(
+                    f"{cls.__name__}.state_when names the unknown state {state!r}; update's states are "
+                    f"{', '.join(cls.states) or 'none'}"
+                )
+            if condition not in cls.hyperparameters:
+                raise RuleError(
+                    f"{cls.__name__}.state_when[{state!r}] names the unknown hyperparameter {condition!r}; "
+                    f"update has {', '.join(cls.hyperparameters) or 'none'}"
+                )
+
+    @classmethod
+    def function(cls) -> Callable[..., Any]:
+        """The formula as a plain function."""
+        return cls.update  # type: ignore[attr-defined,no-any-return]
+
+    @classmethod
+    def check(cls, **hyper: Any) -> None:
+        """Raises ValueError for hyperparameters that do not go together; a rule may override it."""
+
+    @classmethod
+    def states_for(cls, hyper: Mapping[str, Any]) -> tuple[str | None, ...]:
+        """The states that these hyperparameters need, in update's order, None for each it does without."""
+        return tuple(
+            name if name not in cls.state_when or hyper[cls.state_when[name]] else None for name in cls.states
+        )
+
+    @classmethod
+    def counts_steps(cls) -> bool:
+        """Whether update asks for ``step``."""
+        return "step" in inspect.signature(cls.function()).parameters
+
+    @classmethod
+    def evaluate(
+        cls, param: Any, grad: Any, states: tuple[Any, ...], step: Any, hyper: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """Calls the formula and returns the new parameter and the new states, as many as it was given.
+
+        Args:
+            param, grad: arrays, tensors or expressions of one shape.
+            states: in the order of `states`, None for those that do not exist.
+            step: the step's number, from 1.
+            hyper: a value for each hyperparameter; others are ignored.
+
+        Raises:
+            RuleError: update returned the wrong number of values, or none for a state that exists.
+        """
+        settings = {name: hyper[name] for name in cls.hyperparameters}
+        if cls.counts_steps():
+            settings["step"] = step
+        result = cls.function()(param, grad, *states, **settings)
+        if not isinstance(result, tuple):
+            result = (result,)
+        expected = ("param", *cls.states)
+        if len(result) != len(expected):
+            raise RuleError(
+                f"{cls.__name__}.update returned {len(result)} value{'s' * (len(result) != 1)} and must return "
+                f"{len(expected)}: {', '.join(expected)} ({_where(cls.function())})"
+            )
+        for name, old, new in zip(expected, (param, *states), result, strict=True):
+            if old is not None and new is None:
+                raise RuleError(
+                    f"{cls.__name__}.update returned None for {name}; return {name} itself to leave it as it is "
+                    f"({_where(cls.function())})"
+                )
+        return result
+
+
+def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
+    """Raises for a value that makes no sense, naming the argument and the value, with torch.optim's words.
+
+    Args:
+        rule: whose hyperparameters they are.
+        hyper: values for some or all of the rule's hyperparameters, floats or 1-element tensors.
+
+    Raises:
+        ValueError: a value is out of range.
+        TypeError: a value is of the wrong kind.
+    """
+    for name, value in hyper.items():
+        if name not in rule.hyperparameters:
+            continue
+        default = rule.hyperparameters[name]
+        if isinstance(default, bool):
+            if isinstance(value, str) or (value not in (True, False)):
+                raise TypeError(f"{name} must be True or False, not {value!r}")
+        elif isinstance(default, tuple):
+            if not isinstance(value, (tuple, list)) or len(value) != len(default):
+                raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
+            for index, item in enumerate(value):
+                _check_number(f"{name}[{index}]", item)
+                low, high = _RANGES.get(name, (-math.inf, math.inf))
+                if not low <= item < high:
+                    raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
+        elif default is None or isinstance(default, str):
+            continue
+        else:
+            _check_number(name, value)
+            low, high = _RANGES.get(name, (-math.inf, math.inf))
+            if not low <= value < high:
+                raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
+    rule.check(**hyper)
+
+
+# torch.optim's words where they are not "Invalid <name> value".
+_WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
+_RANGES = {
+    "lr": (0.0, math.inf),
+    "eps": (0.0, math.inf),
+    "betas": (0.0, 1.0),
+    "weight_decay": (0.0, math.inf),
+    "momentum": (0.0, math.inf),
+    "alpha": (0.0, math.inf),
+}
+
+
+def _check_number(name: str, value: Any) -> None:
+    if hasattr(value, "numel"):
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element")
+    elif isinstance(value, (str, bytes, type(None))) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    states: list[str] = []
+    hyperparameters: dict[str, Any] = {}
+    where = f"({_where(update)})"
+    positional = []
+    for name, parameter in inspect.signature(update).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise RuleError(f"{rule.__name__}.update must name its arguments instead of taking {parameter} {where}")
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            positional.append(name)
+        elif name != "step":
+            if parameter.default is parameter.empty:
+                raise RuleError(f"{rule.__name__}.update needs a default for the hyperparameter {name} {where}")
+            hyperparameters[name] = parameter.default
+    if positional[:2] != ["param", "grad"]:
+        raise RuleError(
+            f"{rule.__name__}.update must begin with (param, grad, ...), not ({', '.join(positional)}) {where}"
+        )
+    states = positional[2:]
+    for name in states:
+        if name == "step":
+            raise RuleError(f"{rule.__name__}.update must take step after the *: it is a number, not a state {where}")
+        if not name.isidentifier() or name.startswith("_"):
+            raise RuleError(f"{rule.__name__}.update: a state cannot be called {name!r} {where}")
+    return tuple(states), hyperparameters
+
+
+def _where(function: Callable[..., Any]) -> str:
+    code = function.__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"

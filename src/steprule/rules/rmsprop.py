@@ -1,0 +1,30 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from steprule.pieces import Value, ema, maximum, sqrt
+from steprule.rule import Rule
+
+
+class RMSprop(Rule):
+    """The gradient over the root of its mean square, with optional momentum and L2 weight decay.
+
+    Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013, arXiv:1308.0850, equations 38-41.
+    """
+
+    state_when = {"momentum_buffer": "momentum", "grad_avg": "centered"}
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, square_avg: Value, momentum_buffer: Value, grad_avg: Value, *, lr: float = 1e-2,
+        alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        grad = grad + weight_decay * param
+        square_avg = variance = ema(square_avg, grad * grad, alpha)
+        if centered:
+            grad_avg = ema(grad_avg, grad, alpha)
+            variance = maximum(square_avg - grad_avg * grad_avg, 0.0)  # rounding may take it below 0
+        direction = grad / (sqrt(variance) + eps)
+        if momentum_buffer is not None:
+            momentum_buffer = direction = momentum * momentum_buffer + direction
+        return param - lr * direction, square_avg, momentum_buffer, grad_avg
