@@ -1,8 +1,8 @@
 """Optimizers over NumPy arrays, with gradients given by hand. Needs no torch.
 
-    >>> from steprule.arrays import Adam
-    >>> opt = Adam([w, b], lr=1e-3)
-    >>> opt.step([grad_w, grad_b])      # w and b change in place
+>>> from steprule.arrays import Adam
+>>> opt = Adam([w, b], lr=1e-3)
+>>> opt.step([grad_w, grad_b])      # w and b change in place
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Optimizer:
             loaded = {**state_dict["state"].get(index, {})}
             fresh: dict[str, Any] = {"step": int(loaded.pop("step", 0 if not loaded else 1))}
             for name, value in loaded.items():
-                array = np.array(value, dtype=param.dtype)
+                array = np.asarray(value).astype(param.dtype)
                 if array.shape != param.shape:
                     raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {param.shape}")
                 fresh[name] = array
@@ -179,16 +179,16 @@ def _check_grad(index: int, param: Array, grad: Any) -> None:
 
 
 class SGD(Optimizer, rule=rules.SGD):
-    __doc__ = rules.SGD.__doc__
+    pass
 
 
 class RMSprop(Optimizer, rule=rules.RMSprop):
-    __doc__ = rules.RMSprop.__doc__
+    pass
 
 
 class Adam(Optimizer, rule=rules.Adam):
-    __doc__ = rules.Adam.__doc__
+    pass
 
 
 class AdamW(Optimizer, rule=rules.AdamW):
-    __doc__ = rules.AdamW.__doc__
+    pass

@@ -88,9 +88,7 @@ class Optimizer(torch.optim.Optimizer):
         self._check(settings)
         for name, default in self.rule.hyperparameters.items():
             if isinstance(default, tuple):
-                settings[name] = tuple(
-                    item.squeeze() if isinstance(item, Tensor) else item for item in settings[name]
-                )
+                settings[name] = tuple(item.squeeze() if isinstance(item, Tensor) else item for item in settings[name])
         self._pass: _Pass | None = None
         super().__init__(params, {**settings, **self._fixed})
         for group in self.param_groups:
@@ -228,7 +226,7 @@ class _Entry:
         self.grad: Tensor = param.grad  # type: ignore[assignment]
         self.names = self.rule.states_for(group)
         self.present = tuple(filter(None, self.names))
-        self.state: dict[str, Any] = optimizer.state[param] if param in optimizer.state else {}
+        self.state: dict[str, Any] = optimizer.state.get(param, {})
         self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
         self._check(f"parameter {index} of group {number}" + self._name(index))
         self.is_fast = self._fits_the_cpu_engine()
@@ -252,7 +250,9 @@ class _Entry:
         for name in self.present:
             state = self.state.get(name)
             if isinstance(state, Tensor) and state.shape != param.shape:
-                raise RuntimeError(f"the state {name} of {who} has the shape {state.shape}, its parameter {param.shape}")
+                raise RuntimeError(
+                    f"the state {name} of {who} has the shape {state.shape}, its parameter {param.shape}"
+                )
 
     def _fits_the_cpu_engine(self) -> bool:
         """Whether all operands lie in memory as the parameter does, gap-free, in a dtype that kernels read."""
@@ -311,12 +311,12 @@ class _Pass:
     Addresses are compared at every step: a tensor may be replaced, or moved in memory, by anyone.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[Kernel, list[_Entry]]]
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[Kernel, list[_Entry]]]) -> None:
         self._rule = optimizer.rule
         keys = [
-            name for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable") if name in optimizer.defaults
+            name
+            for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable")
+            if name in optimizer.defaults
         ]
         self._settings_of = itemgetter(*keys, keys[0])
         groups = optimizer.param_groups
@@ -412,7 +412,7 @@ def _plan(kernel: Kernel, bucket: list[_Entry], groups: list[dict[str, Any]]) ->
 
 
 _ADDRESS = Tensor.data_ptr
-_profiling = torch.autograd._profiler_enabled
+_profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 _DTYPES = {getattr(torch, name): name for name in ITEM_SIZE}
 
 
@@ -421,12 +421,14 @@ def _grad_check(grads: list[Tensor]) -> Callable[..., bool]:
 
     torch.compile's guards do that in one call.
     """
+    sizes: list[Any] = [list(grad.shape) for grad in grads]
+    strides: list[Any] = [list(grad.stride()) for grad in grads]
     guards = torch._C._dynamo.guards.TensorGuards(
         *grads,
-        dynamic_dims_sizes=[list(grad.shape) for grad in grads],
-        dynamic_dims_strides=[list(grad.stride()) for grad in grads],
+        dynamic_dims_sizes=sizes,
+        dynamic_dims_strides=strides,
     )
-    return guards.check  # type: ignore[no-any-return]
+    return guards.check
 
 
 def _read(value: Any) -> Any:
@@ -474,7 +476,9 @@ def _own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any]) ->
     if not isinstance(value, Tensor):
         return value
     if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:
-        return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value.detach())
+        return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(
+            value.detach()
+        )
     return value.clone()
 
 

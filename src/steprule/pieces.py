@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,15 +118,19 @@ def _call(name: str, *values: Value) -> Value:
     for value in values:
         if hasattr(value, "__steprule__"):
             return value.__steprule__(name, *values)
-    tensors = [value for value in values if _is_tensor(value)]
-    if tensors:
-        torch, like = sys.modules["torch"], tensors[-1]
-        return getattr(torch, name)(
-            *(v if _is_tensor(v) else torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values)
-        )
+    if any(map(_is_tensor, values)):
+        torch = sys.modules["torch"]
+        if name in ("maximum", "minimum"):
+            values = tuple(_as_tensors(torch, values))
+        return getattr(torch, name)(*values)
     if all(isinstance(value, (int, float)) for value in values):
         return _SCALAR[name](*values)
     return getattr(np, name)(*values)
+
+
+def _as_tensors(torch: Any, values: Sequence[Value]) -> list[Any]:
+    like = next(value for value in values if _is_tensor(value))
+    return [v if _is_tensor(v) else torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values]
 
 
 def _is_tensor(value: Value) -> bool:
@@ -134,7 +138,7 @@ def _is_tensor(value: Value) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-_SCALAR = {
+_SCALAR: dict[str, Callable[..., float]] = {
     "sqrt": math.sqrt,
     "exp": math.exp,
     "log": math.log,

@@ -80,9 +80,7 @@ class Rule:
     @classmethod
     def states_for(cls, hyper: Mapping[str, Any]) -> tuple[str | None, ...]:
         """The states that these hyperparameters need, in update's order, None for each it does without."""
-        return tuple(
-            name if name not in cls.state_when or hyper[cls.state_when[name]] else None for name in cls.states
-        )
+        return tuple(name if name not in cls.state_when or hyper[cls.state_when[name]] else None for name in cls.states)
 
     @classmethod
     def counts_steps(cls) -> bool:
@@ -108,21 +106,20 @@ class Rule:
         if cls.counts_steps():
             settings["step"] = step
         result = cls.function()(param, grad, *states, **settings)
-        if not isinstance(result, tuple):
-            result = (result,)
+        new: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
         expected = ("param", *cls.states)
-        if len(result) != len(expected):
+        if len(new) != len(expected):
             raise RuleError(
-                f"{cls.__name__}.update returned {len(result)} value{'s' * (len(result) != 1)} and must return "
+                f"{cls.__name__}.update returned {len(new)} value{'s' * (len(new) != 1)} and must return "
                 f"{len(expected)}: {', '.join(expected)} ({_where(cls.function())})"
             )
-        for name, old, new in zip(expected, (param, *states), result, strict=True):
-            if old is not None and new is None:
+        for name, old, value in zip(expected, (param, *states), new, strict=True):
+            if old is not None and value is None:
                 raise RuleError(
                     f"{cls.__name__}.update returned None for {name}; return {name} itself to leave it as it is "
                     f"({_where(cls.function())})"
                 )
-        return result
+        return new
 
 
 def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any]) -> None:

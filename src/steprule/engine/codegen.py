@@ -115,7 +115,11 @@ def write_kernel(title: str, formula: Formula, dtypes: Sequence[str]) -> str:
     """
     real = compute_dtype(dtypes)
     writer = _Writer(formula, real)
-    arrays, loads, stores, chunk_addresses = [], [], [], []
+    arrays: list[str] = []
+    loads: list[str] = []
+    body: list[str] = []
+    stores: list[str] = []
+    chunk_addresses: list[str] = []
     for name, dtype in zip(formula.operands, dtypes, strict=True):
         small = dtype in ("bfloat16", "float16")
         name = _local(name)
@@ -124,7 +128,6 @@ def write_kernel(title: str, formula: Formula, dtypes: Sequence[str]) -> str:
         loaded = f"from_{dtype}({item})" if small else item
         loads.append(f"        {name} = {loaded}" if dtype == real else f"        {name} = {real}({loaded})")
         chunk_addresses.append(f"            address[{len(chunk_addresses)}, tensor] + {ITEM_SIZE[dtype]} * start,")
-    body = []
     for name, expression in formula.outputs.items():
         dtype = dtypes[formula.operands.index(name)]
         name = _local(name)

@@ -87,11 +87,12 @@ def step_tensors(
             step_tensors(rule, touched, grad.values(), states, step, hyper, maximize)
             param.index_put_(index, touched)
             return
-    operands = [param, grad, *states]
+    operands: list[Any] = [param, grad, *states]
     if param.is_complex():
         operands = [x if x is None else torch.view_as_real(x) for x in operands]
     wide = torch.float64 if any(x is not None and x.dtype == torch.float64 for x in operands) else torch.float32
-    wide_param, wide_grad, *wide_states = (x if x is None else x.to(wide) for x in operands)
+    widened: list[Any] = [x if x is None else x.to(wide) for x in operands]
+    wide_param, wide_grad, *wide_states = widened
     new_values = rule.evaluate(wide_param, -wide_grad if maximize else wide_grad, tuple(wide_states), step, hyper)
     for old, new in zip((operands[0], *operands[2:]), new_values, strict=True):
         if old is not None:

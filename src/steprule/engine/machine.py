@@ -31,7 +31,7 @@ STEP_FLOAT32, STEP_FLOAT64 = 0, 1
 
 
 def _pointer(number_type: Any) -> Any:
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def pointer(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
@@ -47,22 +47,25 @@ _uint16_at, _int64_at = _pointer(types.uint16), _pointer(types.int64)
 
 @njit(**EXACT)
 def float32_array(address, size):  # type: ignore[no-untyped-def]
-    """The memory at an address as an array."""
+    """The memory at an address as float32."""
     return carray(_float32_at(address), size)
 
 
 @njit(**EXACT)
 def float64_array(address, size):  # type: ignore[no-untyped-def]
+    """The memory at an address as float64."""
     return carray(_float64_at(address), size)
 
 
 @njit(**EXACT)
 def uint16_array(address, size):  # type: ignore[no-untyped-def]
+    """The memory at an address as the bits of half-precision numbers."""
     return carray(_uint16_at(address), size)
 
 
 @njit(**EXACT)
 def int64_array(address, size):  # type: ignore[no-untyped-def]
+    """The memory at an address as int64."""
     return carray(_int64_at(address), size)
 
 
@@ -78,7 +81,7 @@ def fetch_add(typing_context, address, value):  # type: ignore[no-untyped-def]
 
 
 def _converter(name: str, from_type: Any, to_type: Any, emit: Any) -> Any:
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def convert(typing_context: Any, x: Any) -> Any:
         return signature(to_type, from_type), lambda context, builder, sig, args: emit(builder, args[0])
 

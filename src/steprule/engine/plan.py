@@ -37,6 +37,7 @@ class Plan:
         count = len(sizes)
         self.size = sum(sizes)
         self.addresses = np.array(addresses, np.int64).reshape(-1, count)
+        self._buffer = self.addresses.data
         self._pack_grads = struct.Struct(f"{count}q").pack_into
         self.hyper = np.array(hyper, np.float64).reshape(len(hyper), -1)
         self._groups = np.array(groups, np.int64)
@@ -75,4 +76,4 @@ class Plan:
 
     def set_grads(self, addresses: Sequence[int]) -> None:
         """New addresses of the gradients, one a tensor."""
-        self._pack_grads(self.addresses, self.addresses.strides[0], *addresses)
+        self._pack_grads(self._buffer, self.addresses.strides[0], *addresses)

@@ -28,7 +28,7 @@ def run_together(function: int, argument: int, threads: int) -> None:
         argument: what each call is given.
         threads: how many calls.
     """
-    (_openmp("torch" in sys.modules) or _run_in_pool)(function, argument, threads)
+    (_openmp(sys.modules.get("torch") is not None) or _run_in_pool)(function, argument, threads)
 
 
 @cache

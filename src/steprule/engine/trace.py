@@ -132,7 +132,9 @@ class Expression:
 
     @classmethod
     def __torch_function__(cls, function: Any, *_: Any) -> NoReturn:
-        _refuse(f"calls torch.{getattr(function, '__name__', function)}", "the function of that name from steprule.pieces")
+        _refuse(
+            f"calls torch.{getattr(function, '__name__', function)}", "the function of that name from steprule.pieces"
+        )
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -230,6 +232,5 @@ def scalar_name(name: str, index: int | None) -> str:
 def scalar_values(formula: Formula, hyper: Mapping[str, Any]) -> list[float]:
     """The numbers that stand for formula.scalars, as floats; 1-element tensors are read."""
     return [
-        float(hyper[name] if index is None else operator.getitem(hyper[name], index))
-        for name, index in formula.scalars
+        float(hyper[name] if index is None else operator.getitem(hyper[name], index)) for name, index in formula.scalars
     ]

@@ -1,0 +1,32 @@
+# Everything happens in .venv; `make demo` and `make test` need nothing but Python 3.10 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test bench lint clean
+
+demo: $(INSTALLED)  ## train two small models with four optimizers, in under two minutes
+	$(BIN)/steprule compare
+
+test: lint  ## lint, types and tests
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/results.txt
+	$(BIN)/python benchmarks/bench.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report
+
+# The constraints keep torch to a build that is small and tested; steprule itself takes a range.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'steprule needs Python 3.10 or newer')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

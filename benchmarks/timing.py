@@ -1,0 +1,27 @@
+"""Interleaved timing: every contender once a round, so that what the machine does meanwhile hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, batch: int = 1) -> dict[str, float]:
+    """The median seconds a call of each contender takes.
+
+    Args:
+        contenders: what to call, by name.
+        rounds: how often each is timed.
+        batch: calls in a row in one timing, for what is too short to time alone.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            begin = time.perf_counter()
+            for _ in range(batch):
+                call()
+            times[name].append((time.perf_counter() - begin) / batch)
+    return {name: statistics.median(values) for name, values in times.items()}

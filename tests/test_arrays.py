@@ -1,0 +1,211 @@
+"""The front for NumPy arrays and gradients given by hand."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from settings import IDS, VARIANTS
+
+from steprule import arrays
+from steprule import rules as formulas
+
+CLASSES = {rule: getattr(arrays, rule.__name__) for rule in formulas.RULES.values()}
+RULES_WITH_SETTINGS = [
+    (rule, {name: value for name, value in hyper.items() if value != rule.hyperparameters[name]})
+    for rule, hyper in VARIANTS
+]
+
+
+def make_params(dtype="float64"):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(dtype) for shape in [(3, 4), (4,), (), (0,)]]
+
+
+def make_grads(params, seed):
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.standard_normal(p.shape)).astype(p.dtype) for p in params]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("rule", "settings"), RULES_WITH_SETTINGS, ids=IDS)
+def test_the_same_numbers_as_torch_optim(rule, settings, dtype):
+    params = make_params(dtype)
+    peers = [torch.nn.Parameter(torch.tensor(p)) for p in params]
+    ours = CLASSES[rule](params, weight_decay=0.05, **settings)
+    torchs = getattr(torch.optim, rule.__name__)(peers, weight_decay=0.05, **settings)
+    for step in range(5):
+        grads = make_grads(params, step)
+        ours.step(grads)
+        for peer, grad in zip(peers, grads, strict=True):
+            peer.grad = torch.tensor(grad)
+        torchs.step()
+    for index, (param, peer) in enumerate(zip(params, peers, strict=True)):
+        np.testing.assert_allclose(param, peer.detach().numpy(), rtol=1e-9 if dtype == "float64" else 2e-5)
+        for name, value in torchs.state[peer].items():
+            np.testing.assert_allclose(ours.state[index][name], value.numpy(), rtol=2e-5, err_msg=name)
+
+
+def test_every_rule_has_a_class():
+    assert all(issubclass(CLASSES[rule], arrays.Optimizer) for rule in formulas.RULES.values())
+
+
+def test_a_param_without_gradient_stays_and_its_step_too():
+    a, b = np.ones(3), np.ones(3)
+    optimizer = arrays.Adam([a, b], lr=0.1)
+    optimizer.step([np.ones(3), None])
+    assert (b == 1).all() and optimizer.state[1] == {"step": 0}
+    optimizer.step([None, np.ones(3)])
+    np.testing.assert_allclose(a, b)  # bias correction counts each array's own steps
+
+
+@pytest.mark.parametrize("layout", ["fortran", "strided", "reversed", "unaligned", "broadcast gradient"])
+def test_any_layout(layout):
+    rng = np.random.default_rng(0)
+    value, grad = rng.standard_normal((4, 6)), rng.standard_normal((4, 6))
+    expected = value.copy()
+    arrays.Adam([expected], lr=0.1).step([grad])
+    surrounding = None
+    if layout == "fortran":
+        param = np.asfortranarray(value)
+    elif layout == "strided":
+        surrounding = np.full((4, 12), 7.0)
+        param = surrounding[:, ::2]
+        param[...] = value
+    elif layout == "reversed":
+        param = value[::-1, ::-1].copy()[::-1, ::-1]
+    elif layout == "unaligned":
+        raw = np.zeros(value.nbytes + 1, np.uint8)
+        param = raw[1:].view(np.float64).reshape(value.shape)
+        param[...] = value
+    else:
+        param = value
+        grad = np.broadcast_to(np.float64(0.5), value.shape)
+        expected = rng.standard_normal((4, 6)) * 0 + value
+        arrays.Adam([expected], lr=0.1).step([np.full(value.shape, 0.5)])
+    before = grad.copy()
+    optimizer = arrays.Adam([param], lr=0.1)
+    optimizer.step([grad])
+    np.testing.assert_array_equal(param, expected)
+    np.testing.assert_array_equal(grad, before)
+    if surrounding is not None:
+        assert (surrounding[:, 1::2] == 7).all()
+
+
+def test_settings_are_read_at_every_step():
+    param = np.zeros(2)
+    optimizer = arrays.SGD([param], lr=1.0)
+    optimizer.step([np.ones(2)])
+    optimizer.settings["lr"] = 10.0
+    optimizer.step([np.ones(2)])
+    assert (param == -11).all()
+    optimizer.settings["momentum"] = 0.9
+    optimizer.step([np.ones(2)])
+    assert "momentum_buffer" in optimizer.state[0]
+
+
+def test_state_dict_resumes_bit_for_bit_and_shares_nothing():
+    params, others = make_params(), make_params()
+    first = arrays.AdamW(params, lr=0.1, amsgrad=True)
+    for step in range(3):
+        first.step(make_grads(params, step))
+    for target, source in zip(others, params, strict=True):
+        target[...] = source
+    second = arrays.AdamW(others)
+    saved = first.state_dict()
+    second.load_state_dict(saved)
+    assert second.settings == first.settings
+    for step in range(3, 6):
+        first.step(make_grads(params, step))
+        second.step(make_grads(params, step))
+    for a, b in zip(params, others, strict=True):
+        np.testing.assert_array_equal(a, b)
+    third = arrays.AdamW(make_params())
+    third.load_state_dict(saved)
+    assert third.state[0]["step"] == 3
+
+
+def test_it_takes_a_torch_optim_checkpoint():
+    params = make_params()
+    peers = [torch.nn.Parameter(torch.tensor(p)) for p in params]
+    torchs = torch.optim.Adam(peers, lr=0.05)
+    for peer, grad in zip(peers, make_grads(params, 0), strict=True):
+        peer.grad = torch.tensor(grad)
+    torchs.step()
+    ours = arrays.Adam(params)
+    ours.load_state_dict(torchs.state_dict())
+    for param, peer in zip(params, peers, strict=True):
+        param[...] = peer.detach().numpy()
+    ours.step(make_grads(params, 0))
+    torchs.step()
+    for param, peer in zip(params, peers, strict=True):
+        np.testing.assert_allclose(param, peer.detach().numpy(), rtol=1e-9)
+
+
+def refuses(error, message, call):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+def test_bad_params():
+    w = np.ones(3)
+    frozen = np.ones(3)
+    frozen.flags.writeable = False
+    refuses(TypeError, "params must be a list of arrays", lambda: arrays.Adam(w))
+    refuses(TypeError, "params[1] must be a NumPy array, not list", lambda: arrays.Adam([w, [1.0]]))
+    refuses(
+        TypeError, "params[0] must hold float16, float32 or float64, not int64", lambda: arrays.Adam([np.ones(3, int)])
+    )
+    refuses(TypeError, "not >f8", lambda: arrays.Adam([np.ones(3, ">f8")]))
+    refuses(ValueError, "params[1] is read-only", lambda: arrays.Adam([w, frozen]))
+    refuses(ValueError, "params[1] is given twice", lambda: arrays.Adam([w, w]))
+
+
+def test_bad_settings():
+    w = np.ones(3)
+    refuses(ValueError, "Invalid learning rate: -1", lambda: arrays.Adam([w], lr=-1))
+    refuses(ValueError, "Invalid beta parameter at index 0: 1.0", lambda: arrays.Adam([w], betas=(1.0, 0.9)))
+    refuses(TypeError, "betas must be a tuple of 2 numbers, not 0.9", lambda: arrays.Adam([w], betas=0.9))
+    refuses(TypeError, "lr must be a number, not '0.1'", lambda: arrays.Adam([w], lr="0.1"))
+    refuses(TypeError, "amsgrad must be True or False, not 'yes'", lambda: arrays.Adam([w], amsgrad="yes"))
+    refuses(TypeError, "'weight_decai'; did you mean 'weight_decay'?", lambda: arrays.Adam([w], weight_decai=1))
+    optimizer = arrays.Adam([w])
+    optimizer.settings["lr"] = float("nan")
+    refuses(ValueError, "Invalid learning rate: nan", lambda: optimizer.step([np.ones(3)]))
+
+
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        ([np.ones(3)], "step got 1 gradients for 2 params"),
+        ([np.ones(3), np.ones(3)], "grads[1] has shape (3,), its parameter (2,)"),
+        ([np.ones(3), np.ones(2, np.float32)], "grads[1] has dtype float32, its parameter float64"),
+        ([np.ones(3), [1.0, 1.0]], "grads[1] must be a NumPy array or None, not list"),
+    ],
+)
+def test_bad_gradients_change_nothing(grads, message):
+    params = [np.ones(3), np.ones(2)]
+    optimizer = arrays.Adam(params)
+    refuses(ValueError, message, lambda: optimizer.step(grads))
+    assert all((param == 1).all() for param in params)
+    assert optimizer.state == [{"step": 0}, {"step": 0}]
+
+
+def test_a_state_dict_of_other_arrays_changes_nothing():
+    optimizer = arrays.Adam([np.ones(3)])
+    other = arrays.Adam([np.ones(2)])
+    other.step([np.ones(2)])
+    refuses(
+        ValueError,
+        "state exp_avg of params[0] has shape (2,), not (3,)",
+        lambda: optimizer.load_state_dict(other.state_dict()),
+    )
+    assert optimizer.state == [{"step": 0}]
+    several = arrays.Adam([np.ones(2), np.ones(2)])
+    refuses(
+        ValueError,
+        "state_dict holds [2] params where there are 1",
+        lambda: optimizer.load_state_dict(several.state_dict()),
+    )

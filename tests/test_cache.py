@@ -1,0 +1,134 @@
+"""The kernel cache: corrupt, foreign, read-only, missing, raced for, killed half-way. It still works."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STEP = """
+import numpy as np, sys
+from steprule.arrays import SGD
+from steprule.engine import cpu
+w = np.ones(4, np.float32)
+SGD([w], lr=0.5).step([np.ones(4, np.float32)])
+assert (w == 0.5).all(), w
+print(next(iter(cpu._kernels.values())).path)
+"""
+
+
+def step(home: Path, **env: str) -> tuple[Path, str]:
+    """One step in a process of its own; the kernel's path and what was said on stderr."""
+    environment = {**os.environ, "STEPRULE_CACHE": str(home), **env}
+    result = subprocess.run([sys.executable, "-c", STEP], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return Path(result.stdout.strip()), result.stderr
+
+
+def code_files(kernel: Path) -> list[Path]:
+    return sorted((kernel.parent / "__pycache__").glob("*.nb*"))
+
+
+def test_the_second_process_finds_the_first_ones_kernel(tmp_path):
+    kernel, _ = step(tmp_path)
+    assert kernel.is_file() and tmp_path in kernel.parents
+    assert "def update" in kernel.read_text()
+    before = {path: path.stat().st_mtime_ns for path in code_files(kernel)}
+    assert len(before) == 2
+    again, said = step(tmp_path)
+    assert again == kernel and said == ""
+    assert {path: path.stat().st_mtime_ns for path in code_files(kernel)} == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "emptied", "source", "no checksums", "code missing"])
+def test_a_damaged_kernel_is_made_anew(tmp_path, damage):
+    kernel, _ = step(tmp_path)
+    data = code_files(kernel)[0]
+    if damage == "truncated":
+        data.write_bytes(data.read_bytes()[:100])
+    elif damage == "garbage":
+        data.write_bytes(os.urandom(data.stat().st_size))
+    elif damage == "emptied":
+        data.write_bytes(b"")
+    elif damage == "source":
+        kernel.write_text(kernel.read_text().replace("param - ", "param + "))
+    elif damage == "no checksums":
+        (kernel.parent / "checksums.json").unlink()
+    else:
+        data.unlink()
+    assert step(tmp_path)[0] == kernel
+    assert step(tmp_path)[1] == ""  # and it stays repaired
+
+
+def test_a_kernel_that_numba_cannot_read_is_made_anew(tmp_path):
+    """Files and checksums agree, but the code is not code."""
+    kernel, _ = step(tmp_path)
+    for path in code_files(kernel):
+        path.write_bytes(b"not a pickle")
+    script = f"""
+import json; from pathlib import Path; from steprule.engine import cpu
+folder = Path({str(kernel.parent)!r})
+(folder / "checksums.json").write_text(json.dumps(cpu._checksums(folder)))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert "does not load; compiling it again" in step(tmp_path)[1]
+    assert step(tmp_path)[1] == ""
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    kernel, said = step(tmp_path / "cache")
+    assert "no kernel cache" in said and "steprule-" in str(kernel)
+    assert not kernel.exists()  # it was temporary
+
+
+def test_a_read_only_or_missing_home(tmp_path):
+    """As root, permissions do not stop anyone: /proc does."""
+    environment = {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": ""}
+    kernel, said = step(Path(""), **environment, STEPRULE_CACHE="")
+    assert "no kernel cache" in said and "compiled anew" in said and not kernel.exists()
+
+
+def test_a_folder_others_may_write_to_is_not_trusted(tmp_path):
+    kernel, _ = step(tmp_path)
+    os.chmod(kernel.parent.parent, 0o777)
+    elsewhere, said = step(tmp_path)
+    assert "others may write to it" in said and tmp_path not in elsewhere.parents
+
+
+def test_processes_that_compile_at_once(tmp_path):
+    environment = {**os.environ, "STEPRULE_CACHE": str(tmp_path)}
+    racers = [
+        subprocess.Popen([sys.executable, "-c", STEP], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for racer in racers:
+        _, said = racer.communicate(timeout=120)
+        assert racer.returncode == 0, said
+    kernel, said = step(tmp_path)
+    assert said == "" and [path.name for path in kernel.parent.parent.iterdir()] == [kernel.parent.name]
+
+
+def test_a_process_killed_while_compiling(tmp_path):
+    environment = {**os.environ, "STEPRULE_CACHE": str(tmp_path)}
+    victim = subprocess.Popen([sys.executable, "-c", STEP], env=environment, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("*/*/kernel.py")):
+        assert victim.poll() is None
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    kernel, _ = step(tmp_path)
+    assert json.loads((kernel.parent / "checksums.json").read_text())
+
+
+def test_kernels_of_another_machine_lie_apart(tmp_path):
+    """The folder's name holds what the code depends on, so another processor's or Numba's is never loaded."""
+    kernel, _ = step(tmp_path)
+    other, _ = step(tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    assert other.name == kernel.name

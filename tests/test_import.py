@@ -1,0 +1,38 @@
+"""What importing brings in, seen from fresh processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import steprule
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_importing_steprule_brings_neither_torch_nor_numba():
+    assert run("import sys, steprule; print({'torch', 'numba', 'rich', 'typer'} & set(sys.modules))") == "set()"
+
+
+def test_the_optimizers_bring_no_numba_before_the_first_step():
+    assert run("import sys; from steprule import AdamW; print('numba' in sys.modules)") == "False"
+
+
+def test_arrays_step_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # importing it would raise
+        "import numpy as np; from steprule.arrays import AdamW\n"
+        "w = np.ones(100_000, np.float32); AdamW([w], lr=0.5, weight_decay=0.0).step([w * 2]); print(w[-1])"
+    )
+    assert run(code) == "0.5"
+
+
+def test_every_public_name_is_there():
+    for name in steprule.__all__:
+        assert getattr(steprule, name) is not None
+    assert set(steprule.__all__) <= set(dir(steprule))
+    namespace: dict[str, object] = {}
+    exec("from steprule import *", namespace)
+    assert set(steprule.__all__) <= set(namespace)
