@@ -214,6 +214,21 @@ class Optimizer(torch.optim.Optimizer):
             self._pass = fresh
 
 
+def _leave_uncompiled(function: Any) -> None:
+    """Makes torch.compile run a function, and what it calls, as it is: what torch.compiler.disable does, but that
+    would import the compiler now and cost a microsecond at every call."""
+    function._torchdynamo_disable = True
+    function._torchdynamo_disable_msg = "steprule's engines are compiled already"
+    function._torchdynamo_disable_recursive = True
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        frames.set_code_exec_strategy(function.__code__, skip)
+
+
+_leave_uncompiled(Optimizer.step)
+
+
 class _Entry:
     """A parameter with a gradient, at this step."""
 

@@ -34,7 +34,8 @@ class Rule:
             nonzero for it to exist; otherwise update is given None.
         keeps_step: whether ``step`` is kept with each parameter's state. Where it is not, step is 1 at a
             parameter's first step (its states are new) and 2 or more afterwards.
-        sparse_grads: whether sparse gradients are accepted.
+        sparse_grads: whether sparse gradients are accepted. Where a rule has no states and weight_decay is 0, a
+            zero gradient must then leave an element as it is: only those present are touched.
 
     Raises:
         RuleError: when the class is made, if update's signature or state_when does not fit.

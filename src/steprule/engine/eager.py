@@ -78,11 +78,10 @@ def step_tensors(
 
     if grad.is_sparse:
         grad = grad.coalesce()
-        if any(state is not None for state in states) or hyper.get("weight_decay", 0) != 0 or grad.dense_dim() == 0:
+        if any(state is not None for state in states) or hyper.get("weight_decay", 0) != 0:
             grad = grad.to_dense()
         else:
-            rows = grad.indices()
-            index = tuple(rows)
+            index = tuple(grad.indices())
             touched = param[index]
             step_tensors(rule, touched, grad.values(), states, step, hyper, maximize)
             param.index_put_(index, touched)
