@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steprule.optimizer import RMSprop as RMSprop
     from steprule.pieces import debias as debias
     from steprule.pieces import ema as ema
+    from steprule.pieces import ema_sq as ema_sq
     from steprule.pieces import exp as exp
     from steprule.pieces import log as log
     from steprule.pieces import maximum as maximum
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "optimizer": ("SGD", "Adam", "AdamW", "Optimizer", "RMSprop"),
-    "pieces": ("debias", "ema", "exp", "log", "maximum", "minimum", "running_ema", "sign", "sqrt", "where"),
+    "pieces": ("debias", "ema", "ema_sq", "exp", "log", "maximum", "minimum", "running_ema", "sign", "sqrt", "where"),
     "rule": ("Rule", "RuleError"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}

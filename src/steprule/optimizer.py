@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -111,6 +112,9 @@ class Optimizer(torch.optim.Optimizer):
     def _check(self, settings: Mapping[str, Any]) -> None:
         """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
         check_hyperparameters(self.rule, settings)
+        for name in self._flags:
+            if settings.get(name) not in (None, True, False):
+                raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
         if settings.get("fused"):
             if settings.get("differentiable"):
                 raise RuntimeError("`fused` does not support `differentiable`")
@@ -124,7 +128,7 @@ class Optimizer(torch.optim.Optimizer):
             param_group: a dict with "params" and any settings that differ from the defaults.
         """
         if isinstance(param_group, dict):
-            self._check({name: value for name, value in param_group.items() if name in self.defaults})
+            self._check({**self.defaults, **{k: v for k, v in param_group.items() if k in self.defaults}})
         self._pass = None
         super().add_param_group(param_group)
 
@@ -139,7 +143,7 @@ class Optimizer(torch.optim.Optimizer):
                 for name, value in self.state.get(param, {}).items():
                     self.state[param][name] = _own_copy(name, value, param, group)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step.
 
         Args:
@@ -151,23 +155,6 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient does not fit its parameter, or is sparse where the rule takes none.
         """
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or _profiling()
-        ) and type(self).step is Optimizer.step:  # else torch.optim has wrapped the step of a subclass, which called us
-            return self._hooked_step() if closure is None else self._hooked_step(closure)
-        current = self._pass
-        if closure is None and current is not None and current.run(self):
-            return None
-        return self._step(closure)
-
-    step.hooked = True  # type: ignore[attr-defined]  # for torch.optim: not to be wrapped in hooks again
-
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A step without its hooks."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -179,6 +166,33 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    @functools.wraps(_step)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """`_step` with its hooks, if there are any."""
+        if self._has_hooks() and type(self).step is Optimizer.step:
+            return self._hooked_step(*args, **kwargs)
+        current = self._pass
+        if not args and not kwargs and current is not None and current.run(self):
+            return None
+        return self._step(*args, **kwargs)
+
+    step.hooked = True  # type: ignore[attr-defined]  # for torch.optim: not to be wrapped in hooks again
+
+    def _has_hooks(self) -> bool:
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or _profiling()
+        )
+
+    def _patch_step_function(self) -> None:
+        """torch.optim wraps the step of every class in hooks; one that calls its parent's would run them twice."""
+        self._zero_grad_profile_name = f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"
+        if not getattr(type(self).step, "hooked", False):
+            type(self).step = _outermost(type(self).step)  # type: ignore[method-assign]
 
     def _step_anew(self) -> None:
         """Looks at every parameter, makes the plan for those that the CPU engine takes, and steps."""
@@ -212,6 +226,18 @@ class Optimizer(torch.optim.Optimizer):
                 entry.step_eagerly()
         if fresh.complete:
             self._pass = fresh
+
+
+def _outermost(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A subclass's step, with hooks unless it is called by the step of a subclass of that."""
+    hooked = torch.optim.Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def outer(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        return (hooked if type(self).step is outer else step)(self, *args, **kwargs)
+
+    outer.hooked = True  # type: ignore[attr-defined]
+    return outer
 
 
 def _leave_uncompiled(function: Any) -> None:
@@ -274,9 +300,14 @@ class _Entry:
         param = self.param
         if self.group["differentiable"] or not _is_dense(param):
             return False
-        strides = param.stride()
+        step = self.state.get("step", _ZERO)
+        if self.rule.keeps_step and not (
+            isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64) and step.device.type == "cpu"
+        ):
+            return False
+        layout = _layout(param)
         others = [self.grad, *(self.state[name] for name in self.present if self.state.get(name) is not None)]
-        return all(_is_readable(x) and x.stride() == strides for x in (param, *others))
+        return all(_is_readable(x) and _layout(x) == layout for x in (param, *others))
 
     def dtypes(self) -> tuple[str, ...]:
         default = self.param
@@ -301,8 +332,7 @@ class _Entry:
         if self.rule.keeps_step:
             self.state["step"] += 1
             step = self.state["step"]
-            if not (self.group["differentiable"] or self.group.get("capturable")):
-                step = step.item()
+            step = step.double() if self.group.get("capturable") else float(step)
         else:
             step = 1 if self.is_new else 2
         hyper = {name: self._plain(self.group[name]) for name in self.rule.hyperparameters}
@@ -428,6 +458,7 @@ def _plan(kernel: Kernel, bucket: list[_Entry], groups: list[dict[str, Any]]) ->
 
 _ADDRESS = Tensor.data_ptr
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
+_ZERO = torch.zeros(())
 _DTYPES = {getattr(torch, name): name for name in ITEM_SIZE}
 
 
@@ -455,13 +486,18 @@ def _read(value: Any) -> Any:
 def _is_readable(x: Tensor) -> bool:
     """Whether a kernel may read and write x through its address."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # a subclass with its own may hold no memory of its own
         and x.device.type == "cpu"
         and x.layout is torch.strided
         and x.dtype in _DTYPES
         and not x.is_neg()
         and not x.is_inference()
     )
+
+
+def _layout(x: Tensor) -> list[int]:
+    """x's strides, but for dimensions of size 1, whose strides say nothing."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
 
 
 def _is_dense(x: Tensor) -> bool:
@@ -490,6 +526,8 @@ def _own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any]) ->
         return torch.tensor(float(value), **_step_options(group, param))
     if not isinstance(value, Tensor):
         return value
+    if value.is_sparse:  # torch.optim's momentum of sparse gradients
+        value = value.to_dense()
     if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:
         return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(
             value.detach()

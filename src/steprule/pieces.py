@@ -31,6 +31,15 @@ def ema(avg: Value, value: Value, beta: Value) -> Value:
     return avg + (1 - beta) * (value - avg)
 
 
+def ema_sq(avg: Value, value: Value, beta: Value) -> Value:
+    """One step of the exponentially weighted average of squares: ``beta * avg + (1 - beta) * value**2``.
+
+    As `ema`, except that an average that has overflowed to inf stays there instead of becoming NaN, so that one
+    huge gradient stops its own parameter and not all of them.
+    """
+    return where(avg < math.inf, ema(avg, value * value, beta), avg + value * value)
+
+
 def debias(avg: Value, beta: Value, step: Value) -> Value:
     """Bias correction of an `ema` that began at 0: ``avg / (1 - beta**step)``. Adam, section 3.
 

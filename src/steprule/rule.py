@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -146,14 +147,14 @@ def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
                 raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
             for index, item in enumerate(value):
                 _check_number(f"{name}[{index}]", item)
-                low, high = _RANGES.get(name, (-math.inf, math.inf))
+                low, high = _RANGES.get(name, (-sys.float_info.max, math.inf))
                 if not low <= item < high:
                     raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
         elif default is None or isinstance(default, str):
             continue
         else:
             _check_number(name, value)
-            low, high = _RANGES.get(name, (-math.inf, math.inf))
+            low, high = _RANGES.get(name, (-sys.float_info.max, math.inf))
             if not low <= value < high:
                 raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
     rule.check(**hyper)

@@ -34,7 +34,7 @@ _TEMPLATE = '''"""{title}
 Written by steprule from the rule's formula, compiled by Numba; safe to delete.
 """
 
-from math import exp, log, sqrt
+from math import exp, inf, log, nan, sqrt
 
 from numba import cfunc, njit
 
@@ -234,5 +234,5 @@ def _local(name: str) -> str:
 
 
 _RESERVED = re.compile(
-    r"[st]\d+|.*_array|.*_at|i|size|scalars|hyper|update|run|larger|smaller|exp|log|sqrt|abs|float32|float64|cfunc|njit"
+    r"[st]\d+|.*_array|.*_at|i|size|scalars|hyper|update|run|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|cfunc|njit"
 )

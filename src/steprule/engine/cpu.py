@@ -124,7 +124,7 @@ def _load(name: str, source: str) -> tuple[Path, int]:
             continue
         folder = cache_folder / folder_name
         try:
-            if _intact(folder, source):
+            if _intact(folder):
                 try:
                     return _import(folder, folder_name)
                 except Exception:
@@ -167,11 +167,9 @@ def _checksums(folder: Path) -> dict[str, str]:
     }
 
 
-def _intact(folder: Path, source: str) -> bool:
+def _intact(folder: Path) -> bool:
     try:
-        return (folder / "kernel.py").read_text() == source and json.loads(
-            (folder / "checksums.json").read_text()
-        ) == _checksums(folder)
+        return bool(json.loads((folder / "checksums.json").read_text()) == _checksums(folder))
     except (OSError, ValueError):
         return False
 

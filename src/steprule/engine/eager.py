@@ -88,7 +88,7 @@ def step_tensors(
             return
     operands: list[Any] = [param, grad, *states]
     if param.is_complex():
-        operands = [x if x is None else torch.view_as_real(x) for x in operands]
+        operands = [x if x is None else torch.view_as_real(x.resolve_conj()) for x in operands]
     wide = torch.float64 if any(x is not None and x.dtype == torch.float64 for x in operands) else torch.float32
     widened: list[Any] = [x if x is None else x.to(wide) for x in operands]
     wide_param, wide_grad, *wide_states = widened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.pieces import Value, debias, ema, maximum, sqrt
+from steprule.pieces import Value, debias, ema, ema_sq, maximum, sqrt
 from steprule.rule import Rule
 
 
@@ -13,7 +13,7 @@ def adam_direction(
     """The mean over the root of the mean square, both debiased, and the new averages."""
     beta1, beta2 = betas
     exp_avg = ema(exp_avg, grad, beta1)
-    exp_avg_sq = mean_sq = ema(exp_avg_sq, grad * grad, beta2)
+    exp_avg_sq = mean_sq = ema_sq(exp_avg_sq, grad, beta2)
     if max_exp_avg_sq is not None:  # AMSGrad
         max_exp_avg_sq = mean_sq = maximum(max_exp_avg_sq, exp_avg_sq)
     direction = debias(exp_avg, beta1, step) / (sqrt(debias(mean_sq, beta2, step)) + eps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.pieces import Value, ema, maximum, sqrt
+from steprule.pieces import Value, ema, ema_sq, maximum, sqrt
 from steprule.rule import Rule
 
 
@@ -20,7 +20,7 @@ class RMSprop(Rule):
         alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
         grad = grad + weight_decay * param
-        square_avg = variance = ema(square_avg, grad * grad, alpha)
+        square_avg = variance = ema_sq(square_avg, grad, alpha)
         if centered:
             grad_avg = ema(grad_avg, grad, alpha)
             variance = maximum(square_avg - grad_avg * grad_avg, 0.0)  # rounding may take it below 0

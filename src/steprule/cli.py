@@ -1,0 +1,90 @@
+"""The command ``steprule``."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+
+def _need(*modules: str) -> None:
+    """Ends the program with one line if a module is missing that ``steprule[compare]`` brings."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        sys.exit(f"steprule needs {', '.join(missing)} for this: pip install 'steprule[compare]'")
+
+
+_need("typer")
+
+import typer  # noqa: E402
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.callback()
+def steprule() -> None:
+    """Every optimizer written once, as the formula in the paper, and run in one pass."""
+
+
+@app.command()
+def compare(
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OPTIMIZER]...",
+            show_default=False,
+            help="For example adamw:lr=3e-3,weight_decay=0.1 or 'adamw:betas=(0.9,0.95)' (quoted for the shell). "
+            "A name of steprule's, torch.AdamW for a class of torch.optim, or package.module.Class for your own. "
+            "Default: sgd, rmsprop, adam and adamw, with learning rates that suit the task.",
+        ),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "-t",
+            show_default="digits and chars",
+            help="digits, chars, or module:function for a function of yours that returns a steprule.compare.Task. "
+            "May be given several times.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds to run each optimizer with.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, show_default="the task's", help="Steps of a run.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1e-3, help="Seconds of training of a run, instead of steps.")
+    ] = None,
+    lr_grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LR,LR,...", help="Run each optimizer with each of these learning rates; its best counts."
+        ),
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(show_default="the task's", help="The validation loss to reach.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html and results.json.")] = Path(
+        "steprule-report"
+    ),
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="torch's threads. The tasks that ship gain little from more than one."),
+    ] = 1,
+) -> None:
+    """Train real models with several optimizers and see which reaches the target first."""
+    _need("rich", "plotly", "sklearn")
+    from steprule.compare.command import compare as run
+    from steprule.compare.errors import UsageError
+
+    tasks = task or ["digits", "chars"]
+    try:
+        code = run(optimizers or [], tasks, seeds, steps, seconds, lr_grid, target, out, threads)
+    except UsageError as error:
+        typer.echo(f"steprule compare: {error}", err=True)
+        code = 2
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Runs the command with the arguments of the process."""
+    app()

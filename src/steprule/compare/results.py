@@ -1,0 +1,146 @@
+"""All that a comparison found, and its files: results.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from steprule.compare.run import Budget, Run
+from steprule.compare.summary import Row, rank, rows, sentence
+from steprule.compare.tasks import Task
+
+__all__ = ["Comparison", "TaskResult", "machine", "write_text"]
+
+
+@dataclass
+class TaskResult:
+    """A task and the runs of it that are over.
+
+    Attributes:
+        task: what was trained.
+        target: the validation loss to reach.
+        budget: of each run.
+        lr_grid: the learning rates that each optimizer was given; empty if it kept its own.
+        runs: in the order they were made.
+    """
+
+    task: Task
+    target: float
+    budget: Budget
+    lr_grid: Sequence[float]
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def by(self) -> Literal["steps", "seconds"]:
+        """What decides who was first: what the budget is given in."""
+        return "steps" if self.budget.seconds is None else "seconds"
+
+    def ranked(self) -> list[Row]:
+        """A row for each optimizer, at its best learning rate of the grid if there is one."""
+        return rank(rows(self.runs), self.by, best_lr=bool(self.lr_grid))
+
+    def all_rows(self) -> list[Row]:
+        """A row for each optimizer and learning rate, ranked."""
+        return rank(rows(self.runs), self.by, best_lr=False)
+
+    def sentence(self) -> str:
+        """Who was first."""
+        return sentence(self.ranked(), self.by, self.target)
+
+    def title(self) -> str:
+        """The task and what was asked of it, in a few words."""
+        length = (
+            f"{self.budget.steps} steps" if self.budget.seconds is None else f"{self.budget.seconds:g} s of training"
+        )
+        return f"{self.task.name}: target loss {self.target:g}, {length}"
+
+
+@dataclass
+class Comparison:
+    """A whole comparison.
+
+    Attributes:
+        settings: what was asked for, by the name of the option.
+        machine: what it ran on, as machine() returns it.
+        results: one a task.
+        interrupted: whether it was stopped before all runs were over.
+    """
+
+    settings: dict[str, Any]
+    machine: dict[str, str]
+    results: list[TaskResult]
+    interrupted: bool = False
+
+    def to_json(self) -> str:
+        """Everything, as JSON; infinite numbers ("never", "diverged") are null."""
+        tasks = [
+            {
+                "name": result.task.name,
+                "target": result.target,
+                "steps": result.budget.steps,
+                "seconds": result.budget.seconds,
+                "eval_every": result.task.eval_every,
+                "ranked_by": result.by,
+                "sentence": result.sentence(),
+                "table": [asdict(row) for row in result.ranked()],
+                "all_rows": [asdict(row) for row in result.all_rows()],
+                "runs": [asdict(run) for run in result.runs],
+            }
+            for result in self.results
+        ]
+        everything = {
+            "format": 1,
+            "interrupted": self.interrupted,
+            "settings": self.settings,
+            "machine": self.machine,
+            "tasks": tasks,
+        }
+        return json.dumps(_finite(everything), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that at any time there is either the old one or the new one, whole."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def machine() -> dict[str, str]:
+    """Versions and hardware, by what they are called."""
+    facts = {"Python": platform.python_version()}
+    for package in ("steprule", "torch", "numpy", "numba"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    facts["system"] = platform.platform()
+    facts["processor"] = f"{_processor()}, {os.cpu_count()} cores"
+    if torch.accelerator.is_available():
+        facts["accelerator"] = str(torch.accelerator.current_accelerator())
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

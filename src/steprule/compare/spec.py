@@ -1,0 +1,192 @@
+"""Optimizers as the command line names them: ``adamw:lr=3e-3,betas=(0.9,0.95)``."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+import steprule.optimizer
+from steprule.compare.errors import UsageError
+from steprule.rules import RULES
+
+__all__ = ["Spec", "check", "import_dotted", "parse", "suggestion"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An optimizer with its settings.
+
+    Attributes:
+        name: what the command line calls it, such as ``adamw``, ``torch.AdamW`` or ``mine.Lion``.
+        optimizer: the class.
+        settings: (hyperparameter, value) pairs, in the order given.
+    """
+
+    name: str
+    optimizer: type[torch.optim.Optimizer]
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + ":" * bool(self.settings) + ",".join(f"{name}={_text(v)}" for name, v in self.settings)
+
+    @property
+    def label(self) -> str:
+        """The name and all settings but lr."""
+        return " ".join([self.name, *(f"{name}={_text(v)}" for name, v in self.settings if name != "lr")])
+
+    def with_lr(self, lr: float) -> Spec:
+        """The same with another learning rate."""
+        others = tuple((name, value) for name, value in self.settings if name != "lr")
+        return Spec(self.name, self.optimizer, (("lr", lr), *others))
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """A new optimizer over the model's parameters."""
+        return self.optimizer(model.parameters(), **dict(self.settings))
+
+
+def parse(text: str) -> Spec:
+    """Reads an optimizer from the command line.
+
+    Args:
+        text: a name, and after a colon the hyperparameters as name=value with commas between. The name is one of
+            steprule's rules, ``torch.Class`` for a class of torch.optim, or the dotted path of any other class.
+            A value is a number, True, False, None, a quoted string or a tuple of those.
+
+    Raises:
+        UsageError: the name, a hyperparameter or a value cannot be right.
+    """
+    name, colon, rest = text.partition(":")
+    if not all(part.isidentifier() for part in name.split(".")) or (colon and not rest):
+        raise UsageError(f"optimizer {text!r} must look like name or name:lr=0.001,weight_decay=0.1")
+    optimizer = _find(name)
+    known = _hyperparameters(optimizer)
+    settings: dict[str, Any] = {}
+    for item in _split(rest):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not key or not equals or not value:
+            raise UsageError(f"optimizer {text!r}: {item!r} must look like lr=0.001")
+        if known is not None and key not in known:
+            raise UsageError(f"optimizer {text!r}: {name} has no hyperparameter {key!r}{suggestion(key, known)}")
+        if key in settings:
+            raise UsageError(f"optimizer {text!r}: {key} is given twice")
+        settings[key] = _value(text, key, value)
+    return Spec(name, optimizer, tuple(settings.items()))
+
+
+def check(spec: Spec, model: nn.Module) -> None:
+    """Raises UsageError if the optimizer refuses its settings or this model, or cannot be stepped from outside."""
+    try:
+        spec.build(model)
+    except Exception as error:  # whatever a class raises for what it cannot take
+        raise UsageError(f"optimizer {str(spec)!r}: {error}") from error
+    closure = inspect.signature(spec.optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(f"optimizer {str(spec)!r}: its step needs a closure, which compare does not give")
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """The nearest choice as the end of an error's sentence, or all of them if none is near."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else f"; choose from {', '.join(by_lower.values())}"
+
+
+def import_dotted(module: str, name: str, what: str, choices: Callable[[Any], Sequence[str]]) -> Any:
+    """What a module has under a name.
+
+    Args:
+        module: its dotted name.
+        name: of one of its attributes.
+        what: begins the message of an error, naming the argument and its value.
+        choices: given the module, the names to suggest.
+
+    Raises:
+        UsageError: there is no such module or no such name in it.
+    """
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            raise UsageError(f"{what}: there is no module {error.name!r}") from error
+        raise UsageError(f"{what}: the module {module!r} needs {error.name!r}, which is not installed") from error
+    if not hasattr(found, name):
+        raise UsageError(f"{what}: the module {module!r} has no {name!r}{suggestion(name, choices(found))}")
+    return getattr(found, name)
+
+
+def _find(name: str) -> type[torch.optim.Optimizer]:
+    module, dot, last = name.rpartition(".")
+    if not dot:
+        if name not in RULES:
+            raise UsageError(f"unknown optimizer {name!r}{suggestion(name, [*RULES, *_torch_names()])}")
+        optimizer: type[torch.optim.Optimizer] = getattr(steprule.optimizer, RULES[name].__name__)
+        return optimizer
+    if module == "torch":
+        if name not in _torch_names():
+            raise UsageError(f"unknown optimizer {name!r}{suggestion(name, _torch_names())}")
+        return import_dotted("torch.optim", last, "", _optimizer_names)  # type: ignore[no-any-return]
+    found = import_dotted(module, last, f"optimizer {name!r}", _optimizer_names)
+    if not _is_optimizer(found):
+        raise UsageError(f"optimizer {name!r} is {found!r}, not a subclass of torch.optim.Optimizer")
+    return found  # type: ignore[no-any-return]
+
+
+def _is_optimizer(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
+
+
+def _optimizer_names(module: Any) -> list[str]:
+    return [name for name in dir(module) if _is_optimizer(getattr(module, name, None)) and not name.startswith("_")]
+
+
+def _torch_names() -> list[str]:
+    return [f"torch.{name}" for name in _optimizer_names(torch.optim) if name != "Optimizer"]
+
+
+def _hyperparameters(optimizer: type[torch.optim.Optimizer]) -> list[str] | None:
+    """The names that the class takes, None if it takes any."""
+    kinds = inspect.Parameter
+    # A signature set on the class speaks for a general __init__; a subclass's own __init__ speaks for itself.
+    for signature in (inspect.signature(optimizer.__init__), inspect.signature(optimizer)):
+        parameters = list(signature.parameters.values())
+        if all(parameter.kind is not kinds.VAR_KEYWORD for parameter in parameters):
+            return [parameter.name for parameter in parameters if parameter.name not in ("self", "params")]
+    return None
+
+
+def _split(text: str) -> list[str]:
+    """Parts between commas that stand outside of parentheses."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts if text else []
+
+
+def _value(text: str, key: str, value: str) -> Any:
+    try:
+        result = ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        result = ...
+    if not isinstance(result, (int, float, str, tuple, list, type(None))):
+        meant = value.capitalize()
+        raise UsageError(
+            f"optimizer {text!r}: {key}={value} is not a number, True, False, None, a quoted string or a tuple"
+            + (f"; did you mean {meant}?" if meant in ("True", "False", "None") else "")
+        )
+    return result
+
+
+def _text(value: Any) -> str:
+    return repr(value).replace(", ", ",")

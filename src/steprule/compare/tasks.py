@@ -1,0 +1,223 @@
+"""What is trained: the Task that a user writes too, and the two that ship."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from steprule.compare.errors import UsageError
+
+__all__ = ["TASKS", "Task", "chars", "digits"]
+
+
+def _tuned(**lrs: float) -> tuple[str, ...]:
+    """The four optimizers of the default comparison; for the tasks that ship, each with its best of a grid of lrs."""
+    others = {"sgd": ",momentum=0.9", "adamw": ",weight_decay=0.1"}
+    return tuple(f"{name}:lr={lr}{others.get(name, '')}" for name, lr in lrs.items())
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, its data and a goal, as ``steprule compare --task module:function`` takes them from function().
+
+    torch, NumPy and random are seeded with the seed before make_model and before batches are called, so that only
+    the seed decides on the first weights and the order of the data.
+
+    Attributes:
+        name: what the task is called in the results.
+        make_model: given a seed, returns a new model, on the device it shall be trained on.
+        batches: given a seed, returns an iterator of batches (anything that loss takes), at least as many as steps.
+        loss: given the model in training mode and a batch, returns the training loss, a tensor of one element.
+        evaluate: given the model in evaluation mode, without gradients, returns {"loss": the validation loss} and
+            optionally "accuracy", from 0 to 1.
+        target: the validation loss to reach.
+        steps: how many steps to train for, unless the command says otherwise.
+        eval_every: how many steps lie between evaluations. Default: 10.
+        optimizers: what is compared when the command names none. Default: four with common learning rates.
+    """
+
+    name: str
+    make_model: Callable[[int], nn.Module]
+    batches: Callable[[int], Iterator[Any]]
+    loss: Callable[[nn.Module, Any], Tensor]
+    evaluate: Callable[[nn.Module], Mapping[str, float]]
+    target: float
+    steps: int
+    eval_every: int = 10
+    optimizers: tuple[str, ...] = _tuned(sgd=0.1, rmsprop=0.001, adam=0.001, adamw=0.001)
+
+
+def _classify(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    inputs, labels = batch
+    return functional.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
+
+
+def _evaluate(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+    scores = model(inputs).flatten(0, -2)
+    right = scores.argmax(-1) == labels.flatten()
+    return {
+        "loss": functional.cross_entropy(scores, labels.flatten()).item(),
+        "accuracy": right.double().mean().item(),
+    }
+
+
+def digits() -> Task:
+    """Handwritten digits, 8 x 8 pixels, by a small convolutional net: 1,347 to learn from, 450 to be judged by."""
+    train_images, train_labels, test_images, test_labels = _digits_data()
+
+    def make_model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 64),
+            nn.ReLU(),
+            nn.Linear(64, 10),
+        )
+
+    def batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            for chosen in torch.split(torch.randperm(len(train_labels), generator=generator), 64):
+                yield train_images[chosen], train_labels[chosen]
+
+    return Task(
+        name="digits",
+        make_model=make_model,
+        batches=batches,
+        loss=_classify,
+        evaluate=lambda model: _evaluate(model, test_images, test_labels),
+        target=0.1,
+        steps=200,
+        eval_every=5,
+        optimizers=_tuned(sgd=0.03, rmsprop=0.003, adam=0.006, adamw=0.01),
+    )
+
+
+@cache
+def _digits_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=0.25, random_state=0, stratify=labels
+    )
+
+    def pixels(values: Any) -> Tensor:  # from 0..16 to about 0 in the mean and 1 in the spread
+        return (torch.tensor(values, dtype=torch.float32).view(-1, 1, 8, 8) - 5) / 6
+
+    return pixels(train_images), torch.tensor(train_labels), pixels(test_images), torch.tensor(test_labels)
+
+
+VOCABULARY = 128
+CONTEXT = 32
+_TEXT_BYTES = 2_000_000
+_VALIDATION_WINDOWS = 128
+
+
+def chars() -> Task:
+    """The next character in the source of Python's own standard library, by a small causal transformer.
+
+    Every tenth file is kept for validation. The text, and so the numbers, are those of the Python that runs.
+    """
+    text, validation = _stdlib_text()
+    starts = torch.linspace(0, len(validation) - CONTEXT - 1, _VALIDATION_WINDOWS).long()
+    inputs, labels = _windows(validation, starts)
+
+    def make_model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return CharTransformer()
+
+    def batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield _windows(text, torch.randint(len(text) - CONTEXT, (32,), generator=generator))
+
+    return Task(
+        name="chars",
+        make_model=make_model,
+        batches=batches,
+        loss=_classify,
+        evaluate=lambda model: _evaluate(model, inputs, labels),
+        target=2.2,
+        steps=350,
+        eval_every=10,
+        optimizers=_tuned(sgd=0.3, rmsprop=0.003, adam=0.01, adamw=0.01),
+    )
+
+
+def _windows(text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Stretches of CONTEXT characters, and of those that follow each: two int64 tensors (starts, CONTEXT)."""
+    both = text[starts[:, None] + torch.arange(CONTEXT + 1)].long()
+    return both[:, :-1], both[:, 1:]
+
+
+@cache
+def _stdlib_text() -> tuple[Tensor, Tensor]:
+    """The characters of the training and the validation files, uint8, one beyond ASCII as 127."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    parts: tuple[list[bytes], list[bytes]] = ([], [])
+    size = 0
+    for number, file in enumerate(sorted(folder.glob("*.py"))):
+        source = file.read_bytes()[: _TEXT_BYTES - size]
+        size += len(source)
+        parts[number % 10 == 9].append(source)
+        if size == _TEXT_BYTES:
+            break
+    if size < 100_000:
+        raise UsageError(f"task 'chars': this Python has no source of its standard library in {folder}")
+    train, validation = (torch.frombuffer(bytearray(b"".join(part)), dtype=torch.uint8) for part in parts)
+    return train.clamp(max=VOCABULARY - 1), validation.clamp(max=VOCABULARY - 1)
+
+
+class CharTransformer(nn.Module):
+    """A causal transformer over characters: int64 (batch, length up to CONTEXT) to scores (batch, length, VOCABULARY)."""
+
+    def __init__(self, width: int = 64, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.token = nn.Embedding(VOCABULARY, width)
+        self.position = nn.Embedding(CONTEXT, width)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, VOCABULARY, bias=False)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """Scores of every character to come next, at every position."""
+        x = self.token(characters) + self.position.weight[: characters.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        scores: Tensor = self.head(self.norm(x))
+        return scores
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix_in, self.mix_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.mix_in(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.mix_out(mixed.transpose(1, 2).flatten(2))
+        output: Tensor = x + self.think(self.norm2(x))
+        return output
+
+
+TASKS: dict[str, Callable[[], Task]] = {"digits": digits, "chars": chars}
+"""The tasks that ship, by the name that --task takes."""
