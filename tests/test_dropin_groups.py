@@ -260,6 +260,8 @@ def test_8_lr_and_weight_decay_by_group(config):
 
 @pytest.mark.parametrize(("config", "hyper", "value"), changes(most=9))
 def test_8_every_option_by_group(config, hyper, value):
+    if hyper == "dampening":  # which does not go with nesterov: refused by constructors, but not in torch's groups
+        config = Config(config.name, {**config.options, "nesterov": False})
     Pair(config, groups=two_groups(**{hyper: value})).step(3)
 
 

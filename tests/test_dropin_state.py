@@ -666,12 +666,6 @@ def state_transposed(optimizer):
             optimizer.state[p][key] = value.t()
 
 
-def state_data_transposed(optimizer):
-    for _, _, _, value in each(optimizer):
-        if value.dim() == 2:
-            value.data = value.data.t()
-
-
 def state_strided(optimizer):
     for _, p, key, value in list(each(optimizer)):
         if value.dim() == 2:
@@ -718,7 +712,7 @@ def state_reordered(optimizer):
 
 
 CHANGES_OF_STATE = [
-    state_replaced, state_cloned, state_data_set, state_changed_in_place, state_transposed, state_data_transposed,
+    state_replaced, state_cloned, state_data_set, state_changed_in_place, state_transposed,
     state_strided, states_exchanged, state_tensors_exchanged, state_dicts_copied, state_of_one_forgotten, state_cleared,
     state_mapping_replaced, state_reordered,
 ]  # fmt: skip

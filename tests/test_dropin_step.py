@@ -96,7 +96,7 @@ def test_24_maximize_is_minimising_the_negated_gradient(config):
             q.grad = -p.grad
         maximizing.step(), minimizing.step()
     for p, q in zip(all_params(maximizing), all_params(minimizing), strict=True):
-        assert torch.equal(p, q)
+        torch.testing.assert_close(p, q, rtol=1e-14, atol=1e-14)  # sums may be fused differently
 
 
 # Closures and grad modes

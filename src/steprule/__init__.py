@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from steprule.pieces import ema as ema
     from steprule.pieces import ema_sq as ema_sq
     from steprule.pieces import exp as exp
+    from steprule.pieces import l2 as l2
     from steprule.pieces import log as log
     from steprule.pieces import maximum as maximum
     from steprule.pieces import minimum as minimum
@@ -33,7 +34,20 @@ __version__ = "0.1.0"
 
 _HOME = {
     "optimizer": ("SGD", "Adam", "AdamW", "Optimizer", "RMSprop"),
-    "pieces": ("debias", "ema", "ema_sq", "exp", "log", "maximum", "minimum", "running_ema", "sign", "sqrt", "where"),
+    "pieces": (
+        "debias",
+        "ema",
+        "ema_sq",
+        "exp",
+        "l2",
+        "log",
+        "maximum",
+        "minimum",
+        "running_ema",
+        "sign",
+        "sqrt",
+        "where",
+    ),
     "rule": ("Rule", "RuleError"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}

@@ -132,6 +132,30 @@ class Optimizer(torch.optim.Optimizer):
         self._pass = None
         super().add_param_group(param_group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state dict, torch.optim's or one's own, as copies.
+
+        States come in the parameter's dtype, or in that of the state that they replace.
+
+        Args:
+            state_dict: what `state_dict` returned.
+
+        Raises:
+            ValueError: its groups have other sizes.
+        """
+        kept = {
+            (param, name): value.dtype
+            for group in self.param_groups
+            for param in group["params"]
+            for name, value in self.state.get(param, {}).items()
+            if isinstance(value, Tensor) and name != "step"
+        }
+        super().load_state_dict(state_dict)
+        for (param, name), dtype in kept.items():
+            state = self.state.get(param, {})
+            if isinstance(state.get(name), Tensor):
+                state[name] = state[name].to(dtype)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._pass = None
@@ -167,32 +191,30 @@ class Optimizer(torch.optim.Optimizer):
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
-    @functools.wraps(_step)
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """`_step` with its hooks, if there are any."""
-        if self._has_hooks() and type(self).step is Optimizer.step:
+        """Takes one step, with its hooks."""
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or _profiling()
+        ) and type(self).step is Optimizer.step:
             return self._hooked_step(*args, **kwargs)
         current = self._pass
         if not args and not kwargs and current is not None and current.run(self):
             return None
         return self._step(*args, **kwargs)
 
-    step.hooked = True  # type: ignore[attr-defined]  # for torch.optim: not to be wrapped in hooks again
-
-    def _has_hooks(self) -> bool:
-        return bool(
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or _profiling()
-        )
+    step.__doc__ = _step.__doc__
+    step.__signature__ = inspect.signature(_step)  # type: ignore[attr-defined]
+    step.hooked = True  # type: ignore[attr-defined]  # it runs them itself
 
     def _patch_step_function(self) -> None:
         """torch.optim wraps the step of every class in hooks; one that calls its parent's would run them twice."""
         self._zero_grad_profile_name = f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"
         if not getattr(type(self).step, "hooked", False):
-            type(self).step = _outermost(type(self).step)  # type: ignore[method-assign]
+            setattr(type(self), "step", _outermost(type(self).step))  # noqa: B010 - mypy refuses to assign to a method
 
     def _step_anew(self) -> None:
         """Looks at every parameter, makes the plan for those that the CPU engine takes, and steps."""
@@ -353,7 +375,7 @@ class _Entry:
 class _Pass:
     """The plans for a set of tensors, and what must still hold for them to be used again.
 
-    Addresses are compared at every step: a tensor may be replaced, or moved in memory, by anyone.
+    Looked at in every step: a tensor may be replaced, moved in memory or, but for states, laid out anew by anyone.
     """
 
     def __init__(self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[Kernel, list[_Entry]]]) -> None:
@@ -366,23 +388,22 @@ class _Pass:
         self._settings_of = itemgetter(*keys, keys[0])
         groups = optimizer.param_groups
         self._settings = [self._plain(group) for group in groups]
-        self._static = [(static_settings(self._rule, group), group["maximize"]) for group in groups]
-        self._members = [list(group["params"]) for group in groups]
+        self._static = [self._static_of(group) for group in groups]
 
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._params = [entry.param for entry in fast]
         active = set(map(id, self._params))
         self._idle = [p for group in groups for p in group["params"] if id(p) not in active]
-        self._check_grads = _grad_check([entry.grad for entry in fast])
+        self._same_layout = _layout_check([entry.grad for entry in fast] + self._params)
         self._grad_at = [entry.grad.data_ptr() for entry in fast]
         self._state_of = optimizer.state
-        self._states = list(optimizer.state.values())
-        self._fixed = (self._params, *(entry.state.values() for entry in fast))
+        self._views = [entry.state.values() for entry in fast]
+        self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), *self._views, _END))
         self.complete = len(fast) == len(entries) and all(
             set(entry.state) == {*entry.present, *(["step"] if entry.rule.keeps_step else [])} for entry in fast
         )
-        self._held = [entry.operands()[2:] for entry in fast]  # so that no other state can take their places
-        self._fixed_at = list(map(_ADDRESS, chain.from_iterable(self._fixed))) if self.complete else []
+        self._fixed = [*self._params, *chain(*self._views)]
+        self._fixed_at = list(map(_ADDRESS, self._fixed)) if self.complete else []
 
         self._plans: list[tuple[Kernel, Plan, slice]] = []
         start = 0
@@ -394,24 +415,19 @@ class _Pass:
     def run(self, optimizer: Optimizer) -> bool:
         """Steps and returns True, or changes nothing and returns False if something is not as it was."""
         groups, states = optimizer.param_groups, optimizer.state
-        if len(groups) != len(self._members) or len(states) != len(self._states) or states is not self._state_of:
-            return False
-        for number, group in enumerate(groups):
-            params, members = group["params"], self._members[number]
-            if len(params) != len(members) or not all(map(is_, params, members)):
-                return False
-            if self._settings_of(group) != self._settings[number] and not self._refresh(number, group):
-                return False
         try:
             grads = [param.grad for param in self._params]
             grad_at = list(map(_ADDRESS, grads))  # type: ignore[arg-type]
-            if (
-                not self._check_grads(*grads)
-                or not all(map(is_, states.values(), self._states))
-                or list(map(_ADDRESS, chain.from_iterable(self._fixed))) != self._fixed_at
+            if not (
+                states is self._state_of
+                and all(map(is_, chain(*map(_PARAMS, groups), states.values(), *self._views, _END), self._objects))
+                and self._same_layout(*grads, *self._params)
+                and list(map(_ADDRESS, self._fixed)) == self._fixed_at
             ):
                 return False
         except (AttributeError, RuntimeError, TypeError):  # no gradient, a sparse one, a state that is no tensor
+            return False
+        if list(map(self._settings_of, groups)) != self._settings and not self._refresh(groups):
             return False
         if self._idle and any(param.grad is not None for param in self._idle):
             return False
@@ -419,7 +435,9 @@ class _Pass:
             for _, plan, part in self._plans:
                 plan.set_grads(grad_at[part])
             self._grad_at = grad_at
-        self.launch()
+        for launch in self._launchers:
+            launch()
+        torch._C._increment_version(self._params)
         return True
 
     def launch(self) -> None:
@@ -432,14 +450,17 @@ class _Pass:
         """A group's settings with tensors read, since those may be filled in place."""
         return tuple(_read(value) for value in self._settings_of(group))
 
-    def _refresh(self, number: int, group: dict[str, Any]) -> bool:
+    def _refresh(self, groups: list[dict[str, Any]]) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
-        if group["differentiable"] or (static_settings(self._rule, group), group["maximize"]) != self._static[number]:
+        if [self._static_of(group) for group in groups] != self._static:
             return False
-        self._settings[number] = self._plain(group)
+        self._settings = [self._plain(group) for group in groups]
         for kernel, plan, _ in self._plans:
-            plan.hyper[number] = scalar_values(kernel.formula, group)
+            plan.hyper[:] = [scalar_values(kernel.formula, group) for group in groups]
         return True
+
+    def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return static_settings(self._rule, group), group["maximize"], group["differentiable"]
 
 
 def _plan(kernel: Kernel, bucket: list[_Entry], groups: list[dict[str, Any]]) -> Plan:
@@ -457,20 +478,22 @@ def _plan(kernel: Kernel, bucket: list[_Entry], groups: list[dict[str, Any]]) ->
 
 
 _ADDRESS = Tensor.data_ptr
+_PARAMS = itemgetter("params")
+_END = (object(),)  # where one list ends before the other, it is compared with something else
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 _ZERO = torch.zeros(())
 _DTYPES = {getattr(torch, name): name for name in ITEM_SIZE}
 
 
-def _grad_check(grads: list[Tensor]) -> Callable[..., bool]:
+def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
     """A function of as many tensors that says whether each has the kind, dtype, shape and strides of these.
 
     torch.compile's guards do that in one call.
     """
-    sizes: list[Any] = [list(grad.shape) for grad in grads]
-    strides: list[Any] = [list(grad.stride()) for grad in grads]
+    sizes: list[Any] = [list(x.shape) for x in tensors]
+    strides: list[Any] = [list(x.stride()) for x in tensors]
     guards = torch._C._dynamo.guards.TensorGuards(
-        *grads,
+        *tensors,
         dynamic_dims_sizes=sizes,
         dynamic_dims_strides=strides,
     )

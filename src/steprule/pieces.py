@@ -40,6 +40,11 @@ def ema_sq(avg: Value, value: Value, beta: Value) -> Value:
     return where(avg < math.inf, ema(avg, value * value, beta), avg + value * value)
 
 
+def l2(grad: Value, param: Value, weight_decay: Value) -> Value:
+    """The gradient with that of L2 regularisation, ``grad + weight_decay * param``; grad itself without decay."""
+    return where(weight_decay == 0, grad, grad + weight_decay * param)
+
+
 def debias(avg: Value, beta: Value, step: Value) -> Value:
     """Bias correction of an `ema` that began at 0: ``avg / (1 - beta**step)``. Adam, section 3.
 

@@ -90,7 +90,8 @@ def step_tensors(
     if param.is_complex():
         operands = [x if x is None else torch.view_as_real(x.resolve_conj()) for x in operands]
     wide = torch.float64 if any(x is not None and x.dtype == torch.float64 for x in operands) else torch.float32
-    widened: list[Any] = [x if x is None else x.to(wide) for x in operands]
+    differentiable = torch.is_grad_enabled()  # autograd keeps the old values, which are about to be overwritten
+    widened: list[Any] = [x if x is None else x.to(wide, copy=differentiable) for x in operands]
     wide_param, wide_grad, *wide_states = widened
     new_values = rule.evaluate(wide_param, -wide_grad if maximize else wide_grad, tuple(wide_states), step, hyper)
     for old, new in zip((operands[0], *operands[2:]), new_values, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.pieces import Value, debias, ema, ema_sq, maximum, sqrt
+from steprule.pieces import Value, debias, ema, ema_sq, l2, maximum, sqrt
 from steprule.rule import Rule
 
 
@@ -57,6 +57,6 @@ class Adam(Rule):
                 param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps,
                 weight_decay=weight_decay, amsgrad=amsgrad,
             )  # fmt: skip
-        grad = grad + weight_decay * param
+        grad = l2(grad, param, weight_decay)
         direction, *averages = adam_direction(grad, exp_avg, exp_avg_sq, max_exp_avg_sq, step, betas, eps)
         return param - lr * direction, *averages

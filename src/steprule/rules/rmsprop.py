@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.pieces import Value, ema, ema_sq, maximum, sqrt
+from steprule.pieces import Value, ema, ema_sq, l2, maximum, sqrt
 from steprule.rule import Rule
 
 
@@ -19,7 +19,7 @@ class RMSprop(Rule):
         param: Value, grad: Value, square_avg: Value, momentum_buffer: Value, grad_avg: Value, *, lr: float = 1e-2,
         alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
-        grad = grad + weight_decay * param
+        grad = l2(grad, param, weight_decay)
         square_avg = variance = ema_sq(square_avg, grad, alpha)
         if centered:
             grad_avg = ema(grad_avg, grad, alpha)

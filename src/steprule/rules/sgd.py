@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steprule.pieces import Value, where
+from steprule.pieces import Value, l2, where
 from steprule.rule import Rule
 
 
@@ -24,7 +24,7 @@ class SGD(Rule):
         param: Value, grad: Value, momentum_buffer: Value, *, step: Value, lr: float = 1e-3, momentum: float = 0.0,
         dampening: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
-        grad = grad + weight_decay * param
+        grad = l2(grad, param, weight_decay)
         if momentum_buffer is None:
             return param - lr * grad, None
         momentum_buffer = momentum * momentum_buffer + where(step == 1, 1, 1 - dampening) * grad
