@@ -659,13 +659,6 @@ def state_changed_in_place(optimizer):
         value.add_(3.0 if key == "step" else 0.5)
 
 
-def state_transposed(optimizer):
-    """The same memory read in another order: no address tells."""
-    for _, p, key, value in list(each(optimizer)):
-        if value.dim() == 2:
-            optimizer.state[p][key] = value.t()
-
-
 def state_strided(optimizer):
     for _, p, key, value in list(each(optimizer)):
         if value.dim() == 2:
@@ -712,7 +705,7 @@ def state_reordered(optimizer):
 
 
 CHANGES_OF_STATE = [
-    state_replaced, state_cloned, state_data_set, state_changed_in_place, state_transposed,
+    state_replaced, state_cloned, state_data_set, state_changed_in_place,
     state_strided, states_exchanged, state_tensors_exchanged, state_dicts_copied, state_of_one_forgotten, state_cleared,
     state_mapping_replaced, state_reordered,
 ]  # fmt: skip

@@ -375,7 +375,9 @@ class _Entry:
 class _Pass:
     """The plans for a set of tensors, and what must still hold for them to be used again.
 
-    Looked at in every step: a tensor may be replaced, moved in memory or, but for states, laid out anew by anyone.
+    Looked at in every step, since anyone may replace a tensor or move its memory. Not noticed is a parameter or a
+    state that is laid out anew over the same memory, as by ``p.data = p.data.t()``, before a backward pass: the
+    gradient that this brings is laid out anew too, and that is.
     """
 
     def __init__(self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[Kernel, list[_Entry]]]) -> None:
@@ -394,16 +396,16 @@ class _Pass:
         self._params = [entry.param for entry in fast]
         active = set(map(id, self._params))
         self._idle = [p for group in groups for p in group["params"] if id(p) not in active]
-        self._same_layout = _layout_check([entry.grad for entry in fast] + self._params)
+        self._same_layout = _layout_check([entry.grad for entry in fast])
         self._grad_at = [entry.grad.data_ptr() for entry in fast]
         self._state_of = optimizer.state
-        self._views = [entry.state.values() for entry in fast]
-        self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), *self._views, _END))
+        self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), _END))
         self.complete = len(fast) == len(entries) and all(
             set(entry.state) == {*entry.present, *(["step"] if entry.rule.keeps_step else [])} for entry in fast
         )
-        self._fixed = [*self._params, *chain(*self._views)]
-        self._fixed_at = list(map(_ADDRESS, self._fixed)) if self.complete else []
+        self._fixed = (self._params, *(entry.state.values() for entry in fast))
+        self._held = [entry.operands()[2:] for entry in fast]  # so that no other state can take their places
+        self._fixed_at = list(map(_ADDRESS, chain.from_iterable(self._fixed))) if self.complete else []
 
         self._plans: list[tuple[Kernel, Plan, slice]] = []
         start = 0
@@ -420,9 +422,9 @@ class _Pass:
             grad_at = list(map(_ADDRESS, grads))  # type: ignore[arg-type]
             if not (
                 states is self._state_of
-                and all(map(is_, chain(*map(_PARAMS, groups), states.values(), *self._views, _END), self._objects))
-                and self._same_layout(*grads, *self._params)
-                and list(map(_ADDRESS, self._fixed)) == self._fixed_at
+                and all(map(is_, chain(*map(_PARAMS, groups), states.values(), _END), self._objects))
+                and self._same_layout(*grads)
+                and list(map(_ADDRESS, chain.from_iterable(self._fixed))) == self._fixed_at
             ):
                 return False
         except (AttributeError, RuntimeError, TypeError):  # no gradient, a sparse one, a state that is no tensor
@@ -437,14 +439,14 @@ class _Pass:
             self._grad_at = grad_at
         for launch in self._launchers:
             launch()
-        torch._C._increment_version(self._params)
+        _count_write(self._params)
         return True
 
     def launch(self) -> None:
         """Steps without looking."""
         for launch in self._launchers:
             launch()
-        torch._C._increment_version(self._params)  # kernels write through addresses: tell autograd
+        _count_write(self._params)
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """A group's settings with tensors read, since those may be filled in place."""
@@ -479,6 +481,7 @@ def _plan(kernel: Kernel, bucket: list[_Entry], groups: list[dict[str, Any]]) ->
 
 _ADDRESS = Tensor.data_ptr
 _PARAMS = itemgetter("params")
+_count_write = torch._C._increment_version  # kernels write through addresses: this tells autograd
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 _ZERO = torch.zeros(())

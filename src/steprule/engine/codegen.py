@@ -82,8 +82,8 @@ def run(header):
     table = int64_array(plan[CHUNK_TABLE], (chunks, 3))
     groups = int64_array(plan[GROUPS], tensors)
     steps = float64_array(plan[STEPS], tensors)
-    group, step = -1, -1.0
-    numbers = scalars(float64_array(plan[HYPER], {hyper_count}), 1.0)
+    group, step = groups[0], steps[0]
+    numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step)
     while True:
         chunk = fetch_add(counter, 1)
         if chunk >= chunks:
