@@ -7,6 +7,7 @@ Every number is a median; every ratio is between contenders that took turns in o
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -68,7 +69,7 @@ def large_models() -> list[dict[str, Any]]:
         }
         if name != "RMSprop":  # torch has no fused RMSprop
             contenders["torch fused"] = make(peer, shapes, fused=True, **settings).step
-        seconds = interleaved(contenders, rounds=15)
+        seconds = interleaved(contenders, rounds=11)
         bandwidth = {
             key: size * (8 if key == "in-place scale" else bytes_moved) / s / 1e9 for key, s in seconds.items()
         }
@@ -101,7 +102,7 @@ def small_models() -> list[dict[str, Any]]:
                 "steprule": ours.step,
                 "torch fused": make(torch.optim.AdamW, shapes, fused=True).step,
                 "torch default": make(torch.optim.AdamW, shapes).step,
-                "no hooks": lambda ours=ours, chosen=chosen: chosen.run(ours),
+                "no hooks": functools.partial(chosen.run, ours),
                 "kernel": chosen.launch,
             },
             rounds,
@@ -187,6 +188,10 @@ p = torch.nn.Parameter(torch.zeros(10)); p.grad = torch.ones(10)
 from steprule import AdamW
 AdamW([p]).step()
 """
+_TORCH_STEP = """
+p = torch.nn.Parameter(torch.zeros(10)); p.grad = torch.ones(10)
+torch.optim.AdamW([p]).step()
+"""
 
 
 def start_up() -> list[dict[str, Any]]:
@@ -207,10 +212,12 @@ def start_up() -> list[dict[str, Any]]:
         imported = seconds("import steprule; from steprule import AdamW", folder)
         first = seconds(_STEP, folder, repeats=1)
         later = seconds(_STEP, folder)
+        peer = seconds(_TORCH_STEP, folder)
     return [
         {"what": "import steprule and AdamW, after torch", "seconds": imported},
         {"what": "import and first step, never compiled", "seconds": first},
         {"what": "import and first step, next process", "seconds": later},
+        {"what": "torch.optim's first step", "seconds": peer},
     ]
 
 

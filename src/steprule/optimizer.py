@@ -130,7 +130,7 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             self._check({**self.defaults, **{k: v for k, v in param_group.items() if k in self.defaults}})
         self._pass = None
-        super().add_param_group(param_group)
+        _add_param_group(self, param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -250,6 +250,10 @@ class Optimizer(torch.optim.Optimizer):
             self._pass = fresh
 
 
+# torch.optim's own, without the wrapper that imports the whole of torch.compile (0.7 s) to keep out of its way.
+_add_param_group = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group)
+
+
 def _outermost(step: Callable[..., Any]) -> Callable[..., Any]:
     """A subclass's step, with hooks unless it is called by the step of a subclass of that."""
     hooked = torch.optim.Optimizer.profile_hook_step(step)
@@ -275,6 +279,7 @@ def _leave_uncompiled(function: Any) -> None:
 
 
 _leave_uncompiled(Optimizer.step)
+_leave_uncompiled(Optimizer.add_param_group)
 
 
 class _Entry:
