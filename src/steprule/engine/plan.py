@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 CHUNK = 32768
-"""Elements a worker takes at a time."""
+"""Elements a worker takes at a time, at least."""
 
 
 class Plan:
@@ -48,11 +48,12 @@ class Plan:
         self._step_at = np.array(step_at, np.int64)
         self._step_kind = np.array(step_is_double, np.int64)
         self._steps = np.zeros(count, np.float64)
+        chunk = max(CHUNK, self.size // 256 // 4096 * 4096)  # long stretches are a little faster to stream
         self._chunks = np.array(
             [
-                (tensor, start, min(CHUNK, size - start))
+                (tensor, start, min(chunk, size - start))
                 for tensor, size in enumerate(sizes)
-                for start in range(0, size, CHUNK)
+                for start in range(0, size, chunk)
             ],
             np.int64,
         ).reshape(-1, 3)
