@@ -256,7 +256,7 @@ def main() -> None:
         f"{processor()}, {available_threads()} cores; Python {platform.python_version()}, torch {torch.__version__}, "
         f"numba {numba.__version__}, steprule {steprule.__version__}"
     )
-    console = Console(width=160, record=True)
+    console = Console(width=190, record=True)
     console.print(machine)
     console.print(show(rows))
     (HERE / "results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
