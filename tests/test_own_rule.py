@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import pickle
 import subprocess
 import sys
@@ -97,3 +98,12 @@ def test_a_rule_whose_fault_shows_later_changes_nothing():
     optimizer.param_groups[0]["broken"] = False
     optimizer.step()
     assert torch.equal(param, torch.full((2,), 0.9))
+
+
+def test_a_subclass_with_arguments_of_its_own_shows_them():
+    class Scaled(steprule.AdamW):
+        def __init__(self, params, lr=0.1, scale=1.0):
+            super().__init__(params, lr=lr * scale)
+
+    assert list(inspect.signature(Scaled).parameters) == ["params", "lr", "scale"]
+    assert Scaled([torch.nn.Parameter(torch.ones(2))], scale=2.0).defaults["lr"] == 0.2

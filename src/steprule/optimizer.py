@@ -56,6 +56,7 @@ class Optimizer(torch.optim.Optimizer):
 
     rule: ClassVar[type[Rule]]
     _flags: ClassVar[tuple[str, ...]] = ()
+    _signature: ClassVar[inspect.Signature]
     _fixed: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(
@@ -68,6 +69,9 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         super().__init_subclass__()
         if rule is None:
+            if "__init__" in vars(cls):  # arguments of its own
+                own = list(inspect.signature(cls.__init__).parameters.values())[1:]
+                cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
             return
         cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
         kind = inspect.Parameter
@@ -80,7 +84,7 @@ class Optimizer(torch.optim.Optimizer):
         flag_kind = kind.POSITIONAL_OR_KEYWORD if positional_flags else kind.KEYWORD_ONLY
         parameters += [kind(name, flag_kind, default=_FLAGS[name]) for name in flags]
         parameters += [kind(name, kind.KEYWORD_ONLY, default=rule.hyperparameters[name]) for name in keyword_only]
-        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        cls._signature = cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         if cls.__doc__ is None:
             cls.__doc__ = _docstring(cls)
 
@@ -96,7 +100,7 @@ class Optimizer(torch.optim.Optimizer):
             trace(self.rule, group)  # a formula that cannot run says so now
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        signature: inspect.Signature = type(self).__signature__  # type: ignore[attr-defined]
+        signature = self._signature
         for name in kwargs:
             if name not in signature.parameters:
                 near = difflib.get_close_matches(name, signature.parameters, 1)
