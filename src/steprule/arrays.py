@@ -8,17 +8,17 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from steprule import rules
-from steprule.engine.cpu import ITEM_SIZE, available_threads, compiled
+from steprule.engine.codegen import ITEM_SIZE
+from steprule.engine.cpu import available_threads, compiled
 from steprule.engine.plan import Plan
 from steprule.engine.trace import scalar_values, trace
-from steprule.rule import Rule, check_hyperparameters
+from steprule.rule import Rule, check_hyperparameters, check_names
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
 
@@ -54,11 +54,7 @@ class Optimizer:
 
     def __init__(self, params: Sequence[Array], **settings: Any) -> None:
         known = self.rule.hyperparameters
-        for name in (*settings,):
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-                raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}; {hint}")
+        check_names(type(self).__name__, settings, known)
         self.settings: dict[str, Any] = {**known, **settings}
         check_hyperparameters(self.rule, self.settings)
         trace(self.rule, self.settings)

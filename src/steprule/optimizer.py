@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,12 @@ from torch.optim.optimizer import (
 )
 
 from steprule import rules
-from steprule.engine.cpu import ITEM_SIZE, Kernel, compiled, static_settings
+from steprule.engine.codegen import ITEM_SIZE
+from steprule.engine.cpu import Kernel, compiled, static_settings
 from steprule.engine.eager import step_tensors
 from steprule.engine.plan import Plan
 from steprule.engine.trace import scalar_values, trace
-from steprule.rule import Rule, check_hyperparameters
+from steprule.rule import Rule, check_hyperparameters, check_names
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
 
@@ -101,13 +101,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         signature = self._signature
-        for name in kwargs:
-            if name not in signature.parameters:
-                near = difflib.get_close_matches(name, signature.parameters, 1)
-                raise TypeError(
-                    f"{type(self).__name__} got an unexpected argument {name!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(signature.parameters)}")
-                )
+        check_names(type(self).__name__, kwargs, signature.parameters)
         bound = signature.bind(None, *args, **kwargs)
         bound.apply_defaults()
         del bound.arguments["params"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 
@@ -122,6 +123,16 @@ class Rule:
                     f"({_where(cls.function())})"
                 )
         return new
+
+
+def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises TypeError for the first argument of who that is not known, with the nearest name that is."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            raise TypeError(f"{who} got an unexpected argument {name!r}; {hint}")
 
 
 def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any]) -> None:

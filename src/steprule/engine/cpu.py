@@ -24,7 +24,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from steprule.engine.codegen import ITEM_SIZE, write_kernel
+from steprule.engine.codegen import write_kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
 from steprule.engine.trace import Formula, trace
@@ -226,6 +226,3 @@ def _machine_tag() -> str:
         Path(machine.__file__).read_text(),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-__all__ = ["ITEM_SIZE", "PARALLEL_FROM", "Kernel", "available_threads", "compiled", "static_settings"]
