@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from steprule.engine.trace import Expression, Formula, scalar_name
-
-ITEM_SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""The dtypes that an operand can have, and their bytes."""
+from steprule.formats import FORMATS, ITEM_SIZE
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -40,8 +39,12 @@ from numba import cfunc, njit
 
 from steprule.engine.machine import *
 from steprule.engine.machine import (
-    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FAST, GROUPS, HEADER_SIZE, HYPER, MODE, NEXT, STEPS, TENSORS,
+    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FAST, GROUPS, HEADER_SIZE, HYPER, MODE, NEXT, NUMBERS, ROWS, STEPS,
+    TENSORS,
 )
+from steprule.formats.kernel import *
+
+{accessors}
 
 
 @njit(**EXACT)
@@ -56,18 +59,10 @@ def smaller(a, b):
 
 @njit(**EXACT)
 def scalars(hyper, step):
-    """What no element changes, in float64; then in the elements' {real}."""
+    """What no element changes, in float64; then in the elements' {real}. Last, random bits for roundings."""
 {scalar_body}
 
-
-@njit(**FAST)
-def update(size, {addresses}, scalars):
-    """One tensor's chunk."""
-{arrays}
-    {scalar_names} = scalars
-    for i in range(size):
-{element_body}
-
+{update}
 
 @cfunc("void(int64)", cache=True, **EXACT)
 def run(header):
@@ -78,85 +73,210 @@ def run(header):
         if plan[MODE] == COUNT:
             return
     tensors, chunks, counter = plan[TENSORS], plan[CHUNKS], plan[NEXT]
-    address = int64_array(plan[ADDRESSES], ({operand_count}, tensors))
-    table = int64_array(plan[CHUNK_TABLE], (chunks, 3))
+    address = int64_array(plan[ADDRESSES], ({array_count}, tensors))
+    table = int64_array(plan[CHUNK_TABLE], (chunks, 4))
     groups = int64_array(plan[GROUPS], tensors)
     steps = float64_array(plan[STEPS], tensors)
+    rows = int64_array(plan[ROWS], tensors)
+    parameters = int64_array(plan[NUMBERS], tensors)
     group, step = groups[0], steps[0]
     numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step)
     while True:
         chunk = fetch_add(counter, 1)
         if chunk >= chunks:
             return
-        tensor, start, size = table[chunk, 0], table[chunk, 1], table[chunk, 2]
+        tensor, start, size, first_group = table[chunk, 0], table[chunk, 1], table[chunk, 2], table[chunk, 3]
         if groups[tensor] != group or steps[tensor] != step:
             group, step = groups[tensor], steps[tensor]
             numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step)
         update(
             size,
-{chunk_addresses}
+{chunk_arguments}
             numbers,
         )
 '''
 
+_UPDATE = '''
+@njit(**FAST)
+def update(size, {addresses}, numbers):
+    """One tensor's chunk."""
+    {scalar_names} = numbers
+    for i in range(size):
+{body}
 
-def compute_dtype(dtypes: Sequence[str]) -> str:
+'''
+
+_GROUPED_UPDATE = '''
+@njit(forceinline=True, **FAST)
+def update_group(first, group, size, {addresses}, numbers):
+    """Numbers that share a base: their new values, then, the largest being known, their codes."""
+    {scalar_names} = numbers
+{before}
+    for j in range(size):
+        i = first + j
+{body}
+{between}
+    for j in range(size):
+        i = first + j
+{after}
+
+
+@njit(**FAST)
+def update(size, row, {addresses}, numbers):
+    """A chunk of rows of this length, or of a tensor whose groups all are full."""
+    first = group = 0
+    while first < size:
+        end = min(first + row, size)
+        while first < end:
+            if end - first >= GROUP:
+                update_group(first, group, GROUP, {addresses}, numbers)
+            else:
+                update_group(first, group, end - first, {addresses}, numbers)
+            first += GROUP
+            group += 1
+        first = end
+
+'''
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel as text.
+
+    Attributes:
+        text: the file.
+        arrays: the arrays that it works on, as (operand, suffix); param's and grad's own come first.
+        grouped: whether chunks must hold whole groups.
+        random: whether the seed follows the formula's scalars in the plan's table of hyperparameters.
+    """
+
+    text: str
+    arrays: tuple[tuple[str, str], ...]
+    grouped: bool
+    random: bool
+
+
+def compute_dtype(formats: Sequence[str]) -> str:
     """The dtype of the arithmetic: float64 if any operand has it, else float32."""
-    return "float64" if "float64" in dtypes else "float32"
+    return "float64" if "float64" in formats else "float32"
 
 
-def write_kernel(title: str, formula: Formula, dtypes: Sequence[str]) -> str:
+def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source:
     """The kernel's source.
 
     Args:
         title: the first line of its docstring.
         formula: what to compute.
-        dtypes: of each of formula.operands, keys of ITEM_SIZE.
+        formats: of each of formula.operands, keys of `steprule.formats.FORMATS`.
     """
-    real = compute_dtype(dtypes)
+    real = compute_dtype(formats)
     writer = _Writer(formula, real)
-    arrays: list[str] = []
+    chosen = {name: FORMATS[text] for name, text in zip(formula.operands, formats, strict=True)}
+    arrays = [(name, suffix) for name, one in chosen.items() for suffix, _ in one.arrays]
+    arrays.sort(key=lambda array: array not in (("param", ""), ("grad", "")))
+    dtypes = {(name, suffix): dtype for name, one in chosen.items() for suffix, dtype in one.arrays}
+    grouped = any(one.grouped for one in chosen.values())
+    steps_random = [name for name, one in chosen.items() if one.random == "step"]
+    by_element = any(one.random == "element" for one in chosen.values())
+
+    accessors, scratches = [], 0
+    for scope, (name, suffix) in enumerate(arrays):
+        accessors.append(f"load_{name}{suffix}, store_{name}{suffix} = array({dtypes[name, suffix]!r}, {scope})")
     loads: list[str] = []
     body: list[str] = []
     stores: list[str] = []
-    chunk_addresses: list[str] = []
-    for name, dtype in zip(formula.operands, dtypes, strict=True):
-        small = dtype in ("bfloat16", "float16")
-        name = _local(name)
-        arrays.append(f"    {name}_array = {'uint16' if small else dtype}_array({name}_at, size)")
-        item = f"{name}_array[i]"
-        loaded = f"from_{dtype}({item})" if small else item
-        loads.append(f"        {name} = {loaded}" if dtype == real else f"        {name} = {real}({loaded})")
-        chunk_addresses.append(f"            address[{len(chunk_addresses)}, tensor] + {ITEM_SIZE[dtype]} * start,")
+    before: list[str] = []
+    between: list[str] = []
+    after: list[str] = []
+    for name, one in chosen.items():
+        local = _local(name)
+        own = [f"load_{name}{suffix}({name}{suffix}_at, i)" for suffix, _ in one.arrays if suffix != "_base"]
+        value = one.load.format(*own, base=f"{name}_base")
+        kept = one.arrays[0][1]
+        loads.append(f"{local} = {value}" if kept == real or (real == "float32" and one.load != "{0}") else f"{local} = {real}({value})")
+        if one.grouped:
+            before.append(f"{name}_base = load_{name}_base({name}_base_at, group)")
     for name, expression in formula.outputs.items():
-        dtype = dtypes[formula.operands.index(name)]
-        name = _local(name)
+        one, local = chosen[name], f"new_{name}"
         value = writer.element(expression, body)
-        value = value if not expression.scalar else f"{real}({value})"
-        body.append(f"        new_{name} = {value}")
-        narrow = f"to_{dtype}(float32(new_{name}))" if dtype in ("bfloat16", "float16") else f"{dtype}(new_{name})"
-        stores.append(f"        {name}_array[i] = {narrow if dtype != real else f'new_{name}'}")
+        body.append(f"{local} = {value if not expression.scalar else f'{real}({value})'}")
+        kept = one.arrays[0][1]
+        x = local if kept == real or (kept != "float64" and real == "float32") else f"{'float64' if kept == 'float64' else 'float32'}({local})"
+        if one.grouped:
+            scope = len(arrays) + scratches
+            accessors += [f"load_new_{name}, store_new_{name} = array('float32', {scope})", f"room_for_{name} = scratch({scratches})"]
+            scratches += 1
+            before += [f"{name}_room = room_for_{name}(0)", f"{name}_top = uint32(0)"]
+            stores += [
+                f"store_new_{name}({name}_room, j, {x})",
+                f"{name}_top = larger_magnitude({name}_top, {x})",
+            ]
+            kind = formats[formula.operands.index(name)]
+            between += [
+                f"{name}_base = {kind}_base({name}_top)",
+                f"store_{name}_base({name}_base_at, group, {name}_base)",
+            ]
+            x = f"load_new_{name}({name}_room, j)"
+        random = ""
+        if one.random == "step":
+            random = f"weyl(random_{name}, j)" if one.grouped else f"random_{name}"
+        elif one.random == "element":
+            random = "element_random(key, start + i)"
+        for (suffix, _), text in zip(one.arrays, one.store, strict=False):
+            line = f"store_{name}{suffix}({name}{suffix}_at, i, {text.format(x=x, base=f'{name}_base', random=random)})"
+            (after if one.grouped else stores).append(line)
 
     scalar_lines = [
-        f"    {_local(scalar_name(name, index))} = hyper[{position}]"
+        f"{_local(scalar_name(name, index))} = hyper[{position}]"
         for position, (name, index) in enumerate(formula.scalars)
     ]
-    scalar_lines += [f"    {local} = {text}" for text, local in writer.hoisted.items()]
-    scalar_lines.append(f"    return ({''.join(f'{real}({local}), ' for local in writer.hoisted.values())})")
-    return _TEMPLATE.format(
-        title=title,
-        purpose=f"Operands: {', '.join(f'{n} {d}' for n, d in zip(formula.operands, dtypes, strict=True))}; computed in {real}.",
-        real=real,
-        scalar_body="\n".join(scalar_lines),
-        addresses=", ".join(f"{_local(name)}_at" for name in formula.operands),
-        arrays="\n".join(arrays),
-        scalar_names="".join(f"{local}, " for local in writer.hoisted.values()).rstrip(),
-        element_body="\n".join(loads + body + stores),
-        operand_count=len(formula.operands),
-        hyper_count=len(formula.scalars),
-        hyper_bytes=8 * len(formula.scalars),
-        chunk_addresses="\n".join(chunk_addresses),
+    seed = f"hyper[{len(formula.scalars)}]"
+    scalar_lines += [f"{local} = {text}" for text, local in writer.hoisted.items()]
+    results = [f"{real}({local})" for local in writer.hoisted.values()]
+    results += [f"random_bits({seed}, step, {formula.operands.index(name)})" for name in steps_random]
+    results += [seed, "step"] if by_element else []
+    scalar_lines.append(f"return ({''.join(f'{result}, ' for result in results)})")
+    names = [*writer.hoisted.values(), *(f"random_{name}" for name in steps_random)]
+    names += ["seed", "step"] if by_element else []
+
+    extra = ["start", "parameter"] if by_element else []
+    if by_element:
+        before.append("key = random_bits(seed, step, parameter + FIRST_ELEMENT_KEY)")
+    addresses = ", ".join([f"{name}{suffix}_at" for name, suffix in arrays] + extra)
+    chunk_arguments = ["rows[tensor]"] if grouped else []
+    for position, (name, suffix) in enumerate(arrays):
+        offset = "first_group" if suffix == "_base" else "start"
+        chunk_arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtypes[name, suffix]]} * {offset}")
+    chunk_arguments += ["start", "parameters[tensor]"] if by_element else []
+    update = (_GROUPED_UPDATE if grouped else _UPDATE).format(
+        addresses=addresses,
+        scalar_names="".join(f"{name}, " for name in names).rstrip() or "()",
+        before=_indent(before, 1),
+        body=_indent(loads + body + stores, 2),
+        between=_indent(between, 1),
+        after=_indent(after, 2),
     )
+    if before and not grouped:
+        update = update.replace("    for i in range(size):", _indent(before, 1) + "\n    for i in range(size):")
+    random = bool(steps_random) or by_element
+    hyper_count = len(formula.scalars) + random
+    text = _TEMPLATE.format(
+        title=title,
+        purpose=f"Operands: {', '.join(f'{n} {d}' for n, d in zip(formula.operands, formats, strict=True))}; computed in {real}.",
+        real=real,
+        accessors="\n".join(accessors),
+        scalar_body=_indent(scalar_lines, 1),
+        update=update,
+        array_count=len(arrays),
+        hyper_count=hyper_count,
+        hyper_bytes=8 * hyper_count,
+        chunk_arguments="\n".join(f"            {argument}," for argument in chunk_arguments),
+    )
+    return Source(text, tuple(arrays), grouped, random)
+
+
+def _indent(lines: Sequence[str], depth: int) -> str:
+    return "\n".join("    " * depth + line for line in lines)
 
 
 class _Writer:
@@ -189,7 +309,7 @@ class _Writer:
         text = self._element_text(expression, lines)
         if self._uses[id(expression)] > 1:
             local = self._locals[id(expression)] = f"t{len(self._locals)}"
-            lines.append(f"        {local} = {text}")
+            lines.append(f"{local} = {text}")
             return local
         return text
 
@@ -202,7 +322,7 @@ class _Writer:
             if not base.isidentifier():
                 local = f"t{len(self._locals)}"
                 self._locals[id(expression)] = local
-                lines.append(f"        {local} = {base}")
+                lines.append(f"{local} = {base}")
                 base = local
             return f"({' * '.join([base] * int(args[1].args[0]))})"
         if op == "where" and args[0].scalar:
@@ -234,5 +354,6 @@ def _local(name: str) -> str:
 
 
 _RESERVED = re.compile(
-    r"[st]\d+|.*_array|.*_at|i|size|scalars|hyper|update|run|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|cfunc|njit"
+    r"[st]\d+|.*_array|.*_at|(load|store|room|new|random)_.*|.*_(base|top|room|correction)|i|j|key|seed|start|parameter|first|group|size|row|"
+    r"numbers|scalars|hyper|update|run|array|scratch|weyl|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|uint32|cfunc|njit"
 )

@@ -24,10 +24,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from steprule.engine.codegen import write_kernel
+from steprule.engine.codegen import Source, write_kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
-from steprule.engine.trace import Formula, trace
+from steprule.engine.trace import Formula, scalar_values, trace
 from steprule.rule import Rule
 
 PARALLEL_FROM = 65536
@@ -40,15 +40,21 @@ class Kernel:
     """A compiled formula.
 
     Attributes:
-        formula: what it computes; formula.operands is the order of a plan's addresses.
+        formula: what it computes.
+        source: its text; source.arrays is the order of a plan's addresses.
         path: the file it was made from.
     """
 
-    def __init__(self, formula: Formula, path: Path, address: int) -> None:
+    def __init__(self, formula: Formula, source: Source, path: Path, address: int) -> None:
         self.formula = formula
+        self.source = source
         self.path = path
         self._address = address
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
+
+    def numbers(self, hyper: Mapping[str, Any]) -> list[float]:
+        """A plan's row for these hyperparameters, among them ``seed`` if roundings are random."""
+        return scalar_values(self.formula, hyper) + [float(hyper.get("seed", 0))] * self.source.random
 
     def launcher(self, plan: Plan, threads: Callable[[], int]) -> Callable[[], None]:
         """What takes every tensor of the plan one step further.
@@ -75,7 +81,7 @@ class Kernel:
 _kernels: dict[Any, Kernel] = {}
 
 
-def compiled(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool, dtypes: Sequence[str]) -> Kernel:
+def compiled(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool, formats: Sequence[str]) -> Kernel:
     """The kernel for a rule, made when first asked for.
 
     Args:
@@ -83,17 +89,17 @@ def compiled(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool, dtypes:
         hyper: a value for each hyperparameter. Kernels are shared by all that agree on which are true, which
             are text, and which states exist.
         maximize: whether to follow the gradient upwards.
-        dtypes: of param, grad and the states that exist, keys of ITEM_SIZE.
+        formats: of param, grad and the states that exist, keys of `steprule.formats.FORMATS`.
 
     Raises:
         RuleError: the formula is none that an engine can run.
     """
-    key = (rule, static_settings(rule, hyper), maximize, tuple(dtypes))
+    key = (rule, static_settings(rule, hyper), maximize, tuple(formats))
     if key not in _kernels:
         formula = trace(rule, hyper, maximize)
         title = f"{rule.__name__}: {(rule.__doc__ or 'a rule of your own.').strip().splitlines()[0]}"
-        source = write_kernel(title.replace("\\", "/").replace('"', "'"), formula, dtypes)
-        _kernels[key] = Kernel(formula, *_load(rule.__name__, source))
+        source = write_kernel(title.replace("\\", "/").replace('"', "'"), formula, formats)
+        _kernels[key] = Kernel(formula, source, *_load(rule.__name__, source.text))
     return _kernels[key]
 
 
@@ -216,6 +222,7 @@ def _machine_tag() -> str:
     import numba
 
     from steprule.engine import machine
+    from steprule.formats import kernel
 
     parts = (
         platform.machine(),
@@ -224,5 +231,6 @@ def _machine_tag() -> str:
         sys.implementation.cache_tag or sys.version,
         numba.__version__,
         Path(machine.__file__).read_text(),
+        Path(kernel.__file__).read_text(),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

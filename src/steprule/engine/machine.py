@@ -1,4 +1,4 @@
-"""What generated kernels stand on: addresses, atomics, half-precision numbers and the plan's layout.
+"""What generated kernels stand on: addresses, atomics and the plan's layout.
 
 Imported only with Numba at hand; nothing here knows of rules.
 """
@@ -18,11 +18,11 @@ EXACT: dict[str, Any] = {"error_model": "numpy"}
 FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "arcp", "nsz"}}
 """For element loops: what vectorises, never what assumes that there is no NaN or inf."""
 
-float32, float64 = np.float32, np.float64
+float32, float64, uint32, uint64, int64 = np.float32, np.float64, np.uint32, np.uint64, np.int64
 
 # The plan's header, an int64 array: what to do, the counter that hands out chunks, sizes, and the addresses of
 # the tables. See steprule.engine.plan, which fills it.
-MODE, NEXT, TENSORS, CHUNKS, ADDRESSES, CHUNK_TABLE, GROUPS, HYPER, STEP_AT, STEP_KIND, STEPS = range(11)
+MODE, NEXT, TENSORS, CHUNKS, ADDRESSES, CHUNK_TABLE, GROUPS, HYPER, STEP_AT, STEP_KIND, STEPS, ROWS, NUMBERS = range(13)
 HEADER_SIZE = 16
 # Modes: count the steps, work through the chunks, or both.
 COUNT, WORK, BOTH = 1, 2, 3
@@ -42,7 +42,7 @@ def _pointer(number_type: Any) -> Any:
 
 
 _float32_at, _float64_at = _pointer(types.float32), _pointer(types.float64)
-_uint16_at, _int64_at = _pointer(types.uint16), _pointer(types.int64)
+_int64_at = _pointer(types.int64)
 
 
 @njit(**EXACT)
@@ -55,12 +55,6 @@ def float32_array(address, size):  # type: ignore[no-untyped-def]
 def float64_array(address, size):  # type: ignore[no-untyped-def]
     """The memory at an address as float64."""
     return carray(_float64_at(address), size)
-
-
-@njit(**EXACT)
-def uint16_array(address, size):  # type: ignore[no-untyped-def]
-    """The memory at an address as the bits of half-precision numbers."""
-    return carray(_uint16_at(address), size)
 
 
 @njit(**EXACT)
@@ -80,39 +74,14 @@ def fetch_add(typing_context, address, value):  # type: ignore[no-untyped-def]
     return types.int64(types.int64, types.int64), codegen
 
 
-def _converter(name: str, from_type: Any, to_type: Any, emit: Any) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
-    def convert(typing_context: Any, x: Any) -> Any:
-        return signature(to_type, from_type), lambda context, builder, sig, args: emit(builder, args[0])
-
-    convert.__doc__ = name
-    return convert
-
-
-_I16, _I32, _HALF, _FLOAT = ir.IntType(16), ir.IntType(32), ir.HalfType(), ir.FloatType()
-
-
-def _emit_to_bfloat16(builder: Any, x: Any) -> Any:
-    bits = builder.bitcast(x, _I32)
-    odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-    rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))  # to nearest, ties to even
-    nan = builder.fcmp_unordered("uno", x, x)
-    return builder.trunc(builder.select(nan, _I32(0x7FC0), rounded), _I16)
-
-
-from_bfloat16 = _converter(
-    "bfloat16 bits as float32",
-    types.uint16,
-    types.float32,
-    lambda b, x: b.bitcast(b.shl(b.zext(x, _I32), _I32(16)), _FLOAT),
-)
-to_bfloat16 = _converter("float32 as bfloat16 bits", types.float32, types.uint16, _emit_to_bfloat16)
-from_float16 = _converter(
-    "float16 bits as float32", types.uint16, types.float32, lambda b, x: b.fpext(b.bitcast(x, _HALF), _FLOAT)
-)
-to_float16 = _converter(
-    "float32 as float16 bits", types.float32, types.uint16, lambda b, x: b.bitcast(b.fptrunc(x, _HALF), _I16)
-)
+@njit(**EXACT)
+def random_bits(seed, step, number):  # type: ignore[no-untyped-def]
+    """`steprule.formats.mix`: 32 random bits for a seed, a step and a number."""
+    z = uint64(int64(seed)) * uint64(0x9E3779B97F4A7C15)
+    z += uint64(int64(step)) * uint64(0xD1B54A32D192ED03) + uint64(number) * uint64(0x8CB92BA72F3D8DD7)
+    z = (z ^ (z >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return uint32((z ^ (z >> uint64(31))) >> uint64(32))
 
 
 @njit(**EXACT)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from steprule.formats import GROUP
+
 CHUNK = 32768
 """Elements a worker takes at a time, at least."""
 
@@ -15,13 +17,15 @@ class Plan:
     """What one kernel call works through. All tables are int64 or float64 and stay where they are.
 
     Args:
-        addresses: for each operand (param, grad, states), the address of each tensor's first element.
+        addresses: for each of the kernel's arrays (param, grad, the others), the address of each tensor's first element.
         sizes: each tensor's number of elements.
         groups: each tensor's row in hyper.
         hyper: a row of numbers for each parameter group, in the order of the formula's scalars.
         step_at: the address of each tensor's kept step, or None to keep it in the plan.
         step_is_double: whether each kept step is float64 (else float32); ignored where step_at is None.
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
+        rows: for kernels that work in groups, the elements of one row of each tensor.
+        numbers: each tensor's number for what is random by the element.
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class Plan:
         step_at: Sequence[int] | None,
         step_is_double: Sequence[bool],
         first_steps: Sequence[float],
+        rows: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         count = len(sizes)
         self.size = sum(sizes)
@@ -49,14 +55,18 @@ class Plan:
         self._step_kind = np.array(step_is_double, np.int64)
         self._steps = np.zeros(count, np.float64)
         chunk = max(CHUNK, self.size // 256 // 4096 * 4096)  # long stretches are a little faster to stream
+        full = [size if row % GROUP == 0 else row for row, size in zip(rows or sizes, sizes, strict=True)]
+        self._rows = np.array(full, np.int64)
+        self._numbers = np.array(numbers or range(count), np.int64)
         self._chunks = np.array(
             [
-                (tensor, start, min(chunk, size - start))
-                for tensor, size in enumerate(sizes)
-                for start in range(0, size, chunk)
+                (tensor, start, min(length, size - start), start // row * -(-row // GROUP) + start % row // GROUP)
+                for tensor, (size, row) in enumerate(zip(sizes, full, strict=True))
+                for length in [chunk if row == size else max(chunk // row, 1) * row]
+                for start in range(0, size, length)
             ],
             np.int64,
-        ).reshape(-1, 3)
+        ).reshape(-1, 4)
         self.chunk_count = len(self._chunks)
         self._next = np.zeros(8, np.int64)  # a cache line of its own: every worker counts on it
         self._headers = {mode: self._header(mode, count) for mode in (1, 2, 3)}
@@ -66,7 +76,8 @@ class Plan:
         """In the order of steprule.engine.machine's names."""
         header = np.zeros(16, np.int64)
         tables = (self.addresses, self._chunks, self._groups, self.hyper, self._step_at, self._step_kind, self._steps)
-        header[:11] = [
+        tables += (self._rows, self._numbers)
+        header[:13] = [
             mode,
             self._next.ctypes.data,
             count,

@@ -176,11 +176,13 @@ class Formula:
         operands: "param", "grad" and the states that exist, in order.
         scalars: the hyperparameters as (name, index) pairs, index None for plain numbers; step apart.
         outputs: for "param" and each state that exists, its new value.
+        nonnegative: the states that are seen to stay at 0 or above: sums, averages and maxima of squares, and such.
     """
 
     operands: tuple[str, ...]
     scalars: tuple[tuple[str, int | None], ...]
     outputs: dict[str, Expression]
+    nonnegative: frozenset[str]
 
 
 def trace(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False) -> Formula:
@@ -217,11 +219,46 @@ def trace(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False) ->
     param_new, *states_new = rule.evaluate(param, -grad if maximize else grad, states, step, settings)
     outputs = {"param": param_new}
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
+    outputs = {name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()}
     return Formula(
         operands=("param", "grad", *filter(None, present)),
         scalars=tuple(scalars),
-        outputs={name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()},
+        outputs=outputs,
+        nonnegative=_nonnegative(outputs),
     )
+
+
+def _nonnegative(outputs: Mapping[str, Expression]) -> frozenset[str]:
+    """The states whose new value is not negative if their old values are not, hyperparameters being at least 0."""
+    candidates = set(outputs) - {"param"}
+    while True:
+        kept = {name for name in candidates if _is_nonnegative(outputs[name], candidates)}
+        if kept == candidates:
+            return frozenset(kept)
+        candidates = kept
+
+
+def _is_nonnegative(x: Expression, states: set[str]) -> bool:
+    if x.op == "constant":
+        return bool(x.args[0] >= 0)
+    if x.scalar:  # lr, 1 - beta, ...
+        return x.op != "neg"
+    if x.op == "input":
+        return x.args[0] in states
+    if x.op == "mul" and x.args[0] is x.args[1]:
+        return True
+    if x.op == "add" and x.args[1].op == "mul" and x.args[1].args[0].scalar:
+        difference = x.args[1].args[1]
+        if difference.op == "sub" and difference.args[1] is x.args[0]:  # avg + weight * (value - avg)
+            return _is_nonnegative(x.args[0], states) and _is_nonnegative(difference.args[0], states)
+    sign = [_is_nonnegative(arg, states) for arg in x.args]
+    if x.op in ("add", "mul", "div", "minimum"):
+        return all(sign)
+    if x.op == "where":
+        return all(sign[1:])
+    if x.op == "pow":
+        return sign[0] or (x.args[1].op == "constant" and x.args[1].args[0] % 2 == 0)
+    return x.op in ("abs", "sqrt", "exp") or (x.op == "maximum" and any(sign))
 
 
 def scalar_name(name: str, index: int | None) -> str:

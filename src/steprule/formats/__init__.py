@@ -1,0 +1,148 @@
+"""How an operand is stored, and read back.
+
+Formulas compute in float32 whatever the format; a format says what lies in memory between two steps. An operand may
+take several arrays: an 8-bit state has a code for each number and a base for each group of `GROUP`, a split weight
+has a 16-bit half that the model sees and a correction that it does not.
+
+Random numbers decide roundings, so that what is smaller than a format's spacing is not lost but happens now and
+then: an average over steps is right. They are functions of the seed and the step, and for weights of the parameter
+and the element, and of nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+GROUP = 64
+"""Numbers that share a base: consecutive ones of one row, a row being one index of the first dimension."""
+
+STATE_FORMATS = ("float32", "bfloat16", "8bit")
+WEIGHT_FORMATS = ("stochastic", "24bit", "32bit")
+HALVES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One operand's storage.
+
+    Attributes:
+        arrays: for each array its suffix ("" for the operand's own) and dtype.
+        load: the number at i, as an expression of a kernel.
+        store: what each array's i receives, as expressions of ``x``, and ``random`` where the rounding is random.
+        grouped: whether numbers share a base, kept in the array with the suffix "_base", one a group.
+        random: "" for none, "step" for one number a step (and place in the group), "element" for one an element.
+    """
+
+    arrays: tuple[tuple[str, str], ...]
+    load: str
+    store: tuple[str, ...]
+    grouped: bool = False
+    random: str = ""
+
+
+def _plain(dtype: str) -> Format:
+    half = dtype in HALVES
+    return Format((("", dtype),), f"from_{dtype}({{0}})" if half else "{0}", (f"to_{dtype}({{x}})" if half else "{x}",))
+
+
+FORMATS: dict[str, Format] = {dtype: _plain(dtype) for dtype in ("float64", "float32", "bfloat16", "float16")}
+"""Every format that a kernel's operand can have; those with a dtype's name are that dtype, rounded to nearest."""
+
+for _half in HALVES:
+    _one = (("", _half),)
+    FORMATS[f"{_half} dithered"] = Format(_one, f"from_{_half}({{0}})", (f"round_{_half}({{x}}, {{random}})",), random="step")
+    FORMATS[f"{_half} stochastic"] = Format(
+        _one, f"from_{_half}({{0}})", (f"round_{_half}({{x}}, {{random}})",), random="element"
+    )
+    for _bits, _low in (("24", "int8"), ("32", "int16")):
+        _random = ", {random}" if _bits == "24" else ""
+        FORMATS[f"{_half} {_bits}bit"] = Format(
+            (("", _half), ("_correction", _low)),
+            f"join{_bits}_{_half}({{0}}, {{1}})",
+            (f"high{_bits}_{_half}({{x}}{_random})", f"low{_bits}_{_half}({{x}}{_random})"),
+            random="step" if _bits == "24" else "",
+        )
+for _kind, _code in (("signed8", "int8"), ("positive8", "uint8")):
+    FORMATS[_kind] = Format(
+        (("", _code), ("_base", "int16")),
+        f"from_{_kind}({{0}}, {{base}})",
+        (f"to_{_kind}({{x}}, {{base}}, {{random}})",),
+        grouped=True,
+        random="step",
+    )
+
+ITEM_SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1, "uint8": 1}
+"""Bytes of the dtypes that arrays have."""
+
+
+def is_quantised(shape: Sequence[int]) -> bool:
+    """Whether a state of this shape is kept in 8 bits: it has rows, and none shorter than a group.
+
+    The first dimension's size does not matter, so every shard along it decides alike.
+    """
+    return len(shape) > 1 and row_length(shape) >= GROUP
+
+
+def row_length(shape: Sequence[int]) -> int:
+    """The elements of one index of the first dimension."""
+    length = 1
+    for size in shape[1:]:
+        length *= size
+    return length
+
+
+def base_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """The shape of a grouped operand's bases: rows, groups in a row."""
+    return shape[0], -(-row_length(shape) // GROUP)
+
+
+def state_format(chosen: str | None, dtype: str, shape: Sequence[int], nonnegative: bool, exact: bool) -> str:
+    """The format of a state.
+
+    Args:
+        chosen: one of STATE_FORMATS, or None for the parameter's own dtype.
+        dtype: the parameter's.
+        shape: the parameter's, all of it where it is sharded.
+        nonnegative: whether the formula never makes the state negative.
+        exact: whether the rule takes differences of this state, which need float32.
+    """
+    if chosen is None or dtype == "float64":
+        return dtype
+    if exact or chosen == "float32" or (chosen == "8bit" and not is_quantised(shape)):
+        return "float32"
+    if chosen == "bfloat16":
+        return "bfloat16 dithered"
+    return "positive8" if nonnegative else "signed8"
+
+
+def weight_format(chosen: str | None, dtype: str) -> str:
+    """The format of a parameter: only half-precision ones have a choice."""
+    return f"{dtype} {chosen}" if chosen is not None and dtype in HALVES else dtype
+
+
+def bytes_of(name: str, shape: Sequence[int]) -> int:
+    """The bytes that an operand of this format and shape takes."""
+    numel = row_length((1, *shape))
+    total = 0
+    for suffix, dtype in FORMATS[name].arrays:
+        rows, groups = base_shape(shape) if suffix == "_base" else (1, numel)
+        total += ITEM_SIZE[dtype] * rows * groups
+    return total
+
+
+_MASK = 2**64 - 1
+
+
+def mix(seed: int, step: int, number: int) -> int:
+    """32 random bits for a seed, a step and a number: splitmix64's finaliser. Steele et al. 2014."""
+    z = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + number * 0x8CB92BA72F3D8DD7) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (z ^ (z >> 31)) >> 32
+
+
+WEYL = 0x9E3779B9
+"""2**32 over the golden ratio: multiples of it spread evenly, so neighbours in a group round at different times."""
+FIRST_ELEMENT_KEY = 1 << 32
+"""Added to a parameter's number for `mix`, apart from those of operands."""

@@ -1,0 +1,339 @@
+"""Formats as instructions: what a generated kernel reads and writes numbers with.
+
+Each is written in LLVM's terms, on 32-bit lanes: Numba's own integers are 64 bits wide, which would halve every
+vector. The same conversions on whole tensors, easier to read, are in `steprule.formats.tensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing import signature
+from numba.extending import intrinsic
+
+from steprule.formats import FIRST_ELEMENT_KEY as FIRST_ELEMENT_KEY
+from steprule.formats import GROUP, WEYL
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_F32, _U32, _U16 = types.float32, types.uint32, types.uint16
+
+
+def _instruction(result: Any, *arguments: Any) -> Callable[[Any], Any]:
+    """Makes a function of (builder, *values) one that kernels can call with numbers of these types."""
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        names = ", ".join(f"a{i}" for i in range(len(arguments)))
+        space: dict[str, Any] = {}
+        exec(f"def convert(typing_context, {names}): return typed()", {"typed": lambda: typed}, space)
+        typed = (signature(result, *arguments), lambda context, builder, sig, args: emit(builder, *args))
+        convert = intrinsic(space["convert"])
+        convert.__doc__ = emit.__doc__
+        return convert
+
+    return decorate
+
+
+# Memory. Every array of a kernel has a scope of its own, which tells LLVM that no two of them overlap.
+
+_SCOPES = 24
+_LLVM = {
+    "float64": _DOUBLE, "float32": _FLOAT, "bfloat16": _I16, "float16": _I16, "int16": _I16, "int8": _I8, "uint8": _I8,
+}  # fmt: skip
+_NUMBA = {
+    "float64": types.float64, "float32": _F32, "bfloat16": _U16, "float16": _U16, "int16": types.int16,
+    "int8": types.int8, "uint8": types.uint8,
+}  # fmt: skip
+
+
+def _mark(builder: Any, instruction: Any, scope: int) -> Any:
+    module = builder.module
+    domain = module.add_metadata(["steprule"])
+    scopes = [module.add_metadata([f"array {number}", domain]) for number in range(_SCOPES)]
+    instruction.set_metadata("alias.scope", module.add_metadata([scopes[scope]]))
+    instruction.set_metadata("noalias", module.add_metadata(scopes[:scope] + scopes[scope + 1 :]))
+    return instruction
+
+
+def array(dtype: str, scope: int) -> tuple[Any, Any]:
+    """Two functions for a kernel's array: ``load(address, i)`` and ``store(address, i, value)``.
+
+    Args:
+        dtype: of its elements, a key of `steprule.formats.ITEM_SIZE`; half-precision ones are given as bits.
+        scope: the array's number in its kernel.
+    """
+    element, number = _LLVM[dtype], _NUMBA[dtype]
+
+    def place(builder: Any, address: Any, i: Any) -> Any:
+        return builder.gep(builder.inttoptr(address, element.as_pointer()), [i])
+
+    @_instruction(number, types.int64, types.int64)
+    def load(builder: Any, address: Any, i: Any) -> Any:
+        return _mark(builder, builder.load(place(builder, address, i)), scope)
+
+    @_instruction(types.void, types.int64, types.int64, number)
+    def store(builder: Any, address: Any, i: Any, value: Any) -> Any:
+        _mark(builder, builder.store(value, place(builder, address, i)), scope)
+        return ir.Constant(_I8.as_pointer(), None)
+
+    return load, store
+
+
+def scratch(number: int) -> Any:
+    """A function that gives the address of room for a group's float32 numbers on the stack."""
+
+    @_instruction(types.int64, types.int64)
+    def room(builder: Any, _: Any) -> Any:
+        place = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, GROUP), name=f"scratch{number}")
+        return builder.ptrtoint(place, _I64)
+
+    return room
+
+
+# Pieces of conversions.
+
+
+def _bits(b: Any, x: Any) -> Any:
+    return b.bitcast(x, _I32)
+
+
+def _float(b: Any, bits: Any) -> Any:
+    return b.bitcast(bits, _FLOAT)
+
+
+def _abs(b: Any, bits: Any) -> Any:
+    return b.and_(bits, _I32(0x7FFFFFFF))
+
+
+def _umin(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_unsigned("<", x, y), x, y)
+
+
+def _umax(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_unsigned(">", x, y), x, y)
+
+
+def _smax(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_signed(">", x, y), x, y)
+
+
+def _without_payload(b: Any, x: Any) -> Any:
+    """x's bits, the same for every NaN, so that rounding cannot carry into the sign."""
+    return b.select(b.fcmp_unordered("uno", x, x), _I32(0x7FC00000), _bits(b, x))
+
+
+def _call(b: Any, name: str, x: Any) -> Any:
+    return b.call(b.module.declare_intrinsic(f"llvm.{name}", [_FLOAT]), [x])
+
+
+# Random numbers.
+
+
+@_instruction(_U32, _U32, types.int64)
+def weyl(b: Any, noise: Any, i: Any) -> Any:
+    """The random number of place i in a group."""
+    return b.add(noise, b.mul(b.trunc(i, _I32), _I32(WEYL)))
+
+
+@_instruction(_U32, _U32, types.int64)
+def element_random(b: Any, key: Any, i: Any) -> Any:
+    """The random number of element i: Wellons' lowbias32 of its index and the key."""
+    x = b.xor(b.trunc(i, _I32), key)
+    x = b.mul(b.xor(x, b.lshr(x, _I32(16))), _I32(0x7FEB352D))
+    x = b.mul(b.xor(x, b.lshr(x, _I32(15))), _I32(0x846CA68B))
+    return b.xor(x, b.lshr(x, _I32(16)))
+
+
+# Half precision.
+
+
+@_instruction(_F32, _U16)
+def from_bfloat16(b: Any, x: Any) -> Any:
+    """bfloat16 bits as float32."""
+    return _float(b, b.shl(b.zext(x, _I32), _I32(16)))
+
+
+@_instruction(_U16, _F32)
+def to_bfloat16(b: Any, x: Any) -> Any:
+    """float32 as bfloat16 bits, to nearest, ties to even."""
+    bits = _bits(b, x)
+    odd = b.and_(b.lshr(bits, _I32(16)), _I32(1))
+    rounded = b.lshr(b.add(bits, b.add(odd, _I32(0x7FFF))), _I32(16))
+    return b.trunc(b.select(b.fcmp_unordered("uno", x, x), _I32(0x7FC0), rounded), _I16)
+
+
+@_instruction(_U16, _F32, _U32)
+def round_bfloat16(b: Any, x: Any, random: Any) -> Any:
+    """float32 as bfloat16 bits, up as often as x is near the upper neighbour."""
+    return b.trunc(b.lshr(b.add(_without_payload(b, x), b.lshr(random, _I32(16))), _I32(16)), _I16)
+
+
+def _from_float16(b: Any, x: Any) -> Any:
+    return b.fpext(b.bitcast(x, _HALF), _FLOAT)
+
+
+def _to_float16(b: Any, x: Any) -> Any:
+    return b.bitcast(b.fptrunc(x, _HALF), _I16)
+
+
+from_float16 = _instruction(_F32, _U16)(_from_float16)
+to_float16 = _instruction(_U16, _F32)(_to_float16)
+
+
+@_instruction(_U16, _F32, _U32)
+def round_float16(b: Any, x: Any, random: Any) -> Any:
+    """float32 as float16 bits, up as often as x is near the upper neighbour."""
+    bits = _bits(b, x)
+    normal = b.and_(b.add(_without_payload(b, x), b.lshr(random, _I32(19))), _I32(0xFFFFE000))
+    magnitude = _float(b, _abs(b, bits))
+    small = b.fcmp_ordered("<", magnitude, ir.Constant(_FLOAT, 2.0**-14))  # there the spacing is 2**-24
+    share = b.fmul(b.uitofp(b.lshr(random, _I32(8)), _FLOAT), ir.Constant(_FLOAT, 2.0**-24))
+    scaled = b.fadd(b.fmul(b.select(small, magnitude, ir.Constant(_FLOAT, 0.0)), ir.Constant(_FLOAT, 2.0**24)), share)
+    count = b.fmul(b.sitofp(b.fptosi(scaled, _I32), _FLOAT), ir.Constant(_FLOAT, 2.0**-24))
+    signed = b.or_(_bits(b, count), b.and_(bits, _I32(0x80000000)))
+    return _to_float16(b, _float(b, b.select(small, signed, normal)))
+
+
+# Split weights: a half that is the weight rounded to nearest, and the rest.
+
+
+def _split_bfloat16(b: Any, x: Any, rest: int, random: Any) -> tuple[Any, Any]:
+    bits = _without_payload(b, x)
+    if random is not None:
+        bits = b.lshr(b.add(bits, b.lshr(random, _I32(24))), _I32(8))
+    high = b.lshr(b.add(bits, _I32(1 << (rest - 1))), _I32(rest))
+    return high, b.sub(bits, b.shl(high, _I32(rest)))
+
+
+@_instruction(_U16, _F32, _U32)
+def high24_bfloat16(b: Any, x: Any, random: Any) -> Any:
+    """The 16 bits of a 24-bit weight that are its bfloat16."""
+    return b.trunc(_split_bfloat16(b, x, 8, random)[0], _I16)
+
+
+@_instruction(types.int8, _F32, _U32)
+def low24_bfloat16(b: Any, x: Any, random: Any) -> Any:
+    """Its other 8 bits."""
+    return b.trunc(_split_bfloat16(b, x, 8, random)[1], _I8)
+
+
+@_instruction(_F32, _U16, types.int8)
+def join24_bfloat16(b: Any, high: Any, low: Any) -> Any:
+    """The weight."""
+    return _float(b, b.shl(b.add(b.shl(b.zext(high, _I32), _I32(8)), b.sext(low, _I32)), _I32(8)))
+
+
+@_instruction(_U16, _F32)
+def high32_bfloat16(b: Any, x: Any) -> Any:
+    """The 16 bits of a float32 that are its bfloat16."""
+    return b.trunc(_split_bfloat16(b, x, 16, None)[0], _I16)
+
+
+@_instruction(types.int16, _F32)
+def low32_bfloat16(b: Any, x: Any) -> Any:
+    """Its other 16 bits."""
+    return b.trunc(_split_bfloat16(b, x, 16, None)[1], _I16)
+
+
+@_instruction(_F32, _U16, types.int16)
+def join32_bfloat16(b: Any, high: Any, low: Any) -> Any:
+    """The weight."""
+    return _float(b, b.add(b.shl(b.zext(high, _I32), _I32(16)), b.sext(low, _I32)))
+
+
+def _float16_unit(b: Any, half: Any, bits: int) -> Any:
+    """What one of a correction is worth: float16's spacing at half (finite, at least its smallest) over 2**bits."""
+    exponent = b.and_(_bits(b, half), _I32(0x7F800000))
+    exponent = _umax(b, _umin(b, exponent, _I32((127 + 15) << 23)), _I32((127 - 14) << 23))
+    return b.fmul(_float(b, exponent), ir.Constant(_FLOAT, 2.0 ** (-10 - bits)))
+
+
+def _low_float16(b: Any, x: Any, bits: int, random: Any) -> Any:
+    half = _from_float16(b, _to_float16(b, x))
+    rest = b.fdiv(b.fsub(x, half), _float16_unit(b, half, bits))
+    if random is None:
+        rest = _call(b, "rint", rest)
+    else:
+        share = b.fmul(b.uitofp(b.lshr(random, _I32(8)), _FLOAT), ir.Constant(_FLOAT, 2.0**-24))
+        rest = _call(b, "floor", b.fadd(rest, share))
+    top = ir.Constant(_FLOAT, 2.0 ** (bits - 1) - 1)
+    bottom = ir.Constant(_FLOAT, -(2.0 ** (bits - 1)))
+    rest = b.select(b.fcmp_ordered("<", rest, top), rest, b.select(b.fcmp_ordered(">=", rest, top), top, bottom))
+    rest = b.select(b.fcmp_ordered(">", rest, bottom), rest, bottom)
+    return b.fptosi(rest, _I32)
+
+
+def _join_float16(b: Any, high: Any, low: Any, bits: int) -> Any:
+    half = _from_float16(b, high)
+    return b.fadd(half, b.fmul(b.sitofp(low, _FLOAT), _float16_unit(b, half, bits)))
+
+
+high24_float16 = _instruction(_U16, _F32, _U32)(lambda b, x, random: _to_float16(b, x))
+high32_float16 = to_float16
+low24_float16 = _instruction(types.int8, _F32, _U32)(
+    lambda b, x, random: b.trunc(_low_float16(b, x, 8, random), _I8)
+)
+low32_float16 = _instruction(types.int16, _F32)(lambda b, x: b.trunc(_low_float16(b, x, 16, None), _I16))
+join24_float16 = _instruction(_F32, _U16, types.int8)(lambda b, high, low: _join_float16(b, high, low, 8))
+join32_float16 = _instruction(_F32, _U16, types.int16)(lambda b, high, low: _join_float16(b, high, low, 16))
+
+
+# 8 bits: the leading bits of a float32, counted from a group's base. See steprule.formats.tensors.
+
+
+@_instruction(_U32, _U32, _F32)
+def larger_magnitude(b: Any, top: Any, x: Any) -> Any:
+    """The bits of the larger absolute value; NaN's are larger than any."""
+    return _umax(b, top, _abs(b, _bits(b, x)))
+
+
+def _base(b: Any, top: Any, room: int, least: int) -> Any:
+    leading = _umin(b, b.lshr(top, _I32(20)), _I32(0x7FC))
+    return b.trunc(_smax(b, b.sub(leading, _I32(room)), _I32(least)), _I16)
+
+
+signed8_base = _instruction(types.int16, _U32)(lambda b, top: _base(b, top, 125, 8))
+positive8_base = _instruction(types.int16, _U32)(lambda b, top: _base(b, top, 254, 0))
+
+
+def _leading(b: Any, bits: Any, base: Any, random: Any) -> Any:
+    """The leading bits above base; random ones are added below them, so that what is cut off counts on average."""
+    leading = b.lshr(b.add(bits, b.lshr(random, _I32(12))), _I32(20))
+    return b.sub(_umin(b, leading, _I32(0x7FC)), b.sext(base, _I32))
+
+
+@_instruction(_F32, types.int8, types.int16)
+def from_signed8(b: Any, code: Any, base: Any) -> Any:
+    """The number of a signed code."""
+    wide, base = b.sext(code, _I32), b.sext(base, _I32)
+    magnitude = b.select(b.icmp_signed("<", wide, _I32(0)), b.neg(wide), wide)
+    offset = _float(b, b.shl(base, _I32(20)))
+    x = b.fsub(_float(b, b.shl(b.add(magnitude, base), _I32(20))), offset)
+    return _float(b, b.or_(_bits(b, x), b.and_(wide, _I32(0x80000000))))
+
+
+@_instruction(types.int8, _F32, types.int16, _U32)
+def to_signed8(b: Any, x: Any, base: Any, random: Any) -> Any:
+    """The signed code of a number."""
+    bits = _bits(b, x)
+    offset = _float(b, b.shl(b.sext(base, _I32), _I32(20)))
+    code = _leading(b, _bits(b, b.fadd(_float(b, _abs(b, bits)), offset)), base, random)
+    sign = b.ashr(bits, _I32(31))
+    return b.trunc(b.sub(b.xor(code, sign), sign), _I8)
+
+
+@_instruction(_F32, types.uint8, types.int16)
+def from_positive8(b: Any, code: Any, base: Any) -> Any:
+    """The number of a nonnegative code."""
+    return _float(b, b.shl(b.add(b.zext(code, _I32), b.sext(base, _I32)), _I32(20)))
+
+
+@_instruction(types.uint8, _F32, types.int16, _U32)
+def to_positive8(b: Any, x: Any, base: Any, random: Any) -> Any:
+    """The code of a nonnegative number."""
+    floor = b.shl(b.sext(base, _I32), _I32(20))
+    return b.trunc(_leading(b, _umax(b, _abs(b, _bits(b, x)), floor), base, random), _I8)

@@ -1,0 +1,176 @@
+"""Formats as operations on whole torch tensors: for the eager engine, checkpoints and looking into a state.
+
+The 8-bit formats in words. A float32's leading bits, taken as an integer, grow with the number: by one for every
+eighth of an octave where three bits of the mantissa are kept (bits >> 20). A code is such an integer counted from the
+group's base, which is chosen so that the group's largest number just fits:
+
+- ``positive8``: 255 codes span 32 octaves below the group's largest number. What is smaller is kept at the smallest
+  code, so that a mean square is never read back as 0 where others in its group are not: steps become smaller, never
+  larger.
+- ``signed8``: a sign and 127 codes of ``|x| + offset``, the offset being 16 octaves below the largest number. Codes
+  are spaced relative to numbers above it, evenly below, and 0 is exact.
+
+Between two codes the rounding is random, with the mean of what is read back being what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from steprule.formats import FORMATS, GROUP, WEYL, base_shape, row_length
+
+HALF_WAY = 1 << 31
+"""In place of a random number: rounds to the nearer neighbour."""
+
+
+def decode(name: str, arrays: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+    """The numbers that an operand stands for.
+
+    Args:
+        name: its format.
+        arrays: its tensors by suffix.
+        shape: the operand's.
+
+    Returns:
+        A tensor of this shape, float32 unless the format is another plain dtype.
+    """
+    own = arrays[""]
+    kind = name.split()
+    if FORMATS[name].grouped:
+        base = _bits_of_base(arrays["_base"])
+        code = _to_groups(own, shape).int()
+        x = ((code.abs() + base) << 20).view(torch.float32)
+        if name == "signed8":
+            x = torch.copysign(x - (base << 20).view(torch.float32), code.float())
+        return _from_groups(x, shape)
+    if kind[-1] in ("24bit", "32bit"):
+        low = arrays["_correction"]
+        if kind[0] == "float16":
+            return own.float() + low.float() * _float16_unit(own.float(), 8 if kind[1] == "24bit" else 16)
+        high = own.view(torch.int16).int() & 0xFFFF
+        bits = ((high << 8) + low.int()) << 8 if kind[1] == "24bit" else (high << 16) + low.int()
+        return bits.view(torch.float32)
+    return own if len(kind) == 1 else own.float()
+
+
+def encode(name: str, x: Tensor, random: Tensor | int = HALF_WAY) -> dict[str, Tensor]:
+    """The arrays of an operand, by suffix, whatever they were before.
+
+    Args:
+        name: the format.
+        x: the numbers, float32.
+        random: 32 random bits: one number, or one for each element where the format asks for that.
+    """
+    kind = name.split()
+    bits = x.contiguous().view(torch.int32) if x.dtype == torch.float32 else x
+    if FORMATS[name].grouped:
+        return _encode_groups(name, x, random)
+    if len(kind) == 1:
+        return {"": x.to(getattr(torch, name))}
+    if kind[1] in ("dithered", "stochastic"):
+        return {"": _round_bfloat16(bits, random) if kind[0] == "bfloat16" else _round_float16(x, random)}
+    if kind[0] == "float16":
+        high = x.half()
+        size, least = (8, torch.int8) if kind[1] == "24bit" else (16, torch.int16)
+        rest = (x - high.float()) / _float16_unit(high.float(), size)
+        rest = (rest + _share(random)).floor() if size == 8 else rest.round()
+        limit = 2.0 ** (size - 1)
+        return {"": high, "_correction": rest.nan_to_num(-limit).clamp(-limit, limit - 1).to(least)}
+    wide = _unsigned(bits, x)
+    if kind[1] == "24bit":
+        wide = (wide + (random >> 24)) >> 8
+    size, least = (8, torch.int8) if kind[1] == "24bit" else (16, torch.int16)
+    high = (wide + (1 << (size - 1))) >> size
+    return {"": _as_bits(high).view(torch.bfloat16), "_correction": (wide - (high << size)).to(least)}
+
+
+def zeros(name: str, like: Tensor) -> dict[str, Tensor]:
+    """The arrays of an operand that is 0 everywhere, on the device of a tensor of its shape."""
+    made = {}
+    for suffix, dtype in FORMATS[name].arrays:
+        if suffix == "_base":
+            made[suffix] = torch.zeros(base_shape(like.shape), dtype=torch.int16, device=like.device)
+        elif FORMATS[name].grouped:
+            made[suffix] = torch.zeros(like.shape, dtype=getattr(torch, dtype), device=like.device)
+        else:
+            made[suffix] = torch.zeros_like(
+                like, dtype=getattr(torch, dtype), memory_format=torch.preserve_format, requires_grad=False
+            )
+    return made
+
+
+def element_random(key: int, like: Tensor) -> Tensor:
+    """32 random bits for each element of a tensor, by its index in row-major order."""
+    x = torch.arange(like.numel(), device=like.device).bitwise_and_(0xFFFFFFFF) ^ key
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return (x ^ (x >> 16)).view(like.shape)
+
+
+def _unsigned(bits: Tensor, x: Tensor) -> Tensor:
+    """A float32's bits as int64, the same for every NaN."""
+    return torch.where(x.isnan(), 0x7FC00000, bits.long() & 0xFFFFFFFF)
+
+
+def _as_bits(high: Tensor) -> Tensor:
+    return torch.where(high >= 0x8000, high - 0x10000, high).to(torch.int16)
+
+
+def _round_bfloat16(bits: Tensor, random: Tensor | int) -> Tensor:
+    return _as_bits((_unsigned(bits, bits.view(torch.float32)) + (random >> 16)) >> 16).view(torch.bfloat16)
+
+
+def _round_float16(x: Tensor, random: Tensor | int) -> Tensor:
+    bits = (_unsigned(x.contiguous().view(torch.int32), x) + (random >> 19)) & 0xFFFFE000
+    normal = torch.where(bits >= 1 << 31, bits - (1 << 32), bits).int().view(torch.float32)
+    small = torch.copysign((x.abs() * 2.0**24 + _share(random)).floor() * 2.0**-24, x)
+    return torch.where(x.abs() < 2.0**-14, small, normal).half()
+
+
+def _share(random: Tensor | int) -> Tensor | float:
+    """Random bits as a number from 0 to 1, 1 excluded."""
+    return (random >> 8).float() * 2.0**-24 if isinstance(random, Tensor) else (random >> 8) * 2.0**-24
+
+
+def _float16_unit(half: Tensor, bits: int) -> Tensor:
+    """What one of a correction is worth: float16's spacing at a finite number over 2**bits."""
+    exponent = half.contiguous().view(torch.int32) & 0x7F800000
+    return exponent.clamp(113 << 23, 142 << 23).view(torch.float32) * 2.0 ** (-10 - bits)
+
+
+def _to_groups(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Rows by groups by places; the last group of a row is filled up with zeros."""
+    rows, groups = base_shape(shape)
+    flat = x.reshape(rows, row_length(shape))
+    return pad(flat, (0, groups * GROUP - flat.shape[1])).view(rows, groups, GROUP)
+
+
+def _from_groups(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.reshape(x.shape[0], -1)[:, : row_length(shape)].reshape(tuple(shape))
+
+
+def _bits_of_base(base: Tensor) -> Tensor:
+    return base.int().unsqueeze(-1)
+
+
+def _encode_groups(name: str, x: Tensor, random: Tensor | int) -> dict[str, Tensor]:
+    groups = _to_groups(x.float(), x.shape)
+    magnitude = groups.view(torch.int32) & 0x7FFFFFFF
+    leading = (magnitude.amax(-1) >> 20).clamp(max=0x7FC)
+    base = (leading - 125).clamp(min=8) if name == "signed8" else (leading - 254).clamp(min=0)
+    floor = base.unsqueeze(-1) << 20
+    if name == "signed8":
+        bits = (magnitude.view(torch.float32) + floor.view(torch.float32)).view(torch.int32)
+    else:
+        bits = magnitude.maximum(floor)
+    places = torch.arange(GROUP, device=x.device)
+    cut = (random + places * WEYL) & 0xFFFFFFFF if random is not HALF_WAY else places * 0 + HALF_WAY
+    code = ((bits.long() + (cut >> 12)) >> 20).clamp(max=0x7FC) - base.unsqueeze(-1)
+    if name == "signed8":
+        code = torch.where(groups.view(torch.int32) < 0, -code, code)
+    dtype = torch.int8 if name == "signed8" else torch.uint8
+    return {"": _from_groups(code.to(dtype), x.shape), "_base": base.to(torch.int16)}
