@@ -44,13 +44,11 @@ def run_cpu(
 
 
 def make_plan(kernel: cpu.Kernel, tensors: Sequence[Operands], hyper: Mapping[str, Any], step: int) -> Plan:
-    from steprule.engine.trace import scalar_values
-
     return Plan(
-        addresses=list(zip(*([value.data_ptr() for value in row.values()] for row in tensors), strict=True)),
+        addresses=[[row[name + suffix].data_ptr() for row in tensors] for name, suffix in kernel.source.arrays],
         sizes=[row["param"].numel() for row in tensors],
         groups=[0] * len(tensors),
-        hyper=[scalar_values(kernel.formula, hyper)],
+        hyper=[kernel.numbers(hyper)],
         step_at=None,
         step_is_double=[],
         first_steps=[step - 1.0] * len(tensors),

@@ -14,10 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from steprule import rules
-from steprule.engine.codegen import ITEM_SIZE
 from steprule.engine.cpu import available_threads, compiled
 from steprule.engine.plan import Plan
-from steprule.engine.trace import scalar_values, trace
+from steprule.engine.trace import trace
 from steprule.rule import Rule, check_hyperparameters, check_names
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
@@ -111,7 +110,7 @@ class Optimizer:
             addresses=[[array.ctypes.data for array in column] for column in zip(*packed, strict=True)],
             sizes=[row[0].size for row in packed],
             groups=[0] * len(packed),
-            hyper=[scalar_values(kernel.formula, self.settings)],
+            hyper=[kernel.numbers(self.settings)],
             step_at=None,
             step_is_double=[],
             first_steps=[float(step) for step in steps],
@@ -159,7 +158,7 @@ class Optimizer:
 def _check_param(index: int, param: Any) -> None:
     if not isinstance(param, np.ndarray):
         raise TypeError(f"params[{index}] must be a NumPy array, not {type(param).__name__}")
-    if param.dtype.name not in ITEM_SIZE or not param.dtype.isnative:
+    if param.dtype.name not in ("float16", "float32", "float64") or not param.dtype.isnative:
         raise TypeError(f"params[{index}] must hold float16, float32 or float64, not {param.dtype}")
     if not param.flags.writeable:
         raise ValueError(f"params[{index}] is read-only")

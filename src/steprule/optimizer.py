@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
@@ -18,11 +20,22 @@ from torch.optim.optimizer import (
 )
 
 from steprule import rules
-from steprule.engine.codegen import ITEM_SIZE
-from steprule.engine.cpu import Kernel, compiled, static_settings
+from steprule.engine.cpu import Kernel, compiled
 from steprule.engine.eager import step_tensors
 from steprule.engine.plan import Plan
-from steprule.engine.trace import scalar_values, trace
+from steprule.engine.trace import nonnegative_states, static_settings, trace
+from steprule.formats import (
+    FIRST_ELEMENT_KEY,
+    FORMATS,
+    STATE_FORMATS,
+    WEIGHT_FORMATS,
+    dither,
+    mix,
+    row_length,
+    state_format,
+    weight_format,
+)  # fmt: skip
+from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule, check_hyperparameters, check_names
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
@@ -30,11 +43,18 @@ __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
 _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
 }  # fmt: skip
+_FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
 _FLAG_DOCS = """
     maximize: follow the gradient upwards. Default: False.
     differentiable: let autograd pass through the step (slower). Default: False.
     foreach, fused, capturable: accepted for torch.optim's sake and kept in the groups; the engine is chosen by
-        what the tensors are. fused=True, as there, refuses parameters that are not floating point."""
+        what the tensors are. fused=True, as there, refuses parameters that are not floating point.
+    states: how states are kept: "float32", "bfloat16" or "8bit" (a code each and a base for every 128, in tensors
+        whose rows have 128 or more; others keep float32). Default: the parameter's dtype.
+    weights: how bfloat16 and float16 parameters are kept: "stochastic" (rounded up or down at random, so that small
+        updates count on average), "24bit" or "32bit" (with an error-correction of 8 or 16 bits in the state, in
+        place of a float32 master copy). Default: rounded to nearest, which loses small updates.
+    seed: for random roundings, an int from 0 to 2**53; the same on every replica. Default: 0."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -84,6 +104,7 @@ class Optimizer(torch.optim.Optimizer):
         flag_kind = kind.POSITIONAL_OR_KEYWORD if positional_flags else kind.KEYWORD_ONLY
         parameters += [kind(name, flag_kind, default=_FLAGS[name]) for name in flags]
         parameters += [kind(name, kind.KEYWORD_ONLY, default=rule.hyperparameters[name]) for name in keyword_only]
+        parameters += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in _FORMAT_OPTIONS.items()]
         cls._signature = cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         if cls.__doc__ is None:
             cls.__doc__ = _docstring(cls)
@@ -91,10 +112,14 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
         self._check(settings)
+        if all(settings[name] == default for name, default in _FORMAT_OPTIONS.items()):
+            for name in _FORMAT_OPTIONS:  # as absent as in torch.optim
+                del settings[name]
         for name, default in self.rule.hyperparameters.items():
             if isinstance(default, tuple):
                 settings[name] = tuple(item.squeeze() if isinstance(item, Tensor) else item for item in settings[name])
         self._pass: _Pass | None = None
+        self._loading: _Loading | None = None
         super().__init__(params, {**settings, **self._fixed})
         for group in self.param_groups:
             trace(self.rule, group)  # a formula that cannot run says so now
@@ -110,6 +135,7 @@ class Optimizer(torch.optim.Optimizer):
     def _check(self, settings: Mapping[str, Any]) -> None:
         """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
         check_hyperparameters(self.rule, settings)
+        _check_formats(settings)
         for name in self._flags:
             if settings.get(name) not in (None, True, False):
                 raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
@@ -126,14 +152,29 @@ class Optimizer(torch.optim.Optimizer):
             param_group: a dict with "params" and any settings that differ from the defaults.
         """
         if isinstance(param_group, dict):
-            self._check({**self.defaults, **{k: v for k, v in param_group.items() if k in self.defaults}})
+            self._check(
+                {
+                    **self.defaults,
+                    **{k: v for k, v in param_group.items() if k in self.defaults or k in _FORMAT_OPTIONS},
+                }
+            )
         self._pass = None
         _add_param_group(self, param_group)
+        if any(name in group for group in self.param_groups for name in _FORMAT_OPTIONS):
+            for group in self.param_groups:
+                for name, default in _FORMAT_OPTIONS.items():
+                    group.setdefault(name, default)
+            try:
+                _check_parameters(self.param_groups[-1])
+            except Exception:
+                del self.param_groups[-1]
+                raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
 
-        States come in the parameter's dtype, or in that of the state that they replace.
+        Formats stay those of this optimizer, and what was saved in others is converted; the seed is taken over.
+        Without formats, states come in the parameter's dtype, or in that of the state that they replace.
 
         Args:
             state_dict: what `state_dict` returned.
@@ -141,22 +182,20 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: its groups have other sizes.
         """
-        kept = {
-            (param, name): value.dtype
-            for group in self.param_groups
-            for param in group["params"]
-            for name, value in self.state.get(param, {}).items()
-            if isinstance(value, Tensor) and name != "step"
-        }
-        super().load_state_dict(state_dict)
-        for (param, name), dtype in kept.items():
-            state = self.state.get(param, {})
-            if isinstance(state.get(name), Tensor):
-                state[name] = state[name].to(dtype)
+        self._loading = _Loading(self)
+        hook = self.register_load_state_dict_pre_hook(self._loading.remember)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+            self._loading = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._pass = None
+        loading = self.__dict__.setdefault("_loading", None)
+        if loading is not None:
+            loading.restore(self)
         for group in self.param_groups:
             for name in (*self.rule.hyperparameters, *self._flags):
                 group.setdefault(name, _FLAGS.get(name, self.rule.hyperparameters.get(name)))
@@ -164,6 +203,61 @@ class Optimizer(torch.optim.Optimizer):
             for param in group["params"]:
                 for name, value in self.state.get(param, {}).items():
                     self.state[param][name] = _own_copy(name, value, param, group)
+        if loading is not None:
+            loading.convert(self)
+
+    def read(self, param: Tensor, name: str = "param") -> Tensor:
+        """The number behind each element of a parameter or a state, whatever it is kept as.
+
+        Args:
+            param: one of the optimizer's parameters.
+            name: a state, or "param" for the weight itself with its error-correction.
+
+        Returns:
+            A new tensor of the parameter's shape, float32 (float64 for float64).
+
+        Raises:
+            KeyError: the parameter is not the optimizer's or has no such state yet.
+        """
+        for group in self.param_groups:
+            if any(param is other for other in group["params"]):
+                break
+        else:
+            raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
+        state = self.state.get(param, {})
+        if name == "param":
+            kind = weight_format(group.get("weights"), _name_of(param.dtype))
+            if "param_correction" not in state:
+                kind = _name_of(param.dtype)
+            arrays = {"": param.detach(), **_arrays(state, "param")}
+        elif isinstance(state.get(name), Tensor):
+            kind, arrays = _kept_format(state, name), _arrays(state, name)
+        else:
+            raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
+        value = decode(kind, arrays, param.shape)
+        return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
+
+    def plain_state_dict(self) -> dict[str, Any]:
+        """The state dict with every state as a float32 tensor and without formats: torch.optim can load it.
+
+        Error-corrections of weights are left out, since torch.optim has none; `read` gives a weight with its own.
+        """
+        result = self.state_dict()
+        params = [param for group in self.param_groups for param in group["params"]]
+        numbers = [number for group in result["param_groups"] for number in group["params"]]
+        state = dict(result["state"])
+        for number, param in zip(numbers, params, strict=True):
+            if number in state:
+                names = [name for name in state[number] if not name.endswith(("_base", "_correction"))]
+                state[number] = {
+                    name: self.read(param, name)
+                    if isinstance(state[number][name], Tensor) and name != "step"
+                    else state[number][name]
+                    for name in names
+                    if name != "step" or self.rule.keeps_step
+                }
+        groups = [{k: v for k, v in group.items() if k not in _FORMAT_OPTIONS} for group in result["param_groups"]]
+        return {**result, "state": state, "param_groups": groups}
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step.
@@ -219,11 +313,12 @@ class Optimizer(torch.optim.Optimizer):
         if any(group.get("capturable") for group in self.param_groups):
             self._accelerator_graph_capture_health_check()
         self._pass = None
+        counter = itertools.count()  # of all parameters, so that one's number does not depend on the others' gradients
         entries = [
-            _Entry(self, number, group, index, param)
+            _Entry(self, number, group, index, param, place)
             for number, group in enumerate(self.param_groups)
             for index, param in enumerate(group["params"])
-            if param.grad is not None
+            if (place := next(counter)) >= 0 and param.grad is not None
         ]
         buckets: dict[Any, list[_Entry]] = {}
         seen: set[int] = set()
@@ -232,7 +327,7 @@ class Optimizer(torch.optim.Optimizer):
                 entry.is_fast = entry.is_new = False
             seen.add(id(entry.param))
             if entry.is_fast:
-                key = (static_settings(self.rule, entry.group), entry.group["maximize"], entry.dtypes())
+                key = (static_settings(self.rule, entry.group), entry.group["maximize"], tuple(entry.formats.values()))
                 buckets.setdefault(key, []).append(entry)
         kernels = [
             compiled(self.rule, bucket[0].group, key[1], key[2]) for key, bucket in buckets.items()
@@ -283,8 +378,11 @@ _leave_uncompiled(Optimizer.add_param_group)
 class _Entry:
     """A parameter with a gradient, at this step."""
 
-    def __init__(self, optimizer: Optimizer, number: int, group: dict[str, Any], index: int, param: Tensor) -> None:
+    def __init__(
+        self, optimizer: Optimizer, number: int, group: dict[str, Any], index: int, param: Tensor, place: int
+    ) -> None:
         self.optimizer = optimizer
+        self.place = place
         self.rule = optimizer.rule
         self.number = number
         self.group = group
@@ -295,6 +393,13 @@ class _Entry:
         self.state: dict[str, Any] = optimizer.state.get(param, {})
         self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
         self._check(f"parameter {index} of group {number}" + self._name(index))
+        self.formats = self._formats()
+        self.arrays = (
+            [(name, suffix) for name, kind in self.formats.items() for suffix, _ in FORMATS[kind].arrays]
+            if self.formats
+            else []
+        )
+        self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
         self.is_fast = self._fits_the_cpu_engine()
 
     def _name(self, index: int) -> str:
@@ -305,7 +410,7 @@ class _Entry:
         param, grad, group = self.param, self.grad, self.group
         for what in ("shape", "dtype", "device"):
             mine, its = getattr(param, what), getattr(grad, what)
-            if mine != its:
+            if mine != its and not (what == "dtype" and {mine, its} <= _MIXABLE):
                 raise RuntimeError(f"the gradient of {who} has the {what} {its}, its parameter {mine}")
         if grad.is_sparse and not self.rule.sparse_grads:
             raise RuntimeError(f"{type(self.optimizer).__name__} does not support sparse gradients ({who})")
@@ -313,6 +418,8 @@ class _Entry:
             _device_dtype_check_for_fused(param)
         if group["differentiable"] and getattr(self.state.get("step"), "requires_grad", False):
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
+        if group["differentiable"] and any(group.get(name) for name in ("states", "weights")):
+            raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
         for name in self.present:
             state = self.state.get(name)
             if isinstance(state, Tensor) and state.shape != param.shape:
@@ -320,49 +427,96 @@ class _Entry:
                     f"the state {name} of {who} has the shape {state.shape}, its parameter {param.shape}"
                 )
 
+    def _formats(self) -> dict[str, str]:
+        """How each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones."""
+        if self.param.dtype not in _DTYPES:
+            return {}
+        dtype, chosen = _name_of(self.param.dtype), self.group.get("states")
+        formats = {"param": weight_format(self.group.get("weights"), dtype), "grad": _name_of(self.grad.dtype)}
+        for name in self.present:
+            if chosen is not None:
+                formats[name] = _state_format(self.rule, name, self.group, self.param)
+            elif isinstance(self.state.get(name), Tensor) and f"{name}_base" not in self.state:
+                formats[name] = _DTYPES.get(self.state[name].dtype, dtype)
+            else:
+                formats[name] = dtype
+        return formats
+
     def _fits_the_cpu_engine(self) -> bool:
-        """Whether all operands lie in memory as the parameter does, gap-free, in a dtype that kernels read."""
+        """Whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read."""
         param = self.param
-        if self.group["differentiable"] or not _is_dense(param):
+        if self.group["differentiable"] or not self.formats or not _is_dense(param):
             return False
         step = self.state.get("step", _ZERO)
-        if self.rule.keeps_step and not (
+        if self.keeps_step and not (
             isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64) and step.device.type == "cpu"
         ):
             return False
+        kinds = [FORMATS[kind] for kind in self.formats.values()]
+        if any(kind.grouped or kind.random == "element" for kind in kinds) and not param.is_contiguous():
+            return False  # groups and elements are counted by row
         layout = _layout(param)
-        others = [self.grad, *(self.state[name] for name in self.present if self.state.get(name) is not None)]
+        kept = [self.state.get(name + suffix) for name, suffix in self.arrays if suffix != "_base"]
+        others = [self.grad, *(x for x in kept if isinstance(x, Tensor))]
         return all(_is_readable(x) and _layout(x) == layout for x in (param, *others))
 
-    def dtypes(self) -> tuple[str, ...]:
-        default = self.param
-        operands = [self.param, self.grad, *(self.state.get(name, default) for name in self.present)]
-        return tuple(_DTYPES[(x if isinstance(x, Tensor) else default).dtype] for x in operands)
-
     def make_state(self) -> None:
-        """Creates the states that are missing."""
-        if not self.rule.keeps_step and not self.present:
+        """Creates the states that are missing and converts those that are kept otherwise."""
+        if not self.state_names() and not self.present:
             return
         self.state = self.optimizer.state[self.param]
-        if self.rule.keeps_step and "step" not in self.state:
-            self.state["step"] = torch.zeros((), **_step_options(self.group, self.param))
+        if self.keeps_step and "step" not in self.state:
+            behind = 0 if self.rule.keeps_step or self.is_new else 1
+            self.state["step"] = torch.full((), behind, **_step_options(self.group, self.param))
+        if not self.formats:
+            for name in self.present:
+                if self.state.get(name) is None:
+                    self.state[name] = torch.zeros_like(self.param, memory_format=torch.preserve_format)
+            return
         for name in self.present:
-            if self.state.get(name) is None:
-                self.state[name] = torch.zeros_like(self.param, memory_format=torch.preserve_format)
+            if not isinstance(self.state.get(name), Tensor):
+                _set_arrays(self.state, name, zeros(self.formats[name], self.param))
+            else:
+                _convert(self.state, name, self.formats[name], self.param)
+        for name, suffix in self.arrays:
+            if name == "param" and suffix and name + suffix not in self.state:
+                self.state[name + suffix] = zeros(self.formats[name], self.param)[suffix]
 
-    def operands(self) -> list[Tensor]:
-        return [self.param, self.grad, *(self.state[name] for name in self.present)]
+    def state_names(self) -> set[str]:
+        """What the state consists of."""
+        arrays = {name + suffix for name, suffix in self.arrays} - {"param", "grad"}
+        return arrays | {"step"} if self.keeps_step else arrays
+
+    def tensor(self, name: str, suffix: str) -> Tensor:
+        """One of the arrays of a kernel."""
+        if suffix or name not in ("param", "grad"):
+            return self.state[name + suffix]  # type: ignore[no-any-return]
+        return self.param if name == "param" else self.grad
 
     def step_eagerly(self) -> None:
-        if self.rule.keeps_step:
+        if self.keeps_step:
             self.state["step"] += 1
             step = self.state["step"]
             step = step.double() if self.group.get("capturable") else float(step)
         else:
             step = 1 if self.is_new else 2
         hyper = {name: self._plain(self.group[name]) for name in self.rule.hyperparameters}
-        states = [name and self.state[name] for name in self.names]
-        step_tensors(self.rule, self.param, self.grad, states, step, hyper, self.group["maximize"])
+        if all(kind in _PLAIN for kind in self.formats.values()):
+            states = [name and self.state[name] for name in self.names]
+            step_tensors(self.rule, self.param, self.grad, states, step, hyper, self.group["maximize"])
+            return
+        wide = {name: self.optimizer.read(self.param, name) for name in ("param", *self.present)}
+        grad = self.grad.to_dense() if self.grad.is_sparse else self.grad
+        states = [name and wide[name] for name in self.names]
+        step_tensors(self.rule, wide["param"], grad, states, step, hyper, self.group["maximize"])
+        for name, value in wide.items():
+            kind = FORMATS[self.formats[name]]
+            seed, count = self.group.get("seed", 0), int(step)
+            random: Any = dither(seed, count, [*self.formats].index(name))
+            if kind.random == "element":
+                random = element_random(mix(seed, count, self.place + FIRST_ELEMENT_KEY), value)
+            for suffix, array in encode(self.formats[name], value, random).items():
+                self.tensor(name, suffix).copy_(array)
 
     def _plain(self, value: Any) -> Any:
         """Hyperparameters as floats, or as tensors where autograd or a graph must see them."""
@@ -385,13 +539,13 @@ class _Pass:
 
     def __init__(self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[Kernel, list[_Entry]]]) -> None:
         self._rule = optimizer.rule
+        groups = optimizer.param_groups
         keys = [
             name
-            for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable")
-            if name in optimizer.defaults
+            for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable", *_FORMAT_OPTIONS)
+            if name in groups[0]
         ]
         self._settings_of = itemgetter(*keys, keys[0])
-        groups = optimizer.param_groups
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
 
@@ -403,11 +557,9 @@ class _Pass:
         self._grad_at = [entry.grad.data_ptr() for entry in fast]
         self._state_of = optimizer.state
         self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), _END))
-        self.complete = len(fast) == len(entries) and all(
-            set(entry.state) == {*entry.present, *(["step"] if entry.rule.keeps_step else [])} for entry in fast
-        )
+        self.complete = len(fast) == len(entries) and all(set(entry.state) == entry.state_names() for entry in fast)
         self._fixed = (self._params, *(entry.state.values() for entry in fast))
-        self._held = [entry.operands()[2:] for entry in fast]  # so that no other state can take their places
+        self._held = [list(entry.state.values()) for entry in fast]  # so that no other state can take their places
         self._fixed_at = list(map(_ADDRESS, chain.from_iterable(self._fixed))) if self.complete else []
 
         self._plans: list[tuple[Kernel, Plan, slice]] = []
@@ -461,25 +613,145 @@ class _Pass:
             return False
         self._settings = [self._plain(group) for group in groups]
         for kernel, plan, _ in self._plans:
-            plan.hyper[:] = [scalar_values(kernel.formula, group) for group in groups]
+            plan.hyper[:] = [kernel.numbers(group) for group in groups]
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return static_settings(self._rule, group), group["maximize"], group["differentiable"]
+        formats = group.get("states"), group.get("weights")
+        return static_settings(self._rule, group), group["maximize"], group["differentiable"], formats
 
 
 def _plan(kernel: Kernel, bucket: list[_Entry], groups: list[dict[str, Any]]) -> Plan:
-    keeps_step = bucket[0].rule.keeps_step
+    keeps_step = bucket[0].keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
     return Plan(
-        addresses=list(zip(*(map(_ADDRESS, entry.operands()) for entry in bucket), strict=True)),
+        addresses=[[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
         sizes=[entry.param.numel() for entry in bucket],
         groups=[entry.number for entry in bucket],
-        hyper=[scalar_values(kernel.formula, group) for group in groups],
+        hyper=[kernel.numbers(group) for group in groups],
         step_at=list(map(_ADDRESS, steps)) if keeps_step else None,
         step_is_double=[step.dtype == torch.float64 for step in steps],
         first_steps=[0.0 if entry.is_new else 1.0 for entry in bucket],
+        rows=[row_length(entry.param.shape) for entry in bucket] if kernel.source.grouped else None,
+        numbers=[entry.place for entry in bucket],
     )
+
+
+class _Loading:
+    """What load_state_dict must know beyond what torch.optim's does with a state dict."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._formats = [{k: g[k] for k in _FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
+        self._dtypes = {
+            (param, name): _kept_format(state, name)
+            for param, state in optimizer.state.items()
+            if isinstance(param, Tensor)
+            for name, value in state.items()
+            if isinstance(value, Tensor) and name in optimizer.rule.states
+        }
+        self._source: dict[str, Any] = {}
+
+    def remember(self, _: Any, state_dict: dict[str, Any]) -> None:
+        """The last of the pre-hooks: this is what will be loaded."""
+        self._source = state_dict
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
+        for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
+            seed = group.get("seed", 0)
+            for name in _FORMAT_OPTIONS:
+                group.pop(name, None)
+            group.update({**own, "seed": seed} if own else {})
+            for number, param in zip(saved["params"], group["params"], strict=True):
+                for name, value in self._source["state"].get(number, {}).items():
+                    known = name.removesuffix("_base").removesuffix("_correction")
+                    if isinstance(value, Tensor) and known in ("param", *optimizer.rule.states):
+                        optimizer.state[param][name] = value.to(param.device)
+
+    def convert(self, optimizer: Optimizer) -> None:
+        """Brings loaded states into this optimizer's formats."""
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                state = optimizer.state.get(param, {})
+                if param.dtype not in _DTYPES:
+                    for name in optimizer.rule.states:
+                        if isinstance(state.get(name), Tensor):
+                            state[name] = state[name].to(param.dtype)
+                    continue
+                dtype = _name_of(param.dtype)
+                for name in optimizer.rule.states:
+                    if isinstance(state.get(name), Tensor):
+                        kind = self._dtypes.get((param, name), dtype)
+                        if group.get("states") is not None:
+                            kind = _state_format(optimizer.rule, name, group, param)
+                        _convert(state, name, kind, param)
+                wanted = dict(FORMATS[weight_format(group.get("weights"), dtype)].arrays).get("_correction")
+                correction = state.get("param_correction")
+                if correction is not None and _name_of(correction.dtype) != wanted:
+                    del state["param_correction"]
+
+
+def _check_formats(settings: Mapping[str, Any]) -> None:
+    for name, choices in (("states", STATE_FORMATS), ("weights", WEIGHT_FORMATS)):
+        value = settings.get(name)
+        if value is not None and value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1, 0.4)
+            hint = f"did you mean {near[0]!r}?" if near else "it can be " + ", ".join(map(repr, (None, *choices)))
+            raise ValueError(f"Invalid {name} value: {value!r}; {hint}")
+    seed = settings.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**53:
+        raise ValueError(f"Invalid seed value: {seed!r}; it must be an int from 0 to 2**53")
+
+
+def _check_parameters(group: Mapping[str, Any]) -> None:
+    """Raises for parameters that the group's formats cannot serve."""
+    for name in ("states", "weights"):
+        for index, param in enumerate(group["params"]):
+            if group[name] is not None and (
+                param.dtype not in _MIXABLE or type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
+            ):
+                kind = param.dtype if param.dtype not in _MIXABLE else type(param).__name__
+                raise ValueError(f"{name}={group[name]!r} does not take {kind} (parameter {index} of its group)")
+
+
+def _state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: Tensor) -> str:
+    """The format that a group's choice of states means for one state of one parameter."""
+    exact = bool(group.get(rule.exact_when.get(name, "")))
+    return state_format(
+        group["states"], _name_of(param.dtype), param.shape, name in nonnegative_states(rule, group), exact
+    )
+
+
+def _kept_format(state: Mapping[str, Any], name: str) -> str:
+    """The format that a state is in."""
+    dtype = state[name].dtype
+    if f"{name}_base" in state:
+        return "signed8" if dtype == torch.int8 else "positive8"
+    return _name_of(dtype)
+
+
+def _arrays(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    return {suffix: state[name + suffix] for suffix in ("", "_base", "_correction") if name + suffix in state}
+
+
+def _set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:
+    for suffix in ("_base", "_correction"):
+        state.pop(name + suffix, None)
+    state.update({name + suffix: array for suffix, array in arrays.items()})
+
+
+def _convert(state: dict[str, Any], name: str, kind: str, param: Tensor) -> None:
+    """Brings a state into a format, if it is not."""
+    kept = _kept_format(state, name)
+    if kept == kind.removesuffix(" dithered"):
+        return
+    arrays = encode(kind, decode(kept, _arrays(state, name), param.shape).float()) if FORMATS[kind].random else None
+    if arrays is None:
+        wide = decode(kept, _arrays(state, name), param.shape)
+        arrays = {"": torch.empty_like(param, dtype=getattr(torch, kind), requires_grad=False).copy_(wide)}
+    elif not FORMATS[kind].grouped:
+        arrays = {"": torch.empty_like(param, dtype=arrays[""].dtype, requires_grad=False).copy_(arrays[""])}
+    _set_arrays(state, name, arrays)
 
 
 _ADDRESS = Tensor.data_ptr
@@ -488,7 +760,14 @@ _count_write = torch._C._increment_version  # kernels write through addresses: t
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 _ZERO = torch.zeros(())
-_DTYPES = {getattr(torch, name): name for name in ITEM_SIZE}
+_PLAIN = ("float64", "float32", "bfloat16", "float16")
+_DTYPES = {getattr(torch, name): name for name in _PLAIN}
+_MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and its gradient's dtype
+_READABLE = {*_DTYPES, torch.int8, torch.uint8, torch.int16}
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
@@ -518,7 +797,7 @@ def _is_readable(x: Tensor) -> bool:
         type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # a subclass with its own may hold no memory of its own
         and x.device.type == "cpu"
         and x.layout is torch.strided
-        and x.dtype in _DTYPES
+        and x.dtype in _READABLE
         and not x.is_neg()
         and not x.is_inference()
     )

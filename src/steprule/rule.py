@@ -34,18 +34,21 @@ class Rule:
         hyperparameters: update's hyperparameters and their defaults, in order.
         state_when: for a state that only some settings need, the hyperparameter that must be true or
             nonzero for it to exist; otherwise update is given None.
+        exact_when: for a state that is subtracted from another, which a coarse format would make noise of, the
+            hyperparameter that must be true for that; it is then kept in float32 at least.
         keeps_step: whether ``step`` is kept with each parameter's state. Where it is not, step is 1 at a
             parameter's first step (its states are new) and 2 or more afterwards.
         sparse_grads: whether sparse gradients are accepted. Where a rule has no states and weight_decay is 0, a
             zero gradient must then leave an element as it is: only those present are touched.
 
     Raises:
-        RuleError: when the class is made, if update's signature or state_when does not fit.
+        RuleError: when the class is made, if update's signature, state_when or exact_when does not fit.
     """
 
     states: ClassVar[tuple[str, ...]] = ()
     hyperparameters: ClassVar[Mapping[str, Any]] = {}
     state_when: ClassVar[Mapping[str, str]] = {}
+    exact_when: ClassVar[Mapping[str, str]] = {}
     keeps_step: ClassVar[bool] = True
     sparse_grads: ClassVar[bool] = False
 
@@ -59,17 +62,18 @@ class Rule:
         function = getattr(function, "__func__", function)
         cls.update = staticmethod(function)  # type: ignore[attr-defined]
         cls.states, cls.hyperparameters = _read_signature(cls, function)
-        for state, condition in cls.state_when.items():
-            if state not in cls.states:
-                raise RuleError(
-                    f"{cls.__name__}.state_when names the unknown state {state!r}; update's states are "
-                    f"{', '.join(cls.states) or 'none'}"
-                )
-            if condition not in cls.hyperparameters:
-                raise RuleError(
-                    f"{cls.__name__}.state_when[{state!r}] names the unknown hyperparameter {condition!r}; "
-                    f"update has {', '.join(cls.hyperparameters) or 'none'}"
-                )
+        for attribute in ("state_when", "exact_when"):
+            for state, condition in getattr(cls, attribute).items():
+                if state not in cls.states:
+                    raise RuleError(
+                        f"{cls.__name__}.{attribute} names the unknown state {state!r}; update's states are "
+                        f"{', '.join(cls.states) or 'none'}"
+                    )
+                if condition not in cls.hyperparameters:
+                    raise RuleError(
+                        f"{cls.__name__}.{attribute}[{state!r}] names the unknown hyperparameter {condition!r}; "
+                        f"update has {', '.join(cls.hyperparameters) or 'none'}"
+                    )
 
     @classmethod
     def function(cls) -> Callable[..., Any]:

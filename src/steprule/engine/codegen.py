@@ -101,7 +101,7 @@ _UPDATE = '''
 def update(size, {addresses}, numbers):
     """One tensor's chunk."""
     {scalar_names} = numbers
-    for i in range(size):
+{before}    for i in range(size):
 {body}
 
 '''
@@ -111,8 +111,7 @@ _GROUPED_UPDATE = '''
 def update_group(first, group, size, {addresses}, numbers):
     """Numbers that share a base: their new values, then, the largest being known, their codes."""
     {scalar_names} = numbers
-{before}
-    for j in range(size):
+{before}    for j in range(size):
         i = first + j
 {body}
 {between}
@@ -193,7 +192,11 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         own = [f"load_{name}{suffix}({name}{suffix}_at, i)" for suffix, _ in one.arrays if suffix != "_base"]
         value = one.load.format(*own, base=f"{name}_base")
         kept = one.arrays[0][1]
-        loads.append(f"{local} = {value}" if kept == real or (real == "float32" and one.load != "{0}") else f"{local} = {real}({value})")
+        loads.append(
+            f"{local} = {value}"
+            if kept == real or (real == "float32" and one.load != "{0}")
+            else f"{local} = {real}({value})"
+        )
         if one.grouped:
             before.append(f"{name}_base = load_{name}_base({name}_base_at, group)")
     for name, expression in formula.outputs.items():
@@ -201,17 +204,26 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         value = writer.element(expression, body)
         body.append(f"{local} = {value if not expression.scalar else f'{real}({value})'}")
         kept = one.arrays[0][1]
-        x = local if kept == real or (kept != "float64" and real == "float32") else f"{'float64' if kept == 'float64' else 'float32'}({local})"
+        x = (
+            local
+            if kept == real or (kept != "float64" and real == "float32")
+            else f"{'float64' if kept == 'float64' else 'float32'}({local})"
+        )
         if one.grouped:
             scope = len(arrays) + scratches
-            accessors += [f"load_new_{name}, store_new_{name} = array('float32', {scope})", f"room_for_{name} = scratch({scratches})"]
+            accessors += [
+                f"load_new_{name}, store_new_{name} = array('float32', {scope})",
+                f"room_for_{name} = scratch({scratches})",
+            ]
             scratches += 1
             before += [f"{name}_room = room_for_{name}(0)", f"{name}_top = uint32(0)"]
+            kind = formats[formula.operands.index(name)]
+            if kind == "positive8":
+                stores.append(f"{x} = magnitude({x})")
             stores += [
                 f"store_new_{name}({name}_room, j, {x})",
                 f"{name}_top = larger_magnitude({name}_top, {x})",
             ]
-            kind = formats[formula.operands.index(name)]
             between += [
                 f"{name}_base = {kind}_base({name}_top)",
                 f"store_{name}_base({name}_base_at, group, {name}_base)",
@@ -233,7 +245,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     seed = f"hyper[{len(formula.scalars)}]"
     scalar_lines += [f"{local} = {text}" for text, local in writer.hoisted.items()]
     results = [f"{real}({local})" for local in writer.hoisted.values()]
-    results += [f"random_bits({seed}, step, {formula.operands.index(name)})" for name in steps_random]
+    results += [f"dither({seed}, step, {formula.operands.index(name)})" for name in steps_random]
     results += [seed, "step"] if by_element else []
     scalar_lines.append(f"return ({''.join(f'{result}, ' for result in results)})")
     names = [*writer.hoisted.values(), *(f"random_{name}" for name in steps_random)]
@@ -251,15 +263,13 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     update = (_GROUPED_UPDATE if grouped else _UPDATE).format(
         addresses=addresses,
         scalar_names="".join(f"{name}, " for name in names).rstrip() or "()",
-        before=_indent(before, 1),
+        before="".join(f"    {line}\n" for line in before),
         body=_indent(loads + body + stores, 2),
         between=_indent(between, 1),
         after=_indent(after, 2),
     )
-    if before and not grouped:
-        update = update.replace("    for i in range(size):", _indent(before, 1) + "\n    for i in range(size):")
-    random = bool(steps_random) or by_element
-    hyper_count = len(formula.scalars) + random
+    uses_seed = bool(steps_random) or by_element
+    hyper_count = len(formula.scalars) + uses_seed
     text = _TEMPLATE.format(
         title=title,
         purpose=f"Operands: {', '.join(f'{n} {d}' for n, d in zip(formula.operands, formats, strict=True))}; computed in {real}.",
@@ -272,7 +282,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         hyper_bytes=8 * hyper_count,
         chunk_arguments="\n".join(f"            {argument}," for argument in chunk_arguments),
     )
-    return Source(text, tuple(arrays), grouped, random)
+    return Source(text, tuple(arrays), grouped, uses_seed)
 
 
 def _indent(lines: Sequence[str], depth: int) -> str:

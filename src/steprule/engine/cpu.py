@@ -27,7 +27,7 @@ from typing import Any
 from steprule.engine.codegen import Source, write_kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
-from steprule.engine.trace import Formula, scalar_values, trace
+from steprule.engine.trace import Formula, scalar_values, static_settings, trace
 from steprule.rule import Rule
 
 PARALLEL_FROM = 65536
@@ -101,16 +101,6 @@ def compiled(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool, formats
         source = write_kernel(title.replace("\\", "/").replace('"', "'"), formula, formats)
         _kernels[key] = Kernel(formula, source, *_load(rule.__name__, source.text))
     return _kernels[key]
-
-
-def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What of the hyperparameters is fixed in a kernel."""
-    settings = [
-        bool(hyper[name]) if isinstance(default, bool) else hyper[name]
-        for name, default in rule.hyperparameters.items()
-        if default is None or isinstance(default, (bool, str))
-    ]
-    return (*settings, *rule.states_for(hyper))
 
 
 def available_threads() -> int:

@@ -13,6 +13,8 @@ from numba import carray, njit, types
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from steprule.formats import ROOTS
+
 EXACT: dict[str, Any] = {"error_model": "numpy"}
 """Divisions that give inf or NaN instead of raising; nothing is reordered."""
 FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "arcp", "nsz"}}
@@ -82,6 +84,12 @@ def random_bits(seed, step, number):  # type: ignore[no-untyped-def]
     z = (z ^ (z >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> uint64(27))) * uint64(0x94D049BB133111EB)
     return uint32((z ^ (z >> uint64(31))) >> uint64(32))
+
+
+@njit(**EXACT)
+def dither(seed, step, number):  # type: ignore[no-untyped-def]
+    """`steprule.formats.dither`: the 32 bits that round an operand at a step."""
+    return uint32(uint64(random_bits(seed, 0.0, number)) + uint64(int64(step)) * uint64(ROOTS[number % len(ROOTS)]))
 
 
 @njit(**EXACT)

@@ -75,8 +75,17 @@ class Plan:
     def _header(self, mode: int, count: int) -> np.ndarray:
         """In the order of steprule.engine.machine's names."""
         header = np.zeros(16, np.int64)
-        tables = (self.addresses, self._chunks, self._groups, self.hyper, self._step_at, self._step_kind, self._steps)
-        tables += (self._rows, self._numbers)
+        tables = (
+            self.addresses,
+            self._chunks,
+            self._groups,
+            self.hyper,
+            self._step_at,
+            self._step_kind,
+            self._steps,
+            self._rows,
+            self._numbers,
+        )
         header[:13] = [
             mode,
             self._next.ctypes.data,

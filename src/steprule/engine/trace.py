@@ -271,3 +271,24 @@ def scalar_values(formula: Formula, hyper: Mapping[str, Any]) -> list[float]:
     return [
         float(hyper[name] if index is None else operator.getitem(hyper[name], index)) for name, index in formula.scalars
     ]
+
+
+def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of the hyperparameters is fixed in a kernel."""
+    settings = [
+        bool(hyper[name]) if isinstance(default, bool) else hyper[name]
+        for name, default in rule.hyperparameters.items()
+        if default is None or isinstance(default, (bool, str))
+    ]
+    return (*settings, *rule.states_for(hyper))
+
+
+_nonnegative_states: dict[Any, frozenset[str]] = {}
+
+
+def nonnegative_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
+    """`Formula.nonnegative` for these hyperparameters."""
+    key = (rule, static_settings(rule, hyper))
+    if key not in _nonnegative_states:
+        _nonnegative_states[key] = trace(rule, hyper).nonnegative
+    return _nonnegative_states[key]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-GROUP = 64
+GROUP = 128
 """Numbers that share a base: consecutive ones of one row, a row being one index of the first dimension."""
 
 STATE_FORMATS = ("float32", "bfloat16", "8bit")
@@ -51,7 +51,9 @@ FORMATS: dict[str, Format] = {dtype: _plain(dtype) for dtype in ("float64", "flo
 
 for _half in HALVES:
     _one = (("", _half),)
-    FORMATS[f"{_half} dithered"] = Format(_one, f"from_{_half}({{0}})", (f"round_{_half}({{x}}, {{random}})",), random="step")
+    FORMATS[f"{_half} dithered"] = Format(
+        _one, f"from_{_half}({{0}})", (f"round_{_half}({{x}}, {{random}})",), random="step"
+    )
     FORMATS[f"{_half} stochastic"] = Format(
         _one, f"from_{_half}({{0}})", (f"round_{_half}({{x}}, {{random}})",), random="element"
     )
@@ -146,3 +148,14 @@ WEYL = 0x9E3779B9
 """2**32 over the golden ratio: multiples of it spread evenly, so neighbours in a group round at different times."""
 FIRST_ELEMENT_KEY = 1 << 32
 """Added to a parameter's number for `mix`, apart from those of operands."""
+ROOTS = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+"""2**32 times the fractional parts of the roots of the first primes."""
+
+
+def dither(seed: int, step: int, number: int) -> int:
+    """The 32 bits that round an operand at a step.
+
+    They advance by an irrational share of 2**32, one's own for each operand, and so come near every value evenly in
+    time: roundings of a slow average cancel sooner than independent ones would.
+    """
+    return (mix(seed, 0, number) + step * ROOTS[number % len(ROOTS)]) & 0xFFFFFFFF

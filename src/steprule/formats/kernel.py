@@ -27,11 +27,12 @@ def _instruction(result: Any, *arguments: Any) -> Callable[[Any], Any]:
     """Makes a function of (builder, *values) one that kernels can call with numbers of these types."""
 
     def decorate(emit: Callable[..., Any]) -> Any:
+        def typed(typing_context: Any, *_: Any) -> Any:
+            return signature(result, *arguments), lambda context, builder, sig, args: emit(builder, *args)
+
+        # Numba reads an intrinsic's arguments off its signature.
         names = ", ".join(f"a{i}" for i in range(len(arguments)))
-        space: dict[str, Any] = {}
-        exec(f"def convert(typing_context, {names}): return typed()", {"typed": lambda: typed}, space)
-        typed = (signature(result, *arguments), lambda context, builder, sig, args: emit(builder, *args))
-        convert = intrinsic(space["convert"])
+        convert = intrinsic(eval(f"lambda typing_context, {names}: typed(typing_context, {names})", {"typed": typed}))
         convert.__doc__ = emit.__doc__
         return convert
 
@@ -274,9 +275,7 @@ def _join_float16(b: Any, high: Any, low: Any, bits: int) -> Any:
 
 high24_float16 = _instruction(_U16, _F32, _U32)(lambda b, x, random: _to_float16(b, x))
 high32_float16 = to_float16
-low24_float16 = _instruction(types.int8, _F32, _U32)(
-    lambda b, x, random: b.trunc(_low_float16(b, x, 8, random), _I8)
-)
+low24_float16 = _instruction(types.int8, _F32, _U32)(lambda b, x, random: b.trunc(_low_float16(b, x, 8, random), _I8))
 low32_float16 = _instruction(types.int16, _F32)(lambda b, x: b.trunc(_low_float16(b, x, 16, None), _I16))
 join24_float16 = _instruction(_F32, _U16, types.int8)(lambda b, high, low: _join_float16(b, high, low, 8))
 join32_float16 = _instruction(_F32, _U16, types.int16)(lambda b, high, low: _join_float16(b, high, low, 16))
@@ -291,6 +290,12 @@ def larger_magnitude(b: Any, top: Any, x: Any) -> Any:
     return _umax(b, top, _abs(b, _bits(b, x)))
 
 
+@_instruction(_F32, _F32)
+def magnitude(b: Any, x: Any) -> Any:
+    """The absolute value; one NaN for all, so that rounding cannot carry it into the sign."""
+    return _float(b, _umin(b, _abs(b, _bits(b, x)), _I32(0x7FC00000)))
+
+
 def _base(b: Any, top: Any, room: int, least: int) -> Any:
     leading = _umin(b, b.lshr(top, _I32(20)), _I32(0x7FC))
     return b.trunc(_smax(b, b.sub(leading, _I32(room)), _I32(least)), _I16)
@@ -302,8 +307,7 @@ positive8_base = _instruction(types.int16, _U32)(lambda b, top: _base(b, top, 25
 
 def _leading(b: Any, bits: Any, base: Any, random: Any) -> Any:
     """The leading bits above base; random ones are added below them, so that what is cut off counts on average."""
-    leading = b.lshr(b.add(bits, b.lshr(random, _I32(12))), _I32(20))
-    return b.sub(_umin(b, leading, _I32(0x7FC)), b.sext(base, _I32))
+    return b.sub(b.lshr(b.add(bits, b.lshr(random, _I32(12))), _I32(20)), b.sext(base, _I32))
 
 
 @_instruction(_F32, types.int8, types.int16)
@@ -334,6 +338,6 @@ def from_positive8(b: Any, code: Any, base: Any) -> Any:
 
 @_instruction(types.uint8, _F32, types.int16, _U32)
 def to_positive8(b: Any, x: Any, base: Any, random: Any) -> Any:
-    """The code of a nonnegative number."""
+    """The code of a number that `magnitude` gave."""
     floor = b.shl(b.sext(base, _I32), _I32(20))
-    return b.trunc(_leading(b, _umax(b, _abs(b, _bits(b, x)), floor), base, random), _I8)
+    return b.trunc(_leading(b, _umax(b, _bits(b, x), floor), base, random), _I8)

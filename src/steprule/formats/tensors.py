@@ -166,10 +166,10 @@ def _encode_groups(name: str, x: Tensor, random: Tensor | int) -> dict[str, Tens
     if name == "signed8":
         bits = (magnitude.view(torch.float32) + floor.view(torch.float32)).view(torch.int32)
     else:
-        bits = magnitude.maximum(floor)
+        bits = magnitude.clamp(max=0x7FC00000).maximum(floor)
     places = torch.arange(GROUP, device=x.device)
     cut = (random + places * WEYL) & 0xFFFFFFFF if random is not HALF_WAY else places * 0 + HALF_WAY
-    code = ((bits.long() + (cut >> 12)) >> 20).clamp(max=0x7FC) - base.unsqueeze(-1)
+    code = ((bits.long() + (cut >> 12)) >> 20) - base.unsqueeze(-1)
     if name == "signed8":
         code = torch.where(groups.view(torch.int32) < 0, -code, code)
     dtype = torch.int8 if name == "signed8" else torch.uint8

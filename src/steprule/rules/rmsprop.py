@@ -13,6 +13,7 @@ class RMSprop(Rule):
     """
 
     state_when = {"momentum_buffer": "momentum", "grad_avg": "centered"}
+    exact_when = {"square_avg": "centered", "grad_avg": "centered"}  # their difference is divided by
 
     @staticmethod
     def update(
