@@ -108,13 +108,19 @@ def update(size, {addresses}, numbers):
 
 _GROUPED_UPDATE = '''
 @njit(forceinline=True, **FAST)
-def update_group(first, group, size, {addresses}, numbers):
-    """Numbers that share a base: their new values, then, the largest being known, their codes."""
+def compute(first, group, size, {rooms}, {addresses}, numbers):
+    """The new values of numbers that share a base, and that base."""
     {scalar_names} = numbers
 {before}    for j in range(size):
         i = first + j
 {body}
 {between}
+
+@njit(forceinline=True, **FAST)
+def encode(first, group, size, {rooms}, {addresses}, numbers):
+    """Their codes."""
+    {scalar_names} = numbers
+{bases}
     for j in range(size):
         i = first + j
 {after}
@@ -122,18 +128,32 @@ def update_group(first, group, size, {addresses}, numbers):
 
 @njit(**FAST)
 def update(size, row, {addresses}, numbers):
-    """A chunk of rows of this length, or of a tensor whose groups all are full."""
-    first = group = 0
+    """A chunk of rows of this length, or of a tensor whose groups all are full.
+
+    Each group is encoded after the next has been computed, since finding the largest of a group takes a while.
+    """
+{room_lines}
+    first = before = group = 0
+    count = before_count = 0
+    left = row
     while first < size:
-        end = min(first + row, size)
-        while first < end:
-            if end - first >= GROUP:
-                update_group(first, group, GROUP, {addresses}, numbers)
-            else:
-                update_group(first, group, end - first, {addresses}, numbers)
-            first += GROUP
-            group += 1
-        first = end
+        count = min(left, size - first, GROUP)
+        half = group % 2 * (4 * GROUP)
+        if count == GROUP:
+            compute(first, group, GROUP, {halves}, {addresses}, numbers)
+        else:
+            compute(first, group, count, {halves}, {addresses}, numbers)
+        half = 4 * GROUP - half
+        if before_count == GROUP:
+            encode(before, group - 1, GROUP, {halves}, {addresses}, numbers)
+        else:
+            encode(before, group - 1, before_count, {halves}, {addresses}, numbers)
+        before, before_count = first, count
+        first += count
+        left = left - count if left > count else row
+        group += 1
+    half = (group + 1) % 2 * (4 * GROUP)
+    encode(before, group - 1, before_count, {halves}, {addresses}, numbers)
 
 '''
 
@@ -187,6 +207,8 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     before: list[str] = []
     between: list[str] = []
     after: list[str] = []
+    bases: list[str] = []
+    rooms: list[str] = []
     for name, one in chosen.items():
         local = _local(name)
         own = [f"load_{name}{suffix}({name}{suffix}_at, i)" for suffix, _ in one.arrays if suffix != "_base"]
@@ -198,7 +220,8 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
             else f"{local} = {real}({value})"
         )
         if one.grouped:
-            before.append(f"{name}_base = load_{name}_base({name}_base_at, group)")
+            bases.append(f"{name}_base = load_{name}_base({name}_base_at, group)")
+            before.append(bases[-1])
     for name, expression in formula.outputs.items():
         one, local = chosen[name], f"new_{name}"
         value = writer.element(expression, body)
@@ -216,7 +239,8 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
                 f"room_for_{name} = scratch({scratches})",
             ]
             scratches += 1
-            before += [f"{name}_room = room_for_{name}(0)", f"{name}_top = uint32(0)"]
+            rooms.append(f"{name}_room")
+            before.append(f"{name}_top = uint32(0)")
             kind = formats[formula.operands.index(name)]
             if kind == "positive8":
                 stores.append(f"{x} = magnitude({x})")
@@ -224,10 +248,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
                 f"store_new_{name}({name}_room, j, {x})",
                 f"{name}_top = larger_magnitude({name}_top, {x})",
             ]
-            between += [
-                f"{name}_base = {kind}_base({name}_top)",
-                f"store_{name}_base({name}_base_at, group, {name}_base)",
-            ]
+            between.append(f"store_{name}_base({name}_base_at, group, {kind}_base({name}_top))")
             x = f"load_new_{name}({name}_room, j)"
         random = ""
         if one.random == "step":
@@ -267,6 +288,10 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         body=_indent(loads + body + stores, 2),
         between=_indent(between, 1),
         after=_indent(after, 2),
+        bases=_indent(bases, 1),
+        rooms=", ".join(rooms),
+        room_lines=_indent([f"{room} = room_for_{room.removesuffix('_room')}(0)" for room in rooms], 1),
+        halves=", ".join(f"{room} + half" for room in rooms),
     )
     uses_seed = bool(steps_random) or by_element
     hyper_count = len(formula.scalars) + uses_seed
@@ -364,6 +389,6 @@ def _local(name: str) -> str:
 
 
 _RESERVED = re.compile(
-    r"[st]\d+|.*_array|.*_at|(load|store|room|new|random)_.*|.*_(base|top|room|correction)|i|j|key|seed|start|parameter|first|group|size|row|"
+    r"[st]\d+|.*_array|.*_at|(load|store|room|new|random)_.*|.*_(base|top|room|correction)|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
     r"numbers|scalars|hyper|update|run|array|scratch|weyl|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|uint32|cfunc|njit"
 )

@@ -85,11 +85,11 @@ def array(dtype: str, scope: int) -> tuple[Any, Any]:
 
 
 def scratch(number: int) -> Any:
-    """A function that gives the address of room for a group's float32 numbers on the stack."""
+    """A function that gives the address of room for two groups' float32 numbers on the stack."""
 
     @_instruction(types.int64, types.int64)
     def room(builder: Any, _: Any) -> Any:
-        place = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, GROUP), name=f"scratch{number}")
+        place = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, 2 * GROUP), name=f"scratch{number}")
         return builder.ptrtoint(place, _I64)
 
     return room
