@@ -408,10 +408,10 @@ def test_shards_along_the_first_dimension_get_the_same_values(options):
 
 
 def test_what_is_quantised_follows_from_the_shape_but_not_its_first_number():
-    assert [is_quantised(s) for s in [(5,), (), (4, 127), (1, 128), (3, 8, 16), (0, 200)]] == [
+    assert [is_quantised(s) for s in [(5,), (), (4, 31), (1, 32), (3, 8, 16), (0, 200)]] == [
         False, False, False, True, True, True,
     ]  # fmt: skip
-    params, optimizer = make(shapes=[(8, 256), (300,), (8, 100)], states="8bit")
+    params, optimizer = make(shapes=[(8, 256), (300,), (8, 30)], states="8bit")
     train(params, optimizer, 1)
     assert [optimizer.state[p]["exp_avg"].dtype for p in params] == [torch.int8, torch.float32, torch.float32]
     assert optimizer._pass is not None
@@ -494,7 +494,7 @@ def test_sparse_gradients_and_formats():
 
 
 def test_real_storage_is_what_bytes_of_says():
-    shapes = [(64, 256), (64,), (6, 130), (7, 50)]
+    shapes = [(64, 256), (64,), (6, 130), (9, 40), (7, 30)]
     params, optimizer = make(shapes=shapes, states="8bit", weights="24bit")
     train(params, optimizer, 1)
     for p in params:
@@ -503,7 +503,7 @@ def test_real_storage_is_what_bytes_of_says():
         kinds = [weight_format("24bit", "bfloat16")]
         kinds += [state_format("8bit", "bfloat16", p.shape, n, False) for n in (False, True)]
         assert real == sum(bytes_of(kind, p.shape) for kind in kinds)
-    assert kept["exp_avg"].shape == (7, 50) and base_shape((6, 130)) == (6, 2)
+    assert kept["exp_avg"].shape == (7, 30) and base_shape((6, 130)) == (6, 2)
 
 
 def test_formats_may_differ_between_groups_and_change():

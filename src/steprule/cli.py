@@ -35,6 +35,7 @@ def compare(
             metavar="[OPTIMIZER]...",
             show_default=False,
             help="For example adamw:lr=3e-3,weight_decay=0.1 or 'adamw:betas=(0.9,0.95)' (quoted for the shell). "
+            "Formats are settings too: adamw:states=8bit,weights=24bit trains in bfloat16. "
             "A name of steprule's, torch.AdamW for a class of torch.optim, or package.module.Class for your own. "
             "Default: sgd, rmsprop, adam and adamw, with learning rates that suit the task.",
         ),

@@ -50,7 +50,7 @@ _FLAG_DOCS = """
     foreach, fused, capturable: accepted for torch.optim's sake and kept in the groups; the engine is chosen by
         what the tensors are. fused=True, as there, refuses parameters that are not floating point.
     states: how states are kept: "float32", "bfloat16" or "8bit" (a code each and a base for every 128, in tensors
-        whose rows have 128 or more; others keep float32). Default: the parameter's dtype.
+        whose rows have 32 or more; others keep float32). Default: the parameter's dtype.
     weights: how bfloat16 and float16 parameters are kept: "stochastic" (rounded up or down at random, so that small
         updates count on average), "24bit" or "32bit" (with an error-correction of 8 or 16 bits in the state, in
         place of a float32 master copy). Default: rounded to nearest, which loses small updates.

@@ -15,6 +15,7 @@ from torch import nn
 
 import steprule.optimizer
 from steprule.compare.errors import UsageError
+from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
 from steprule.rules import RULES
 
 __all__ = ["Spec", "check", "import_dotted", "parse", "suggestion"]
@@ -27,7 +28,7 @@ class Spec:
     Attributes:
         name: what the command line calls it, such as ``adamw``, ``torch.AdamW`` or ``mine.Lion``.
         optimizer: the class.
-        settings: (hyperparameter, value) pairs, in the order given.
+        settings: (hyperparameter, value) pairs, in the order given; among them perhaps dtype, the parameters'.
     """
 
     name: str
@@ -35,12 +36,12 @@ class Spec:
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return self.name + ":" * bool(self.settings) + ",".join(f"{name}={_text(v)}" for name, v in self.settings)
+        return self.name + ":" * bool(self.settings) + ",".join(f"{name}={_text(name, v)}" for name, v in self.settings)
 
     @property
     def label(self) -> str:
         """The name and all settings but lr."""
-        return " ".join([self.name, *(f"{name}={_text(v)}" for name, v in self.settings if name != "lr")])
+        return " ".join([self.name, *(f"{name}={_text(name, v)}" for name, v in self.settings if name != "lr")])
 
     def with_lr(self, lr: float) -> Spec:
         """The same with another learning rate."""
@@ -48,8 +49,15 @@ class Spec:
         return Spec(self.name, self.optimizer, (("lr", lr), *others))
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """A new optimizer over the model's parameters."""
-        return self.optimizer(model.parameters(), **dict(self.settings))
+        """A new optimizer over the model's parameters, which are brought to the dtype that the settings ask for.
+
+        The model then casts what it is given, and its output is float32.
+        """
+        settings = dict(self.settings)
+        dtype = settings.pop("dtype", "bfloat16" if settings.get("weights") else None)
+        if dtype is not None:
+            _cast(model, getattr(torch, dtype))
+        return self.optimizer(model.parameters(), **settings)
 
 
 def parse(text: str) -> Spec:
@@ -58,7 +66,9 @@ def parse(text: str) -> Spec:
     Args:
         text: a name, and after a colon the hyperparameters as name=value with commas between. The name is one of
             steprule's rules, ``torch.Class`` for a class of torch.optim, or the dotted path of any other class.
-            A value is a number, True, False, None, a quoted string or a tuple of those.
+            A value is a number, True, False, None, a quoted string or a tuple of those. ``states`` and ``weights``
+            are formats, without quotes; ``dtype`` is what the model's parameters are trained in, float32, bfloat16 or
+            float16, and bfloat16 where weights is given.
 
     Raises:
         UsageError: the name, a hyperparameter or a value cannot be right.
@@ -73,7 +83,7 @@ def parse(text: str) -> Spec:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not key or not equals or not value:
             raise UsageError(f"optimizer {text!r}: {item!r} must look like lr=0.001")
-        if known is not None and key not in known:
+        if known is not None and key not in known and key != "dtype":
             raise UsageError(f"optimizer {text!r}: {name} has no hyperparameter {key!r}{suggestion(key, known)}")
         if key in settings:
             raise UsageError(f"optimizer {text!r}: {key} is given twice")
@@ -174,7 +184,28 @@ def _split(text: str) -> list[str]:
     return parts if text else []
 
 
+_WORDS = {"states": ("None", *STATE_FORMATS), "weights": ("None", *WEIGHT_FORMATS), "dtype": ("float32", *HALVES)}
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    def convert(value: Any, to: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.to(to)
+        if isinstance(value, (tuple, list)):
+            return type(value)(convert(item, to) for item in value)
+        return value
+
+    model.to(dtype)
+    model.register_forward_pre_hook(lambda _, inputs: convert(inputs, dtype))
+    model.register_forward_hook(lambda _, inputs, output: convert(output, torch.float32))
+
+
 def _value(text: str, key: str, value: str) -> Any:
+    if key in _WORDS:
+        word = value.strip("'\"")
+        if word not in _WORDS[key]:
+            raise UsageError(f"optimizer {text!r}: {key}={word}{suggestion(word, _WORDS[key])}")
+        return None if word == "None" else word
     try:
         result = ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -188,5 +219,5 @@ def _value(text: str, key: str, value: str) -> Any:
     return result
 
 
-def _text(value: Any) -> str:
-    return repr(value).replace(", ", ",")
+def _text(name: str, value: Any) -> str:
+    return str(value) if name in _WORDS else repr(value).replace(", ", ",")

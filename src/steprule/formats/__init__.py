@@ -17,6 +17,9 @@ from dataclasses import dataclass
 GROUP = 128
 """Numbers that share a base: consecutive ones of one row, a row being one index of the first dimension."""
 
+SHORTEST_ROW = 32
+"""Tensors with shorter rows keep float32 states, since bases would take a good part of what codes save."""
+
 STATE_FORMATS = ("float32", "bfloat16", "8bit")
 WEIGHT_FORMATS = ("stochastic", "24bit", "32bit")
 HALVES = ("bfloat16", "float16")
@@ -79,11 +82,11 @@ ITEM_SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int16": 2
 
 
 def is_quantised(shape: Sequence[int]) -> bool:
-    """Whether a state of this shape is kept in 8 bits: it has rows, and none shorter than a group.
+    """Whether a state of this shape is kept in 8 bits: it has rows of `SHORTEST_ROW` numbers or more.
 
     The first dimension's size does not matter, so every shard along it decides alike.
     """
-    return len(shape) > 1 and row_length(shape) >= GROUP
+    return len(shape) > 1 and row_length(shape) >= SHORTEST_ROW
 
 
 def row_length(shape: Sequence[int]) -> int:
