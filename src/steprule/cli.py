@@ -86,6 +86,35 @@ def compare(
     raise typer.Exit(code)
 
 
+@app.command()
+def memory(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A number of parameters, such as 124M or 7B, or module:function for a function that returns a "
+            "torch.nn.Module."
+        ),
+    ],
+    optimizers: Annotated[
+        list[str] | None, typer.Argument(metavar="[OPTIMIZER]...", show_default="all", help="Names of steprule's.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(show_default="the model's, or bfloat16", help="Of the weights: float32, bfloat16 or float16."),
+    ] = None,
+    grads: Annotated[str | None, typer.Option(show_default="as the weights", help="Dtype of the gradients.")] = None,
+) -> None:
+    """What weights, gradients and states need, for each optimizer and format, next to torch.optim's."""
+    _need("rich")
+    from steprule.memory import show
+
+    try:
+        show(model, dtype, grads, optimizers or [])
+    except ValueError as error:
+        typer.echo(f"steprule memory: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
 def main() -> None:
     """Runs the command with the arguments of the process."""
     app()

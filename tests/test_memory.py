@@ -1,0 +1,87 @@
+"""steprule memory: the table against the storage of real optimizers."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import steprule
+from steprule.cli import app
+from steprule.memory import parameter_count, shapes_of, table
+
+SHAPES = [(64, 256), (64,), (6, 130), (3, 4, 3, 3), (10, 20), ()]
+
+
+def storage(tensors):
+    return sum(x.untyped_storage().nbytes() for x in tensors if isinstance(x, torch.Tensor))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_table_is_what_optimizers_really_keep(dtype):
+    for name, rows in table(SHAPES, dtype, dtype, ["sgd", "rmsprop", "adam", "adamw"]):
+        for row in rows:
+            kept = row.optimizer.partition(", ")[2] or dtype
+            params = [torch.nn.Parameter(torch.ones(s, dtype=getattr(torch, kept))) for s in SHAPES]
+            settings = {"momentum": 0.9} if name == "sgd" else {}
+            if row.optimizer.startswith("torch"):
+                optimizer = getattr(torch.optim, row.optimizer.partition(", ")[0].rsplit(".", 1)[1])(params, **settings)
+            else:
+                optimizer = getattr(steprule, row.optimizer)(params, **settings, states=row.states, weights=row.weights)
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+            kept = [(key, x) for p in params for key, x in optimizer.state[p].items() if key != "step"]
+            corrections = [x for key, x in kept if key == "param_correction"]
+            assert storage([*params, *corrections]) == row.weight_bytes, row
+            assert storage(p.grad for p in params) == row.grad_bytes
+            assert storage(x for key, x in kept if key != "param_correction") == row.state_bytes, row
+
+
+def test_gpt2_small_fits_in_7_and_6_bytes_a_parameter():
+    sys.path.insert(0, "benchmarks")
+    from shapes import gpt2_small
+
+    shapes = gpt2_small()
+    count = sum(torch.Size(s).numel() for s in shapes)
+    ((_, rows),) = table(shapes, "bfloat16", "bfloat16", ["adamw"])
+    totals = {(row.states, row.weights): row.total / count for row in rows if row.states}
+    assert totals["8bit", "24bit"] <= 7.2
+    assert totals["8bit", "stochastic"] <= 6.2
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("124M", 124_000_000), ("7B", 7 * 10**9), ("1_000", 1000), ("1.5k", 1500), ("7", 7), ("x", None)],
+)
+def test_counts(text, count):
+    assert parameter_count(text) == count
+    if count:
+        assert sum(torch.Size(s).numel() for s in shapes_of(text)[0]) == count
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["memory", *arguments], env={"COLUMNS": "160"})
+
+
+def test_a_model_of_ones_own_takes_no_memory(monkeypatch):
+    module = types.ModuleType("my_models")
+    module.big = lambda: torch.nn.Linear(10**6, 10**6, bias=False)
+    module.nothing = lambda: 3
+    monkeypatch.setitem(sys.modules, "my_models", module)
+    result = run("my_models:big", "adamw")
+    assert result.exit_code == 0 and "1,000,000,000,000 parameters" in result.output and "16.00 TB" in result.output
+    assert "torch.optim.AdamW" in result.output and "8bit" in result.output
+    bad = {
+        "my_models:bigg": "did you mean 'big'", "my_models:nothing": "returned int", "no_such:thing": "no_such",
+        "what": "must be a number of parameters", "0": "no number",
+    }  # fmt: skip
+    for text, message in bad.items():
+        result = run(text)
+        assert result.exit_code == 2 and message in result.output, text
+    assert "did you mean 'adamw'" in run("1M", "adamww").output
+    assert "--dtype 'int8'" in run("1M", "--dtype", "int8").output
+    assert "24bit" in run("7B", "adamw").output and "24bit" not in run("7B", "--dtype", "float32").output
