@@ -18,8 +18,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/results.txt
+bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/results.txt and low_memory.txt
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/low_memory.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report
