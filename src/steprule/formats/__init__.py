@@ -149,6 +149,8 @@ def mix(seed: int, step: int, number: int) -> int:
 
 WEYL = 0x9E3779B9
 """2**32 over the golden ratio: multiples of it spread evenly, so neighbours in a group round at different times."""
+PLACES = 16
+"""Places of a group after which its random bits repeat: a vector's worth, so that they stay in registers."""
 FIRST_ELEMENT_KEY = 1 << 32
 """Added to a parameter's number for `mix`, apart from those of operands."""
 ROOTS = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)

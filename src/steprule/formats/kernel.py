@@ -16,7 +16,7 @@ from numba.core.typing import signature
 from numba.extending import intrinsic
 
 from steprule.formats import FIRST_ELEMENT_KEY as FIRST_ELEMENT_KEY
-from steprule.formats import GROUP, WEYL
+from steprule.formats import GROUP, PLACES, WEYL
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -137,7 +137,7 @@ def _call(b: Any, name: str, x: Any) -> Any:
 @_instruction(_U32, _U32, types.int64)
 def weyl(b: Any, noise: Any, i: Any) -> Any:
     """The random number of place i in a group."""
-    return b.add(noise, b.mul(b.trunc(i, _I32), _I32(WEYL)))
+    return b.add(noise, b.mul(b.and_(b.trunc(i, _I32), _I32(PLACES - 1)), _I32(WEYL)))
 
 
 @_instruction(_U32, _U32, types.int64)
@@ -307,7 +307,8 @@ positive8_base = _instruction(types.int16, _U32)(lambda b, top: _base(b, top, 25
 
 def _leading(b: Any, bits: Any, base: Any, random: Any) -> Any:
     """The leading bits above base; random ones are added below them, so that what is cut off counts on average."""
-    return b.sub(b.lshr(b.add(bits, b.lshr(random, _I32(12))), _I32(20)), b.sext(base, _I32))
+    cut = b.sub(b.lshr(random, _I32(12)), b.shl(b.sext(base, _I32), _I32(20)))  # the same for every vector of a group
+    return b.lshr(b.add(bits, cut), _I32(20))
 
 
 @_instruction(_F32, types.int8, types.int16)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steprule.formats import FORMATS, GROUP, WEYL, base_shape, row_length
+from steprule.formats import FORMATS, GROUP, PLACES, WEYL, base_shape, row_length
 
 HALF_WAY = 1 << 31
 """In place of a random number: rounds to the nearer neighbour."""
@@ -167,7 +167,7 @@ def _encode_groups(name: str, x: Tensor, random: Tensor | int) -> dict[str, Tens
         bits = (magnitude.view(torch.float32) + floor.view(torch.float32)).view(torch.int32)
     else:
         bits = magnitude.clamp(max=0x7FC00000).maximum(floor)
-    places = torch.arange(GROUP, device=x.device)
+    places = torch.arange(GROUP, device=x.device) % PLACES
     cut = (random + places * WEYL) & 0xFFFFFFFF if random is not HALF_WAY else places * 0 + HALF_WAY
     code = ((bits.long() + (cut >> 12)) >> 20) - base.unsqueeze(-1)
     if name == "signed8":
