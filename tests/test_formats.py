@@ -386,6 +386,17 @@ def test_roundings_depend_on_seed_step_parameter_and_element_alone(options, monk
     assert torch.equal(alone[0][3], runs[0][0][3])
 
 
+def test_weights_of_two_parameters_round_apart():
+    params = [torch.nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16)) for _ in range(2)]
+    optimizer = steprule.SGD(params, lr=1e-3, weights="stochastic")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    one, other = ((p.detach() != 1).float().flatten() for p in params)
+    assert 0.1 < float(one.mean()) < 0.4 and abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.1
+    assert abs(float(torch.corrcoef(torch.stack([one[1:], one[:-1]]))[0, 1])) < 0.1  # nor do neighbours
+
+
 @pytest.mark.parametrize("options", [o for o in OPTIONS if o["weights"] != "stochastic"], ids=str)
 def test_shards_along_the_first_dimension_get_the_same_values(options):
     shapes = [(12, 256), (10, 200), (8, 4, 64), (12,)]
