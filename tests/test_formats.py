@@ -535,6 +535,34 @@ def test_formats_may_differ_between_groups_and_change():
     assert torch.allclose(optimizer.read(params[0], "exp_avg"), before, rtol=0.01)
 
 
+def test_a_change_of_the_weights_format_changes_the_correction():
+    params, optimizer = make(weights="24bit")
+    for weights, dtype in [("24bit", torch.int8), ("32bit", torch.int16), ("stochastic", None), (None, None)]:
+        optimizer.param_groups[0]["weights"] = weights
+        train(params, optimizer, 2)
+        kept = optimizer.state[params[0]].get("param_correction")
+        assert (kept is None) if dtype is None else kept.dtype == dtype
+        assert optimizer._pass is not None
+
+
+@pytest.mark.parametrize("name", ["exp_avg_base", "param_correction"])
+def test_a_state_that_does_not_fit_is_refused(name):
+    params, optimizer = make(states="8bit", weights="24bit")
+    train(params, optimizer, 1)
+    optimizer.state[params[0]][name] = optimizer.state[params[0]][name][:2].clone()
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match=f"the state {name} of parameter 0 of group 0"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
+def test_weights_formats_need_half_precision():
+    with pytest.raises(ValueError, match="weights='24bit' is for bfloat16 and float16 parameters"):
+        make(dtype=torch.float32, weights="24bit")
+    mixed = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))]
+    train(mixed, steprule.AdamW(mixed, weights="24bit"), 1)
+
+
 def test_absent_while_off():
     params, optimizer = make()
     train(params, optimizer, 1)

@@ -29,6 +29,7 @@ from steprule.formats import (
     FORMATS,
     STATE_FORMATS,
     WEIGHT_FORMATS,
+    base_shape,
     dither,
     mix,
     row_length,
@@ -123,6 +124,11 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, {**settings, **self._fixed})
         for group in self.param_groups:
             trace(self.rule, group)  # a formula that cannot run says so now
+        wanted = [group["weights"] for group in self.param_groups if group.get("weights") is not None]
+        if wanted and not any(p.dtype in _HALVES for group in self.param_groups for p in group["params"]):
+            raise ValueError(
+                f"weights={wanted[0]!r} is for bfloat16 and float16 parameters; these are all float32, which lose nothing"
+            )
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         signature = self._signature
@@ -161,14 +167,14 @@ class Optimizer(torch.optim.Optimizer):
         self._pass = None
         _add_param_group(self, param_group)
         if any(name in group for group in self.param_groups for name in _FORMAT_OPTIONS):
+            try:
+                _check_parameters(self.param_groups[-1])
+            except ValueError:
+                del self.param_groups[-1]
+                raise
             for group in self.param_groups:
                 for name, default in _FORMAT_OPTIONS.items():
                     group.setdefault(name, default)
-            try:
-                _check_parameters(self.param_groups[-1])
-            except Exception:
-                del self.param_groups[-1]
-                raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -420,11 +426,16 @@ class _Entry:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if group["differentiable"] and any(group.get(name) for name in ("states", "weights")):
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
-        for name in self.present:
-            state = self.state.get(name)
+        for name in ("param_correction", *self.present):
+            state, base = self.state.get(name), self.state.get(f"{name}_base")
             if isinstance(state, Tensor) and state.shape != param.shape:
                 raise RuntimeError(
                     f"the state {name} of {who} has the shape {state.shape}, its parameter {param.shape}"
+                )
+            if isinstance(base, Tensor) and (base.shape != base_shape(param.shape) or base.dtype != torch.int16):
+                raise RuntimeError(
+                    f"the state {name}_base of {who} is {base.dtype} of shape {tuple(base.shape)} "
+                    f"and must be int16 of shape {base_shape(param.shape)}"
                 )
 
     def _formats(self) -> dict[str, str]:
@@ -478,9 +489,11 @@ class _Entry:
                 _set_arrays(self.state, name, zeros(self.formats[name], self.param))
             else:
                 _convert(self.state, name, self.formats[name], self.param)
-        for name, suffix in self.arrays:
-            if name == "param" and suffix and name + suffix not in self.state:
-                self.state[name + suffix] = zeros(self.formats[name], self.param)[suffix]
+        wanted, kept = _correction_dtype(self.formats["param"]), self.state.get("param_correction")
+        if wanted is None:
+            self.state.pop("param_correction", None)
+        elif kept is None or _name_of(kept.dtype) != wanted:
+            self.state["param_correction"] = zeros(self.formats["param"], self.param)["_correction"]
 
     def state_names(self) -> set[str]:
         """What the state consists of."""
@@ -685,7 +698,7 @@ class _Loading:
                         if group.get("states") is not None:
                             kind = _state_format(optimizer.rule, name, group, param)
                         _convert(state, name, kind, param)
-                wanted = dict(FORMATS[weight_format(group.get("weights"), dtype)].arrays).get("_correction")
+                wanted = _correction_dtype(weight_format(group.get("weights"), dtype))
                 correction = state.get("param_correction")
                 if correction is not None and _name_of(correction.dtype) != wanted:
                     del state["param_correction"]
@@ -707,7 +720,7 @@ def _check_parameters(group: Mapping[str, Any]) -> None:
     """Raises for parameters that the group's formats cannot serve."""
     for name in ("states", "weights"):
         for index, param in enumerate(group["params"]):
-            if group[name] is not None and (
+            if group.get(name) is not None and (
                 param.dtype not in _MIXABLE or type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
             ):
                 kind = param.dtype if param.dtype not in _MIXABLE else type(param).__name__
@@ -720,6 +733,11 @@ def _state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: 
     return state_format(
         group["states"], _name_of(param.dtype), param.shape, name in nonnegative_states(rule, group), exact
     )
+
+
+def _correction_dtype(kind: str) -> str | None:
+    """The dtype of a weight format's error-correction, None if it has none."""
+    return dict(FORMATS[kind].arrays).get("_correction")
 
 
 def _kept_format(state: Mapping[str, Any], name: str) -> str:
@@ -762,6 +780,7 @@ _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignor
 _ZERO = torch.zeros(())
 _PLAIN = ("float64", "float32", "bfloat16", "float16")
 _DTYPES = {getattr(torch, name): name for name in _PLAIN}
+_HALVES = (torch.bfloat16, torch.float16)
 _MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and its gradient's dtype
 _READABLE = {*_DTYPES, torch.int8, torch.uint8, torch.int16}
 
