@@ -20,9 +20,9 @@ def storage(tensors):
     return sum(x.untyped_storage().nbytes() for x in tensors if isinstance(x, torch.Tensor))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_table_is_what_optimizers_really_keep(dtype):
-    for name, rows in table(SHAPES, dtype, dtype, ["sgd", "rmsprop", "adam", "adamw"]):
+@pytest.mark.parametrize(("dtype", "names"), [("float32", ["rmsprop", "adam"]), ("bfloat16", ["sgd", "adamw"])])
+def test_the_table_is_what_optimizers_really_keep(dtype, names):
+    for name, rows in table(SHAPES, dtype, dtype, names):
         for row in rows:
             kept = row.optimizer.partition(", ")[2] or dtype
             params = [torch.nn.Parameter(torch.ones(s, dtype=getattr(torch, kept))) for s in SHAPES]
