@@ -107,7 +107,7 @@ SCHEMES: dict[str, tuple[float, RoundTrip, RoundTrip]] = {
         1 + 8 / 128, grouped(128, scaled(nearest_in(dynamic_map(True, 4)))),
         grouped(128, scaled(nearest_in(torch.arange(1, 17) / 16))),
     ),
-    "8bit, to nearest": (2 + 4 / 128, ours("signed8", "nearest"), ours("positive8", "nearest")),
+    "8bit nearest": (2 + 4 / 128, ours("signed8", "nearest"), ours("positive8", "nearest")),
     "8bit": (2 + 4 / 128, ours("signed8", "dither"), ours("positive8", "dither")),
 }  # fmt: skip
 """Bytes a parameter for both states, and what storing does to the mean and to the mean square."""
