@@ -606,3 +606,18 @@ def test_reading_what_is_not_there():
         optimizer.read(torch.ones(3))
     assert as_float64(optimizer.read(params[0])).shape == params[0].shape
     assert set(RULES)
+
+
+def test_a_rule_with_many_low_bit_states():
+    class Many(steprule.Rule):
+        def update(param, grad, a, b, c, d, e, f, g, h, *, lr=0.1):
+            return param - lr * a, a + grad, b + grad, c + grad, d + grad, e + grad, f + grad, g * 0.5, h + grad * grad
+
+    class ManyStates(steprule.Optimizer, rule=Many):
+        pass
+
+    p = torch.nn.Parameter(torch.ones(4, 200, dtype=torch.bfloat16))
+    optimizer = ManyStates([p], states="8bit", weights="24bit")
+    train([p], optimizer, 3)
+    assert optimizer.state[p]["h"].dtype == torch.uint8 and optimizer.state[p]["a"].dtype == torch.int8
+    assert optimizer._pass is not None

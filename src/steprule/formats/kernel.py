@@ -41,7 +41,7 @@ def _instruction(result: Any, *arguments: Any) -> Callable[[Any], Any]:
 
 # Memory. Every array of a kernel has a scope of its own, which tells LLVM that no two of them overlap.
 
-_SCOPES = 24
+_SCOPES = 48
 _LLVM = {
     "float64": _DOUBLE, "float32": _FLOAT, "bfloat16": _I16, "float16": _I16, "int16": _I16, "int8": _I8, "uint8": _I8,
 }  # fmt: skip
