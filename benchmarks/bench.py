@@ -39,12 +39,13 @@ RULES: dict[str, tuple[dict[str, float], int]] = {
 }
 
 
-def make(optimizer_class: Any, shapes: Shapes, **settings: Any) -> Any:
+def make(optimizer_class: Any, shapes: Shapes, dtype: str = "float32", **settings: Any) -> Any:
     """An optimizer over random parameters with random gradients, one step behind it."""
     generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    wanted = getattr(torch, dtype)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(wanted)) for shape in shapes]
     for param in params:
-        param.grad = torch.randn(param.shape, generator=generator)
+        param.grad = torch.randn(param.shape, generator=generator).to(wanted)
     optimizer = optimizer_class(params, **settings)
     optimizer.step()
     return optimizer

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import HERE, count, processor
+from bench import HERE, count, make, processor
 from rich.console import Console
 from rich.table import Table
 from shapes import Shapes, gpt2_small
@@ -35,18 +35,6 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make(optimizer_class: Any, shapes: Shapes, dtype: str = "float32", **settings: Any) -> Any:
-    """An optimizer over random parameters with random gradients, one step behind it."""
-    generator = torch.Generator().manual_seed(0)
-    wanted = getattr(torch, dtype)
-    params = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(wanted)) for shape in shapes]
-    for param in params:
-        param.grad = torch.randn(param.shape, generator=generator).to(wanted)
-    optimizer = optimizer_class(params, **settings)
-    optimizer.step()
-    return optimizer
-
-
 def storage(optimizer: Any) -> tuple[int, int]:
     """The bytes of weights, gradients and states, and how many of them a step must move."""
     weights = grads = states = 0
@@ -62,7 +50,7 @@ def storage(optimizer: Any) -> tuple[int, int]:
 _PEAK = """
 import json, sys
 sys.path.insert(0, {folder!r})
-from low_memory import CONTENDERS, make, storage
+from low_memory import CONTENDERS, make
 from shapes import gpt2_small
 import steprule, torch
 def status(key):

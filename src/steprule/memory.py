@@ -16,7 +16,6 @@ from steprule.rules import RULES
 Shapes = list[tuple[int, ...]]
 
 PARAMETER_DTYPES = ("float32", "bfloat16", "float16")
-_TORCH = {"sgd": "SGD", "rmsprop": "RMSprop", "adam": "Adam", "adamw": "AdamW"}
 _TYPICAL: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
 """Settings without which an optimizer has no states."""
 
@@ -78,7 +77,7 @@ def table(shapes: Shapes, dtype: str, grad_dtype: str, optimizers: Sequence[str]
     for name in optimizers:
         rule, settings = RULES[name], _TYPICAL.get(name, {})
         rows = [
-            need(rule, shapes, kept, grads, None, None, settings, f"torch.optim.{_TORCH[name]}, {kept}")
+            need(rule, shapes, kept, grads, None, None, settings, f"torch.optim.{rule.__name__}, {kept}")
             for kept, grads in dict.fromkeys([("float32", "float32"), (dtype, grad_dtype)])
         ]
         rows += [
