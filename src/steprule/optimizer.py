@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any, ClassVar
@@ -23,7 +26,7 @@ from steprule import rules
 from steprule.engine.cpu import Kernel, compiled
 from steprule.engine.eager import step_tensors
 from steprule.engine.plan import Plan
-from steprule.engine.trace import nonnegative_states, static_settings, trace
+from steprule.engine.trace import NO_SERVICES, nonnegative_states, static_settings, trace
 from steprule.formats import (
     FIRST_ELEMENT_KEY,
     FORMATS,
@@ -32,12 +35,16 @@ from steprule.formats import (
     base_shape,
     dither,
     mix,
-    row_length,
     state_format,
     weight_format,
 )  # fmt: skip
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule, check_hyperparameters, check_names
+from steprule.services import Telemetry
+from steprule.services.average import STATE as AVERAGE
+from steprule.services.average import as_average, average_format
+from steprule.services.clip import Clip, ClipValue, as_clip
+from steprule.services.step import NONFINITE, Loose, Member, StepServices, Work
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
 
@@ -45,6 +52,8 @@ _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
 }  # fmt: skip
 _FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
+_SERVICE_OPTIONS: dict[str, Any] = {"clip": None, "nonfinite": None, "average": None, "telemetry": None}
+_OPTIONS = {**_FORMAT_OPTIONS, **_SERVICE_OPTIONS}
 _FLAG_DOCS = """
     maximize: follow the gradient upwards. Default: False.
     differentiable: let autograd pass through the step (slower). Default: False.
@@ -55,7 +64,15 @@ _FLAG_DOCS = """
     weights: how bfloat16 and float16 parameters are kept: "stochastic" (rounded up or down at random, so that small
         updates count on average), "24bit" or "32bit" (with an error-correction of 8 or 16 bits in the state, in
         place of a float32 master copy). Default: rounded to nearest, which loses small updates.
-    seed: for random roundings, an int from 0 to 2**53; the same on every replica. Default: 0."""
+    seed: for random roundings, an int from 0 to 2**53; the same on every replica. Default: 0.
+    clip: how gradients are clipped inside the step: a number, the largest norm of all together, or ClipNorm,
+        ClipValue, ClipAdaptive or ClipQuantile from steprule.services. A group with "clip": False is left out.
+        Gradients themselves stay as they are; `grad_norm` has their norm. Default: not at all.
+    nonfinite: what happens if a gradient is not finite: "skip" the step, "zero" those elements, or "raise".
+        Default: they spread, as in torch.optim.
+    average: an exponential average of the weights: its decay, or an Average from steprule.services. Default: none.
+    telemetry: gather norms and more every so many steps: an int, or a Telemetry from steprule.services.
+        Default: never."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -79,6 +96,8 @@ class Optimizer(torch.optim.Optimizer):
     _flags: ClassVar[tuple[str, ...]] = ()
     _signature: ClassVar[inspect.Signature]
     _fixed: ClassVar[Mapping[str, Any]] = {}
+    _services: StepServices | None = None
+    _swapped: dict[Tensor, Any] | None = None
 
     def __init_subclass__(
         cls,
@@ -105,13 +124,14 @@ class Optimizer(torch.optim.Optimizer):
         flag_kind = kind.POSITIONAL_OR_KEYWORD if positional_flags else kind.KEYWORD_ONLY
         parameters += [kind(name, flag_kind, default=_FLAGS[name]) for name in flags]
         parameters += [kind(name, kind.KEYWORD_ONLY, default=rule.hyperparameters[name]) for name in keyword_only]
-        parameters += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in _FORMAT_OPTIONS.items()]
+        parameters += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in _OPTIONS.items()]
         cls._signature = cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         if cls.__doc__ is None:
             cls.__doc__ = _docstring(cls)
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
+        self._services = _make_services(**{name: settings.pop(name) for name in _SERVICE_OPTIONS})
         self._check(settings)
         if all(settings[name] == default for name, default in _FORMAT_OPTIONS.items()):
             for name in _FORMAT_OPTIONS:  # as absent as in torch.optim
@@ -158,6 +178,12 @@ class Optimizer(torch.optim.Optimizer):
             param_group: a dict with "params" and any settings that differ from the defaults.
         """
         if isinstance(param_group, dict):
+            for name in _SERVICE_OPTIONS:
+                if name in param_group and not (name == "clip" and param_group[name] is False):
+                    raise ValueError(
+                        f"{name}={param_group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
+                        f"its constructor; a group may only have 'clip': False, to be left out of clipping"
+                    )
             self._check(
                 {
                     **self.defaults,
@@ -166,12 +192,12 @@ class Optimizer(torch.optim.Optimizer):
             )
         self._pass = None
         _add_param_group(self, param_group)
+        try:
+            _check_parameters(self.param_groups[-1], self._services)
+        except ValueError:
+            del self.param_groups[-1]
+            raise
         if any(name in group for group in self.param_groups for name in _FORMAT_OPTIONS):
-            try:
-                _check_parameters(self.param_groups[-1])
-            except ValueError:
-                del self.param_groups[-1]
-                raise
             for group in self.param_groups:
                 for name, default in _FORMAT_OPTIONS.items():
                     group.setdefault(name, default)
@@ -195,6 +221,10 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             hook.remove()
             self._loading = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_services": self._services} if self._services is not None else {}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -235,9 +265,13 @@ class Optimizer(torch.optim.Optimizer):
             kind = weight_format(group.get("weights"), _name_of(param.dtype))
             if "param_correction" not in state:
                 kind = _name_of(param.dtype)
+            if kind not in FORMATS:  # complex
+                return param.detach().clone()
             arrays = {"": param.detach(), **_arrays(state, "param")}
         elif isinstance(state.get(name), Tensor):
             kind, arrays = _kept_format(state, name), _arrays(state, name)
+            if kind not in FORMATS:  # complex
+                return state[name].clone()  # type: ignore[no-any-return]
         else:
             raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
         value = decode(kind, arrays, param.shape)
@@ -254,7 +288,9 @@ class Optimizer(torch.optim.Optimizer):
         state = dict(result["state"])
         for number, param in zip(numbers, params, strict=True):
             if number in state:
-                names = [name for name in state[number] if not name.endswith(("_base", "_correction"))]
+                names = [
+                    name for name in state[number] if name != AVERAGE and not name.endswith(("_base", "_correction"))
+                ]
                 state[number] = {
                     name: self.read(param, name)
                     if isinstance(state[number][name], Tensor) and name != "step"
@@ -263,13 +299,119 @@ class Optimizer(torch.optim.Optimizer):
                     if name != "step" or self.rule.keeps_step
                 }
         groups = [{k: v for k, v in group.items() if k not in _FORMAT_OPTIONS} for group in result["param_groups"]]
+        result.pop("services", None)
         return {**result, "state": state, "param_groups": groups}
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim's; averages of weights are states named "param_average", and what services must remember,
+        such as how many steps were skipped, is under "services"."""
+        if self._swapped is not None:
+            raise RuntimeError("the weights are swapped with their averages: call swap_average() before state_dict()")
+        result: dict[str, Any] = super().state_dict()
+        if self._services is not None:
+            result["services"] = self._services.state_dict()
+        return result
+
+    # Services
+
+    @property
+    def clip(self) -> Clip | None:
+        """How gradients are clipped; may be set between steps to anything that the argument takes."""
+        return self._services.clip if self._services is not None else None
+
+    @clip.setter
+    def clip(self, value: Any) -> None:
+        wanted = as_clip(value)
+        if self._services is None:
+            raise AttributeError(f"clip={value!r} needs an optimizer that was made with a clip, nonfinite, ...")
+        self._services.set_clip(wanted)
+        self._pass = None
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What was gathered, if the argument telemetry was given."""
+        return self._services.telemetry if self._services is not None else None
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """The norm of the last step's gradients before clipping, of the clip's norm_type, a 0-dim float32 tensor.
+
+        NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
+        """
+        return torch.tensor(self._services.norm if self._services is not None else float("nan"))
+
+    @property
+    def clipped_steps(self) -> int:
+        """How many steps had their gradients clipped by a norm."""
+        return self._services.clipped if self._services is not None else 0
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped because a gradient was not finite."""
+        return self._services.skipped if self._services is not None else 0
+
+    @property
+    def zeroed_elements(self) -> int:
+        """How many elements of gradients were taken as 0 because they were not finite."""
+        return self._services.zeroed if self._services is not None else 0
+
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Exchanges the weights with their averages; a second call exchanges them back, bit for bit.
+
+        In between `step` and `state_dict` refuse. Averages of another format than the weights' (float32 ones of
+        bfloat16 weights) are rounded on the way, and the weights kept aside.
+
+        Raises:
+            RuntimeError: there is no average yet.
+        """
+        pairs = [
+            (param, self.state[param])
+            for group in self.param_groups
+            for param in group["params"]
+            if AVERAGE in self.state.get(param, {})
+        ]
+        if not pairs:
+            raise RuntimeError("swap_average() needs averages: an optimizer with average=... that has taken a step")
+        aside, self._swapped = self._swapped, None if self._swapped is not None else {}
+        for param, state in pairs:
+            own, other = {"": param.detach(), **_arrays(state, "param")}, _arrays(state, AVERAGE)
+            if {name: x.dtype for name, x in own.items()} == {name: x.dtype for name, x in other.items()}:
+                for name, x in own.items():
+                    kept = x.clone()
+                    x.copy_(other[name])
+                    other[name].copy_(kept)
+            elif aside is not None:
+                param.copy_(aside[param])
+            else:
+                assert self._swapped is not None
+                self._swapped[param] = param.detach().clone()
+                param.copy_(other[""])
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``."""
+        self.swap_average()
+        try:
+            yield
+        finally:
+            self.swap_average()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by GradScaler, whose unscaling and check are then part of the pass."""
+        if self._services is None:
+            return False
+        # It is passed to step by a way that torch means to replace; both ways are served.
+        warnings.filterwarnings("ignore", "GradScaler is going to stop passing itself", FutureWarning)
+        return True
+
+    def _step(self, closure: Callable[[], Any] | None = None, *, grad_scaler: Any = None) -> Any:
         """Takes one step.
 
         Args:
             closure: evaluates the model again, calls backward and returns the loss.
+            grad_scaler: given by a GradScaler whose `step` is called, never by hand.
 
         Returns:
             What closure returned, or None.
@@ -277,15 +419,21 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient does not fit its parameter, or is sparse where the rule takes none.
         """
+        if self._services is not None and (grad_scaler is not None or hasattr(self, "found_inf")):
+            self._services.step_scaled(self, grad_scaler, self._take_step)
+            return None
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take_step()
+        return loss
+
+    def _take_step(self) -> None:
         current = self._pass
         if current is None or not current.run(self):
             with torch.set_grad_enabled(self.defaults["differentiable"]):
                 self._step_anew()
-        return loss
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
@@ -318,7 +466,10 @@ class Optimizer(torch.optim.Optimizer):
         """Looks at every parameter, makes the plan for those that the CPU engine takes, and steps."""
         if any(group.get("capturable") for group in self.param_groups):
             self._accelerator_graph_capture_health_check()
+        if self._swapped is not None:
+            raise RuntimeError("the weights are swapped with their averages: call swap_average() before step()")
         self._pass = None
+        services = self._services
         counter = itertools.count()  # of all parameters, so that one's number does not depend on the others' gradients
         entries = [
             _Entry(self, number, group, index, param, place)
@@ -333,19 +484,31 @@ class Optimizer(torch.optim.Optimizer):
                 entry.is_fast = entry.is_new = False
             seen.add(id(entry.param))
             if entry.is_fast:
-                key = (static_settings(self.rule, entry.group), entry.group["maximize"], tuple(entry.formats.values()))
+                key = (
+                    static_settings(self.rule, entry.group),
+                    entry.group["maximize"],
+                    tuple(entry.formats.values()),
+                    services.static(entry.group) if services is not None else NO_SERVICES,
+                )
                 buckets.setdefault(key, []).append(entry)
         kernels = [
-            compiled(self.rule, bucket[0].group, key[1], key[2]) for key, bucket in buckets.items()
+            [
+                compiled(self.rule, bucket[0].group, key[1], key[2], replace(key[3], gather=gather))
+                for gather in ((False, True) if services is not None and services.telemetry else (False,))
+            ]
+            for key, bucket in buckets.items()
         ]  # before anything changes
         for entry in entries:
             entry.make_state()
         fresh = _Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)))
-        fresh.launch()
-        for entry in entries:
-            if not entry.is_fast:
-                entry.step_eagerly()
-        if fresh.complete:
+        taken = False
+        try:
+            taken = fresh.launch()
+        finally:
+            if not taken:
+                for entry in entries:
+                    entry.restore_state()
+        if taken and fresh.complete:
             self._pass = fresh
 
 
@@ -397,6 +560,8 @@ class _Entry:
         self.names = self.rule.states_for(group)
         self.present = tuple(filter(None, self.names))
         self.state: dict[str, Any] = optimizer.state.get(param, {})
+        self.state_before = dict(self.state)
+        self.services = optimizer._services
         self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
         self._check(f"parameter {index} of group {number}" + self._name(index))
         self.formats = self._formats()
@@ -407,6 +572,14 @@ class _Entry:
         )
         self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
         self.is_fast = self._fits_the_cpu_engine()
+        self.lacks_average = AVERAGE in self.formats and AVERAGE not in self.state
+        self.index = index
+
+    def member(self, kind: type[Member]) -> Member:
+        """The parameter as services see it."""
+        names = self.group.get("param_names")
+        name = names[self.index] if names else f"{self.number}.{self.index}"
+        return kind(name, self.place, self.param, self.grad, self.group.get("clip") is False)
 
     def _name(self, index: int) -> str:
         names = self.group.get("param_names")
@@ -426,7 +599,7 @@ class _Entry:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if group["differentiable"] and any(group.get(name) for name in ("states", "weights")):
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
-        for name in ("param_correction", *self.present):
+        for name in ("param_correction", AVERAGE, *self.present):
             state, base = self.state.get(name), self.state.get(f"{name}_base")
             if isinstance(state, Tensor) and state.shape != param.shape:
                 raise RuntimeError(
@@ -451,6 +624,8 @@ class _Entry:
                 formats[name] = _DTYPES.get(self.state[name].dtype, dtype)
             else:
                 formats[name] = dtype
+        if self.services is not None and self.services.average is not None:
+            formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
         return formats
 
     def _fits_the_cpu_engine(self) -> bool:
@@ -484,7 +659,8 @@ class _Entry:
                 if self.state.get(name) is None:
                     self.state[name] = torch.zeros_like(self.param, memory_format=torch.preserve_format)
             return
-        for name in self.present:
+        averages = [AVERAGE] if AVERAGE in self.formats else []
+        for name in [*self.present, *averages]:
             if not isinstance(self.state.get(name), Tensor):
                 _set_arrays(self.state, name, zeros(self.formats[name], self.param))
             else:
@@ -494,6 +670,15 @@ class _Entry:
             self.state.pop("param_correction", None)
         elif kept is None or _name_of(kept.dtype) != wanted:
             self.state["param_correction"] = zeros(self.formats["param"], self.param)["_correction"]
+
+    def restore_state(self) -> None:
+        """Takes back what make_state has done."""
+        if not self.state_before:
+            self.optimizer.state.pop(self.param, None)
+            return
+        state = self.optimizer.state[self.param]
+        state.clear()
+        state.update(self.state_before)
 
     def state_names(self) -> set[str]:
         """What the state consists of."""
@@ -506,7 +691,19 @@ class _Entry:
             return self.state[name + suffix]  # type: ignore[no-any-return]
         return self.param if name == "param" else self.grad
 
-    def step_eagerly(self) -> None:
+    def step_eagerly(self, loose: Loose | None, gather: bool) -> None:
+        """One step by the eager engine, with services if there is a member for them."""
+        if loose is None:
+            self._step_eagerly(self.grad)
+            return
+        assert self.services is not None
+        before = self.optimizer.read(self.param) if gather else None
+        self._step_eagerly(loose.served_grad(self.services))
+        if before is not None:
+            is_random = bool(self.formats) and bool(FORMATS[self.formats["param"]].random)
+            loose.gather(before, self.optimizer.read(self.param), is_random)
+
+    def _step_eagerly(self, grad: Tensor) -> None:
         if self.keeps_step:
             self.state["step"] += 1
             step = self.state["step"]
@@ -516,20 +713,46 @@ class _Entry:
         hyper = {name: self._plain(self.group[name]) for name in self.rule.hyperparameters}
         if all(kind in _PLAIN for kind in self.formats.values()):
             states = [name and self.state[name] for name in self.names]
-            step_tensors(self.rule, self.param, self.grad, states, step, hyper, self.group["maximize"])
+            step_tensors(self.rule, self.param, grad, states, step, hyper, self.group["maximize"])
+            self._move_average(step)
             return
         wide = {name: self.optimizer.read(self.param, name) for name in ("param", *self.present)}
-        grad = self.grad.to_dense() if self.grad.is_sparse else self.grad
+        grad = grad.to_dense() if grad.is_sparse else grad
         states = [name and wide[name] for name in self.names]
         step_tensors(self.rule, wide["param"], grad, states, step, hyper, self.group["maximize"])
         for name, value in wide.items():
-            kind = FORMATS[self.formats[name]]
-            seed, count = self.group.get("seed", 0), int(step)
-            random: Any = dither(seed, count, [*self.formats].index(name))
-            if kind.random == "element":
-                random = element_random(mix(seed, count, self.place + FIRST_ELEMENT_KEY), value)
-            for suffix, array in encode(self.formats[name], value, random).items():
-                self.tensor(name, suffix).copy_(array)
+            self._store(name, value, int(step))
+        self._move_average(step, wide["param"])
+
+    def _store(self, name: str, value: Tensor, step: int) -> None:
+        kind, seed = FORMATS[self.formats[name]], self.group.get("seed", 0)
+        random: Any = dither(seed, step, [*self.formats].index(name))
+        if kind.random == "element":
+            random = element_random(mix(seed, step, self.place + FIRST_ELEMENT_KEY), value)
+        for suffix, array in encode(self.formats[name], value, random).items():
+            self.tensor(name, suffix).copy_(array)
+
+    def _move_average(self, step: Any, new: Tensor | None = None) -> None:
+        """Brings the average towards the new weights, given where they are rounded at random."""
+        if self.services is None or self.services.average is None:
+            return
+        if not self.formats:  # complex
+            if AVERAGE not in self.state:
+                self.optimizer.state[self.param][AVERAGE] = self.param.detach().clone()
+            self.optimizer.state[self.param][AVERAGE].lerp_(self.param.detach(), self.services.average_weight)
+            return
+        weight = FORMATS[self.formats["param"]]
+        if new is None or not (weight.random or len(weight.arrays) > 1):
+            new = self.optimizer.read(self.param)
+        average = self.optimizer.read(self.param, AVERAGE)
+        self._store(AVERAGE, average + self.services.average_weight * (new - average), int(step))
+
+    def start_average(self) -> None:
+        """The first average is a copy of the weights."""
+        arrays = {"": self.param.detach(), **_arrays(self.state, "param")}
+        wanted = _arrays(self.state, AVERAGE)
+        for suffix, array in wanted.items():
+            array.copy_(arrays[suffix])
 
     def _plain(self, value: Any) -> Any:
         """Hyperparameters as floats, or as tensors where autograd or a graph must see them."""
@@ -550,7 +773,9 @@ class _Pass:
     gradient that this brings is laid out anew too, and that is.
     """
 
-    def __init__(self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[Kernel, list[_Entry]]]) -> None:
+    def __init__(
+        self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[list[Kernel], list[_Entry]]]
+    ) -> None:
         self._rule = optimizer.rule
         groups = optimizer.param_groups
         keys = [
@@ -577,10 +802,29 @@ class _Pass:
 
         self._plans: list[tuple[Kernel, Plan, slice]] = []
         start = 0
-        for kernel, bucket in buckets:
-            self._plans.append((kernel, _plan(kernel, bucket, groups), slice(start, start + len(bucket))))
+        self._services = services = optimizer._services
+        self._works: list[Work] = []
+        for kernels, bucket in buckets:
+            kernel = kernels[0]
+            plan = _plan(kernels, bucket, groups, services)
+            self._plans.append((kernel, plan, slice(start, start + len(bucket))))
             start += len(bucket)
-        self._launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel, plan, _ in self._plans]
+            if services is not None:
+                members = [entry.member(Member) for entry in bucket]
+                self._works.append(Work((kernel, kernels[-1]), plan, members, bucket[0].formats))
+        self._launchers: list[Callable[[], Any]]
+        if services is None:
+            self._launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel, plan, _ in self._plans]
+            self._written = self._params
+        else:
+            self._launchers, self._written = [self._serve], []
+            self._resting = [
+                (p, group, optimizer.state[p])
+                for group in groups
+                for p in group["params"]
+                if p.grad is None and AVERAGE in optimizer.state.get(p, {})
+            ]
+        self._entries = entries
 
     def run(self, optimizer: Optimizer) -> bool:
         """Steps and returns True, or changes nothing and returns False if something is not as it was."""
@@ -607,14 +851,44 @@ class _Pass:
             self._grad_at = grad_at
         for launch in self._launchers:
             launch()
-        _count_write(self._params)
+        _count_write(self._written)
         return True
 
-    def launch(self) -> None:
-        """Steps without looking."""
+    def launch(self) -> bool:
+        """The first step, with those entries that are not fast; False if services refuse it."""
+        loose = [entry for entry in self._entries if not entry.is_fast]
+        started = [entry for entry in self._entries if entry.lacks_average]
+        self._entries = []
+        if self._services is not None:
+            return self._serve(loose, started)
         for launch in self._launchers:
             launch()
+        _count_write(self._written)
+        for entry in loose:
+            entry.step_eagerly(None, False)
+        return True
+
+    def _serve(self, loose: Sequence[_Entry] = (), started: Sequence[_Entry] = ()) -> bool:
+        """Steps with services; False if they refuse."""
+        services = self._services
+        assert services is not None
+        others = [entry.member(Loose) for entry in loose]
+        parts: list[Any] = [*self._works, *others]
+        if not parts or not services.begin(parts):
+            return not parts
+        gather = services.gathers
+        for work in self._works:
+            work.launch(gather)
         _count_write(self._params)
+        for entry, other in zip(loose, others, strict=True):
+            entry.step_eagerly(other, gather)  # type: ignore[arg-type]
+        for entry in started:
+            entry.start_average()
+        if services.average is not None:
+            for param, group, state in self._resting:
+                _move_resting_average(param, group, state, services)
+        services.finish(parts, gather)
+        return True
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """A group's settings with tensors read, since those may be filled in place."""
@@ -626,28 +900,61 @@ class _Pass:
             return False
         self._settings = [self._plain(group) for group in groups]
         for kernel, plan, _ in self._plans:
-            plan.hyper[:] = [kernel.numbers(group) for group in groups]
+            plan.hyper[:] = _hyper(kernel, groups, self._services)
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        formats = group.get("states"), group.get("weights")
+        formats = group.get("states"), group.get("weights"), group.get("clip")
         return static_settings(self._rule, group), group["maximize"], group["differentiable"], formats
 
 
-def _plan(kernel: Kernel, bucket: list[_Entry], groups: list[dict[str, Any]]) -> Plan:
+def _hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[float]]:
+    extra = services.numbers() if services is not None else {}
+    return [kernel.numbers({**group, **extra}) for group in groups]
+
+
+def _plan(
+    kernels: list[Kernel], bucket: list[_Entry], groups: list[dict[str, Any]], services: StepServices | None
+) -> Plan:
+    kernel = kernels[0]
+    by_row = kernel.formula.by_row
     keeps_step = bucket[0].keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
     return Plan(
         addresses=[[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
         sizes=[entry.param.numel() for entry in bucket],
         groups=[entry.number for entry in bucket],
-        hyper=[kernel.numbers(group) for group in groups],
+        hyper=_hyper(kernel, groups, services),
         step_at=list(map(_ADDRESS, steps)) if keeps_step else None,
         step_is_double=[step.dtype == torch.float64 for step in steps],
         first_steps=[0.0 if entry.is_new else 1.0 for entry in bucket],
-        rows=[row_length(entry.param.shape) for entry in bucket] if kernel.source.grouped else None,
+        rows=[entry.member(Member).row for entry in bucket] if kernel.source.grouped or by_row else None,
         numbers=[entry.place for entry in bucket],
+        by_row=by_row,
+        tallies=max(len(one.source.tallies) for one in kernels),
     )
+
+
+def _move_resting_average(
+    param: Tensor, group: Mapping[str, Any], state: dict[str, Any], services: StepServices
+) -> None:
+    """Brings the average of a parameter without a gradient towards it."""
+    weight = services.average_weight
+    if param.is_complex():
+        state[AVERAGE].lerp_(param.detach(), weight)
+        return
+    kind = average_format(group.get("weights"), _name_of(param.dtype))
+    value = decode(
+        weight_format(group.get("weights"), _name_of(param.dtype)),
+        {"": param.detach(), **_arrays(state, "param")},
+        param.shape,
+    )
+    old = decode(kind, _arrays(state, AVERAGE), param.shape)
+    random: Any = dither(group.get("seed", 0), services.averaged, 0)
+    if FORMATS[kind].random == "element":
+        random = element_random(mix(group.get("seed", 0), services.averaged, 0), old)
+    for suffix, array in encode(kind, old + weight * (value - old), random).items():
+        state[AVERAGE + suffix].copy_(array)
 
 
 class _Loading:
@@ -670,6 +977,8 @@ class _Loading:
 
     def restore(self, optimizer: Optimizer) -> None:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
+        if optimizer._services is not None:
+            optimizer._services.load_state_dict(self._source.get("services", {}))
         for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", 0)
             for name in _FORMAT_OPTIONS:
@@ -678,7 +987,7 @@ class _Loading:
             for number, param in zip(saved["params"], group["params"], strict=True):
                 for name, value in self._source["state"].get(number, {}).items():
                     known = name.removesuffix("_base").removesuffix("_correction")
-                    if isinstance(value, Tensor) and known in ("param", *optimizer.rule.states):
+                    if isinstance(value, Tensor) and known in ("param", AVERAGE, *optimizer.rule.states):
                         optimizer.state[param][name] = value.to(param.device)
 
     def convert(self, optimizer: Optimizer) -> None:
@@ -686,6 +995,11 @@ class _Loading:
         for group in optimizer.param_groups:
             for param in group["params"]:
                 state = optimizer.state.get(param, {})
+                if optimizer._services is None or optimizer._services.average is None:
+                    for suffix in ("", "_correction"):
+                        state.pop(AVERAGE + suffix, None)
+                elif AVERAGE in state and param.dtype in _DTYPES:
+                    _convert(state, AVERAGE, average_format(group.get("weights"), _name_of(param.dtype)), param)
                 if param.dtype not in _DTYPES:
                     for name in optimizer.rule.states:
                         if isinstance(state.get(name), Tensor):
@@ -704,27 +1018,45 @@ class _Loading:
                     del state["param_correction"]
 
 
+def _make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> StepServices | None:
+    """The services that a constructor's arguments ask for, or None."""
+    if nonfinite not in (None, *NONFINITE):
+        raise ValueError(f"Invalid nonfinite value: {nonfinite!r}; {_hint(nonfinite, NONFINITE)}")
+    if telemetry is not None and not isinstance(telemetry, Telemetry):
+        telemetry = Telemetry(every=telemetry)
+    chosen = as_clip(clip), nonfinite, as_average(average), telemetry
+    return StepServices(*chosen) if any(one is not None for one in chosen) else None
+
+
+def _hint(value: Any, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(value), choices, 1, 0.4)
+    return f"did you mean {near[0]!r}?" if near else "it can be " + ", ".join(map(repr, (None, *choices)))
+
+
 def _check_formats(settings: Mapping[str, Any]) -> None:
     for name, choices in (("states", STATE_FORMATS), ("weights", WEIGHT_FORMATS)):
         value = settings.get(name)
         if value is not None and value not in choices:
-            near = difflib.get_close_matches(str(value), choices, 1, 0.4)
-            hint = f"did you mean {near[0]!r}?" if near else "it can be " + ", ".join(map(repr, (None, *choices)))
-            raise ValueError(f"Invalid {name} value: {value!r}; {hint}")
+            raise ValueError(f"Invalid {name} value: {value!r}; {_hint(value, choices)}")
     seed = settings.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**53:
         raise ValueError(f"Invalid seed value: {seed!r}; it must be an int from 0 to 2**53")
 
 
-def _check_parameters(group: Mapping[str, Any]) -> None:
-    """Raises for parameters that the group's formats cannot serve."""
-    for name in ("states", "weights"):
-        for index, param in enumerate(group["params"]):
-            if group.get(name) is not None and (
-                param.dtype not in _MIXABLE or type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
-            ):
+def _check_parameters(group: Mapping[str, Any], services: StepServices | None) -> None:
+    """Raises for parameters that the group's formats or the services cannot serve."""
+    chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
+    for index, param in enumerate(group["params"]):
+        is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        for name, value in chosen.items():
+            if param.dtype not in _MIXABLE or is_subclass:
                 kind = param.dtype if param.dtype not in _MIXABLE else type(param).__name__
-                raise ValueError(f"{name}={group[name]!r} does not take {kind} (parameter {index} of its group)")
+                raise ValueError(f"{name}={value!r} does not take {kind} (parameter {index} of its group)")
+        if services is not None and (is_subclass or group["differentiable"]):
+            what = f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
+            raise ValueError(f"{' and '.join(services.names)} do{'es' * (len(services.names) == 1)} not go with {what}")
+        if services is not None and isinstance(services.clip, ClipValue) and param.is_complex():
+            raise ValueError(f"clip={services.clip} does not take {param.dtype} (parameter {index} of its group)")
 
 
 def _state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: Tensor) -> str:
@@ -745,6 +1077,8 @@ def _kept_format(state: Mapping[str, Any], name: str) -> str:
     dtype = state[name].dtype
     if f"{name}_base" in state:
         return "signed8" if dtype == torch.int8 else "positive8"
+    if f"{name}_correction" in state:
+        return f"{_name_of(dtype)} {'24bit' if state[f'{name}_correction'].dtype == torch.int8 else '32bit'}"
     return _name_of(dtype)
 
 
@@ -761,7 +1095,7 @@ def _set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) 
 def _convert(state: dict[str, Any], name: str, kind: str, param: Tensor) -> None:
     """Brings a state into a format, if it is not."""
     kept = _kept_format(state, name)
-    if kept == kind.removesuffix(" dithered"):
+    if kept == kind.removesuffix(" dithered").removesuffix(" stochastic"):
         return
     arrays = encode(kind, decode(kept, _arrays(state, name), param.shape).float()) if FORMATS[kind].random else None
     if arrays is None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steprule.engine.trace import Expression, Formula, scalar_name
-from steprule.formats import FORMATS, ITEM_SIZE
+from steprule.formats import FORMATS, HALVES, ITEM_SIZE, Format
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -39,8 +39,8 @@ from numba import cfunc, njit
 
 from steprule.engine.machine import *
 from steprule.engine.machine import (
-    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FAST, GROUPS, HEADER_SIZE, HYPER, MODE, NEXT, NUMBERS, ROWS, STEPS,
-    TENSORS,
+    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FACTORS, FAST, FIRST_FACTOR, GROUPS, HEADER_SIZE, HYPER, MODE, NEXT,
+    NUMBERS, PARTIALS, ROWS, STEPS, TENSORS,
 )
 from steprule.formats.kernel import *
 
@@ -79,7 +79,7 @@ def run(header):
     steps = float64_array(plan[STEPS], tensors)
     rows = int64_array(plan[ROWS], tensors)
     parameters = int64_array(plan[NUMBERS], tensors)
-    group, step = groups[0], steps[0]
+{service_tables}    group, step = groups[0], steps[0]
     numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step)
     while True:
         chunk = fetch_add(counter, 1)
@@ -89,32 +89,42 @@ def run(header):
         if groups[tensor] != group or steps[tensor] != step:
             group, step = groups[tensor], steps[tensor]
             numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step)
-        update(
+{call}'''
+
+_CALL = """        {results}update(
             size,
 {chunk_arguments}
             numbers,
         )
-'''
+"""
+
+_CALLS_BY_ROW = """        row, end, groups_of_row = rows[tensor], start + size, -(-rows[tensor] // GROUP)
+        while start < end:
+            size = min(row, end - start)
+{call}            start += row
+            first_group += groups_of_row
+"""
 
 _UPDATE = '''
 @njit(**FAST)
 def update(size, {addresses}, numbers):
     """One tensor's chunk."""
     {scalar_names} = numbers
-{before}    for i in range(size):
+{before}{start_tallies}    for i in range(size):
 {body}
-
+{give_tallies}
 '''
 
 _GROUPED_UPDATE = '''
 @njit(forceinline=True, **FAST)
-def compute(first, group, size, {rooms}, {addresses}, numbers):
+def compute(first, group, size, {rooms}, {addresses}, numbers{tally_arguments}):
     """The new values of numbers that share a base, and that base."""
     {scalar_names} = numbers
 {before}    for j in range(size):
         i = first + j
 {body}
 {between}
+{return_tallies}
 
 @njit(forceinline=True, **FAST)
 def encode(first, group, size, {rooms}, {addresses}, numbers):
@@ -133,16 +143,16 @@ def update(size, row, {addresses}, numbers):
     Each group is encoded after the next has been computed, since finding the largest of a group takes a while.
     """
 {room_lines}
-    first = before = group = 0
+{start_tallies}    first = before = group = 0
     count = before_count = 0
     left = row
     while first < size:
         count = min(left, size - first, GROUP)
         half = group % 2 * (4 * GROUP)
         if count == GROUP:
-            compute(first, group, GROUP, {halves}, {addresses}, numbers)
+            {tallies}compute(first, group, GROUP, {halves}, {addresses}, numbers{tally_arguments})
         else:
-            compute(first, group, count, {halves}, {addresses}, numbers)
+            {tallies}compute(first, group, count, {halves}, {addresses}, numbers{tally_arguments})
         half = 4 * GROUP - half
         if before_count == GROUP:
             encode(before, group - 1, GROUP, {halves}, {addresses}, numbers)
@@ -154,7 +164,7 @@ def update(size, row, {addresses}, numbers):
         group += 1
     half = (group + 1) % 2 * (4 * GROUP)
     encode(before, group - 1, before_count, {halves}, {addresses}, numbers)
-
+{give_tallies}
 '''
 
 
@@ -167,12 +177,15 @@ class Source:
         arrays: the arrays that it works on, as (operand, suffix); param's and grad's own come first.
         grouped: whether chunks must hold whole groups.
         random: whether the seed follows the formula's scalars in the plan's table of hyperparameters.
+        tallies: what each chunk leaves in the plan's partials: names that begin with "total_" are sums, those with
+            "top_" largest absolute values.
     """
 
     text: str
     arrays: tuple[tuple[str, str], ...]
     grouped: bool
     random: bool
+    tallies: tuple[str, ...]
 
 
 def compute_dtype(formats: Sequence[str]) -> str:
@@ -189,8 +202,8 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         formats: of each of formula.operands, keys of `steprule.formats.FORMATS`.
     """
     real = compute_dtype(formats)
-    writer = _Writer(formula, real)
     chosen = {name: FORMATS[text] for name, text in zip(formula.operands, formats, strict=True)}
+    writer = _Writer(formula, real, _stored(chosen["param"]))
     arrays = [(name, suffix) for name, one in chosen.items() for suffix, _ in one.arrays]
     arrays.sort(key=lambda array: array not in (("param", ""), ("grad", "")))
     dtypes = {(name, suffix): dtype for name, one in chosen.items() for suffix, dtype in one.arrays}
@@ -259,6 +272,8 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
             line = f"store_{name}{suffix}({name}{suffix}_at, i, {text.format(x=x, base=f'{name}_base', random=random)})"
             (after if one.grouped else stores).append(line)
 
+    tallies = _tally(formula, chosen["param"], writer, body)
+
     scalar_lines = [
         f"{_local(scalar_name(name, index))} = hyper[{position}]"
         for position, (name, index) in enumerate(formula.scalars)
@@ -275,12 +290,19 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     extra = ["start", "parameter"] if by_element else []
     if by_element:
         before.append("key = random_bits(seed, step, parameter + FIRST_ELEMENT_KEY)")
+    if formula.factor:
+        extra.append("grad_factor")
     addresses = ", ".join([f"{name}{suffix}_at" for name, suffix in arrays] + extra)
     chunk_arguments = ["rows[tensor]"] if grouped else []
     for position, (name, suffix) in enumerate(arrays):
         offset = "first_group" if suffix == "_base" else "start"
         chunk_arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtypes[name, suffix]]} * {offset}")
     chunk_arguments += ["start", "parameters[tensor]"] if by_element else []
+    place = "first_factor[tensor] + start // row" if formula.by_row else "tensor"
+    chunk_arguments += [f"{real}(factors[{place}])"] if formula.factor else []
+    tally_names = "".join(f"{name}, " for name in tallies).rstrip()
+    start_tallies = [f"{name} = {'uint32' if name.startswith('top_') else real}(0)" for name in tallies]
+    given = ", ".join(f"{'float64_of' if name.startswith('top_') else 'float64'}({name})" for name in tallies) + ","
     update = (_GROUPED_UPDATE if grouped else _UPDATE).format(
         addresses=addresses,
         scalar_names="".join(f"{name}, " for name in names).rstrip() or "()",
@@ -292,7 +314,13 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         rooms=", ".join(rooms),
         room_lines=_indent([f"{room} = room_for_{room.removesuffix('_room')}(0)" for room in rooms], 1),
         halves=", ".join(f"{room} + half" for room in rooms),
+        tallies=f"{tally_names} = " if tallies else "",
+        tally_arguments=f", {tally_names}".rstrip(",") if tallies else "",
+        start_tallies=_indent(start_tallies, 1) + "\n" * bool(tallies),
+        return_tallies=f"    return {tally_names}\n" if tallies else "",
+        give_tallies=f"    return {given}\n" if tallies else "",
     )
+    call = _call(formula.by_row, tallies, chunk_arguments)
     uses_seed = bool(steps_random) or by_element
     hyper_count = len(formula.scalars) + uses_seed
     text = _TEMPLATE.format(
@@ -305,9 +333,66 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         array_count=len(arrays),
         hyper_count=hyper_count,
         hyper_bytes=8 * hyper_count,
-        chunk_arguments="\n".join(f"            {argument}," for argument in chunk_arguments),
+        service_tables=_service_tables(formula, len(tallies)),
+        call=call,
     )
-    return Source(text, tuple(arrays), grouped, uses_seed)
+    return Source(text, tuple(arrays), grouped, uses_seed, tallies)
+
+
+def _stored(param: Format) -> str:
+    """What a new parameter is once stored: rounded if that loses anything for good, and as it is otherwise."""
+    dtype = param.arrays[0][1]
+    plain = len(param.arrays) == 1 and not param.random and dtype in HALVES
+    return f"from_{dtype}(to_{dtype}({{0}}))" if plain else "{0}"
+
+
+def _tally(formula: Formula, param: Format, writer: _Writer, lines: list[str]) -> tuple[str, ...]:
+    """Adds the lines that keep count of what passes; returns the names of the counts."""
+    tallies = []
+    if formula.counted is not None:
+        lines.append(f"total_zeroed = add_up(total_zeroed, {writer.element(formula.counted, lines)})")
+        tallies.append("total_zeroed")
+    if formula.gathered:
+        for name, expression in formula.gathered.items():
+            lines.append(f"seen_{name} = {writer.element(expression, lines)}")
+            lines.append(f"total_{name} = add_square(total_{name}, seen_{name})")
+            tallies.append(f"total_{name}")
+        tallies.append("total_lost")
+        if not param.random:  # what is rounded at random counts on average
+            still = f"({_stored(param).format('seen_param')} == param) & (seen_grad != 0)"
+            lines.append(f"total_lost = add_up(total_lost, {writer.real}(1) if {still} else {writer.real}(0))")
+        for name in formula.gathered:
+            lines.append(f"top_{name} = larger_magnitude(top_{name}, float32(seen_{name}))")
+            tallies.append(f"top_{name}")
+    return tuple(tallies)
+
+
+def _call(by_row: bool, tallies: Sequence[str], arguments: Sequence[str]) -> str:
+    """The call of update for a chunk, and what becomes of its tallies."""
+    results = "".join(f"{name}, " for name in tallies).rstrip() + " = " * bool(tallies)
+    store = [f"partials[chunk, {place}] = {name}" for place, name in enumerate(tallies)]
+    call = _CALL.format(results=results, chunk_arguments="\n".join(f"            {one}," for one in arguments))
+    if not by_row:
+        return call + "".join(f"        {line}\n" for line in store)
+    empty = "".join(f"        {line.partition(' = ')[0]} = 0.0\n" for line in store)
+    join = [
+        f"partials[chunk, {place}] {f'+= {name}' if name.startswith('total_') else f'= larger(partials[chunk, {place}], {name})'}"
+        for place, name in enumerate(tallies)
+    ]
+    lines = [*call.splitlines(), *(f"        {line}" for line in join)]
+    return empty + _CALLS_BY_ROW.format(call="".join(f"    {line}\n" for line in lines))
+
+
+def _service_tables(formula: Formula, tallies: int) -> str:
+    lines = []
+    if formula.by_row:
+        lines = ["first_factor = int64_array(plan[FIRST_FACTOR], tensors + 1)"]
+        lines += ["factors = float64_array(plan[FACTORS], first_factor[tensors])"]
+    elif formula.factor:
+        lines = ["factors = float64_array(plan[FACTORS], tensors)"]
+    if tallies:
+        lines.append(f"partials = float64_array(plan[PARTIALS], (chunks, {tallies}))")
+    return "".join(f"    {line}\n" for line in lines)
 
 
 def _indent(lines: Sequence[str], depth: int) -> str:
@@ -317,13 +402,15 @@ def _indent(lines: Sequence[str], depth: int) -> str:
 class _Writer:
     """Expressions as text: scalars are collected in `hoisted`, shared subexpressions get a line of their own."""
 
-    def __init__(self, formula: Formula, real: str) -> None:
+    def __init__(self, formula: Formula, real: str, stored: str) -> None:
         self.real = real
+        self._stored = stored
         self.hoisted: dict[str, str] = {}
         self._locals: dict[int, str] = {}
         self._uses: Counter[int] = Counter()
         seen: set[int] = set()
-        for expression in formula.outputs.values():
+        counted = [formula.counted] if formula.counted is not None else []
+        for expression in (*formula.outputs.values(), *formula.gathered.values(), *counted):
             self._count(expression, seen)
 
     def _count(self, expression: Expression, seen: set[int]) -> None:
@@ -350,6 +437,8 @@ class _Writer:
 
     def _element_text(self, expression: Expression, lines: list[str]) -> str:
         op, args = expression.op, expression.args
+        if op == "stored":
+            return self._stored.format(self.element(args[0], lines))
         if op == "div" and args[1].scalar:  # a product is cheaper, and its factor is exact to float64
             return f"({self.element(args[0], lines)} * {self._hoist(f'1.0 / {self.scalar(args[1])}')})"
         if op == "pow" and args[1].op == "constant" and args[1].args[0] in (2.0, 3.0):
@@ -389,6 +478,6 @@ def _local(name: str) -> str:
 
 
 _RESERVED = re.compile(
-    r"[st]\d+|.*_array|.*_at|(load|store|room|new|random)_.*|.*_(base|top|room|correction)|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
+    r"[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|correction)|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
     r"numbers|scalars|hyper|update|run|array|scratch|weyl|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|uint32|cfunc|njit"
 )

@@ -27,7 +27,7 @@ from typing import Any
 from steprule.engine.codegen import Source, write_kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
-from steprule.engine.trace import Formula, scalar_values, static_settings, trace
+from steprule.engine.trace import NO_SERVICES, Formula, Services, scalar_values, static_settings, trace
 from steprule.rule import Rule
 
 PARALLEL_FROM = 65536
@@ -81,7 +81,13 @@ class Kernel:
 _kernels: dict[Any, Kernel] = {}
 
 
-def compiled(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool, formats: Sequence[str]) -> Kernel:
+def compiled(
+    rule: type[Rule],
+    hyper: Mapping[str, Any],
+    maximize: bool,
+    formats: Sequence[str],
+    services: Services = NO_SERVICES,
+) -> Kernel:
     """The kernel for a rule, made when first asked for.
 
     Args:
@@ -90,16 +96,17 @@ def compiled(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool, formats
             are text, and which states exist.
         maximize: whether to follow the gradient upwards.
         formats: of param, grad and the states that exist, keys of `steprule.formats.FORMATS`.
+        services: what else it does.
 
     Raises:
         RuleError: the formula is none that an engine can run.
     """
-    key = (rule, static_settings(rule, hyper), maximize, tuple(formats))
+    key = (rule, static_settings(rule, hyper), maximize, tuple(formats), services)
     if key not in _kernels:
-        formula = trace(rule, hyper, maximize)
+        formula = trace(rule, hyper, maximize, services)
         title = f"{rule.__name__}: {(rule.__doc__ or 'a rule of your own.').strip().splitlines()[0]}"
         source = write_kernel(title.replace("\\", "/").replace('"', "'"), formula, formats)
-        _kernels[key] = Kernel(formula, source, *_load(rule.__name__, source.text))
+        _kernels[key] = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
     return _kernels[key]
 
 
@@ -111,7 +118,7 @@ def available_threads() -> int:
 # Files
 
 
-def _load(name: str, source: str) -> tuple[Path, int]:
+def load_kernel(name: str, source: str) -> tuple[Path, int]:
     """The kernel's file and the address of its function, from the cache or compiled."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     folder_name = f"{name.lower()}_{digest}"

@@ -25,6 +25,7 @@ float32, float64, uint32, uint64, int64 = np.float32, np.float64, np.uint32, np.
 # The plan's header, an int64 array: what to do, the counter that hands out chunks, sizes, and the addresses of
 # the tables. See steprule.engine.plan, which fills it.
 MODE, NEXT, TENSORS, CHUNKS, ADDRESSES, CHUNK_TABLE, GROUPS, HYPER, STEP_AT, STEP_KIND, STEPS, ROWS, NUMBERS = range(13)
+FACTORS, FIRST_FACTOR, PARTIALS = range(13, 16)
 HEADER_SIZE = 16
 # Modes: count the steps, work through the chunks, or both.
 COUNT, WORK, BOTH = 1, 2, 3
@@ -74,6 +75,32 @@ def fetch_add(typing_context, address, value):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", pointer, args[1], "monotonic")
 
     return types.int64(types.int64, types.int64), codegen
+
+
+# Sums over elements, the only place where the order of additions is the compiler's: so they run in vectors. Written
+# so that nothing is shared with the formula's own arithmetic, which must round as it does without them.
+
+
+@intrinsic
+def add_up(typing_context, total, x):  # type: ignore[no-untyped-def]
+    """total + x."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fadd(args[0], args[1], flags=("reassoc",))
+
+    return signature(total, total, total), codegen
+
+
+@intrinsic
+def add_square(typing_context, total, x):  # type: ignore[no-untyped-def]
+    """total + x**2."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        multiply_add = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+        return builder.call(multiply_add, [args[1], args[1], args[0]], fastmath=("reassoc",))
+
+    return signature(total, total, total), codegen
 
 
 @njit(**EXACT)

@@ -11,6 +11,8 @@ from steprule.formats import GROUP
 
 CHUNK = 32768
 """Elements a worker takes at a time, at least."""
+TALLIED_CHUNK = 65536
+"""Elements a worker takes at a time where it adds up something: sums then are always the same."""
 
 
 class Plan:
@@ -26,6 +28,13 @@ class Plan:
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
         rows: for kernels that work in groups, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element.
+        by_row: whether each row has a factor of its own, and not each tensor; needs rows.
+        tallies: how many numbers each chunk leaves in `partials`. Chunks then do not depend on what else there is.
+
+    Attributes:
+        factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
+        partials: for each chunk its tallies.
+        chunk_tensors: each chunk's tensor.
     """
 
     def __init__(
@@ -39,6 +48,8 @@ class Plan:
         first_steps: Sequence[float],
         rows: Sequence[int] | None = None,
         numbers: Sequence[int] | None = None,
+        by_row: bool = False,
+        tallies: int = 0,
     ) -> None:
         count = len(sizes)
         self.size = sum(sizes)
@@ -55,7 +66,10 @@ class Plan:
         self._step_kind = np.array(step_is_double, np.int64)
         self._steps = np.zeros(count, np.float64)
         chunk = max(CHUNK, self.size // 256 // 4096 * 4096)  # long stretches are a little faster to stream
-        full = [size if row % GROUP == 0 else row for row, size in zip(rows or sizes, sizes, strict=True)]
+        if tallies:
+            chunk = TALLIED_CHUNK
+        whole = [not by_row and row % GROUP == 0 for row in rows or sizes]
+        full = [size if one else row for one, row, size in zip(whole, rows or sizes, sizes, strict=True)]
         self._rows = np.array(full, np.int64)
         self._numbers = np.array(numbers or range(count), np.int64)
         self._chunks = np.array(
@@ -68,6 +82,11 @@ class Plan:
             np.int64,
         ).reshape(-1, 4)
         self.chunk_count = len(self._chunks)
+        self.chunk_tensors = self._chunks[:, 0]
+        factors = [size // row if size else 0 for row, size in zip(full, sizes, strict=True)] if by_row else [1] * count
+        self.first_factor = np.concatenate([[0], np.cumsum(factors, dtype=np.int64)])
+        self.factors = np.ones(self.first_factor[-1], np.float64)
+        self.partials = np.zeros((self.chunk_count, tallies), np.float64)
         self._next = np.zeros(8, np.int64)  # a cache line of its own: every worker counts on it
         self._headers = {mode: self._header(mode, count) for mode in (1, 2, 3)}
         self.count_header, self.work_header, self.both_header = (self._headers[m].ctypes.data for m in (1, 2, 3))
@@ -85,8 +104,11 @@ class Plan:
             self._steps,
             self._rows,
             self._numbers,
+            self.factors,
+            self.first_factor,
+            self.partials,
         )
-        header[:13] = [
+        header[:] = [
             mode,
             self._next.ctypes.data,
             count,

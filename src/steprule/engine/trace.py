@@ -6,13 +6,15 @@ latter, the scalars, are computed in float64 once a step, whatever the elements'
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from steprule.pieces import abs, maximum, minimum, where
 from steprule.rule import Rule, RuleError
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -177,15 +179,47 @@ class Formula:
         scalars: the hyperparameters as (name, index) pairs, index None for plain numbers; step apart.
         outputs: for "param" and each state that exists, its new value.
         nonnegative: the states that are seen to stay at 0 or above: sums, averages and maxima of squares, and such.
+        factor: whether there is a ``grad_factor``, a number that each tensor or row has for itself.
+        by_row: whether it is each row that has one.
+        counted: what is 1 where an element counts as zeroed and 0 elsewhere, or None.
+        gathered: "grad", "update" and "param" as telemetry wants them, or none.
     """
 
     operands: tuple[str, ...]
     scalars: tuple[tuple[str, int | None], ...]
     outputs: dict[str, Expression]
     nonnegative: frozenset[str]
+    factor: bool = False
+    by_row: bool = False
+    counted: Expression | None = None
+    gathered: dict[str, Expression] = field(default_factory=dict)
 
 
-def trace(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False) -> Formula:
+@dataclass(frozen=True)
+class Services:
+    """What a pass does besides the rule's formula.
+
+    Attributes:
+        factor: multiplies the gradient by a number: "tensor" for one a tensor, "row" for one a row, "" for none.
+        limit: keeps it within the hyperparameter ``clip_value`` of 0.
+        zero: puts 0 in place of its elements that are not finite, and counts them.
+        average: moves the state ``param_average`` towards the new parameter by the share ``average_weight``.
+        gather: collects telemetry.
+    """
+
+    factor: str = ""
+    limit: bool = False
+    zero: bool = False
+    average: bool = False
+    gather: bool = False
+
+
+NO_SERVICES = Services()
+
+
+def trace(
+    rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False, services: Services = NO_SERVICES
+) -> Formula:
     """Calls the rule's formula with symbols.
 
     Args:
@@ -193,6 +227,7 @@ def trace(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False) ->
         hyper: a value for each hyperparameter; only those that are True, False, None or text matter here,
             and which states they call for.
         maximize: negate the gradient first.
+        services: what else the pass does; see `Services`.
 
     Raises:
         RuleError: the formula does what an elementwise formula cannot; the message names the line.
@@ -216,15 +251,39 @@ def trace(rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False) ->
     param, grad = (Expression("input", (name,), False) for name in ("param", "grad"))
     states = tuple(name and Expression("input", (name,), False) for name in present)
     step = Expression("input", ("step",), True)
+    counted = None
+    if services.zero:
+        finite = abs(grad) < math.inf
+        grad, counted = where(finite, grad, 0.0), where(finite, 0.0, 1.0)
+    seen = grad
+    if services.factor:
+        grad = grad * Expression("input", ("grad_factor",), False)
+    if services.limit:
+        clip_value = Expression("input", ("clip_value",), True)
+        scalars.append(("clip_value", None))
+        grad = minimum(maximum(grad, -clip_value), clip_value)
     param_new, *states_new = rule.evaluate(param, -grad if maximize else grad, states, step, settings)
     outputs = {"param": param_new}
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
     outputs = {name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()}
+    nonnegative = _nonnegative(outputs)
+    gathered = {}
+    if services.gather:
+        gathered = {"grad": seen, "update": outputs["param"] - param, "param": outputs["param"]}
+    if services.average:
+        average = Expression("input", ("param_average",), False)
+        weight = Expression("input", ("average_weight",), True)
+        scalars.append(("average_weight", None))
+        outputs["param_average"] = average + weight * (_node("stored", outputs["param"]) - average)
     return Formula(
-        operands=("param", "grad", *filter(None, present)),
+        operands=("param", "grad", *list(outputs)[1:]),
         scalars=tuple(scalars),
         outputs=outputs,
-        nonnegative=_nonnegative(outputs),
+        nonnegative=nonnegative,
+        factor=bool(services.factor),
+        by_row=services.factor == "row",
+        counted=counted,
+        gathered=gathered,
     )
 
 

@@ -290,6 +290,12 @@ def larger_magnitude(b: Any, top: Any, x: Any) -> Any:
     return _umax(b, top, _abs(b, _bits(b, x)))
 
 
+@_instruction(types.float64, _U32)
+def float64_of(b: Any, top: Any) -> Any:
+    """The number that has these bits as a float32."""
+    return b.fpext(_float(b, top), _DOUBLE)
+
+
 @_instruction(_F32, _F32)
 def magnitude(b: Any, x: Any) -> Any:
     """The absolute value; one NaN for all, so that rounding cannot carry it into the sign."""

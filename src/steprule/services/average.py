@@ -1,0 +1,68 @@
+"""An exponential average of the weights, as the ``average`` argument of every optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from steprule.formats import HALVES, weight_format
+
+STATE = "param_average"
+"""The state that holds it."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """An exponential average of the weights after each step; the first is a copy. Polyak & Juditsky 1992.
+
+    With the defaults the same as `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(decay)`.
+
+    Args:
+        decay: the share that the past keeps, in [0, 1). Default: 0.999.
+        warmup: begin with the smaller ``(1 + n) / (10 + n)`` after n averages, as TensorFlow's moving averages do.
+            Default: False.
+        bias_correction: weigh as if the average had begun at 0 and been debiased, so that the first weights do not
+            count more than others. Default: False.
+
+    Raises:
+        ValueError: decay is out of range, or both options are chosen.
+    """
+
+    decay: float = 0.999
+    warmup: bool = False
+    bias_correction: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
+            raise ValueError(f"Invalid average decay: {self.decay!r}; it must be a number in [0, 1)")
+        if self.warmup and self.bias_correction:
+            raise ValueError("average takes warmup=True or bias_correction=True, not both: each shortens the start")
+
+    def weight(self, averaged: int) -> float:
+        """The share that the new weights get, after so many averages."""
+        if averaged == 0:
+            return 1.0
+        if self.bias_correction:
+            return (1 - self.decay) / (1 - self.decay ** (averaged + 1)) if self.decay else 1.0
+        if self.warmup:
+            return 1 - min(self.decay, (1 + averaged) / (10 + averaged))
+        return 1 - self.decay
+
+
+def as_average(value: Any) -> Average | None:
+    """The average argument as an `Average`; a number is its decay.
+
+    Raises:
+        ValueError: the number is out of range.
+        TypeError: it is nothing of the kind.
+    """
+    if value is None or isinstance(value, Average):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Average(value)
+    raise TypeError(f"average must be a number (the decay) or Average, not {value!r}")
+
+
+def average_format(weights: str | None, dtype: str) -> str:
+    """The format of the average of parameters: theirs, but float32 where theirs loses what is small."""
+    return "float32" if dtype in HALVES and weights is None else weight_format(weights, dtype)

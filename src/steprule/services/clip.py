@@ -1,0 +1,130 @@
+"""Ways to clip gradients, as the ``clip`` argument of every optimizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClipNorm:
+    """As `torch.nn.utils.clip_grad_norm_`: gradients together no longer than max_norm. Pascanu et al. 2013.
+
+    Args:
+        max_norm: the largest norm, at least 0.
+        norm_type: the p of the norm; any float, inf for the largest absolute value. Default: 2.
+        per_parameter: whether each parameter's gradient is clipped by itself. Default: False, all as one vector.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    max_norm: float
+    norm_type: float = 2.0
+    per_parameter: bool = False
+
+    def __post_init__(self) -> None:
+        _check("max_norm", self.max_norm, 0.0, math.inf)
+        if not isinstance(self.norm_type, (int, float)) or math.isnan(self.norm_type):
+            raise ValueError(f"Invalid norm_type value: {self.norm_type!r}; it must be a number")
+
+
+@dataclass(frozen=True)
+class ClipValue:
+    """As `torch.nn.utils.clip_grad_value_`: every element within clip_value of 0.
+
+    Args:
+        clip_value: the largest absolute value, at least 0.
+
+    Raises:
+        ValueError: clip_value is out of range.
+    """
+
+    clip_value: float
+
+    def __post_init__(self) -> None:
+        _check("clip_value", self.clip_value, 0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class ClipAdaptive:
+    """Adaptive gradient clipping: each row's gradient no longer than a share of its weights.
+
+    A row is one index of the first dimension (an output unit); vectors and scalars are clipped whole.
+    Brock et al. 2021, arXiv:2102.06171, equation 3. They leave the last linear layer out: put it in a group with
+    ``"clip": False``.
+
+    Args:
+        clip_factor: the largest share, at least 0. Default: 0.01.
+        eps: the least length that weights are taken to have. Default: 1e-3.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    clip_factor: float = 0.01
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check("clip_factor", self.clip_factor, 0.0, math.inf)
+        _check("eps", self.eps, 0.0, math.inf)
+
+    def factors(self, grad_norms: np.ndarray, weight_norms: np.ndarray) -> np.ndarray:
+        """What each row's gradient is multiplied by."""
+        longest = self.clip_factor * np.maximum(weight_norms, self.eps)
+        return np.where(grad_norms > longest, longest / np.maximum(grad_norms, 1e-6), 1.0)
+
+
+@dataclass(frozen=True)
+class ClipQuantile:
+    """AutoClip: gradients together no longer than a quantile of the norms so far, this step's among them.
+
+    Seetharaman et al. 2020, arXiv:2007.14469; with a window, as bitsandbytes has it.
+
+    Args:
+        quantile: which, in [0, 1]. Default: 0.1, the paper's.
+        window: of how many norms. Default: 100.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    quantile: float = 0.1
+    window: int = 100
+
+    def __post_init__(self) -> None:
+        _check("quantile", self.quantile, 0.0, 1.0)
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"Invalid window value: {self.window!r}; it must be an int of 1 or more")
+
+
+Clip = ClipNorm | ClipValue | ClipAdaptive | ClipQuantile
+
+
+def as_clip(value: Any) -> Clip | None:
+    """The clip argument as one of the classes; a number is a `ClipNorm` of that max_norm.
+
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: it is nothing of the kind.
+    """
+    if value is None or isinstance(value, (ClipNorm, ClipValue, ClipAdaptive, ClipQuantile)):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return ClipNorm(float(value))
+    raise TypeError(
+        f"clip must be a number (the largest norm), ClipNorm, ClipValue, ClipAdaptive or ClipQuantile, not {value!r}"
+    )
+
+
+def norm_factor(norm: Any, max_norm: float) -> Any:
+    """What torch's `clip_grad_norm_` multiplies a gradient of this norm by."""
+    return np.minimum(max_norm / (norm + 1e-6), 1.0)
+
+
+def _check(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"Invalid {name} value: {value!r}; it must be a number from {low:g} to {high:g}")

@@ -1,0 +1,443 @@
+"""What surrounds a step: a reading of the gradients before it, factors for it, and what it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import OptState
+
+from steprule.engine.cpu import Kernel
+from steprule.engine.plan import Plan
+from steprule.engine.reading import Reading
+from steprule.engine.trace import Services
+from steprule.formats import FORMATS, row_length
+from steprule.services.average import Average
+from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor
+from steprule.services.telemetry import Telemetry
+
+logger = logging.getLogger("steprule")
+
+NONFINITE = ("skip", "zero", "raise")
+
+
+class Member:
+    """A parameter of a step, as services see it.
+
+    Args:
+        name: what to call it.
+        place: its number among all parameters.
+        param, grad: the tensors.
+        free: whether it is left out of clipping.
+        factor: what its gradient is to be multiplied by: a number, or a tensor with one for each row.
+    """
+
+    def __init__(self, name: str, place: int, param: Tensor, grad: Tensor, free: bool) -> None:
+        self.name = name
+        self.place = place
+        self.param = param
+        self.grad = grad
+        self.free = free
+        self.factor: Any = 1.0
+
+    @property
+    def row(self) -> int:
+        """Elements that adaptive clipping takes together."""
+        return max(row_length(self.param.shape) if self.param.dim() > 1 else self.param.numel(), 1)
+
+
+class Work:
+    """One plan's members, and the readings and factors of it.
+
+    Args:
+        kernels: the kernel, and the one that also gathers telemetry (the same where none is wanted).
+        plan: what they work through.
+        members: one for each of its tensors.
+        formats: of the operands.
+    """
+
+    def __init__(
+        self, kernels: tuple[Kernel, Kernel], plan: Plan, members: Sequence[Member], formats: Mapping[str, str]
+    ) -> None:
+        self.kernel, self.gathering = kernels
+        self.plan = plan
+        self.members = members
+        self._dtypes = [FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")]
+        self._readings: dict[Any, Reading] = {}
+        threads = torch.get_num_threads
+        self._launch = self.kernel.launcher(plan, threads)
+        self._launch_gathering = self.gathering.launcher(plan, threads)
+        self._threads = threads
+        self._source = self.kernel.source
+        self.exempt = np.array([member.free for member in members])
+
+    def _reading(self, operand: int, norm_type: float, by_row: bool, services: StepServices) -> Reading:
+        key = operand, norm_type, by_row, services.guards
+        if key not in self._readings:
+            self._readings[key] = Reading(
+                self.plan.addresses[operand],
+                [member.param.numel() for member in self.members],
+                self._dtypes[operand],
+                norm_type,
+                [member.row for member in self.members] if by_row else None,
+                zero=services.nonfinite == "zero" and operand == 1,
+                check=services.guards,
+            )
+        return self._readings[key]
+
+    def norms(self, services: StepServices) -> np.ndarray:
+        """The p-norm of each gradient, as it is; factors of adaptive clipping are set on the way."""
+        p, clip = services.norm_type, services.clip
+        if not (isinstance(clip, ClipAdaptive) and self.kernel.formula.by_row):
+            sums = self._reading(1, p, False, services).by_tensor(self._threads)
+            with np.errstate(all="ignore"):
+                return sums if p in (0.0, math.inf, -math.inf) else sums ** (1 / p)
+        grads = self._reading(1, 2.0, True, services)
+        squares = grads.run(self._threads)
+        weights = np.sqrt(self._reading(0, 2.0, True, services).run(self._threads))
+        inverse = services.inverse_scale
+        self.plan.factors[:] = clip.factors(np.sqrt(squares) * inverse, weights) * inverse
+        return np.asarray(np.sqrt(grads.by_tensor(self._threads)))
+
+    def set_factors(self, factors: np.ndarray) -> None:
+        """Sets what each member's gradient is multiplied by."""
+        self.plan.factors[:] = factors
+
+    def launch(self, gather: bool) -> None:
+        """Steps all members."""
+        self._source = (self.gathering if gather else self.kernel).source
+        (self._launch_gathering if gather else self._launch)()
+
+    def set_scalar(self, name: str, value: float) -> None:
+        """Sets one of the kernel's scalars for all tensors."""
+        self.plan.hyper[:, self.kernel.formula.scalars.index((name, None))] = value
+
+    def tallies(self) -> dict[str, np.ndarray]:
+        """What the last launch has counted, for each member."""
+        names = self._source.tallies
+        partials = self.plan.partials.reshape(-1)[: self.plan.chunk_count * len(names)].reshape(-1, len(names))
+        count, owners = len(self.members), self.plan.chunk_tensors
+        result = {}
+        for column, name in zip(partials.T, names, strict=True):
+            if name.startswith("total_"):
+                result[name] = np.bincount(owners, column, count)
+            else:
+                largest = result[name] = np.zeros(count, np.float64)
+                np.maximum.at(largest, owners, column)
+        return result
+
+
+class Loose(Member):
+    """A member that the eager engine steps."""
+
+    def __init__(self, name: str, place: int, param: Tensor, grad: Tensor, free: bool) -> None:
+        super().__init__(name, place, param, grad, free)
+        self.members = [self]
+        self.exempt = np.array([free])
+        self.counts: dict[str, np.ndarray] = {}
+
+    def _values(self) -> Tensor:
+        return self.grad.coalesce().values() if self.grad.is_sparse else self.grad.detach()
+
+    def norms(self, services: StepServices) -> np.ndarray:
+        """The gradient's norm; factors of adaptive clipping are set on the way."""
+        values = self._values()
+        values = values.to(torch.complex128 if values.is_complex() else torch.float64)
+        finite = torch.isfinite(values)
+        if services.nonfinite == "zero":
+            values = torch.where(finite, values, 0)
+        elif services.guards and not finite.all():
+            return np.array([math.nan])
+        if isinstance(services.clip, ClipAdaptive):
+            self._clip_rows(services.clip, services.inverse_scale)
+        return np.array([torch.linalg.vector_norm(values, services.norm_type).item()])
+
+    def _clip_rows(self, clip: ClipAdaptive, inverse: float) -> None:
+        grad, param = (
+            x.reshape(-1, self.row).to(torch.complex128 if x.is_complex() else torch.float64)
+            for x in (self.grad.to_dense() if self.grad.is_sparse else self.grad.detach(), self.param.detach())
+        )
+        norms = [torch.linalg.vector_norm(x, dim=1).cpu().numpy() for x in (grad, param)]
+        factors = torch.from_numpy(clip.factors(norms[0] * inverse, norms[1]) * inverse)
+        self.factor = factors.reshape([-1] + [1] * (self.param.dim() - 1)) if self.param.dim() > 1 else factors.item()
+
+    def set_factors(self, factors: np.ndarray) -> None:
+        """Sets what the gradient is multiplied by."""
+        self.factor = float(factors[0])
+
+    def set_scalar(self, name: str, value: float) -> None:
+        """Nothing: the eager engine asks the services."""
+
+    def tallies(self) -> dict[str, np.ndarray]:
+        """What the step has counted."""
+        return self.counts
+
+    def served_grad(self, services: StepServices) -> Tensor:
+        """The gradient as the formula is to see it; the parameter's own is left alone."""
+        grad = self.grad
+        if isinstance(self.factor, Tensor) and grad.is_sparse:
+            grad = grad.to_dense()
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            values = self._serve(grad.values(), services)
+            return torch.sparse_coo_tensor(grad.indices(), values, grad.shape, is_coalesced=True)
+        return self._serve(grad, services)
+
+    def _serve(self, values: Tensor, services: StepServices) -> Tensor:
+        factor = self.factor
+        if services.nonfinite == "zero":
+            finite = torch.isfinite(values)
+            self.counts["total_zeroed"] = np.array([float((~finite).sum())])
+            values = torch.where(finite, values, 0)
+        if values.dtype in (torch.bfloat16, torch.float16):
+            values = values.float()
+        if isinstance(factor, Tensor):
+            factor = factor.to(values.device, torch.promote_types(values.dtype, torch.float32).to_real())
+        values = values * factor
+        if isinstance(services.clip, ClipValue) and not self.free:
+            values = values.clamp(-services.clip.clip_value, services.clip.clip_value)
+        return values
+
+    def gather(self, before: Tensor, after: Tensor, is_random: bool) -> None:
+        """Counts what a kernel would, from the weight before and after the step."""
+        grad = self._values()
+        if "total_zeroed" in self.counts:
+            grad = torch.where(torch.isfinite(grad), grad, 0)
+        for name, x in (("grad", grad), ("update", after - before), ("param", after)):
+            wide = x.abs().double()
+            self.counts[f"total_{name}"] = np.array([wide.square().sum().item()])
+            self.counts[f"top_{name}"] = np.array([wide.max().item() if wide.numel() else 0.0])
+        dense = self.grad.to_dense() if self.grad.is_sparse else self.grad
+        lost = 0.0 if is_random else float(((after == before) & (dense != 0)).sum())
+        self.counts["total_lost"] = np.array([lost])
+
+
+class StepServices:
+    """The services of one optimizer: their settings, and what they remember from step to step.
+
+    Args:
+        clip, nonfinite, average, telemetry: as the optimizer's arguments, None where off.
+
+    Attributes:
+        norm: the norm of the last gradients that were read, unscaled; NaN before.
+        clipped, skipped, zeroed: how many steps were clipped or skipped, how many elements zeroed.
+        steps: how many were taken.
+        averaged: how many averages were taken.
+        inverse_scale: what undoes a GradScaler's scale in this step.
+        found: whether this step's gradients are not finite.
+    """
+
+    def __init__(
+        self, clip: Clip | None, nonfinite: str | None, average: Average | None, telemetry: Telemetry | None
+    ) -> None:
+        self.clip = clip
+        self.nonfinite = nonfinite
+        self.average = average
+        self.telemetry = telemetry
+        self.norm = math.nan
+        self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = 0
+        self.recent: deque[float] = deque(maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
+        self.scaled, self.inverse_scale, self.found = False, 1.0, False
+
+    @property
+    def names(self) -> list[str]:
+        """The arguments that are in use."""
+        return [name for name in ("clip", "nonfinite", "average", "telemetry") if getattr(self, name) is not None]
+
+    def set_clip(self, clip: Clip | None) -> None:
+        """Another way to clip from now on."""
+        self.clip = clip
+        self.recent = deque(self.recent, maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
+
+    def static(self, group: Mapping[str, Any], gather: bool = False) -> Services:
+        """What of these a kernel for the group does."""
+        free = group.get("clip") is False
+        return Services(
+            factor="row" if isinstance(self.clip, ClipAdaptive) and not free else "tensor",
+            limit=isinstance(self.clip, ClipValue) and not free,
+            zero=self.nonfinite == "zero",
+            average=self.average is not None,
+            gather=gather and self.telemetry is not None,
+        )
+
+    def numbers(self) -> dict[str, float]:
+        """The scalars that kernels for this want besides the rule's."""
+        clip_value = self.clip.clip_value if isinstance(self.clip, ClipValue) else 0.0
+        return {"clip_value": clip_value, "average_weight": self.average_weight}
+
+    @property
+    def average_weight(self) -> float:
+        """The share of the new weights in the next average."""
+        return self.average.weight(self.averaged) if self.average else 0.0
+
+    @property
+    def guards(self) -> bool:
+        """Whether a step is not taken if a gradient is not finite."""
+        return self.nonfinite in ("skip", "raise") or (self.scaled and self.nonfinite != "zero")
+
+    @property
+    def reads(self) -> bool:
+        """Whether gradients are looked at before the step."""
+        return self.guards or isinstance(self.clip, (ClipNorm, ClipAdaptive, ClipQuantile))
+
+    @property
+    def norm_type(self) -> float:
+        """The p of the norm that is read."""
+        return float(self.clip.norm_type) if isinstance(self.clip, ClipNorm) else 2.0
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the step that comes is one that telemetry looks at."""
+        return self.telemetry is not None and (self.steps + 1) % self.telemetry.every == 0
+
+    def begin(self, parts: Sequence[Work | Loose]) -> bool:
+        """Reads the gradients if anything needs it and sets the factors; False if the step is not to be taken.
+
+        Raises:
+            RuntimeError: a gradient is not finite, and that is to be an error; nothing has changed.
+        """
+        self.found = False
+        inverse = self.inverse_scale
+        norms = [part.norms(self) for part in parts] if self.reads else []
+        if self.guards:
+            wrong = [
+                member.name
+                for part, own in zip(parts, norms, strict=True)
+                for member, norm in zip(part.members, own, strict=True)
+                if not math.isfinite(norm)
+            ]
+            if wrong:
+                self.found = True
+                self.refuse(wrong)
+                return False
+        factor = 1.0
+        if norms:
+            self.norm = self.total(parts, norms) * inverse
+            factor = self.factor(self.norm)
+        clipped = False
+        for index, part in enumerate(parts):
+            each: Any = factor
+            if isinstance(self.clip, ClipAdaptive) and not part.exempt.all():
+                clipped |= self._clips_rows(part)
+                continue
+            if isinstance(self.clip, ClipNorm) and self.clip.per_parameter:
+                each = norm_factor(norms[index] * inverse, self.clip.max_norm)
+            each = np.where(part.exempt, 1.0, each)
+            clipped |= bool((each < 1.0).any())
+            part.set_factors(each * inverse)
+        self.clipped += clipped
+        if self.average is not None:
+            for part in parts:
+                part.set_scalar("average_weight", self.average_weight)
+        return True
+
+    def step_scaled(self, optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
+        """A step for a GradScaler: gradients are unscaled on the way, and it learns whether they were finite.
+
+        Args:
+            optimizer: that the scaler steps.
+            scaler: a GradScaler, or None if it has put its tensors into the optimizer's attributes.
+            take_step: steps the optimizer.
+        """
+        if scaler is None:
+            scale, already = optimizer.grad_scale, bool(optimizer.found_inf)
+        else:
+            state = scaler._per_optimizer_states[id(optimizer)]
+            unscaled = state["stage"] is OptState.UNSCALED
+            scale = None if unscaled else scaler._get_scale_async()
+            already = unscaled and any(bool(found) for found in state["found_inf_per_device"].values())
+        if already and self.nonfinite != "zero":
+            self.scaled = True
+            self.refuse(["as GradScaler found"])
+            self.scaled = False
+            return
+        self.scaled, self.inverse_scale = True, 1.0 if scale is None else 1.0 / float(scale)
+        try:
+            take_step()
+        finally:
+            self.scaled, self.inverse_scale = False, 1.0
+            if scaler is not None and not unscaled:
+                found = torch.full((), float(self.found), device=scale.device)
+                state["found_inf_per_device"] = {scale.device: found}
+
+    def refuse(self, wrong: Sequence[str]) -> None:
+        """Counts and reports a step that is not taken.
+
+        Raises:
+            RuntimeError: it is to be an error.
+        """
+        names = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        if self.nonfinite == "raise":
+            raise RuntimeError(f"gradients are not finite: {names}; the step was not taken and nothing has changed")
+        self.skipped += 1
+        level = logging.INFO if self.scaled else logging.WARNING  # scalers look for the largest scale that works
+        logger.log(level, "steprule: step skipped, gradients are not finite: %s", names)
+
+    def total(self, parts: Sequence[Work | Loose], norms: Sequence[np.ndarray]) -> float:
+        """The norm of all norms, in the order of the parameters, so that it does not depend on how they are grouped."""
+        pairs = sorted(
+            (member.place, norm)
+            for part, own in zip(parts, norms, strict=True)
+            for member, norm in zip(part.members, own.tolist(), strict=True)
+            if not member.free
+        )
+        with np.errstate(all="ignore"):
+            return float(np.linalg.norm(np.array([norm for _, norm in pairs]), self.norm_type)) if pairs else 0.0
+
+    def factor(self, norm: float) -> float:
+        """What all gradients are multiplied by if their norm is this, which is remembered."""
+        if isinstance(self.clip, ClipNorm) and not self.clip.per_parameter:
+            return float(norm_factor(norm, self.clip.max_norm))
+        if isinstance(self.clip, ClipQuantile):
+            if math.isfinite(norm):
+                self.recent.append(norm)
+            return float(norm_factor(norm, float(np.quantile(self.recent, self.clip.quantile)))) if self.recent else 1.0
+        return 1.0
+
+    def _clips_rows(self, part: Work | Loose) -> bool:
+        factors = part.plan.factors if isinstance(part, Work) else np.asarray(part.factor)
+        return bool((factors < self.inverse_scale).any())
+
+    def finish(self, parts: Sequence[Work | Loose], gathered: bool) -> None:
+        """Takes note of a step."""
+        self.steps += 1
+        self.averaged += self.average is not None
+        if self.nonfinite != "zero" and not gathered:
+            return
+        tallies = [part.tallies() for part in parts]
+        if self.nonfinite == "zero":
+            zeroed = int(sum(one.get("total_zeroed", np.zeros(1)).sum() for one in tallies))
+            self.zeroed += zeroed
+            self.found = zeroed > 0
+        if gathered and self.telemetry is not None:
+            rows = sorted(
+                (member.place, member.name, member.param.numel(), [one[name][index] for name in _COLUMNS])
+                for part, one in zip(parts, tallies, strict=True)
+                for index, member in enumerate(part.members)
+            )
+            sums = np.array([row for *_, row in rows]).reshape(-1, len(_COLUMNS))
+            sums[:, 0] *= self.inverse_scale**2
+            sums[:, 4] *= self.inverse_scale
+            names, sizes = [name for _, name, *_ in rows], [size for _, _, size, _ in rows]
+            self.telemetry.add(self.steps, names, sizes, sums, self.clipped, self.skipped)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {name: getattr(self, name) for name in _REMEMBERED} | {"recent": list(self.recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned; what is missing stays as it is."""
+        for name in _REMEMBERED:
+            setattr(self, name, state.get(name, getattr(self, name)))
+        self.recent = deque(state.get("recent", ()), self.recent.maxlen)
+
+
+_REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
+_COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
+Threads = Callable[[], int]
