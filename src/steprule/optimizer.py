@@ -44,6 +44,7 @@ from steprule.services import Telemetry
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import as_average, average_format
 from steprule.services.clip import Clip, ClipValue, as_clip
+from steprule.services.release import Release
 from steprule.services.step import NONFINITE, Loose, Member, StepServices, Work
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
@@ -97,6 +98,8 @@ class Optimizer(torch.optim.Optimizer):
     _signature: ClassVar[inspect.Signature]
     _fixed: ClassVar[Mapping[str, Any]] = {}
     _services: StepServices | None = None
+    _release: Release | None = None
+    _released: dict[Tensor, _Pass]
     _swapped: dict[Tensor, Any] | None = None
 
     def __init_subclass__(
@@ -201,6 +204,9 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 for name, default in _FORMAT_OPTIONS.items():
                     group.setdefault(name, default)
+        if self._release is not None:
+            for param in self.param_groups[-1]["params"]:
+                self._release.watch(param)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -397,6 +403,81 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             self.swap_average()
 
+    def release_gradients(self, model: torch.nn.Module) -> None:
+        """From now on steps every parameter inside backward, as soon as its gradient is complete, and drops that.
+
+        Gradients then never all exist at once. `step` is still called after backward: it closes the step, with its
+        hooks, and learning rate schedules follow it as ever. See `steprule.services.release` for what is exact.
+
+        Args:
+            model: whose backward passes to hook: the DistributedDataParallel module where there is one.
+
+        Raises:
+            ValueError: nonfinite="raise" or differentiable=True, which would have to undo steps, or a parameter
+                that is not the model's.
+            RuntimeError: it is on already.
+        """
+        if self._release is not None:
+            raise RuntimeError("release_gradients() was called before: gradients are released already")
+        if self._services is not None and self._services.nonfinite == "raise":
+            raise ValueError(
+                'nonfinite="raise" does not go with release_gradients(): by the time a gradient is found not to be finite, '
+                'others have been used; nonfinite="skip" leaves its parameter alone, and with measure() all of them'
+            )
+        own = set(model.parameters())
+        for number, group in enumerate(self.param_groups):
+            if group["differentiable"]:
+                raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")
+            for index, param in enumerate(group["params"]):
+                if param not in own:
+                    raise ValueError(
+                        f"parameter {index} of group {number} is not one of the model that release_gradients() was given"
+                    )
+        self._services = self._services or StepServices(None, None, None, None)
+        self._pass, self._released = None, {}
+        self._release = self._services.release = Release(self._services, model, self._step_one)
+        for group in self.param_groups:
+            for param in group["params"]:
+                self._release.watch(param)
+
+    def accumulate(self) -> contextlib.AbstractContextManager[None]:
+        """A context for all but the last micro-batch of a step: backward passes in it release nothing.
+
+        Does nothing without `release_gradients`; with DistributedDataParallel it is its `no_sync` as well.
+        """
+        return self._release.accumulate() if self._release is not None else contextlib.nullcontext()
+
+    def measure(self) -> contextlib.AbstractContextManager[None]:
+        """A context for a first backward pass that only measures, so that released steps clip and skip exactly::
+
+            with optimizer.measure():
+                loss.backward(retain_graph=True)
+            loss.backward()
+            optimizer.step()
+
+        Raises:
+            RuntimeError: gradients are not released, or have been accumulated already.
+        """
+        if self._release is None:
+            raise RuntimeError("measure() is for released gradients: call release_gradients(model) first")
+        return self._release.measure()
+
+    def _step_one(self, param: Tensor) -> None:
+        """Steps one parameter."""
+        current = self._released.get(param)
+        if current is None or not current.run(self):
+            with torch.no_grad():
+                fresh = self._step_anew(param)
+            if fresh is not None:
+                self._released[param] = fresh
+
+    def _move_resting_averages(self, stepped: set[Tensor]) -> None:
+        assert self._services is not None
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param not in stepped and AVERAGE in self.state.get(param, {}):
+                    _move_resting_average(param, group, self.state[param], self._services)
+
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by GradScaler, whose unscaling and check are then part of the pass."""
@@ -430,10 +511,14 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _take_step(self) -> None:
+        if self._release is not None:
+            with torch.no_grad():
+                self._release.step(self._move_resting_averages)
+            return
         current = self._pass
         if current is None or not current.run(self):
             with torch.set_grad_enabled(self.defaults["differentiable"]):
-                self._step_anew()
+                self._pass = self._step_anew()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
@@ -462,8 +547,11 @@ class Optimizer(torch.optim.Optimizer):
         if not getattr(type(self).step, "hooked", False):
             setattr(type(self), "step", _outermost(type(self).step))  # noqa: B010 - mypy refuses to assign to a method
 
-    def _step_anew(self) -> None:
-        """Looks at every parameter, makes the plan for those that the CPU engine takes, and steps."""
+    def _step_anew(self, only: Tensor | None = None) -> _Pass | None:
+        """Looks at every parameter (or one), makes the plan for those that the CPU engine takes, and steps.
+
+        Returns what can do the next step, if something can.
+        """
         if any(group.get("capturable") for group in self.param_groups):
             self._accelerator_graph_capture_health_check()
         if self._swapped is not None:
@@ -475,7 +563,7 @@ class Optimizer(torch.optim.Optimizer):
             _Entry(self, number, group, index, param, place)
             for number, group in enumerate(self.param_groups)
             for index, param in enumerate(group["params"])
-            if (place := next(counter)) >= 0 and param.grad is not None
+            if (place := next(counter)) >= 0 and param.grad is not None and (only is None or param is only)
         ]
         buckets: dict[Any, list[_Entry]] = {}
         seen: set[int] = set()
@@ -500,7 +588,7 @@ class Optimizer(torch.optim.Optimizer):
         ]  # before anything changes
         for entry in entries:
             entry.make_state()
-        fresh = _Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)))
+        fresh = _Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)), whole=only is None)
         taken = False
         try:
             taken = fresh.launch()
@@ -508,8 +596,7 @@ class Optimizer(torch.optim.Optimizer):
             if not taken:
                 for entry in entries:
                     entry.restore_state()
-        if taken and fresh.complete:
-            self._pass = fresh
+        return fresh if taken and fresh.complete else None
 
 
 # torch.optim's own, without the wrapper that imports the whole of torch.compile (0.7 s) to keep out of its way.
@@ -774,7 +861,11 @@ class _Pass:
     """
 
     def __init__(
-        self, optimizer: Optimizer, entries: list[_Entry], buckets: list[tuple[list[Kernel], list[_Entry]]]
+        self,
+        optimizer: Optimizer,
+        entries: list[_Entry],
+        buckets: list[tuple[list[Kernel], list[_Entry]]],
+        whole: bool = True,
     ) -> None:
         self._rule = optimizer.rule
         groups = optimizer.param_groups
@@ -790,7 +881,7 @@ class _Pass:
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._params = [entry.param for entry in fast]
         active = set(map(id, self._params))
-        self._idle = [p for group in groups for p in group["params"] if id(p) not in active]
+        self._idle = [p for group in groups for p in group["params"] if whole and id(p) not in active]
         self._same_layout = _layout_check([entry.grad for entry in fast])
         self._grad_at = [entry.grad.data_ptr() for entry in fast]
         self._state_of = optimizer.state
@@ -822,7 +913,7 @@ class _Pass:
                 (p, group, optimizer.state[p])
                 for group in groups
                 for p in group["params"]
-                if p.grad is None and AVERAGE in optimizer.state.get(p, {})
+                if whole and p.grad is None and AVERAGE in optimizer.state.get(p, {})
             ]
         self._entries = entries
 
@@ -872,9 +963,10 @@ class _Pass:
         """Steps with services; False if they refuse."""
         services = self._services
         assert services is not None
+        around = services.release or services
         others = [entry.member(Loose) for entry in loose]
         parts: list[Any] = [*self._works, *others]
-        if not parts or not services.begin(parts):
+        if not parts or not around.begin(parts):
             return not parts
         gather = services.gathers
         for work in self._works:
@@ -887,7 +979,7 @@ class _Pass:
         if services.average is not None:
             for param, group, state in self._resting:
                 _move_resting_average(param, group, state, services)
-        services.finish(parts, gather)
+        around.finish(parts, gather)
         return True
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from steprule.formats import FORMATS, row_length
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor
 from steprule.services.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from steprule.services.release import Release
 
 logger = logging.getLogger("steprule")
 
@@ -244,6 +248,7 @@ class StepServices:
         self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = 0
         self.recent: deque[float] = deque(maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
         self.scaled, self.inverse_scale, self.found = False, 1.0, False
+        self.release: Release | None = None
 
     @property
     def names(self) -> list[str]:
@@ -302,40 +307,106 @@ class StepServices:
         Raises:
             RuntimeError: a gradient is not finite, and that is to be an error; nothing has changed.
         """
-        self.found = False
-        inverse = self.inverse_scale
-        norms = [part.norms(self) for part in parts] if self.reads else []
-        if self.guards:
-            wrong = [
-                member.name
-                for part, own in zip(parts, norms, strict=True)
-                for member, norm in zip(part.members, own, strict=True)
-                if not math.isfinite(norm)
-            ]
-            if wrong:
-                self.found = True
-                self.refuse(wrong)
-                return False
-        factor = 1.0
+        norms = self.read(parts)
+        wrong = self.not_finite(parts, norms)
+        self.found = bool(wrong)
+        if wrong:
+            self.refuse(wrong)
+            return False
         if norms:
-            self.norm = self.total(parts, norms) * inverse
-            factor = self.factor(self.norm)
-        clipped = False
+            self.remember(self.total(zip(chain(*(part.members for part in parts)), chain(*norms), strict=True)))
+        self.clipped += self.set_factors(parts, norms, self.factor(self.norm))
+        return True
+
+    def finish(self, parts: Sequence[Work | Loose], gathered: bool) -> None:
+        """Takes note of a step."""
+        self.close(self.tally(parts, gathered), gathered)
+
+    # The parts of these two
+
+    def read(self, parts: Sequence[Work | Loose]) -> list[np.ndarray]:
+        """Every member's norm, by part, or nothing if no service wants to know."""
+        return [part.norms(self) for part in parts] if self.reads else []
+
+    def not_finite(self, parts: Sequence[Work | Loose], norms: Sequence[np.ndarray]) -> list[str]:
+        """The names of members for whose sake the step is not to be taken."""
+        if not self.guards:
+            return []
+        return [
+            member.name
+            for part, own in zip(parts, norms, strict=True)
+            if not np.isfinite(own).all()
+            for member, norm in zip(part.members, own, strict=True)
+            if not math.isfinite(norm)
+        ]
+
+    def total(self, norms: Iterable[tuple[Member, float]]) -> float:
+        """The unscaled norm of all norms, in the parameters' order, so that it does not depend on their grouping."""
+        ordered = sorted((member.place, norm) for member, norm in norms if not member.free)
+        with np.errstate(all="ignore"):
+            every = np.array([norm for _, norm in ordered])
+            return float(np.linalg.norm(every, self.norm_type)) * self.inverse_scale if ordered else 0.0
+
+    def remember(self, norm: float) -> None:
+        """Takes note of a step's norm."""
+        self.norm = norm
+        if isinstance(self.clip, ClipQuantile) and math.isfinite(norm):
+            self.recent.append(norm)
+
+    def factor(self, norm: float) -> float:
+        """What all gradients are multiplied by if their norm is this."""
+        if isinstance(self.clip, ClipNorm) and not self.clip.per_parameter:
+            return float(norm_factor(norm, self.clip.max_norm))
+        if isinstance(self.clip, ClipQuantile) and self.recent:
+            return float(norm_factor(norm, float(np.quantile(self.recent, self.clip.quantile))))
+        return 1.0
+
+    def set_factors(self, parts: Sequence[Work | Loose], norms: Sequence[np.ndarray], factor: float) -> bool:
+        """Tells every part what to multiply by; True if anything is clipped by a norm."""
+        clipped, inverse = False, self.inverse_scale
         for index, part in enumerate(parts):
-            each: Any = factor
+            if self.average is not None:
+                part.set_scalar("average_weight", self.average_weight)
             if isinstance(self.clip, ClipAdaptive) and not part.exempt.all():
-                clipped |= self._clips_rows(part)
+                factors = part.plan.factors if isinstance(part, Work) else np.asarray(part.factor)
+                clipped |= bool((factors < inverse).any())
                 continue
+            each: Any = factor
             if isinstance(self.clip, ClipNorm) and self.clip.per_parameter:
                 each = norm_factor(norms[index] * inverse, self.clip.max_norm)
             each = np.where(part.exempt, 1.0, each)
             clipped |= bool((each < 1.0).any())
             part.set_factors(each * inverse)
-        self.clipped += clipped
-        if self.average is not None:
-            for part in parts:
-                part.set_scalar("average_weight", self.average_weight)
-        return True
+        return clipped
+
+    def tally(self, parts: Sequence[Work | Loose], gathered: bool) -> list[Row]:
+        """What a step has counted, a row for each member."""
+        if self.nonfinite != "zero" and not gathered:
+            return []
+        columns = _COLUMNS if gathered else ()
+        rows: list[Row] = []
+        for part in parts:
+            counts = part.tallies()
+            zeroed = counts.get("total_zeroed", np.zeros(len(part.members)))
+            numbers = np.array([counts[name] for name in columns]).reshape(-1, len(part.members)).T
+            rows += zip(part.members, zeroed.tolist(), numbers, strict=True)
+        return rows
+
+    def close(self, rows: Sequence[Row], gathered: bool) -> None:
+        """Takes note of a step that has counted this."""
+        self.steps += 1
+        self.averaged += self.average is not None
+        zeroed = int(sum(count for _, count, _ in rows))
+        self.zeroed += zeroed
+        self.found |= zeroed > 0
+        if gathered and self.telemetry is not None and rows:
+            ordered = sorted(rows, key=lambda row: row[0].place)
+            sums = np.array([numbers for *_, numbers in ordered])
+            sums[:, _COLUMNS.index("total_grad")] *= self.inverse_scale**2
+            sums[:, _COLUMNS.index("top_grad")] *= self.inverse_scale
+            members = [member for member, *_ in ordered]
+            names, sizes = [member.name for member in members], [member.param.numel() for member in members]
+            self.telemetry.add(self.steps, names, sizes, sums, self.clipped, self.skipped)
 
     def step_scaled(self, optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
         """A step for a GradScaler: gradients are unscaled on the way, and it learns whether they were finite.
@@ -344,7 +415,14 @@ class StepServices:
             optimizer: that the scaler steps.
             scaler: a GradScaler, or None if it has put its tensors into the optimizer's attributes.
             take_step: steps the optimizer.
+
+        Raises:
+            RuntimeError: gradients are released, and the steps long taken.
         """
+        if self.release is not None:
+            raise RuntimeError(
+                "a GradScaler cannot step an optimizer that releases gradients: each was stepped before its scale was known"
+            )
         if scaler is None:
             scale, already = optimizer.grad_scale, bool(optimizer.found_inf)
         else:
@@ -366,8 +444,8 @@ class StepServices:
                 found = torch.full((), float(self.found), device=scale.device)
                 state["found_inf_per_device"] = {scale.device: found}
 
-    def refuse(self, wrong: Sequence[str]) -> None:
-        """Counts and reports a step that is not taken.
+    def refuse(self, wrong: Sequence[str], whole: bool = True) -> None:
+        """Counts and reports a step that is not taken, or not for these.
 
         Raises:
             RuntimeError: it is to be an error.
@@ -377,55 +455,11 @@ class StepServices:
             raise RuntimeError(f"gradients are not finite: {names}; the step was not taken and nothing has changed")
         self.skipped += 1
         level = logging.INFO if self.scaled else logging.WARNING  # scalers look for the largest scale that works
-        logger.log(level, "steprule: step skipped, gradients are not finite: %s", names)
+        what = "step skipped" if whole else "step skipped for some parameters"
+        logger.log(level, "steprule: %s, gradients are not finite: %s", what, names)
 
-    def total(self, parts: Sequence[Work | Loose], norms: Sequence[np.ndarray]) -> float:
-        """The norm of all norms, in the order of the parameters, so that it does not depend on how they are grouped."""
-        pairs = sorted(
-            (member.place, norm)
-            for part, own in zip(parts, norms, strict=True)
-            for member, norm in zip(part.members, own.tolist(), strict=True)
-            if not member.free
-        )
-        with np.errstate(all="ignore"):
-            return float(np.linalg.norm(np.array([norm for _, norm in pairs]), self.norm_type)) if pairs else 0.0
-
-    def factor(self, norm: float) -> float:
-        """What all gradients are multiplied by if their norm is this, which is remembered."""
-        if isinstance(self.clip, ClipNorm) and not self.clip.per_parameter:
-            return float(norm_factor(norm, self.clip.max_norm))
-        if isinstance(self.clip, ClipQuantile):
-            if math.isfinite(norm):
-                self.recent.append(norm)
-            return float(norm_factor(norm, float(np.quantile(self.recent, self.clip.quantile)))) if self.recent else 1.0
-        return 1.0
-
-    def _clips_rows(self, part: Work | Loose) -> bool:
-        factors = part.plan.factors if isinstance(part, Work) else np.asarray(part.factor)
-        return bool((factors < self.inverse_scale).any())
-
-    def finish(self, parts: Sequence[Work | Loose], gathered: bool) -> None:
-        """Takes note of a step."""
-        self.steps += 1
-        self.averaged += self.average is not None
-        if self.nonfinite != "zero" and not gathered:
-            return
-        tallies = [part.tallies() for part in parts]
-        if self.nonfinite == "zero":
-            zeroed = int(sum(one.get("total_zeroed", np.zeros(1)).sum() for one in tallies))
-            self.zeroed += zeroed
-            self.found = zeroed > 0
-        if gathered and self.telemetry is not None:
-            rows = sorted(
-                (member.place, member.name, member.param.numel(), [one[name][index] for name in _COLUMNS])
-                for part, one in zip(parts, tallies, strict=True)
-                for index, member in enumerate(part.members)
-            )
-            sums = np.array([row for *_, row in rows]).reshape(-1, len(_COLUMNS))
-            sums[:, 0] *= self.inverse_scale**2
-            sums[:, 4] *= self.inverse_scale
-            names, sizes = [name for _, name, *_ in rows], [size for _, _, size, _ in rows]
-            self.telemetry.add(self.steps, names, sizes, sums, self.clipped, self.skipped)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "release": None}  # its hooks belong to this optimizer and this model
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -440,4 +474,4 @@ class StepServices:
 
 _REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
 _COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
-Threads = Callable[[], int]
+Row = tuple[Member, float, np.ndarray]

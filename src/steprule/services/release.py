@@ -1,0 +1,213 @@
+"""Gradient release: every parameter is stepped inside the backward pass and its gradient dropped.
+
+What looks at one parameter alone is exact: the formula, clipping by value, by parameter and by row, zeroing, the average,
+telemetry. What needs all gradients, the global norm and the decision to skip, is not known yet when the first parameter
+is stepped. Then either
+
+- the norm of the step before is taken, or the parameter's own where that is larger; a parameter whose gradient is not
+  finite keeps its old weights while the others step. Or
+- two backward passes are run, the first under `measure`, which makes both exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steprule.services.step import Loose, Member, Row, StepServices, Work
+
+
+class Release:
+    """The hooks of one optimizer and model, and what is known so far of the step under way.
+
+    Args:
+        services: the optimizer's.
+        model: whose backward passes are hooked.
+        step_one: steps a parameter that has a gradient.
+    """
+
+    def __init__(self, services: StepServices, model: nn.Module, step_one: Callable[[Tensor], None]) -> None:
+        self.services = services
+        self._step_one = step_one
+        self._lock = threading.Lock()  # gloo's threads come several at a time
+        self._accumulating = self._measuring = False
+        self._ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        self._params: list[Tensor] = []
+        self._begin_anew()
+        self._verdict: tuple[float, list[str]] | None = None
+        if self._ddp is not None:
+            if self._ddp.find_unused_parameters:
+                raise ValueError(
+                    "release_gradients() does not take find_unused_parameters=True: it steps what it is given"
+                )
+            self._ddp.register_comm_hook(None, lambda _, bucket: self._reduce_then_step(bucket))
+
+    def _begin_anew(self) -> None:
+        self._norms: list[tuple[Member, float]] = []
+        self._rows: list[Row] = []
+        self._wrong: list[str] = []
+        self._clipped = False
+        self.stepped: set[Tensor] = set()
+        self._taken = False
+
+    def watch(self, param: Tensor) -> None:
+        """Hooks a parameter."""
+        self._params.append(param)
+        if self._ddp is None:
+            param.register_post_accumulate_grad_hook(self._complete)  # type: ignore[no-untyped-call]
+
+    # Inside backward
+
+    def _complete(self, param: Tensor) -> None:
+        if self._accumulating:
+            return
+        if (
+            torch.distributed.is_available()
+            and torch.distributed.is_initialized()
+            and torch.distributed.get_world_size() > 1
+        ):
+            raise RuntimeError(
+                "release_gradients() was given a plain module in a run of several processes, where gradients are not "
+                "complete before they are averaged: give it the DistributedDataParallel module"
+            )
+        self._finish_with(param)
+
+    def _finish_with(self, param: Tensor) -> None:
+        with self._lock:
+            self._step_one(param)
+            param.grad = None
+            if not self._measuring:
+                self.stepped.add(param)
+
+    def _reduce_then_step(self, bucket: Any) -> Any:
+        """DistributedDataParallel's communication: the mean over processes, then the steps."""
+        assert self._ddp is not None
+        group = self._ddp.process_group
+        mean = bucket.buffer().div_(group.size())
+        reduced = torch.distributed.all_reduce(mean, group=group, async_op=True).get_future()
+
+        def step(future: Any) -> Tensor:
+            for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+                kept, param.grad = param.grad, grad
+                self._finish_with(param)
+                param.grad = kept  # which the reducer expects to find
+            return future.value()[0]  # type: ignore[no-any-return]
+
+        return reduced.then(step)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether telemetry looks at this step."""
+        return self.services.gathers
+
+    def begin(self, parts: Sequence[Work | Loose]) -> bool:
+        """As `StepServices.begin`, for one parameter."""
+        services = self.services
+        norms = services.read(parts)
+        own = (
+            [
+                (member, float(norm))
+                for part, each in zip(parts, norms, strict=True)
+                for member, norm in zip(part.members, each, strict=True)
+            ]
+            if norms
+            else []
+        )
+        if self._measuring:
+            self._norms += own
+            self._wrong += services.not_finite(parts, norms)
+            return False
+        if self._verdict is not None:
+            factor, wrong = self._verdict
+            if wrong:
+                return False
+        else:
+            self._norms += own
+            wrong = services.not_finite(parts, norms)
+            self._wrong += wrong
+            if wrong:
+                return False
+            before = services.norm if math.isfinite(services.norm) else 0.0
+            factor = services.factor(max([before, *(norm for member, norm in own if not member.free)]))
+        self._clipped |= services.set_factors(parts, norms, factor)
+        return True
+
+    def finish(self, parts: Sequence[Work | Loose], gathered: bool) -> None:
+        """As `StepServices.finish`, for one parameter."""
+        self._rows += self.services.tally(parts, gathered)
+        self._taken = True
+
+    # Around backward
+
+    @contextlib.contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Backward passes inside only accumulate."""
+        self._accumulating = True
+        try:
+            with self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext():
+                yield
+        finally:
+            self._accumulating = False
+
+    @contextlib.contextmanager
+    def measure(self) -> Iterator[None]:
+        """The backward pass inside only measures; the next one steps by what it has found."""
+        if any(param.grad is not None for param in self._params):
+            raise RuntimeError(
+                "measure() begins without gradients: accumulation and two backward passes do not go together"
+            )
+        if self.stepped:
+            raise RuntimeError(
+                "measure() comes before the step's other backward pass, and after step() of the one before"
+            )
+        self._begin_anew()
+        self._measuring = True
+        try:
+            yield
+        finally:
+            self._measuring = False
+            for param in self._params:
+                param.grad = None
+        services = self.services
+        norm = services.total(self._norms)
+        if not self._wrong and services.reads:
+            services.remember(norm)
+        self._verdict = services.factor(norm), self._wrong
+
+    def step(self, move_resting: Callable[[set[Tensor]], None]) -> None:
+        """Steps what backward has left, and closes the step.
+
+        Args:
+            move_resting: brings averages of parameters that are not among those given towards them.
+        """
+        for param in self._params:
+            if param in self.stepped:
+                param.grad = None  # the reducer has put it back
+            elif param.grad is not None:
+                if self._ddp is not None:
+                    raise RuntimeError(
+                        "gradients were not averaged over processes: with DistributedDataParallel every backward pass needs a "
+                        "forward pass of its own, and the last one must not be in accumulate()"
+                    )
+                self._finish_with(param)
+        stepped, services, verdict = self.stepped, self.services, self._verdict
+        if not stepped:
+            return
+        wrong, services.found = self._wrong, bool(self._wrong)
+        if wrong:
+            services.refuse(wrong, whole=verdict is not None)
+        elif verdict is None and services.reads:
+            services.remember(services.total(self._norms))
+        if self._taken:
+            services.clipped += self._clipped
+            if services.average is not None:
+                move_resting(stepped)
+            services.close(self._rows, services.gathers)
+        self._verdict = None
+        self._begin_anew()
