@@ -41,6 +41,7 @@ from steprule.formats import (
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule, check_hyperparameters, check_names
 from steprule.services import Telemetry
+from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import as_average, average_format
 from steprule.services.clip import Clip, ClipValue, as_clip
@@ -53,7 +54,9 @@ _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
 }  # fmt: skip
 _FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
-_SERVICE_OPTIONS: dict[str, Any] = {"clip": None, "nonfinite": None, "average": None, "telemetry": None}
+_SERVICE_OPTIONS: dict[str, Any] = {
+    "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None,
+}  # fmt: skip
 _OPTIONS = {**_FORMAT_OPTIONS, **_SERVICE_OPTIONS}
 _FLAG_DOCS = """
     maximize: follow the gradient upwards. Default: False.
@@ -73,7 +76,9 @@ _FLAG_DOCS = """
         Default: they spread, as in torch.optim.
     average: an exponential average of the weights: its decay, or an Average from steprule.services. Default: none.
     telemetry: gather norms and more every so many steps: an int, or a Telemetry from steprule.services.
-        Default: never."""
+        Default: never.
+    grads: how gradients of bfloat16 and float16 parameters are summed over micro-batches: "float32", or "24bit" or
+        "32bit" (with an error-correction beside param.grad). Default: in the parameter's dtype."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -99,6 +104,7 @@ class Optimizer(torch.optim.Optimizer):
     _fixed: ClassVar[Mapping[str, Any]] = {}
     _services: StepServices | None = None
     _release: Release | None = None
+    _accumulator: Accumulator | None = None
     _released: dict[Tensor, _Pass]
     _swapped: dict[Tensor, Any] | None = None
 
@@ -134,7 +140,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
-        self._services = _make_services(**{name: settings.pop(name) for name in _SERVICE_OPTIONS})
+        chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
+        self._accumulator = _make_accumulator(chosen.pop("grads"))
+        self._services = _make_services(**chosen)
         self._check(settings)
         if all(settings[name] == default for name, default in _FORMAT_OPTIONS.items()):
             for name in _FORMAT_OPTIONS:  # as absent as in torch.optim
@@ -147,10 +155,11 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, {**settings, **self._fixed})
         for group in self.param_groups:
             trace(self.rule, group)  # a formula that cannot run says so now
-        wanted = [group["weights"] for group in self.param_groups if group.get("weights") is not None]
+        wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
+        wanted += [f"grads={self._accumulator.kind!r}"] if self._accumulator is not None else []
         if wanted and not any(p.dtype in _HALVES for group in self.param_groups for p in group["params"]):
             raise ValueError(
-                f"weights={wanted[0]!r} is for bfloat16 and float16 parameters; these are all float32, which lose nothing"
+                f"{wanted[0]} is for bfloat16 and float16 parameters; these are all float32, which lose nothing"
             )
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -204,9 +213,10 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 for name, default in _FORMAT_OPTIONS.items():
                     group.setdefault(name, default)
-        if self._release is not None:
+        watchers = [one.watch for one in (self._accumulator, self._release) if one is not None]
+        for watch in watchers:
             for param in self.param_groups[-1]["params"]:
-                self._release.watch(param)
+                watch(param)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -558,6 +568,8 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before step()")
         self._pass = None
         services = self._services
+        if self._accumulator is not None:
+            self._accumulator.settle()
         counter = itertools.count()  # of all parameters, so that one's number does not depend on the others' gradients
         entries = [
             _Entry(self, number, group, index, param, place)
@@ -649,6 +661,8 @@ class _Entry:
         self.state: dict[str, Any] = optimizer.state.get(param, {})
         self.state_before = dict(self.state)
         self.services = optimizer._services
+        accumulator = optimizer._accumulator
+        self.corrected = accumulator is not None and param in accumulator.corrections and self.grad.dtype == param.dtype
         self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
         self._check(f"parameter {index} of group {number}" + self._name(index))
         self.formats = self._formats()
@@ -666,7 +680,13 @@ class _Entry:
         """The parameter as services see it."""
         names = self.group.get("param_names")
         name = names[self.index] if names else f"{self.number}.{self.index}"
-        return kind(name, self.place, self.param, self.grad, self.group.get("clip") is False)
+        return kind(name, self.place, self.param, self.wide_grad(), self.group.get("clip") is False)
+
+    def wide_grad(self) -> Tensor:
+        """The gradient, with its correction if it has one and no kernel adds that."""
+        if self.corrected and not self.is_fast:
+            return self.optimizer._accumulator.wide(self.param, self.grad)  # type: ignore[union-attr]
+        return self.grad
 
     def _name(self, index: int) -> str:
         names = self.group.get("param_names")
@@ -704,6 +724,8 @@ class _Entry:
             return {}
         dtype, chosen = _name_of(self.param.dtype), self.group.get("states")
         formats = {"param": weight_format(self.group.get("weights"), dtype), "grad": _name_of(self.grad.dtype)}
+        if self.corrected:
+            formats["grad"] = self.optimizer._accumulator.format(dtype)  # type: ignore[union-attr]
         for name in self.present:
             if chosen is not None:
                 formats[name] = _state_format(self.rule, name, self.group, self.param)
@@ -769,11 +791,13 @@ class _Entry:
 
     def state_names(self) -> set[str]:
         """What the state consists of."""
-        arrays = {name + suffix for name, suffix in self.arrays} - {"param", "grad"}
+        arrays = {name + suffix for name, suffix in self.arrays if name != "grad"} - {"param"}
         return arrays | {"step"} if self.keeps_step else arrays
 
     def tensor(self, name: str, suffix: str) -> Tensor:
         """One of the arrays of a kernel."""
+        if name == "grad" and suffix:
+            return self.optimizer._accumulator.corrections[self.param]  # type: ignore[union-attr]
         if suffix or name not in ("param", "grad"):
             return self.state[name + suffix]  # type: ignore[no-any-return]
         return self.param if name == "param" else self.grad
@@ -781,7 +805,7 @@ class _Entry:
     def step_eagerly(self, loose: Loose | None, gather: bool) -> None:
         """One step by the eager engine, with services if there is a member for them."""
         if loose is None:
-            self._step_eagerly(self.grad)
+            self._step_eagerly(self.wide_grad())
             return
         assert self.services is not None
         before = self.optimizer.read(self.param) if gather else None
@@ -915,6 +939,8 @@ class _Pass:
                 for p in group["params"]
                 if whole and p.grad is None and AVERAGE in optimizer.state.get(p, {})
             ]
+        if optimizer._accumulator is not None:
+            self._launchers.insert(0, optimizer._accumulator.settle)
         self._entries = entries
 
     def run(self, optimizer: Optimizer) -> bool:
@@ -1118,6 +1144,16 @@ def _make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> S
         telemetry = Telemetry(every=telemetry)
     chosen = as_clip(clip), nonfinite, as_average(average), telemetry
     return StepServices(*chosen) if any(one is not None for one in chosen) else None
+
+
+def _make_accumulator(grads: Any) -> Accumulator | None:
+    if grads not in (None, *GRAD_FORMATS):
+        raise ValueError(f"Invalid grads value: {grads!r}; {_hint(grads, GRAD_FORMATS)}")
+    if grads == "float32" and not hasattr(Tensor, "grad_dtype"):
+        raise ValueError(
+            'grads="float32" needs a torch whose tensors have grad_dtype; grads="32bit" does the same in any'
+        )
+    return Accumulator(grads) if grads is not None else None
 
 
 def _hint(value: Any, choices: Sequence[str]) -> str:

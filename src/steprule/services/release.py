@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steprule.services.accumulate import processes
 from steprule.services.step import Loose, Member, Row, StepServices, Work
 
 
@@ -67,11 +68,7 @@ class Release:
     def _complete(self, param: Tensor) -> None:
         if self._accumulating:
             return
-        if (
-            torch.distributed.is_available()
-            and torch.distributed.is_initialized()
-            and torch.distributed.get_world_size() > 1
-        ):
+        if processes() > 1:
             raise RuntimeError(
                 "release_gradients() was given a plain module in a run of several processes, where gradients are not "
                 "complete before they are averaged: give it the DistributedDataParallel module"

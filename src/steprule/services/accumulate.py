@@ -1,0 +1,134 @@
+"""Sums of half-precision gradients over micro-batches, kept in more than half precision.
+
+bfloat16 has 8 bits: a sum of sixteen gradients loses the small ones, and each addition rounds. Either the sum is float32
+(``grads="float32"``, torch's own ``grad_dtype``), or ``param.grad`` stays the half-precision sum that everybody expects
+and what rounding took from it is kept beside it, in 8 or 16 bits (``"24bit"``, ``"32bit"``), and used by the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule.engine.cpu import compiled
+from steprule.engine.plan import Plan
+from steprule.formats import HALVES, dither, weight_format
+from steprule.formats.tensors import decode, encode
+from steprule.pieces import Value
+from steprule.rule import Rule
+
+GRAD_FORMATS = ("float32", "24bit", "32bit")
+
+
+def processes() -> int:
+    """How many processes train together, by what torch.distributed knows."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _mark(grad: Tensor) -> tuple[int, int]:
+    return grad.data_ptr(), grad._version
+
+
+class Sum(Rule):
+    """A running sum."""
+
+    @staticmethod
+    def update(param: Value, grad: Value) -> Value:
+        """The sum with one more."""
+        return param + grad
+
+
+class Accumulator:
+    """The corrections of one optimizer's gradients.
+
+    Args:
+        kind: one of GRAD_FORMATS.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.corrections: dict[Tensor, Tensor] = {}
+        self._nodes: list[Any] = []  # autograd would forget them and their hooks
+        self._counts: dict[Tensor, int] = {}
+        self._left: dict[Tensor, tuple[int, int]] = {}  # where autograd left each sum, and in which version
+
+    def format(self, dtype: str) -> str:
+        """The format of the gradients of parameters of a dtype."""
+        return dtype if self.kind == "float32" or dtype not in HALVES else weight_format(self.kind, dtype)
+
+    def watch(self, param: Tensor) -> None:
+        """Prepares a parameter; only half-precision ones need it."""
+        if str(param.dtype).removeprefix("torch.") not in HALVES or not param.requires_grad:
+            return
+        if self.kind == "float32":
+            param.grad_dtype = torch.float32
+            return
+        low = torch.int8 if self.kind == "24bit" else torch.int16
+        self.corrections[param] = torch.zeros_like(param, dtype=low, requires_grad=False)
+        # The node that adds to param.grad, and not param itself, whose hooks torch.autograd.grad would call as well.
+        node: Any = torch.autograd.graph.get_gradient_edge(param).node
+        node.register_prehook(lambda grads: self._add(param, grads[0]))
+        self._nodes.append(node)
+        param.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+
+    def settle(self) -> None:
+        """Drops corrections of gradients that someone has changed since: they belong to other numbers."""
+        for param, correction in self.corrections.items():
+            if param.grad is not None and self._left.get(param) != _mark(param.grad):
+                correction.zero_()
+
+    def wide(self, param: Tensor, grad: Tensor) -> Tensor:
+        """The gradient with its correction, in float32."""
+        kind = self.format(str(param.dtype).removeprefix("torch."))
+        return decode(kind, {"": grad, "_correction": self.corrections[param]}, param.shape)
+
+    def _note(self, param: Tensor) -> None:
+        assert param.grad is not None
+        self._left[param] = _mark(param.grad)
+
+    @torch.no_grad()
+    def _add(self, param: Tensor, grad: Tensor) -> tuple[Tensor] | None:
+        """Called with a new gradient before autograd adds it to the old: returns the sum in its place."""
+        if processes() > 1:
+            raise RuntimeError(
+                f'grads="{self.kind}" is for one process: what rounding took would not be averaged over processes'
+            )
+        correction, total = self.corrections[param], param.grad
+        if total is None:
+            correction.zero_()
+            return None
+        if self._left.get(param) != _mark(total):
+            correction.zero_()
+        dtype = str(param.dtype).removeprefix("torch.")
+        kind = self.format(dtype)
+        count = self._counts[param] = self._counts.get(param, 0) + 1
+        if (
+            all(x.is_contiguous() for x in (total, correction, grad))
+            and grad.dtype == total.dtype
+            and grad.device.type == "cpu"
+        ):
+            self._add_in_one_pass(kind, dtype, total, correction, grad, count)
+        else:
+            exact = decode(kind, {"": total, "_correction": correction}, total.shape) + grad.float()
+            for suffix, array in encode(kind, exact, dither(0, count, 0)).items():
+                (correction if suffix else total).copy_(array)
+        param.grad = None
+        return (total,)
+
+    @staticmethod
+    def _add_in_one_pass(kind: str, dtype: str, total: Tensor, correction: Tensor, grad: Tensor, count: int) -> None:
+        kernel = compiled(Sum, {"seed": 0}, False, [kind, dtype])
+        arrays: dict[Any, Tensor] = {("param", ""): total, ("param", "_correction"): correction, ("grad", ""): grad}
+        plan = Plan(
+            addresses=[[arrays[array].data_ptr()] for array in kernel.source.arrays],
+            sizes=[total.numel()],
+            groups=[0],
+            hyper=[kernel.numbers({})],
+            step_at=None,
+            step_is_double=[],
+            first_steps=[count - 1.0],
+        )
+        kernel.launcher(plan, torch.get_num_threads)()
