@@ -40,7 +40,7 @@ from numba import cfunc, njit
 from steprule.engine.machine import *
 from steprule.engine.machine import (
     ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FACTORS, FAST, FIRST_FACTOR, GROUPS, HEADER_SIZE, HYPER, MODE, NEXT,
-    NUMBERS, PARTIALS, ROWS, STEPS, TENSORS,
+    NUMBERS, PARTIALS, PIECES, ROWS, STEPS, TENSORS,
 )
 from steprule.formats.kernel import *
 
@@ -74,7 +74,7 @@ def run(header):
             return
     tensors, chunks, counter = plan[TENSORS], plan[CHUNKS], plan[NEXT]
     address = int64_array(plan[ADDRESSES], ({array_count}, tensors))
-    table = int64_array(plan[CHUNK_TABLE], (chunks, 4))
+    table = int64_array(plan[CHUNK_TABLE], (chunks, 5))
     groups = int64_array(plan[GROUPS], tensors)
     steps = float64_array(plan[STEPS], tensors)
     rows = int64_array(plan[ROWS], tensors)
@@ -98,11 +98,11 @@ _CALL = """        {results}update(
         )
 """
 
-_CALLS_BY_ROW = """        row, end, groups_of_row = rows[tensor], start + size, -(-rows[tensor] // GROUP)
+_CALL_BY_PIECE = """        piece, groups_of_piece, end, place = pieces[tensor, 0], pieces[tensor, 1], start + size, table[chunk, 4]
         while start < end:
-            size = min(row, end - start)
-{call}            start += row
-            first_group += groups_of_row
+            size = min(piece, end - start)
+{call}            start += piece
+            first_group += groups_of_piece
 """
 
 _UPDATE = '''
@@ -298,7 +298,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         offset = "first_group" if suffix == "_base" else "start"
         chunk_arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtypes[name, suffix]]} * {offset}")
     chunk_arguments += ["start", "parameters[tensor]"] if by_element else []
-    place = "first_factor[tensor] + start // row" if formula.by_row else "tensor"
+    place = "first_factor[tensor] + start // piece" if formula.by_row else "tensor"
     chunk_arguments += [f"{real}(factors[{place}])"] if formula.factor else []
     tally_names = "".join(f"{name}, " for name in tallies).rstrip()
     start_tallies = [f"{name} = {'uint32' if name.startswith('top_') else real}(0)" for name in tallies]
@@ -368,19 +368,22 @@ def _tally(formula: Formula, param: Format, writer: _Writer, lines: list[str]) -
 
 
 def _call(by_row: bool, tallies: Sequence[str], arguments: Sequence[str]) -> str:
-    """The call of update for a chunk, and what becomes of its tallies."""
+    """The call of update for a chunk or each of its pieces, and what becomes of their tallies."""
     results = "".join(f"{name}, " for name in tallies).rstrip() + " = " * bool(tallies)
-    store = [f"partials[chunk, {place}] = {name}" for place, name in enumerate(tallies)]
     call = _CALL.format(results=results, chunk_arguments="\n".join(f"            {one}," for one in arguments))
+    if not by_row and not tallies:
+        return call
+    lines = call.splitlines()
+    before = ""
+    if by_row:  # a chunk's rows share a place
+        before = "".join(f"        partials[table[chunk, 4], {column}] = 0.0\n" for column in range(len(tallies)))
+    for column, name in enumerate(tallies):
+        kept = f"partials[place, {column}]"
+        joined = f"{kept} + {name}" if name.startswith("total_") else f"larger({kept}, {name})"
+        lines.append(f"        {kept} = {joined if by_row else name}")
     if not by_row:
-        return call + "".join(f"        {line}\n" for line in store)
-    empty = "".join(f"        {line.partition(' = ')[0]} = 0.0\n" for line in store)
-    join = [
-        f"partials[chunk, {place}] {f'+= {name}' if name.startswith('total_') else f'= larger(partials[chunk, {place}], {name})'}"
-        for place, name in enumerate(tallies)
-    ]
-    lines = [*call.splitlines(), *(f"        {line}" for line in join)]
-    return empty + _CALLS_BY_ROW.format(call="".join(f"    {line}\n" for line in lines))
+        lines.append("        place += 1")
+    return before + _CALL_BY_PIECE.format(call="".join(f"    {line}\n" for line in lines))
 
 
 def _service_tables(formula: Formula, tallies: int) -> str:
@@ -390,8 +393,10 @@ def _service_tables(formula: Formula, tallies: int) -> str:
         lines += ["factors = float64_array(plan[FACTORS], first_factor[tensors])"]
     elif formula.factor:
         lines = ["factors = float64_array(plan[FACTORS], tensors)"]
+    if tallies or formula.by_row:
+        lines.append("pieces = int64_array(plan[PIECES], (tensors, 2))")
     if tallies:
-        lines.append(f"partials = float64_array(plan[PARTIALS], (chunks, {tallies}))")
+        lines.append(f"partials = float64_array(plan[PARTIALS], (1 << 40, {tallies}))")
     return "".join(f"    {line}\n" for line in lines)
 
 
@@ -478,6 +483,6 @@ def _local(name: str) -> str:
 
 
 _RESERVED = re.compile(
-    r"[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|correction)|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
+    r"piece|place|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|correction)|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
     r"numbers|scalars|hyper|update|run|array|scratch|weyl|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|uint32|cfunc|njit"
 )

@@ -11,8 +11,8 @@ from steprule.formats import GROUP
 
 CHUNK = 32768
 """Elements a worker takes at a time, at least."""
-TALLIED_CHUNK = 65536
-"""Elements a worker takes at a time where it adds up something: sums then are always the same."""
+PIECE = 65536
+"""Elements of a chunk that are added up by themselves, where something is: sums then are always the same."""
 
 
 class Plan:
@@ -29,12 +29,12 @@ class Plan:
         rows: for kernels that work in groups, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
-        tallies: how many numbers each chunk leaves in `partials`. Chunks then do not depend on what else there is.
+        tallies: how many numbers each piece of a chunk leaves in `partials`. Pieces do not depend on what else there is.
 
     Attributes:
         factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
-        partials: for each chunk its tallies.
-        chunk_tensors: each chunk's tensor.
+        partials: for each piece its tallies.
+        piece_tensors: each piece's tensor.
     """
 
     def __init__(
@@ -66,34 +66,48 @@ class Plan:
         self._step_kind = np.array(step_is_double, np.int64)
         self._steps = np.zeros(count, np.float64)
         chunk = max(CHUNK, self.size // 256 // 4096 * 4096)  # long stretches are a little faster to stream
-        if tallies:
-            chunk = TALLIED_CHUNK
-        whole = [not by_row and row % GROUP == 0 for row in rows or sizes]
-        full = [size if one else row for one, row, size in zip(whole, rows or sizes, sizes, strict=True)]
+        rows = rows or sizes
+        whole = [not by_row and row % GROUP == 0 for row in rows]
+        full = [size if one else row for one, row, size in zip(whole, rows, sizes, strict=True)]
         self._rows = np.array(full, np.int64)
         self._numbers = np.array(numbers or range(count), np.int64)
-        self._chunks = np.array(
-            [
-                (tensor, start, min(length, size - start), start // row * -(-row // GROUP) + start % row // GROUP)
-                for tensor, (size, row) in enumerate(zip(sizes, full, strict=True))
-                for length in [chunk if row == size else max(chunk // row, 1) * row]
-                for start in range(0, size, length)
-            ],
-            np.int64,
-        ).reshape(-1, 4)
-        self.chunk_count = len(self._chunks)
-        self.chunk_tensors = self._chunks[:, 0]
+        pieces = [(PIECE, PIECE // GROUP)] * count
+        if by_row:
+            pieces = [(row, -(-row // GROUP)) for row in rows]
+        elif rows is not sizes:
+            in_rows = [max(PIECE // row, 1) for row in rows]
+            pieces = [
+                pieces[0] if one else (some * row, some * -(-row // GROUP))
+                for one, some, row in zip(whole, in_rows, rows, strict=True)
+            ]
+        self._pieces = np.array(pieces, np.int64).reshape(-1, 2)
+        chunks: list[tuple[int, ...]] = []
+        owners: list[int] = []
+        for tensor, size in enumerate(sizes):
+            row = full[tensor]
+            length = chunk if row == size else max(chunk // row, 1) * row
+            piece = pieces[tensor][0]
+            if tallies:
+                length = max(length // piece, 1) * piece
+            for start in range(0, size, length):
+                part = min(length, size - start)
+                first_group = start // row * -(-row // GROUP) + start % row // GROUP
+                chunks.append((tensor, start, part, first_group, len(owners)))
+                owners += [tensor] * (1 if by_row else -(-part // piece))
+        self._chunks = np.array(chunks, np.int64).reshape(-1, 5)
+        self.chunk_count = len(chunks)
+        self.piece_tensors = np.array(owners, np.int64)
         factors = [size // row if size else 0 for row, size in zip(full, sizes, strict=True)] if by_row else [1] * count
         self.first_factor = np.concatenate([[0], np.cumsum(factors, dtype=np.int64)])
         self.factors = np.ones(self.first_factor[-1], np.float64)
-        self.partials = np.zeros((self.chunk_count, tallies), np.float64)
+        self.partials = np.zeros((len(owners), tallies), np.float64)
         self._next = np.zeros(8, np.int64)  # a cache line of its own: every worker counts on it
         self._headers = {mode: self._header(mode, count) for mode in (1, 2, 3)}
         self.count_header, self.work_header, self.both_header = (self._headers[m].ctypes.data for m in (1, 2, 3))
 
     def _header(self, mode: int, count: int) -> np.ndarray:
         """In the order of steprule.engine.machine's names."""
-        header = np.zeros(16, np.int64)
+        header = np.zeros(24, np.int64)
         tables = (
             self.addresses,
             self._chunks,
@@ -107,8 +121,9 @@ class Plan:
             self.factors,
             self.first_factor,
             self.partials,
+            self._pieces,
         )
-        header[:] = [
+        header[:17] = [
             mode,
             self._next.ctypes.data,
             count,

@@ -149,10 +149,11 @@ class Reading:
         self._addresses = addresses
         self._power = np.array([norm_type], np.float64)
         self._next = np.zeros(8, np.int64)
+        handed_out = max(AT_ONCE, self._size // 128)  # long stretches stream faster
         pieces, owners, place = [], [], 0
         for tensor, size in enumerate(sizes):
             stretch = rows[tensor] if rows else STRETCH
-            at_once = max(AT_ONCE // max(stretch, 1), 1) * stretch
+            at_once = max(handed_out // max(stretch, 1), 1) * stretch
             for start in range(0, size, max(at_once, 1)):
                 length = min(at_once, size - start)
                 pieces.append((tensor, start, length, stretch, place))

@@ -125,8 +125,8 @@ class Work:
     def tallies(self) -> dict[str, np.ndarray]:
         """What the last launch has counted, for each member."""
         names = self._source.tallies
-        partials = self.plan.partials.reshape(-1)[: self.plan.chunk_count * len(names)].reshape(-1, len(names))
-        count, owners = len(self.members), self.plan.chunk_tensors
+        count, owners = len(self.members), self.plan.piece_tensors
+        partials = self.plan.partials.reshape(-1)[: len(owners) * len(names)].reshape(-1, len(names))
         result = {}
         for column, name in zip(partials.T, names, strict=True):
             if name.startswith("total_"):
