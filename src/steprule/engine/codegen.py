@@ -272,7 +272,25 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
             line = f"store_{name}{suffix}({name}{suffix}_at, i, {text.format(x=x, base=f'{name}_base', random=random)})"
             (after if one.grouped else stores).append(line)
 
-    tallies = _tally(formula, chosen["param"], writer, body)
+    carried, tallies = _tally(formula, chosen["param"], writer, body, grouped)
+    room_lines = [f"{room} = room_for_{room.removesuffix('_room')}(0)" for room in rooms]
+    halves = [f"{room} + half" for room in rooms]
+    start_tallies = [f"{name} = {'uint32' if name.startswith('top_') else real}(0)" for name in carried]
+    if grouped and formula.gathered:
+        between.append("for j in range(size, GROUP):")
+        for name in formula.gathered:
+            scope = len(arrays) + scratches
+            accessors += [
+                f"_, store_seen_{name} = array('float32', {scope})",
+                f"room_for_seen_{name}, lanes_for_{name} = scratch({scratches}), scratch({scratches + 1})",
+            ]
+            scratches += 2
+            rooms += [f"seen_{name}_room", f"{name}_lanes"]
+            halves += [f"seen_{name}_room + half", f"{name}_lanes"]
+            room_lines += [f"seen_{name}_room = room_for_seen_{name}(0)", f"{name}_lanes = lanes_for_{name}(0)"]
+            start_tallies.append(f"clear_lanes({name}_lanes)")
+            between.append(f"    store_seen_{name}(seen_{name}_room, j, float32(0))")
+        between += [f"tally_group({name}_lanes, seen_{name}_room)" for name in formula.gathered]
 
     scalar_lines = [
         f"{_local(scalar_name(name, index))} = hyper[{position}]"
@@ -300,9 +318,8 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     chunk_arguments += ["start", "parameters[tensor]"] if by_element else []
     place = "first_factor[tensor] + start // piece" if formula.by_row else "tensor"
     chunk_arguments += [f"{real}(factors[{place}])"] if formula.factor else []
-    tally_names = "".join(f"{name}, " for name in tallies).rstrip()
-    start_tallies = [f"{name} = {'uint32' if name.startswith('top_') else real}(0)" for name in tallies]
-    given = ", ".join(f"{'float64_of' if name.startswith('top_') else 'float64'}({name})" for name in tallies) + ","
+    carried_names = "".join(f"{name}, " for name in carried).rstrip()
+    given = "".join(f"{text}, " for text in tallies.values()).rstrip()
     update = (_GROUPED_UPDATE if grouped else _UPDATE).format(
         addresses=addresses,
         scalar_names="".join(f"{name}, " for name in names).rstrip() or "()",
@@ -312,15 +329,15 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         after=_indent(after, 2),
         bases=_indent(bases, 1),
         rooms=", ".join(rooms),
-        room_lines=_indent([f"{room} = room_for_{room.removesuffix('_room')}(0)" for room in rooms], 1),
-        halves=", ".join(f"{room} + half" for room in rooms),
-        tallies=f"{tally_names} = " if tallies else "",
-        tally_arguments=f", {tally_names}".rstrip(",") if tallies else "",
-        start_tallies=_indent(start_tallies, 1) + "\n" * bool(tallies),
-        return_tallies=f"    return {tally_names}\n" if tallies else "",
+        room_lines=_indent(room_lines, 1),
+        halves=", ".join(halves),
+        tallies=f"{carried_names} = " if carried else "",
+        tally_arguments=f", {carried_names}".rstrip(",") if carried else "",
+        start_tallies=_indent(start_tallies, 1) + "\n" * bool(start_tallies),
+        return_tallies=f"    return {carried_names}\n" if carried else "",
         give_tallies=f"    return {given}\n" if tallies else "",
     )
-    call = _call(formula.by_row, tallies, chunk_arguments)
+    call = _call(formula.by_row, tuple(tallies), chunk_arguments)
     uses_seed = bool(steps_random) or by_element
     hyper_count = len(formula.scalars) + uses_seed
     text = _TEMPLATE.format(
@@ -336,7 +353,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         service_tables=_service_tables(formula, len(tallies)),
         call=call,
     )
-    return Source(text, tuple(arrays), grouped, uses_seed, tallies)
+    return Source(text, tuple(arrays), grouped, uses_seed, tuple(tallies))
 
 
 def _stored(param: Format) -> str:
@@ -346,25 +363,38 @@ def _stored(param: Format) -> str:
     return f"from_{dtype}(to_{dtype}({{0}}))" if plain else "{0}"
 
 
-def _tally(formula: Formula, param: Format, writer: _Writer, lines: list[str]) -> tuple[str, ...]:
-    """Adds the lines that keep count of what passes; returns the names of the counts."""
-    tallies = []
+def _tally(
+    formula: Formula, param: Format, writer: _Writer, lines: list[str], grouped: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Adds the lines that keep count of what passes.
+
+    Returns:
+        The variables that elements add to, and for each tally its value at the end.
+    """
+    real = writer.real
+    carried: list[str] = []
+    tallies: dict[str, str] = {}
     if formula.counted is not None:
         lines.append(f"total_zeroed = add_up(total_zeroed, {writer.element(formula.counted, lines)})")
-        tallies.append("total_zeroed")
-    if formula.gathered:
-        for name, expression in formula.gathered.items():
-            lines.append(f"seen_{name} = {writer.element(expression, lines)}")
+        carried.append("total_zeroed")
+    for name, expression in formula.gathered.items():
+        lines.append(f"seen_{name} = {writer.element(expression, lines)}")
+        if grouped:  # in vectors of their own, since a group's end is no place to add up lanes
+            lines.append(f"store_seen_{name}(seen_{name}_room, j, seen_{name})")
+            tallies |= {f"total_{name}": f"lanes_total({name}_lanes)", f"top_{name}": f"lanes_top({name}_lanes)"}
+        else:
             lines.append(f"total_{name} = add_square(total_{name}, seen_{name})")
-            tallies.append(f"total_{name}")
-        tallies.append("total_lost")
-        if not param.random:  # what is rounded at random counts on average
-            still = f"({_stored(param).format('seen_param')} == param) & (seen_grad != 0)"
-            lines.append(f"total_lost = add_up(total_lost, {writer.real}(1) if {still} else {writer.real}(0))")
-        for name in formula.gathered:
             lines.append(f"top_{name} = larger_magnitude(top_{name}, float32(seen_{name}))")
-            tallies.append(f"top_{name}")
-    return tuple(tallies)
+            carried += [f"total_{name}", f"top_{name}"]
+    if formula.gathered and param.random:  # what is rounded at random counts on average
+        tallies["total_lost"] = "0.0"
+    elif formula.gathered:
+        still = f"({_stored(param).format('seen_param')} == param) & (seen_grad != 0)"
+        lines.append(f"total_lost = add_up(total_lost, {real}(1) if {still} else {real}(0))")
+        carried.append("total_lost")
+    for name in carried:
+        tallies[name] = f"float64_of({name})" if name.startswith("top_") else f"float64({name})"
+    return carried, tallies
 
 
 def _call(by_row: bool, tallies: Sequence[str], arguments: Sequence[str]) -> str:
@@ -483,6 +513,6 @@ def _local(name: str) -> str:
 
 
 _RESERVED = re.compile(
-    r"piece|place|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|correction)|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
+    r"piece|place|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|lanes|correction)|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
     r"numbers|scalars|hyper|update|run|array|scratch|weyl|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|uint32|cfunc|njit"
 )

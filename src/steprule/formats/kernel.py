@@ -90,6 +90,7 @@ def scratch(number: int) -> Any:
     @_instruction(types.int64, types.int64)
     def room(builder: Any, _: Any) -> Any:
         place = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, 2 * GROUP), name=f"scratch{number}")
+        place.align = 64  # a cache line: vectors that straddle two cost twice
         return builder.ptrtoint(place, _I64)
 
     return room
@@ -293,6 +294,58 @@ def larger_magnitude(b: Any, top: Any, x: Any) -> Any:
 @_instruction(types.float64, _U32)
 def float64_of(b: Any, top: Any) -> Any:
     """The number that has these bits as a float32."""
+    return b.fpext(_float(b, top), _DOUBLE)
+
+
+# Sums of squares and largest absolute values of whole groups, lane by lane: 16 of each, side by side in a scratch.
+
+_LANES = 16
+_LANES_F, _LANES_I = ir.VectorType(_FLOAT, _LANES), ir.VectorType(_I32, _LANES)
+
+
+def _lanes(b: Any, at: Any, kind: Any, number: int = 0) -> Any:
+    return b.gep(b.inttoptr(at, kind.as_pointer()), [_I32(number)])
+
+
+@_instruction(types.void, types.int64)
+def clear_lanes(b: Any, at: Any) -> Any:
+    """Starts with nothing."""
+    for number in (0, 1):
+        b.store(ir.Constant(_LANES_I, None), _lanes(b, at, _LANES_I, number), align=64)
+    return ir.Constant(_I8.as_pointer(), None)
+
+
+@_instruction(types.void, types.int64, types.int64)
+def tally_group(b: Any, at: Any, room: Any) -> Any:
+    """Adds a group's numbers, which lie in a scratch."""
+    total, top = b.load(_lanes(b, at, _LANES_F), align=64), b.load(_lanes(b, at, _LANES_I, 1), align=64)
+    kind = ir.FunctionType(_LANES_F, [_LANES_F] * 3)
+    multiply_add = cgutils.get_or_insert_function(b.module, kind, f"llvm.fmuladd.v{_LANES}f32")
+    sign_off = ir.Constant(_LANES_I, [0x7FFFFFFF] * _LANES)
+    for number in range(GROUP // _LANES):
+        x = b.load(_lanes(b, room, _LANES_F, number), align=64)
+        total = b.call(multiply_add, [x, x, total])
+        top = _umax(b, top, b.and_(b.bitcast(x, _LANES_I), sign_off))
+    b.store(total, _lanes(b, at, _LANES_F), align=64)
+    b.store(top, _lanes(b, at, _LANES_I, 1), align=64)
+    return ir.Constant(_I8.as_pointer(), None)
+
+
+@_instruction(types.float64, types.int64)
+def lanes_total(b: Any, at: Any) -> Any:
+    """The sum of squares."""
+    lanes, total = b.load(_lanes(b, at, _LANES_F), align=64), ir.Constant(_DOUBLE, 0.0)
+    for number in range(_LANES):
+        total = b.fadd(total, b.fpext(b.extract_element(lanes, _I32(number)), _DOUBLE))
+    return total
+
+
+@_instruction(types.float64, types.int64)
+def lanes_top(b: Any, at: Any) -> Any:
+    """The largest absolute value, NaN if there is one."""
+    lanes, top = b.load(_lanes(b, at, _LANES_I, 1), align=64), _I32(0)
+    for number in range(_LANES):
+        top = _umax(b, top, b.extract_element(lanes, _I32(number)))
     return b.fpext(_float(b, top), _DOUBLE)
 
 
