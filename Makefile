@@ -18,9 +18,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/results.txt and low_memory.txt
+bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/*.txt
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/low_memory.py
+	$(BIN)/python benchmarks/services.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report

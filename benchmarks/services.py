@@ -6,7 +6,10 @@ python benchmarks/services.py
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,56 @@ def torch_steps() -> dict[str, Callable[[], Any]]:
     return {"torch step": optimizer.step, "torch clip + step": clipped, "torch all": full}
 
 
+_PEAK = """
+import steprule, sys, torch
+from steprule.compare.tasks import CharTransformer, _classify
+width, layers, batch, release = {arguments}
+torch.manual_seed(0)
+model = CharTransformer(width, layers)
+optimizer = steprule.AdamW(model.parameters())
+if release:
+    optimizer.release_gradients(model)
+characters = torch.randint(0, 90, (batch, 33))
+def status(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
+def train():
+    optimizer.zero_grad()
+    _classify(model, (characters[:, :-1], characters[:, 1:])).backward()
+    optimizer.step()
+train(), train()
+optimizer.zero_grad()
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+train()
+print(status("VmHWM") - before, sum(p.numel() for p in model.parameters()))
+"""
+
+
+def peaks() -> list[dict[str, Any]]:
+    """By how much resident memory rises in a training step of the transformer, with and without gradient release."""
+    rows: list[dict[str, Any]] = []
+    if not sys.platform.startswith("linux"):
+        return rows
+    for label, width, layers, batch in (("as compare has it", 64, 2, 32), ("wider and deeper", 1024, 8, 2)):
+        risen = []
+        for release in (False, True):
+            code = _PEAK.format(arguments=(width, layers, batch, release))
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+            output = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, check=True, text=True, env=environment
+            )
+            risen.append([int(number) for number in output.stdout.split()])
+        rows.append(
+            {
+                "what": f"memory of a training step, transformer {label} ({risen[0][1] / 1e6:.2g}M parameters)",
+                "kept_mb": risen[0][0] / 1e6,
+                "released_mb": risen[1][0] / 1e6,
+                "gradients_mb": risen[0][1] * 4 / 1e6,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     size = count(gpt2_small())
     scaled = torch.randn(size)
@@ -72,7 +125,11 @@ def main() -> None:
         seconds = interleaved(contenders, rounds=11)
         seconds["telemetry every 10th"] /= 10
         bandwidth = 8 * size / seconds["scale"] / 1e9
-        torch_s = {"clip + guard": seconds["torch clip + step"], "all": seconds["torch all"], "step": seconds["torch step"]}
+        torch_s = {
+            "clip + guard": seconds["torch clip + step"],
+            "all": seconds["torch all"],
+            "step": seconds["torch step"],
+        }
         for name in chosen:
             rows.append(
                 {
@@ -113,7 +170,13 @@ def main() -> None:
     console = Console(width=150, record=True)
     console.print(machine)
     console.print(table)
-    Path(HERE / "services.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    memory = peaks()
+    for row in memory:
+        console.print(
+            f"{row['what']}: {row['kept_mb']:.1f} MB, with release_gradients {row['released_mb']:.1f} MB "
+            f"(all gradients are {row['gradients_mb']:.1f} MB)"
+        )
+    Path(HERE / "services.json").write_text(json.dumps({"machine": machine, "rows": rows + memory}, indent=1) + "\n")
     Path(HERE / "services.txt").write_text(console.export_text())
 
 
