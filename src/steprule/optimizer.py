@@ -10,35 +10,26 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
-from operator import is_, itemgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import (
-    _device_dtype_check_for_fused,
     _global_optimizer_post_hooks,
     _global_optimizer_pre_hooks,
 )
 
 from steprule import rules
-from steprule.engine.cpu import Kernel, compiled
-from steprule.engine.eager import step_tensors
-from steprule.engine.plan import Plan
-from steprule.engine.trace import NO_SERVICES, nonnegative_states, static_settings, trace
+from steprule.engine.cpu import compiled
+from steprule.engine.trace import NO_SERVICES, static_settings, trace
 from steprule.formats import (
-    FIRST_ELEMENT_KEY,
     FORMATS,
     STATE_FORMATS,
     WEIGHT_FORMATS,
-    base_shape,
-    dither,
-    mix,
-    state_format,
     weight_format,
 )  # fmt: skip
-from steprule.formats.tensors import decode, element_random, encode, zeros
+from steprule.formats.tensors import decode
+from steprule.passes import Entry, Pass
 from steprule.rule import Rule, check_hyperparameters, check_names
 from steprule.services import Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
@@ -46,18 +37,31 @@ from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import as_average, average_format
 from steprule.services.clip import Clip, ClipValue, as_clip
 from steprule.services.release import Release
-from steprule.services.step import NONFINITE, Loose, Member, StepServices, Work
+from steprule.services.step import NONFINITE, StepServices
+from steprule.states import (
+    DTYPES,
+    FORMAT_OPTIONS,
+    HALVES,
+    MIXABLE,
+    arrays_of,
+    convert,
+    correction_dtype,
+    kept_format,
+    move_resting_average,
+    name_of,
+    own_copy,
+    state_format,
+)
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
 
 _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
 }  # fmt: skip
-_FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
 _SERVICE_OPTIONS: dict[str, Any] = {
     "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None,
 }  # fmt: skip
-_OPTIONS = {**_FORMAT_OPTIONS, **_SERVICE_OPTIONS}
+_OPTIONS = {**FORMAT_OPTIONS, **_SERVICE_OPTIONS}
 _FLAG_DOCS = """
     maximize: follow the gradient upwards. Default: False.
     differentiable: let autograd pass through the step (slower). Default: False.
@@ -105,7 +109,7 @@ class Optimizer(torch.optim.Optimizer):
     _services: StepServices | None = None
     _release: Release | None = None
     _accumulator: Accumulator | None = None
-    _released: dict[Tensor, _Pass]
+    _released: dict[Tensor, Pass]
     _swapped: dict[Tensor, Any] | None = None
 
     def __init_subclass__(
@@ -144,20 +148,20 @@ class Optimizer(torch.optim.Optimizer):
         self._accumulator = _make_accumulator(chosen.pop("grads"))
         self._services = _make_services(**chosen)
         self._check(settings)
-        if all(settings[name] == default for name, default in _FORMAT_OPTIONS.items()):
-            for name in _FORMAT_OPTIONS:  # as absent as in torch.optim
+        if all(settings[name] == default for name, default in FORMAT_OPTIONS.items()):
+            for name in FORMAT_OPTIONS:  # as absent as in torch.optim
                 del settings[name]
         for name, default in self.rule.hyperparameters.items():
             if isinstance(default, tuple):
                 settings[name] = tuple(item.squeeze() if isinstance(item, Tensor) else item for item in settings[name])
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._loading: _Loading | None = None
         super().__init__(params, {**settings, **self._fixed})
         for group in self.param_groups:
             trace(self.rule, group)  # a formula that cannot run says so now
         wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
         wanted += [f"grads={self._accumulator.kind!r}"] if self._accumulator is not None else []
-        if wanted and not any(p.dtype in _HALVES for group in self.param_groups for p in group["params"]):
+        if wanted and not any(p.dtype in HALVES for group in self.param_groups for p in group["params"]):
             raise ValueError(
                 f"{wanted[0]} is for bfloat16 and float16 parameters; these are all float32, which lose nothing"
             )
@@ -199,7 +203,7 @@ class Optimizer(torch.optim.Optimizer):
             self._check(
                 {
                     **self.defaults,
-                    **{k: v for k, v in param_group.items() if k in self.defaults or k in _FORMAT_OPTIONS},
+                    **{k: v for k, v in param_group.items() if k in self.defaults or k in FORMAT_OPTIONS},
                 }
             )
         self._pass = None
@@ -209,9 +213,9 @@ class Optimizer(torch.optim.Optimizer):
         except ValueError:
             del self.param_groups[-1]
             raise
-        if any(name in group for group in self.param_groups for name in _FORMAT_OPTIONS):
+        if any(name in group for group in self.param_groups for name in FORMAT_OPTIONS):
             for group in self.param_groups:
-                for name, default in _FORMAT_OPTIONS.items():
+                for name, default in FORMAT_OPTIONS.items():
                     group.setdefault(name, default)
         watchers = [one.watch for one in (self._accumulator, self._release) if one is not None]
         for watch in watchers:
@@ -254,7 +258,7 @@ class Optimizer(torch.optim.Optimizer):
             group.update(self._fixed)
             for param in group["params"]:
                 for name, value in self.state.get(param, {}).items():
-                    self.state[param][name] = _own_copy(name, value, param, group)
+                    self.state[param][name] = own_copy(name, value, param, group)
         if loading is not None:
             loading.convert(self)
 
@@ -278,14 +282,14 @@ class Optimizer(torch.optim.Optimizer):
             raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
         state = self.state.get(param, {})
         if name == "param":
-            kind = weight_format(group.get("weights"), _name_of(param.dtype))
+            kind = weight_format(group.get("weights"), name_of(param.dtype))
             if "param_correction" not in state:
-                kind = _name_of(param.dtype)
+                kind = name_of(param.dtype)
             if kind not in FORMATS:  # complex
                 return param.detach().clone()
-            arrays = {"": param.detach(), **_arrays(state, "param")}
+            arrays = {"": param.detach(), **arrays_of(state, "param")}
         elif isinstance(state.get(name), Tensor):
-            kind, arrays = _kept_format(state, name), _arrays(state, name)
+            kind, arrays = kept_format(state, name), arrays_of(state, name)
             if kind not in FORMATS:  # complex
                 return state[name].clone()  # type: ignore[no-any-return]
         else:
@@ -314,7 +318,7 @@ class Optimizer(torch.optim.Optimizer):
                     for name in names
                     if name != "step" or self.rule.keeps_step
                 }
-        groups = [{k: v for k, v in group.items() if k not in _FORMAT_OPTIONS} for group in result["param_groups"]]
+        groups = [{k: v for k, v in group.items() if k not in FORMAT_OPTIONS} for group in result["param_groups"]]
         result.pop("services", None)
         return {**result, "state": state, "param_groups": groups}
 
@@ -391,7 +395,7 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("swap_average() needs averages: an optimizer with average=... that has taken a step")
         aside, self._swapped = self._swapped, None if self._swapped is not None else {}
         for param, state in pairs:
-            own, other = {"": param.detach(), **_arrays(state, "param")}, _arrays(state, AVERAGE)
+            own, other = {"": param.detach(), **arrays_of(state, "param")}, arrays_of(state, AVERAGE)
             if {name: x.dtype for name, x in own.items()} == {name: x.dtype for name, x in other.items()}:
                 for name, x in own.items():
                     kept = x.clone()
@@ -486,7 +490,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param not in stepped and AVERAGE in self.state.get(param, {}):
-                    _move_resting_average(param, group, self.state[param], self._services)
+                    move_resting_average(param, group, self.state[param], self._services)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -557,7 +561,7 @@ class Optimizer(torch.optim.Optimizer):
         if not getattr(type(self).step, "hooked", False):
             setattr(type(self), "step", _outermost(type(self).step))  # noqa: B010 - mypy refuses to assign to a method
 
-    def _step_anew(self, only: Tensor | None = None) -> _Pass | None:
+    def _step_anew(self, only: Tensor | None = None) -> Pass | None:
         """Looks at every parameter (or one), makes the plan for those that the CPU engine takes, and steps.
 
         Returns what can do the next step, if something can.
@@ -572,12 +576,12 @@ class Optimizer(torch.optim.Optimizer):
             self._accumulator.settle()
         counter = itertools.count()  # of all parameters, so that one's number does not depend on the others' gradients
         entries = [
-            _Entry(self, number, group, index, param, place)
+            Entry(self, number, group, index, param, place)
             for number, group in enumerate(self.param_groups)
             for index, param in enumerate(group["params"])
             if (place := next(counter)) >= 0 and param.grad is not None and (only is None or param is only)
         ]
-        buckets: dict[Any, list[_Entry]] = {}
+        buckets: dict[Any, list[Entry]] = {}
         seen: set[int] = set()
         for entry in entries:
             if id(entry.param) in seen:  # listed twice, stepped twice: after the pass, not during it
@@ -600,7 +604,7 @@ class Optimizer(torch.optim.Optimizer):
         ]  # before anything changes
         for entry in entries:
             entry.make_state()
-        fresh = _Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)), whole=only is None)
+        fresh = Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)), whole=only is None)
         taken = False
         try:
             taken = fresh.launch()
@@ -643,445 +647,13 @@ _leave_uncompiled(Optimizer.step)
 _leave_uncompiled(Optimizer.add_param_group)
 
 
-class _Entry:
-    """A parameter with a gradient, at this step."""
-
-    def __init__(
-        self, optimizer: Optimizer, number: int, group: dict[str, Any], index: int, param: Tensor, place: int
-    ) -> None:
-        self.optimizer = optimizer
-        self.place = place
-        self.rule = optimizer.rule
-        self.number = number
-        self.group = group
-        self.param = param
-        self.grad: Tensor = param.grad  # type: ignore[assignment]
-        self.names = self.rule.states_for(group)
-        self.present = tuple(filter(None, self.names))
-        self.state: dict[str, Any] = optimizer.state.get(param, {})
-        self.state_before = dict(self.state)
-        self.services = optimizer._services
-        accumulator = optimizer._accumulator
-        self.corrected = accumulator is not None and param in accumulator.corrections and self.grad.dtype == param.dtype
-        self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
-        self._check(f"parameter {index} of group {number}" + self._name(index))
-        self.formats = self._formats()
-        self.arrays = (
-            [(name, suffix) for name, kind in self.formats.items() for suffix, _ in FORMATS[kind].arrays]
-            if self.formats
-            else []
-        )
-        self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
-        self.is_fast = self._fits_the_cpu_engine()
-        self.lacks_average = AVERAGE in self.formats and AVERAGE not in self.state
-        self.index = index
-
-    def member(self, kind: type[Member]) -> Member:
-        """The parameter as services see it."""
-        names = self.group.get("param_names")
-        name = names[self.index] if names else f"{self.number}.{self.index}"
-        return kind(name, self.place, self.param, self.wide_grad(), self.group.get("clip") is False)
-
-    def wide_grad(self) -> Tensor:
-        """The gradient, with its correction if it has one and no kernel adds that."""
-        if self.corrected and not self.is_fast:
-            return self.optimizer._accumulator.wide(self.param, self.grad)  # type: ignore[union-attr]
-        return self.grad
-
-    def _name(self, index: int) -> str:
-        names = self.group.get("param_names")
-        return f" ({names[index]})" if names else ""
-
-    def _check(self, who: str) -> None:
-        param, grad, group = self.param, self.grad, self.group
-        for what in ("shape", "dtype", "device"):
-            mine, its = getattr(param, what), getattr(grad, what)
-            if mine != its and not (what == "dtype" and {mine, its} <= _MIXABLE):
-                raise RuntimeError(f"the gradient of {who} has the {what} {its}, its parameter {mine}")
-        if grad.is_sparse and not self.rule.sparse_grads:
-            raise RuntimeError(f"{type(self.optimizer).__name__} does not support sparse gradients ({who})")
-        if group.get("fused"):
-            _device_dtype_check_for_fused(param)
-        if group["differentiable"] and getattr(self.state.get("step"), "requires_grad", False):
-            raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
-        if group["differentiable"] and any(group.get(name) for name in ("states", "weights")):
-            raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
-        for name in ("param_correction", AVERAGE, *self.present):
-            state, base = self.state.get(name), self.state.get(f"{name}_base")
-            if isinstance(state, Tensor) and state.shape != param.shape:
-                raise RuntimeError(
-                    f"the state {name} of {who} has the shape {state.shape}, its parameter {param.shape}"
-                )
-            if isinstance(base, Tensor) and (base.shape != base_shape(param.shape) or base.dtype != torch.int16):
-                raise RuntimeError(
-                    f"the state {name}_base of {who} is {base.dtype} of shape {tuple(base.shape)} "
-                    f"and must be int16 of shape {base_shape(param.shape)}"
-                )
-
-    def _formats(self) -> dict[str, str]:
-        """How each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones."""
-        if self.param.dtype not in _DTYPES:
-            return {}
-        dtype, chosen = _name_of(self.param.dtype), self.group.get("states")
-        formats = {"param": weight_format(self.group.get("weights"), dtype), "grad": _name_of(self.grad.dtype)}
-        if self.corrected:
-            formats["grad"] = self.optimizer._accumulator.format(dtype)  # type: ignore[union-attr]
-        for name in self.present:
-            if chosen is not None:
-                formats[name] = _state_format(self.rule, name, self.group, self.param)
-            elif isinstance(self.state.get(name), Tensor) and f"{name}_base" not in self.state:
-                formats[name] = _DTYPES.get(self.state[name].dtype, dtype)
-            else:
-                formats[name] = dtype
-        if self.services is not None and self.services.average is not None:
-            formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
-        return formats
-
-    def _fits_the_cpu_engine(self) -> bool:
-        """Whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read."""
-        param = self.param
-        if self.group["differentiable"] or not self.formats or not _is_dense(param):
-            return False
-        step = self.state.get("step", _ZERO)
-        if self.keeps_step and not (
-            isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64) and step.device.type == "cpu"
-        ):
-            return False
-        kinds = [FORMATS[kind] for kind in self.formats.values()]
-        if any(kind.grouped or kind.random == "element" for kind in kinds) and not param.is_contiguous():
-            return False  # groups and elements are counted by row
-        layout = _layout(param)
-        kept = [self.state.get(name + suffix) for name, suffix in self.arrays if suffix != "_base"]
-        others = [self.grad, *(x for x in kept if isinstance(x, Tensor))]
-        return all(_is_readable(x) and _layout(x) == layout for x in (param, *others))
-
-    def make_state(self) -> None:
-        """Creates the states that are missing and converts those that are kept otherwise."""
-        if not self.state_names() and not self.present:
-            return
-        self.state = self.optimizer.state[self.param]
-        if self.keeps_step and "step" not in self.state:
-            behind = 0 if self.rule.keeps_step or self.is_new else 1
-            self.state["step"] = torch.full((), behind, **_step_options(self.group, self.param))
-        if not self.formats:
-            for name in self.present:
-                if self.state.get(name) is None:
-                    self.state[name] = torch.zeros_like(self.param, memory_format=torch.preserve_format)
-            return
-        averages = [AVERAGE] if AVERAGE in self.formats else []
-        for name in [*self.present, *averages]:
-            if not isinstance(self.state.get(name), Tensor):
-                _set_arrays(self.state, name, zeros(self.formats[name], self.param))
-            else:
-                _convert(self.state, name, self.formats[name], self.param)
-        wanted, kept = _correction_dtype(self.formats["param"]), self.state.get("param_correction")
-        if wanted is None:
-            self.state.pop("param_correction", None)
-        elif kept is None or _name_of(kept.dtype) != wanted:
-            self.state["param_correction"] = zeros(self.formats["param"], self.param)["_correction"]
-
-    def restore_state(self) -> None:
-        """Takes back what make_state has done."""
-        if not self.state_before:
-            self.optimizer.state.pop(self.param, None)
-            return
-        state = self.optimizer.state[self.param]
-        state.clear()
-        state.update(self.state_before)
-
-    def state_names(self) -> set[str]:
-        """What the state consists of."""
-        arrays = {name + suffix for name, suffix in self.arrays if name != "grad"} - {"param"}
-        return arrays | {"step"} if self.keeps_step else arrays
-
-    def tensor(self, name: str, suffix: str) -> Tensor:
-        """One of the arrays of a kernel."""
-        if name == "grad" and suffix:
-            return self.optimizer._accumulator.corrections[self.param]  # type: ignore[union-attr]
-        if suffix or name not in ("param", "grad"):
-            return self.state[name + suffix]  # type: ignore[no-any-return]
-        return self.param if name == "param" else self.grad
-
-    def step_eagerly(self, loose: Loose | None, gather: bool) -> None:
-        """One step by the eager engine, with services if there is a member for them."""
-        if loose is None:
-            self._step_eagerly(self.wide_grad())
-            return
-        assert self.services is not None
-        before = self.optimizer.read(self.param) if gather else None
-        self._step_eagerly(loose.served_grad(self.services))
-        if before is not None:
-            is_random = bool(self.formats) and bool(FORMATS[self.formats["param"]].random)
-            loose.gather(before, self.optimizer.read(self.param), is_random)
-
-    def _step_eagerly(self, grad: Tensor) -> None:
-        if self.keeps_step:
-            self.state["step"] += 1
-            step = self.state["step"]
-            step = step.double() if self.group.get("capturable") else float(step)
-        else:
-            step = 1 if self.is_new else 2
-        hyper = {name: self._plain(self.group[name]) for name in self.rule.hyperparameters}
-        if all(kind in _PLAIN for kind in self.formats.values()):
-            states = [name and self.state[name] for name in self.names]
-            step_tensors(self.rule, self.param, grad, states, step, hyper, self.group["maximize"])
-            self._move_average(step)
-            return
-        wide = {name: self.optimizer.read(self.param, name) for name in ("param", *self.present)}
-        grad = grad.to_dense() if grad.is_sparse else grad
-        states = [name and wide[name] for name in self.names]
-        step_tensors(self.rule, wide["param"], grad, states, step, hyper, self.group["maximize"])
-        for name, value in wide.items():
-            self._store(name, value, int(step))
-        self._move_average(step, wide["param"])
-
-    def _store(self, name: str, value: Tensor, step: int) -> None:
-        kind, seed = FORMATS[self.formats[name]], self.group.get("seed", 0)
-        random: Any = dither(seed, step, [*self.formats].index(name))
-        if kind.random == "element":
-            random = element_random(mix(seed, step, self.place + FIRST_ELEMENT_KEY), value)
-        for suffix, array in encode(self.formats[name], value, random).items():
-            self.tensor(name, suffix).copy_(array)
-
-    def _move_average(self, step: Any, new: Tensor | None = None) -> None:
-        """Brings the average towards the new weights, given where they are rounded at random."""
-        if self.services is None or self.services.average is None:
-            return
-        if not self.formats:  # complex
-            if AVERAGE not in self.state:
-                self.optimizer.state[self.param][AVERAGE] = self.param.detach().clone()
-            self.optimizer.state[self.param][AVERAGE].lerp_(self.param.detach(), self.services.average_weight)
-            return
-        weight = FORMATS[self.formats["param"]]
-        if new is None or not (weight.random or len(weight.arrays) > 1):
-            new = self.optimizer.read(self.param)
-        average = self.optimizer.read(self.param, AVERAGE)
-        self._store(AVERAGE, average + self.services.average_weight * (new - average), int(step))
-
-    def start_average(self) -> None:
-        """The first average is a copy of the weights."""
-        arrays = {"": self.param.detach(), **_arrays(self.state, "param")}
-        wanted = _arrays(self.state, AVERAGE)
-        for suffix, array in wanted.items():
-            array.copy_(arrays[suffix])
-
-    def _plain(self, value: Any) -> Any:
-        """Hyperparameters as floats, or as tensors where autograd or a graph must see them."""
-        if isinstance(value, (tuple, list)):
-            return tuple(self._plain(item) for item in value)
-        if not isinstance(value, Tensor):
-            return value
-        if self.group["differentiable"] or self.group.get("capturable"):
-            return value.reshape(())
-        return value.item()
-
-
-class _Pass:
-    """The plans for a set of tensors, and what must still hold for them to be used again.
-
-    Looked at in every step, since anyone may replace a tensor or move its memory. Not noticed is a parameter or a
-    state that is laid out anew over the same memory, as by ``p.data = p.data.t()``, before a backward pass: the
-    gradient that this brings is laid out anew too, and that is.
-    """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        entries: list[_Entry],
-        buckets: list[tuple[list[Kernel], list[_Entry]]],
-        whole: bool = True,
-    ) -> None:
-        self._rule = optimizer.rule
-        groups = optimizer.param_groups
-        keys = [
-            name
-            for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable", *_FORMAT_OPTIONS)
-            if name in groups[0]
-        ]
-        self._settings_of = itemgetter(*keys, keys[0])
-        self._settings = [self._plain(group) for group in groups]
-        self._static = [self._static_of(group) for group in groups]
-
-        fast = [entry for _, bucket in buckets for entry in bucket]
-        self._params = [entry.param for entry in fast]
-        active = set(map(id, self._params))
-        self._idle = [p for group in groups for p in group["params"] if whole and id(p) not in active]
-        self._same_layout = _layout_check([entry.grad for entry in fast])
-        self._grad_at = [entry.grad.data_ptr() for entry in fast]
-        self._state_of = optimizer.state
-        self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), _END))
-        self.complete = len(fast) == len(entries) and all(set(entry.state) == entry.state_names() for entry in fast)
-        self._fixed = (self._params, *(entry.state.values() for entry in fast))
-        self._held = [list(entry.state.values()) for entry in fast]  # so that no other state can take their places
-        self._fixed_at = list(map(_ADDRESS, chain.from_iterable(self._fixed))) if self.complete else []
-
-        self._plans: list[tuple[Kernel, Plan, slice]] = []
-        start = 0
-        self._services = services = optimizer._services
-        self._works: list[Work] = []
-        for kernels, bucket in buckets:
-            kernel = kernels[0]
-            plan = _plan(kernels, bucket, groups, services)
-            self._plans.append((kernel, plan, slice(start, start + len(bucket))))
-            start += len(bucket)
-            if services is not None:
-                members = [entry.member(Member) for entry in bucket]
-                self._works.append(Work((kernel, kernels[-1]), plan, members, bucket[0].formats))
-        self._launchers: list[Callable[[], Any]]
-        if services is None:
-            self._launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel, plan, _ in self._plans]
-            self._written = self._params
-        else:
-            self._launchers, self._written = [self._serve], []
-            self._resting = [
-                (p, group, optimizer.state[p])
-                for group in groups
-                for p in group["params"]
-                if whole and p.grad is None and AVERAGE in optimizer.state.get(p, {})
-            ]
-        if optimizer._accumulator is not None:
-            self._launchers.insert(0, optimizer._accumulator.settle)
-        self._entries = entries
-
-    def run(self, optimizer: Optimizer) -> bool:
-        """Steps and returns True, or changes nothing and returns False if something is not as it was."""
-        groups, states = optimizer.param_groups, optimizer.state
-        try:
-            grads = [param.grad for param in self._params]
-            grad_at = list(map(_ADDRESS, grads))  # type: ignore[arg-type]
-            if not (
-                states is self._state_of
-                and all(map(is_, chain(*map(_PARAMS, groups), states.values(), _END), self._objects))
-                and self._same_layout(*grads)
-                and list(map(_ADDRESS, chain.from_iterable(self._fixed))) == self._fixed_at
-            ):
-                return False
-        except (AttributeError, RuntimeError, TypeError):  # no gradient, a sparse one, a state that is no tensor
-            return False
-        if list(map(self._settings_of, groups)) != self._settings and not self._refresh(groups):
-            return False
-        if self._idle and any(param.grad is not None for param in self._idle):
-            return False
-        if grad_at != self._grad_at:
-            for _, plan, part in self._plans:
-                plan.set_grads(grad_at[part])
-            self._grad_at = grad_at
-        for launch in self._launchers:
-            launch()
-        _count_write(self._written)
-        return True
-
-    def launch(self) -> bool:
-        """The first step, with those entries that are not fast; False if services refuse it."""
-        loose = [entry for entry in self._entries if not entry.is_fast]
-        started = [entry for entry in self._entries if entry.lacks_average]
-        self._entries = []
-        if self._services is not None:
-            return self._serve(loose, started)
-        for launch in self._launchers:
-            launch()
-        _count_write(self._written)
-        for entry in loose:
-            entry.step_eagerly(None, False)
-        return True
-
-    def _serve(self, loose: Sequence[_Entry] = (), started: Sequence[_Entry] = ()) -> bool:
-        """Steps with services; False if they refuse."""
-        services = self._services
-        assert services is not None
-        around = services.release or services
-        others = [entry.member(Loose) for entry in loose]
-        parts: list[Any] = [*self._works, *others]
-        if not parts or not around.begin(parts):
-            return not parts
-        gather = services.gathers
-        for work in self._works:
-            work.launch(gather)
-        _count_write(self._params)
-        for entry, other in zip(loose, others, strict=True):
-            entry.step_eagerly(other, gather)  # type: ignore[arg-type]
-        for entry in started:
-            entry.start_average()
-        if services.average is not None:
-            for param, group, state in self._resting:
-                _move_resting_average(param, group, state, services)
-        around.finish(parts, gather)
-        return True
-
-    def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """A group's settings with tensors read, since those may be filled in place."""
-        return tuple(_read(value) for value in self._settings_of(group))
-
-    def _refresh(self, groups: list[dict[str, Any]]) -> bool:
-        """Takes over new numbers; False if the change calls for other kernels."""
-        if [self._static_of(group) for group in groups] != self._static:
-            return False
-        self._settings = [self._plain(group) for group in groups]
-        for kernel, plan, _ in self._plans:
-            plan.hyper[:] = _hyper(kernel, groups, self._services)
-        return True
-
-    def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        formats = group.get("states"), group.get("weights"), group.get("clip")
-        return static_settings(self._rule, group), group["maximize"], group["differentiable"], formats
-
-
-def _hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[float]]:
-    extra = services.numbers() if services is not None else {}
-    return [kernel.numbers({**group, **extra}) for group in groups]
-
-
-def _plan(
-    kernels: list[Kernel], bucket: list[_Entry], groups: list[dict[str, Any]], services: StepServices | None
-) -> Plan:
-    kernel = kernels[0]
-    by_row = kernel.formula.by_row
-    keeps_step = bucket[0].keeps_step
-    steps = [entry.state["step"] for entry in bucket] if keeps_step else []
-    return Plan(
-        addresses=[[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
-        sizes=[entry.param.numel() for entry in bucket],
-        groups=[entry.number for entry in bucket],
-        hyper=_hyper(kernel, groups, services),
-        step_at=list(map(_ADDRESS, steps)) if keeps_step else None,
-        step_is_double=[step.dtype == torch.float64 for step in steps],
-        first_steps=[0.0 if entry.is_new else 1.0 for entry in bucket],
-        rows=[entry.member(Member).row for entry in bucket] if kernel.source.grouped or by_row else None,
-        numbers=[entry.place for entry in bucket],
-        by_row=by_row,
-        tallies=max(len(one.source.tallies) for one in kernels),
-    )
-
-
-def _move_resting_average(
-    param: Tensor, group: Mapping[str, Any], state: dict[str, Any], services: StepServices
-) -> None:
-    """Brings the average of a parameter without a gradient towards it."""
-    weight = services.average_weight
-    if param.is_complex():
-        state[AVERAGE].lerp_(param.detach(), weight)
-        return
-    kind = average_format(group.get("weights"), _name_of(param.dtype))
-    value = decode(
-        weight_format(group.get("weights"), _name_of(param.dtype)),
-        {"": param.detach(), **_arrays(state, "param")},
-        param.shape,
-    )
-    old = decode(kind, _arrays(state, AVERAGE), param.shape)
-    random: Any = dither(group.get("seed", 0), services.averaged, 0)
-    if FORMATS[kind].random == "element":
-        random = element_random(mix(group.get("seed", 0), services.averaged, 0), old)
-    for suffix, array in encode(kind, old + weight * (value - old), random).items():
-        state[AVERAGE + suffix].copy_(array)
-
-
 class _Loading:
     """What load_state_dict must know beyond what torch.optim's does with a state dict."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._formats = [{k: g[k] for k in _FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
+        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
         self._dtypes = {
-            (param, name): _kept_format(state, name)
+            (param, name): kept_format(state, name)
             for param, state in optimizer.state.items()
             if isinstance(param, Tensor)
             for name, value in state.items()
@@ -1099,7 +671,7 @@ class _Loading:
             optimizer._services.load_state_dict(self._source.get("services", {}))
         for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", 0)
-            for name in _FORMAT_OPTIONS:
+            for name in FORMAT_OPTIONS:
                 group.pop(name, None)
             group.update({**own, "seed": seed} if own else {})
             for number, param in zip(saved["params"], group["params"], strict=True):
@@ -1116,23 +688,23 @@ class _Loading:
                 if optimizer._services is None or optimizer._services.average is None:
                     for suffix in ("", "_correction"):
                         state.pop(AVERAGE + suffix, None)
-                elif AVERAGE in state and param.dtype in _DTYPES:
-                    _convert(state, AVERAGE, average_format(group.get("weights"), _name_of(param.dtype)), param)
-                if param.dtype not in _DTYPES:
+                elif AVERAGE in state and param.dtype in DTYPES:
+                    convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
+                if param.dtype not in DTYPES:
                     for name in optimizer.rule.states:
                         if isinstance(state.get(name), Tensor):
                             state[name] = state[name].to(param.dtype)
                     continue
-                dtype = _name_of(param.dtype)
+                dtype = name_of(param.dtype)
                 for name in optimizer.rule.states:
                     if isinstance(state.get(name), Tensor):
                         kind = self._dtypes.get((param, name), dtype)
                         if group.get("states") is not None:
-                            kind = _state_format(optimizer.rule, name, group, param)
-                        _convert(state, name, kind, param)
-                wanted = _correction_dtype(weight_format(group.get("weights"), dtype))
+                            kind = state_format(optimizer.rule, name, group, param)
+                        convert(state, name, kind, param)
+                wanted = correction_dtype(weight_format(group.get("weights"), dtype))
                 correction = state.get("param_correction")
-                if correction is not None and _name_of(correction.dtype) != wanted:
+                if correction is not None and name_of(correction.dtype) != wanted:
                     del state["param_correction"]
 
 
@@ -1177,8 +749,8 @@ def _check_parameters(group: Mapping[str, Any], services: StepServices | None) -
     for index, param in enumerate(group["params"]):
         is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
         for name, value in chosen.items():
-            if param.dtype not in _MIXABLE or is_subclass:
-                kind = param.dtype if param.dtype not in _MIXABLE else type(param).__name__
+            if param.dtype not in MIXABLE or is_subclass:
+                kind = param.dtype if param.dtype not in MIXABLE else type(param).__name__
                 raise ValueError(f"{name}={value!r} does not take {kind} (parameter {index} of its group)")
         if services is not None and (is_subclass or group["differentiable"]):
             what = f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
@@ -1187,141 +759,7 @@ def _check_parameters(group: Mapping[str, Any], services: StepServices | None) -
             raise ValueError(f"clip={services.clip} does not take {param.dtype} (parameter {index} of its group)")
 
 
-def _state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: Tensor) -> str:
-    """The format that a group's choice of states means for one state of one parameter."""
-    exact = bool(group.get(rule.exact_when.get(name, "")))
-    return state_format(
-        group["states"], _name_of(param.dtype), param.shape, name in nonnegative_states(rule, group), exact
-    )
-
-
-def _correction_dtype(kind: str) -> str | None:
-    """The dtype of a weight format's error-correction, None if it has none."""
-    return dict(FORMATS[kind].arrays).get("_correction")
-
-
-def _kept_format(state: Mapping[str, Any], name: str) -> str:
-    """The format that a state is in."""
-    dtype = state[name].dtype
-    if f"{name}_base" in state:
-        return "signed8" if dtype == torch.int8 else "positive8"
-    if f"{name}_correction" in state:
-        return f"{_name_of(dtype)} {'24bit' if state[f'{name}_correction'].dtype == torch.int8 else '32bit'}"
-    return _name_of(dtype)
-
-
-def _arrays(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    return {suffix: state[name + suffix] for suffix in ("", "_base", "_correction") if name + suffix in state}
-
-
-def _set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:
-    for suffix in ("_base", "_correction"):
-        state.pop(name + suffix, None)
-    state.update({name + suffix: array for suffix, array in arrays.items()})
-
-
-def _convert(state: dict[str, Any], name: str, kind: str, param: Tensor) -> None:
-    """Brings a state into a format, if it is not."""
-    kept = _kept_format(state, name)
-    if kept == kind.removesuffix(" dithered").removesuffix(" stochastic"):
-        return
-    arrays = encode(kind, decode(kept, _arrays(state, name), param.shape).float()) if FORMATS[kind].random else None
-    if arrays is None:
-        wide = decode(kept, _arrays(state, name), param.shape)
-        arrays = {"": torch.empty_like(param, dtype=getattr(torch, kind), requires_grad=False).copy_(wide)}
-    elif not FORMATS[kind].grouped:
-        arrays = {"": torch.empty_like(param, dtype=arrays[""].dtype, requires_grad=False).copy_(arrays[""])}
-    _set_arrays(state, name, arrays)
-
-
-_ADDRESS = Tensor.data_ptr
-_PARAMS = itemgetter("params")
-_count_write = torch._C._increment_version  # kernels write through addresses: this tells autograd
-_END = (object(),)  # where one list ends before the other, it is compared with something else
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
-_ZERO = torch.zeros(())
-_PLAIN = ("float64", "float32", "bfloat16", "float16")
-_DTYPES = {getattr(torch, name): name for name in _PLAIN}
-_HALVES = (torch.bfloat16, torch.float16)
-_MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and its gradient's dtype
-_READABLE = {*_DTYPES, torch.int8, torch.uint8, torch.int16}
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
-    """A function of as many tensors that says whether each has the kind, dtype, shape and strides of these.
-
-    torch.compile's guards do that in one call.
-    """
-    sizes: list[Any] = [list(x.shape) for x in tensors]
-    strides: list[Any] = [list(x.stride()) for x in tensors]
-    guards = torch._C._dynamo.guards.TensorGuards(
-        *tensors,
-        dynamic_dims_sizes=sizes,
-        dynamic_dims_strides=strides,
-    )
-    return guards.check
-
-
-def _read(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_read, value))
-    return value.item() if isinstance(value, Tensor) else value
-
-
-def _is_readable(x: Tensor) -> bool:
-    """Whether a kernel may read and write x through its address."""
-    return (
-        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # a subclass with its own may hold no memory of its own
-        and x.device.type == "cpu"
-        and x.layout is torch.strided
-        and x.dtype in _READABLE
-        and not x.is_neg()
-        and not x.is_inference()
-    )
-
-
-def _layout(x: Tensor) -> list[int]:
-    """x's strides, but for dimensions of size 1, whose strides say nothing."""
-    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Whether x fills one stretch of memory, each place once, in whatever order of dimensions."""
-    if x.layout is not torch.strided:
-        return False
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _step_options(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
-    """dtype and device of a kept step, as torch.optim has them."""
-    double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
-    on_device = group.get("capturable") or group.get("fused")
-    return {"dtype": torch.float64 if double else torch.float32, "device": param.device if on_device else "cpu"}
-
-
-def _own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any]) -> Any:
-    """A loaded state, not shared with the dict it came from and laid out as the engines want it."""
-    if name == "step" and not (isinstance(value, Tensor) and value.is_floating_point()):
-        return torch.tensor(float(value), **_step_options(group, param))
-    if not isinstance(value, Tensor):
-        return value
-    if value.is_sparse:  # torch.optim's momentum of sparse gradients
-        value = value.to_dense()
-    if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:
-        return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(
-            value.detach()
-        )
-    return value.clone()
 
 
 def _docstring(cls: type[Optimizer]) -> str:

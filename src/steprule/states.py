@@ -1,0 +1,119 @@
+"""States of torch parameters: what each is kept as, and how one becomes another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule.engine.trace import nonnegative_states
+from steprule.formats import FORMATS, dither, mix, weight_format
+from steprule.formats import state_format as choose_state_format
+from steprule.formats.tensors import decode, element_random, encode
+from steprule.rule import Rule
+from steprule.services.average import STATE as AVERAGE
+from steprule.services.average import average_format
+from steprule.services.step import StepServices
+
+FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
+PLAIN = ("float64", "float32", "bfloat16", "float16")
+DTYPES = {getattr(torch, name): name for name in PLAIN}
+HALVES = (torch.bfloat16, torch.float16)
+MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and its gradient's dtype
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: Tensor) -> str:
+    """The format that a group's choice of states means for one state of one parameter."""
+    exact = bool(group.get(rule.exact_when.get(name, "")))
+    return choose_state_format(
+        group["states"], name_of(param.dtype), param.shape, name in nonnegative_states(rule, group), exact
+    )
+
+
+def correction_dtype(kind: str) -> str | None:
+    """The dtype of a weight format's error-correction, None if it has none."""
+    return dict(FORMATS[kind].arrays).get("_correction")
+
+
+def kept_format(state: Mapping[str, Any], name: str) -> str:
+    """The format that a state is in."""
+    dtype = state[name].dtype
+    if f"{name}_base" in state:
+        return "signed8" if dtype == torch.int8 else "positive8"
+    if f"{name}_correction" in state:
+        return f"{name_of(dtype)} {'24bit' if state[f'{name}_correction'].dtype == torch.int8 else '32bit'}"
+    return name_of(dtype)
+
+
+def arrays_of(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    return {suffix: state[name + suffix] for suffix in ("", "_base", "_correction") if name + suffix in state}
+
+
+def set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:
+    for suffix in ("_base", "_correction"):
+        state.pop(name + suffix, None)
+    state.update({name + suffix: array for suffix, array in arrays.items()})
+
+
+def convert(state: dict[str, Any], name: str, kind: str, param: Tensor) -> None:
+    """Brings a state into a format, if it is not."""
+    kept = kept_format(state, name)
+    if kept == kind.removesuffix(" dithered").removesuffix(" stochastic"):
+        return
+    arrays = encode(kind, decode(kept, arrays_of(state, name), param.shape).float()) if FORMATS[kind].random else None
+    if arrays is None:
+        wide = decode(kept, arrays_of(state, name), param.shape)
+        arrays = {"": torch.empty_like(param, dtype=getattr(torch, kind), requires_grad=False).copy_(wide)}
+    elif not FORMATS[kind].grouped:
+        arrays = {"": torch.empty_like(param, dtype=arrays[""].dtype, requires_grad=False).copy_(arrays[""])}
+    set_arrays(state, name, arrays)
+
+
+def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any]) -> Any:
+    """A loaded state, not shared with the dict it came from and laid out as the engines want it."""
+    if name == "step" and not (isinstance(value, Tensor) and value.is_floating_point()):
+        return torch.tensor(float(value), **step_options(group, param))
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_sparse:  # torch.optim's momentum of sparse gradients
+        value = value.to_dense()
+    if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:
+        return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(
+            value.detach()
+        )
+    return value.clone()
+
+
+def step_options(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
+    """dtype and device of a kept step, as torch.optim has them."""
+    double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    on_device = group.get("capturable") or group.get("fused")
+    return {"dtype": torch.float64 if double else torch.float32, "device": param.device if on_device else "cpu"}
+
+
+def move_resting_average(
+    param: Tensor, group: Mapping[str, Any], state: dict[str, Any], services: StepServices
+) -> None:
+    """Brings the average of a parameter without a gradient towards it."""
+    weight = services.average_weight
+    if param.is_complex():
+        state[AVERAGE].lerp_(param.detach(), weight)
+        return
+    kind = average_format(group.get("weights"), name_of(param.dtype))
+    value = decode(
+        weight_format(group.get("weights"), name_of(param.dtype)),
+        {"": param.detach(), **arrays_of(state, "param")},
+        param.shape,
+    )
+    old = decode(kind, arrays_of(state, AVERAGE), param.shape)
+    random: Any = dither(group.get("seed", 0), services.averaged, 0)
+    if FORMATS[kind].random == "element":
+        random = element_random(mix(group.get("seed", 0), services.averaged, 0), old)
+    for suffix, array in encode(kind, old + weight * (value - old), random).items():
+        state[AVERAGE + suffix].copy_(array)
