@@ -25,6 +25,7 @@ MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and it
 
 
 def name_of(dtype: torch.dtype) -> str:
+    """As formats are called: "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -52,10 +53,12 @@ def kept_format(state: Mapping[str, Any], name: str) -> str:
 
 
 def arrays_of(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The arrays that a state consists of, by suffix."""
     return {suffix: state[name + suffix] for suffix in ("", "_base", "_correction") if name + suffix in state}
 
 
 def set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:
+    """Puts others in their place."""
     for suffix in ("_base", "_correction"):
         state.pop(name + suffix, None)
     state.update({name + suffix: array for suffix, array in arrays.items()})
