@@ -184,6 +184,7 @@ class Reading:
         if self._kind in ("largest", "smallest"):
             result = np.full(self._count, 0.0 if self._kind == "largest" else np.inf)
             ufunc = np.maximum if self._kind == "largest" else np.minimum
-            ufunc.at(result, self._owners, sums)
+            with np.errstate(invalid="ignore"):
+                ufunc.at(result, self._owners, sums)
             return result
         return np.bincount(self._owners, sums, self._count)

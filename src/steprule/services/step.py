@@ -109,6 +109,12 @@ class Work:
         self.plan.factors[:] = clip.factors(np.sqrt(squares) * inverse, weights) * inverse
         return np.asarray(np.sqrt(grads.by_tensor(self._threads)))
 
+    def largest(self, services: StepServices, norms: np.ndarray) -> np.ndarray:
+        """Numbers that are finite where gradients are: norms, unless those may have overflowed."""
+        if services.norm_type in (1.0, 2.0) and self._dtypes[1] != "float64":
+            return norms
+        return self._reading(1, math.inf, False, services).by_tensor(self._threads)
+
     def set_factors(self, factors: np.ndarray) -> None:
         """Sets what each member's gradient is multiplied by."""
         self.plan.factors[:] = factors
@@ -133,7 +139,8 @@ class Work:
                 result[name] = np.bincount(owners, column, count)
             else:
                 largest = result[name] = np.zeros(count, np.float64)
-                np.maximum.at(largest, owners, column)
+                with np.errstate(invalid="ignore"):
+                    np.maximum.at(largest, owners, column)
         return result
 
 
@@ -161,6 +168,10 @@ class Loose(Member):
         if isinstance(services.clip, ClipAdaptive):
             self._clip_rows(services.clip, services.inverse_scale)
         return np.array([torch.linalg.vector_norm(values, services.norm_type).item()])
+
+    def largest(self, services: StepServices, norms: np.ndarray) -> np.ndarray:
+        """As `Work.largest`."""
+        return np.array([self._values().abs().max().item()])
 
     def _clip_rows(self, clip: ClipAdaptive, inverse: float) -> None:
         grad, param = (
@@ -336,8 +347,8 @@ class StepServices:
             member.name
             for part, own in zip(parts, norms, strict=True)
             if not np.isfinite(own).all()
-            for member, norm in zip(part.members, own, strict=True)
-            if not math.isfinite(norm)
+            for member, largest in zip(part.members, part.largest(self, own), strict=True)
+            if not math.isfinite(largest)
         ]
 
     def total(self, norms: Iterable[tuple[Member, float]]) -> float:
