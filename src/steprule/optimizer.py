@@ -62,6 +62,7 @@ _SERVICE_OPTIONS: dict[str, Any] = {
     "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None,
 }  # fmt: skip
 _OPTIONS = {**FORMAT_OPTIONS, **_SERVICE_OPTIONS}
+_PASSING = "GradScaler is going to stop passing itself"
 _FLAG_DOCS = """
     maximize: follow the gradient upwards. Default: False.
     differentiable: let autograd pass through the step (slower). Default: False.
@@ -234,6 +235,10 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: its groups have other sizes.
         """
+        if self._swapped is not None:
+            raise RuntimeError(
+                "the weights are swapped with their averages: call swap_average() before load_state_dict()"
+            )
         self._loading = _Loading(self)
         hook = self.register_load_state_dict_pre_hook(self._loading.remember)
         try:
@@ -344,8 +349,9 @@ class Optimizer(torch.optim.Optimizer):
         wanted = as_clip(value)
         if self._services is None:
             raise AttributeError(f"clip={value!r} needs an optimizer that was made with a clip, nonfinite, ...")
+        _check_clip(wanted, self.param_groups)
         self._services.set_clip(wanted)
-        self._pass = None
+        self._pass, self._released = None, {}
 
     @property
     def telemetry(self) -> Telemetry | None:
@@ -394,6 +400,7 @@ class Optimizer(torch.optim.Optimizer):
         if not pairs:
             raise RuntimeError("swap_average() needs averages: an optimizer with average=... that has taken a step")
         aside, self._swapped = self._swapped, None if self._swapped is not None else {}
+        self._pass, self._released = None, {}
         for param, state in pairs:
             own, other = {"": param.detach(), **arrays_of(state, "param")}, arrays_of(state, AVERAGE)
             if {name: x.dtype for name, x in own.items()} == {name: x.dtype for name, x in other.items()}:
@@ -498,7 +505,8 @@ class Optimizer(torch.optim.Optimizer):
         if self._services is None:
             return False
         # It is passed to step by a way that torch means to replace; both ways are served.
-        warnings.filterwarnings("ignore", "GradScaler is going to stop passing itself", FutureWarning)
+        if not any(pattern is not None and pattern.match(_PASSING) for _, pattern, *_ in warnings.filters):
+            warnings.filterwarnings("ignore", _PASSING, FutureWarning)
         return True
 
     def _step(self, closure: Callable[[], Any] | None = None, *, grad_scaler: Any = None) -> Any:
@@ -547,8 +555,10 @@ class Optimizer(torch.optim.Optimizer):
         ) and type(self).step is Optimizer.step:
             return self._hooked_step(*args, **kwargs)
         current = self._pass
-        if not args and not kwargs and current is not None and current.run(self):
-            return None
+        if not args and not kwargs and current is not None:
+            is_scaled = self._services is not None and hasattr(self, "found_inf")
+            if not is_scaled and current.run(self):
+                return None
         return self._step(*args, **kwargs)
 
     step.__doc__ = _step.__doc__
@@ -652,6 +662,7 @@ class _Loading:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
+        self._free = [group.get("clip") is False for group in optimizer.param_groups]
         self._dtypes = {
             (param, name): kept_format(state, name)
             for param, state in optimizer.state.items()
@@ -669,6 +680,13 @@ class _Loading:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
         if optimizer._services is not None:
             optimizer._services.load_state_dict(self._source.get("services", {}))
+            if not any(AVERAGE in state for state in self._source["state"].values()):
+                optimizer._services.averaged = 0
+        for group, free in zip(optimizer.param_groups, self._free, strict=True):
+            if free:
+                group["clip"] = False
+            else:
+                group.pop("clip", None)
         for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", 0)
             for name in FORMAT_OPTIONS:
@@ -755,8 +773,14 @@ def _check_parameters(group: Mapping[str, Any], services: StepServices | None) -
         if services is not None and (is_subclass or group["differentiable"]):
             what = f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
             raise ValueError(f"{' and '.join(services.names)} do{'es' * (len(services.names) == 1)} not go with {what}")
-        if services is not None and isinstance(services.clip, ClipValue) and param.is_complex():
-            raise ValueError(f"clip={services.clip} does not take {param.dtype} (parameter {index} of its group)")
+    _check_clip(services.clip if services is not None else None, [group])
+
+
+def _check_clip(clip: Clip | None, groups: Sequence[Mapping[str, Any]]) -> None:
+    for group in groups:
+        for index, param in enumerate(group["params"]):
+            if isinstance(clip, ClipValue) and param.is_complex():
+                raise ValueError(f"clip={clip} does not take {param.dtype} (parameter {index} of its group)")
 
 
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]

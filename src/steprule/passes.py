@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from steprule.services.step import Loose, Member, StepServices, Work
 from steprule.states import (
     DTYPES,
     FORMAT_OPTIONS,
+    HALVES,
     MIXABLE,
     PLAIN,
     arrays_of,
@@ -64,6 +65,7 @@ class Entry:
         self.state: dict[str, Any] = optimizer.state.get(param, {})
         self.state_before = dict(self.state)
         self.services = optimizer._services
+        self.averages = self.services is not None and self.services.average is not None
         accumulator = optimizer._accumulator
         self.corrected = accumulator is not None and param in accumulator.corrections and self.grad.dtype == param.dtype
         self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
@@ -76,14 +78,16 @@ class Entry:
         )
         self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
         self.is_fast = self._fits_the_cpu_engine()
-        self.lacks_average = AVERAGE in self.formats and AVERAGE not in self.state
         self.index = index
 
-    def member(self, kind: type[Member]) -> Member:
-        """The parameter as services see it."""
+    def member(self) -> Member:
+        """The parameter as services see it: with its gradient if the eager engine steps it."""
         names = self.group.get("param_names")
         name = names[self.index] if names else f"{self.number}.{self.index}"
-        return kind(name, self.place, self.param, self.wide_grad(), self.group.get("clip") is False)
+        free = self.group.get("clip") is False
+        if self.is_fast:
+            return Member(name, self.place, self.param, free)
+        return Loose(name, self.place, self.param, free, self.wide_grad())
 
     def wide_grad(self) -> Tensor:
         """The gradient, with its correction if it has one and no kernel adds that."""
@@ -136,7 +140,7 @@ class Entry:
                 formats[name] = DTYPES.get(self.state[name].dtype, dtype)
             else:
                 formats[name] = dtype
-        if self.services is not None and self.services.average is not None:
+        if self.averages:
             formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
         return formats
 
@@ -153,6 +157,9 @@ class Entry:
         kinds = [FORMATS[kind] for kind in self.formats.values()]
         if any(kind.grouped or kind.random == "element" for kind in kinds) and not param.is_contiguous():
             return False  # groups and elements are counted by row
+        by_row = self.services is not None and self.services.static(self.group).factor == "row"
+        if by_row and param.dim() > 1 and param.numel() and param.stride(0) != param[0].numel():
+            return False  # rows that have factors of their own must lie in one stretch
         layout = _layout(param)
         kept = [self.state.get(name + suffix) for name, suffix in self.arrays if suffix != "_base"]
         others = [self.grad, *(x for x in kept if isinstance(x, Tensor))]
@@ -160,7 +167,7 @@ class Entry:
 
     def make_state(self) -> None:
         """Creates the states that are missing and converts those that are kept otherwise."""
-        if not self.state_names() and not self.present:
+        if not self.state_names() and not self.present and not self.averages:
             return
         self.state = self.optimizer.state[self.param]
         if self.keeps_step and "step" not in self.state:
@@ -170,9 +177,10 @@ class Entry:
             for name in self.present:
                 if self.state.get(name) is None:
                     self.state[name] = torch.zeros_like(self.param, memory_format=torch.preserve_format)
+            if self.averages and AVERAGE not in self.state:
+                self.state[AVERAGE] = self.param.detach().clone()
             return
-        averages = [AVERAGE] if AVERAGE in self.formats else []
-        for name in [*self.present, *averages]:
+        for name in self.present:
             if not isinstance(self.state.get(name), Tensor):
                 set_arrays(self.state, name, zeros(self.formats[name], self.param))
             else:
@@ -182,6 +190,11 @@ class Entry:
             self.state.pop("param_correction", None)
         elif kept is None or name_of(kept.dtype) != wanted:
             self.state["param_correction"] = zeros(self.formats["param"], self.param)["_correction"]
+        if AVERAGE in self.formats and AVERAGE not in self.state:
+            set_arrays(
+                self.state, AVERAGE, {"": self.param.detach().clone(), **_clones(arrays_of(self.state, "param"))}
+            )
+            convert(self.state, AVERAGE, self.formats[AVERAGE], self.param)
 
     def restore_state(self) -> None:
         """Takes back what make_state has done."""
@@ -212,12 +225,14 @@ class Entry:
             return
         assert self.services is not None
         before = self.optimizer.read(self.param) if gather else None
-        self._step_eagerly(loose.served_grad(self.services))
+        new = self._step_eagerly(loose.served_grad(self.services), gather)
         if before is not None:
             is_random = bool(self.formats) and bool(FORMATS[self.formats["param"]].random)
-            loose.gather(before, self.optimizer.read(self.param), is_random)
+            kept = self.optimizer.read(self.param)
+            loose.gather(before, kept if new is None else new, kept, is_random)
 
-    def _step_eagerly(self, grad: Tensor) -> None:
+    def _step_eagerly(self, grad: Tensor, gather: bool = False) -> Tensor | None:
+        """Steps; returns the new weights as they were before rounding, None if those are the weights."""
         if self.keeps_step:
             self.state["step"] += 1
             step = self.state["step"]
@@ -225,11 +240,11 @@ class Entry:
         else:
             step = 1 if self.is_new else 2
         hyper = {name: self._plain(self.group[name]) for name in self.rule.hyperparameters}
-        if all(kind in PLAIN for kind in self.formats.values()):
+        if all(kind in PLAIN for kind in self.formats.values()) and not (gather and self.param.dtype in HALVES):
             states = [name and self.state[name] for name in self.names]
             step_tensors(self.rule, self.param, grad, states, step, hyper, self.group["maximize"])
             self._move_average(step)
-            return
+            return None
         wide = {name: self.optimizer.read(self.param, name) for name in ("param", *self.present)}
         grad = grad.to_dense() if grad.is_sparse else grad
         states = [name and wide[name] for name in self.names]
@@ -237,6 +252,7 @@ class Entry:
         for name, value in wide.items():
             self._store(name, value, int(step))
         self._move_average(step, wide["param"])
+        return wide["param"]
 
     def _store(self, name: str, value: Tensor, step: int) -> None:
         kind, seed = FORMATS[self.formats[name]], self.group.get("seed", 0)
@@ -248,12 +264,10 @@ class Entry:
 
     def _move_average(self, step: Any, new: Tensor | None = None) -> None:
         """Brings the average towards the new weights, given where they are rounded at random."""
-        if self.services is None or self.services.average is None:
+        if self.services is None or not self.averages:
             return
         if not self.formats:  # complex
-            if AVERAGE not in self.state:
-                self.optimizer.state[self.param][AVERAGE] = self.param.detach().clone()
-            self.optimizer.state[self.param][AVERAGE].lerp_(self.param.detach(), self.services.average_weight)
+            self.state[AVERAGE].lerp_(self.param.detach(), self.services.average_weight)
             return
         weight = FORMATS[self.formats["param"]]
         if new is None or not (weight.random or len(weight.arrays) > 1):
@@ -262,11 +276,10 @@ class Entry:
         self._store(AVERAGE, average + self.services.average_weight * (new - average), int(step))
 
     def start_average(self) -> None:
-        """The first average is a copy of the weights."""
-        arrays = {"": self.param.detach(), **arrays_of(self.state, "param")}
-        wanted = arrays_of(self.state, AVERAGE)
-        for suffix, array in wanted.items():
-            array.copy_(arrays[suffix])
+        """The first average is a copy of the weights, to the last bit."""
+        own = {"": self.param.detach(), **arrays_of(self.state, "param")}
+        for suffix, array in arrays_of(self.state, AVERAGE).items():
+            array.copy_(own[suffix])
 
     def _plain(self, value: Any) -> Any:
         """Hyperparameters as floats, or as tensors where autograd or a graph must see them."""
@@ -301,7 +314,10 @@ class Pass:
             for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable", *FORMAT_OPTIONS)
             if name in groups[0]
         ]
-        self._settings_of = itemgetter(*keys, keys[0])
+        settings_of = itemgetter(*keys, keys[0])
+        self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = settings_of
+        if optimizer._services is not None:
+            self._settings_of = lambda group: (*settings_of(group), group.get("clip"))
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
 
@@ -328,7 +344,7 @@ class Pass:
             self._plans.append((kernel, plan, slice(start, start + len(bucket))))
             start += len(bucket)
             if services is not None:
-                members = [entry.member(Member) for entry in bucket]
+                members = [entry.member() for entry in bucket]
                 self._works.append(Work((kernel, kernels[-1]), plan, members, bucket[0].formats))
         self._launchers: list[Callable[[], Any]]
         if services is None:
@@ -376,11 +392,10 @@ class Pass:
 
     def launch(self) -> bool:
         """The first step, with those entries that are not fast; False if services refuse it."""
-        loose = [entry for entry in self._entries if not entry.is_fast]
-        started = [entry for entry in self._entries if entry.lacks_average]
-        self._entries = []
+        entries, self._entries = self._entries, []
+        loose = [entry for entry in entries if not entry.is_fast]
         if self._services is not None:
-            return self._serve(loose, started)
+            return self._serve(entries, loose)
         for launch in self._launchers:
             launch()
         _count_write(self._written)
@@ -388,24 +403,26 @@ class Pass:
             entry.step_eagerly(None, False)
         return True
 
-    def _serve(self, loose: Sequence[Entry] = (), started: Sequence[Entry] = ()) -> bool:
+    def _serve(self, entries: Sequence[Entry] = (), loose: Sequence[Entry] = ()) -> bool:
         """Steps with services; False if they refuse."""
         services = self._services
         assert services is not None
         around = services.release or services
-        others = [entry.member(Loose) for entry in loose]
+        others = [entry.member() for entry in loose]
         parts: list[Any] = [*self._works, *others]
-        if not parts or not around.begin(parts):
-            return not parts
+        if not (parts or self._resting):
+            return True
+        if not around.begin(parts):
+            return False
         gather = services.gathers
         for work in self._works:
             work.launch(gather)
         _count_write(self._params)
         for entry, other in zip(loose, others, strict=True):
             entry.step_eagerly(other, gather)  # type: ignore[arg-type]
-        for entry in started:
-            entry.start_average()
         if services.average is not None:
+            for entry in entries if services.averaged == 0 else ():
+                entry.start_average()
             for param, group, state in self._resting:
                 move_resting_average(param, group, state, services)
         around.finish(parts, gather)
@@ -449,7 +466,7 @@ def _plan(
         step_at=list(map(_ADDRESS, steps)) if keeps_step else None,
         step_is_double=[step.dtype == torch.float64 for step in steps],
         first_steps=[0.0 if entry.is_new else 1.0 for entry in bucket],
-        rows=[entry.member(Member).row for entry in bucket] if kernel.source.grouped or by_row else None,
+        rows=[entry.member().row for entry in bucket] if kernel.source.grouped or by_row else None,
         numbers=[entry.place for entry in bucket],
         by_row=by_row,
         tallies=max(len(one.source.tallies) for one in kernels),
@@ -505,3 +522,7 @@ def _is_dense(x: Tensor) -> bool:
                 return False
             expected *= size
     return True
+
+
+def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in tensors.items() if name}

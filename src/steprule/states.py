@@ -69,12 +69,13 @@ def convert(state: dict[str, Any], name: str, kind: str, param: Tensor) -> None:
     kept = kept_format(state, name)
     if kept == kind.removesuffix(" dithered").removesuffix(" stochastic"):
         return
-    arrays = encode(kind, decode(kept, arrays_of(state, name), param.shape).float()) if FORMATS[kind].random else None
-    if arrays is None:
-        wide = decode(kept, arrays_of(state, name), param.shape)
-        arrays = {"": torch.empty_like(param, dtype=getattr(torch, kind), requires_grad=False).copy_(wide)}
-    elif not FORMATS[kind].grouped:
-        arrays = {"": torch.empty_like(param, dtype=arrays[""].dtype, requires_grad=False).copy_(arrays[""])}
+    wide = decode(kept, arrays_of(state, name), param.shape)
+    arrays = {"": wide.to(getattr(torch, kind))} if kind in PLAIN else encode(kind, wide.float())
+    if not FORMATS[kind].grouped:
+        arrays = {
+            suffix: torch.empty_like(param, dtype=array.dtype, requires_grad=False).copy_(array)
+            for suffix, array in arrays.items()
+        }
     set_arrays(state, name, arrays)
 
 

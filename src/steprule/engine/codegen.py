@@ -487,6 +487,15 @@ class _Writer:
         if op == "where" and args[0].scalar:
             chosen = self._hoist(f"1.0 if {self.scalar(args[0])} else 0.0")
             return f"({self.element(args[1], lines)} if {chosen} != {self._hoist('0.0')} else {self.element(args[2], lines)})"
+        if op in ("add", "sub"):
+            for product, other in ((args[1], args[0]), (args[0], args[1])):
+                if product.op == "mul" and not product.scalar and self._uses[id(product)] == 1:
+                    a, b, c = (self.element(arg, lines) for arg in (*product.args, other))
+                    if op == "sub" and product is args[1]:
+                        a = f"(-{a})"
+                    elif op == "sub":
+                        c = f"(-{c})"
+                    return f"multiply_add({a}, {b}, {c})"
         return _render(op, [self.element(arg, lines) for arg in args])
 
     def scalar(self, expression: Expression) -> str:
@@ -513,6 +522,6 @@ def _local(name: str) -> str:
 
 
 _RESERVED = re.compile(
-    r"piece|place|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|lanes|correction)|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
+    r"piece|place|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|lanes|correction)|multiply_add|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
     r"numbers|scalars|hyper|update|run|array|scratch|weyl|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|uint32|cfunc|njit"
 )

@@ -17,7 +17,7 @@ from steprule.formats import ROOTS
 
 EXACT: dict[str, Any] = {"error_model": "numpy"}
 """Divisions that give inf or NaN instead of raising; nothing is reordered."""
-FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "arcp", "nsz"}}
+FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"arcp", "nsz"}}
 """For element loops: what vectorises, never what assumes that there is no NaN or inf."""
 
 float32, float64, uint32, uint64, int64 = np.float32, np.float64, np.uint32, np.uint64, np.int64
@@ -75,6 +75,18 @@ def fetch_add(typing_context, address, value):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", pointer, args[1], "monotonic")
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def multiply_add(typing_context, a, b, c):  # type: ignore[no-untyped-def]
+    """a * b + c, rounded once where the processor can. Written out, so that the same formula rounds alike in any kernel."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        fused = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+        return builder.call(fused, args, fastmath=("nsz",))
+
+    return signature(a, a, a, a), codegen
 
 
 # Sums over elements, the only place where the order of additions is the compiler's: so they run in vectors. Written

@@ -150,7 +150,7 @@ def _to_groups(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _from_groups(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return x.reshape(x.shape[0], -1)[:, : row_length(shape)].reshape(tuple(shape))
+    return x.reshape(x.shape[0], -1)[:, : row_length(shape)].reshape(tuple(shape)).contiguous()
 
 
 def _bits_of_base(base: Tensor) -> Tensor:

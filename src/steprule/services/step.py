@@ -37,18 +37,15 @@ class Member:
     Args:
         name: what to call it.
         place: its number among all parameters.
-        param, grad: the tensors.
+        param: the tensor.
         free: whether it is left out of clipping.
-        factor: what its gradient is to be multiplied by: a number, or a tensor with one for each row.
     """
 
-    def __init__(self, name: str, place: int, param: Tensor, grad: Tensor, free: bool) -> None:
+    def __init__(self, name: str, place: int, param: Tensor, free: bool) -> None:
         self.name = name
         self.place = place
         self.param = param
-        self.grad = grad
         self.free = free
-        self.factor: Any = 1.0
 
     @property
     def row(self) -> int:
@@ -145,10 +142,20 @@ class Work:
 
 
 class Loose(Member):
-    """A member that the eager engine steps."""
+    """A member that the eager engine steps.
 
-    def __init__(self, name: str, place: int, param: Tensor, grad: Tensor, free: bool) -> None:
-        super().__init__(name, place, param, grad, free)
+    Args:
+        name, place, param, free: as for `Member`.
+        grad: its gradient.
+
+    Attributes:
+        factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
+    """
+
+    def __init__(self, name: str, place: int, param: Tensor, free: bool, grad: Tensor) -> None:
+        super().__init__(name, place, param, free)
+        self.grad = grad
+        self.factor: Any = 1.0
         self.members = [self]
         self.exempt = np.array([free])
         self.counts: dict[str, np.ndarray] = {}
@@ -166,18 +173,27 @@ class Loose(Member):
         elif services.guards and not finite.all():
             return np.array([math.nan])
         if isinstance(services.clip, ClipAdaptive):
-            self._clip_rows(services.clip, services.inverse_scale)
+            self._clip_rows(services)
+        if not values.numel():  # as the sum over none would give
+            return np.array([math.inf if services.norm_type < 0 else 0.0])
         return np.array([torch.linalg.vector_norm(values, services.norm_type).item()])
 
     def largest(self, services: StepServices, norms: np.ndarray) -> np.ndarray:
         """As `Work.largest`."""
-        return np.array([self._values().abs().max().item()])
+        values = self._values().abs()
+        return np.array([values.max().item() if values.numel() else 0.0])
 
-    def _clip_rows(self, clip: ClipAdaptive, inverse: float) -> None:
+    def _clip_rows(self, services: StepServices) -> None:
+        clip, inverse = services.clip, services.inverse_scale
+        assert isinstance(clip, ClipAdaptive)
+        if not self.param.numel():
+            return
         grad, param = (
             x.reshape(-1, self.row).to(torch.complex128 if x.is_complex() else torch.float64)
             for x in (self.grad.to_dense() if self.grad.is_sparse else self.grad.detach(), self.param.detach())
         )
+        if services.nonfinite == "zero":
+            grad = torch.where(torch.isfinite(grad), grad, 0)
         norms = [torch.linalg.vector_norm(x, dim=1).cpu().numpy() for x in (grad, param)]
         factors = torch.from_numpy(clip.factors(norms[0] * inverse, norms[1]) * inverse)
         self.factor = factors.reshape([-1] + [1] * (self.param.dim() - 1)) if self.param.dim() > 1 else factors.item()
@@ -201,7 +217,9 @@ class Loose(Member):
         if grad.is_sparse:
             grad = grad.coalesce()
             values = self._serve(grad.values(), services)
-            return torch.sparse_coo_tensor(grad.indices(), values, grad.shape, is_coalesced=True)
+            return torch.sparse_coo_tensor(
+                grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
+            )
         return self._serve(grad, services)
 
     def _serve(self, values: Tensor, services: StepServices) -> Tensor:
@@ -219,8 +237,14 @@ class Loose(Member):
             values = values.clamp(-services.clip.clip_value, services.clip.clip_value)
         return values
 
-    def gather(self, before: Tensor, after: Tensor, is_random: bool) -> None:
-        """Counts what a kernel would, from the weight before and after the step."""
+    def gather(self, before: Tensor, after: Tensor, kept: Tensor, is_random: bool) -> None:
+        """Counts what a kernel would.
+
+        Args:
+            before, after: the weights before and after the step.
+            kept: after as it is stored.
+            is_random: whether storing rounds at random.
+        """
         grad = self._values()
         if "total_zeroed" in self.counts:
             grad = torch.where(torch.isfinite(grad), grad, 0)
@@ -229,7 +253,8 @@ class Loose(Member):
             self.counts[f"total_{name}"] = np.array([wide.square().sum().item()])
             self.counts[f"top_{name}"] = np.array([wide.max().item() if wide.numel() else 0.0])
         dense = self.grad.to_dense() if self.grad.is_sparse else self.grad
-        lost = 0.0 if is_random else float(((after == before) & (dense != 0)).sum())
+        moves = (dense != 0) & (torch.isfinite(dense) if "total_zeroed" in self.counts else True)
+        lost = 0.0 if is_random else float(((kept == before) & moves).sum())
         self.counts["total_lost"] = np.array([lost])
 
 
@@ -446,7 +471,7 @@ class StepServices:
             self.refuse(["as GradScaler found"])
             self.scaled = False
             return
-        self.scaled, self.inverse_scale = True, 1.0 if scale is None else 1.0 / float(scale)
+        self.scaled, self.inverse_scale, self.found = True, 1.0 if scale is None else 1.0 / float(scale), False
         try:
             take_step()
         finally:
