@@ -108,6 +108,18 @@ def test_plain_sums_lose_more(dtype):
     assert errors[None] > 50 * errors["24bit"] and errors["24bit"] > 10 * errors["32bit"]
 
 
+@every_kind
+def test_gradients_below_the_spacing_add_up(kind):
+    """Also below that of 24 bits, where rounding alike would lose all of them, or make eight of one."""
+    p = nn.Parameter(torch.zeros(16, 16, dtype=torch.bfloat16))
+    optimizer = look([p], kind)
+    for size in [1.0] + [2.0**-18] * 400:
+        (p * torch.full_like(p, size, requires_grad=False)).sum().backward()
+    optimizer.step()
+    off = optimizer.read(p, "seen").double() - (1 + 400 * 2.0**-18)
+    assert float(off.abs().max()) <= 2 * 2.0**-15
+
+
 def test_32_bits_are_float32():
     wide, low = (run(kind) for kind in ("float32", "32bit"))
     for p, q in zip(wide[0].parameters(), low[0].parameters(), strict=True):

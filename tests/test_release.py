@@ -319,11 +319,7 @@ def test_frozen_parameters_and_their_thaw():
             run.optimizer.release_gradients(run.model)
         run.train()
         run.model.layers[0].requires_grad_(True)
-        for t in (10, 11):
-            run.loss(t).backward()
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-        runs.append(run)
+        runs.append(run.train(start=10))
     same(*runs)
 
 
@@ -538,6 +534,22 @@ def test_measure_is_refused_where_it_would_be_wrong():
 
 
 @pytest.mark.filterwarnings("ignore:GradScaler:FutureWarning")
+def test_a_second_backward_pass_before_step_is_refused():
+    model = net()
+    optimizer = steprule.SGD(model.parameters(), lr=0.1)
+    optimizer.release_gradients(model)
+    batch = torch.ones(4, 8)
+    loss = model(batch).sum()
+    loss.backward()
+    stepped = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match="accumulate"):
+        model(batch).sum().backward()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), stepped, strict=True))
+    optimizer.zero_grad()
+    optimizer.step()
+    model(batch).sum().backward()
+
+
 def test_a_scaler_is_refused():
     run, scaler = Run(), torch.amp.GradScaler("cpu")
     scaler.scale(run.loss(0)).backward()

@@ -163,6 +163,8 @@ class Entry:
         layout = _layout(param)
         kept = [self.state.get(name + suffix) for name, suffix in self.arrays if suffix != "_base"]
         others = [self.grad, *(x for x in kept if isinstance(x, Tensor))]
+        if self.corrected:
+            others.append(self.tensor("grad", "_correction"))
         return all(_is_readable(x) and _layout(x) == layout for x in (param, *others))
 
     def make_state(self) -> None:
@@ -328,7 +330,10 @@ class Pass:
         self._same_layout = _layout_check([entry.grad for entry in fast])
         self._grad_at = [entry.grad.data_ptr() for entry in fast]
         self._state_of = optimizer.state
+        self._whole = whole
         self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), _END))
+        if not whole:
+            self._objects = [*map(optimizer.state.get, self._params), *_END]
         self.complete = len(fast) == len(entries) and all(set(entry.state) == entry.state_names() for entry in fast)
         self._fixed = (self._params, *(entry.state.values() for entry in fast))
         self._held = [list(entry.state.values()) for entry in fast]  # so that no other state can take their places
@@ -366,11 +371,14 @@ class Pass:
         """Steps and returns True, or changes nothing and returns False if something is not as it was."""
         groups, states = optimizer.param_groups, optimizer.state
         try:
+            objects = chain(*map(_PARAMS, groups), states.values(), _END)
+            if not self._whole:
+                objects = chain(map(states.get, self._params), _END)
             grads = [param.grad for param in self._params]
             grad_at = list(map(_ADDRESS, grads))  # type: ignore[arg-type]
             if not (
                 states is self._state_of
-                and all(map(is_, chain(*map(_PARAMS, groups), states.values(), _END), self._objects))
+                and all(map(is_, objects, self._objects))
                 and self._same_layout(*grads)
                 and list(map(_ADDRESS, chain.from_iterable(self._fixed))) == self._fixed_at
             ):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 from steprule.engine.cpu import compiled
 from steprule.engine.plan import Plan
@@ -26,10 +27,6 @@ def processes() -> int:
     """How many processes train together, by what torch.distributed knows."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _mark(grad: Tensor) -> tuple[int, int]:
-    return grad.data_ptr(), grad._version
 
 
 class Sum(Rule):
@@ -53,7 +50,7 @@ class Accumulator:
         self.corrections: dict[Tensor, Tensor] = {}
         self._nodes: list[Any] = []  # autograd would forget them and their hooks
         self._counts: dict[Tensor, int] = {}
-        self._left: dict[Tensor, tuple[int, int]] = {}  # where autograd left each sum, and in which version
+        self._left: dict[Tensor, tuple[Any, int]] = {}  # the sum as autograd left it, and its version
 
     def format(self, dtype: str) -> str:
         """The format of the gradients of parameters of a dtype."""
@@ -77,7 +74,7 @@ class Accumulator:
     def settle(self) -> None:
         """Drops corrections of gradients that someone has changed since: they belong to other numbers."""
         for param, correction in self.corrections.items():
-            if param.grad is not None and self._left.get(param) != _mark(param.grad):
+            if param.grad is not None and not self._is_untouched(param, param.grad):
                 correction.zero_()
 
     def wide(self, param: Tensor, grad: Tensor) -> Tensor:
@@ -87,7 +84,11 @@ class Accumulator:
 
     def _note(self, param: Tensor) -> None:
         assert param.grad is not None
-        self._left[param] = _mark(param.grad)
+        self._left[param] = TensorWeakRef(param.grad), param.grad._version
+
+    def _is_untouched(self, param: Tensor, grad: Tensor) -> bool:
+        left, version = self._left.get(param, (None, 0))
+        return left is not None and left() is grad and version == grad._version
 
     @torch.no_grad()
     def _add(self, param: Tensor, grad: Tensor) -> tuple[Tensor] | None:
@@ -100,7 +101,7 @@ class Accumulator:
         if total is None:
             correction.zero_()
             return None
-        if self._left.get(param) != _mark(total):
+        if not self._is_untouched(param, total):
             correction.zero_()
         dtype = str(param.dtype).removeprefix("torch.")
         kind = self.format(dtype)

@@ -38,6 +38,7 @@ class Release:
         self._step_one = step_one
         self._lock = threading.Lock()  # gloo's threads come several at a time
         self._accumulating = self._measuring = False
+        self._model = model
         self._ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
         self._params: list[Tensor] = []
         self._begin_anew()
@@ -60,7 +61,7 @@ class Release:
     def watch(self, param: Tensor) -> None:
         """Hooks a parameter."""
         self._params.append(param)
-        if self._ddp is None:
+        if self._ddp is None and param.requires_grad:
             param.register_post_accumulate_grad_hook(self._complete)  # type: ignore[no-untyped-call]
 
     # Inside backward
@@ -72,6 +73,11 @@ class Release:
             raise RuntimeError(
                 "release_gradients() was given a plain module in a run of several processes, where gradients are not "
                 "complete before they are averaged: give it the DistributedDataParallel module"
+            )
+        if param in self.stepped:
+            raise RuntimeError(
+                "a second backward pass before step() would step the released parameters twice: run all passes but the last "
+                "in accumulate()"
             )
         self._finish_with(param)
 
@@ -164,13 +170,16 @@ class Release:
                 "measure() comes before the step's other backward pass, and after step() of the one before"
             )
         self._begin_anew()
+        others = [(param, param.grad) for param in self._model.parameters()]  # some may be another optimizer's
         self._measuring = True
         try:
+            for param, _ in others:
+                param.grad = None
             yield
         finally:
             self._measuring = False
-            for param in self._params:
-                param.grad = None
+            for param, grad in others:
+                param.grad = grad
         services = self.services
         norm = services.total(self._norms)
         if not self._wrong and services.reads:
