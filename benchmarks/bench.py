@@ -251,17 +251,22 @@ def processor() -> str:
         return platform.processor()
 
 
-def main() -> None:
-    rows = small_models() + training_steps() + large_models() + start_up()
+def publish(name: str, rows: list[dict[str, Any]], *shown: Any, facts: str = "") -> None:
+    """Prints what was measured and where, and keeps it beside this file as text and JSON."""
     machine = (
-        f"{processor()}, {available_threads()} cores; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"numba {numba.__version__}, steprule {steprule.__version__}"
+        f"{processor()}, {available_threads()} cores;{facts} Python {platform.python_version()}, "
+        f"torch {torch.__version__}, numba {numba.__version__}, steprule {steprule.__version__}"
     )
     console = Console(width=190, record=True)
-    console.print(machine)
-    console.print(show(rows))
-    (HERE / "results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    (HERE / "results.txt").write_text(console.export_text())
+    for one in (machine, *shown):
+        console.print(one)
+    (HERE / f"{name}.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    (HERE / f"{name}.txt").write_text(console.export_text())
+
+
+def main() -> None:
+    rows = small_models() + training_steps() + large_models() + start_up()
+    publish("results", rows, show(rows))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,13 @@ python benchmarks/low_memory.py
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench import HERE, count, make, processor
-from rich.console import Console
+from bench import HERE, count, make, publish
 from rich.table import Table
 from shapes import Shapes, gpt2_small
 from timing import interleaved
@@ -123,15 +119,7 @@ def main() -> None:
             f"{row['of_scale']:.0%}", f"{row['in_cache_ns']:.2f} ns" if "in_cache_ns" in row else "",
             str(row.get("cores_to_memory", "")), f"{row['peak_bytes'] / 1e6:.1f} MB" if row["peak_bytes"] is not None else "",
         )  # fmt: skip
-    machine = (
-        f"{processor()}, {available_threads()} cores; scale {bandwidth / 1e9:.0f} GB/s; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, steprule {steprule.__version__}"
-    )
-    console = Console(width=190, record=True)
-    console.print(machine)
-    console.print(table)
-    Path(HERE / "low_memory.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    Path(HERE / "low_memory.txt").write_text(console.export_text())
+    publish("low_memory", rows, table, facts=f" scale {bandwidth / 1e9:.0f} GB/s;")
 
 
 if __name__ == "__main__":

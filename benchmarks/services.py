@@ -5,25 +5,20 @@ python benchmarks/services.py
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench import HERE, count, make, processor
-from rich.console import Console
+from bench import count, make, publish
 from rich.table import Table
 from shapes import gpt2_small, tiny_mlp
 from timing import interleaved
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import steprule
-from steprule.engine.cpu import available_threads
 
 SEVEN_BYTES = {"weights": "24bit", "states": "8bit"}
 FULL = {"clip": 1.0, "nonfinite": "skip", "average": 0.999, "telemetry": 1}
@@ -40,15 +35,20 @@ def torch_steps() -> dict[str, Callable[[], Any]]:
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
 
-    def full() -> None:
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        if all(bool(torch.isfinite(p.grad).all()) for p in params):
+    def full(by_norm: bool = False) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(params, 1.0)
+        if bool(norm.isfinite()) if by_norm else all(bool(torch.isfinite(p.grad).all()) for p in params):
             optimizer.step()
         move_averages(averages, [p.detach() for p in params], 1)
         for p in params:
             p.grad.norm(), p.detach().norm()
 
-    return {"torch step": optimizer.step, "torch clip + step": clipped, "torch all": full}
+    return {
+        "torch step": optimizer.step,
+        "torch clip + step": clipped,
+        "torch all": full,
+        "torch all, by norm": lambda: full(by_norm=True),
+    }
 
 
 _PEAK = """
@@ -119,18 +119,19 @@ def main() -> None:
         }
         contenders: dict[str, Callable[[], Any]] = {name: one.step for name, one in optimizers.items()}
         contenders |= torch_steps() | {"scale": lambda: scaled.mul_(1.0000001)}
-        contenders["telemetry every 10th"] = lambda one=optimizers["telemetry every 10th"]: [
-            one.step() for _ in range(10)
-        ]
+        for name, one in (("ten steps", "step"), ("telemetry every 10th", "telemetry every 10th")):
+            contenders[name] = lambda step=optimizers[one].step: [step() for _ in range(10)]
         seconds = interleaved(contenders, rounds=11)
-        seconds["telemetry every 10th"] /= 10
+        seconds["telemetry every 10th"] *= seconds["step"] / seconds.pop("ten steps")
         bandwidth = 8 * size / seconds["scale"] / 1e9
+        seconds["all, torch's guard by the norm"] = seconds["all"]
         torch_s = {
+            "step": seconds["torch step"],
             "clip + guard": seconds["torch clip + step"],
             "all": seconds["torch all"],
-            "step": seconds["torch step"],
+            "all, torch's guard by the norm": seconds["torch all, by norm"],
         }
-        for name in chosen:
+        for name in (*chosen, "all, torch's guard by the norm"):
             rows.append(
                 {
                     "what": f"AdamW, GPT-2-small, {label}: {name}",
@@ -163,21 +164,13 @@ def main() -> None:
             f"{row['torch_ms']:.3g} ms" if row["torch_ms"] else "",
             f"{row['vs_torch']:.2f}x" if row["vs_torch"] else "",
         )
-    machine = (
-        f"{processor()}, {available_threads()} cores; scale {rows[0]['scale_gb_per_s']:.0f} GB/s; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, steprule {steprule.__version__}"
-    )
-    console = Console(width=150, record=True)
-    console.print(machine)
-    console.print(table)
     memory = peaks()
-    for row in memory:
-        console.print(
-            f"{row['what']}: {row['kept_mb']:.1f} MB, with release_gradients {row['released_mb']:.1f} MB "
-            f"(all gradients are {row['gradients_mb']:.1f} MB)"
-        )
-    Path(HERE / "services.json").write_text(json.dumps({"machine": machine, "rows": rows + memory}, indent=1) + "\n")
-    Path(HERE / "services.txt").write_text(console.export_text())
+    lines = [
+        f"{row['what']}: {row['kept_mb']:.1f} MB, with release_gradients {row['released_mb']:.1f} MB "
+        f"(all gradients are {row['gradients_mb']:.1f} MB)"
+        for row in memory
+    ]
+    publish("services", rows + memory, table, *lines, facts=f" scale {rows[0]['scale_gb_per_s']:.0f} GB/s;")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,6 @@ def test_operands_may_bear_the_kernels_own_names():
 def test_the_kernel_reads_as_the_formula():
     formula = trace(AdamW, AdamW.hyperparameters)
     source = write_kernel("AdamW", formula, ["float32"] * 4).text
-    assert "(exp_avg + (s1 * (grad - exp_avg)))" in source
-    assert "s1 = (1.0 - betas_0)" in source
-    assert "s2 = 1.0 / (1.0 - (betas_0 ** step))" in source
+    assert "multiply_add(s2, (grad - exp_avg), exp_avg)" in source
+    assert "s2 = (1.0 - betas_0)" in source
+    assert "s3 = 1.0 / (1.0 - (betas_0 ** step))" in source

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from steprule.pieces import abs, maximum, minimum, where
+from steprule.pieces import abs, where
 from steprule.rule import Rule, RuleError
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -261,7 +261,7 @@ def trace(
     if services.limit:
         clip_value = Expression("input", ("clip_value",), True)
         scalars.append(("clip_value", None))
-        grad = minimum(maximum(grad, -clip_value), clip_value)
+        grad = where(grad > clip_value, clip_value, where(grad < -clip_value, -clip_value, grad))
     param_new, *states_new = rule.evaluate(param, -grad if maximize else grad, states, step, settings)
     outputs = {"param": param_new}
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
