@@ -351,6 +351,10 @@ class Optimizer(torch.optim.Optimizer):
             raise AttributeError(f"clip={value!r} needs an optimizer that was made with a clip, nonfinite, ...")
         _check_clip(wanted, self.param_groups)
         self._services.set_clip(wanted)
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        """Makes the next step look at everything anew; called where a change could go unnoticed."""
         self._pass, self._released = None, {}
 
     @property
@@ -400,7 +404,7 @@ class Optimizer(torch.optim.Optimizer):
         if not pairs:
             raise RuntimeError("swap_average() needs averages: an optimizer with average=... that has taken a step")
         aside, self._swapped = self._swapped, None if self._swapped is not None else {}
-        self._pass, self._released = None, {}
+        self._forget_plans()
         for param, state in pairs:
             own, other = {"": param.detach(), **arrays_of(state, "param")}, arrays_of(state, AVERAGE)
             if {name: x.dtype for name, x in own.items()} == {name: x.dtype for name, x in other.items()}:
@@ -455,7 +459,7 @@ class Optimizer(torch.optim.Optimizer):
                         f"parameter {index} of group {number} is not one of the model that release_gradients() was given"
                     )
         self._services = self._services or StepServices(None, None, None, None)
-        self._pass, self._released = None, {}
+        self._forget_plans()
         self._release = self._services.release = Release(self._services, model, self._step_one)
         for group in self.param_groups:
             for param in group["params"]:

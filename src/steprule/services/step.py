@@ -270,6 +270,7 @@ class StepServices:
         steps: how many were taken.
         averaged: how many averages were taken.
         inverse_scale: what undoes a GradScaler's scale in this step.
+        rescales: whether there has been a GradScaler, so that kernels must multiply gradients.
         found: whether this step's gradients are not finite.
     """
 
@@ -284,6 +285,7 @@ class StepServices:
         self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = 0
         self.recent: deque[float] = deque(maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
         self.scaled, self.inverse_scale, self.found = False, 1.0, False
+        self.rescales = False
         self.release: Release | None = None
 
     @property
@@ -299,8 +301,9 @@ class StepServices:
     def static(self, group: Mapping[str, Any], gather: bool = False) -> Services:
         """What of these a kernel for the group does."""
         free = group.get("clip") is False
+        scales = self.rescales or isinstance(self.clip, (ClipNorm, ClipQuantile))
         return Services(
-            factor="row" if isinstance(self.clip, ClipAdaptive) and not free else "tensor",
+            factor="row" if isinstance(self.clip, ClipAdaptive) and not free else "tensor" if scales else "",
             limit=isinstance(self.clip, ClipValue) and not free,
             zero=self.nonfinite == "zero",
             average=self.average is not None,
@@ -472,6 +475,9 @@ class StepServices:
             self.scaled = False
             return
         self.scaled, self.inverse_scale, self.found = True, 1.0 if scale is None else 1.0 / float(scale), False
+        if not self.rescales:
+            self.rescales = True
+            optimizer._forget_plans()
         try:
             take_step()
         finally:
