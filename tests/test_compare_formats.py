@@ -1,4 +1,4 @@
-"""Formats in the specifications that `steprule compare` takes."""
+"""Formats and services in the specifications that `steprule compare` takes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from steprule.compare.spec import check, parse
         "sgd:lr=0.1,states=bfloat16",
         "adamw:dtype=bfloat16",
         "torch.Adam:dtype=float16",
+        "sgd:lr=0.1,clip=1.0,nonfinite=skip,average=0.9",
     ],
 )
 def test_formats_are_settings_without_quotes(text):
@@ -45,6 +46,7 @@ def test_weights_bring_the_model_to_bfloat16():
         ("adamw:states=8bits", "states=8bits; did you mean '8bit'"),
         ("adamw:weights=stochastics", "did you mean 'stochastic'"),
         ("adamw:dtype=int8", "dtype=int8"),
+        ("adamw:nonfinite=skipp", "did you mean 'skip'"),
         ("torch.AdamW:states=8bit", "no hyperparameter 'states'"),
     ],
 )

@@ -17,6 +17,8 @@ import steprule.optimizer
 from steprule.compare.errors import UsageError
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
 from steprule.rules import RULES
+from steprule.services.accumulate import GRAD_FORMATS
+from steprule.services.step import NONFINITE
 
 __all__ = ["Spec", "check", "import_dotted", "parse", "suggestion"]
 
@@ -184,7 +186,13 @@ def _split(text: str) -> list[str]:
     return parts if text else []
 
 
-_WORDS = {"states": ("None", *STATE_FORMATS), "weights": ("None", *WEIGHT_FORMATS), "dtype": ("float32", *HALVES)}
+_WORDS = {
+    "states": ("None", *STATE_FORMATS),
+    "weights": ("None", *WEIGHT_FORMATS),
+    "grads": ("None", *GRAD_FORMATS),
+    "nonfinite": ("None", *NONFINITE),
+    "dtype": ("float32", *HALVES),
+}
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
