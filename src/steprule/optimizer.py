@@ -30,14 +30,14 @@ from steprule.formats import (
 )  # fmt: skip
 from steprule.formats.tensors import decode
 from steprule.passes import Entry, Pass
-from steprule.rule import Rule, check_hyperparameters, check_names
+from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
 from steprule.services import Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import as_average, average_format
 from steprule.services.clip import Clip, ClipValue, as_clip
 from steprule.services.release import Release
-from steprule.services.step import NONFINITE, StepServices
+from steprule.services.step import NONFINITE, RESERVED, StepServices
 from steprule.states import (
     DTYPES,
     FORMAT_OPTIONS,
@@ -127,6 +127,9 @@ class Optimizer(torch.optim.Optimizer):
                 own = list(inspect.signature(cls.__init__).parameters.values())[1:]
                 cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
             return
+        for name in (*rule.hyperparameters, *rule.states):
+            if name in (*_OPTIONS, *RESERVED, AVERAGE):
+                raise RuleError(f"{rule.__name__}: {name!r} is a name that every optimizer has; choose another")
         cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
         kind = inspect.Parameter
         parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
@@ -248,12 +251,22 @@ class Optimizer(torch.optim.Optimizer):
             self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_services": self._services} if self._services is not None else {}
+        if self._swapped is not None:
+            raise RuntimeError("the weights are swapped with their averages: call swap_average() before copying")
+        own: dict[str, Any] = {"_services": self._services} if self._services is not None else {}
+        if self._accumulator is not None:
+            own["_grads"] = self._accumulator.kind
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        grads = state.get("_grads")
+        super().__setstate__({name: value for name, value in state.items() if name != "_grads"})
         self._pass = None
+        if grads is not None:  # a copy, whose parameters have no hooks
+            self._accumulator = Accumulator(grads)
+            for group in self.param_groups:
+                for param in group["params"]:
+                    self._accumulator.watch(param)
         loading = self.__dict__.setdefault("_loading", None)
         if loading is not None:
             loading.restore(self)
@@ -347,6 +360,8 @@ class Optimizer(torch.optim.Optimizer):
     @clip.setter
     def clip(self, value: Any) -> None:
         wanted = as_clip(value)
+        if wanted is None and self._services is None:
+            return
         if self._services is None:
             raise AttributeError(f"clip={value!r} needs an optimizer that was made with a clip, nonfinite, ...")
         _check_clip(wanted, self.param_groups)
@@ -364,9 +379,9 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> Tensor:
-        """The norm of the last step's gradients before clipping, of the clip's norm_type, a 0-dim float32 tensor.
+        """The norm of the gradients of the last step that was taken, before clipping: a 0-dim float32 tensor.
 
-        NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
+        Of the clip's norm_type. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
         """
         return torch.tensor(self._services.norm if self._services is not None else float("nan"))
 
@@ -432,7 +447,9 @@ class Optimizer(torch.optim.Optimizer):
         """From now on steps every parameter inside backward, as soon as its gradient is complete, and drops that.
 
         Gradients then never all exist at once. `step` is still called after backward: it closes the step, with its
-        hooks, and learning rate schedules follow it as ever. See `steprule.services.release` for what is exact.
+        hooks, and learning rate schedules follow it as ever. What is set between backward and `step` (a learning
+        rate, say) holds from the next step on, and every backward pass through these parameters must be one of their
+        own: losses that should not train them need `requires_grad=False` or `torch.autograd.grad`. See `steprule.services.release` for what is exact.
 
         Args:
             model: whose backward passes to hook: the DistributedDataParallel module where there is one.
@@ -497,11 +514,13 @@ class Optimizer(torch.optim.Optimizer):
                 self._released[param] = fresh
 
     def _move_resting_averages(self, stepped: set[Tensor]) -> None:
-        assert self._services is not None
+        """Brings the averages of all other parameters towards those."""
+        services = self._services
+        assert services is not None
         for group in self.param_groups:
             for param in group["params"]:
                 if param not in stepped and AVERAGE in self.state.get(param, {}):
-                    move_resting_average(param, group, self.state[param], self._services)
+                    move_resting_average(param, group, self.state[param], services.average_weight, services.averaged)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -684,8 +703,11 @@ class _Loading:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
         if optimizer._services is not None:
             optimizer._services.load_state_dict(self._source.get("services", {}))
-            if not any(AVERAGE in state for state in self._source["state"].values()):
+            averaged = [state for state in self._source["state"].values() if AVERAGE in state]
+            if not averaged:
                 optimizer._services.averaged = 0
+            elif "services" not in self._source:  # taken off by someone who knows states and groups only
+                optimizer._services.averaged = max(int(state.get("step", 1)) for state in averaged)
         for group, free in zip(optimizer.param_groups, self._free, strict=True):
             if free:
                 group["clip"] = False
@@ -776,7 +798,7 @@ def _check_parameters(group: Mapping[str, Any], services: StepServices | None) -
                 raise ValueError(f"{name}={value!r} does not take {kind} (parameter {index} of its group)")
         if services is not None and (is_subclass or group["differentiable"]):
             what = f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
-            raise ValueError(f"{' and '.join(services.names)} do{'es' * (len(services.names) == 1)} not go with {what}")
+            raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
     _check_clip(services.clip if services is not None else None, [group])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from steprule.engine.plan import Plan
 from steprule.engine.trace import static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, dither, mix, weight_format
 from steprule.formats.tensors import element_random, encode, zeros
+from steprule.services.accumulate import weakly
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
 from steprule.services.step import Loose, Member, StepServices, Work
@@ -29,7 +30,6 @@ from steprule.states import (
     arrays_of,
     convert,
     correction_dtype,
-    move_resting_average,
     name_of,
     set_arrays,
     state_format,
@@ -67,7 +67,12 @@ class Entry:
         self.services = optimizer._services
         self.averages = self.services is not None and self.services.average is not None
         accumulator = optimizer._accumulator
-        self.corrected = accumulator is not None and param in accumulator.corrections and self.grad.dtype == param.dtype
+        self.corrected = (
+            accumulator is not None
+            and param in accumulator.corrections
+            and self.grad.dtype == param.dtype
+            and not self.grad.is_sparse
+        )
         self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
         self._check(f"parameter {index} of group {number}" + self._name(index))
         self.formats = self._formats()
@@ -192,10 +197,10 @@ class Entry:
             self.state.pop("param_correction", None)
         elif kept is None or name_of(kept.dtype) != wanted:
             self.state["param_correction"] = zeros(self.formats["param"], self.param)["_correction"]
-        if AVERAGE in self.formats and AVERAGE not in self.state:
-            set_arrays(
-                self.state, AVERAGE, {"": self.param.detach().clone(), **_clones(arrays_of(self.state, "param"))}
-            )
+        if AVERAGE in self.formats:
+            if AVERAGE not in self.state:
+                own = {"": self.param.detach(), **arrays_of(self.state, "param")}
+                set_arrays(self.state, AVERAGE, {name: x.clone() for name, x in own.items()})
             convert(self.state, AVERAGE, self.formats[AVERAGE], self.param)
 
     def restore_state(self) -> None:
@@ -351,20 +356,10 @@ class Pass:
             if services is not None:
                 members = [entry.member() for entry in bucket]
                 self._works.append(Work((kernel, kernels[-1]), plan, members, bucket[0].formats))
-        self._launchers: list[Callable[[], Any]]
-        if services is None:
-            self._launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel, plan, _ in self._plans]
-            self._written = self._params
-        else:
-            self._launchers, self._written = [self._serve], []
-            self._resting = [
-                (p, group, optimizer.state[p])
-                for group in groups
-                for p in group["params"]
-                if whole and p.grad is None and AVERAGE in optimizer.state.get(p, {})
-            ]
-        if optimizer._accumulator is not None:
-            self._launchers.insert(0, optimizer._accumulator.settle)
+        self._launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel, plan, _ in self._plans]
+        self._accumulator = optimizer._accumulator
+        self._move_resting_averages = weakly(optimizer._move_resting_averages)
+        self._stepped = {entry.param for entry in entries}
         self._entries = entries
 
     def run(self, optimizer: Optimizer) -> bool:
@@ -393,9 +388,14 @@ class Pass:
             for _, plan, part in self._plans:
                 plan.set_grads(grad_at[part])
             self._grad_at = grad_at
+        if self._accumulator is not None:
+            self._accumulator.settle()
+        if self._services is not None:
+            self._serve()
+            return True
         for launch in self._launchers:
             launch()
-        _count_write(self._written)
+        _count_write(self._params)
         return True
 
     def launch(self) -> bool:
@@ -406,7 +406,7 @@ class Pass:
             return self._serve(entries, loose)
         for launch in self._launchers:
             launch()
-        _count_write(self._written)
+        _count_write(self._params)
         for entry in loose:
             entry.step_eagerly(None, False)
         return True
@@ -418,7 +418,7 @@ class Pass:
         around = services.release or services
         others = [entry.member() for entry in loose]
         parts: list[Any] = [*self._works, *others]
-        if not (parts or self._resting):
+        if not parts and services.average is None:
             return True
         if not around.begin(parts):
             return False
@@ -431,8 +431,8 @@ class Pass:
         if services.average is not None:
             for entry in entries if services.averaged == 0 else ():
                 entry.start_average()
-            for param, group, state in self._resting:
-                move_resting_average(param, group, state, services)
+            if self._whole:
+                self._move_resting_averages(self._stepped)
         around.finish(parts, gather)
         return True
 
@@ -530,7 +530,3 @@ def _is_dense(x: Tensor) -> bool:
                 return False
             expected *= size
     return True
-
-
-def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.clone() for name, x in tensors.items() if name}

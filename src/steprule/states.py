@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from steprule.engine.trace import nonnegative_states
-from steprule.formats import FORMATS, dither, mix, weight_format
+from steprule.formats import FORMATS, dither, mix
 from steprule.formats import state_format as choose_state_format
 from steprule.formats.tensors import decode, element_random, encode
 from steprule.rule import Rule
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
-from steprule.services.step import StepServices
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
 PLAIN = ("float64", "float32", "bfloat16", "float16")
@@ -101,23 +100,18 @@ def step_options(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
     return {"dtype": torch.float64 if double else torch.float32, "device": param.device if on_device else "cpu"}
 
 
-def move_resting_average(
-    param: Tensor, group: Mapping[str, Any], state: dict[str, Any], services: StepServices
-) -> None:
-    """Brings the average of a parameter without a gradient towards it."""
-    weight = services.average_weight
+def move_resting_average(param: Tensor, group: Mapping[str, Any], state: dict[str, Any], weight: float, n: int) -> None:
+    """Brings the average of a parameter without a gradient towards it, by this weight, after n averages."""
     if param.is_complex():
         state[AVERAGE].lerp_(param.detach(), weight)
         return
     kind = average_format(group.get("weights"), name_of(param.dtype))
-    value = decode(
-        weight_format(group.get("weights"), name_of(param.dtype)),
-        {"": param.detach(), **arrays_of(state, "param")},
-        param.shape,
-    )
+    convert(state, AVERAGE, kind, param)
+    own = {"": param.detach(), **arrays_of(state, "param")}
+    value = decode(kept_format({"param": param, **state}, "param"), own, param.shape)
     old = decode(kind, arrays_of(state, AVERAGE), param.shape)
-    random: Any = dither(group.get("seed", 0), services.averaged, 0)
+    random: Any = dither(group.get("seed", 0), n, 0)
     if FORMATS[kind].random == "element":
-        random = element_random(mix(group.get("seed", 0), services.averaged, 0), old)
+        random = element_random(mix(group.get("seed", 0), n, 0), old)
     for suffix, array in encode(kind, old + weight * (value - old), random).items():
         state[AVERAGE + suffix].copy_(array)

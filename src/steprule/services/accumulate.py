@@ -7,7 +7,9 @@ and what rounding took from it is kept beside it, in 8 or 16 bits (``"24bit"``, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -21,6 +23,17 @@ from steprule.pieces import Value
 from steprule.rule import Rule
 
 GRAD_FORMATS = ("float32", "24bit", "32bit")
+
+
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that does nothing once the method's object is gone, and does not keep it."""
+    reference = WeakMethod(method)
+
+    def hook(*args: Any) -> Any:
+        alive = reference()
+        return alive(*args) if alive is not None else None
+
+    return hook
 
 
 def processes() -> int:
@@ -48,6 +61,7 @@ class Accumulator:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.corrections: dict[Tensor, Tensor] = {}
+        self._frozen: list[Tensor] = []  # to be watched when they thaw
         self._nodes: list[Any] = []  # autograd would forget them and their hooks
         self._counts: dict[Tensor, int] = {}
         self._left: dict[Tensor, tuple[Any, int]] = {}  # the sum as autograd left it, and its version
@@ -58,7 +72,10 @@ class Accumulator:
 
     def watch(self, param: Tensor) -> None:
         """Prepares a parameter; only half-precision ones need it."""
-        if str(param.dtype).removeprefix("torch.") not in HALVES or not param.requires_grad:
+        if str(param.dtype).removeprefix("torch.") not in HALVES:
+            return
+        if not param.requires_grad:
+            self._frozen.append(param)
             return
         if self.kind == "float32":
             param.grad_dtype = torch.float32
@@ -67,12 +84,16 @@ class Accumulator:
         self.corrections[param] = torch.zeros_like(param, dtype=low, requires_grad=False)
         # The node that adds to param.grad, and not param itself, whose hooks torch.autograd.grad would call as well.
         node: Any = torch.autograd.graph.get_gradient_edge(param).node
-        node.register_prehook(lambda grads: self._add(param, grads[0]))
+        add = weakly(self._add)
+        node.register_prehook(lambda grads: add(param, grads[0]))
         self._nodes.append(node)
-        param.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+        param.register_post_accumulate_grad_hook(weakly(self._note))  # type: ignore[no-untyped-call]
 
     def settle(self) -> None:
         """Drops corrections of gradients that someone has changed since: they belong to other numbers."""
+        frozen, self._frozen = self._frozen, []
+        for param in frozen:
+            self.watch(param)
         for param, correction in self.corrections.items():
             if param.grad is not None and not self._is_untouched(param, param.grad):
                 correction.zero_()
@@ -83,8 +104,8 @@ class Accumulator:
         return decode(kind, {"": grad, "_correction": self.corrections[param]}, param.shape)
 
     def _note(self, param: Tensor) -> None:
-        assert param.grad is not None
-        self._left[param] = TensorWeakRef(param.grad), param.grad._version
+        if param.grad is not None and not param.grad.is_sparse:
+            self._left[param] = TensorWeakRef(param.grad), param.grad._version
 
     def _is_untouched(self, param: Tensor, grad: Tensor) -> bool:
         left, version = self._left.get(param, (None, 0))
@@ -98,7 +119,7 @@ class Accumulator:
                 f'grads="{self.kind}" is for one process: what rounding took would not be averaged over processes'
             )
         correction, total = self.corrections[param], param.grad
-        if total is None:
+        if total is None or total.is_sparse or grad.is_sparse:
             correction.zero_()
             return None
         if not self._is_untouched(param, total):

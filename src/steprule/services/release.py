@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steprule.services.accumulate import processes
+from steprule.services.accumulate import processes, weakly
 from steprule.services.step import Loose, Member, Row, StepServices, Work
 
 
@@ -62,7 +62,7 @@ class Release:
         """Hooks a parameter."""
         self._params.append(param)
         if self._ddp is None and param.requires_grad:
-            param.register_post_accumulate_grad_hook(self._complete)  # type: ignore[no-untyped-call]
+            param.register_post_accumulate_grad_hook(weakly(self._complete))  # type: ignore[no-untyped-call]
 
     # Inside backward
 
@@ -103,11 +103,6 @@ class Release:
             return future.value()[0]  # type: ignore[no-any-return]
 
         return reduced.then(step)
-
-    @property
-    def gathers(self) -> bool:
-        """Whether telemetry looks at this step."""
-        return self.services.gathers
 
     def begin(self, parts: Sequence[Work | Loose]) -> bool:
         """As `StepServices.begin`, for one parameter."""
@@ -169,22 +164,33 @@ class Release:
             raise RuntimeError(
                 "measure() comes before the step's other backward pass, and after step() of the one before"
             )
-        self._begin_anew()
+        self._drop_measurement()
         others = [(param, param.grad) for param in self._model.parameters()]  # some may be another optimizer's
         self._measuring = True
         try:
             for param, _ in others:
                 param.grad = None
             yield
+        except BaseException:
+            self._drop_measurement()
+            raise
         finally:
             self._measuring = False
             for param, grad in others:
                 param.grad = grad
         services = self.services
         norm = services.total(self._norms)
+        self._norms_before = services.norm, services.recent.copy()
         if not self._wrong and services.reads:
             services.remember(norm)
         self._verdict = services.factor(norm), self._wrong
+
+    def _drop_measurement(self) -> None:
+        """Forgets what a measuring pass has found if no step came of it."""
+        if self._verdict is not None:
+            self.services.norm, self.services.recent = self._norms_before
+        self._verdict = None
+        self._begin_anew()
 
     def step(self, move_resting: Callable[[set[Tensor]], None]) -> None:
         """Steps what backward has left, and closes the step.
@@ -204,6 +210,7 @@ class Release:
                 self._finish_with(param)
         stepped, services, verdict = self.stepped, self.services, self._verdict
         if not stepped:
+            self._drop_measurement()
             return
         wrong, services.found = self._wrong, bool(self._wrong)
         if wrong:

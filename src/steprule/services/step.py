@@ -156,9 +156,13 @@ class Loose(Member):
         super().__init__(name, place, param, free)
         self.grad = grad
         self.factor: Any = 1.0
-        self.members = [self]
         self.exempt = np.array([free])
         self.counts: dict[str, np.ndarray] = {}
+
+    @property
+    def members(self) -> list[Loose]:
+        """Itself, so that parts of a step are alike."""
+        return [self]
 
     def _values(self) -> Tensor:
         return self.grad.coalesce().values() if self.grad.is_sparse else self.grad.detach()
@@ -265,7 +269,7 @@ class StepServices:
         clip, nonfinite, average, telemetry: as the optimizer's arguments, None where off.
 
     Attributes:
-        norm: the norm of the last gradients that were read, unscaled; NaN before.
+        norm: the norm of the gradients of the last step that was taken, unscaled; NaN before.
         clipped, skipped, zeroed: how many steps were clipped or skipped, how many elements zeroed.
         steps: how many were taken.
         averaged: how many averages were taken.
@@ -445,6 +449,8 @@ class StepServices:
             sums[:, _COLUMNS.index("top_grad")] *= self.inverse_scale
             members = [member for member, *_ in ordered]
             names, sizes = [member.name for member in members], [member.param.numel() for member in members]
+            if len(set(names)) < len(names):  # of two models in two groups, say
+                names = [f"{name} ({member.place})" for name, member in zip(names, members, strict=True)]
             self.telemetry.add(self.steps, names, sizes, sums, self.clipped, self.skipped)
 
     def step_scaled(self, optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
@@ -470,9 +476,7 @@ class StepServices:
             scale = None if unscaled else scaler._get_scale_async()
             already = unscaled and any(bool(found) for found in state["found_inf_per_device"].values())
         if already and self.nonfinite != "zero":
-            self.scaled = True
-            self.refuse(["as GradScaler found"])
-            self.scaled = False
+            self.refuse(["as GradScaler found"], quietly=True)
             return
         self.scaled, self.inverse_scale, self.found = True, 1.0 if scale is None else 1.0 / float(scale), False
         if not self.rescales:
@@ -480,13 +484,17 @@ class StepServices:
             optimizer._forget_plans()
         try:
             take_step()
+        except RuntimeError:
+            if scaler is None:  # which then does not take them back
+                del optimizer.grad_scale, optimizer.found_inf
+            raise
         finally:
             self.scaled, self.inverse_scale = False, 1.0
             if scaler is not None and not unscaled:
                 found = torch.full((), float(self.found), device=scale.device)
                 state["found_inf_per_device"] = {scale.device: found}
 
-    def refuse(self, wrong: Sequence[str], whole: bool = True) -> None:
+    def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
         """Counts and reports a step that is not taken, or not for these.
 
         Raises:
@@ -496,7 +504,9 @@ class StepServices:
         if self.nonfinite == "raise":
             raise RuntimeError(f"gradients are not finite: {names}; the step was not taken and nothing has changed")
         self.skipped += 1
-        level = logging.INFO if self.scaled else logging.WARNING  # scalers look for the largest scale that works
+        level = (
+            logging.INFO if self.scaled or quietly else logging.WARNING
+        )  # scalers look for the largest scale that works
         what = "step skipped" if whole else "step skipped for some parameters"
         logger.log(level, "steprule: %s, gradients are not finite: %s", what, names)
 
@@ -511,9 +521,11 @@ class StepServices:
         """Takes over what `state_dict` returned; what is missing stays as it is."""
         for name in _REMEMBERED:
             setattr(self, name, state.get(name, getattr(self, name)))
-        self.recent = deque(state.get("recent", ()), self.recent.maxlen)
+        self.recent = deque(state.get("recent", self.recent), self.recent.maxlen)
 
 
+RESERVED = ("clip_value", "average_weight", "grad_factor")
+"""What services call their numbers in kernels, which no rule may."""
 _REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
 _COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
 Row = tuple[Member, float, np.ndarray]
