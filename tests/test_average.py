@@ -562,5 +562,5 @@ def test_every_optimizer_takes_and_explains_it(rule):
 
 
 def test_differentiable_steps_have_none():
-    with pytest.raises(ValueError, match="average does not go with differentiable=True"):
+    with pytest.raises(ValueError, match="average and differentiable=True do not go together"):
         make(average=DECAY, differentiable=True)

@@ -486,5 +486,5 @@ def test_it_is_for_the_whole_optimizer():
     optimizer = make()
     with pytest.raises(ValueError, match=r"telemetry=2 in a parameter group: it is for the whole optimizer"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "telemetry": 2})
-    with pytest.raises(ValueError, match="telemetry does not go with differentiable=True"):
+    with pytest.raises(ValueError, match="telemetry and differentiable=True do not go together"):
         make(differentiable=True)
