@@ -20,7 +20,7 @@ from steprule.formats.tensors import element_random, encode, zeros
 from steprule.services.accumulate import weakly
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
-from steprule.services.step import Loose, Member, StepServices, Work
+from steprule.services.step import Loose, Member, StepServices, Work, row_of
 from steprule.states import (
     DTYPES,
     FORMAT_OPTIONS,
@@ -474,7 +474,7 @@ def _plan(
         step_at=list(map(_ADDRESS, steps)) if keeps_step else None,
         step_is_double=[step.dtype == torch.float64 for step in steps],
         first_steps=[0.0 if entry.is_new else 1.0 for entry in bucket],
-        rows=[entry.member().row for entry in bucket] if kernel.source.grouped or by_row else None,
+        rows=[row_of(entry.param) for entry in bucket] if kernel.source.grouped or by_row else None,
         numbers=[entry.place for entry in bucket],
         by_row=by_row,
         tallies=max(len(one.source.tallies) for one in kernels),

@@ -26,7 +26,7 @@ class Plan:
         step_at: the address of each tensor's kept step, or None to keep it in the plan.
         step_is_double: whether each kept step is float64 (else float32); ignored where step_at is None.
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
-        rows: for kernels that work in groups, the elements of one row of each tensor.
+        rows: for kernels that work in groups or by row, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
         tallies: how many numbers each piece of a chunk leaves in `partials`. Pieces do not depend on what else there is.

@@ -102,7 +102,7 @@ def write_reading(kind: str, dtype: str, zero: bool, check: bool) -> str:
     if zero:
         body.append(f"x = x if abs(x) < inf else {'float64' if dtype == 'float64' else 'float32'}(0)")
     body.append(one)
-    hidden = check and (kind in ("smallest", "nonzero", "power"))
+    hidden = check and kind in ("smallest", "nonzero", "power")
     if hidden:
         body.append("wrong = add_up(wrong, float64(x - x))")
         start, result = f"{start}\n    wrong = 0.0", f"{result} + wrong"
@@ -161,8 +161,8 @@ class Reading:
             owners += [tensor] * (-(-size // stretch) if size else 0)
         self._pieces = np.array(pieces[::-1], np.int64).reshape(-1, 5)  # what is read last is in the cache for the step
         self._owners = np.array(owners, np.int64)
-        self.sums = np.zeros(place + 1, np.float64)
-        header = [self._next, len(pieces), self._pieces, addresses, self._count, self.sums, self._power, place]
+        self._sums = np.zeros(place + 1, np.float64)
+        header = [self._next, len(pieces), self._pieces, addresses, self._count, self._sums, self._power, place]
         self._header = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x for x in header], np.int64)
         self._address = _kernel(self._kind, dtype, zero, check)
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._address)
@@ -176,7 +176,7 @@ class Reading:
             self._run(at)
         else:
             run_together(self._address, at, workers)
-        return self.sums[:-1]
+        return self._sums[:-1]
 
     def by_tensor(self, threads: Callable[[], int]) -> np.ndarray:
         """Each tensor's sum (or largest or smallest absolute value)."""

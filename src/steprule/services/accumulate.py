@@ -21,6 +21,7 @@ from steprule.formats import HALVES, dither, weight_format
 from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
 from steprule.rule import Rule
+from steprule.states import name_of
 
 GRAD_FORMATS = ("float32", "24bit", "32bit")
 
@@ -72,7 +73,7 @@ class Accumulator:
 
     def watch(self, param: Tensor) -> None:
         """Prepares a parameter; only half-precision ones need it."""
-        if str(param.dtype).removeprefix("torch.") not in HALVES:
+        if name_of(param.dtype) not in HALVES:
             return
         if not param.requires_grad:
             self._frozen.append(param)
@@ -100,7 +101,7 @@ class Accumulator:
 
     def wide(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient with its correction, in float32."""
-        kind = self.format(str(param.dtype).removeprefix("torch."))
+        kind = self.format(name_of(param.dtype))
         return decode(kind, {"": grad, "_correction": self.corrections[param]}, param.shape)
 
     def _note(self, param: Tensor) -> None:
@@ -124,7 +125,7 @@ class Accumulator:
             return None
         if not self._is_untouched(param, total):
             correction.zero_()
-        dtype = str(param.dtype).removeprefix("torch.")
+        dtype = name_of(param.dtype)
         kind = self.format(dtype)
         count = self._counts[param] = self._counts.get(param, 0) + 1
         if (

@@ -31,6 +31,11 @@ logger = logging.getLogger("steprule")
 NONFINITE = ("skip", "zero", "raise")
 
 
+def row_of(param: Tensor) -> int:
+    """The elements of one index of a parameter's first dimension; all of a vector's, and at least 1."""
+    return max(row_length(param.shape) if param.dim() > 1 else param.numel(), 1)
+
+
 class Member:
     """A parameter of a step, as services see it.
 
@@ -50,7 +55,7 @@ class Member:
     @property
     def row(self) -> int:
         """Elements that adaptive clipping takes together."""
-        return max(row_length(self.param.shape) if self.param.dim() > 1 else self.param.numel(), 1)
+        return row_of(self.param)
 
 
 class Work:
