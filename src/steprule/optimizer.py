@@ -51,6 +51,7 @@ from steprule.states import (
     name_of,
     own_copy,
     state_format,
+    weight_arrays,
 )
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
@@ -293,26 +294,16 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             KeyError: the parameter is not the optimizer's or has no such state yet.
         """
-        for group in self.param_groups:
-            if any(param is other for other in group["params"]):
-                break
-        else:
+        if not any(param is other for group in self.param_groups for other in group["params"]):
             raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
         state = self.state.get(param, {})
-        if name == "param":
-            kind = weight_format(group.get("weights"), name_of(param.dtype))
-            if "param_correction" not in state:
-                kind = name_of(param.dtype)
-            if kind not in FORMATS:  # complex
-                return param.detach().clone()
-            arrays = {"": param.detach(), **arrays_of(state, "param")}
-        elif isinstance(state.get(name), Tensor):
-            kind, arrays = kept_format(state, name), arrays_of(state, name)
-            if kind not in FORMATS:  # complex
-                return state[name].clone()  # type: ignore[no-any-return]
-        else:
+        kept = {**state, "param": param.detach()}
+        if not isinstance(kept.get(name), Tensor):
             raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-        value = decode(kind, arrays, param.shape)
+        kind = kept_format(kept, name)
+        if kind not in FORMATS:  # complex
+            return kept[name].clone()  # type: ignore[no-any-return]
+        value = decode(kind, arrays_of(kept, name), param.shape)
         return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
 
     def plain_state_dict(self) -> dict[str, Any]:
@@ -421,7 +412,7 @@ class Optimizer(torch.optim.Optimizer):
         aside, self._swapped = self._swapped, None if self._swapped is not None else {}
         self._forget_plans()
         for param, state in pairs:
-            own, other = {"": param.detach(), **arrays_of(state, "param")}, arrays_of(state, AVERAGE)
+            own, other = weight_arrays(param, state), arrays_of(state, AVERAGE)
             if {name: x.dtype for name, x in own.items()} == {name: x.dtype for name, x in other.items()}:
                 for name, x in own.items():
                     kept = x.clone()
@@ -449,7 +440,8 @@ class Optimizer(torch.optim.Optimizer):
         Gradients then never all exist at once. `step` is still called after backward: it closes the step, with its
         hooks, and learning rate schedules follow it as ever. What is set between backward and `step` (a learning
         rate, say) holds from the next step on, and every backward pass through these parameters must be one of their
-        own: losses that should not train them need `requires_grad=False` or `torch.autograd.grad`. See `steprule.services.release` for what is exact.
+        own: losses that should not train them need `requires_grad=False` or `torch.autograd.grad`. See
+        `steprule.services.release` for what is exact.
 
         Args:
             model: whose backward passes to hook: the DistributedDataParallel module where there is one.

@@ -15,11 +15,11 @@ from steprule.engine.cpu import Kernel
 from steprule.engine.eager import step_tensors
 from steprule.engine.plan import Plan
 from steprule.engine.trace import static_settings
-from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, dither, mix, weight_format
-from steprule.formats.tensors import element_random, encode, zeros
-from steprule.services.accumulate import weakly
+from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, weight_format
+from steprule.formats.tensors import zeros
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
+from steprule.services.hooks import weakly
 from steprule.services.step import Loose, Member, StepServices, Work, row_of
 from steprule.states import (
     DTYPES,
@@ -30,10 +30,12 @@ from steprule.states import (
     arrays_of,
     convert,
     correction_dtype,
+    encode_rounded,
     name_of,
     set_arrays,
     state_format,
     step_options,
+    weight_arrays,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Entry:
         self.place = place
         self.rule = optimizer.rule
         self.number = number
+        self.index = index
         self.group = group
         self.param = param
         self.grad: Tensor = param.grad  # type: ignore[assignment]
@@ -74,7 +77,8 @@ class Entry:
             and not self.grad.is_sparse
         )
         self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
-        self._check(f"parameter {index} of group {number}" + self._name(index))
+        name = self._given_name()
+        self._check(f"parameter {index} of group {number}" + (f" ({name})" if name else ""))
         self.formats = self._formats()
         self.arrays = (
             [(name, suffix) for name, kind in self.formats.items() for suffix, _ in FORMATS[kind].arrays]
@@ -83,12 +87,10 @@ class Entry:
         )
         self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
         self.is_fast = self._fits_the_cpu_engine()
-        self.index = index
 
     def member(self) -> Member:
         """The parameter as services see it: with its gradient if the eager engine steps it."""
-        names = self.group.get("param_names")
-        name = names[self.index] if names else f"{self.number}.{self.index}"
+        name = self._given_name() or f"{self.number}.{self.index}"
         free = self.group.get("clip") is False
         if self.is_fast:
             return Member(name, self.place, self.param, free)
@@ -100,9 +102,9 @@ class Entry:
             return self.optimizer._accumulator.wide(self.param, self.grad)  # type: ignore[union-attr]
         return self.grad
 
-    def _name(self, index: int) -> str:
+    def _given_name(self) -> str | None:
         names = self.group.get("param_names")
-        return f" ({names[index]})" if names else ""
+        return names[self.index] if names else None
 
     def _check(self, who: str) -> None:
         param, grad, group = self.param, self.grad, self.group
@@ -199,7 +201,7 @@ class Entry:
             self.state["param_correction"] = zeros(self.formats["param"], self.param)["_correction"]
         if AVERAGE in self.formats:
             if AVERAGE not in self.state:
-                own = {"": self.param.detach(), **arrays_of(self.state, "param")}
+                own = weight_arrays(self.param, self.state)
                 set_arrays(self.state, AVERAGE, {name: x.clone() for name, x in own.items()})
             convert(self.state, AVERAGE, self.formats[AVERAGE], self.param)
 
@@ -262,11 +264,9 @@ class Entry:
         return wide["param"]
 
     def _store(self, name: str, value: Tensor, step: int) -> None:
-        kind, seed = FORMATS[self.formats[name]], self.group.get("seed", 0)
-        random: Any = dither(seed, step, [*self.formats].index(name))
-        if kind.random == "element":
-            random = element_random(mix(seed, step, self.place + FIRST_ELEMENT_KEY), value)
-        for suffix, array in encode(self.formats[name], value, random).items():
+        operand, place = [*self.formats].index(name), self.place + FIRST_ELEMENT_KEY
+        arrays = encode_rounded(self.formats[name], value, self.group.get("seed", 0), step, operand, place)
+        for suffix, array in arrays.items():
             self.tensor(name, suffix).copy_(array)
 
     def _move_average(self, step: Any, new: Tensor | None = None) -> None:
@@ -284,7 +284,7 @@ class Entry:
 
     def start_average(self) -> None:
         """The first average is a copy of the weights, to the last bit."""
-        own = {"": self.param.detach(), **arrays_of(self.state, "param")}
+        own = weight_arrays(self.param, self.state)
         for suffix, array in arrays_of(self.state, AVERAGE).items():
             array.copy_(own[suffix])
 
@@ -348,6 +348,7 @@ class Pass:
         start = 0
         self._services = services = optimizer._services
         self._works: list[Work] = []
+        self._launchers: list[Callable[[], None]] = []
         for kernels, bucket in buckets:
             kernel = kernels[0]
             plan = _plan(kernels, bucket, groups, services)
@@ -356,7 +357,8 @@ class Pass:
             if services is not None:
                 members = [entry.member() for entry in bucket]
                 self._works.append(Work((kernel, kernels[-1]), plan, members, bucket[0].formats))
-        self._launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel, plan, _ in self._plans]
+            else:
+                self._launchers.append(kernel.launcher(plan, torch.get_num_threads))
         self._accumulator = optimizer._accumulator
         self._move_resting_averages = weakly(optimizer._move_resting_averages)
         self._stepped = {entry.param for entry in entries}

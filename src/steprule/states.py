@@ -56,6 +56,27 @@ def arrays_of(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     return {suffix: state[name + suffix] for suffix in ("", "_base", "_correction") if name + suffix in state}
 
 
+def weight_arrays(param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The arrays that a weight consists of: the parameter and, where there is one, its error-correction."""
+    return arrays_of({**state, "param": param.detach()}, "param")
+
+
+def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int, place: int) -> dict[str, Tensor]:
+    """`encode`, rounded as the format wants it at a step.
+
+    Args:
+        kind: the format.
+        value: what to encode.
+        seed, step: of the random bits.
+        operand: the number of the dither that all elements share.
+        place: the number of the key that elements draw from.
+    """
+    random: Any = dither(seed, step, operand)
+    if FORMATS[kind].random == "element":
+        random = element_random(mix(seed, step, place), value)
+    return encode(kind, value, random)
+
+
 def set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:
     """Puts others in their place."""
     for suffix in ("_base", "_correction"):
@@ -107,11 +128,8 @@ def move_resting_average(param: Tensor, group: Mapping[str, Any], state: dict[st
         return
     kind = average_format(group.get("weights"), name_of(param.dtype))
     convert(state, AVERAGE, kind, param)
-    own = {"": param.detach(), **arrays_of(state, "param")}
-    value = decode(kept_format({"param": param, **state}, "param"), own, param.shape)
     old = decode(kind, arrays_of(state, AVERAGE), param.shape)
-    random: Any = dither(group.get("seed", 0), n, 0)
-    if FORMATS[kind].random == "element":
-        random = element_random(mix(group.get("seed", 0), n, 0), old)
-    for suffix, array in encode(kind, old + weight * (value - old), random).items():
+    value = decode(kept_format({**state, "param": param}, "param"), weight_arrays(param, state), param.shape)
+    new = old + weight * (value - old)
+    for suffix, array in encode_rounded(kind, new, group.get("seed", 0), n, 0, 0).items():
         state[AVERAGE + suffix].copy_(array)

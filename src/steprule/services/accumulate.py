@@ -7,9 +7,7 @@ and what rounding took from it is kept beside it, in 8 or 16 bits (``"24bit"``, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -21,26 +19,10 @@ from steprule.formats import HALVES, dither, weight_format
 from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
 from steprule.rule import Rule
+from steprule.services.hooks import processes, weakly
 from steprule.states import name_of
 
 GRAD_FORMATS = ("float32", "24bit", "32bit")
-
-
-def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that does nothing once the method's object is gone, and does not keep it."""
-    reference = WeakMethod(method)
-
-    def hook(*args: Any) -> Any:
-        alive = reference()
-        return alive(*args) if alive is not None else None
-
-    return hook
-
-
-def processes() -> int:
-    """How many processes train together, by what torch.distributed knows."""
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 class Sum(Rule):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steprule.services.accumulate import processes, weakly
+from steprule.services.hooks import processes, weakly
 from steprule.services.step import Loose, Member, Row, StepServices, Work
 
 
@@ -108,15 +108,7 @@ class Release:
         """As `StepServices.begin`, for one parameter."""
         services = self.services
         norms = services.read(parts)
-        own = (
-            [
-                (member, float(norm))
-                for part, each in zip(parts, norms, strict=True)
-                for member, norm in zip(part.members, each, strict=True)
-            ]
-            if norms
-            else []
-        )
+        own = services.by_member(parts, norms)
         if self._measuring:
             self._norms += own
             self._wrong += services.not_finite(parts, norms)

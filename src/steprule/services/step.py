@@ -52,11 +52,6 @@ class Member:
         self.param = param
         self.free = free
 
-    @property
-    def row(self) -> int:
-        """Elements that adaptive clipping takes together."""
-        return row_of(self.param)
-
 
 class Work:
     """One plan's members, and the readings and factors of it.
@@ -91,7 +86,7 @@ class Work:
                 [member.param.numel() for member in self.members],
                 self._dtypes[operand],
                 norm_type,
-                [member.row for member in self.members] if by_row else None,
+                [row_of(member.param) for member in self.members] if by_row else None,
                 zero=services.nonfinite == "zero" and operand == 1,
                 check=services.guards,
             )
@@ -198,7 +193,7 @@ class Loose(Member):
         if not self.param.numel():
             return
         grad, param = (
-            x.reshape(-1, self.row).to(torch.complex128 if x.is_complex() else torch.float64)
+            x.reshape(-1, row_of(self.param)).to(torch.complex128 if x.is_complex() else torch.float64)
             for x in (self.grad.to_dense() if self.grad.is_sparse else self.grad.detach(), self.param.detach())
         )
         if services.nonfinite == "zero":
@@ -307,8 +302,8 @@ class StepServices:
         self.clip = clip
         self.recent = deque(self.recent, maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
 
-    def static(self, group: Mapping[str, Any], gather: bool = False) -> Services:
-        """What of these a kernel for the group does."""
+    def static(self, group: Mapping[str, Any]) -> Services:
+        """What of these a kernel for the group does in every step."""
         free = group.get("clip") is False
         scales = self.rescales or isinstance(self.clip, (ClipNorm, ClipQuantile))
         return Services(
@@ -316,7 +311,6 @@ class StepServices:
             limit=isinstance(self.clip, ClipValue) and not free,
             zero=self.nonfinite == "zero",
             average=self.average is not None,
-            gather=gather and self.telemetry is not None,
         )
 
     def numbers(self) -> dict[str, float]:
@@ -362,7 +356,7 @@ class StepServices:
             self.refuse(wrong)
             return False
         if norms:
-            self.remember(self.total(zip(chain(*(part.members for part in parts)), chain(*norms), strict=True)))
+            self.remember(self.total(self.by_member(parts, norms)))
         self.clipped += self.set_factors(parts, norms, self.factor(self.norm))
         return True
 
@@ -375,6 +369,12 @@ class StepServices:
     def read(self, parts: Sequence[Work | Loose]) -> list[np.ndarray]:
         """Every member's norm, by part, or nothing if no service wants to know."""
         return [part.norms(self) for part in parts] if self.reads else []
+
+    @staticmethod
+    def by_member(parts: Sequence[Work | Loose], norms: Sequence[np.ndarray]) -> list[tuple[Member, float]]:
+        """Each member with its norm; none if nothing was read."""
+        members = chain.from_iterable(part.members for part in parts) if norms else ()
+        return list(zip(members, map(float, chain(*norms)), strict=True))
 
     def not_finite(self, parts: Sequence[Work | Loose], norms: Sequence[np.ndarray]) -> list[str]:
         """The names of members for whose sake the step is not to be taken."""
@@ -509,9 +509,8 @@ class StepServices:
         if self.nonfinite == "raise":
             raise RuntimeError(f"gradients are not finite: {names}; the step was not taken and nothing has changed")
         self.skipped += 1
-        level = (
-            logging.INFO if self.scaled or quietly else logging.WARNING
-        )  # scalers look for the largest scale that works
+        # A scaler looks for the largest scale that works, so with one this is nothing to worry about.
+        level = logging.INFO if self.scaled or quietly else logging.WARNING
         what = "step skipped" if whole else "step skipped for some parameters"
         logger.log(level, "steprule: %s, gradients are not finite: %s", what, names)
 
