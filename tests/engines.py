@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from steprule.engine import cpu
+from steprule.engine import cpu, gpu
 from steprule.engine.eager import step_tensors
+from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.plan import Plan
 from steprule.rule import Rule
 
@@ -67,3 +68,33 @@ def run_eager(
 
 def as_float64(tensor: torch.Tensor) -> np.ndarray:
     return tensor.double().numpy()
+
+
+GPU_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the GPU engine's kernels are run; on the CPU it is Triton's interpreter that runs them."""
+
+
+def run_gpu(
+    rule: type[Rule], hyper: Mapping[str, Any], operands: Operands, step: int, maximize: bool = False
+) -> Operands:
+    """One step by the GPU engine's kernel, on copies."""
+    fresh = {name: value.to(GPU_DEVICE, copy=True) for name, value in operands.items()}
+    dtypes = [str(value.dtype).removeprefix("torch.") for value in fresh.values()]
+    kernel = gpu.compiled(rule, hyper, maximize, dtypes)
+    kernel.launcher(make_gpu_plan(kernel, [fresh], hyper, step))()
+    return {name: value.cpu() for name, value in fresh.items()}
+
+
+def make_gpu_plan(
+    kernel: gpu.Kernel, tensors: Sequence[Operands], hyper: Mapping[str, Any], step: int, **options: Any
+) -> GpuPlan:
+    return GpuPlan(
+        GPU_DEVICE,
+        kernel.source,
+        addresses=[[row[name + suffix].data_ptr() for row in tensors] for name, suffix in kernel.source.arrays],
+        sizes=[row["param"].numel() for row in tensors],
+        groups=[0] * len(tensors),
+        hyper=[kernel.numbers(hyper)],
+        first_steps=[step - 1.0] * len(tensors),
+        **options,
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bounds import Bound
-from engines import as_float64, make_plan, random_operands, run_cpu, run_eager
+from engines import as_float64, make_plan, random_operands, run_cpu, run_eager, run_gpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from settings import IDS, VARIANTS
@@ -17,7 +17,7 @@ from steprule.engine.eager import oracle
 from steprule.engine.trace import scalar_values, trace
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-ENGINES = {"cpu": run_cpu, "eager": run_eager}
+ENGINES = {"cpu": run_cpu, "eager": run_eager, "gpu": run_gpu}
 
 
 def assert_within_bound(rule, hyper, operands, step, maximize, result):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steprule.engine.trace import Expression, Formula, scalar_name
@@ -25,6 +25,7 @@ _CALLS = {
     "minimum": "smaller({}, {})",
     "where": "({1} if {0} else {2})",
     "pow": "({} ** {})",
+    "multiply_add": "multiply_add({}, {}, {})",
 }
 
 _TEMPLATE = '''"""{title}
@@ -203,7 +204,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     """
     real = compute_dtype(formats)
     chosen = {name: FORMATS[text] for name, text in zip(formula.operands, formats, strict=True)}
-    writer = _Writer(formula, real, _stored(chosen["param"]))
+    writer = Writer(formula, real, stored(chosen["param"]))
     arrays = [(name, suffix) for name, one in chosen.items() for suffix, _ in one.arrays]
     arrays.sort(key=lambda array: array not in (("param", ""), ("grad", "")))
     dtypes = {(name, suffix): dtype for name, one in chosen.items() for suffix, dtype in one.arrays}
@@ -223,7 +224,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     bases: list[str] = []
     rooms: list[str] = []
     for name, one in chosen.items():
-        local = _local(name)
+        local = local_name(name)
         own = [f"load_{name}{suffix}({name}{suffix}_at, i)" for suffix, _ in one.arrays if suffix != "_base"]
         value = one.load.format(*own, base=f"{name}_base")
         kept = one.arrays[0][1]
@@ -293,7 +294,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         between += [f"tally_group({name}_lanes, seen_{name}_room)" for name in formula.gathered]
 
     scalar_lines = [
-        f"{_local(scalar_name(name, index))} = hyper[{position}]"
+        f"{local_name(scalar_name(name, index))} = hyper[{position}]"
         for position, (name, index) in enumerate(formula.scalars)
     ]
     seed = f"hyper[{len(formula.scalars)}]"
@@ -356,7 +357,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     return Source(text, tuple(arrays), grouped, uses_seed, tuple(tallies))
 
 
-def _stored(param: Format) -> str:
+def stored(param: Format) -> str:
     """What a new parameter is once stored: rounded if that loses anything for good, and as it is otherwise."""
     dtype = param.arrays[0][1]
     plain = len(param.arrays) == 1 and not param.random and dtype in HALVES
@@ -364,7 +365,7 @@ def _stored(param: Format) -> str:
 
 
 def _tally(
-    formula: Formula, param: Format, writer: _Writer, lines: list[str], grouped: bool
+    formula: Formula, param: Format, writer: Writer, lines: list[str], grouped: bool
 ) -> tuple[list[str], dict[str, str]]:
     """Adds the lines that keep count of what passes.
 
@@ -389,7 +390,7 @@ def _tally(
     if formula.gathered and param.random:  # what is rounded at random counts on average
         tallies["total_lost"] = "0.0"
     elif formula.gathered:
-        still = f"({_stored(param).format('seen_param')} == param) & (seen_grad != 0)"
+        still = f"({stored(param).format('seen_param')} == param) & (seen_grad != 0)"
         lines.append(f"total_lost = add_up(total_lost, {real}(1) if {still} else {real}(0))")
         carried.append("total_lost")
     for name in carried:
@@ -434,12 +435,30 @@ def _indent(lines: Sequence[str], depth: int) -> str:
     return "\n".join("    " * depth + line for line in lines)
 
 
-class _Writer:
-    """Expressions as text: scalars are collected in `hoisted`, shared subexpressions get a line of their own."""
+class Writer:
+    """Expressions as text: scalars are collected in `hoisted`, shared subexpressions get a line of their own.
 
-    def __init__(self, formula: Formula, real: str, stored: str) -> None:
+    Args:
+        formula: whose expressions.
+        real: the dtype of elements.
+        stored: what a new parameter, {0}, is once stored.
+        calls: how operations of elements are written; those that are missing are infix.
+        scalar_calls: how those of scalars are.
+        constant: how a scalar's constants are.
+    """
+
+    def __init__(
+        self,
+        formula: Formula,
+        real: str,
+        stored: str,
+        calls: Mapping[str, str] = _CALLS,
+        scalar_calls: Mapping[str, str] = _CALLS,
+        constant: str = "{!r}",
+    ) -> None:
         self.real = real
         self._stored = stored
+        self._calls, self._scalar_calls, self._constant = calls, scalar_calls, constant
         self.hoisted: dict[str, str] = {}
         self._locals: dict[int, str] = {}
         self._uses: Counter[int] = Counter()
@@ -460,7 +479,7 @@ class _Writer:
         if expression.scalar:
             return self._hoist(self.scalar(expression))
         if expression.op == "input":
-            return _local(expression.args[0])
+            return local_name(expression.args[0])
         if id(expression) in self._locals:
             return self._locals[id(expression)]
         text = self._element_text(expression, lines)
@@ -475,7 +494,7 @@ class _Writer:
         if op == "stored":
             return self._stored.format(self.element(args[0], lines))
         if op == "div" and args[1].scalar:  # a product is cheaper, and its factor is exact to float64
-            return f"({self.element(args[0], lines)} * {self._hoist(f'1.0 / {self.scalar(args[1])}')})"
+            return f"({self.element(args[0], lines)} * {self._hoist(f'{self._constant.format(1.0)} / {self.scalar(args[1])}')})"
         if op == "pow" and args[1].op == "constant" and args[1].args[0] in (2.0, 3.0):
             base = self.element(args[0], lines)
             if not base.isidentifier():
@@ -485,43 +504,45 @@ class _Writer:
                 base = local
             return f"({' * '.join([base] * int(args[1].args[0]))})"
         if op == "where" and args[0].scalar:
-            chosen = self._hoist(f"1.0 if {self.scalar(args[0])} else 0.0")
-            return f"({self.element(args[1], lines)} if {chosen} != {self._hoist('0.0')} else {self.element(args[2], lines)})"
+            one, zero = self._constant.format(1.0), self._constant.format(0.0)
+            chosen = self._hoist(self._scalar_calls["where"].format(self.scalar(args[0]), one, zero))
+            parts = [self.element(arg, lines) for arg in args[1:]]
+            return self._calls["where"].format(f"{chosen} != {self._hoist(zero)}", *parts)
         if op in ("add", "sub"):
             for product, other in ((args[1], args[0]), (args[0], args[1])):
                 if product.op == "mul" and not product.scalar and self._uses[id(product)] == 1:
                     a, b, c = (self.element(arg, lines) for arg in (*product.args, other))
                     if op == "sub" and product is args[1]:
-                        a = f"(-{a})"
+                        a = self._calls["neg"].format(a)
                     elif op == "sub":
-                        c = f"(-{c})"
-                    return f"multiply_add({a}, {b}, {c})"
-        return _render(op, [self.element(arg, lines) for arg in args])
+                        c = self._calls["neg"].format(c)
+                    return self._calls["multiply_add"].format(a, b, c)
+        return _render(op, [self.element(arg, lines) for arg in args], self._calls)
 
     def scalar(self, expression: Expression) -> str:
         """The expression in float64, outside the loop."""
         if expression.op == "input":
-            return _local(expression.args[0])
+            return local_name(expression.args[0])
         if expression.op == "constant":
-            return repr(expression.args[0])
-        return _render(expression.op, [self.scalar(arg) for arg in expression.args])
+            return self._constant.format(expression.args[0])
+        return _render(expression.op, [self.scalar(arg) for arg in expression.args], self._scalar_calls)
 
     def _hoist(self, text: str) -> str:
         return self.hoisted.setdefault(text, f"s{len(self.hoisted)}")
 
 
-def _render(op: str, args: list[str]) -> str:
-    if op in _INFIX:
-        return f"({args[0]} {_INFIX[op]} {args[1]})"
-    return _CALLS[op].format(*args)
+def _render(op: str, args: list[str], calls: Mapping[str, str]) -> str:
+    if op in calls:
+        return calls[op].format(*args)
+    return f"({args[0]} {_INFIX[op]} {args[1]})"
 
 
-def _local(name: str) -> str:
+def local_name(name: str) -> str:
     """A name for the kernel, out of the way of those that the kernel itself uses."""
     return name + "_" if _RESERVED.fullmatch(name) else name
 
 
 _RESERVED = re.compile(
-    r"piece|place|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|lanes|correction)|multiply_add|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
+    r"piece|place|tl|lib|triton|tensor|block|inside|element|bits|skip|zero|inverse|chunk|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|lanes|correction)|multiply_add|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
     r"numbers|scalars|hyper|update|run|array|scratch|weyl|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|uint32|cfunc|njit"
 )

@@ -122,10 +122,10 @@ def load_kernel(name: str, source: str) -> tuple[Path, int]:
     """The kernel's file and the address of its function, from the cache or compiled."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     folder_name = f"{name.lower()}_{digest}"
-    for cache_folder in (_cache_folder(), _temporary_folder()):
-        if cache_folder is None:
+    for parent in (cache_folder(), temporary_folder()):
+        if parent is None:
             continue
-        folder = cache_folder / folder_name
+        folder = parent / folder_name
         try:
             if _intact(folder):
                 try:
@@ -135,7 +135,7 @@ def load_kernel(name: str, source: str) -> tuple[Path, int]:
             shutil.rmtree(folder, ignore_errors=True)
             return _publish(name, source, folder)
         except OSError as error:
-            logger.warning("steprule: cannot use the kernel cache %s (%s)", cache_folder, error)
+            logger.warning("steprule: cannot use the kernel cache %s (%s)", parent, error)
     raise OSError(f"no folder can be written to compile {name} in; set STEPRULE_CACHE to one")
 
 
@@ -188,7 +188,7 @@ def _import(folder: Path, name: str) -> tuple[Path, int]:
 
 
 @cache
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
     """The folder for this machine's kernels, or None if there is none that is ours to write."""
     try:
         chosen = os.environ.get("STEPRULE_CACHE")
@@ -207,7 +207,7 @@ def _cache_folder() -> Path | None:
 
 
 @cache
-def _temporary_folder() -> Path:
+def temporary_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="steprule-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -325,11 +325,14 @@ def scalar_name(name: str, index: int | None) -> str:
     return name if index is None else f"{name}_{index}"
 
 
+def hyper_of(formula: Formula, hyper: Mapping[str, Any]) -> list[Any]:
+    """What stands for formula.scalars: numbers and 1-element tensors."""
+    return [hyper[name] if index is None else operator.getitem(hyper[name], index) for name, index in formula.scalars]
+
+
 def scalar_values(formula: Formula, hyper: Mapping[str, Any]) -> list[float]:
     """The numbers that stand for formula.scalars, as floats; 1-element tensors are read."""
-    return [
-        float(hyper[name] if index is None else operator.getitem(hyper[name], index)) for name, index in formula.scalars
-    ]
+    return list(map(float, hyper_of(formula, hyper)))
 
 
 def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,0 +1,151 @@
+"""The GPU engine: a rule compiled by Triton to one launch over all tensors.
+
+Before it a small one counts the steps and computes what no element changes. Both take all that they need from tables on
+the device, so that nothing waits for it and a CUDA graph can record them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule.engine.cpu import cache_folder, logger, temporary_folder
+from steprule.engine.gpu_codegen import Source, write_kernel
+from steprule.engine.gpu_plan import GpuPlan, Number
+from steprule.engine.trace import NO_SERVICES, Formula, Services, hyper_of, static_settings, trace
+from steprule.rule import Rule
+
+DEVICES = {"cuda"}
+"""The types of device that it serves."""
+TENSORS_AT_ONCE = 128
+"""Tensors that one program of the small launch takes."""
+
+
+@cache
+def is_available() -> bool:
+    """Whether Triton is installed; torch's builds for GPUs bring it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def serves(device: torch.device) -> bool:
+    """Whether tensors there are stepped by this engine."""
+    return device.type in DEVICES and is_available()
+
+
+class Kernel:
+    """A compiled formula.
+
+    Attributes:
+        formula: what it computes.
+        source: its text; source.arrays is the order of a plan's addresses.
+        path: the file it was made from.
+    """
+
+    def __init__(self, formula: Formula, source: Source, path: Path, module: Any) -> None:
+        self.formula = formula
+        self.source = source
+        self.path = path
+        self._prepare, self._update = module.prepare, module.update
+
+    def numbers(self, hyper: Mapping[str, Any]) -> list[Number]:
+        """A plan's row for these hyperparameters, among them ``seed`` if roundings are random.
+
+        Tensors on a device are left there.
+        """
+        values = [*hyper_of(self.formula, hyper)] + [hyper.get("seed", 0)] * self.source.random
+        return [x if isinstance(x, Tensor) and x.device.type in DEVICES else float(x) for x in values]
+
+    def launcher(self, plan: GpuPlan) -> Callable[[], None]:
+        """What takes every tensor of the plan one step further; returns before that is done.
+
+        Args:
+            plan: its addresses must be valid whenever the launcher is called, and till the device is through.
+        """
+        import triton.language as tl
+
+        prepare = self._prepare[(-(-plan.count // TENSORS_AT_ONCE),)]
+        update = self._update[(plan.chunk_count,)]
+        step = tl.float64 if plan.step_dtype == torch.float64 else tl.float32
+
+        def launch() -> None:
+            plan.read_hyper()
+            with _on(plan.device):
+                prepare(
+                    plan.step_at, plan.groups, plan.numbers, plan.hyper, plan.scalars, plan.bits, plan.skip, plan.count,
+                    STEP=step, SIZE=TENSORS_AT_ONCE, num_warps=4, enable_fp_fusion=False,
+                )  # fmt: skip
+                if plan.chunk_count:
+                    update(
+                        plan.addresses, plan.sizes, plan.chunks, plan.scalars, plan.bits, plan.factors, plan.partials,
+                        plan.skip, plan.count, num_warps=4, enable_fp_fusion=False,
+                    )  # fmt: skip
+
+        return launch
+
+
+def _on(device: torch.device) -> Any:
+    """A context in which launches go to the device."""
+    return torch.cuda.device(device) if device.type == "cuda" else _NOWHERE
+
+
+class _Nowhere:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+_NOWHERE = _Nowhere()
+_kernels: dict[Any, Kernel] = {}
+
+
+def compiled(
+    rule: type[Rule],
+    hyper: Mapping[str, Any],
+    maximize: bool,
+    formats: Sequence[str],
+    services: Services = NO_SERVICES,
+) -> Kernel:
+    """The kernel for a rule, made when first asked for; arguments and errors as for `steprule.engine.cpu.compiled`."""
+    key = (rule, static_settings(rule, hyper), maximize, tuple(formats), services)
+    if key not in _kernels:
+        formula = trace(rule, hyper, maximize, services)
+        title = f"{rule.__name__}: {(rule.__doc__ or 'a rule of your own.').strip().splitlines()[0]}"
+        source = write_kernel(title.replace("\\", "/").replace('"', "'"), formula, tuple(formats))
+        _kernels[key] = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
+    return _kernels[key]
+
+
+def load_kernel(name: str, text: str) -> tuple[Path, Any]:
+    """The kernel's file and module. Triton keeps what it makes of it in a cache of its own."""
+    file_name = f"{name.lower()}_gpu_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
+    for folder in (cache_folder(), temporary_folder()):
+        if folder is None:
+            continue
+        path = folder / file_name
+        try:
+            if not (path.is_file() and path.read_text() == text):
+                with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".draft", delete=False) as draft:
+                    draft.write(text)
+                os.replace(draft.name, path)
+            return path, _import(path)
+        except OSError as error:
+            logger.warning("steprule: cannot use the kernel cache %s (%s)", folder, error)
+    raise OSError(f"no folder can be written to keep {name} in; set STEPRULE_CACHE to one")
+
+
+def _import(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"steprule_kernel_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,172 @@
+"""The GPU engine's plan: the same tables as the CPU's, on the device, and filled without waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steprule.engine.gpu_codegen import Source
+from steprule.formats import GROUP
+
+Number = float | Tensor
+
+
+class Table:
+    """An array on a device that the host fills without waiting.
+
+    A copy to the device takes place later, from memory that must be left as it is till then. torch's caching
+    allocator of such memory sees to that, except where a CUDA graph records the copy, to be repeated whenever it is
+    replayed: what a recorded copy is made from is kept for good.
+
+    Args:
+        values: what it holds at first.
+        device: where.
+    """
+
+    def __init__(self, values: np.ndarray, device: torch.device) -> None:
+        self.tensor = torch.from_numpy(values).to(device)
+        self._is_pinned = device.type == "cuda"
+        self._recorded: list[Tensor] = []
+        self._spare = self._buffer() if self._is_pinned else None  # memory cannot be had while a graph is recorded
+
+    def _buffer(self) -> Tensor:
+        return torch.empty(self.tensor.shape, dtype=self.tensor.dtype, pin_memory=self._is_pinned)
+
+    def fill(self, values: np.ndarray) -> None:
+        """Other values.
+
+        Raises:
+            RuntimeError: a CUDA graph records this for a second time.
+        """
+        if self._is_pinned and torch.cuda.is_current_stream_capturing():
+            if self._spare is None:
+                raise RuntimeError(
+                    "a CUDA graph can record one step with new addresses or settings of an optimizer, and this is the second: "
+                    "take a step outside of the graph before each recording"
+                )
+            buffer, self._spare = self._spare, None
+            self._recorded.append(buffer)
+        else:
+            buffer = self._buffer()
+            if self._is_pinned and self._spare is None:
+                self._spare = self._buffer()
+        buffer.numpy()[...] = values
+        self.tensor.copy_(buffer, non_blocking=True)
+
+
+class GpuPlan:
+    """What one launch works through.
+
+    Args:
+        device: where all tensors are.
+        source: the kernel's.
+        addresses: for each of its arrays (param, grad, the others), the address of each tensor's first element.
+        sizes: each tensor's number of elements.
+        groups: each tensor's row in hyper.
+        hyper: a row of numbers for each parameter group; a tensor on the device is read there in every step.
+        step_at: the address of each tensor's kept step, or None to keep it in the plan.
+        step_dtype: of the kept steps, float32 or float64.
+        first_steps: for steps kept in the plan, how many steps each tensor has behind it.
+        rows: for kernels that work in groups or by row, the elements of one row of each tensor.
+        numbers: each tensor's number for what is random by the element.
+        by_row: whether each row has a factor of its own, and not each tensor; needs rows.
+        tallies: how many numbers each chunk leaves in `partials`.
+
+    Attributes:
+        skip: 1 where the launch is to change nothing, an int32 on the device.
+        factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
+        partials: for each chunk its tallies.
+        first_chunk: each tensor's.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        source: Source,
+        addresses: Sequence[Sequence[int]],
+        sizes: Sequence[int],
+        groups: Sequence[int],
+        hyper: Sequence[Sequence[Number]],
+        step_at: Sequence[int] | None = None,
+        step_dtype: torch.dtype = torch.float64,
+        first_steps: Sequence[float] = (),
+        rows: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
+        by_row: bool = False,
+        tallies: int = 0,
+    ) -> None:
+        count = len(sizes)
+        self.device, self.count, self.size = device, count, sum(sizes)
+
+        def table(values: Sequence[int] | np.ndarray, dtype: type = np.int64) -> Tensor:
+            return torch.from_numpy(np.array(values, dtype)).to(device)
+
+        self._host_addresses = np.array(addresses, np.int64).reshape(-1, count)
+        self._addresses = Table(self._host_addresses, device)
+        self._host_hyper = np.zeros((len(hyper), max(len(hyper[0]), 1)), np.float64)
+        self._hyper = Table(self._host_hyper, device)
+        self.set_hyper(hyper)
+        self._own_steps = table(first_steps, np.float64)
+        if step_at is None:
+            step_at = [self._own_steps.data_ptr() + 8 * i for i in range(count)]
+            step_dtype = torch.float64
+        self.step_dtype = step_dtype
+        self.step_at, self.groups = table(step_at), table(groups)
+        self.numbers = table(numbers or range(count))
+        rows = [max(row, 1) for row in rows or sizes]
+        in_tensor = [size // row if by_row and size else 1 for row, size in zip(rows, sizes, strict=True)]
+        self.first_factor = np.concatenate([[0], np.cumsum(in_tensor, dtype=np.int64)])
+        self.factors = torch.ones(int(self.first_factor[-1]), dtype=torch.float64, device=device)
+        self.sizes = table([*sizes, *rows, *self.first_factor[:-1]])
+        blocks = [-(-size // source.block) for size in sizes]
+        if source.grouped:
+            in_groups = [size // row * -(-row // GROUP) for size, row in zip(sizes, rows, strict=True)]
+            blocks = [-(-some // (source.block // GROUP)) for some in in_groups]
+        self.first_chunk = np.concatenate([[0], np.cumsum(blocks, dtype=np.int64)])
+        self.chunk_count = int(self.first_chunk[-1])
+        chunks = np.empty((self.chunk_count, 2), np.int32)
+        chunks[:, 0] = np.repeat(np.arange(count), blocks)
+        chunks[:, 1] = np.arange(self.chunk_count) - np.repeat(self.first_chunk[:-1], blocks)
+        self.chunks = table(chunks, np.int32)
+        self.partials = torch.zeros((self.chunk_count, tallies), dtype=torch.float64, device=device)
+        real = getattr(torch, source.real)
+        self.scalars = torch.zeros((count, max(source.scalars, 1)), dtype=real, device=device)
+        self.bits = torch.zeros((count, max(source.bits, 1)), dtype=torch.int32, device=device)
+        self.skip = torch.zeros(1, dtype=torch.int32, device=device)
+
+    @property
+    def addresses(self) -> Tensor:
+        """Of each array each tensor's first element."""
+        return self._addresses.tensor
+
+    @property
+    def hyper(self) -> Tensor:
+        """A row of numbers for each parameter group, but for those that are read on the device."""
+        return self._hyper.tensor
+
+    def set_grads(self, addresses: Sequence[int]) -> None:
+        """New addresses of the gradients, one a tensor."""
+        self._host_addresses[1] = addresses
+        self._addresses.fill(self._host_addresses)
+
+    def set_hyper(self, hyper: Sequence[Sequence[Number]]) -> None:
+        """New numbers."""
+        places: list[Tensor] = []
+        sources: list[Tensor] = []
+        for row, values in enumerate(hyper):
+            for column, value in enumerate(values):
+                if isinstance(value, Tensor):
+                    places.append(self.hyper[row, column])
+                    sources.append(value.detach().reshape(()))
+                else:
+                    self._host_hyper[row, column] = value
+        self._hyper.fill(self._host_hyper)
+        self._places, self._sources = places, sources
+
+    def read_hyper(self) -> None:
+        """Takes over the numbers that are on the device."""
+        if self._places:
+            torch._foreach_copy_(self._places, self._sources)

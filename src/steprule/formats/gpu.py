@@ -1,0 +1,382 @@
+"""Formats as Triton functions: what a generated GPU kernel reads and writes numbers with, bit for bit as the CPU's.
+
+Numbers of half precision come and go as their bits. The same conversions on whole tensors, easier to read, are in
+`steprule.formats.tensors`.
+"""
+
+# mypy: ignore-errors
+# Triton compiles these; their annotations and operators are its own.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from steprule.formats import FIRST_ELEMENT_KEY as _FIRST_ELEMENT_KEY
+from steprule.formats import PLACES as _PLACES
+from steprule.formats import ROOTS as _ROOTS
+from steprule.formats import WEYL as _WEYL
+
+inf, nan = tl.constexpr(float("inf")), tl.constexpr(float("nan"))
+FIRST_ELEMENT_KEY = tl.constexpr(_FIRST_ELEMENT_KEY)
+PLACES = tl.constexpr(_PLACES)
+WEYL = tl.constexpr(_WEYL)
+ROOTS = tl.constexpr(_ROOTS)
+ROOT_COUNT = tl.constexpr(len(_ROOTS))
+
+
+# Memory, of which a block sees all (inside is None) or a part.
+
+
+@triton.jit
+def load(at, inside):
+    if inside is None:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=inside, other=0)
+
+
+@triton.jit
+def store(at, value, inside):
+    if inside is None:
+        tl.store(at, value)
+    else:
+        tl.store(at, value, mask=inside)
+
+
+@triton.jit
+def only(x, inside):
+    """x, and 0 outside."""
+    if inside is None:
+        return x
+    else:
+        return tl.where(inside, x, 0)
+
+
+@triton.jit
+def row_of(start, i, row):
+    """The rows of a block's elements; a block that is no longer than a row meets two at most."""
+    first = start // row
+    behind = start - first * row
+    size: tl.constexpr = i.shape[0]
+    short = (behind + i).to(tl.int32) // tl.minimum(row, size).to(tl.int32)
+    return first + tl.where(row >= size, (i >= row - behind).to(tl.int32), short)
+
+
+# Pieces of conversions.
+
+
+@triton.jit
+def bits_of(x):
+    return x.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def float_of(bits):
+    return bits.to(tl.uint32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def magnitude_bits(x):
+    """The bits of the absolute value; NaN's are larger than any."""
+    return bits_of(x) & 0x7FFFFFFF
+
+
+@triton.jit
+def without_payload(x):
+    """x's bits, the same for every NaN, so that rounding cannot carry into the sign."""
+    return tl.where(x != x, 0x7FC00000, bits_of(x).to(tl.int64)).to(tl.uint32)
+
+
+@triton.jit
+def share_of(random):
+    """Random bits as a number from 0 to 1, 1 excluded."""
+    return (random >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
+
+
+@triton.jit
+def nearest_int(x):
+    """The nearest whole number of one below 2**22, ties to even."""
+    return (x + 12582912.0) - 12582912.0
+
+
+# Random numbers.
+
+
+@triton.jit
+def random_bits(seed, step, number):
+    """`steprule.formats.mix` of whole float64 numbers and an int64."""
+    z = seed.to(tl.int64).to(tl.uint64) * 0x9E3779B97F4A7C15
+    z += step.to(tl.int64).to(tl.uint64) * 0xD1B54A32D192ED03 + number.to(tl.uint64) * 0x8CB92BA72F3D8DD7
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return ((z ^ (z >> 31)) >> 32).to(tl.uint32)
+
+
+@triton.jit
+def dither(seed, step, number: tl.constexpr):
+    """`steprule.formats.dither`: the 32 bits that round an operand at a step."""
+    start = random_bits(seed, step * 0.0, (step * 0.0).to(tl.int64) + number)
+    turned = step.to(tl.int64).to(tl.uint64) * ROOTS[number % ROOT_COUNT]
+    return (start.to(tl.uint64) + turned).to(tl.uint32)
+
+
+@triton.jit
+def weyl(noise, place):
+    """The random number of a place in a group."""
+    return noise + (place & (PLACES - 1)).to(tl.uint32) * WEYL
+
+
+@triton.jit
+def element_random(key, i):
+    """The random number of element i: Wellons' lowbias32 of its index and the key."""
+    x = i.to(tl.uint32) ^ key
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+# Half precision.
+
+
+@triton.jit
+def from_bfloat16(bits):
+    return float_of(bits.to(tl.uint32) << 16)
+
+
+@triton.jit
+def to_bfloat16(x):
+    """To nearest, ties to even."""
+    bits = bits_of(x)
+    rounded = (bits + ((bits >> 16) & 1) + 0x7FFF) >> 16
+    return tl.where(x != x, 0x7FC0, rounded.to(tl.int32)).to(tl.uint16)
+
+
+@triton.jit
+def round_bfloat16(x, random):
+    """Up as often as x is near the upper neighbour."""
+    return ((without_payload(x) + (random >> 16)) >> 16).to(tl.uint16)
+
+
+@triton.jit
+def from_float16(bits):
+    return bits.to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def to_float16(x):
+    """To nearest, ties to even."""
+    return x.to(tl.float16).to(tl.uint16, bitcast=True)
+
+
+@triton.jit
+def round_float16(x, random):
+    """Up as often as x is near the upper neighbour."""
+    normal = (without_payload(x) + (random >> 19)) & 0xFFFFE000
+    size = tl.abs(x)
+    small = size < 6.103515625e-05  # there the spacing is 2**-24
+    scaled = tl.where(small, size, 0.0) * 16777216.0 + share_of(random)
+    count = scaled.to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
+    signed = bits_of(count) | (bits_of(x) & 0x80000000)
+    return to_float16(float_of(tl.where(small, signed, normal)))
+
+
+# Split weights: a half that is the weight rounded to nearest, and the rest.
+
+
+@triton.jit
+def top24(x, random):
+    return (without_payload(x) + (random >> 24)) >> 8
+
+
+@triton.jit
+def high24_bfloat16(x, random):
+    return ((top24(x, random) + 0x80) >> 8).to(tl.uint16)
+
+
+@triton.jit
+def low24_bfloat16(x, random):
+    bits = top24(x, random)
+    return (bits - (((bits + 0x80) >> 8) << 8)).to(tl.int8)
+
+
+@triton.jit
+def join24_bfloat16(high, low):
+    return float_of(((high.to(tl.uint32) << 8) + low.to(tl.int32).to(tl.uint32)) << 8)
+
+
+@triton.jit
+def high32_bfloat16(x):
+    return ((without_payload(x) + 0x8000) >> 16).to(tl.uint16)
+
+
+@triton.jit
+def low32_bfloat16(x):
+    bits = without_payload(x)
+    return (bits - (((bits + 0x8000) >> 16) << 16)).to(tl.int16)
+
+
+@triton.jit
+def join32_bfloat16(high, low):
+    return float_of((high.to(tl.uint32) << 16) + low.to(tl.int32).to(tl.uint32))
+
+
+@triton.jit
+def float16_unit(half, share: tl.constexpr):
+    """What one of a correction is worth: float16's spacing at half (finite, at least its smallest) times a share."""
+    exponent = (bits_of(half) & 0x7F800000).to(tl.int32)
+    exponent = tl.maximum(tl.minimum(exponent, 142 << 23), 113 << 23)
+    return float_of(exponent) * share
+
+
+@triton.jit
+def within(x, top: tl.constexpr):
+    """x from -top - 1 to top; NaN is the least."""
+    x = tl.where(x < top, x, tl.where(x >= top, top, -top - 1.0))
+    return tl.where(x > -top - 1.0, x, -top - 1.0).to(tl.int32)
+
+
+@triton.jit
+def rest_of(x, share: tl.constexpr):
+    half = from_float16(to_float16(x))
+    return tl.div_rn(x - half, float16_unit(half, share))
+
+
+@triton.jit
+def high24_float16(x, random):
+    return to_float16(x)
+
+
+@triton.jit
+def low24_float16(x, random):
+    return within(tl.floor(rest_of(x, 3.814697265625e-06) + share_of(random)), 127.0).to(tl.int8)
+
+
+@triton.jit
+def join24_float16(high, low):
+    half = from_float16(high)
+    return half + low.to(tl.float32) * float16_unit(half, 3.814697265625e-06)
+
+
+@triton.jit
+def high32_float16(x):
+    return to_float16(x)
+
+
+@triton.jit
+def low32_float16(x):
+    return within(nearest_int(rest_of(x, 1.4901161193847656e-08)), 32767.0).to(tl.int16)
+
+
+@triton.jit
+def join32_float16(high, low):
+    half = from_float16(high)
+    return half + low.to(tl.float32) * float16_unit(half, 1.4901161193847656e-08)
+
+
+# 8 bits: the leading bits of a float32, counted from a group's base. See steprule.formats.tensors.
+
+
+@triton.jit
+def magnitude(x):
+    """The absolute value; one NaN for all, so that rounding cannot carry it into the sign."""
+    return float_of(tl.minimum(magnitude_bits(x), 0x7FC00000))
+
+
+@triton.jit
+def base_of(top, room: tl.constexpr, least: tl.constexpr):
+    first = tl.minimum(top >> 20, 0x7FC)
+    return tl.maximum(first - room, least).to(tl.int16)
+
+
+@triton.jit
+def largest_in_group(x, inside):
+    """The bits of each group's largest absolute value."""
+    return tl.max(only(magnitude_bits(x).to(tl.int32), inside), axis=1, keep_dims=True)
+
+
+@triton.jit
+def signed8_base(top):
+    return base_of(top, 125, 8)
+
+
+@triton.jit
+def positive8_base(top):
+    return base_of(top, 254, 0)
+
+
+@triton.jit
+def shifted(base):
+    return base.to(tl.int32).to(tl.uint32) << 20
+
+
+@triton.jit
+def leading(bits, base, random):
+    """The leading bits above base; random ones are added below them, so that what is cut off counts on average."""
+    return (bits + ((random >> 12) - shifted(base))) >> 20
+
+
+@triton.jit
+def from_signed8(code, base):
+    wide = code.to(tl.int32)
+    x = float_of((tl.abs(wide) + base.to(tl.int32)).to(tl.uint32) << 20) - float_of(shifted(base))
+    return float_of(bits_of(x) | (wide.to(tl.uint32) & 0x80000000))
+
+
+@triton.jit
+def to_signed8(x, base, random):
+    code = leading(bits_of(float_of(magnitude_bits(x)) + float_of(shifted(base))), base, random).to(tl.int32)
+    sign = bits_of(x).to(tl.int32, bitcast=True) >> 31
+    return ((code ^ sign) - sign).to(tl.int8)
+
+
+@triton.jit
+def from_positive8(code, base):
+    return float_of((code.to(tl.int32) + base.to(tl.int32)).to(tl.uint32) << 20)
+
+
+@triton.jit
+def to_positive8(x, base, random):
+    """The code of a number that `magnitude` gave."""
+    return leading(tl.maximum(bits_of(x), shifted(base)), base, random).to(tl.uint8)
+
+
+# Scalars of a formula, in float64.
+
+
+@triton.jit
+def power(x, y):
+    """x ** y, as Python has it but for NaN where that raises."""
+    whole = tl.floor(y) == y
+    odd = whole & (tl.floor(y * 0.5) * 2.0 != y)
+    size = tl.exp(y * tl.log(tl.where(x == 0.0, 1.0, tl.abs(x))))
+    size = tl.where(x == 0.0, tl.where(y > 0.0, 0.0, float("inf")), size)
+    signed = tl.where(x < 0.0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
+    return tl.where(y == 0.0, 1.0, signed)
+
+
+# Comparisons of elements that let NaN through.
+
+
+@triton.jit
+def larger(a, b):
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
+def smaller(a, b):
+    return tl.where((a < b) | (a != a), a, b)
+
+
+# Sums over a block, for telemetry.
+
+
+@triton.jit
+def sum_of(x, inside):
+    return tl.sum(only(x, inside)).to(tl.float64)
+
+
+@triton.jit
+def largest_of(x, inside):
+    """The largest absolute value, NaN if there is one."""
+    return float_of(tl.max(only(magnitude_bits(x.to(tl.float32)).to(tl.int32), inside))).to(tl.float64)
