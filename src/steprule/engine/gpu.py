@@ -55,7 +55,7 @@ class Kernel:
         self.formula = formula
         self.source = source
         self.path = path
-        self._prepare, self._update = module.prepare, module.update
+        self.prepare, self.update = module.prepare, module.update
 
     def numbers(self, hyper: Mapping[str, Any]) -> list[Number]:
         """A plan's row for these hyperparameters, among them ``seed`` if roundings are random.
@@ -73,8 +73,8 @@ class Kernel:
         """
         import triton.language as tl
 
-        prepare = self._prepare[(-(-plan.count // TENSORS_AT_ONCE),)]
-        update = self._update[(plan.chunk_count,)]
+        prepare = self.prepare[(-(-plan.count // TENSORS_AT_ONCE),)]
+        update = self.update[(plan.chunk_count,)]
         step = tl.float64 if plan.step_dtype == torch.float64 else tl.float32
 
         def launch() -> None:

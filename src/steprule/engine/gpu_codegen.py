@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from steprule.engine.codegen import Writer, compute_dtype, local_name, stored
 from steprule.engine.trace import Formula, scalar_name
-from steprule.formats import FORMATS, GROUP, Format
+from steprule.formats import FORMATS, GROUP, ROOTS, Format
 
 _BOTH = {
     "exp": "tl.exp({})",
@@ -28,6 +28,8 @@ _CALLS = {
 _POINTER = {"bfloat16": "uint16", "float16": "uint16"}
 THREADS = 128
 """Threads that share a block of elements."""
+PART = 512
+"""Elements that are worked on at a time where a tensor ends within the block, or is not aligned."""
 
 _TEMPLATE = '''"""{title}
 
@@ -129,12 +131,14 @@ def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Sour
         stores += _store(name, chosen[name], formats[formula.operands.index(name)], real)
     tallies = _tally(formula, chosen["param"], writer, body)
     body += stores
+    if tallies:
+        body.append(f"return {', '.join(tallies)}")
 
     steps_random = [name for name, one in chosen.items() if one.random == "step"]
     random = [f"random_{name}" for name in steps_random] + ["key"] * by_element
     passed = [f"{name}{suffix}_at" for name, suffix in arrays]
     passed += [*writer.hoisted.values(), *random]
-    passed += ["grad_factor"] * formula.factor + ["partial_at"] * bool(tallies)
+    passed += ["grad_factor"] * formula.factor
     place = ["group", "group_inside", "place"] if grouped else []
     block = THREADS * (16 if "int8" in dtypes.values() or "uint8" in dtypes.values() else 8)
     text = _TEMPLATE.format(
@@ -197,7 +201,7 @@ def _tally(formula: Formula, param: Format, writer: Writer, lines: list[str]) ->
     names: list[str] = []
 
     def leave(name: str, value: str) -> None:
-        lines.append(f"tl.store(partial_at + {len(names)}, {value})")
+        lines.append(f"{name} = {value}")
         names.append(name)
 
     if formula.counted is not None:
@@ -207,7 +211,7 @@ def _tally(formula: Formula, param: Format, writer: Writer, lines: list[str]) ->
         leave(f"total_{name}", f"lib.sum_of(seen_{name} * seen_{name}, inside)")
         leave(f"top_{name}", f"lib.largest_of(seen_{name}, inside)")
     if formula.gathered and param.random:  # what is rounded at random counts on average
-        leave("total_lost", "0.0")
+        leave("total_lost", "lib.sum_of(tl.zeros_like(param), inside)")
     elif formula.gathered:
         still = f"({stored(param).format('seen_param')} == param) & (seen_grad != 0)"
         leave("total_lost", f"lib.sum_of(tl.where({still}, 1.0, 0.0), inside)")
@@ -221,7 +225,8 @@ def _scalar_lines(formula: Formula, writer: Writer, steps_random: list[str], by_
     for i, (text, local) in enumerate(writer.hoisted.items()):
         lines.append(f"{local} = {text}")
         lines.append(f"tl.store(scalars + tensor * {len(writer.hoisted)} + {i}, {local}, mask=inside)")
-    random = [f"lib.dither(seed, step, {formula.operands.index(name)})" for name in steps_random]
+    places = [formula.operands.index(name) for name in steps_random]
+    random = [f"lib.dither(seed, step, {place}, {ROOTS[place % len(ROOTS)]:#x})" for place in places]
     if by_element:
         lines.append("number = tl.load(numbers + tensor, mask=inside, other=0) + lib.FIRST_ELEMENT_KEY")
         random.append("lib.random_bits(seed, step, number)")
@@ -258,54 +263,83 @@ def _lead(
     if formula.factor and not formula.by_row:
         lines.append(f"grad_factor = tl.load(factor_at).to(tl.{writer.real})")
 
-    def pointers(start: str, hint: bool) -> list[str]:
-        result = []
+    def call(hint: bool, *rest: str) -> list[str]:
+        """The call of compute with arrays from the element first and the group first_group on."""
+        arguments = []
         for name in names:
             dtype = _POINTER.get(dtypes[name], dtypes[name])
             pointer = f"{name}_at.to(tl.pointer_type(tl.{dtype}))"
-            base = name.endswith("_base")
-            offset = f"{start} // {GROUP}" if base and start else start
-            pointer = f"tl.multiple_of({pointer}, 16)" if hint and not base else pointer
-            result.append(f"{pointer} + {offset}" if offset else pointer)
-        return result
+            if name.endswith("_base"):
+                arguments.append(f"{pointer} + first_group")
+            else:
+                arguments.append(f"{f'tl.multiple_of({pointer}, 16)' if hint else pointer} + first")
+        results = f"{', '.join(f'new_{name}' for name in tallies)} = " if tallies else ""
+        if len(tallies) == 1:
+            results = f"new_{tallies[0]} = "
+        return [
+            f"{results}compute(",
+            *(f"    {one}," for one in (*arguments, *passed[len(names) :], *rest)),
+            ")",
+            *(
+                f"{name} += new_{name}" if name.startswith("total_") else f"{name} = lib.larger(new_{name}, {name})"
+                for name in tallies
+            ),
+        ]
 
-    def call(start: str, hint: bool, *rest: str) -> list[str]:
-        arguments = [*pointers(start, hint), *passed[len(names) :], *rest]
-        return ["    compute(", *(f"        {one}," for one in arguments), "    )"]
+    lines += [f"{name} = tl.zeros((), tl.float64)" for name in tallies]
+    whole, part = (_groups if grouped else _elements)(formula, writer.real, block)
+    if grouped:
+        lines.append(f"groups_in_row = (row + {GROUP - 1}) // {GROUP}")
+        lines.append(f"place = tl.arange(0, {GROUP})[None, :]")
+    condition = f"is_aligned & (row % {GROUP} == 0)" if grouped else "is_aligned"
+    lines.append(f"if {condition} & (start + {block} <= size):")
+    place = ["place"] if grouped else []
+    lines += [f"    {line}" for line in whole]
+    lines += [f"    {line}" for line in call(True, "i", "first + i", "None", *["group", "None"][: 2 * grouped], *place)]
+    lines.append("else:  # few elements at a time, which leaves registers to whole blocks")
+    lines.append(f"    for part in range(0, {block // GROUP if grouped else block}, {PART // GROUP if grouped else PART}):")
+    lines += [f"        {line}" for line in part]
+    rest = ["i", "first + i", "inside", *["group", "group_inside"][: 2 * grouped], *place]
+    lines += [f"        {line}" for line in call(False, *rest)]
+    lines += [f"tl.store(partial_at + {i}, {name})" for i, name in enumerate(tallies)]
+    return lines
 
-    if not grouped:
-        lines.append(f"i = tl.arange(0, {block})")
-        if formula.by_row:
-            lines.append("row_number = lib.row_of(start, i, row)")
-            lines.append("inside = start + i < size")
-            lines.append(f"grad_factor = tl.load(factor_at + row_number, mask=inside, other=1.0).to(tl.{writer.real})")
-        lines.append(f"if is_aligned & (start + {block} <= size):")
-        lines += call("start", True, "i", "start + i", "None")
-        lines.append("else:")
-        lines += call("start", False, "i", "start + i", "start + i < size")
-        return lines
-    groups = block // GROUP
-    lines += [
-        f"place = tl.arange(0, {GROUP})[None, :]",
-        f"group = tl.arange(0, {groups})[:, None]",
-        f"groups_in_row = (row + {GROUP - 1}) // {GROUP}",
-        f"number = block.to(tl.int64) * {groups} + group",
-        "row_number = number // groups_in_row",
+
+def _elements(formula: Formula, real: str, block: int) -> tuple[list[str], list[str]]:
+    """Which elements are worked on, for a whole block and for a part of one."""
+    whole = ["first = start", f"i = tl.arange(0, {block})"]
+    part = ["first = start + part", f"i = tl.arange(0, {PART})", "inside = first + i < size"]
+    if formula.by_row:
+        factor = "grad_factor = lib.load(factor_at + lib.row_of(first, i, row), {})" + f".to(tl.{real})"
+        whole.append(factor.format("None"))
+        part.append(factor.format("inside"))
+    return whole, part
+
+
+def _groups(formula: Formula, real: str, block: int) -> tuple[list[str], list[str]]:
+    """The same for groups that share a base: rows may end in the middle of one."""
+    factor = "grad_factor = lib.load(factor_at + row_number, {})" + f".to(tl.{real})"
+    whole = [
+        "first = start",
+        f"first_group = start // {GROUP}",
+        f"group = tl.arange(0, {block // GROUP})[:, None]",
+        f"i = group * {GROUP} + place",
+    ]
+    part = [
+        f"first_group = block.to(tl.int64) * {block // GROUP} + part",
+        "first_row = first_group // groups_in_row",
+        f"first = first_row * row + (first_group - first_row * groups_in_row) * {GROUP}",
+        f"group = tl.arange(0, {PART // GROUP})[:, None]",
+        "row_number = (first_group + group) // groups_in_row",
+        f"in_row = (first_group + group - row_number * groups_in_row) * {GROUP}",
+        "i = (row_number * row + in_row - first).to(tl.int32) + place",
+        "group_inside = row_number * row < size",
+        "inside = (in_row + place < row) & group_inside",
     ]
     if formula.by_row:
-        lines.append("exists = row_number * row < size")
-        lines.append(f"grad_factor = tl.load(factor_at + row_number, mask=exists, other=1.0).to(tl.{writer.real})")
-    lines.append(f"if is_aligned & (row % {GROUP} == 0) & (start + {block} <= size):")
-    full = f"group * {GROUP} + place"
-    lines += call("start", True, full, f"start + {full}", "None", "group", "None", "place")
-    lines += [
-        "else:",
-        f"    in_row = (number - row_number * groups_in_row) * {GROUP} + place",
-        "    i = row_number * row + in_row",
-        "    group_inside = row_number * row < size",
-    ]
-    lines += call("", False, "i", "i", "(in_row < row) & group_inside", "number", "group_inside", "place")
-    return lines
+        whole += ["row_number = (first_group + group) // groups_in_row", factor.format("None")]
+        part.append(factor.format("group_inside"))
+    return whole, part
 
 
 def _indent(lines: list[str], depth: int) -> str:

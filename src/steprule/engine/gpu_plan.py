@@ -117,7 +117,7 @@ class GpuPlan:
         self.step_at, self.groups = table(step_at), table(groups)
         self.numbers = table(numbers or range(count))
         rows = [max(row, 1) for row in rows or sizes]
-        in_tensor = [size // row if by_row and size else 1 for row, size in zip(rows, sizes, strict=True)]
+        in_tensor = [size // row if by_row else 1 for row, size in zip(rows, sizes, strict=True)]
         self.first_factor = np.concatenate([[0], np.cumsum(in_tensor, dtype=np.int64)])
         self.factors = torch.ones(int(self.first_factor[-1]), dtype=torch.float64, device=device)
         self.sizes = table([*sizes, *rows, *self.first_factor[:-1]])

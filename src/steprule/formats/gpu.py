@@ -14,15 +14,12 @@ import triton.language as tl
 
 from steprule.formats import FIRST_ELEMENT_KEY as _FIRST_ELEMENT_KEY
 from steprule.formats import PLACES as _PLACES
-from steprule.formats import ROOTS as _ROOTS
 from steprule.formats import WEYL as _WEYL
 
 inf, nan = tl.constexpr(float("inf")), tl.constexpr(float("nan"))
 FIRST_ELEMENT_KEY = tl.constexpr(_FIRST_ELEMENT_KEY)
 PLACES = tl.constexpr(_PLACES)
 WEYL = tl.constexpr(_WEYL)
-ROOTS = tl.constexpr(_ROOTS)
-ROOT_COUNT = tl.constexpr(len(_ROOTS))
 
 
 # Memory, of which a block sees all (inside is None) or a part.
@@ -114,10 +111,10 @@ def random_bits(seed, step, number):
 
 
 @triton.jit
-def dither(seed, step, number: tl.constexpr):
-    """`steprule.formats.dither`: the 32 bits that round an operand at a step."""
+def dither(seed, step, number: tl.constexpr, root: tl.constexpr):
+    """`steprule.formats.dither`: the 32 bits that round an operand at a step; root is one of ROOTS."""
     start = random_bits(seed, step * 0.0, (step * 0.0).to(tl.int64) + number)
-    turned = step.to(tl.int64).to(tl.uint64) * ROOTS[number % ROOT_COUNT]
+    turned = step.to(tl.int64).to(tl.uint64) * root
     return (start.to(tl.uint64) + turned).to(tl.uint32)
 
 

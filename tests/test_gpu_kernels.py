@@ -1,0 +1,141 @@
+"""The GPU engine's kernels against the CPU's: every rule, format and service, to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from engines import GPU_DEVICE, random_operands
+from settings import IDS, VARIANTS
+
+from steprule.engine import cpu, gpu
+from steprule.engine.gpu_plan import GpuPlan
+from steprule.engine.plan import Plan
+from steprule.engine.trace import Services, nonnegative_states
+from steprule.formats import FORMATS
+from steprule.formats.tensors import encode, zeros
+from steprule.rules import RULES
+
+SHAPES = [(33, 128), (7, 200), (1, 2500), (3, 40), (65, 32), (0, 64)]
+WEIGHTS = ["float32", "bfloat16", "float16", "bfloat16 stochastic", "float16 stochastic"]
+WEIGHTS += [f"{half} {bits}bit" for half in ("bfloat16", "float16") for bits in (24, 32)]
+STATES = ["float32", "bfloat16 dithered", "8bit"]
+
+
+def formats_of(rule, hyper, weights, states):
+    nonnegative = nonnegative_states(rule, hyper)
+    kinds = [
+        states if states != "8bit" else "positive8" if name in nonnegative else "signed8"
+        for name in filter(None, rule.states_for(hyper))
+    ]
+    return [weights, weights.split()[0], *kinds]
+
+
+def arrays_of(kernel, formats, shape, seed):
+    """One tensor's arrays for a kernel, by operand and suffix."""
+    rule, hyper, names = kernel
+    operands = random_operands(rule, hyper, int(np.prod(shape)), torch.float32, seed)
+    if "param_average" in names:
+        operands["param_average"] = operands["param"] * 1.01
+    result = {}
+    for name, kind in zip(names, formats, strict=True):
+        value = operands[name].reshape(shape)
+        random = torch.zeros(shape, dtype=torch.int64) if FORMATS[kind].random == "element" else 0
+        if kind in ("float32", "float64"):
+            arrays = {"": value}
+        else:
+            arrays = encode(kind, value, random) if value.numel() else zeros(kind, value)
+        result |= {(name, suffix): array.contiguous() for suffix, array in arrays.items()}
+    return result
+
+
+def step_both(rule, hyper, formats, services=Services(), shapes=SHAPES, steps=3, seed=3):
+    """Steps the same tensors by both engines; returns their arrays, and both plans with the kernel."""
+    host, device = cpu.compiled(rule, hyper, False, formats, services), gpu.compiled(
+        rule, hyper, False, formats, services
+    )
+    assert host.source.arrays == device.source.arrays
+    assert set(host.source.tallies) == set(device.source.tallies)
+    names = host.formula.operands
+    mine = [arrays_of((rule, hyper, names), formats, shape, 10 + i) for i, shape in enumerate(shapes)]
+    theirs = [{key: array.to(GPU_DEVICE, copy=True) for key, array in tensor.items()} for tensor in mine]
+    by_row = host.formula.by_row
+    hyper = {"seed": seed, "clip_value": 0.5, "average_weight": 0.25, **hyper}
+    common = dict(
+        sizes=[int(np.prod(shape)) for shape in shapes],
+        groups=[0] * len(shapes),
+        rows=[shape[1] for shape in shapes] if host.source.grouped or by_row else None,
+        numbers=[5 + 3 * i for i in range(len(shapes))],
+        by_row=by_row,
+        tallies=len(host.source.tallies),
+        first_steps=[float(i) for i in range(len(shapes))],
+    )
+
+    def addresses(tensors):
+        return [[tensor[key].data_ptr() for tensor in tensors] for key in host.source.arrays]
+
+    one = Plan(
+        addresses=addresses(mine), hyper=[host.numbers(hyper)], step_at=None, step_is_double=[], **common
+    )
+    other = GpuPlan(GPU_DEVICE, device.source, addresses=addresses(theirs), hyper=[device.numbers(hyper)], **common)
+    if services.factor:
+        assert list(one.first_factor) == list(other.first_factor)
+        one.factors[:] = np.linspace(0.1, 1.0, len(one.factors))
+        other.factors.copy_(torch.from_numpy(one.factors))
+    launch_one, launch_other = host.launcher(one, lambda: 1), device.launcher(other)
+    for _ in range(steps):
+        launch_one()
+        launch_other()
+    return mine, [{key: array.cpu() for key, array in tensor.items()} for tensor in theirs], one, other, (host.source, device.source)
+
+
+def assert_equal(mine, theirs):
+    for number, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+        for key, array in one.items():
+            same = (array == other[key]) | (array.isnan() & other[key].isnan()) if array.is_floating_point() else array == other[key]
+            assert same.all(), f"{key} of tensor {number}: {int((~same).sum())} of {array.numel()} differ"
+
+
+@pytest.mark.parametrize(("rule", "hyper"), VARIANTS, ids=IDS)
+def test_every_formula_is_the_cpu_engines(rule, hyper):
+    mine, theirs, *_ = step_both(rule, hyper, formats_of(rule, hyper, "float32", "float32"))
+    assert_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("states", STATES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_every_format_is_the_cpu_engines(rule, weights, states):
+    hyper = {**rule.hyperparameters, **{name: 0.9 for name in rule.state_when.values() if name == "momentum"}}
+    mine, theirs, *_ = step_both(rule, hyper, formats_of(rule, hyper, weights, states))
+    assert_equal(mine, theirs)
+
+
+SERVICES = [
+    Services(factor="tensor"), Services(factor="row"), Services(limit=True), Services(zero=True), Services(average=True),
+    Services(gather=True), Services("row", True, True, True, True), Services("tensor", False, True, True, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("states", ["float32", "8bit"])
+@pytest.mark.parametrize("services", SERVICES, ids=str)
+@pytest.mark.parametrize("rule", [RULES["adamw"], RULES["sgd"]], ids=["adamw", "sgd"])
+def test_every_service_is_the_cpu_engines(rule, services, states):
+    hyper = {**rule.hyperparameters, **({"momentum": 0.9} if "momentum" in rule.hyperparameters else {})}
+    weights = "float32" if states == "float32" else "bfloat16 stochastic"
+    formats = formats_of(rule, hyper, weights, states)
+    formats += [weights] * services.average
+    mine, theirs, one, other, sources = step_both(rule, hyper, formats, services)
+    assert_equal(mine, theirs)
+    chunks = np.repeat(np.arange(other.count), np.diff(other.first_chunk))
+    for name in sources[0].tallies:
+        columns = [source.tallies.index(name) for source in sources]
+        ours, its = one.partials[:, columns[0]], other.partials.cpu().numpy()[:, columns[1]]
+        for tensor in range(other.count):
+            own, own_here = ours[one.piece_tensors == tensor], its[chunks == tensor]
+            if name.startswith("total_"):
+                np.testing.assert_allclose(own_here.sum(), own.sum(), rtol=1e-5, err_msg=name)
+            else:
+                assert own_here.max(initial=0) == own.max(initial=0), name
