@@ -16,3 +16,14 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no GPU that torch can use"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu-engine", action="store_true", help="step CPU tensors by the GPU engine, interpreted")
+
+
+def pytest_configure(config):
+    if config.getoption("--gpu-engine"):
+        from steprule.engine import gpu
+
+        gpu.DEVICES.add("cpu")

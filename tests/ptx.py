@@ -36,18 +36,20 @@ def compiled(function: Any, types: dict[str, str], constants: dict[str, Any], ca
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(text)
-        command = [get_ptxas(capability).path, "-v", f"-arch={re.search(r'[.]target (sm_[0-9a-z]+)', text)[1]}", str(path), "-o", f"{folder}/out"]
+        command = [
+            get_ptxas(capability).path,
+            "-v",
+            f"-arch={re.search(r'[.]target (sm_[0-9a-z]+)', text)[1]}",
+            str(path),
+            "-o",
+            f"{folder}/out",
+        ]
         report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     return {
         "registers": int(re.search(r"Used (\d+) registers", report)[1]),  # type: ignore[index]
         "stack": int(re.search(r"(\d+) bytes stack frame", report)[1]),  # type: ignore[index]
         "spills": sum(map(int, re.findall(r"(\d+) bytes spill", report))),
-        "memory": sorted(
-            {
-                m
-                for m in re.findall(r"\b((?:ld|st)\.global\.[a-z0-9.:_]*)", text)
-            }
-        ),
+        "memory": sorted({m for m in re.findall(r"\b((?:ld|st)\.global\.[a-z0-9.:_]*)", text)}),
         "wide": {kind: len(re.findall(rf"\b{kind}\.global[a-z0-9.:_]*\.v4\.b32", text)) for kind in ("ld", "st")},
         "local": bool(re.search(r"\b(ld|st)\.local", text)),
         "inexact": sorted(set(re.findall(r"\b[a-z0-9.]*(?:approx|ftz)[a-z0-9.]*", text))),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from settings import IDS, VARIANTS
 from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.plan import Plan
-from steprule.engine.trace import Services, nonnegative_states
+from steprule.engine.trace import NO_SERVICES, Services, nonnegative_states
 from steprule.formats import FORMATS
 from steprule.formats.tensors import encode, zeros
 from steprule.rules import RULES
@@ -51,10 +49,11 @@ def arrays_of(kernel, formats, shape, seed):
     return result
 
 
-def step_both(rule, hyper, formats, services=Services(), shapes=SHAPES, steps=3, seed=3):
+def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=3, seed=3):
     """Steps the same tensors by both engines; returns their arrays, and both plans with the kernel."""
-    host, device = cpu.compiled(rule, hyper, False, formats, services), gpu.compiled(
-        rule, hyper, False, formats, services
+    host, device = (
+        cpu.compiled(rule, hyper, False, formats, services),
+        gpu.compiled(rule, hyper, False, formats, services),
     )
     assert host.source.arrays == device.source.arrays
     assert set(host.source.tallies) == set(device.source.tallies)
@@ -76,9 +75,7 @@ def step_both(rule, hyper, formats, services=Services(), shapes=SHAPES, steps=3,
     def addresses(tensors):
         return [[tensor[key].data_ptr() for tensor in tensors] for key in host.source.arrays]
 
-    one = Plan(
-        addresses=addresses(mine), hyper=[host.numbers(hyper)], step_at=None, step_is_double=[], **common
-    )
+    one = Plan(addresses=addresses(mine), hyper=[host.numbers(hyper)], step_at=None, step_is_double=[], **common)
     other = GpuPlan(GPU_DEVICE, device.source, addresses=addresses(theirs), hyper=[device.numbers(hyper)], **common)
     if services.factor:
         assert list(one.first_factor) == list(other.first_factor)
@@ -88,13 +85,23 @@ def step_both(rule, hyper, formats, services=Services(), shapes=SHAPES, steps=3,
     for _ in range(steps):
         launch_one()
         launch_other()
-    return mine, [{key: array.cpu() for key, array in tensor.items()} for tensor in theirs], one, other, (host.source, device.source)
+    return (
+        mine,
+        [{key: array.cpu() for key, array in tensor.items()} for tensor in theirs],
+        one,
+        other,
+        (host.source, device.source),
+    )
 
 
 def assert_equal(mine, theirs):
     for number, (one, other) in enumerate(zip(mine, theirs, strict=True)):
         for key, array in one.items():
-            same = (array == other[key]) | (array.isnan() & other[key].isnan()) if array.is_floating_point() else array == other[key]
+            same = (
+                (array == other[key]) | (array.isnan() & other[key].isnan())
+                if array.is_floating_point()
+                else array == other[key]
+            )
             assert same.all(), f"{key} of tensor {number}: {int((~same).sum())} of {array.numel()} differ"
 
 

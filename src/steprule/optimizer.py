@@ -9,7 +9,6 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,8 +19,8 @@ from torch.optim.optimizer import (
 )
 
 from steprule import rules
-from steprule.engine.cpu import compiled
-from steprule.engine.trace import NO_SERVICES, static_settings, trace
+from steprule.engine import gpu
+from steprule.engine.trace import trace
 from steprule.formats import (
     FORMATS,
     STATE_FORMATS,
@@ -374,22 +373,31 @@ class Optimizer(torch.optim.Optimizer):
 
         Of the clip's norm_type. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
         """
-        return torch.tensor(self._services.norm if self._services is not None else float("nan"))
+        services = self._services
+        if services is not None and services.ahead is not None:
+            return services.ahead.norm.float()  # type: ignore[no-any-return]
+        return torch.tensor(services.norm if services is not None else float("nan"))
 
     @property
     def clipped_steps(self) -> int:
         """How many steps had their gradients clipped by a norm."""
-        return self._services.clipped if self._services is not None else 0
+        return self._known("clipped")
 
     @property
     def skipped_steps(self) -> int:
         """How many steps were skipped because a gradient was not finite."""
-        return self._services.skipped if self._services is not None else 0
+        return self._known("skipped")
 
     @property
     def zeroed_elements(self) -> int:
         """How many elements of gradients were taken as 0 because they were not finite."""
-        return self._services.zeroed if self._services is not None else 0
+        return self._known("zeroed")
+
+    def _known(self, name: str) -> int:
+        if self._services is None:
+            return 0
+        self._services.look()
+        return int(getattr(self._services, name))
 
     @torch.no_grad()
     def swap_average(self) -> None:
@@ -505,14 +513,14 @@ class Optimizer(torch.optim.Optimizer):
             if fresh is not None:
                 self._released[param] = fresh
 
-    def _move_resting_averages(self, stepped: set[Tensor]) -> None:
-        """Brings the averages of all other parameters towards those."""
+    def _move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
+        """Brings the averages of all other parameters towards those by this weight."""
         services = self._services
         assert services is not None
         for group in self.param_groups:
             for param in group["params"]:
                 if param not in stepped and AVERAGE in self.state.get(param, {}):
-                    move_resting_average(param, group, self.state[param], services.average_weight, services.averaged)
+                    move_resting_average(param, group, self.state[param], weight, lambda: self._known("averaged"))
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -613,20 +621,14 @@ class Optimizer(torch.optim.Optimizer):
                 entry.is_fast = entry.is_new = False
             seen.add(id(entry.param))
             if entry.is_fast:
-                key = (
-                    static_settings(self.rule, entry.group),
-                    entry.group["maximize"],
-                    tuple(entry.formats.values()),
-                    services.static(entry.group) if services is not None else NO_SERVICES,
-                )
-                buckets.setdefault(key, []).append(entry)
-        kernels = [
-            [
-                compiled(self.rule, bucket[0].group, key[1], key[2], replace(key[3], gather=gather))
-                for gather in ((False, True) if services is not None and services.telemetry else (False,))
-            ]
-            for key, bucket in buckets.items()
-        ]  # before anything changes
+                buckets.setdefault(entry.kernel_key(), []).append(entry)
+                if gpu.is_recording(entry.param.device):
+                    raise RuntimeError(
+                        "a CUDA graph cannot record an optimizer's first step, or the first after a change of its parameters, "
+                        "groups or states: take one before the recording"
+                    )
+        gathers = (False, True) if services is not None and services.telemetry else (False,)
+        kernels = [[bucket[0].kernel(gather) for gather in gathers] for bucket in buckets.values()]  # before any change
         for entry in entries:
             entry.make_state()
         fresh = Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)), whole=only is None)

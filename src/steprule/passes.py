@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
@@ -11,16 +12,18 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
-from steprule.engine.cpu import Kernel
+from steprule.engine import cpu, gpu
 from steprule.engine.eager import step_tensors
+from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.plan import Plan
-from steprule.engine.trace import static_settings
+from steprule.engine.trace import NO_SERVICES, static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, weight_format
 from steprule.formats.tensors import zeros
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
 from steprule.services.hooks import weakly
-from steprule.services.step import Loose, Member, StepServices, Work, row_of
+from steprule.services.member import Member, row_of
+from steprule.services.step import Loose, StepServices, Work
 from steprule.states import (
     DTYPES,
     FORMAT_OPTIONS,
@@ -40,6 +43,9 @@ from steprule.states import (
 
 if TYPE_CHECKING:
     from steprule.optimizer import Optimizer
+    from steprule.services.device import OnDevice
+
+Kernel = cpu.Kernel | gpu.Kernel
 
 _ADDRESS = Tensor.data_ptr
 _PARAMS = itemgetter("params")
@@ -86,7 +92,23 @@ class Entry:
             else []
         )
         self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
-        self.is_fast = self._fits_the_cpu_engine()
+        self.is_fast = self._fits_an_engine()
+        self.engine = "gpu" if gpu.serves(param.device) else "cpu"
+
+    def kernel_key(self) -> Any:
+        """What parameters must have in common to be stepped together."""
+        step = self.state.get("step")
+        where = (self.param.device, getattr(step, "dtype", None)) if self.engine == "gpu" else None
+        services = self.services.static(self.group) if self.services is not None else NO_SERVICES
+        static = static_settings(self.rule, self.group), self.group["maximize"]
+        return (self.engine, where, *static, tuple(self.formats.values()), services)
+
+    def kernel(self, gather: bool) -> Kernel:
+        """What steps it, with telemetry or without."""
+        services = self.services.static(self.group) if self.services is not None else NO_SERVICES
+        compiled = gpu.compiled if self.engine == "gpu" else cpu.compiled
+        formats = tuple(self.formats.values())
+        return compiled(self.rule, self.group, self.group["maximize"], formats, replace(services, gather=gather))
 
     def member(self) -> Member:
         """The parameter as services see it: with its gradient if the eager engine steps it."""
@@ -151,14 +173,19 @@ class Entry:
             formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
         return formats
 
-    def _fits_the_cpu_engine(self) -> bool:
+    def _fits_an_engine(self) -> bool:
         """Whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read."""
         param = self.param
         if self.group["differentiable"] or not self.formats or not _is_dense(param):
             return False
+        on_gpu = gpu.serves(param.device)
+        if param.device.type != "cpu" and not on_gpu:
+            return False
         step = self.state.get("step", _ZERO)
         if self.keeps_step and not (
-            isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64) and step.device.type == "cpu"
+            isinstance(step, Tensor)
+            and step.dtype in (torch.float32, torch.float64)
+            and (on_gpu or step.device.type == "cpu")
         ):
             return False
         kinds = [FORMATS[kind] for kind in self.formats.values()]
@@ -172,7 +199,7 @@ class Entry:
         others = [self.grad, *(x for x in kept if isinstance(x, Tensor))]
         if self.corrected:
             others.append(self.tensor("grad", "_correction"))
-        return all(_is_readable(x) and _layout(x) == layout for x in (param, *others))
+        return all(_is_readable(x, param.device) and _layout(x) == layout for x in (param, *others))
 
     def make_state(self) -> None:
         """Creates the states that are missing and converts those that are kept otherwise."""
@@ -182,6 +209,8 @@ class Entry:
         if self.keeps_step and "step" not in self.state:
             behind = 0 if self.rule.keeps_step or self.is_new else 1
             self.state["step"] = torch.full((), behind, **step_options(self.group, self.param))
+        if self.keeps_step and self.is_fast and self.engine == "gpu":
+            self.state["step"] = self.state["step"].to(self.param.device)
         if not self.formats:
             for name in self.present:
                 if self.state.get(name) is None:
@@ -245,7 +274,7 @@ class Entry:
         if self.keeps_step:
             self.state["step"] += 1
             step = self.state["step"]
-            step = step.double() if self.group.get("capturable") else float(step)
+            step = step.double() if self.group.get("capturable") or step.device.type != "cpu" else float(step)
         else:
             step = 1 if self.is_new else 2
         hyper = {name: self._plain(self.group[name]) for name in self.rule.hyperparameters}
@@ -325,6 +354,7 @@ class Pass:
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = settings_of
         if optimizer._services is not None:
             self._settings_of = lambda group: (*settings_of(group), group.get("clip"))
+        self._reads = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
 
@@ -344,10 +374,10 @@ class Pass:
         self._held = [list(entry.state.values()) for entry in fast]  # so that no other state can take their places
         self._fixed_at = list(map(_ADDRESS, chain.from_iterable(self._fixed))) if self.complete else []
 
-        self._plans: list[tuple[Kernel, Plan, slice]] = []
+        self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
         self._services = services = optimizer._services
-        self._works: list[Work] = []
+        self._works: list[Any] = []
         self._launchers: list[Callable[[], None]] = []
         for kernels, bucket in buckets:
             kernel = kernels[0]
@@ -356,9 +386,15 @@ class Pass:
             start += len(bucket)
             if services is not None:
                 members = [entry.member() for entry in bucket]
-                self._works.append(Work((kernel, kernels[-1]), plan, members, bucket[0].formats))
+                self._works.append(_work(kernels, plan, members, bucket[0].formats))
             else:
-                self._launchers.append(kernel.launcher(plan, torch.get_num_threads))
+                self._launchers.append(_launcher(kernel, plan))
+        self._on_device: OnDevice | None = None
+        is_on_device = self.complete and self._works and not self._reads and whole
+        if services is not None and is_on_device and services.nonfinite != "raise" and services.release is None:
+            from steprule.services.device import OnDevice
+
+            self._on_device = OnDevice(services, self._works)
         self._accumulator = optimizer._accumulator
         self._move_resting_averages = weakly(optimizer._move_resting_averages)
         self._stepped = {entry.param for entry in entries}
@@ -392,6 +428,9 @@ class Pass:
             self._grad_at = grad_at
         if self._accumulator is not None:
             self._accumulator.settle()
+        if self._on_device is not None:
+            self._serve_on(self._on_device)
+            return True
         if self._services is not None:
             self._serve()
             return True
@@ -417,6 +456,7 @@ class Pass:
         """Steps with services; False if they refuse."""
         services = self._services
         assert services is not None
+        services.look()
         around = services.release or services
         others = [entry.member() for entry in loose]
         parts: list[Any] = [*self._works, *others]
@@ -434,13 +474,28 @@ class Pass:
             for entry in entries if services.averaged == 0 else ():
                 entry.start_average()
             if self._whole:
-                self._move_resting_averages(self._stepped)
+                self._move_resting_averages(self._stepped, services.average_weight)
         around.finish(parts, gather)
+        if self._on_device is not None:
+            self._on_device.fill()
         return True
+
+    def _serve_on(self, device: OnDevice) -> None:
+        """Steps with services that decide on the device; what a CUDA graph records is never gathered."""
+        services = self._services
+        assert services is not None
+        gather = services.gathers and not gpu.is_recording(device.device)
+        weight = device.begin()
+        for work in self._works:
+            work.launch(gather)
+        _count_write(self._params)
+        if weight is not None:
+            self._move_resting_averages(self._stepped, weight)
+        device.finish(gather)
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """A group's settings with tensors read, since those may be filled in place."""
-        return tuple(_read(value) for value in self._settings_of(group))
+        return tuple(_read(value, self._reads) for value in self._settings_of(group))
 
     def _refresh(self, groups: list[dict[str, Any]]) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
@@ -448,7 +503,7 @@ class Pass:
             return False
         self._settings = [self._plain(group) for group in groups]
         for kernel, plan, _ in self._plans:
-            plan.hyper[:] = _hyper(kernel, groups, self._services)
+            plan.set_hyper(_hyper(kernel, groups, self._services))
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
@@ -456,31 +511,47 @@ class Pass:
         return static_settings(self._rule, group), group["maximize"], group["differentiable"], formats
 
 
-def _hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[float]]:
+def _launcher(kernel: Any, plan: Plan | GpuPlan) -> Callable[[], None]:
+    threads = () if isinstance(plan, GpuPlan) else (torch.get_num_threads,)
+    return kernel.launcher(plan, *threads)  # type: ignore[no-any-return]
+
+
+def _work(kernels: list[Any], plan: Plan | GpuPlan, members: list[Member], formats: dict[str, str]) -> Any:
+    if isinstance(plan, GpuPlan):
+        from steprule.services.device import GpuWork
+
+        return GpuWork((kernels[0], kernels[-1]), plan, members, formats)
+    return Work((kernels[0], kernels[-1]), plan, members, formats)
+
+
+def _hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
     extra = services.numbers() if services is not None else {}
     return [kernel.numbers({**group, **extra}) for group in groups]
 
 
 def _plan(
     kernels: list[Kernel], bucket: list[Entry], groups: list[dict[str, Any]], services: StepServices | None
-) -> Plan:
+) -> Plan | GpuPlan:
     kernel = kernels[0]
     by_row = kernel.formula.by_row
     keeps_step = bucket[0].keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
-    return Plan(
-        addresses=[[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
-        sizes=[entry.param.numel() for entry in bucket],
-        groups=[entry.number for entry in bucket],
-        hyper=_hyper(kernel, groups, services),
-        step_at=list(map(_ADDRESS, steps)) if keeps_step else None,
-        step_is_double=[step.dtype == torch.float64 for step in steps],
-        first_steps=[0.0 if entry.is_new else 1.0 for entry in bucket],
-        rows=[row_of(entry.param) for entry in bucket] if kernel.source.grouped or by_row else None,
-        numbers=[entry.place for entry in bucket],
-        by_row=by_row,
-        tallies=max(len(one.source.tallies) for one in kernels),
-    )
+    tables: dict[str, Any] = {
+        "addresses": [[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
+        "sizes": [entry.param.numel() for entry in bucket],
+        "groups": [entry.number for entry in bucket],
+        "hyper": _hyper(kernel, groups, services),
+        "step_at": list(map(_ADDRESS, steps)) if keeps_step else None,
+        "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],
+        "rows": [row_of(entry.param) for entry in bucket] if kernel.source.grouped or by_row else None,
+        "numbers": [entry.place for entry in bucket],
+        "by_row": by_row,
+        "tallies": max(len(one.source.tallies) for one in kernels),
+    }
+    if isinstance(kernel, gpu.Kernel):
+        dtype = steps[0].dtype if steps else torch.float64
+        return GpuPlan(bucket[0].param.device, kernel.source, step_dtype=dtype, **tables)
+    return Plan(step_is_double=[step.dtype == torch.float64 for step in steps], **tables)
 
 
 def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
@@ -498,17 +569,20 @@ def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
     return guards.check
 
 
-def _read(value: Any) -> Any:
+def _read(value: Any, all_of_it: bool) -> Any:
+    """A setting with tensors read; those on a GPU only if a plan elsewhere needs their numbers."""
     if isinstance(value, (tuple, list)):
-        return tuple(map(_read, value))
-    return value.item() if isinstance(value, Tensor) else value
+        return tuple(_read(item, all_of_it) for item in value)
+    if isinstance(value, Tensor) and (all_of_it or not gpu.serves(value.device)):
+        return value.item()
+    return value
 
 
-def _is_readable(x: Tensor) -> bool:
-    """Whether a kernel may read and write x through its address."""
+def _is_readable(x: Tensor, device: torch.device) -> bool:
+    """Whether a kernel on the device may read and write x through its address."""
     return (
         type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # a subclass with its own may hold no memory of its own
-        and x.device.type == "cpu"
+        and x.device == device
         and x.layout is torch.strided
         and x.dtype in _READABLE
         and not x.is_neg()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steprule.engine.gpu import serves
 from steprule.engine.trace import nonnegative_states
 from steprule.formats import FORMATS, dither, mix
 from steprule.formats import state_format as choose_state_format
@@ -103,6 +104,8 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any]) -> 
     """A loaded state, not shared with the dict it came from and laid out as the engines want it."""
     if name == "step" and not (isinstance(value, Tensor) and value.is_floating_point()):
         return torch.tensor(float(value), **step_options(group, param))
+    if name == "step":
+        return value.to(step_options(group, param)["device"], copy=True)
     if not isinstance(value, Tensor):
         return value
     if value.is_sparse:  # torch.optim's momentum of sparse gradients
@@ -115,14 +118,24 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any]) -> 
 
 
 def step_options(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
-    """dtype and device of a kept step, as torch.optim has them."""
+    """dtype and device of a kept step, as torch.optim has them; where the GPU engine counts it is on the device."""
     double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
-    on_device = group.get("capturable") or group.get("fused")
+    on_device = group.get("capturable") or group.get("fused") or serves(param.device)
     return {"dtype": torch.float64 if double else torch.float32, "device": param.device if on_device else "cpu"}
 
 
-def move_resting_average(param: Tensor, group: Mapping[str, Any], state: dict[str, Any], weight: float, n: int) -> None:
-    """Brings the average of a parameter without a gradient towards it, by this weight, after n averages."""
+def move_resting_average(
+    param: Tensor, group: Mapping[str, Any], state: dict[str, Any], weight: Any, averaged: Callable[[], int]
+) -> None:
+    """Brings the average of a parameter without a gradient towards it.
+
+    Args:
+        param, group, state: the parameter's.
+        weight: by which share; a number or a tensor.
+        averaged: says after how many averages; asked where the average is rounded at random.
+    """
+    if isinstance(weight, Tensor):
+        weight = weight.to(param.device)
     if param.is_complex():
         state[AVERAGE].lerp_(param.detach(), weight)
         return
@@ -131,5 +144,6 @@ def move_resting_average(param: Tensor, group: Mapping[str, Any], state: dict[st
     old = decode(kind, arrays_of(state, AVERAGE), param.shape)
     value = decode(kept_format({**state, "param": param}, "param"), weight_arrays(param, state), param.shape)
     new = old + weight * (value - old)
-    for suffix, array in encode_rounded(kind, new, group.get("seed", 0), n, 0, 0).items():
+    step = averaged() if FORMATS[kind].random else 0
+    for suffix, array in encode_rounded(kind, new, group.get("seed", 0), step, 0, 0).items():
         state[AVERAGE + suffix].copy_(array)

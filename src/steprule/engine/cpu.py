@@ -208,6 +208,7 @@ def cache_folder() -> Path | None:
 
 @cache
 def temporary_folder() -> Path:
+    """A folder for this process's kernels, removed at its end."""
     folder = Path(tempfile.mkdtemp(prefix="steprule-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

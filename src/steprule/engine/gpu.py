@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steprule.engine.cpu import cache_folder, logger, temporary_folder
 from steprule.engine.gpu_codegen import Source, write_kernel
-from steprule.engine.gpu_plan import GpuPlan, Number
+from steprule.engine.gpu_plan import GpuPlan, Number, on
 from steprule.engine.trace import NO_SERVICES, Formula, Services, hyper_of, static_settings, trace
 from steprule.rule import Rule
 
@@ -40,6 +40,11 @@ def is_available() -> bool:
 def serves(device: torch.device) -> bool:
     """Whether tensors there are stepped by this engine."""
     return device.type in DEVICES and is_available()
+
+
+def is_recording(device: torch.device) -> bool:
+    """Whether a CUDA graph records what is launched there."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class Kernel:
@@ -79,7 +84,7 @@ class Kernel:
 
         def launch() -> None:
             plan.read_hyper()
-            with _on(plan.device):
+            with on(plan.device):
                 prepare(
                     plan.step_at, plan.groups, plan.numbers, plan.hyper, plan.scalars, plan.bits, plan.skip, plan.count,
                     STEP=step, SIZE=TENSORS_AT_ONCE, num_warps=4, enable_fp_fusion=False,
@@ -93,18 +98,6 @@ class Kernel:
         return launch
 
 
-def _on(device: torch.device) -> Any:
-    """A context in which launches go to the device."""
-    return torch.cuda.device(device) if device.type == "cuda" else _NOWHERE
-
-
-class _Nowhere:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-_NOWHERE = _Nowhere()
 _kernels: dict[Any, Kernel] = {}
 
 

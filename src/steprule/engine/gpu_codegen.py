@@ -114,9 +114,7 @@ def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Sour
     """
     real = compute_dtype(formats)
     chosen = {name: FORMATS[text] for name, text in zip(formula.operands, formats, strict=True)}
-    writer = Writer(
-        formula, real, stored(chosen["param"]), _CALLS[real], _SCALAR_CALLS, constant="(zero + {!r})"
-    )
+    writer = Writer(formula, real, stored(chosen["param"]), _CALLS[real], _SCALAR_CALLS, constant="(zero + {!r})")
     arrays = [(name, suffix) for name, one in chosen.items() for suffix, _ in one.arrays]
     arrays.sort(key=lambda array: array not in (("param", ""), ("grad", "")))
     dtypes = {f"{name}{suffix}": dtype for name, one in chosen.items() for suffix, dtype in one.arrays}
@@ -297,7 +295,9 @@ def _lead(
     lines += [f"    {line}" for line in whole]
     lines += [f"    {line}" for line in call(True, "i", "first + i", "None", *["group", "None"][: 2 * grouped], *place)]
     lines.append("else:  # few elements at a time, which leaves registers to whole blocks")
-    lines.append(f"    for part in range(0, {block // GROUP if grouped else block}, {PART // GROUP if grouped else PART}):")
+    lines.append(
+        f"    for part in range(0, {block // GROUP if grouped else block}, {PART // GROUP if grouped else PART}):"
+    )
     lines += [f"        {line}" for line in part]
     rest = ["i", "first + i", "inside", *["group", "group_inside"][: 2 * grouped], *place]
     lines += [f"        {line}" for line in call(False, *rest)]

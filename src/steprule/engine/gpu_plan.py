@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,11 @@ from steprule.engine.gpu_codegen import Source
 from steprule.formats import GROUP
 
 Number = float | Tensor
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which launches go to the device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Table:
@@ -76,6 +83,7 @@ class GpuPlan:
         tallies: how many numbers each chunk leaves in `partials`.
 
     Attributes:
+        lengths: each tensor's number of elements.
         skip: 1 where the launch is to change nothing, an int32 on the device.
         factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
         partials: for each chunk its tallies.
@@ -99,9 +107,9 @@ class GpuPlan:
         tallies: int = 0,
     ) -> None:
         count = len(sizes)
-        self.device, self.count, self.size = device, count, sum(sizes)
+        self.device, self.count, self.lengths = device, count, list(sizes)
 
-        def table(values: Sequence[int] | np.ndarray, dtype: type = np.int64) -> Tensor:
+        def table(values: Any, dtype: type = np.int64) -> Tensor:
             return torch.from_numpy(np.array(values, dtype)).to(device)
 
         self._host_addresses = np.array(addresses, np.int64).reshape(-1, count)

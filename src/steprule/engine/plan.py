@@ -135,3 +135,7 @@ class Plan:
     def set_grads(self, addresses: Sequence[int]) -> None:
         """New addresses of the gradients, one a tensor."""
         self._pack_grads(self._buffer, self.addresses.strides[0], *addresses)
+
+    def set_hyper(self, hyper: Sequence[Sequence[float]]) -> None:
+        """New numbers."""
+        self.hyper[:] = hyper

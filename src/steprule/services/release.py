@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from steprule.services.hooks import processes, weakly
-from steprule.services.step import Loose, Member, Row, StepServices, Work
+from steprule.services.member import Member
+from steprule.services.step import Part, Row, StepServices
 
 
 class Release:
@@ -104,7 +105,7 @@ class Release:
 
         return reduced.then(step)
 
-    def begin(self, parts: Sequence[Work | Loose]) -> bool:
+    def begin(self, parts: Sequence[Part]) -> bool:
         """As `StepServices.begin`, for one parameter."""
         services = self.services
         norms = services.read(parts)
@@ -128,7 +129,7 @@ class Release:
         self._clipped |= services.set_factors(parts, norms, factor)
         return True
 
-    def finish(self, parts: Sequence[Work | Loose], gathered: bool) -> None:
+    def finish(self, parts: Sequence[Part], gathered: bool) -> None:
         """As `StepServices.finish`, for one parameter."""
         self._rows += self.services.tally(parts, gathered)
         self._taken = True
@@ -184,11 +185,11 @@ class Release:
         self._verdict = None
         self._begin_anew()
 
-    def step(self, move_resting: Callable[[set[Tensor]], None]) -> None:
+    def step(self, move_resting: Callable[[set[Tensor], Any], None]) -> None:
         """Steps what backward has left, and closes the step.
 
         Args:
-            move_resting: brings averages of parameters that are not among those given towards them.
+            move_resting: brings averages of parameters that are not among those given towards them, by a share.
         """
         for param in self._params:
             if param in self.stepped:
@@ -212,7 +213,7 @@ class Release:
         if self._taken:
             services.clipped += self._clipped
             if services.average is not None:
-                move_resting(stepped)
+                move_resting(stepped, services.average_weight)
             services.close(self._rows, services.gathers)
         self._verdict = None
         self._begin_anew()

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,39 +18,19 @@ from steprule.engine.cpu import Kernel
 from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading
 from steprule.engine.trace import Services
-from steprule.formats import FORMATS, row_length
+from steprule.formats import FORMATS
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor
+from steprule.services.member import COLUMNS, Member, row_of
 from steprule.services.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from steprule.services.device import GpuWork, OnDevice
     from steprule.services.release import Release
 
 logger = logging.getLogger("steprule")
 
 NONFINITE = ("skip", "zero", "raise")
-
-
-def row_of(param: Tensor) -> int:
-    """The elements of one index of a parameter's first dimension; all of a vector's, and at least 1."""
-    return max(row_length(param.shape) if param.dim() > 1 else param.numel(), 1)
-
-
-class Member:
-    """A parameter of a step, as services see it.
-
-    Args:
-        name: what to call it.
-        place: its number among all parameters.
-        param: the tensor.
-        free: whether it is left out of clipping.
-    """
-
-    def __init__(self, name: str, place: int, param: Tensor, free: bool) -> None:
-        self.name = name
-        self.place = place
-        self.param = param
-        self.free = free
 
 
 class Work:
@@ -111,6 +91,11 @@ class Work:
         if services.norm_type in (1.0, 2.0) and self._dtypes[1] != "float64":
             return norms
         return self._reading(1, math.inf, False, services).by_tensor(self._threads)
+
+    @property
+    def factors(self) -> np.ndarray:
+        """What gradients are multiplied by."""
+        return self.plan.factors
 
     def set_factors(self, factors: np.ndarray) -> None:
         """Sets what each member's gradient is multiplied by."""
@@ -273,9 +258,12 @@ class StepServices:
         clipped, skipped, zeroed: how many steps were clipped or skipped, how many elements zeroed.
         steps: how many were taken.
         averaged: how many averages were taken.
-        inverse_scale: what undoes a GradScaler's scale in this step.
+        calls: how many there were, taken or not, where that is not known at once.
+        inverse_scale: what undoes a GradScaler's scale in this step; a tensor where that is on a GPU.
+        already: what a GradScaler has found, 0 for gradients that are finite; a tensor on a GPU, or None.
         rescales: whether there has been a GradScaler, so that kernels must multiply gradients.
-        found: whether this step's gradients are not finite.
+        found: whether this step's gradients are not finite; a tensor where that is known on a GPU.
+        ahead: what has taken the last steps on a GPU, and alone knows of them.
     """
 
     def __init__(
@@ -286,10 +274,13 @@ class StepServices:
         self.average = average
         self.telemetry = telemetry
         self.norm = math.nan
-        self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = 0
+        self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = self.calls = 0
         self.recent: deque[float] = deque(maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
-        self.scaled, self.inverse_scale, self.found = False, 1.0, False
-        self.rescales = False
+        self.scaled, self.rescales = False, False
+        self.inverse_scale: Any = 1.0
+        self.found: Any = False
+        self.already: Tensor | None = None
+        self.ahead: OnDevice | None = None
         self.release: Release | None = None
 
     @property
@@ -299,6 +290,7 @@ class StepServices:
 
     def set_clip(self, clip: Clip | None) -> None:
         """Another way to clip from now on."""
+        self.look()
         self.clip = clip
         self.recent = deque(self.recent, maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
 
@@ -341,14 +333,20 @@ class StepServices:
     @property
     def gathers(self) -> bool:
         """Whether the step that comes is one that telemetry looks at."""
-        return self.telemetry is not None and (self.steps + 1) % self.telemetry.every == 0
+        return self.telemetry is not None and (self.calls + 1) % self.telemetry.every == 0
 
-    def begin(self, parts: Sequence[Work | Loose]) -> bool:
+    def begin(self, parts: Sequence[Part]) -> bool:
         """Reads the gradients if anything needs it and sets the factors; False if the step is not to be taken.
 
         Raises:
             RuntimeError: a gradient is not finite, and that is to be an error; nothing has changed.
         """
+        if isinstance(self.inverse_scale, Tensor):
+            self.inverse_scale = float(self.inverse_scale)
+        if self.already is not None and bool(self.already) and self.nonfinite != "zero":
+            self.found = True
+            self.refuse(["as GradScaler found"], quietly=True)
+            return False
         norms = self.read(parts)
         wrong = self.not_finite(parts, norms)
         self.found = bool(wrong)
@@ -360,23 +358,23 @@ class StepServices:
         self.clipped += self.set_factors(parts, norms, self.factor(self.norm))
         return True
 
-    def finish(self, parts: Sequence[Work | Loose], gathered: bool) -> None:
+    def finish(self, parts: Sequence[Part], gathered: bool) -> None:
         """Takes note of a step."""
         self.close(self.tally(parts, gathered), gathered)
 
     # The parts of these two
 
-    def read(self, parts: Sequence[Work | Loose]) -> list[np.ndarray]:
+    def read(self, parts: Sequence[Part]) -> list[np.ndarray]:
         """Every member's norm, by part, or nothing if no service wants to know."""
         return [part.norms(self) for part in parts] if self.reads else []
 
     @staticmethod
-    def by_member(parts: Sequence[Work | Loose], norms: Sequence[np.ndarray]) -> list[tuple[Member, float]]:
+    def by_member(parts: Sequence[Part], norms: Sequence[np.ndarray]) -> list[tuple[Member, float]]:
         """Each member with its norm; none if nothing was read."""
         members = chain.from_iterable(part.members for part in parts) if norms else ()
         return list(zip(members, map(float, chain(*norms)), strict=True))
 
-    def not_finite(self, parts: Sequence[Work | Loose], norms: Sequence[np.ndarray]) -> list[str]:
+    def not_finite(self, parts: Sequence[Part], norms: Sequence[np.ndarray]) -> list[str]:
         """The names of members for whose sake the step is not to be taken."""
         if not self.guards:
             return []
@@ -409,14 +407,14 @@ class StepServices:
             return float(norm_factor(norm, float(np.quantile(self.recent, self.clip.quantile))))
         return 1.0
 
-    def set_factors(self, parts: Sequence[Work | Loose], norms: Sequence[np.ndarray], factor: float) -> bool:
+    def set_factors(self, parts: Sequence[Part], norms: Sequence[np.ndarray], factor: float) -> bool:
         """Tells every part what to multiply by; True if anything is clipped by a norm."""
         clipped, inverse = False, self.inverse_scale
         for index, part in enumerate(parts):
             if self.average is not None:
                 part.set_scalar("average_weight", self.average_weight)
             if isinstance(self.clip, ClipAdaptive) and not part.exempt.all():
-                factors = part.plan.factors if isinstance(part, Work) else np.asarray(part.factor)
+                factors = np.asarray(part.factor if isinstance(part, Loose) else part.factors)
                 clipped |= bool((factors < inverse).any())
                 continue
             each: Any = factor
@@ -427,11 +425,11 @@ class StepServices:
             part.set_factors(each * inverse)
         return clipped
 
-    def tally(self, parts: Sequence[Work | Loose], gathered: bool) -> list[Row]:
+    def tally(self, parts: Sequence[Part], gathered: bool) -> list[Row]:
         """What a step has counted, a row for each member."""
         if self.nonfinite != "zero" and not gathered:
             return []
-        columns = _COLUMNS if gathered else ()
+        columns = COLUMNS if gathered else ()
         rows: list[Row] = []
         for part in parts:
             counts = part.tallies()
@@ -443,20 +441,29 @@ class StepServices:
     def close(self, rows: Sequence[Row], gathered: bool) -> None:
         """Takes note of a step that has counted this."""
         self.steps += 1
+        self.calls = self.steps
         self.averaged += self.average is not None
         zeroed = int(sum(count for _, count, _ in rows))
         self.zeroed += zeroed
         self.found |= zeroed > 0
         if gathered and self.telemetry is not None and rows:
-            ordered = sorted(rows, key=lambda row: row[0].place)
-            sums = np.array([numbers for *_, numbers in ordered])
-            sums[:, _COLUMNS.index("total_grad")] *= self.inverse_scale**2
-            sums[:, _COLUMNS.index("top_grad")] *= self.inverse_scale
-            members = [member for member, *_ in ordered]
-            names, sizes = [member.name for member in members], [member.param.numel() for member in members]
-            if len(set(names)) < len(names):  # of two models in two groups, say
-                names = [f"{name} ({member.place})" for name, member in zip(names, members, strict=True)]
-            self.telemetry.add(self.steps, names, sizes, sums, self.clipped, self.skipped)
+            sums = np.array([numbers for *_, numbers in rows])
+            sums[:, COLUMNS.index("total_grad")] *= self.inverse_scale**2
+            sums[:, COLUMNS.index("top_grad")] *= self.inverse_scale
+            self.record([member for member, *_ in rows], sums)
+
+    def record(self, members: Sequence[Member], sums: Any, later: Tensor | None = None) -> None:
+        """Gives telemetry a step's sums, a row for each member, or what a GPU will have found of it."""
+        assert self.telemetry is not None
+        order = sorted(range(len(members)), key=lambda number: members[number].place)
+        members = [members[number] for number in order]
+        names, sizes = [member.name for member in members], [member.param.numel() for member in members]
+        if len(set(names)) < len(names):  # of two models in two groups, say
+            names = [f"{name} ({member.place})" for name, member in zip(names, members, strict=True)]
+        if later is not None:
+            self.telemetry.add_later(names, sizes, sums[order], later)
+        else:
+            self.telemetry.add(self.steps, names, sizes, sums[order], self.clipped, self.skipped)
 
     def step_scaled(self, optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
         """A step for a GradScaler: gradients are unscaled on the way, and it learns whether they were finite.
@@ -474,16 +481,14 @@ class StepServices:
                 "a GradScaler cannot step an optimizer that releases gradients: each was stepped before its scale was known"
             )
         if scaler is None:
-            scale, already = optimizer.grad_scale, bool(optimizer.found_inf)
+            scale, found = optimizer.grad_scale, [optimizer.found_inf]
         else:
             state = scaler._per_optimizer_states[id(optimizer)]
             unscaled = state["stage"] is OptState.UNSCALED
             scale = None if unscaled else scaler._get_scale_async()
-            already = unscaled and any(bool(found) for found in state["found_inf_per_device"].values())
-        if already and self.nonfinite != "zero":
-            self.refuse(["as GradScaler found"], quietly=True)
-            return
-        self.scaled, self.inverse_scale, self.found = True, 1.0 if scale is None else 1.0 / float(scale), False
+            found = list(state["found_inf_per_device"].values()) if unscaled else []
+        self.scaled, self.inverse_scale, self.found = True, 1.0 if scale is None else scale.double().reciprocal(), False
+        self.already = sum(one.to(found[0].device, non_blocking=True) for one in found) if found else None
         if not self.rescales:
             self.rescales = True
             optimizer._forget_plans()
@@ -494,10 +499,11 @@ class StepServices:
                 del optimizer.grad_scale, optimizer.found_inf
             raise
         finally:
-            self.scaled, self.inverse_scale = False, 1.0
+            self.scaled, self.inverse_scale, self.already = False, 1.0, None
             if scaler is not None and not unscaled:
-                found = torch.full((), float(self.found), device=scale.device)
-                state["found_inf_per_device"] = {scale.device: found}
+                state["found_inf_per_device"] = {
+                    scale.device: torch.as_tensor(self.found, dtype=torch.float32).to(scale.device)
+                }
 
     def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
         """Counts and reports a step that is not taken, or not for these.
@@ -514,22 +520,35 @@ class StepServices:
         what = "step skipped" if whole else "step skipped for some parameters"
         logger.log(level, "steprule: %s, gradients are not finite: %s", what, names)
 
+    def look(self) -> None:
+        """Takes over what is known on a GPU only; waits for it."""
+        if self.ahead is None:
+            return
+        known, self.ahead = self.ahead.look(), None
+        self.recent = deque(known.pop("recent"), self.recent.maxlen)
+        for name, value in known.items():
+            setattr(self, name, value)
+
     def __getstate__(self) -> dict[str, Any]:
+        self.look()
         return {**self.__dict__, "release": None}  # its hooks belong to this optimizer and this model
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
+        self.look()
         return {name: getattr(self, name) for name in _REMEMBERED} | {"recent": list(self.recent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned; what is missing stays as it is."""
+        self.look()
         for name in _REMEMBERED:
             setattr(self, name, state.get(name, getattr(self, name)))
+        self.calls = self.steps
         self.recent = deque(state.get("recent", self.recent), self.recent.maxlen)
 
 
 RESERVED = ("clip_value", "average_weight", "grad_factor")
 """What services call their numbers in kernels, which no rule may."""
 _REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
-_COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
 Row = tuple[Member, float, np.ndarray]
+Part: TypeAlias = "Work | GpuWork | Loose"

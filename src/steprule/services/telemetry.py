@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
     from rich.table import Table
+    from torch import Tensor
 
 __all__ = ["QUANTITIES", "Telemetry"]
 
@@ -67,7 +68,8 @@ class Telemetry:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"Invalid {name} value: {value!r}; it must be an int of 1 or more")
         self.every, self.keep = every, keep
-        self._records: deque[_Record] = deque(maxlen=keep)
+        self._kept: deque[_Record] = deque(maxlen=keep)
+        self._pending: deque[tuple[Sequence[str], Sequence[int], Tensor, Tensor]] = deque(maxlen=keep)
 
     def add(
         self, step: int, names: Sequence[str], sizes: Sequence[int], sums: NDArray[np.float64],
@@ -85,6 +87,13 @@ class Telemetry:
 
         Raises ValueError if names, sizes and sums do not fit together, or a name comes twice.
         """
+        self._settle()
+        self._keep(step, names, sizes, sums, clipped_steps, skipped_steps)
+
+    def _keep(
+        self, step: int, names: Sequence[str], sizes: Sequence[int], sums: NDArray[np.float64],
+        clipped_steps: int, skipped_steps: int,
+    ) -> None:  # fmt: skip
         record = _Record(
             step, tuple(names), np.array(sizes, np.int64), np.array(sums, np.float64), clipped_steps, skipped_steps
         )
@@ -94,7 +103,30 @@ class Telemetry:
             raise ValueError(
                 f"Invalid names, sizes and sums: they must be n different names, (n,) and (n, 7), not {got}"
             )
-        self._records.append(record)
+        self._kept.append(record)
+
+    def add_later(self, names: Sequence[str], sizes: Sequence[int], sums: Tensor, numbers: Tensor) -> None:
+        """Keeps a step of which a GPU knows, without waiting for it; that is left to whoever looks at records.
+
+        Args:
+            names, sizes, sums: as for `add`, sums on the device.
+            numbers: float64, shape (4,): 1 or 0 for whether the step was taken, its number, and how many steps had been
+                clipped and skipped.
+        """
+        self._pending.append((names, sizes, sums, numbers))
+
+    def _settle(self) -> None:
+        """Reads what is still on a device."""
+        while self._pending:
+            names, sizes, sums, numbers = self._pending.popleft()
+            taken, *counts = map(int, numbers.tolist())
+            if taken:
+                self._keep(counts[0], names, sizes, np.array(sums.cpu()), *counts[1:])
+
+    @property
+    def _records(self) -> deque[_Record]:
+        self._settle()
+        return self._kept
 
     @property
     def latest(self) -> dict[str, Any]:

@@ -1,0 +1,210 @@
+"""The GPU engine's reading pass: sums over gradients that must be known before the first element changes.
+
+As on the CPU each stretch of 16,384 elements (or each row) is added up in float64 by itself, and the stretches in an order
+that is always the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from steprule.engine.gpu_plan import GpuPlan, on
+from steprule.engine.reading import STRETCH, kind_of
+from steprule.formats import gpu as lib
+
+_BLOCK = 1024
+_HIDING = ("smallest", "nonzero", "power")
+"""Norms that may be finite where an element is not."""
+_WAYS = {"largest": 1, "smallest": 2}
+"""How parts are combined; the others are added up."""
+
+
+@triton.jit
+def _element(at, inside, CODEC: tl.constexpr, ZERO: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Absolute values in float64."""
+    x = lib.load(at, inside)
+    if CODEC == "bfloat16":
+        x = lib.from_bfloat16(x)
+    x = tl.abs(x.to(tl.float64))
+    if ZERO:
+        x = tl.where(x < float("inf"), x, 0.0)
+    return x
+
+
+@triton.jit
+def _joined(total, x, inside, power, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sum, or whatever the norm is made of, with another element."""
+    if KIND == "square":
+        new = tl.fma(x, x, total)
+    elif KIND == "abs":
+        new = total + x
+    elif KIND == "largest":
+        new = lib.larger(x, total)
+    elif KIND == "smallest":
+        new = lib.smaller(x, total)
+    elif KIND == "nonzero":
+        new = total + tl.where(x != 0.0, 1.0, 0.0)
+    else:
+        new = total + lib.power(x, x * 0.0 + power)
+    if inside is None:
+        return new
+    else:
+        return tl.where(inside, new, total)
+
+
+@triton.jit
+def _result(total, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    if KIND == "largest":
+        return tl.reduce(total, 0, lib.larger)
+    elif KIND == "smallest":
+        return tl.reduce(total, 0, lib.smaller)
+    else:
+        return tl.sum(total)
+
+
+@triton.jit
+def read(  # type: ignore[no-untyped-def]
+    address, sizes, chunks, lengths, sums, power, ELEMENT: tl.constexpr, CODEC: tl.constexpr, KIND: tl.constexpr,
+    ZERO: tl.constexpr, CHECK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One stretch of one tensor."""
+    chunk = tl.program_id(0)
+    tensor, number = tl.load(chunks + 2 * chunk), tl.load(chunks + 2 * chunk + 1)
+    stretch = tl.load(lengths + tensor)
+    start = number.to(tl.int64) * stretch
+    length = tl.minimum(tl.load(sizes + tensor) - start, stretch)
+    at = tl.load(address + tensor).to(tl.pointer_type(ELEMENT)) + start
+    i = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float64)
+    if KIND == "smallest":
+        total += float("inf")
+    wrong = tl.zeros((BLOCK,), tl.float64)
+    whole = tl.where((at.to(tl.int64) & 15) == 0, length // BLOCK * BLOCK, 0)
+    for first in range(0, whole, BLOCK):
+        x = _element(tl.multiple_of(at, 16) + first + i, None, CODEC, ZERO)
+        total = _joined(total, x, None, power, KIND)
+        if CHECK:
+            wrong += x - x
+    for first in range(whole, length, BLOCK):
+        inside = first + i < length
+        x = _element(at + first + i, inside, CODEC, ZERO)
+        total = _joined(total, x, inside, power, KIND)
+        if CHECK:
+            wrong += x - x
+    result = _result(total, KIND)
+    if CHECK:
+        result += tl.sum(wrong)
+    tl.store(sums + chunk, result)
+
+
+@triton.jit
+def combine(parts, first_chunk, ways, results, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One tensor's parts, one column of them, in order."""
+    tensor, column = tl.program_id(0), tl.program_id(1)
+    way = tl.load(ways + column)
+    first, end = tl.load(first_chunk + tensor), tl.load(first_chunk + tensor + 1)
+    i = tl.arange(0, BLOCK)
+    empty = tl.where(way == 2, float("inf"), 0.0).to(tl.float64)
+    total = tl.zeros((BLOCK,), tl.float64) + empty
+    for start in range(first, end, BLOCK):
+        inside = start + i < end
+        x = tl.load(parts + (start + i) * width + column, mask=inside, other=0.0)
+        joined = tl.where(way == 0, total + x, tl.where(way == 1, lib.larger(x, total), lib.smaller(x, total)))
+        total = tl.where(inside, joined, total)
+    largest, smallest = tl.reduce(total, 0, lib.larger), tl.reduce(total, 0, lib.smaller)
+    result = tl.where(way == 0, tl.sum(total), tl.where(way == 1, largest, smallest))
+    tl.store(results + tensor * width + column, result)
+
+
+class Combination:
+    """Adds up what chunks have left, tensor by tensor.
+
+    Args:
+        device: where that is.
+        first_chunk: each tensor's first chunk, and the end.
+        ways: for each column 0 for a sum, 1 for the largest and 2 for the smallest.
+    """
+
+    def __init__(self, device: torch.device, first_chunk: np.ndarray, ways: Sequence[int]) -> None:
+        self._device, self._count, self._width = device, len(first_chunk) - 1, len(ways)
+        self._first_chunk = torch.from_numpy(first_chunk).to(device)
+        self._ways = torch.tensor(ways, dtype=torch.int32, device=device)
+        self._results = torch.zeros((self._count, self._width), dtype=torch.float64, device=device)
+
+    def run(self, parts: Tensor) -> Tensor:
+        """Shape (tensors, columns); overwritten by the next run."""
+        if self._count:
+            with on(self._device):
+                combine[(self._count, self._width)](
+                    parts, self._first_chunk, self._ways, self._results, self._width, BLOCK=256
+                )
+        return self._results
+
+
+class GpuReading:
+    """One kind of sum over one of a plan's operands.
+
+    Args:
+        plan: whose tensors.
+        operand: the number of its array.
+        dtype: of its elements.
+        norm_type: the p of the norm.
+        rows: the elements of one row of each tensor, to add up rows and not stretches.
+        zero: read what is not finite as 0.
+        check: make a sum NaN where an element is not finite, whatever the norm.
+    """
+
+    def __init__(
+        self,
+        plan: GpuPlan,
+        operand: int,
+        dtype: str,
+        norm_type: float,
+        rows: Sequence[int] | None = None,
+        zero: bool = False,
+        check: bool = False,
+    ) -> None:
+        kind = kind_of(norm_type)
+        device, sizes = plan.device, plan.lengths
+        lengths = rows if rows is not None else [STRETCH] * len(sizes)
+        counts = [-(-size // length) for size, length in zip(sizes, lengths, strict=True)]
+        first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        chunks = np.empty((int(first[-1]), 2), np.int32)
+        chunks[:, 0] = np.repeat(np.arange(len(sizes)), counts)
+        chunks[:, 1] = np.arange(len(chunks)) - np.repeat(first[:-1], counts)
+        self._plan, self._operand, self._power = plan, operand, float(norm_type) if math.isfinite(norm_type) else 0.0
+        self._chunks = torch.from_numpy(chunks).to(device)
+        self._lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(len(chunks), dtype=torch.float64, device=device)
+        self._combination = Combination(device, first, [_WAYS.get(kind, 0)])
+        self._settings: dict[str, Any] = {
+            "ELEMENT": {"bfloat16": tl.uint16}.get(dtype) or getattr(tl, dtype),
+            "CODEC": dtype,
+            "KIND": kind,
+            "ZERO": zero,
+            "CHECK": check and kind in _HIDING,
+            "BLOCK": _BLOCK,
+        }
+
+    def run(self) -> Tensor:
+        """The sums of all stretches or rows, in order; overwritten by the next run."""
+        plan = self._plan
+        if len(self._sums):
+            with on(plan.device):
+                read[(len(self._sums),)](
+                    plan.addresses[self._operand], plan.sizes, self._chunks, self._lengths, self._sums, self._power,
+                    **self._settings,
+                )  # fmt: skip
+        return self._sums
+
+    def by_tensor(self) -> Tensor:
+        """Each tensor's sum (or largest or smallest absolute value); overwritten by the next run."""
+        return self._combination.run(self.run())[:, 0]
