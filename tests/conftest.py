@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,3 +28,4 @@ def pytest_configure(config):
         from steprule.engine import gpu
 
         gpu.DEVICES.add("cpu")
+        np.seterr(all="ignore")  # the interpreter computes with numpy, which warns of inf and nan

@@ -16,62 +16,88 @@ from pathlib import Path
 from typing import Any
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from steprule.engine import gpu
-from steprule.rule import Rule
+from steprule.engine import gpu, gpu_reading
+from steprule.engine.trace import Services
+from steprule.formats import ITEM_SIZE
 from steprule.rules import RULES
 
+TYPES = {
+    "address": "*i64", "sizes": "*i64", "chunks": "*i32", "bits": "*i32", "factors": "*fp64", "partials": "*fp64",
+    "skip": "*i32", "count": "i32", "step_at": "*i64", "groups": "*i64", "numbers": "*i64", "hyper": "*fp64",
+    "lengths": "*i64", "sums": "*fp64", "power": "fp32", "parts": "*fp64", "first_chunk": "*i64", "ways": "*i32",
+    "results": "*fp64", "width": "i32",
+}  # fmt: skip
+WIDE = re.compile(r"\b(ld|st)\.global[a-z0-9.:_]*\.(?:v4\.[bf]32|v2\.[bf]64|v8\.[bf]16)")
 
-def compiled(function: Any, types: dict[str, str], constants: dict[str, Any], capability: int) -> dict[str, Any]:
+
+def compiled(function: Any, capability: int, types: dict[str, str] = {}, **constants: Any) -> dict[str, Any]:  # noqa: B006
     """One function's machine code: its memory instructions and what ptxas says of it."""
-    signature = {name: types.get(name, "constexpr") for name in function.arg_names}
+    types = {**TYPES, **types}
+    signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(function, signature, constexprs=constants, attrs=divisible)
-    target = GPUTarget("cuda", capability, 32)
-    options = {"num_warps": 4, "enable_fp_fusion": False}
-    text = triton.compile(source, target=target, options=options).asm["ptx"]
+    text = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=gpu.OPTIONS).asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(text)
-        command = [
-            get_ptxas(capability).path,
-            "-v",
-            f"-arch={re.search(r'[.]target (sm_[0-9a-z]+)', text)[1]}",
-            str(path),
-            "-o",
-            f"{folder}/out",
-        ]
+        target = re.search(r"\.target (sm_[0-9a-z]+)", text)[1]  # type: ignore[index]
+        command = [get_ptxas(capability).path, "-v", f"-arch={target}", str(path), "-o", f"{folder}/out"]
         report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    wide = WIDE.findall(text)
     return {
         "registers": int(re.search(r"Used (\d+) registers", report)[1]),  # type: ignore[index]
         "stack": int(re.search(r"(\d+) bytes stack frame", report)[1]),  # type: ignore[index]
         "spills": sum(map(int, re.findall(r"(\d+) bytes spill", report))),
-        "memory": sorted({m for m in re.findall(r"\b((?:ld|st)\.global\.[a-z0-9.:_]*)", text)}),
-        "wide": {kind: len(re.findall(rf"\b{kind}\.global[a-z0-9.:_]*\.v4\.b32", text)) for kind in ("ld", "st")},
+        "wide_loads": wide.count("ld"),
+        "wide_stores": wide.count("st"),
         "local": bool(re.search(r"\b(ld|st)\.local", text)),
         "inexact": sorted(set(re.findall(r"\b[a-z0-9.]*(?:approx|ftz)[a-z0-9.]*", text))),
     }
 
 
-TABLES = {
-    "address": "*i64", "sizes": "*i64", "chunks": "*i32", "bits": "*i32", "factors": "*fp64", "partials": "*fp64",
-    "skip": "*i32", "count": "i32", "step_at": "*i64", "groups": "*i64", "numbers": "*i64", "hyper": "*fp64",
-}  # fmt: skip
+def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
+    """What became of a rule's kernel, and of the small one before it."""
+    rule, services = RULES[request["rule"]], Services(**request.get("services", {}))
+    kernel = gpu.compiled(rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services)
+    source = kernel.source
+    types = {"scalars": "*fp64" if source.real == "float64" else "*fp32"}
+    each = source.block // 128
+    vectors = {
+        (name, suffix): ITEM_SIZE[dtype] * each // 16
+        for (name, suffix), dtype in zip(source.arrays, source.dtypes, strict=True)
+        if suffix != "_base"
+    }
+    return {
+        "update": compiled(kernel.update, capability, types),
+        "prepare": compiled(kernel.prepare, capability, types, STEP=tl.float32, SIZE=gpu.TENSORS_AT_ONCE),
+        "expected_loads": sum(vectors.values()),
+        "expected_stores": sum(count for (name, _), count in vectors.items() if name != "grad"),
+        "bytes": sum(ITEM_SIZE[dtype] * (1 + (name != "grad")) / (128 if suffix == "_base" else 1)
+                     for (name, suffix), dtype in zip(source.arrays, source.dtypes, strict=True)),
+    }  # fmt: skip
+
+
+def reading_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
+    """What became of a reading kernel."""
+    settings = gpu_reading.settings(request["dtype"], request["norm_type"], request["zero"], request["check"])
+    return {
+        "update": compiled(gpu_reading.read, capability, **settings),
+        "prepare": compiled(gpu_reading.combine, capability, BLOCK=256),
+        "expected_loads": ITEM_SIZE[request["dtype"]] * settings["BLOCK"] // 128 // 16,
+        "expected_stores": 0,
+        "bytes": ITEM_SIZE[request["dtype"]],
+    }
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """What became of a rule's kernel."""
-    rule: type[Rule] = RULES[request["rule"]]
-    services = gpu.Services(**request.get("services", {}))
-    kernel = gpu.compiled(rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services)
-    types = {**TABLES, "scalars": "*fp64" if kernel.source.real == "float64" else "*fp32"}
-    result = {"arrays": kernel.source.arrays, "path": str(kernel.path)}
-    for capability in request["capabilities"]:
-        result[f"sm_{capability}"] = compiled(kernel.update, types, {}, capability)
-    return result
+    """For each capability what became of what was asked for."""
+    of = step_kernel if "rule" in request else reading_kernel
+    return {f"sm_{capability}": of(request, capability) for capability in request.get("capabilities", (80, 90))}
 
 
 if __name__ == "__main__":

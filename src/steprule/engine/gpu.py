@@ -27,6 +27,10 @@ from steprule.rule import Rule
 
 DEVICES = {"cuda"}
 """The types of device that it serves."""
+OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+"""How kernels are compiled: products and sums are fused where the formula's text says so, as on the CPU."""
+if torch.version.hip is None:
+    OPTIONS["maxnreg"] = 168  # ptxas would rather keep some numbers in memory than use more than 128
 TENSORS_AT_ONCE = 128
 """Tensors that one program of the small launch takes."""
 
@@ -87,12 +91,12 @@ class Kernel:
             with on(plan.device):
                 prepare(
                     plan.step_at, plan.groups, plan.numbers, plan.hyper, plan.scalars, plan.bits, plan.skip, plan.count,
-                    STEP=step, SIZE=TENSORS_AT_ONCE, num_warps=4, enable_fp_fusion=False,
+                    STEP=step, SIZE=TENSORS_AT_ONCE, **OPTIONS,
                 )  # fmt: skip
                 if plan.chunk_count:
                     update(
                         plan.addresses, plan.sizes, plan.chunks, plan.scalars, plan.bits, plan.factors, plan.partials,
-                        plan.skip, plan.count, num_warps=4, enable_fp_fusion=False,
+                        plan.skip, plan.count, **OPTIONS,
                     )  # fmt: skip
 
         return launch

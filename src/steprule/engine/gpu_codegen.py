@@ -84,6 +84,7 @@ class Source:
     Attributes:
         text: the file, with the functions ``prepare`` and ``update``.
         arrays: the arrays that it works on, as (operand, suffix); param's and grad's own come first.
+        dtypes: theirs.
         grouped: whether numbers share bases.
         random: whether the seed follows the formula's scalars in the plan's table of hyperparameters.
         tallies: what each chunk leaves in the plan's partials: names that begin with "total_" are sums, those with
@@ -95,6 +96,7 @@ class Source:
 
     text: str
     arrays: tuple[tuple[str, str], ...]
+    dtypes: tuple[str, ...]
     grouped: bool
     random: bool
     tallies: tuple[str, ...]
@@ -151,6 +153,7 @@ def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Sour
     return Source(
         text=text,
         arrays=tuple(arrays),
+        dtypes=tuple(dtypes[name + suffix] for name, suffix in arrays),
         grouped=grouped,
         random=bool(random),
         tallies=tuple(tallies),

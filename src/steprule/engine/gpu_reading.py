@@ -81,15 +81,17 @@ def read(  # type: ignore[no-untyped-def]
     stretch = tl.load(lengths + tensor)
     start = number.to(tl.int64) * stretch
     length = tl.minimum(tl.load(sizes + tensor) - start, stretch)
-    at = tl.load(address + tensor).to(tl.pointer_type(ELEMENT)) + start
+    place = tl.load(address + tensor) + start * (ELEMENT.primitive_bitwidth // 8)
+    at = place.to(tl.pointer_type(ELEMENT))
     i = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float64)
     if KIND == "smallest":
         total += float("inf")
     wrong = tl.zeros((BLOCK,), tl.float64)
-    whole = tl.where((at.to(tl.int64) & 15) == 0, length // BLOCK * BLOCK, 0)
+    whole = tl.where((place & 15) == 0, length // BLOCK * BLOCK, 0)
+    wide_at = tl.multiple_of(place.to(tl.pointer_type(ELEMENT)), 16)
     for first in range(0, whole, BLOCK):
-        x = _element(tl.multiple_of(at, 16) + first + i, None, CODEC, ZERO)
+        x = _element(wide_at + first + i, None, CODEC, ZERO)
         total = _joined(total, x, None, power, KIND)
         if CHECK:
             wrong += x - x
@@ -122,6 +124,19 @@ def combine(parts, first_chunk, ways, results, width, BLOCK: tl.constexpr):  # t
     largest, smallest = tl.reduce(total, 0, lib.larger), tl.reduce(total, 0, lib.smaller)
     result = tl.where(way == 0, tl.sum(total), tl.where(way == 1, largest, smallest))
     tl.store(results + tensor * width + column, result)
+
+
+def settings(dtype: str, norm_type: float, zero: bool, check: bool) -> dict[str, Any]:
+    """What is fixed in a reading kernel; arguments as for `GpuReading`."""
+    kind = kind_of(norm_type)
+    return {
+        "ELEMENT": tl.uint16 if dtype == "bfloat16" else getattr(tl, dtype),
+        "CODEC": dtype,
+        "KIND": kind,
+        "ZERO": zero,
+        "CHECK": check and kind in _HIDING,
+        "BLOCK": _BLOCK,
+    }
 
 
 class Combination:
@@ -172,7 +187,7 @@ class GpuReading:
         zero: bool = False,
         check: bool = False,
     ) -> None:
-        kind = kind_of(norm_type)
+        way = _WAYS.get(kind_of(norm_type), 0)
         device, sizes = plan.device, plan.lengths
         lengths = rows if rows is not None else [STRETCH] * len(sizes)
         counts = [-(-size // length) for size, length in zip(sizes, lengths, strict=True)]
@@ -184,15 +199,8 @@ class GpuReading:
         self._chunks = torch.from_numpy(chunks).to(device)
         self._lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
         self._sums = torch.zeros(len(chunks), dtype=torch.float64, device=device)
-        self._combination = Combination(device, first, [_WAYS.get(kind, 0)])
-        self._settings: dict[str, Any] = {
-            "ELEMENT": {"bfloat16": tl.uint16}.get(dtype) or getattr(tl, dtype),
-            "CODEC": dtype,
-            "KIND": kind,
-            "ZERO": zero,
-            "CHECK": check and kind in _HIDING,
-            "BLOCK": _BLOCK,
-        }
+        self._combination = Combination(device, first, [way])
+        self._settings = settings(dtype, norm_type, zero, check)
 
     def run(self) -> Tensor:
         """The sums of all stretches or rows, in order; overwritten by the next run."""

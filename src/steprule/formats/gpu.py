@@ -97,6 +97,13 @@ def nearest_int(x):
     return (x + 12582912.0) - 12582912.0
 
 
+@triton.jit
+def whole_below(x):
+    """The largest whole number that is not above one below 2**22; tl.floor would take the smallest numbers as 0."""
+    nearest = nearest_int(x)
+    return tl.where(nearest > x, nearest - 1.0, nearest)
+
+
 # Random numbers.
 
 
@@ -246,7 +253,7 @@ def high24_float16(x, random):
 
 @triton.jit
 def low24_float16(x, random):
-    return within(tl.floor(rest_of(x, 3.814697265625e-06) + share_of(random)), 127.0).to(tl.int8)
+    return within(whole_below(rest_of(x, 3.814697265625e-06) + share_of(random)), 127.0).to(tl.int8)
 
 
 @triton.jit
