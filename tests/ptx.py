@@ -29,7 +29,7 @@ from steprule.rules import RULES
 TYPES = {
     "address": "*i64", "sizes": "*i64", "chunks": "*i32", "bits": "*i32", "factors": "*fp64", "partials": "*fp64",
     "skip": "*i32", "count": "i32", "step_at": "*i64", "groups": "*i64", "numbers": "*i64", "hyper": "*fp64",
-    "lengths": "*i64", "sums": "*fp64", "power": "fp32", "parts": "*fp64", "first_chunk": "*i64", "ways": "*i32",
+    "lengths": "*i64", "sums": "*fp64", "parts": "*fp64", "first_chunk": "*i64", "ways": "*i32",
     "results": "*fp64", "width": "i32",
 }  # fmt: skip
 WIDE = re.compile(r"\b(ld|st)\.global[a-z0-9.:_]*\.(?:v4\.[bf]32|v2\.[bf]64|v8\.[bf]16)")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engines import GPU_DEVICE, random_operands
+from engines import GPU_DEVICE, make_gpu_plan, random_operands
 from settings import IDS, VARIANTS
 
 from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
+from steprule.engine.gpu_reading import GpuReading
 from steprule.engine.plan import Plan
+from steprule.engine.reading import Reading
 from steprule.engine.trace import NO_SERVICES, Services, nonnegative_states
 from steprule.formats import FORMATS
 from steprule.formats.tensors import encode, zeros
 from steprule.rules import RULES
 
+SOURCE = gpu.compiled(RULES["sgd"], RULES["sgd"].hyperparameters, False, ["float32"] * 2).source
 SHAPES = [(33, 128), (7, 200), (1, 2500), (3, 40), (65, 32), (0, 64)]
 WEIGHTS = ["float32", "bfloat16", "float16", "bfloat16 stochastic", "float16 stochastic"]
 WEIGHTS += [f"{half} {bits}bit" for half in ("bfloat16", "float16") for bits in (24, 32)]
@@ -42,7 +45,7 @@ def arrays_of(kernel, formats, shape, seed):
         value = operands[name].reshape(shape)
         random = torch.zeros(shape, dtype=torch.int64) if FORMATS[kind].random == "element" else 0
         if kind in ("float32", "float64"):
-            arrays = {"": value}
+            arrays = {"": value.to(getattr(torch, kind))}
         else:
             arrays = encode(kind, value, random) if value.numel() else zeros(kind, value)
         result |= {(name, suffix): array.contiguous() for suffix, array in arrays.items()}
@@ -146,3 +149,71 @@ def test_every_service_is_the_cpu_engines(rule, services, states):
                 np.testing.assert_allclose(own_here.sum(), own.sum(), rtol=1e-5, err_msg=name)
             else:
                 assert own_here.max(initial=0) == own.max(initial=0), name
+
+
+@pytest.mark.parametrize("dtypes", [
+    ("float32", "bfloat16", "float32", "float32"), ("bfloat16", "float32", "float32", "bfloat16"),
+    ("float16", "float32", "float16", "float32"), ("float64", "float64", "float64", "float64"),
+    ("float64", "float64", "float32", "bfloat16"),
+])  # fmt: skip
+def test_dtypes_may_be_mixed(dtypes):
+    rule = RULES["adamw"]
+    mine, theirs, *_ = step_both(rule, rule.hyperparameters, list(dtypes))
+    assert_equal(mine, theirs)
+
+
+def test_tensors_need_not_be_aligned():
+    """Blocks that could be read at once, but for their address."""
+    rule, hyper = RULES["adamw"], RULES["adamw"].hyperparameters
+    kernel = gpu.compiled(rule, hyper, False, ["float32"] * 4)
+    whole = random_operands(rule, hyper, 3001, torch.float32, 1)
+    results = []
+    for shift in (0, 1, 3):
+        room = {name: torch.full((3008,), 7.0, device=GPU_DEVICE) for name in whole}
+        views = {name: space[shift : shift + 3001].copy_(whole[name]) for name, space in room.items()}
+        kernel.launcher(make_gpu_plan(kernel, [views], hyper, 2))()
+        results.append(views)
+        assert all((space[:shift] == 7).all() and (space[shift + 3001 :] == 7).all() for space in room.values())
+    for name in whole:
+        assert torch.equal(results[0][name], results[1][name])
+        assert torch.equal(results[0][name], results[2][name])
+
+
+def test_random_bits_are_those_of_the_formats():
+    """Seeds and steps of more than 32 bits, as the CPU engine's."""
+    rule = RULES["sgd"]
+    for seed in (0, 2**40 + 3):
+        mine, theirs, *_ = step_both(
+            rule, rule.hyperparameters, ["bfloat16 stochastic", "bfloat16"], shapes=[(5, 700)], seed=seed
+        )
+        assert_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, 0.0, 3.0, float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_readings_are_the_cpu_engines(dtype, norm_type):
+    sizes = [16384 * 2 + 77, 5, 0, 1200]
+    generator = torch.Generator().manual_seed(0)
+    mine = [torch.randn(size, generator=generator).to(getattr(torch, dtype)) for size in sizes]
+    mine[3][7] = float("inf")
+    theirs = [tensor.to(GPU_DEVICE, copy=True) for tensor in mine]
+    for zero, check, rows in (
+        (False, False, None),
+        (True, False, None),
+        (False, True, None),
+        (False, False, [977, 1, 1, 40]),
+    ):
+        if rows is not None:
+            keep = [tensor[: len(tensor) // row * row] for tensor, row in zip(mine, rows, strict=True)]
+        else:
+            keep = mine
+        lengths = [len(tensor) for tensor in keep]
+        addresses = np.array([tensor.data_ptr() for tensor in mine])  # which must live on
+        one = Reading(addresses, lengths, dtype, norm_type, rows, zero=zero, check=check)
+        plan = GpuPlan(
+            GPU_DEVICE, SOURCE, addresses=[[tensor.data_ptr() for tensor in theirs]] * 2, sizes=lengths,
+            groups=[0] * 4, hyper=[[0.0]], first_steps=[0.0] * 4,
+        )  # fmt: skip
+        other = GpuReading(plan, 1, dtype, norm_type, rows, zero, check)
+        for ours, its in ((other.run(), one.run(lambda: 1)), (other.by_tensor(), one.by_tensor(lambda: 1))):
+            np.testing.assert_allclose(ours.cpu().numpy(), its, rtol=1e-12)

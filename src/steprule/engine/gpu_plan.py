@@ -60,7 +60,7 @@ class Table:
             buffer = self._buffer()
             if self._is_pinned and self._spare is None:
                 self._spare = self._buffer()
-        buffer.numpy()[...] = values
+        buffer.copy_(torch.from_numpy(values))
         self.tensor.copy_(buffer, non_blocking=True)
 
 

@@ -6,7 +6,6 @@ that is always the same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ def _element(at, inside, CODEC: tl.constexpr, ZERO: tl.constexpr):  # type: igno
 
 
 @triton.jit
-def _joined(total, x, inside, power, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def _joined(total, x, inside, KIND: tl.constexpr, POWER: tl.constexpr):  # type: ignore[no-untyped-def]
     """The sum, or whatever the norm is made of, with another element."""
     if KIND == "square":
         new = tl.fma(x, x, total)
@@ -53,7 +52,7 @@ def _joined(total, x, inside, power, KIND: tl.constexpr):  # type: ignore[no-unt
     elif KIND == "nonzero":
         new = total + tl.where(x != 0.0, 1.0, 0.0)
     else:
-        new = total + lib.power(x, x * 0.0 + power)
+        new = total + lib.power(x, tl.zeros_like(x) + POWER)
     if inside is None:
         return new
     else:
@@ -63,17 +62,17 @@ def _joined(total, x, inside, power, KIND: tl.constexpr):  # type: ignore[no-unt
 @triton.jit
 def _result(total, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     if KIND == "largest":
-        return tl.reduce(total, 0, lib.larger)
+        return lib.maximum_of(total)
     elif KIND == "smallest":
-        return tl.reduce(total, 0, lib.smaller)
+        return lib.minimum_of(total)
     else:
         return tl.sum(total)
 
 
 @triton.jit
 def read(  # type: ignore[no-untyped-def]
-    address, sizes, chunks, lengths, sums, power, ELEMENT: tl.constexpr, CODEC: tl.constexpr, KIND: tl.constexpr,
-    ZERO: tl.constexpr, CHECK: tl.constexpr, BLOCK: tl.constexpr,
+    address, sizes, chunks, lengths, sums, ELEMENT: tl.constexpr, CODEC: tl.constexpr, KIND: tl.constexpr,
+    POWER: tl.constexpr, ZERO: tl.constexpr, CHECK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One stretch of one tensor."""
     chunk = tl.program_id(0)
@@ -92,13 +91,13 @@ def read(  # type: ignore[no-untyped-def]
     wide_at = tl.multiple_of(place.to(tl.pointer_type(ELEMENT)), 16)
     for first in range(0, whole, BLOCK):
         x = _element(wide_at + first + i, None, CODEC, ZERO)
-        total = _joined(total, x, None, power, KIND)
+        total = _joined(total, x, None, KIND, POWER)
         if CHECK:
             wrong += x - x
     for first in range(whole, length, BLOCK):
         inside = first + i < length
         x = _element(at + first + i, inside, CODEC, ZERO)
-        total = _joined(total, x, inside, power, KIND)
+        total = _joined(total, x, inside, KIND, POWER)
         if CHECK:
             wrong += x - x
     result = _result(total, KIND)
@@ -121,7 +120,7 @@ def combine(parts, first_chunk, ways, results, width, BLOCK: tl.constexpr):  # t
         x = tl.load(parts + (start + i) * width + column, mask=inside, other=0.0)
         joined = tl.where(way == 0, total + x, tl.where(way == 1, lib.larger(x, total), lib.smaller(x, total)))
         total = tl.where(inside, joined, total)
-    largest, smallest = tl.reduce(total, 0, lib.larger), tl.reduce(total, 0, lib.smaller)
+    largest, smallest = lib.maximum_of(total), lib.minimum_of(total)
     result = tl.where(way == 0, tl.sum(total), tl.where(way == 1, largest, smallest))
     tl.store(results + tensor * width + column, result)
 
@@ -133,6 +132,7 @@ def settings(dtype: str, norm_type: float, zero: bool, check: bool) -> dict[str,
         "ELEMENT": tl.uint16 if dtype == "bfloat16" else getattr(tl, dtype),
         "CODEC": dtype,
         "KIND": kind,
+        "POWER": float(norm_type) if kind == "power" else 0.0,
         "ZERO": zero,
         "CHECK": check and kind in _HIDING,
         "BLOCK": _BLOCK,
@@ -195,7 +195,7 @@ class GpuReading:
         chunks = np.empty((int(first[-1]), 2), np.int32)
         chunks[:, 0] = np.repeat(np.arange(len(sizes)), counts)
         chunks[:, 1] = np.arange(len(chunks)) - np.repeat(first[:-1], counts)
-        self._plan, self._operand, self._power = plan, operand, float(norm_type) if math.isfinite(norm_type) else 0.0
+        self._plan, self._operand = plan, operand
         self._chunks = torch.from_numpy(chunks).to(device)
         self._lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
         self._sums = torch.zeros(len(chunks), dtype=torch.float64, device=device)
@@ -208,7 +208,7 @@ class GpuReading:
         if len(self._sums):
             with on(plan.device):
                 read[(len(self._sums),)](
-                    plan.addresses[self._operand], plan.sizes, self._chunks, self._lengths, self._sums, self._power,
+                    plan.addresses[self._operand], plan.sizes, self._chunks, self._lengths, self._sums,
                     **self._settings,
                 )  # fmt: skip
         return self._sums

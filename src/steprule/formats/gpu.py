@@ -384,3 +384,15 @@ def sum_of(x, inside):
 def largest_of(x, inside):
     """The largest absolute value, NaN if there is one."""
     return float_of(tl.max(only(magnitude_bits(x.to(tl.float32)).to(tl.int32), inside))).to(tl.float64)
+
+
+@triton.jit
+def maximum_of(x):
+    """The largest number, NaN if there is one."""
+    return tl.max(tl.where(x != x, -inf, x)) + tl.sum(tl.where(x != x, x, 0.0))
+
+
+@triton.jit
+def minimum_of(x):
+    """The smallest number, NaN if there is one."""
+    return tl.min(tl.where(x != x, inf, x)) + tl.sum(tl.where(x != x, x, 0.0))

@@ -93,21 +93,21 @@ class GpuWork:
 
     def norms(self, services: StepServices) -> np.ndarray:
         """As `Work.norms`."""
-        return np.asarray(self.read(services, services.inverse_scale).cpu())
+        return self.read(services, services.inverse_scale).cpu().numpy()
 
     def largest(self, services: StepServices, norms: np.ndarray) -> np.ndarray:
         """As `Work.largest`."""
-        return np.asarray(self.finite(services, torch.from_numpy(norms)).cpu())
+        return self.finite(services, torch.from_numpy(norms)).cpu().numpy()
 
     @property
     def factors(self) -> np.ndarray:
         """What gradients are multiplied by."""
-        return np.asarray(self.plan.factors.cpu())
+        return self.plan.factors.cpu().numpy()
 
     def set_factors(self, factors: Any) -> None:
-        """Sets what each member's gradient is multiplied by: numbers or a tensor."""
-        self.plan.skip.zero_()
-        self.plan.factors.copy_(torch.as_tensor(factors))
+        """Sets what each member's gradient is multiplied by, where it is by anything."""
+        if self.kernel.formula.factor:
+            self.plan.factors.copy_(torch.from_numpy(factors))
 
     def set_scalar(self, name: str, value: Any) -> None:
         """Sets one of the kernel's scalars for all tensors, to a number or a tensor."""
@@ -130,7 +130,7 @@ class GpuWork:
 
     def tallies(self) -> dict[str, np.ndarray]:
         """As `Work.tallies`."""
-        return {name: np.array(column.cpu()) for name, column in self.counts().items()}
+        return {name: column.cpu().numpy().copy() for name, column in self.counts().items()}
 
 
 NUMBERS = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
@@ -160,13 +160,11 @@ class OnDevice:
         )
         self._place = torch.zeros((), dtype=torch.int64, device=device)
         self._places = torch.arange(len(self.recent), device=device)
-        places = [
-            (member.place, number)
-            for number, member in enumerate(member for work in works for member in work.members)
-            if not member.free
-        ]
-        self._order = torch.tensor([number for _, number in sorted(places)], dtype=torch.int64, device=device)
-        self._members = [member for work in works for member in work.members]
+        members = [member for work in works for member in work.members]
+        order = sorted(range(len(members)), key=lambda number: members[number].place)
+        bound = [number for number in order if not members[number].free]
+        self._members = [members[number] for number in order]
+        self._order, self._bound = (torch.tensor(x, dtype=torch.int64, device=device) for x in (order, bound))
 
     def fill(self) -> None:
         """Takes over what the host knows."""
@@ -220,8 +218,8 @@ class OnDevice:
             taken = taken & (services.already.to(self.device) == 0)
         factor: Any = 1.0
         if norms:
-            norm = torch.linalg.vector_norm(self._together(norms)[self._order], services.norm_type) * inverse
-            if not len(self._order):
+            norm = torch.linalg.vector_norm(self._together(norms)[self._bound], services.norm_type) * inverse
+            if not len(self._bound):
                 norm = torch.zeros_like(self.norm)
             factor = self._factor(norm, taken)
             self.norm.copy_(torch.where(taken, norm, self.norm))
@@ -292,4 +290,4 @@ class OnDevice:
             scale[COLUMNS.index("total_grad")] *= inverse**2
             scale[COLUMNS.index("top_grad")] *= inverse
             later = torch.stack([self._taken.double(), self.steps, self.clipped, self.skipped])
-            services.record(self._members, sums * scale, later)
+            services.record(self._members, sums[self._order] * scale, later)

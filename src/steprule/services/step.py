@@ -447,23 +447,28 @@ class StepServices:
         self.zeroed += zeroed
         self.found |= zeroed > 0
         if gathered and self.telemetry is not None and rows:
-            sums = np.array([numbers for *_, numbers in rows])
+            ordered = sorted(rows, key=lambda row: row[0].place)
+            sums = np.array([numbers for *_, numbers in ordered])
             sums[:, COLUMNS.index("total_grad")] *= self.inverse_scale**2
             sums[:, COLUMNS.index("top_grad")] *= self.inverse_scale
-            self.record([member for member, *_ in rows], sums)
+            self.record([member for member, *_ in ordered], sums)
 
     def record(self, members: Sequence[Member], sums: Any, later: Tensor | None = None) -> None:
-        """Gives telemetry a step's sums, a row for each member, or what a GPU will have found of it."""
+        """Gives telemetry a step.
+
+        Args:
+            members: of the step, by place.
+            sums: a row for each.
+            later: for sums on a GPU, what `Telemetry.add_later` wants to know.
+        """
         assert self.telemetry is not None
-        order = sorted(range(len(members)), key=lambda number: members[number].place)
-        members = [members[number] for number in order]
         names, sizes = [member.name for member in members], [member.param.numel() for member in members]
         if len(set(names)) < len(names):  # of two models in two groups, say
             names = [f"{name} ({member.place})" for name, member in zip(names, members, strict=True)]
         if later is not None:
-            self.telemetry.add_later(names, sizes, sums[order], later)
+            self.telemetry.add_later(names, sizes, sums, later)
         else:
-            self.telemetry.add(self.steps, names, sizes, sums[order], self.clipped, self.skipped)
+            self.telemetry.add(self.steps, names, sizes, sums, self.clipped, self.skipped)
 
     def step_scaled(self, optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
         """A step for a GradScaler: gradients are unscaled on the way, and it learns whether they were finite.

@@ -121,7 +121,7 @@ class Telemetry:
             names, sizes, sums, numbers = self._pending.popleft()
             taken, *counts = map(int, numbers.tolist())
             if taken:
-                self._keep(counts[0], names, sizes, np.array(sums.cpu()), *counts[1:])
+                self._keep(counts[0], names, sizes, sums.cpu().numpy(), *counts[1:])
 
     @property
     def _records(self) -> deque[_Record]:
