@@ -134,16 +134,16 @@ def move_resting_average(
         weight: by which share; a number or a tensor.
         averaged: says after how many averages; asked where the average is rounded at random.
     """
-    if isinstance(weight, Tensor):
-        weight = weight.to(param.device)
     if param.is_complex():
-        state[AVERAGE].lerp_(param.detach(), weight)
+        share = weight.to(param.device, param.dtype) if isinstance(weight, Tensor) else weight
+        state[AVERAGE].lerp_(param.detach(), share)
         return
     kind = average_format(group.get("weights"), name_of(param.dtype))
     convert(state, AVERAGE, kind, param)
     old = decode(kind, arrays_of(state, AVERAGE), param.shape)
     value = decode(kept_format({**state, "param": param}, "param"), weight_arrays(param, state), param.shape)
-    new = old + weight * (value - old)
+    share = weight.to(old.device, old.dtype) if isinstance(weight, Tensor) else weight
+    new = old + share * (value - old)
     step = averaged() if FORMATS[kind].random else 0
     for suffix, array in encode_rounded(kind, new, group.get("seed", 0), step, 0, 0).items():
         state[AVERAGE + suffix].copy_(array)
