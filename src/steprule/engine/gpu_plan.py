@@ -34,7 +34,7 @@ class Table:
     """
 
     def __init__(self, values: np.ndarray, device: torch.device) -> None:
-        self.tensor = torch.from_numpy(values).to(device)
+        self.tensor = torch.from_numpy(values).to(device, copy=True)
         self._is_pinned = device.type == "cuda"
         self._recorded: list[Tensor] = []
         self._spare = self._buffer() if self._is_pinned else None  # memory cannot be had while a graph is recorded

@@ -71,8 +71,9 @@ class GpuWork:
 
         Args:
             services: whose clip it is.
-            inverse: what undoes a GradScaler's scale.
+            inverse: what undoes a GradScaler's scale, a number or a tensor on any device.
         """
+        inverse = self.here(inverse)
         p, clip = services.norm_type, services.clip
         if not (isinstance(clip, ClipAdaptive) and self.kernel.formula.by_row):
             sums = self._reading(1, p, False, services).by_tensor()
@@ -84,6 +85,10 @@ class GpuWork:
         factors = torch.where(norms > longest, longest / norms.clamp(min=1e-6), 1.0)
         self.plan.factors.copy_(factors * inverse)
         return grads.by_tensor().sqrt()
+
+    def here(self, x: Any) -> Any:
+        """A number, or a tensor brought to the plan's device."""
+        return x.to(self.plan.device, non_blocking=True) if isinstance(x, Tensor) else x
 
     def finite(self, services: StepServices, norms: Tensor) -> Tensor:
         """Numbers that are finite where gradients are: norms, unless those may have overflowed."""
@@ -218,9 +223,9 @@ class OnDevice:
             taken = taken & (services.already.to(self.device) == 0)
         factor: Any = 1.0
         if norms:
-            norm = torch.linalg.vector_norm(self._together(norms)[self._bound], services.norm_type) * inverse
-            if not len(self._bound):
-                norm = torch.zeros_like(self.norm)
+            norm = torch.zeros_like(self.norm)
+            if len(self._bound):
+                norm = torch.linalg.vector_norm(self._together(norms)[self._bound], services.norm_type) * inverse
             factor = self._factor(norm, taken)
             self.norm.copy_(torch.where(taken, norm, self.norm))
         clipped = self._set_factors(norms, factor, inverse)
@@ -255,17 +260,18 @@ class OnDevice:
         clip = self._services.clip
         results = []
         for index, work in enumerate(self._works):
+            own = work.here(inverse)
             if isinstance(clip, ClipAdaptive) and not work.exempt.all():
-                results.append((work.plan.factors < inverse).any())
+                results.append((work.plan.factors < own).any())
             elif isinstance(clip, (ClipNorm, ClipQuantile)):
-                each = factor
+                each = work.here(factor)
                 if isinstance(clip, ClipNorm) and clip.per_parameter:
-                    each = (clip.max_norm / (norms[index] * inverse + 1e-6)).clamp(max=1.0)
-                each = torch.where(work.is_exempt, 1.0, each.to(work.plan.device))
+                    each = (clip.max_norm / (norms[index] * own + 1e-6)).clamp(max=1.0)
+                each = torch.where(work.is_exempt, 1.0, each)
                 results.append((each < 1.0).any())
-                work.plan.factors.copy_(each * inverse)
+                work.plan.factors.copy_(each * own)
             elif self._services.rescales:
-                work.plan.factors.copy_(inverse) if isinstance(inverse, Tensor) else work.plan.factors.fill_(inverse)
+                work.plan.factors.copy_(own) if isinstance(own, Tensor) else work.plan.factors.fill_(own)
         return self._together([one.reshape(1) for one in results]).any() if results else None
 
     def finish(self, gathered: bool) -> None:
