@@ -18,6 +18,7 @@ from steprule.engine import gpu
 from steprule.engine.gpu_plan import GpuPlan, Table
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 
+pytest.importorskip("triton")
 needs_gpu = pytest.mark.gpu
 
 

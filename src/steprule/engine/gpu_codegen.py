@@ -274,9 +274,7 @@ def _lead(
                 arguments.append(f"{pointer} + first_group")
             else:
                 arguments.append(f"{f'tl.multiple_of({pointer}, 16)' if hint else pointer} + first")
-        results = f"{', '.join(f'new_{name}' for name in tallies)} = " if tallies else ""
-        if len(tallies) == 1:
-            results = f"new_{tallies[0]} = "
+        results = ", ".join(f"new_{name}" for name in tallies) + " = " * bool(tallies)
         return [
             f"{results}compute(",
             *(f"    {one}," for one in (*arguments, *passed[len(names) :], *rest)),
@@ -298,9 +296,8 @@ def _lead(
     lines += [f"    {line}" for line in whole]
     lines += [f"    {line}" for line in call(True, "i", "first + i", "None", *["group", "None"][: 2 * grouped], *place)]
     lines.append("else:  # few elements at a time, which leaves registers to whole blocks")
-    lines.append(
-        f"    for part in range(0, {block // GROUP if grouped else block}, {PART // GROUP if grouped else PART}):"
-    )
+    unit = GROUP if grouped else 1
+    lines.append(f"    for part in range(0, {block // unit}, {PART // unit}):")
     lines += [f"        {line}" for line in part]
     rest = ["i", "first + i", "inside", *["group", "group_inside"][: 2 * grouped], *place]
     lines += [f"        {line}" for line in call(False, *rest)]
