@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from steprule.engine.trace import Expression, Formula, scalar_name
 from steprule.formats import FORMATS, HALVES, ITEM_SIZE, Format
+from steprule.rule import Rule
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -343,7 +344,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     hyper_count = len(formula.scalars) + uses_seed
     text = _TEMPLATE.format(
         title=title,
-        purpose=f"Operands: {', '.join(f'{n} {d}' for n, d in zip(formula.operands, formats, strict=True))}; computed in {real}.",
+        purpose=purpose_of(formula, formats, real),
         real=real,
         accessors="\n".join(accessors),
         scalar_body=_indent(scalar_lines, 1),
@@ -355,6 +356,18 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         call=call,
     )
     return Source(text, tuple(arrays), grouped, uses_seed, tuple(tallies))
+
+
+def title_of(rule: type[Rule]) -> str:
+    """The first line of a kernel's docstring."""
+    title = f"{rule.__name__}: {(rule.__doc__ or 'a rule of your own.').strip().splitlines()[0]}"
+    return title.replace("\\", "/").replace('"', "'")
+
+
+def purpose_of(formula: Formula, formats: Sequence[str], real: str) -> str:
+    """What stands below it."""
+    operands = ", ".join(f"{name} {kind}" for name, kind in zip(formula.operands, formats, strict=True))
+    return f"Operands: {operands}; computed in {real}."
 
 
 def stored(param: Format) -> str:

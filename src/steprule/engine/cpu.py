@@ -24,7 +24,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from steprule.engine.codegen import Source, write_kernel
+from steprule.engine.codegen import Source, title_of, write_kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
 from steprule.engine.trace import NO_SERVICES, Formula, Services, scalar_values, static_settings, trace
@@ -104,8 +104,7 @@ def compiled(
     key = (rule, static_settings(rule, hyper), maximize, tuple(formats), services)
     if key not in _kernels:
         formula = trace(rule, hyper, maximize, services)
-        title = f"{rule.__name__}: {(rule.__doc__ or 'a rule of your own.').strip().splitlines()[0]}"
-        source = write_kernel(title.replace("\\", "/").replace('"', "'"), formula, formats)
+        source = write_kernel(title_of(rule), formula, formats)
         _kernels[key] = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
     return _kernels[key]
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steprule.engine.codegen import title_of
 from steprule.engine.cpu import cache_folder, logger, temporary_folder
 from steprule.engine.gpu_codegen import Source, write_kernel
 from steprule.engine.gpu_plan import GpuPlan, Number, on
@@ -116,8 +117,7 @@ def compiled(
     key = (rule, static_settings(rule, hyper), maximize, tuple(formats), services)
     if key not in _kernels:
         formula = trace(rule, hyper, maximize, services)
-        title = f"{rule.__name__}: {(rule.__doc__ or 'a rule of your own.').strip().splitlines()[0]}"
-        source = write_kernel(title.replace("\\", "/").replace('"', "'"), formula, tuple(formats))
+        source = write_kernel(title_of(rule), formula, tuple(formats))
         _kernels[key] = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
     return _kernels[key]
 

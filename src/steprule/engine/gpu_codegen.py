@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steprule.engine.codegen import Writer, compute_dtype, local_name, stored
+from steprule.engine.codegen import Writer, compute_dtype, local_name, purpose_of, stored
 from steprule.engine.trace import Formula, scalar_name
 from steprule.formats import FORMATS, GROUP, ROOTS, Format
 
@@ -143,7 +143,7 @@ def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Sour
     block = THREADS * (16 if "int8" in dtypes.values() or "uint8" in dtypes.values() else 8)
     text = _TEMPLATE.format(
         title=title,
-        purpose=f"Operands: {', '.join(f'{n} {d}' for n, d in zip(formula.operands, formats, strict=True))}; computed in {real}.",
+        purpose=purpose_of(formula, formats, real),
         hyper_count=max(len(formula.scalars) + bool(random), 1),
         scalar_body=_indent(_scalar_lines(formula, writer, steps_random, by_element), 2),
         arguments=", ".join([*passed, "i", "element", "inside", *place]),
