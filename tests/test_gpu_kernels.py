@@ -115,20 +115,22 @@ def test_every_formula_is_the_cpu_engines(rule, hyper):
     assert_equal(mine, theirs)
 
 
-FORMATS_OF_ADAMW = [(RULES["adamw"], weights, states) for weights in WEIGHTS for states in STATES]
-FORMATS_OF_OTHERS = [
+# Each combination is a kernel that the CPU engine compiles for seconds; the codecs of one operand know nothing of another's.
+COMBINATIONS = [(RULES["adamw"], weights, "float32") for weights in WEIGHTS]
+COMBINATIONS += [
+    (RULES["adamw"], weights, states)
+    for weights in ("float32", "bfloat16 stochastic", "float16 24bit")
+    for states in STATES[1:]
+]
+COMBINATIONS += [
     (rule, weights, states)
     for name, rule in RULES.items()
-    for weights, states in (
-        ("float32", "8bit"),
-        ("bfloat16 stochastic", "bfloat16 dithered"),
-        ("bfloat16 24bit", "8bit"),
-    )
+    for weights, states in (("bfloat16 stochastic", "bfloat16 dithered"), ("bfloat16 24bit", "8bit"))
     if name != "adamw"
 ]
 
 
-@pytest.mark.parametrize(("rule", "weights", "states"), FORMATS_OF_ADAMW + FORMATS_OF_OTHERS)
+@pytest.mark.parametrize(("rule", "weights", "states"), COMBINATIONS)
 def test_every_format_is_the_cpu_engines(rule, weights, states):
     hyper = {**rule.hyperparameters, **{name: 0.9 for name in rule.state_when.values() if name == "momentum"}}
     mine, theirs, *_ = step_both(rule, hyper, formats_of(rule, hyper, weights, states))
