@@ -16,7 +16,7 @@ from steprule.engine import cpu, gpu
 from steprule.engine.eager import step_tensors
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.plan import Plan
-from steprule.engine.trace import NO_SERVICES, static_settings
+from steprule.engine.trace import NO_SERVICES, Services, static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, weight_format
 from steprule.formats.tensors import zeros
 from steprule.services.average import STATE as AVERAGE
@@ -95,20 +95,22 @@ class Entry:
         self.is_fast = self._fits_an_engine()
         self.engine = "gpu" if gpu.serves(param.device) else "cpu"
 
+    def _served(self) -> Services:
+        """What a kernel does besides the rule's formula."""
+        return self.services.static(self.group) if self.services is not None else NO_SERVICES
+
     def kernel_key(self) -> Any:
         """What parameters must have in common to be stepped together."""
         step = self.state.get("step")
         where = (self.param.device, getattr(step, "dtype", None)) if self.engine == "gpu" else None
-        services = self.services.static(self.group) if self.services is not None else NO_SERVICES
         static = static_settings(self.rule, self.group), self.group["maximize"]
-        return (self.engine, where, *static, tuple(self.formats.values()), services)
+        return (self.engine, where, *static, tuple(self.formats.values()), self._served())
 
     def kernel(self, gather: bool) -> Kernel:
         """What steps it, with telemetry or without."""
-        services = self.services.static(self.group) if self.services is not None else NO_SERVICES
         compiled = gpu.compiled if self.engine == "gpu" else cpu.compiled
         formats = tuple(self.formats.values())
-        return compiled(self.rule, self.group, self.group["maximize"], formats, replace(services, gather=gather))
+        return compiled(self.rule, self.group, self.group["maximize"], formats, replace(self._served(), gather=gather))
 
     def member(self) -> Member:
         """The parameter as services see it: with its gradient if the eager engine steps it."""

@@ -21,6 +21,15 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def chunk_table(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """For tensors of so many chunks each one's first, and the end; and for every chunk its tensor and its number there."""
+    first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    chunks = np.empty((int(first[-1]), 2), np.int32)
+    chunks[:, 0] = np.repeat(np.arange(len(counts)), counts)
+    chunks[:, 1] = np.arange(len(chunks)) - np.repeat(first[:-1], counts)
+    return first, chunks
+
+
 class Table:
     """An array on a device that the host fills without waiting.
 
@@ -133,11 +142,8 @@ class GpuPlan:
         if source.grouped:
             in_groups = [size // row * -(-row // GROUP) for size, row in zip(sizes, rows, strict=True)]
             blocks = [-(-some // (source.block // GROUP)) for some in in_groups]
-        self.first_chunk = np.concatenate([[0], np.cumsum(blocks, dtype=np.int64)])
-        self.chunk_count = int(self.first_chunk[-1])
-        chunks = np.empty((self.chunk_count, 2), np.int32)
-        chunks[:, 0] = np.repeat(np.arange(count), blocks)
-        chunks[:, 1] = np.arange(self.chunk_count) - np.repeat(self.first_chunk[:-1], blocks)
+        self.first_chunk, chunks = chunk_table(blocks)
+        self.chunk_count = len(chunks)
         self.chunks = table(chunks, np.int32)
         self.partials = torch.zeros((self.chunk_count, tallies), dtype=torch.float64, device=device)
         real = getattr(torch, source.real)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from steprule.engine.gpu_plan import GpuPlan, on
+from steprule.engine.gpu_plan import GpuPlan, chunk_table, on
 from steprule.engine.reading import STRETCH, kind_of
 from steprule.formats import gpu as lib
 
@@ -191,10 +191,7 @@ class GpuReading:
         device, sizes = plan.device, plan.lengths
         lengths = rows if rows is not None else [STRETCH] * len(sizes)
         counts = [-(-size // length) for size, length in zip(sizes, lengths, strict=True)]
-        first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        chunks = np.empty((int(first[-1]), 2), np.int32)
-        chunks[:, 0] = np.repeat(np.arange(len(sizes)), counts)
-        chunks[:, 1] = np.arange(len(chunks)) - np.repeat(first[:-1], counts)
+        first, chunks = chunk_table(counts)
         self._plan, self._operand = plan, operand
         self._chunks = torch.from_numpy(chunks).to(device)
         self._lengths = torch.tensor(lengths, dtype=torch.int64, device=device)

@@ -15,7 +15,7 @@ from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination, GpuReading
 from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipQuantile
-from steprule.services.member import COLUMNS, Member, row_of
+from steprule.services.member import COLUMNS, REMEMBERED, Member, row_of
 
 if TYPE_CHECKING:
     from steprule.services.step import StepServices
@@ -138,10 +138,6 @@ class GpuWork:
         return {name: column.cpu().numpy().copy() for name, column in self.counts().items()}
 
 
-NUMBERS = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
-"""What is remembered from step to step."""
-
-
 class OnDevice:
     """A step's decisions for parameters that all are on GPUs, by operations on one of these.
 
@@ -155,7 +151,7 @@ class OnDevice:
     def __init__(self, services: StepServices, works: Sequence[GpuWork]) -> None:
         self._services, self._works = services, works
         self.device = device = works[0].plan.device
-        self.numbers = torch.zeros(len(NUMBERS), dtype=torch.float64, device=device)
+        self.numbers = torch.zeros(len(REMEMBERED), dtype=torch.float64, device=device)
         self.norm, self.clipped, self.skipped, self.zeroed, self.steps, self.averaged = self.numbers
         self._taken = torch.ones((), dtype=torch.bool, device=device)
         self._true = torch.ones((), dtype=torch.bool, device=device)
@@ -174,7 +170,7 @@ class OnDevice:
     def fill(self) -> None:
         """Takes over what the host knows."""
         services = self._services
-        self.numbers.copy_(torch.tensor([float(getattr(services, name)) for name in NUMBERS], dtype=torch.float64))
+        self.numbers.copy_(torch.tensor([float(getattr(services, name)) for name in REMEMBERED], dtype=torch.float64))
         recent = list(services.recent)
         self.recent.fill_(math.nan)
         self.recent[: len(recent)] = torch.tensor(recent, dtype=torch.float64, device=self.device)
@@ -183,7 +179,7 @@ class OnDevice:
     def look(self) -> dict[str, Any]:
         """What it knows, for the host; waits for the device."""
         values = self.numbers.tolist()
-        numbers: dict[str, Any] = dict(zip(NUMBERS, [values[0], *map(int, values[1:])], strict=True))
+        numbers: dict[str, Any] = dict(zip(REMEMBERED, [values[0], *map(int, values[1:])], strict=True))
         recent = self.recent.roll(-int(self._place)).tolist()
         return {**numbers, "recent": [norm for norm in recent if not math.isnan(norm)]}
 

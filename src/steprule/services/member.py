@@ -8,6 +8,8 @@ from steprule.formats import row_length
 
 COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
 """What telemetry wants of each, in its order."""
+REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
+"""What services remember from step to step."""
 
 
 def row_of(param: Tensor) -> int:

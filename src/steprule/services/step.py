@@ -21,7 +21,7 @@ from steprule.engine.trace import Services
 from steprule.formats import FORMATS
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor
-from steprule.services.member import COLUMNS, Member, row_of
+from steprule.services.member import COLUMNS, REMEMBERED, Member, row_of
 from steprule.services.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -541,12 +541,12 @@ class StepServices:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
         self.look()
-        return {name: getattr(self, name) for name in _REMEMBERED} | {"recent": list(self.recent)}
+        return {name: getattr(self, name) for name in REMEMBERED} | {"recent": list(self.recent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned; what is missing stays as it is."""
         self.look()
-        for name in _REMEMBERED:
+        for name in REMEMBERED:
             setattr(self, name, state.get(name, getattr(self, name)))
         self.calls = self.steps
         self.recent = deque(state.get("recent", self.recent), self.recent.maxlen)
@@ -554,6 +554,5 @@ class StepServices:
 
 RESERVED = ("clip_value", "average_weight", "grad_factor")
 """What services call their numbers in kernels, which no rule may."""
-_REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
 Row = tuple[Member, float, np.ndarray]
 Part: TypeAlias = "Work | GpuWork | Loose"
