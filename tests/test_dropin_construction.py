@@ -225,7 +225,7 @@ def test_4_the_signature_is_torchs(name):
     theirs = described(torchs(name))
     assert described(mine(name))[: len(theirs)] == theirs
     more = described(mine(name))[len(theirs) :]
-    assert all(kind is inspect.Parameter.KEYWORD_ONLY and default in (None, 0) for _, kind, default in more)
+    assert all(kind is inspect.Parameter.KEYWORD_ONLY and default in (None, 0, 0.5) for _, kind, default in more)
 
 
 @pytest.mark.parametrize("name", NAMES)

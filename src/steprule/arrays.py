@@ -8,18 +8,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from steprule import rules
 from steprule.engine.cpu import available_threads, compiled
+from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
 from steprule.engine.trace import trace
 from steprule.rule import Rule, check_hyperparameters, check_names
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
+__all__ = ["Optimizer", *rules.__all__[1:]]
 
 Array = np.ndarray[Any, Any]
 
@@ -82,7 +83,8 @@ class Optimizer:
             if grad is not None:
                 _check_grad(index, param, grad)
         check_hyperparameters(self.rule, self.settings)
-        present = tuple(filter(None, self.rule.states_for(self.settings)))
+        names = tuple(filter(None, self.rule.states_for(self.settings)))
+        present = tuple(name for name in names if name in self.rule.tensor_states)
         buckets: dict[str, list[int]] = {}
         kernels = {}
         for index, grad in enumerate(grads):
@@ -91,35 +93,48 @@ class Optimizer:
                 buckets.setdefault(dtype, []).append(index)
                 if dtype not in kernels:
                     kernels[dtype] = compiled(self.rule, self.settings, False, [dtype] * (2 + len(present)))
-        for dtype, indices in buckets.items():
+        for indices in buckets.values():
             for index in indices:
-                for name in present:
+                for name in names:
                     if name not in self.state[index]:
-                        self.state[index][name] = np.zeros_like(self.params[index])
+                        first = self.rule.begins_at(name, self.params[index], self.settings)
+                        like = self.params[index] if name in present else np.zeros(())
+                        self.state[index][name] = np.full_like(like, first)
+        work: list[Callable[[], None]] = []
+        planned: list[Planned] = []
+        packed: list[tuple[list[list[Any]], list[list[Any]]]] = []
+        for dtype, indices in buckets.items():
             operands = [
                 [self.params[index], grads[index], *(self.state[index][name] for name in present)] for index in indices
             ]
-            self._run(kernels[dtype], operands, [self.state[index]["step"] for index in indices])
+            packed.append((operands, [[np.require(x, requirements=["C", "A"]) for x in row] for row in operands]))
+            kernel, arrays = kernels[dtype], packed[-1][1]
+            plan = Plan(
+                addresses=[[array.ctypes.data for array in column] for column in zip(*arrays, strict=True)],
+                sizes=[row[0].size for row in arrays],
+                groups=[0] * len(arrays),
+                hyper=[kernel.numbers(self.settings)],
+                step_at=None,
+                step_is_double=[],
+                first_steps=[float(self.state[index]["step"]) for index in indices],
+                tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)),
+                own=len(kernel.formula.own),
+            )
+            states = {name: [self.state[index][name] for index in indices] for name in kernel.formula.scalar_outputs}
+            if kernel.formula.own:
+                planned.append(Planned(kernel, plan, states, available_threads))
+            work.append(kernel.launcher(plan, available_threads))
+        run_together(planned)
+        for launch in work:
+            launch()
+        for operands, arrays in packed:  # what does not lie in memory as a gap-free array goes by way of a copy
+            for originals, copies in zip(operands, arrays, strict=True):
+                for position, (original, written) in enumerate(zip(originals, copies, strict=True)):
+                    if original is not written and position != 1:
+                        original[...] = written
+        for indices in buckets.values():
             for index in indices:
                 self.state[index]["step"] += 1
-
-    def _run(self, kernel: Any, operands: list[list[Any]], steps: list[int]) -> None:
-        """One pass; an operand that does not lie in memory as a gap-free array goes by way of a copy."""
-        packed = [[np.require(operand, requirements=["C", "A"]) for operand in row] for row in operands]
-        plan = Plan(
-            addresses=[[array.ctypes.data for array in column] for column in zip(*packed, strict=True)],
-            sizes=[row[0].size for row in packed],
-            groups=[0] * len(packed),
-            hyper=[kernel.numbers(self.settings)],
-            step_at=None,
-            step_is_double=[],
-            first_steps=[float(step) for step in steps],
-        )
-        kernel.launcher(plan, available_threads)()
-        for originals, copies in zip(operands, packed, strict=True):
-            for position, (original, written) in enumerate(zip(originals, copies, strict=True)):
-                if original is not written and position != 1:
-                    original[...] = written
 
     def state_dict(self) -> dict[str, Any]:
         """States and settings in torch.optim's form, as copies: ``{"state": ..., "param_groups": [...]}``."""
@@ -146,8 +161,9 @@ class Optimizer:
             loaded = {**state_dict["state"].get(index, {})}
             fresh: dict[str, Any] = {"step": int(loaded.pop("step", 0 if not loaded else 1))}
             for name, value in loaded.items():
-                array = np.asarray(value).astype(param.dtype)
-                if array.shape != param.shape:
+                is_scalar = name in self.rule.scalar_states
+                array = np.array(value, np.float64 if is_scalar else param.dtype)
+                if array.shape != (() if is_scalar else param.shape):
                     raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {param.shape}")
                 fresh[name] = array
             state.append(fresh)
@@ -173,17 +189,106 @@ def _check_grad(index: int, param: Array, grad: Any) -> None:
         raise ValueError(f"grads[{index}] has dtype {grad.dtype}, its parameter {param.dtype}")
 
 
-class SGD(Optimizer, rule=rules.SGD):
-    pass
+class SGD(Optimizer, rule=rules.SGD): ...
 
 
-class RMSprop(Optimizer, rule=rules.RMSprop):
-    pass
+class RMSprop(Optimizer, rule=rules.RMSprop): ...
 
 
-class Adam(Optimizer, rule=rules.Adam):
-    pass
+class Adam(Optimizer, rule=rules.Adam): ...
 
 
-class AdamW(Optimizer, rule=rules.AdamW):
-    pass
+class AdamW(Optimizer, rule=rules.AdamW): ...
+
+
+class NAdam(Optimizer, rule=rules.NAdam): ...
+
+
+class RAdam(Optimizer, rule=rules.RAdam): ...
+
+
+class Adagrad(Optimizer, rule=rules.Adagrad): ...
+
+
+class Adadelta(Optimizer, rule=rules.Adadelta): ...
+
+
+class Adamax(Optimizer, rule=rules.Adamax): ...
+
+
+class ASGD(Optimizer, rule=rules.ASGD): ...
+
+
+class Rprop(Optimizer, rule=rules.Rprop): ...
+
+
+class SparseAdam(Optimizer, rule=rules.SparseAdam): ...
+
+
+class Lion(Optimizer, rule=rules.Lion): ...
+
+
+class Signum(Optimizer, rule=rules.Signum): ...
+
+
+class AdaBelief(Optimizer, rule=rules.AdaBelief): ...
+
+
+class Yogi(Optimizer, rule=rules.Yogi): ...
+
+
+class LaProp(Optimizer, rule=rules.LaProp): ...
+
+
+class ADOPT(Optimizer, rule=rules.ADOPT): ...
+
+
+class AdEMAMix(Optimizer, rule=rules.AdEMAMix): ...
+
+
+class Adan(Optimizer, rule=rules.Adan): ...
+
+
+class AdamAtan2(Optimizer, rule=rules.AdamAtan2): ...
+
+
+class Grams(Optimizer, rule=rules.Grams): ...
+
+
+class AdamC(Optimizer, rule=rules.AdamC): ...
+
+
+class StableAdamW(Optimizer, rule=rules.StableAdamW): ...
+
+
+class MARS(Optimizer, rule=rules.MARS): ...
+
+
+class MADGRAD(Optimizer, rule=rules.MADGRAD): ...
+
+
+class LARS(Optimizer, rule=rules.LARS): ...
+
+
+class LAMB(Optimizer, rule=rules.LAMB): ...
+
+
+class NovoGrad(Optimizer, rule=rules.NovoGrad): ...
+
+
+class Prodigy(Optimizer, rule=rules.Prodigy): ...
+
+
+class DAdaptAdam(Optimizer, rule=rules.DAdaptAdam): ...
+
+
+class DoG(Optimizer, rule=rules.DoG): ...
+
+
+class ScheduleFreeSGD(Optimizer, rule=rules.ScheduleFreeSGD): ...
+
+
+class ScheduleFreeAdamW(Optimizer, rule=rules.ScheduleFreeAdamW): ...
+
+
+class ScheduleFreeRAdam(Optimizer, rule=rules.ScheduleFreeRAdam): ...

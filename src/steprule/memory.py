@@ -52,14 +52,14 @@ def need(
     from steprule.engine.trace import nonnegative_states
 
     hyper = {**rule.hyperparameters, **settings}
-    present = [state for state in rule.states_for(hyper) if state]
+    present = [state for state in rule.states_for(hyper) if state in rule.tensor_states]
     positive = nonnegative_states(rule, hyper)
     weight_bytes = grad_bytes = state_bytes = 0
     for shape in shapes:
         weight_bytes += bytes_of(weight_format(weights, dtype), shape)
         grad_bytes += bytes_of(grad_dtype, shape)
         for state in present:
-            exact = bool(hyper.get(rule.exact_when.get(state, "")))
+            exact = rule.is_exact(state, hyper)
             state_bytes += bytes_of(state_format(states, dtype, shape, state in positive, exact), shape)
     return Need(name, states, weights, weight_bytes, grad_bytes, state_bytes)
 

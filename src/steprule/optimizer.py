@@ -30,6 +30,7 @@ from steprule.formats import (
 from steprule.formats.tensors import decode
 from steprule.passes import Entry, Pass
 from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
+from steprule.rules.options import OPTIONS, with_options
 from steprule.services import Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import STATE as AVERAGE
@@ -50,10 +51,11 @@ from steprule.states import (
     name_of,
     own_copy,
     state_format,
+    step_options,
     weight_arrays,
 )
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
+__all__ = ["Optimizer", *rules.__all__[1:]]
 
 _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
@@ -61,7 +63,7 @@ _FLAGS: dict[str, Any] = {
 _SERVICE_OPTIONS: dict[str, Any] = {
     "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None,
 }  # fmt: skip
-_OPTIONS = {**FORMAT_OPTIONS, **_SERVICE_OPTIONS}
+_OPTIONS = {**FORMAT_OPTIONS, **_SERVICE_OPTIONS, **OPTIONS}
 _PASSING = "GradScaler is going to stop passing itself"
 _FLAG_DOCS = """
     maximize: follow the gradient upwards. Default: False.
@@ -83,7 +85,14 @@ _FLAG_DOCS = """
     telemetry: gather norms and more every so many steps: an int, or a Telemetry from steprule.services.
         Default: never.
     grads: how gradients of bfloat16 and float16 parameters are summed over micro-batches: "float32", or "24bit" or
-        "32bit" (with an error-correction beside param.grad). Default: in the parameter's dtype."""
+        "32bit" (with an error-correction beside param.grad). Default: in the parameter's dtype.
+    decay: what weight_decay means: "coupled" (added to the gradient, L2), "decoupled" (times lr), "independent" (of
+        lr), "corrected" (times lr**2 / max_lr) or "initial" (towards the first weights, times lr). Default: what the
+        formula says.
+    cautious: leave out the part of a step that goes up the gradient. Default: False.
+    cautious_decay: decay a weight only in steps that bring it nearer to 0. Default: False.
+    lookahead: after how many steps the weights go back to a slower copy that has moved lookahead_alpha (0.5) of the
+        way to them; 0 for never. Default: 0."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -98,7 +107,7 @@ class Optimizer(torch.optim.Optimizer):
     Class arguments:
         rule: the formula.
         flags: which of torch.optim's flags it takes, in torch.optim's order.
-        positional_flags: whether flags may be given by position, as RMSprop's may.
+        positional_flags: those flags that may be given by position, as RMSprop's may.
         keyword_only: hyperparameters that may not.
         fixed: entries of every parameter group that are not arguments.
     """
@@ -111,13 +120,14 @@ class Optimizer(torch.optim.Optimizer):
     _release: Release | None = None
     _accumulator: Accumulator | None = None
     _released: dict[Tensor, Pass]
+    _options: dict[str, Any] = OPTIONS
     _swapped: dict[Tensor, Any] | None = None
 
     def __init_subclass__(
         cls,
         rule: type[Rule] | None = None,
         flags: Sequence[str] = tuple(_FLAGS),
-        positional_flags: bool = False,
+        positional_flags: Sequence[str] = (),
         keyword_only: Sequence[str] = (),
         fixed: Mapping[str, Any] | None = None,
     ) -> None:
@@ -138,8 +148,10 @@ class Optimizer(torch.optim.Optimizer):
             for name, default in rule.hyperparameters.items()
             if name not in keyword_only
         ]
-        flag_kind = kind.POSITIONAL_OR_KEYWORD if positional_flags else kind.KEYWORD_ONLY
-        parameters += [kind(name, flag_kind, default=_FLAGS[name]) for name in flags]
+        parameters += [kind(name, kind.POSITIONAL_OR_KEYWORD, default=_FLAGS[name]) for name in positional_flags]
+        parameters += [
+            kind(name, kind.KEYWORD_ONLY, default=_FLAGS[name]) for name in flags if name not in positional_flags
+        ]
         parameters += [kind(name, kind.KEYWORD_ONLY, default=rule.hyperparameters[name]) for name in keyword_only]
         parameters += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in _OPTIONS.items()]
         cls._signature = cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -149,15 +161,15 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
         chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
+        options = {name: settings.pop(name) for name in OPTIONS}
+        self._use(options)
+        settings |= {name: options[name] for name in self.rule.hyperparameters if name in OPTIONS}
         self._accumulator = _make_accumulator(chosen.pop("grads"))
         self._services = _make_services(**chosen)
         self._check(settings)
         if all(settings[name] == default for name, default in FORMAT_OPTIONS.items()):
             for name in FORMAT_OPTIONS:  # as absent as in torch.optim
                 del settings[name]
-        for name, default in self.rule.hyperparameters.items():
-            if isinstance(default, tuple):
-                settings[name] = tuple(item.squeeze() if isinstance(item, Tensor) else item for item in settings[name])
         self._pass: Pass | None = None
         self._loading: _Loading | None = None
         super().__init__(params, {**settings, **self._fixed})
@@ -169,6 +181,13 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"{wanted[0]} is for bfloat16 and float16 parameters; these are all float32, which lose nothing"
             )
+
+    def _use(self, options: dict[str, Any]) -> None:
+        """Takes the rule with these options around it."""
+        self._options = options
+        rule = with_options(type(self).rule, **options)
+        if rule is not type(self).rule:
+            self.rule = rule  # type: ignore[misc]
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         signature = self._signature
@@ -254,6 +273,8 @@ class Optimizer(torch.optim.Optimizer):
         if self._swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before copying")
         own: dict[str, Any] = {"_services": self._services} if self._services is not None else {}
+        if self._options != OPTIONS:
+            own["_options"] = self._options
         if self._accumulator is not None:
             own["_grads"] = self._accumulator.kind
         return {**super().__getstate__(), **own}
@@ -262,6 +283,8 @@ class Optimizer(torch.optim.Optimizer):
         grads = state.get("_grads")
         super().__setstate__({name: value for name, value in state.items() if name != "_grads"})
         self._pass = None
+        if "_options" in state:
+            self._use(state["_options"])
         if grads is not None:  # a copy, whose parameters have no hooks
             self._accumulator = Accumulator(grads)
             for group in self.param_groups:
@@ -276,7 +299,7 @@ class Optimizer(torch.optim.Optimizer):
             group.update(self._fixed)
             for param in group["params"]:
                 for name, value in self.state.get(param, {}).items():
-                    self.state[param][name] = own_copy(name, value, param, group)
+                    self.state[param][name] = own_copy(name, value, param, group, self.rule)
         if loading is not None:
             loading.convert(self)
 
@@ -300,7 +323,7 @@ class Optimizer(torch.optim.Optimizer):
         if not isinstance(kept.get(name), Tensor):
             raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
         kind = kept_format(kept, name)
-        if kind not in FORMATS:  # complex
+        if kind not in FORMATS or name in self.rule.scalar_states:  # complex
             return kept[name].clone()  # type: ignore[no-any-return]
         value = decode(kind, arrays_of(kept, name), param.shape)
         return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
@@ -468,7 +491,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         own = set(model.parameters())
         for number, group in enumerate(self.param_groups):
-            if group["differentiable"]:
+            if group.get("differentiable"):
                 raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")
             for index, param in enumerate(group["params"]):
                 if param not in own:
@@ -562,7 +585,7 @@ class Optimizer(torch.optim.Optimizer):
             return
         current = self._pass
         if current is None or not current.run(self):
-            with torch.set_grad_enabled(self.defaults["differentiable"]):
+            with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
                 self._pass = self._step_anew()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -685,7 +708,7 @@ class _Loading:
             for param, state in optimizer.state.items()
             if isinstance(param, Tensor)
             for name, value in state.items()
-            if isinstance(value, Tensor) and name in optimizer.rule.states
+            if isinstance(value, Tensor) and name in optimizer.rule.tensor_states
         }
         self._source: dict[str, Any] = {}
 
@@ -729,12 +752,12 @@ class _Loading:
                 elif AVERAGE in state and param.dtype in DTYPES:
                     convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
                 if param.dtype not in DTYPES:
-                    for name in optimizer.rule.states:
+                    for name in optimizer.rule.tensor_states:
                         if isinstance(state.get(name), Tensor):
                             state[name] = state[name].to(param.dtype)
                     continue
                 dtype = name_of(param.dtype)
-                for name in optimizer.rule.states:
+                for name in optimizer.rule.tensor_states:
                     if isinstance(state.get(name), Tensor):
                         kind = self._dtypes.get((param, name), dtype)
                         if group.get("states") is not None:
@@ -790,7 +813,7 @@ def _check_parameters(group: Mapping[str, Any], services: StepServices | None) -
             if param.dtype not in MIXABLE or is_subclass:
                 kind = param.dtype if param.dtype not in MIXABLE else type(param).__name__
                 raise ValueError(f"{name}={value!r} does not take {kind} (parameter {index} of its group)")
-        if services is not None and (is_subclass or group["differentiable"]):
+        if services is not None and (is_subclass or group.get("differentiable")):
             what = f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
             raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
     _check_clip(services.clip if services is not None else None, [group])
@@ -829,18 +852,23 @@ _HYPER_DOCS = {
 }
 
 
-class SGD(Optimizer, rule=rules.SGD, flags=("maximize", "foreach", "differentiable", "fused")):
-    pass
+class SGD(Optimizer, rule=rules.SGD, flags=("maximize", "foreach", "differentiable", "fused")): ...
 
 
 class RMSprop(
-    Optimizer, rule=rules.RMSprop, flags=("capturable", "foreach", "maximize", "differentiable"), positional_flags=True
-):
-    pass
+    Optimizer, rule=rules.RMSprop, flags=(flags := ("capturable", "foreach", "maximize", "differentiable")),
+    positional_flags=flags,
+): ...  # fmt: skip
 
 
 class _AdamFront(Optimizer):
     """torch.optim's rules for lr and betas as tensors."""
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        settings = super()._bind(args, kwargs)
+        if isinstance(settings["betas"], (tuple, list)):
+            settings["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in settings["betas"])
+        return settings
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         unsupported = settings.get("foreach") and not settings.get("capturable")
@@ -855,14 +883,179 @@ class _AdamFront(Optimizer):
                 raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
 
 
-class Adam(_AdamFront, rule=rules.Adam, keyword_only=("decoupled_weight_decay",)):
-    pass
+class Adam(_AdamFront, rule=rules.Adam, keyword_only=("decoupled_weight_decay",)): ...
 
 
 class AdamW(
-    _AdamFront,
-    rule=rules.AdamW,
-    flags=("maximize", "foreach", "capturable", "differentiable", "fused"),
+    _AdamFront, rule=rules.AdamW, flags=("maximize", "foreach", "capturable", "differentiable", "fused"),
     fixed={"decoupled_weight_decay": True},
-):
-    pass
+): ...  # fmt: skip
+
+
+class NAdam(Optimizer, rule=rules.NAdam, flags=("foreach", "maximize", "capturable", "differentiable")): ...
+
+
+class RAdam(Optimizer, rule=rules.RAdam, flags=("foreach", "maximize", "capturable", "differentiable")): ...
+
+
+class Adamax(
+    Optimizer, rule=rules.Adamax, flags=("foreach", "maximize", "differentiable", "capturable"),
+    positional_flags=("foreach",),
+): ...  # fmt: skip
+
+
+class Adadelta(
+    Optimizer, rule=rules.Adadelta, flags=("foreach", "capturable", "maximize", "differentiable"),
+    positional_flags=("foreach",),
+): ...  # fmt: skip
+
+
+class ASGD(
+    Optimizer, rule=rules.ASGD, flags=(flags := ("foreach", "maximize", "differentiable", "capturable")),
+    positional_flags=flags,
+): ...  # fmt: skip
+
+
+class Rprop(Optimizer, rule=rules.Rprop, flags=("capturable", "foreach", "maximize", "differentiable")): ...
+
+
+class Adagrad(
+    Optimizer, rule=rules.Adagrad, flags=("foreach", "maximize", "differentiable", "fused"),
+    positional_flags=("foreach",),
+):  # fmt: skip
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for group in self.param_groups:  # as torch.optim's, whose states are there before the first step
+            for param in group["params"]:
+                self.state[param]["step"] = torch.zeros((), **step_options(group, param))
+                first = group["initial_accumulator_value"]
+                first = complex(first, first) if param.is_complex() else first
+                self.state[param]["sum"] = torch.full_like(param, first, memory_format=torch.preserve_format)
+
+    def share_memory(self) -> None:
+        """Moves the sums of squares to memory that processes share."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param]["sum"].share_memory_()
+
+
+class SparseAdam(Optimizer, rule=rules.SparseAdam, flags=("maximize",), positional_flags=("maximize",)):
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group, of dense parameters."""
+        super().add_param_group(param_group)
+        sparse = [index for index, param in enumerate(self.param_groups[-1]["params"]) if param.is_sparse]
+        if sparse:
+            raise ValueError(f"Sparse params at indices {sparse}: SparseAdam requires dense parameter tensors")
+
+
+class Lion(Optimizer, rule=rules.Lion): ...
+
+
+class Signum(Optimizer, rule=rules.Signum): ...
+
+
+class AdaBelief(Optimizer, rule=rules.AdaBelief): ...
+
+
+class Yogi(Optimizer, rule=rules.Yogi): ...
+
+
+class LaProp(Optimizer, rule=rules.LaProp): ...
+
+
+class ADOPT(Optimizer, rule=rules.ADOPT): ...
+
+
+class AdEMAMix(Optimizer, rule=rules.AdEMAMix): ...
+
+
+class Adan(Optimizer, rule=rules.Adan): ...
+
+
+class AdamAtan2(Optimizer, rule=rules.AdamAtan2): ...
+
+
+class Grams(Optimizer, rule=rules.Grams): ...
+
+
+class AdamC(Optimizer, rule=rules.AdamC): ...
+
+
+class StableAdamW(Optimizer, rule=rules.StableAdamW): ...
+
+
+class MARS(Optimizer, rule=rules.MARS): ...
+
+
+class MADGRAD(Optimizer, rule=rules.MADGRAD): ...
+
+
+class LARS(Optimizer, rule=rules.LARS): ...
+
+
+class LAMB(Optimizer, rule=rules.LAMB): ...
+
+
+class NovoGrad(Optimizer, rule=rules.NovoGrad): ...
+
+
+class Prodigy(Optimizer, rule=rules.Prodigy): ...
+
+
+class DAdaptAdam(Optimizer, rule=rules.DAdaptAdam): ...
+
+
+class DoG(Optimizer, rule=rules.DoG): ...
+
+
+class _ScheduleFree(Optimizer):
+    """Weights that are exchanged for their average to be evaluated or saved, and back to be trained."""
+
+    _training: bool = True
+
+    def train(self) -> None:
+        """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
+        self._exchange(training=True)
+
+    def eval(self) -> None:
+        """Gives the model the averaged weights, to evaluate or to save. Twice changes nothing."""
+        self._exchange(training=False)
+
+    @torch.no_grad()
+    def _exchange(self, training: bool) -> None:
+        if training == self._training:
+            return
+        self._training = training
+        self._forget_plans()
+        for group in self.param_groups:
+            beta = group["betas"][0] if "betas" in group else group["momentum"]
+            share = 1 - beta if training else 1 - 1 / beta
+            for param in group["params"]:
+                if "z" in self.state.get(param, {}):
+                    param.lerp_(self.read(param, "z").to(param.dtype), float(share))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As other optimizers'; "training" is False in it where the model has the averaged weights."""
+        return {**super().state_dict(), **({} if self._training else {"training": False})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state dict; the model is to have the weights that it was saved with."""
+        super().load_state_dict(state_dict)
+        self._training = state_dict.get("training", True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_training": self._training}
+
+    def _take_step(self) -> None:
+        if not self._training:
+            raise RuntimeError("the model has the averaged weights: call train() of the optimizer before step()")
+        super()._take_step()
+
+
+class ScheduleFreeSGD(_ScheduleFree, rule=rules.ScheduleFreeSGD): ...
+
+
+class ScheduleFreeAdamW(_ScheduleFree, rule=rules.ScheduleFreeAdamW): ...
+
+
+class ScheduleFreeRAdam(_ScheduleFree, rule=rules.ScheduleFreeRAdam): ...

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from steprule.engine import cpu, gpu
-from steprule.engine.eager import step_tensors
+from steprule.engine.eager import EagerStep
 from steprule.engine.gpu_plan import GpuPlan
+from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
-from steprule.engine.trace import NO_SERVICES, Services, static_settings
+from steprule.engine.trace import NO_SERVICES, Services, has_own, static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, weight_format
 from steprule.formats.tensors import zeros
+from steprule.rules import SparseAdam
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
 from steprule.services.hooks import weakly
@@ -70,7 +72,8 @@ class Entry:
         self.param = param
         self.grad: Tensor = param.grad  # type: ignore[assignment]
         self.names = self.rule.states_for(group)
-        self.present = tuple(filter(None, self.names))
+        self.present = tuple(name for name in self.names if name in self.rule.tensor_states)
+        self.scalar_states = tuple(name for name in self.names if name in self.rule.scalar_states)
         self.state: dict[str, Any] = optimizer.state.get(param, {})
         self.state_before = dict(self.state)
         self.services = optimizer._services
@@ -103,14 +106,16 @@ class Entry:
         """What parameters must have in common to be stepped together."""
         step = self.state.get("step")
         where = (self.param.device, getattr(step, "dtype", None)) if self.engine == "gpu" else None
-        static = static_settings(self.rule, self.group), self.group["maximize"]
+        static = static_settings(self.rule, self.group), self.group.get("maximize", False)
         return (self.engine, where, *static, tuple(self.formats.values()), self._served())
 
     def kernel(self, gather: bool) -> Kernel:
         """What steps it, with telemetry or without."""
         compiled = gpu.compiled if self.engine == "gpu" else cpu.compiled
         formats = tuple(self.formats.values())
-        return compiled(self.rule, self.group, self.group["maximize"], formats, replace(self._served(), gather=gather))
+        return compiled(
+            self.rule, self.group, self.group.get("maximize", False), formats, replace(self._served(), gather=gather)
+        )
 
     def member(self) -> Member:
         """The parameter as services see it: with its gradient if the eager engine steps it."""
@@ -136,14 +141,19 @@ class Entry:
             mine, its = getattr(param, what), getattr(grad, what)
             if mine != its and not (what == "dtype" and {mine, its} <= MIXABLE):
                 raise RuntimeError(f"the gradient of {who} has the {what} {its}, its parameter {mine}")
+        if self.rule is SparseAdam and not grad.is_sparse:
+            raise RuntimeError(f"SparseAdam does not support dense gradients, please consider Adam instead ({who})")
         if grad.is_sparse and not self.rule.sparse_grads:
             raise RuntimeError(f"{type(self.optimizer).__name__} does not support sparse gradients ({who})")
         if group.get("fused"):
             _device_dtype_check_for_fused(param)
-        if group["differentiable"] and getattr(self.state.get("step"), "requires_grad", False):
+        if group.get("differentiable") and getattr(self.state.get("step"), "requires_grad", False):
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
-        if group["differentiable"] and any(group.get(name) for name in ("states", "weights")):
+        if group.get("differentiable") and any(group.get(name) for name in ("states", "weights")):
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
+        for name in self.scalar_states:
+            if isinstance(self.state.get(name), Tensor) and self.state[name].numel() != 1:
+                raise RuntimeError(f"the state {name} of {who} has the shape {self.state[name].shape}, not one number")
         for name in ("param_correction", AVERAGE, *self.present):
             state, base = self.state.get(name), self.state.get(f"{name}_base")
             if isinstance(state, Tensor) and state.shape != param.shape:
@@ -178,18 +188,22 @@ class Entry:
     def _fits_an_engine(self) -> bool:
         """Whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read."""
         param = self.param
-        if self.group["differentiable"] or not self.formats or not _is_dense(param):
+        if self.group.get("differentiable") or not self.formats or not _is_dense(param):
             return False
         on_gpu = gpu.serves(param.device)
         if param.device.type != "cpu" and not on_gpu:
             return False
         step = self.state.get("step", _ZERO)
-        if self.keeps_step and not (
-            isinstance(step, Tensor)
-            and step.dtype in (torch.float32, torch.float64)
-            and (on_gpu or step.device.type == "cpu")
+        scalars = [self.state.get(name, _ZERO) for name in self.scalar_states]
+        if any(
+            not isinstance(x, Tensor)
+            or x.dtype not in (torch.float32, torch.float64)
+            or not (on_gpu or x.device.type == "cpu")
+            for x in (*scalars, *([step] if self.keeps_step else []))
         ):
             return False
+        if on_gpu and has_own(self.rule, self.group):
+            return False  # sums over tensors that the GPU engine has yet to learn
         kinds = [FORMATS[kind] for kind in self.formats.values()]
         if any(kind.grouped or kind.random == "element" for kind in kinds) and not param.is_contiguous():
             return False  # groups and elements are counted by row
@@ -205,7 +219,7 @@ class Entry:
 
     def make_state(self) -> None:
         """Creates the states that are missing and converts those that are kept otherwise."""
-        if not self.state_names() and not self.present and not self.averages:
+        if not self.state_names() and not any(self.names) and not self.averages:
             return
         self.state = self.optimizer.state[self.param]
         if self.keeps_step and "step" not in self.state:
@@ -213,18 +227,25 @@ class Entry:
             self.state["step"] = torch.full((), behind, **step_options(self.group, self.param))
         if self.keeps_step and self.is_fast and self.engine == "gpu":
             self.state["step"] = self.state["step"].to(self.param.device)
+        for name in self.names:  # in update's order, which is torch.optim's
+            if name is None or isinstance(self.state.get(name), Tensor):
+                continue
+            first = self.rule.begins_at(name, self.param.detach(), self.group)
+            if name in self.scalar_states:
+                like = {} if self.rule.scalar_dtype == "step" else {"dtype": torch.float64}
+                self.state[name] = torch.full((), float(first), **{**step_options(self.group, self.param), **like})
+            elif self.formats and not isinstance(first, Tensor) and first == 0:
+                set_arrays(self.state, name, zeros(self.formats[name], self.param))
+            else:
+                dtype = self.param.dtype if self.param.dtype not in HALVES else torch.float32
+                self.state[name] = torch.empty_like(self.param, dtype=dtype, requires_grad=False)
+                self.state[name].copy_(_filled(self.param, first))
         if not self.formats:
-            for name in self.present:
-                if self.state.get(name) is None:
-                    self.state[name] = torch.zeros_like(self.param, memory_format=torch.preserve_format)
             if self.averages and AVERAGE not in self.state:
                 self.state[AVERAGE] = self.param.detach().clone()
             return
         for name in self.present:
-            if not isinstance(self.state.get(name), Tensor):
-                set_arrays(self.state, name, zeros(self.formats[name], self.param))
-            else:
-                convert(self.state, name, self.formats[name], self.param)
+            convert(self.state, name, self.formats[name], self.param)
         wanted, kept = correction_dtype(self.formats["param"]), self.state.get("param_correction")
         if wanted is None:
             self.state.pop("param_correction", None)
@@ -248,7 +269,7 @@ class Entry:
     def state_names(self) -> set[str]:
         """What the state consists of."""
         arrays = {name + suffix for name, suffix in self.arrays if name != "grad"} - {"param"}
-        return arrays | {"step"} if self.keeps_step else arrays
+        return arrays | {*self.scalar_states} | ({"step"} if self.keeps_step else set())
 
     def tensor(self, name: str, suffix: str) -> Tensor:
         """One of the arrays of a kernel."""
@@ -258,41 +279,43 @@ class Entry:
             return self.state[name + suffix]  # type: ignore[no-any-return]
         return self.param if name == "param" else self.grad
 
-    def step_eagerly(self, loose: Loose | None, gather: bool) -> None:
-        """One step by the eager engine, with services if there is a member for them."""
-        if loose is None:
-            self._step_eagerly(self.wide_grad())
-            return
-        assert self.services is not None
-        before = self.optimizer.read(self.param) if gather else None
-        new = self._step_eagerly(loose.served_grad(self.services), gather)
-        if before is not None:
-            is_random = bool(self.formats) and bool(FORMATS[self.formats["param"]].random)
-            kept = self.optimizer.read(self.param)
-            loose.gather(before, kept if new is None else new, kept, is_random)
-
-    def _step_eagerly(self, grad: Tensor, gather: bool = False) -> Tensor | None:
-        """Steps; returns the new weights as they were before rounding, None if those are the weights."""
+    def prepare_eagerly(self, loose: Loose | None) -> EagerStep:
+        """One step by the eager engine, with services if there is a member for them: nothing has changed yet."""
+        assert loose is None or self.services is not None
+        grad = self.wide_grad() if loose is None else loose.served_grad(self.services)  # type: ignore[arg-type]
         if self.keeps_step:
-            self.state["step"] += 1
-            step = self.state["step"]
+            step = self.state["step"] + 1
             step = step.double() if self.group.get("capturable") or step.device.type != "cpu" else float(step)
         else:
             step = 1 if self.is_new else 2
         hyper = {name: self._plain(self.group[name]) for name in self.rule.hyperparameters}
-        if all(kind in PLAIN for kind in self.formats.values()) and not (gather and self.param.dtype in HALVES):
-            states = [name and self.state[name] for name in self.names]
-            step_tensors(self.rule, self.param, grad, states, step, hyper, self.group["maximize"])
-            self._move_average(step)
-            return None
-        wide = {name: self.optimizer.read(self.param, name) for name in ("param", *self.present)}
-        grad = grad.to_dense() if grad.is_sparse else grad
-        states = [name and wide[name] for name in self.names]
-        step_tensors(self.rule, wide["param"], grad, states, step, hyper, self.group["maximize"])
-        for name, value in wide.items():
-            self._store(name, value, int(step))
-        self._move_average(step, wide["param"])
-        return wide["param"]
+        own = {name: self.state[name] for name in ("param", *self.names) if name in self.state}
+        own["param"] = self.param
+        self._wide: dict[str, Tensor] = {}
+        if any(kind not in PLAIN for kind in self.formats.values()) or (
+            loose is not None and self.param.dtype in HALVES
+        ):
+            self._wide = {name: self.optimizer.read(self.param, name) for name in ("param", *self.present)}
+            grad = grad.to_dense() if grad.is_sparse else grad
+        operands = {**own, **self._wide}
+        states = [name and operands[name] for name in self.names]
+        return EagerStep(self.rule, operands["param"], grad, states, step, hyper, self.group.get("maximize", False))
+
+    def finish_eagerly(self, part: EagerStep, loose: Loose | None, gather: bool) -> None:
+        """Takes the step."""
+        before = self.optimizer.read(self.param) if gather else None
+        part.write()
+        if self.keeps_step:
+            self.state["step"] += 1
+        step = int(self.state["step"]) if self.keeps_step else 1
+        for name, value in self._wide.items():
+            self._store(name, value, step)
+        new = self._wide.get("param")
+        self._move_average(step, new)
+        if before is not None and loose is not None:
+            is_random = bool(self.formats) and bool(FORMATS[self.formats["param"]].random)
+            kept = self.optimizer.read(self.param)
+            loose.gather(before, kept if new is None else new, kept, is_random)
 
     def _store(self, name: str, value: Tensor, step: int) -> None:
         operand, place = [*self.formats].index(name), self.place + FIRST_ELEMENT_KEY
@@ -325,7 +348,7 @@ class Entry:
             return tuple(self._plain(item) for item in value)
         if not isinstance(value, Tensor):
             return value
-        if self.group["differentiable"] or self.group.get("capturable"):
+        if self.group.get("differentiable") or self.group.get("capturable"):
             return value.reshape(())
         return value.item()
 
@@ -381,11 +404,17 @@ class Pass:
         self._services = services = optimizer._services
         self._works: list[Any] = []
         self._launchers: list[Callable[[], None]] = []
+        self._planned: list[Planned] = []
         for kernels, bucket in buckets:
             kernel = kernels[0]
             plan = _plan(kernels, bucket, groups, services)
             self._plans.append((kernel, plan, slice(start, start + len(bucket))))
             start += len(bucket)
+            if kernel.formula.own:
+                states = {
+                    name: [entry.state[name].numpy() for entry in bucket] for name in kernel.formula.scalar_outputs
+                }
+                self._planned.append(Planned(kernel, plan, states, torch.get_num_threads))
             if services is not None:
                 members = [entry.member() for entry in bucket]
                 self._works.append(_work(kernels, plan, members, bucket[0].formats))
@@ -436,6 +465,8 @@ class Pass:
         if self._services is not None:
             self._serve()
             return True
+        if self._planned:
+            run_together(self._planned)
         for launch in self._launchers:
             launch()
         _count_write(self._params)
@@ -447,11 +478,13 @@ class Pass:
         loose = [entry for entry in entries if not entry.is_fast]
         if self._services is not None:
             return self._serve(entries, loose)
+        steps = [entry.prepare_eagerly(None) for entry in loose]
+        run_together([*self._planned, *steps])
         for launch in self._launchers:
             launch()
         _count_write(self._params)
-        for entry in loose:
-            entry.step_eagerly(None, False)
+        for entry, step in zip(loose, steps, strict=True):
+            entry.finish_eagerly(step, None, False)
         return True
 
     def _serve(self, entries: Sequence[Entry] = (), loose: Sequence[Entry] = ()) -> bool:
@@ -467,11 +500,14 @@ class Pass:
         if not around.begin(parts):
             return False
         gather = services.gathers
+        steps = [entry.prepare_eagerly(other) for entry, other in zip(loose, others, strict=True)]  # type: ignore[arg-type]
+        if self._planned or steps:
+            run_together([*self._planned, *steps])
         for work in self._works:
             work.launch(gather)
         _count_write(self._params)
-        for entry, other in zip(loose, others, strict=True):
-            entry.step_eagerly(other, gather)  # type: ignore[arg-type]
+        for entry, step, other in zip(loose, steps, others, strict=True):
+            entry.finish_eagerly(step, other, gather)  # type: ignore[arg-type]
         if services.average is not None:
             for entry in entries if services.averaged == 0 else ():
                 entry.start_average()
@@ -510,7 +546,7 @@ class Pass:
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
         formats = group.get("states"), group.get("weights"), group.get("clip")
-        return static_settings(self._rule, group), group["maximize"], group["differentiable"], formats
+        return static_settings(self._rule, group), group.get("maximize", False), group.get("differentiable"), formats
 
 
 def _launcher(kernel: Any, plan: Plan | GpuPlan) -> Callable[[], None]:
@@ -548,12 +584,28 @@ def _plan(
         "rows": [row_of(entry.param) for entry in bucket] if kernel.source.grouped or by_row else None,
         "numbers": [entry.place for entry in bucket],
         "by_row": by_row,
-        "tallies": max(len(one.source.tallies) for one in kernels),
+        "tallies": max(len(one.source.tallies) for kernel in kernels for one in (kernel, *_readings(kernel))),
     }
     if isinstance(kernel, gpu.Kernel):
         dtype = steps[0].dtype if steps else torch.float64
         return GpuPlan(bucket[0].param.device, kernel.source, step_dtype=dtype, **tables)
-    return Plan(step_is_double=[step.dtype == torch.float64 for step in steps], **tables)
+    is_double = [step.dtype == torch.float64 for step in steps]
+    return Plan(step_is_double=is_double, own=len(kernel.formula.own), **tables)
+
+
+def _readings(kernel: Kernel) -> Sequence[cpu.Kernel]:
+    return kernel.readings if isinstance(kernel, cpu.Kernel) else ()
+
+
+def _filled(like: Tensor, value: Any) -> Tensor:
+    """A tensor of this number, or the tensor itself; complex numbers have it twice."""
+    if isinstance(value, Tensor) and value.shape == like.shape:
+        return value
+    if like.is_complex():
+        return torch.complex(
+            *(torch.full(like.shape, float(value), device=like.device, dtype=torch.float64) for _ in range(2))
+        )
+    return torch.full(like.shape, float(value), device=like.device, dtype=torch.float64)
 
 
 def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:

@@ -56,6 +56,19 @@ def debias(avg: Value, beta: Value, step: Value) -> Value:
     return avg / (1 - beta**step)
 
 
+def debiased_beta(beta: Value, step: Value) -> Value:
+    """The beta at which an `ema` has no bias at any step, ``beta * (1 - beta**(step - 1)) / (1 - beta**step)``.
+
+    An average that is moved by it is at every step what `debias` makes of one that is moved by beta. 0 at step 1.
+    """
+    return beta * (1 - beta ** (step - 1)) / (1 - beta**step)
+
+
+def at_first(step: Value, first: Value, later: Value) -> Value:
+    """first at a tensor's first step and later from the second on."""
+    return where(step == 1, first, later)
+
+
 def running_ema(series: Sequence[Value], beta: float, bias_correction: bool = False) -> Any:
     """The exponentially weighted average after each value of a series.
 
@@ -120,6 +133,85 @@ def minimum(a: Value, b: Value) -> Value:
     return _call("minimum", a, b)
 
 
+def clip(x: Value, low: Value, high: Value) -> Value:
+    """x kept within low and high; NaN for NaN."""
+    return minimum(maximum(x, low), high)
+
+
+def floor(x: Value) -> Value:
+    """The largest whole number that is not above x: of hyperparameters and the step, not of elements."""
+    return _call("floor", x)
+
+
+def cbrt(x: Value) -> Value:
+    """The cube root of a number that is at least 0."""
+    if not hasattr(x, "__steprule__"):
+        return np.cbrt(x) if not _is_tensor(x) else x ** (1 / 3)
+    # x**(1/3) is x**(1/4 + 1/16 + 1/64 + ...); Halley's method makes up for where that is broken off.
+    root, part = 1.0, x
+    for _ in range(4):
+        part = sqrt(sqrt(part))
+        root = root * part
+    for _ in range(3):
+        cube = root * root * root
+        root = root * ((cube + 2 * x) / (2 * cube + x))
+    return where((x > 0) & (x < math.inf), root, x)
+
+
+def atan2(y: Value, x: Value) -> Value:
+    """The angle of the point (x, y), x being at least 0: from -pi/2 to pi/2, and 0 for (0, 0)."""
+    if not hasattr(y, "__steprule__"):
+        return _call("arctan2", y, x)
+    # No processor has an instruction for it. The arctangent of a number from 0 to 0.66 is a quotient of two
+    # polynomials (Moshier's Cephes, accurate to float64); larger ones are brought there by the addition theorem.
+    slope = abs(y) / x
+    slope = where(slope == slope, slope, where((y == y) & (x == x), where(x > 0, 1.0, 0.0), slope))  # inf/inf, 0/0
+    is_large, is_middle = slope > 2.414213562373095, slope > 0.66
+    near = where(is_large, -1 / slope, where(is_middle, (slope - 1) / (slope + 1), slope))
+    z = near * near
+    top = (((-8.750608600031904e-1 * z - 1.615753718733365e1) * z - 7.500855792314704e1) * z - 1.228866684490136e2) * z
+    low = (
+        (((z + 2.485846490142306e1) * z + 1.650270098316988e2) * z + 4.328810604912903e2) * z + 4.853903996359137e2
+    ) * z
+    ratio = (top - 6.485021904942025e1) / (low + 1.945506571482614e2)
+    angle = near * z * ratio + near + where(is_large, math.pi / 2, where(is_middle, math.pi / 4, 0.0))
+    return where(y < 0, -angle, angle)
+
+
+# Sums over all elements of a tensor: one number for each, which must be known before any element changes.
+
+
+def total(x: Value) -> Value:
+    """The sum over a tensor's elements, in float64."""
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__("total", x)
+    if _is_tensor(x):
+        return x.sum(dtype=sys.modules["torch"].float64)
+    return np.sum(x, dtype=np.float64)
+
+
+def mean(x: Value) -> Value:
+    """The mean over a tensor's elements."""
+    return total(x) / size(x)
+
+
+def norm(x: Value) -> Value:
+    """The Euclidean norm of a tensor."""
+    return sqrt(total(x * x))
+
+
+def size(x: Value) -> Value:
+    """How many elements the tensor has."""
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__("size", x)
+    return x.numel() if _is_tensor(x) else np.size(x)
+
+
+def total_of_all(x: Value) -> Value:
+    """The sum over the elements of all tensors that are stepped together; over x's where it is called by hand."""
+    return x.__steprule__("total_of_all", x) if hasattr(x, "__steprule__") else total(x)
+
+
 def where(condition: Value, a: Value, b: Value) -> Value:
     """a where the condition holds and b elsewhere: what a rule writes instead of ``if``."""
     if isinstance(condition, (bool, np.bool_)):
@@ -136,6 +228,8 @@ def _call(name: str, *values: Value) -> Value:
         torch = sys.modules["torch"]
         if name in ("maximum", "minimum"):
             values = tuple(_as_tensors(torch, values))
+        elif name == "where" and not any(map(_is_tensor, values[1:])):  # numbers that no element changes
+            values = (values[0], *(torch.as_tensor(x, dtype=torch.float64) for x in values[1:]))
         return getattr(torch, name)(*values)
     if all(isinstance(value, (int, float)) for value in values):
         return _SCALAR[name](*values)
@@ -156,6 +250,8 @@ _SCALAR: dict[str, Callable[..., float]] = {
     "sqrt": math.sqrt,
     "exp": math.exp,
     "log": math.log,
+    "floor": math.floor,
+    "arctan2": math.atan2,
     "maximum": lambda a, b: a if a >= b or a != a else b,
     "minimum": lambda a, b: a if a <= b or a != a else b,
 }

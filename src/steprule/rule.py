@@ -9,6 +9,17 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
+NEEDS = {
+    "baseline": "what others are compared with",
+    "memory": "at most one state an element",
+    "tuning-free": "finds its learning rate, or takes one for many tasks",
+    "no-schedule": "needs no learning rate schedule",
+    "large-batch": "made for large batches",
+    "sparse": "takes sparse gradients",
+    "noise": "made for noisy or heavy-tailed gradients",
+}
+"""What rules may be good for, and what that means."""
+
 
 class RuleError(TypeError):
     """A rule that no engine can run; the message says what to write instead."""
@@ -30,27 +41,46 @@ class Rule:
 
     Attributes:
         states: the names of update's states, read off its signature. Each has the parameter's shape and
-            begins at 0.
+            begins at 0, unless the following say otherwise.
+        initial: what states begin at: a number, a hyperparameter's name, or "param", the parameter itself.
+        scalar_states: those that are one number for each tensor, like step.
+        scalar_dtype: how these are kept: "float64", or "step" for step's dtype.
+        tensor_states: those that are not in scalar_states.
         hyperparameters: update's hyperparameters and their defaults, in order.
         state_when: for a state that only some settings need, the hyperparameter that must be true or
             nonzero for it to exist; otherwise update is given None.
         exact_when: for a state that is subtracted from another, which a coarse format would make noise of, the
-            hyperparameter that must be true for that; it is then kept in float32 at least.
+            hyperparameter that must be true for that, or "always"; it is then kept in float32 at least.
+        decay: what the formula makes of its hyperparameter weight_decay: a key of `steprule.rules.options.DECAYS`, or
+            "own" for what is none of those.
+        refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
+        needs: what it is good for, of `NEEDS`.
+        when: when to use it.
         keeps_step: whether ``step`` is kept with each parameter's state. Where it is not, step is 1 at a
             parameter's first step (its states are new) and 2 or more afterwards.
-        sparse_grads: whether sparse gradients are accepted. Where a rule has no states and weight_decay is 0, a
-            zero gradient must then leave an element as it is: only those present are touched.
+        sparse_grads: whether sparse gradients are accepted. Where weight_decay is 0, only elements that are present
+            are then touched, and their states, if `touches_states` holds or there are none.
+        touches_states: whether a sparse gradient leaves the states of absent elements as they are.
 
     Raises:
         RuleError: when the class is made, if update's signature, state_when or exact_when does not fit.
     """
 
     states: ClassVar[tuple[str, ...]] = ()
+    tensor_states: ClassVar[tuple[str, ...]] = ()
     hyperparameters: ClassVar[Mapping[str, Any]] = {}
     state_when: ClassVar[Mapping[str, str]] = {}
     exact_when: ClassVar[Mapping[str, str]] = {}
+    initial: ClassVar[Mapping[str, float | str]] = {}
+    scalar_states: ClassVar[tuple[str, ...]] = ()
+    scalar_dtype: ClassVar[str] = "float64"
     keeps_step: ClassVar[bool] = True
     sparse_grads: ClassVar[bool] = False
+    touches_states: ClassVar[bool] = False
+    decay: ClassVar[str] = "coupled"
+    refuses: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    when: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -62,14 +92,18 @@ class Rule:
         function = getattr(function, "__func__", function)
         cls.update = staticmethod(function)  # type: ignore[attr-defined]
         cls.states, cls.hyperparameters = _read_signature(cls, function)
-        for attribute in ("state_when", "exact_when"):
-            for state, condition in getattr(cls, attribute).items():
+        cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
+        allowed = {"state_when": (), "exact_when": ("always",), "initial": ("param",), "scalar_states": (None,)}
+        for attribute, others in allowed.items():
+            named = getattr(cls, attribute)
+            for state in named:
+                condition = named[state] if isinstance(named, Mapping) else None
                 if state not in cls.states:
                     raise RuleError(
                         f"{cls.__name__}.{attribute} names the unknown state {state!r}; update's states are "
                         f"{', '.join(cls.states) or 'none'}"
                     )
-                if condition not in cls.hyperparameters:
+                if condition not in (*cls.hyperparameters, *others) and not isinstance(condition, float):
                     raise RuleError(
                         f"{cls.__name__}.{attribute}[{state!r}] names the unknown hyperparameter {condition!r}; "
                         f"update has {', '.join(cls.hyperparameters) or 'none'}"
@@ -88,6 +122,18 @@ class Rule:
     def states_for(cls, hyper: Mapping[str, Any]) -> tuple[str | None, ...]:
         """The states that these hyperparameters need, in update's order, None for each it does without."""
         return tuple(name if name not in cls.state_when or hyper[cls.state_when[name]] else None for name in cls.states)
+
+    @classmethod
+    def begins_at(cls, state: str, param: Any, hyper: Mapping[str, Any]) -> Any:
+        """What a state begins at: a number, or param."""
+        value = cls.initial.get(state, 0.0)
+        return value if isinstance(value, float) else param if value == "param" else hyper[value]
+
+    @classmethod
+    def is_exact(cls, state: str, hyper: Mapping[str, Any]) -> bool:
+        """Whether a state is to be kept in float32 at least."""
+        condition = cls.exact_when.get(state)
+        return condition == "always" or bool(condition and hyper[condition])
 
     @classmethod
     def counts_steps(cls) -> bool:
@@ -162,29 +208,44 @@ def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
                 raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
             for index, item in enumerate(value):
                 _check_number(f"{name}[{index}]", item)
-                low, high = _RANGES.get(name, (-sys.float_info.max, math.inf))
-                if not low <= item < high:
+                if not _is_in_range(name, item):
                     raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
         elif default is None or isinstance(default, str):
             continue
         else:
             _check_number(name, value)
-            low, high = _RANGES.get(name, (-sys.float_info.max, math.inf))
-            if not low <= value < high:
+            if not _is_in_range(name, value):
                 raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
     rule.check(**hyper)
 
 
 # torch.optim's words where they are not "Invalid <name> value".
 _WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
+_FROM_0 = (0.0, math.inf)
+_BELOW_1 = (0.0, 1.0)
 _RANGES = {
-    "lr": (0.0, math.inf),
-    "eps": (0.0, math.inf),
-    "betas": (0.0, 1.0),
-    "weight_decay": (0.0, math.inf),
-    "momentum": (0.0, math.inf),
-    "alpha": (0.0, math.inf),
+    **dict.fromkeys(
+        ("lr", "eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value"), _FROM_0
+    ),
+    **dict.fromkeys(("momentum_decay", "lambd", "t0", "step_sizes", "warmup", "warmup_steps", "max_lr"), _FROM_0),
+    **dict.fromkeys(
+        ("trust_coefficient", "a", "b", "gamma", "d_coef", "reps_rel", "weight_lr_power", "lookahead"), _FROM_0
+    ),
+    "betas": _BELOW_1,
+    "beta": _BELOW_1,
+    "rho": (0.0, math.nextafter(1.0, 2.0)),
+    "lookahead_alpha": (0.0, math.nextafter(1.0, 2.0)),
+    "d0": (math.ulp(0.0), math.inf),
+    "growth_rate": (1.0, None),
 }
+"""From where to below where; None where infinity is a value like others."""
+
+
+def _is_in_range(name: str, value: Any) -> bool:
+    if name == "etas":  # which Rprop checks together
+        return True
+    low, high = _RANGES.get(name, (-sys.float_info.max, math.inf))
+    return bool(low <= value and (high is None or value < high))
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -31,7 +31,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: Tensor) -> str:
     """The format that a group's choice of states means for one state of one parameter."""
-    exact = bool(group.get(rule.exact_when.get(name, "")))
+    exact = rule.is_exact(name, group)
     return choose_state_format(
         group["states"], name_of(param.dtype), param.shape, name in nonnegative_states(rule, group), exact
     )
@@ -100,8 +100,12 @@ def convert(state: dict[str, Any], name: str, kind: str, param: Tensor) -> None:
     set_arrays(state, name, arrays)
 
 
-def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any]) -> Any:
+def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rule: type[Rule]) -> Any:
     """A loaded state, not shared with the dict it came from and laid out as the engines want it."""
+    if name in rule.scalar_states:
+        options = step_options(group, param)
+        kept = {"dtype": torch.float64} if rule.scalar_dtype != "step" else {}
+        return torch.as_tensor(value).to(**{**options, **kept}).reshape(()).clone()
     if name == "step" and not (isinstance(value, Tensor) and value.is_floating_point()):
         return torch.tensor(float(value), **step_options(group, param))
     if name == "step":

@@ -19,6 +19,7 @@ _CALLS = {
     "sqrt": "sqrt({})",
     "exp": "exp({})",
     "log": "log({})",
+    "floor": "floor({})",
     "abs": "abs({})",
     "neg": "(-{})",
     "not": "(not {})",
@@ -35,14 +36,14 @@ _TEMPLATE = '''"""{title}
 Written by steprule from the rule's formula, compiled by Numba; safe to delete.
 """
 
-from math import exp, inf, log, nan, sqrt
+from math import exp, floor, inf, log, nan, sqrt
 
 from numba import cfunc, njit
 
 from steprule.engine.machine import *
 from steprule.engine.machine import (
     ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FACTORS, FAST, FIRST_FACTOR, GROUPS, HEADER_SIZE, HYPER, MODE, NEXT,
-    NUMBERS, PARTIALS, PIECES, ROWS, STEPS, TENSORS,
+    NUMBERS, OWN, PARTIALS, PIECES, ROWS, STEPS, TENSORS,
 )
 from steprule.formats.kernel import *
 
@@ -60,7 +61,7 @@ def smaller(a, b):
 
 
 @njit(**EXACT)
-def scalars(hyper, step):
+def scalars(hyper, step{own_argument}):
     """What no element changes, in float64; then in the elements' {real}. Last, random bits for roundings."""
 {scalar_body}
 
@@ -82,15 +83,15 @@ def run(header):
     rows = int64_array(plan[ROWS], tensors)
     parameters = int64_array(plan[NUMBERS], tensors)
 {service_tables}    group, step = groups[0], steps[0]
-    numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step)
+    numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step{own_row})
     while True:
         chunk = fetch_add(counter, 1)
         if chunk >= chunks:
             return
         tensor, start, size, first_group = table[chunk, 0], table[chunk, 1], table[chunk, 2], table[chunk, 3]
-        if groups[tensor] != group or steps[tensor] != step:
+        if {has_changed}:
             group, step = groups[tensor], steps[tensor]
-            numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step)
+            numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step{own_row_of_tensor})
 {call}'''
 
 _CALL = """        {results}update(
@@ -238,6 +239,8 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
             bases.append(f"{name}_base = load_{name}_base({name}_base_at, group)")
             before.append(bases[-1])
     for name, expression in formula.outputs.items():
+        if keeps(name, expression) and not chosen[name].grouped:
+            continue
         one, local = chosen[name], f"new_{name}"
         value = writer.element(expression, body)
         body.append(f"{local} = {value if not expression.scalar else f'{real}({value})'}")
@@ -278,6 +281,8 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     room_lines = [f"{room} = room_for_{room.removesuffix('_room')}(0)" for room in rooms]
     halves = [f"{room} + half" for room in rooms]
     start_tallies = [f"{name} = {'uint32' if name.startswith('top_') else real}(0)" for name in carried]
+    if not formula.outputs:
+        carried, start_tallies = [*tallies], [f"{name} = 0.0" for name in tallies]
     if grouped and formula.gathered:
         between.append("for j in range(size, GROUP):")
         for name in formula.gathered:
@@ -298,6 +303,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         f"{local_name(scalar_name(name, index))} = hyper[{position}]"
         for position, (name, index) in enumerate(formula.scalars)
     ]
+    scalar_lines += [f"{local_name(name)} = own[{position}]" for position, name in enumerate(formula.own)]
     seed = f"hyper[{len(formula.scalars)}]"
     scalar_lines += [f"{local} = {text}" for text, local in writer.hoisted.items()]
     results = [f"{real}({local})" for local in writer.hoisted.values()]
@@ -328,7 +334,7 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
         before="".join(f"    {line}\n" for line in before),
         body=_indent(loads + body + stores, 2),
         between=_indent(between, 1),
-        after=_indent(after, 2),
+        after=_indent(after or ["pass"], 2),
         bases=_indent(bases, 1),
         rooms=", ".join(rooms),
         room_lines=_indent(room_lines, 1),
@@ -342,10 +348,15 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     call = _call(formula.by_row, tuple(tallies), chunk_arguments)
     uses_seed = bool(steps_random) or by_element
     hyper_count = len(formula.scalars) + uses_seed
+    own_row = f", float64_array(plan[OWN] + {{}} * {8 * len(formula.own)}, {len(formula.own)})" if formula.own else ""
     text = _TEMPLATE.format(
         title=title,
         purpose=purpose_of(formula, formats, real),
         real=real,
+        own_argument=", own" if formula.own else "",
+        own_row=own_row.format(0),
+        own_row_of_tensor=own_row.format("tensor"),
+        has_changed="True" if formula.own else "groups[tensor] != group or steps[tensor] != step",
         accessors="\n".join(accessors),
         scalar_body=_indent(scalar_lines, 1),
         update=update,
@@ -370,6 +381,11 @@ def purpose_of(formula: Formula, formats: Sequence[str], real: str) -> str:
     return f"Operands: {operands}; computed in {real}."
 
 
+def keeps(name: str, expression: Expression) -> bool:
+    """Whether an operand's new value is its old one, which need not be written."""
+    return expression.op == "input" and expression.args[0] == name
+
+
 def stored(param: Format) -> str:
     """What a new parameter is once stored: rounded if that loses anything for good, and as it is otherwise."""
     dtype = param.arrays[0][1]
@@ -388,6 +404,10 @@ def _tally(
     real = writer.real
     carried: list[str] = []
     tallies: dict[str, str] = {}
+    for name, one in formula.sums.items() if not formula.outputs else ():
+        value = writer.element(one.expression, lines)
+        lines.append(f"total_{name} = add_up(total_{name}, float64({value}))")
+        tallies[f"total_{name}"] = f"total_{name}"
     if formula.counted is not None:
         lines.append(f"total_zeroed = add_up(total_zeroed, {writer.element(formula.counted, lines)})")
         carried.append("total_zeroed")
@@ -477,7 +497,8 @@ class Writer:
         self._uses: Counter[int] = Counter()
         seen: set[int] = set()
         counted = [formula.counted] if formula.counted is not None else []
-        for expression in (*formula.outputs.values(), *formula.gathered.values(), *counted):
+        read = [one.expression for one in formula.sums.values()] if not formula.outputs else []
+        for expression in (*formula.outputs.values(), *formula.gathered.values(), *counted, *read):
             self._count(expression, seen)
 
     def _count(self, expression: Expression, seen: set[int]) -> None:
@@ -556,6 +577,6 @@ def local_name(name: str) -> str:
 
 
 _RESERVED = re.compile(
-    r"piece|place|tl|lib|triton|tensor|block|inside|element|bits|skip|zero|inverse|chunk|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|lanes|correction)|multiply_add|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
+    r"own|floor|piece|place|tl|lib|triton|tensor|block|inside|element|bits|skip|zero|inverse|chunk|[st]\d+|.*_array|.*_at|(load|store|room|new|random|total|top|seen)_.*|end|.*_(base|top|room|lanes|correction)|multiply_add|i|j|key|seed|start|parameter|first|group|size|row|before|count|left|half|before_count|compute|encode|"
     r"numbers|scalars|hyper|update|run|array|scratch|weyl|larger|smaller|exp|log|sqrt|abs|inf|nan|float32|float64|uint32|cfunc|njit"
 )

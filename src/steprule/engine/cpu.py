@@ -43,7 +43,10 @@ class Kernel:
         formula: what it computes.
         source: its text; source.arrays is the order of a plan's addresses.
         path: the file it was made from.
+        readings: kernels that go before it, for sums over elements.
     """
+
+    readings: tuple[Kernel, ...] = ()
 
     def __init__(self, formula: Formula, source: Source, path: Path, address: int) -> None:
         self.formula = formula
@@ -64,6 +67,8 @@ class Kernel:
             threads: says how many threads may work on it; the result does not depend on it.
         """
         run, address = self._run, self._address
+        if self.formula.own:
+            return self.worker(plan, threads)
         if plan.size < PARALLEL_FROM:
             return partial(run, plan.both_header)
 
@@ -76,6 +81,23 @@ class Kernel:
                 run_together(address, plan.work_header, workers)
 
         return launch
+
+    def count(self, plan: Plan) -> None:
+        """Counts the plan's steps."""
+        self._run(plan.count_header)
+
+    def worker(self, plan: Plan, threads: Callable[[], int]) -> Callable[[], None]:
+        """As `launcher`, for steps that have been counted."""
+
+        def work() -> None:
+            plan.restart()
+            workers = min(threads(), plan.chunk_count) if plan.size >= PARALLEL_FROM else 1
+            if workers == 1:
+                self._run(plan.work_header)
+            else:
+                run_together(self._address, plan.work_header, workers)
+
+        return work
 
 
 _kernels: dict[Any, Kernel] = {}
@@ -104,9 +126,15 @@ def compiled(
     key = (rule, static_settings(rule, hyper), maximize, tuple(formats), services)
     if key not in _kernels:
         formula = trace(rule, hyper, maximize, services)
-        source = write_kernel(title_of(rule), formula, formats)
-        _kernels[key] = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
+        _kernels[key] = _compile(rule, formula, formats)
     return _kernels[key]
+
+
+def _compile(rule: type[Rule], formula: Formula, formats: Sequence[str]) -> Kernel:
+    source = write_kernel(title_of(rule), formula, formats)
+    kernel = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
+    kernel.readings = tuple(_compile(rule, reading, formats) for reading in formula.readings)
+    return kernel
 
 
 def available_threads() -> int:

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from steprule.engine.own import run_together
+from steprule.engine.trace import Evaluation, has_own, hyper_of, scalar_name, trace
+from steprule.pieces import total
 from steprule.rule import Rule
 
 
@@ -62,38 +65,120 @@ def step_tensors(
     hyper: Mapping[str, Any],
     maximize: bool,
 ) -> None:
-    """One step of one torch parameter, in place, in float64 if any operand has it and float32 otherwise.
+    """One step of one torch parameter, in place; arguments as for `EagerStep`."""
+    part = EagerStep(rule, param, grad, states, step, hyper, maximize)
+    run_together([part])
+    part.write()
+
+
+class EagerStep:
+    """One step of one torch parameter, in float64 if any operand has it and float32 otherwise.
 
     Args:
         rule: the rule.
         param: a tensor, of any strides; complex numbers are seen as pairs of real ones.
         grad: of param's shape; a sparse one is made dense, or, where no other element could change, only the
             rows that it holds are touched.
-        states: in the rule's order, None for those that do not exist.
+        states: in the rule's order, None for those that do not exist; scalar ones are 0-dim tensors.
         step: the step's number, a float or a 0-dim tensor.
         hyper: a value for each hyperparameter, floats or tensors.
         maximize: negate the gradient first.
     """
+
+    def __init__(
+        self,
+        rule: type[Rule],
+        param: Any,
+        grad: Any,
+        states: Sequence[Any],
+        step: Any,
+        hyper: Mapping[str, Any],
+        maximize: bool,
+    ) -> None:
+        import torch
+
+        self.rule, self._step, self._hyper = rule, step, hyper
+        names = rule.states_for(hyper)
+        self._states = {name: state for name, state in zip(names, states, strict=True) if name}
+        self._place: tuple[Any, ...] | None = None
+        self._originals = {"param": param, **self._elementwise()}
+        kept = self._originals
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            touches = rule.touches_states or len(kept) == 1
+            if touches and grad.dense_dim() == param.dim() - grad.sparse_dim() and hyper.get("weight_decay", 0) == 0:
+                self._place = tuple(grad.indices())
+                kept, grad = {name: x[self._place] for name, x in kept.items()}, grad.values()
+            else:
+                grad = grad.to_dense()
+        if param.is_complex():
+            kept = {name: torch.view_as_real(x.resolve_conj()) for name, x in kept.items()}
+            grad = torch.view_as_real(grad.resolve_conj())
+        self._kept = kept
+        wide = torch.float64 if any(x.dtype == torch.float64 for x in (grad, *kept.values())) else torch.float32
+        differentiable = torch.is_grad_enabled()  # autograd keeps the old values, which are about to be overwritten
+        self._wide = {name: x.to(wide, copy=differentiable) for name, x in kept.items()}
+        grad = grad.to(wide, copy=differentiable)
+        self._grad = -grad if maximize else grad
+        self.formula = trace(rule, hyper) if has_own(rule, hyper) else None
+        self._evaluation = Evaluation({})
+        if self.formula is not None:
+            numbers = zip(self.formula.scalars, hyper_of(self.formula, hyper), strict=True)
+            self._evaluation.inputs |= {scalar_name(*scalar): value for scalar, value in numbers}
+            self._evaluation.inputs |= {**self._wide, "grad": self._grad, "step": step, "numel": self._grad.numel()}
+
+    def _elementwise(self) -> dict[str, Any]:
+        return {name: x for name, x in self._states.items() if name not in self.rule.scalar_states}
+
+    def count(self) -> None:
+        """Nothing: the step is given."""
+
+    def read(self, level: int) -> dict[str, list[Any]]:
+        """This level's sums."""
+        assert self.formula is not None
+        sums = {name: one for name, one in self.formula.sums.items() if self.formula.levels[name] == level}
+        return {name: [_number(total(self._evaluation(one.expression)))] for name, one in sums.items()}
+
+    def fill(self, level: int, sums: Mapping[str, Any]) -> None:
+        """Takes over sums and computes what follows from them."""
+        formula = self.formula
+        assert formula is not None
+        inputs = self._evaluation.inputs
+        for name, value in sums.items():
+            inputs[name] = value if formula.sums[name].of_all else value[0]
+        if level == 0:
+            inputs |= {name: _number(self._states[name]) for name in formula.scalar_outputs}
+            self._new_scalars: dict[str, Any] = {}
+        for name, expression in formula.scalar_outputs.items():
+            if formula.levels[f"new_{name}"] == level:
+                state = self._states[name]
+                self._new_scalars[name] = new = _like(state, self._evaluation(expression))
+                inputs[f"new_{name}"] = _number(new)
+
+    def write(self) -> Any:
+        """Puts the new values in place of the old."""
+        if self.formula is None:
+            names = self.rule.states_for(self._hyper)
+            values = tuple(name and self._wide[name] for name in names)
+            result = self.rule.evaluate(self._wide["param"], self._grad, values, self._step, self._hyper)
+            new = {name: one for name, one in zip(("param", *names), result, strict=True) if name}
+        else:
+            new = {name: self._evaluation(one) for name, one in self.formula.outputs.items()}
+            for name, value in self._new_scalars.items():
+                self._states[name].copy_(value)
+        for name in reversed(new):  # param last, which a state may be about to become
+            self._kept[name].copy_(new[name])
+            if self._place is not None:
+                self._originals[name].index_put_(self._place, self._kept[name])
+
+
+def _number(x: Any) -> Any:
+    """A 0-dim tensor as a float64 one, or as a float where nothing else wants to see it."""
+    return x.double() if x.requires_grad or x.device.type != "cpu" else x.item()
+
+
+def _like(state: Any, value: Any) -> Any:
+    """A number as a tensor like a scalar state."""
     import torch
 
-    if grad.is_sparse:
-        grad = grad.coalesce()
-        if any(state is not None for state in states) or hyper.get("weight_decay", 0) != 0:
-            grad = grad.to_dense()
-        else:
-            index = tuple(grad.indices())
-            touched = param[index]
-            step_tensors(rule, touched, grad.values(), states, step, hyper, maximize)
-            param.index_put_(index, touched)
-            return
-    operands: list[Any] = [param, grad, *states]
-    if param.is_complex():
-        operands = [x if x is None else torch.view_as_real(x.resolve_conj()) for x in operands]
-    wide = torch.float64 if any(x is not None and x.dtype == torch.float64 for x in operands) else torch.float32
-    differentiable = torch.is_grad_enabled()  # autograd keeps the old values, which are about to be overwritten
-    widened: list[Any] = [x if x is None else x.to(wide, copy=differentiable) for x in operands]
-    wide_param, wide_grad, *wide_states = widened
-    new_values = rule.evaluate(wide_param, -wide_grad if maximize else wide_grad, tuple(wide_states), step, hyper)
-    for old, new in zip((operands[0], *operands[2:]), new_values, strict=True):
-        if old is not None:
-            old.copy_(new)
+    return torch.as_tensor(value, dtype=state.dtype, device=state.device)

@@ -30,11 +30,16 @@ class Plan:
         numbers: each tensor's number for what is random by the element.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
         tallies: how many numbers each piece of a chunk leaves in `partials`. Pieces do not depend on what else there is.
+        own: how many numbers each tensor has for itself.
 
     Attributes:
         factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
         partials: for each piece its tallies.
         piece_tensors: each piece's tensor.
+        steps: each tensor's step, of the last time that steps were counted.
+        groups: each tensor's row in hyper.
+        sizes: each tensor's number of elements.
+        own: for each tensor its numbers.
     """
 
     def __init__(
@@ -50,21 +55,23 @@ class Plan:
         numbers: Sequence[int] | None = None,
         by_row: bool = False,
         tallies: int = 0,
+        own: int = 0,
     ) -> None:
         count = len(sizes)
         self.size = sum(sizes)
+        self.sizes = np.array(sizes, np.int64)
         self.addresses = np.array(addresses, np.int64).reshape(-1, count)
         self._buffer = self.addresses.data
         self._pack_grads = struct.Struct(f"{count}q").pack_into
         self.hyper = np.array(hyper, np.float64).reshape(len(hyper), -1)
-        self._groups = np.array(groups, np.int64)
+        self.groups = np.array(groups, np.int64)
         self._own_steps = np.array(first_steps if step_at is None else [], np.float64)
         if step_at is None:
             step_at = [self._own_steps.ctypes.data + 8 * i for i in range(count)]
             step_is_double = [True] * count
         self._step_at = np.array(step_at, np.int64)
         self._step_kind = np.array(step_is_double, np.int64)
-        self._steps = np.zeros(count, np.float64)
+        self.steps = np.zeros(count, np.float64)
         chunk = max(CHUNK, self.size // 256 // 4096 * 4096)  # long stretches are a little faster to stream
         rows = rows or sizes
         whole = [not by_row and row % GROUP == 0 for row in rows]
@@ -101,6 +108,7 @@ class Plan:
         self.first_factor = np.concatenate([[0], np.cumsum(factors, dtype=np.int64)])
         self.factors = np.ones(self.first_factor[-1], np.float64)
         self.partials = np.zeros((len(owners), tallies), np.float64)
+        self.own = np.zeros((count, own), np.float64)
         self._next = np.zeros(8, np.int64)  # a cache line of its own: every worker counts on it
         self._headers = {mode: self._header(mode, count) for mode in (1, 2, 3)}
         self.count_header, self.work_header, self.both_header = (self._headers[m].ctypes.data for m in (1, 2, 3))
@@ -111,19 +119,20 @@ class Plan:
         tables = (
             self.addresses,
             self._chunks,
-            self._groups,
+            self.groups,
             self.hyper,
             self._step_at,
             self._step_kind,
-            self._steps,
+            self.steps,
             self._rows,
             self._numbers,
             self.factors,
             self.first_factor,
             self.partials,
             self._pieces,
+            self.own,
         )
-        header[:17] = [
+        header[:18] = [
             mode,
             self._next.ctypes.data,
             count,
@@ -131,6 +140,24 @@ class Plan:
             *(table.ctypes.data for table in tables),
         ]
         return header
+
+    def restart(self) -> None:
+        """Lets the chunks be worked through once more, without counting steps."""
+        self._next[0] = 0
+
+    def tallied(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """What a kernel with these tallies has left, for each tensor: sums, or the largest of "top_..."."""
+        owners, count = self.piece_tensors, len(self.sizes)
+        partials = self.partials.reshape(-1)[: len(owners) * len(names)].reshape(-1, len(names))
+        result = {}
+        for column, name in zip(partials.T, names, strict=True):
+            if name.startswith("total_"):
+                result[name] = np.bincount(owners, column, count)
+            else:
+                largest = result[name] = np.zeros(count, np.float64)
+                with np.errstate(invalid="ignore"):
+                    np.maximum.at(largest, owners, column)
+        return result
 
     def set_grads(self, addresses: Sequence[int]) -> None:
         """New addresses of the gradients, one a tensor."""

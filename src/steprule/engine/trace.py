@@ -11,9 +11,10 @@ import operator
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+from steprule import pieces
 from steprule.pieces import abs, where
 from steprule.rule import Rule, RuleError
 
@@ -150,8 +151,22 @@ class Expression:
 
 
 def _node(op: str, *args: Any) -> Expression:
+    if op == "size":
+        return Expression("input", ("numel",), True)
     operands = tuple(arg if isinstance(arg, Expression) else _constant(arg) for arg in args)
+    if op in _SUMS:
+        return Expression(op, operands, True)
+    zeros = [x.op == "constant" and x.args[0] == 0 for x in operands]
+    if op == "mul" and any(zeros):  # of a decay that is off
+        return _constant(0.0)
+    if op in ("add", "sub") and zeros[1]:
+        return operands[0]
+    if op == "floor" and not operands[0].scalar:
+        _refuse("takes the floor of elements", "a formula without it: only hyperparameters and the step have floors")
     return Expression(op, operands, all(operand.scalar for operand in operands))
+
+
+_SUMS = ("total", "total_of_all")
 
 
 def _constant(value: Any) -> Expression:
@@ -183,6 +198,12 @@ class Formula:
         by_row: whether it is each row that has one.
         counted: what is 1 where an element counts as zeroed and 0 elsewhere, or None.
         gathered: "grad", "update" and "param" as telemetry wants them, or none.
+        own: the numbers that each tensor has for itself besides the step, all of them scalars: "numel", how many
+            elements it has; its scalar states, and as "new_..." their new values; its sums.
+        levels: of each of these, how many readings of the elements go before it.
+        scalar_outputs: for each scalar state its new value.
+        sums: the sums over elements by name.
+        readings: the formulas of the readings, each with what it sums up and no outputs.
     """
 
     operands: tuple[str, ...]
@@ -193,6 +214,24 @@ class Formula:
     by_row: bool = False
     counted: Expression | None = None
     gathered: dict[str, Expression] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+    levels: dict[str, int] = field(default_factory=dict)
+    scalar_outputs: dict[str, Expression] = field(default_factory=dict)
+    sums: dict[str, Sum] = field(default_factory=dict)
+    readings: tuple[Formula, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over elements.
+
+    Attributes:
+        expression: of what.
+        of_all: whether it is over the elements of all tensors, and not of each.
+    """
+
+    expression: Expression
+    of_all: bool
 
 
 @dataclass(frozen=True)
@@ -249,7 +288,7 @@ def trace(
             scalars.append((name, None))
 
     param, grad = (Expression("input", (name,), False) for name in ("param", "grad"))
-    states = tuple(name and Expression("input", (name,), False) for name in present)
+    states = tuple(name and Expression("input", (name,), name in rule.scalar_states) for name in present)
     step = Expression("input", ("step",), True)
     counted = None
     if services.zero:
@@ -266,6 +305,7 @@ def trace(
     outputs = {"param": param_new}
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
     outputs = {name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()}
+    own = _separate(rule.scalar_states, outputs)
     nonnegative = _nonnegative(outputs)
     gathered = {}
     if services.gather:
@@ -275,7 +315,7 @@ def trace(
         weight = Expression("input", ("average_weight",), True)
         scalars.append(("average_weight", None))
         outputs["param_average"] = average + weight * (_node("stored", outputs["param"]) - average)
-    return Formula(
+    formula = Formula(
         operands=("param", "grad", *list(outputs)[1:]),
         scalars=tuple(scalars),
         outputs=outputs,
@@ -284,7 +324,101 @@ def trace(
         by_row=services.factor == "row",
         counted=counted,
         gathered=gathered,
+        **own,
     )
+    depth = max((formula.levels[name] for name in formula.sums), default=0)
+    return replace(formula, readings=tuple(_reading(formula, level) for level in range(1, depth + 1)))
+
+
+def _reading(formula: Formula, level: int) -> Formula:
+    sums = {name: one for name, one in formula.sums.items() if formula.levels[name] == level}
+    return replace(formula, outputs={}, counted=None, gathered={}, scalar_outputs={}, sums=sums, readings=())
+
+
+def _separate(scalar_states: tuple[str, ...], outputs: dict[str, Expression]) -> dict[str, Any]:
+    """Makes sums and the new values of scalar states inputs of what is left in outputs.
+
+    Returns:
+        The fields of the formula that say what they are.
+    """
+    levels: dict[int, int] = {}
+    numbers: dict[Any, int] = {}
+    keys: dict[int, int] = {}
+    found: list[Expression] = []
+    has_size = False
+
+    def visit(node: Expression) -> None:
+        nonlocal has_size
+        if id(node) in keys:
+            return
+        nodes = [arg for arg in node.args if isinstance(arg, Expression)]
+        for arg in nodes:
+            visit(arg)
+        levels[id(node)] = max((levels[id(arg)] for arg in nodes), default=0) + (node.op in _SUMS)
+        what = (node.op, *(keys[id(arg)] if isinstance(arg, Expression) else repr(arg) for arg in node.args))
+        keys[id(node)] = numbers.setdefault(what, len(numbers))  # the same for what is written alike
+        found.append(node)
+        has_size |= node.op == "input" and node.args[0] == "numel"
+
+    for expression in outputs.values():
+        visit(expression)
+    kept = [name for name in outputs if name in scalar_states]
+    new = {name: outputs.pop(name) for name in kept}
+    known = {"numel": 0} if has_size else {}
+    known |= dict.fromkeys(kept, 0)
+    known |= {f"new_{name}": levels[id(expression)] for name, expression in new.items()}
+    places = {id(node): place for place, node in enumerate(found)}
+    order = sorted(new, key=lambda name: places[id(new[name])])  # each after those that it is made of
+    scalar_outputs = {name: Expression(new[name].op, new[name].args, True) for name in order}
+    sums: dict[str, Sum] = {}
+    names: dict[int, str] = {}
+    for node in found:
+        if node.op in _SUMS:
+            key = keys[id(node)]
+            if key not in names:
+                names[key] = f"sum{len(names)}"
+                sums[names[key]] = Sum(node.args[0], node.op == "total_of_all")
+                known[names[key]] = levels[id(node)]
+            node.op, node.args = "input", (names[key],)
+    for name, one in scalar_outputs.items():
+        if one.op in _SUMS:
+            one.op, one.args = "input", (names[keys[id(new[name])]],)
+    for name, expression in new.items():
+        if expression.op not in ("input", "constant") or expression.args[0] in sums:
+            expression.op, expression.args = "input", (f"new_{name}",)
+    return {"own": tuple(known), "levels": known, "scalar_outputs": scalar_outputs, "sums": sums}
+
+
+class Evaluation:
+    """Expressions with numbers, arrays or tensors for their inputs.
+
+    Args:
+        inputs: by name; more may be set later.
+    """
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        self.inputs = inputs
+        self._values: dict[int, Any] = {}
+        self._kept: list[Expression] = []  # so that no other expression can take an id
+
+    def __call__(self, expression: Expression) -> Any:
+        """The expression's value."""
+        if expression.op == "input":
+            return self.inputs[expression.args[0]]
+        if expression.op == "constant":
+            return expression.args[0]
+        if id(expression) not in self._values:
+            self._kept.append(expression)
+            self._values[id(expression)] = _OPERATIONS[expression.op](*map(self, expression.args))
+        return self._values[id(expression)]
+
+
+_OPERATIONS: dict[str, Any] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "pow": operator.pow,
+    "neg": operator.neg, "abs": abs, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+    "eq": operator.eq, "ne": operator.ne, "and": operator.and_, "or": operator.or_, "not": lambda x: not x if isinstance(x, bool) else ~x,
+    **{name: getattr(pieces, name) for name in ("sqrt", "exp", "log", "floor", "maximum", "minimum", "where")},
+}  # fmt: skip
 
 
 def _nonnegative(outputs: Mapping[str, Expression]) -> frozenset[str]:
@@ -343,6 +477,17 @@ def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ..
         if default is None or isinstance(default, (bool, str))
     ]
     return (*settings, *rule.states_for(hyper))
+
+
+_own: dict[Any, bool] = {}
+
+
+def has_own(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
+    """Whether tensors have numbers for themselves besides the step: scalar states, or sums over elements."""
+    key = (rule, static_settings(rule, hyper))
+    if key not in _own:
+        _own[key] = bool(trace(rule, hyper).own)
+    return _own[key]
 
 
 _nonnegative_states: dict[Any, frozenset[str]] = {}

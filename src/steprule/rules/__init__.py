@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from steprule.rule import Rule
-from steprule.rules.adam import Adam, AdamW
+from steprule.rules.adagrad import MADGRAD, Adadelta, Adagrad, Rprop
+from steprule.rules.adam import Adam, Adamax, AdamC, AdamW, NAdam, RAdam, SparseAdam
+from steprule.rules.adam_variants import (
+    ADOPT,
+    MARS,
+    AdaBelief,
+    AdamAtan2,
+    Adan,
+    AdEMAMix,
+    Grams,
+    LaProp,
+    StableAdamW,
+    Yogi,
+)
+from steprule.rules.layerwise import LAMB, LARS, NovoGrad
+from steprule.rules.parameter_free import DAdaptAdam, DoG, Prodigy
 from steprule.rules.rmsprop import RMSprop
-from steprule.rules.sgd import SGD
+from steprule.rules.schedule_free import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
+from steprule.rules.sgd import ASGD, SGD, Lion, Signum
 
-RULES: dict[str, type[Rule]] = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
-"""Every rule by the name that `steprule compare` and the tests know it by."""
+_ALL: tuple[type[Rule], ...] = (
+    SGD, RMSprop, Adam, AdamW, NAdam, RAdam, Adagrad, Adadelta, Adamax, ASGD, Rprop, SparseAdam,
+    Lion, Signum, AdaBelief, Yogi, LaProp, ADOPT, AdEMAMix, Adan, AdamAtan2, Grams, AdamC, StableAdamW, MARS,
+    MADGRAD, LARS, LAMB, NovoGrad, Prodigy, DAdaptAdam, DoG, ScheduleFreeSGD, ScheduleFreeAdamW, ScheduleFreeRAdam,
+)  # fmt: skip
+RULES: dict[str, type[Rule]] = {rule.__name__.lower(): rule for rule in _ALL}
+"""Every rule by the name that the command line and the tests know it by: torch.optim's, then in families."""
 
-__all__ = ["RULES", "SGD", "Adam", "AdamW", "RMSprop"]
+__all__ = ["RULES", *(rule.__name__ for rule in _ALL)]

@@ -13,6 +13,8 @@ class RMSprop(Rule):
     """
 
     state_when = {"momentum_buffer": "momentum", "grad_avg": "centered"}
+    needs = ("baseline", "memory")
+    when = "Reinforcement learning, and recurrent networks of old; Adam is this with momentum and bias correction."
     exact_when = {"square_avg": "centered", "grad_avg": "centered"}  # their difference is divided by
 
     @staticmethod

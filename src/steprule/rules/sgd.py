@@ -1,10 +1,10 @@
-"""Stochastic gradient descent."""
+"""Stochastic gradient descent, its momentum, its signs and its averages."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from steprule.pieces import Value, l2, where
+from steprule.pieces import Value, ema, l2, maximum, sign, where
 from steprule.rule import Rule
 
 
@@ -18,6 +18,8 @@ class SGD(Rule):
     state_when = {"momentum_buffer": "momentum"}
     keeps_step = False  # torch.optim keeps none: the first step is the one with a new momentum_buffer
     sparse_grads = True
+    needs = ("baseline", "memory", "sparse")
+    when = "Convolutional networks, with momentum 0.9 and a schedule; without momentum, where no state may be kept."
 
     @staticmethod
     def update(
@@ -35,3 +37,75 @@ class SGD(Rule):
     def check(cls, *, nesterov: bool = False, momentum: float = 0, dampening: float = 0, **others: Any) -> None:
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+
+class Signum(Rule):
+    """The sign of the gradients' mean. Bernstein et al. 2018, arXiv:1802.04434, algorithm 2; signSGD with momentum 0.
+
+    nesterov: the mean is moved towards the gradient once more before its sign is taken.
+    """
+
+    state_when = {"momentum_buffer": "momentum"}
+    decay = "decoupled"
+    needs = ("memory",)
+    when = "Where one state is all there is room for and Adam's kind of steps are wanted; compare with Lion."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, momentum_buffer: Value, *, lr: float = 1e-3, momentum: float = 0.9,
+        weight_decay: float = 0.0, nesterov: bool = False,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        mean = grad
+        if momentum_buffer is not None:
+            momentum_buffer = mean = ema(momentum_buffer, grad, momentum)
+            mean = ema(mean, grad, momentum) if nesterov else mean
+        return param - lr * (sign(mean) + weight_decay * param), momentum_buffer
+
+    @classmethod
+    def check(cls, *, nesterov: bool = False, momentum: float = 0.9, **others: Any) -> None:
+        if not momentum < 1:
+            raise ValueError(f"Invalid momentum value: {momentum}")
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov=True needs a momentum")
+
+
+class Lion(Rule):
+    """The sign of a mean that the gradient enters more strongly than the one it keeps. Chen et al. 2023,
+    arXiv:2302.06675, algorithm 2."""
+
+    decay = "decoupled"
+    needs = ("memory", "large-batch")
+    when = "In place of AdamW with half its states: a third to a tenth of its lr, as many times its weight decay."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, *, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        direction = sign(ema(exp_avg, grad, betas[0]))
+        return param - lr * (direction + weight_decay * param), ema(exp_avg, grad, betas[1])
+
+
+class ASGD(Rule):
+    """SGD with a decaying step, and in ``ax`` the average of its weights. Polyak & Juditsky 1992; Bottou 2010, section 4.
+
+    eta, the step, is lr / (1 + lambd * lr * step)**alpha, of the step before as in torch.optim; averaging begins
+    after t0 steps.
+    """
+
+    scalar_states = ("eta", "mu")
+    scalar_dtype = "step"
+    initial = {"eta": "lr", "mu": 1.0}
+    exact_when = {"ax": "always"}
+    refuses = "ax averages the weights as the formula leaves them"
+    when = "Convex problems and averages of their iterates; for networks use the argument average of any optimizer."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, eta: Value, mu: Value, ax: Value, *, step: Value, lr: float = 1e-2,
+        lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6, weight_decay: float = 0.0,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        grad = l2(grad, param, weight_decay)
+        param = param - eta * (lambd * param + grad)
+        ax = where(mu == 1, param, ax + mu * (param - ax))
+        return param, lr / (1 + lambd * lr * step) ** alpha, 1 / maximum(1, step - t0), ax

@@ -112,18 +112,7 @@ class Work:
 
     def tallies(self) -> dict[str, np.ndarray]:
         """What the last launch has counted, for each member."""
-        names = self._source.tallies
-        count, owners = len(self.members), self.plan.piece_tensors
-        partials = self.plan.partials.reshape(-1)[: len(owners) * len(names)].reshape(-1, len(names))
-        result = {}
-        for column, name in zip(partials.T, names, strict=True):
-            if name.startswith("total_"):
-                result[name] = np.bincount(owners, column, count)
-            else:
-                largest = result[name] = np.zeros(count, np.float64)
-                with np.errstate(invalid="ignore"):
-                    np.maximum.at(largest, owners, column)
-        return result
+        return self.plan.tallied(self._source.tallies)
 
 
 class Loose(Member):

@@ -1,0 +1,101 @@
+"""What must be known of whole tensors before their elements change: sums, and states that are one number a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from steprule.engine.trace import Evaluation, Formula, scalar_name
+
+
+class Part(Protocol):
+    """Some of the tensors that are stepped together."""
+
+    @property
+    def formula(self) -> Formula | None:
+        """Their formula; None for one that needs nothing."""
+
+    def count(self) -> None:
+        """Counts their steps."""
+
+    def read(self, level: int) -> dict[str, Any]:
+        """The sums of a level, for each tensor."""
+
+    def fill(self, level: int, sums: Mapping[str, Any]) -> None:
+        """Takes over these sums, those over all tensors as one number, and computes what follows from them."""
+
+
+def run_together(parts: Sequence[Part]) -> None:
+    """Counts steps, and brings all numbers that the tensors have for themselves to where the elements can change."""
+    for part in parts:
+        part.count()
+    parts = [part for part in parts if part.formula is not None]
+    depth = max((len(part.formula.readings) for part in parts if part.formula is not None), default=0)
+    for level in range(depth + 1):
+        sums = [part.read(level) if level else {} for part in parts]
+        of_all: dict[str, Any] = {}
+        for part, own in zip(parts, sums, strict=True):
+            for name, values in own.items():
+                if part.formula is not None and part.formula.sums[name].of_all:
+                    of_all.setdefault(name, []).extend(values)
+        for name, values in of_all.items():  # rounded once, whatever their order
+            are_plain = all(isinstance(x, float) and math.isfinite(x) for x in values)
+            of_all[name] = math.fsum(values) if are_plain else sum(values)
+        for part, own in zip(parts, sums, strict=True):
+            part.fill(level, {name: of_all.get(name, values) for name, values in own.items()})
+
+
+class Planned:
+    """The tensors of a plan.
+
+    Args:
+        kernel: their kernel.
+        plan: their plan, whose table `own` this fills.
+        states: for each scalar state of each tensor a 0-dim array over the memory where it is kept.
+        threads: says how many threads may work.
+    """
+
+    def __init__(
+        self, kernel: Any, plan: Any, states: Mapping[str, Sequence[np.ndarray]], threads: Callable[[], int]
+    ) -> None:
+        self.formula: Formula = kernel.formula
+        self._kernel, self._plan, self._states = kernel, plan, states
+        self._readings = [(one.source.tallies, one.worker(plan, threads)) for one in kernel.readings]
+        self._columns = {name: number for number, name in enumerate(self.formula.own)}
+
+    def count(self) -> None:
+        """Counts their steps, and forgets what held for the last."""
+        plan, formula = self._plan, self.formula
+        self._kernel.count(plan)
+        hyper = plan.hyper[plan.groups].T
+        inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(formula.scalars)}
+        inputs |= {"step": plan.steps.copy(), "numel": plan.sizes.astype(np.float64)}
+        inputs |= {name: np.array([float(one) for one in kept]) for name, kept in self._states.items()}
+        self._evaluation = Evaluation(inputs)
+
+    def read(self, level: int) -> dict[str, Any]:
+        """The sums of a level, for each tensor."""
+        if level > len(self._readings):
+            return {}
+        names, work = self._readings[level - 1]
+        work()
+        return {name.removeprefix("total_"): sums.tolist() for name, sums in self._plan.tallied(names).items()}
+
+    def fill(self, level: int, sums: Mapping[str, Any]) -> None:
+        """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
+        inputs = self._evaluation.inputs
+        inputs |= {name: np.asarray(values, np.float64) for name, values in sums.items()}
+        for name, expression in self.formula.scalar_outputs.items():
+            if self.formula.levels[f"new_{name}"] == level:
+                kept = self._states[name]
+                with np.errstate(all="ignore"):
+                    new = np.broadcast_to(self._evaluation(expression), len(kept))
+                for place, value in zip(kept, new.tolist(), strict=True):
+                    place[...] = value
+                inputs[f"new_{name}"] = np.array([float(one) for one in kept])
+        for name, own_level in self.formula.levels.items():
+            if own_level == level:
+                self._plan.own[:, self._columns[name]] = inputs[name]

@@ -1,0 +1,104 @@
+"""Steps that sums and averages of squares set for each element: Adagrad, Adadelta, MADGRAD; and Rprop, by signs alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steprule.pieces import Value, cbrt, clip, ema, ema_sq, l2, sign, sqrt, where
+from steprule.rule import Rule
+
+
+class Adagrad(Rule):
+    """The gradient over the root of the sum of its squares. Duchi et al. 2011, section 1.
+
+    lr_decay as in torch.optim: lr / (1 + (step - 1) * lr_decay).
+    """
+
+    initial = {"sum": "initial_accumulator_value"}
+    sparse_grads = True
+    touches_states = True
+    needs = ("sparse", "memory")
+    when = "Sparse features and convex problems; for long runs its steps become too small."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, sum: Value, *, step: Value, lr: float = 1e-2, lr_decay: float = 0.0,
+        weight_decay: float = 0.0, initial_accumulator_value: float = 0.0, eps: float = 1e-10,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        grad = l2(grad, param, weight_decay)
+        sum = sum + grad * grad
+        return param - lr / (1 + (step - 1) * lr_decay) * (grad / (sqrt(sum) + eps)), sum
+
+
+class Adadelta(Rule):
+    """Steps as large as the steps before, over gradients as large as the gradients before. Zeiler 2012,
+    arXiv:1212.5701, algorithm 1."""
+
+    needs = ("tuning-free",)
+    when = "Where old code asks for it; it has no learning rate to speak of, and starts slowly."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, square_avg: Value, acc_delta: Value, *, lr: float = 1.0, rho: float = 0.9,
+        eps: float = 1e-6, weight_decay: float = 0.0,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        grad = l2(grad, param, weight_decay)
+        square_avg = ema_sq(square_avg, grad, rho)
+        delta = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * grad
+        return param - lr * delta, square_avg, ema(acc_delta, delta * delta, rho)
+
+
+class MADGRAD(Rule):
+    """Momentumized dual averaging with cube roots. Defazio & Jelassi 2022, arXiv:2101.11075, algorithm 1.
+
+    eps is added to the cube root and to lr, as in the authors' code; momentum is theirs, 1 - c of the paper.
+    """
+
+    initial = {"initial_param": "param"}
+    exact_when = {"initial_param": "always", "grad_sum": "always"}
+    refuses = "the weights are computed anew from the first ones in every step"
+    when = "Where SGD generalises better than Adam but needs more tuning: with little or no weight decay."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, grad_sum_sq: Value, grad_sum: Value, initial_param: Value, *, step: Value,
+        lr: float = 1e-2, momentum: float = 0.9, weight_decay: float = 0.0, eps: float = 1e-6,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        grad = l2(grad, param, weight_decay)
+        weight = (lr + eps) * sqrt(step)
+        grad_sum = grad_sum + weight * grad
+        grad_sum_sq = grad_sum_sq + weight * (grad * grad)
+        target = initial_param - grad_sum / (cbrt(grad_sum_sq) + eps)
+        return ema(param, target, momentum), grad_sum_sq, grad_sum, initial_param
+
+    @classmethod
+    def check(cls, *, momentum: float = 0.9, **others: Any) -> None:
+        if not momentum < 1:
+            raise ValueError(f"Invalid momentum value: {momentum}")
+
+
+class Rprop(Rule):
+    """Steps that grow while the gradient's sign lasts and shrink when it turns. Riedmiller & Braun 1993.
+
+    A gradient that has turned counts as 0, once. NaN counts as 0 too, as in torch.optim.
+    """
+
+    initial = {"step_size": "lr"}
+    exact_when = {"step_size": "always"}
+    when = "Full batches, deterministic losses: it looks at nothing but signs, which noise makes worthless."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, prev: Value, step_size: Value, *, lr: float = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2), step_sizes: tuple[float, float] = (1e-6, 50.0),
+    ) -> tuple[Value, ...]:  # fmt: skip
+        agreement = grad * prev
+        factor = where(agreement > 0, etas[1], where(agreement < 0, etas[0], 1.0))
+        step_size = clip(step_size * factor, step_sizes[0], step_sizes[1])
+        grad = where(agreement < 0, 0.0, grad)
+        return param - where(grad == grad, sign(grad), 0.0) * step_size, grad, step_size
+
+    @classmethod
+    def check(cls, *, etas: tuple[float, float] = (0.5, 1.2), **others: Any) -> None:
+        if not 0.0 < etas[0] < 1.0 < etas[1]:
+            raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")

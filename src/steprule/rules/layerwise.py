@@ -1,0 +1,75 @@
+"""Steps that a norm of each tensor sets: LARS, LAMB, NovoGrad."""
+
+from __future__ import annotations
+
+from steprule.pieces import Value, at_first, ema, norm, sqrt, total, where
+from steprule.rule import Rule
+from steprule.rules.adam import adam_direction
+
+
+def trust_ratio(numerator: Value, denominator: Value) -> Value:
+    """The quotient of two norms; 1 where either is 0."""
+    is_known = (numerator > 0) & (denominator > 0)
+    return where(is_known, numerator / where(is_known, denominator, 1.0), 1.0)
+
+
+class LARS(Rule):
+    """SGD with each tensor's step in proportion to its norm. You et al. 2017, arXiv:1708.03888, algorithm 1.
+
+    The ratio is 1 where a norm is 0. lr multiplies what enters the momentum, as in the paper.
+    """
+
+    decay = "own"
+    needs = ("large-batch", "memory")
+    when = "Convolutional networks with batches of many thousands; leave biases and norms out of weight_decay."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, momentum_buffer: Value, *, lr: float = 0.1, momentum: float = 0.9,
+        weight_decay: float = 0.0, trust_coefficient: float = 1e-3, nesterov: bool = False,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        length = norm(param)
+        ratio = trust_ratio(trust_coefficient * length, norm(grad) + weight_decay * length)
+        delta = lr * ratio * (grad + weight_decay * param)
+        momentum_buffer = momentum * momentum_buffer + delta
+        return param - (delta + momentum * momentum_buffer if nesterov else momentum_buffer), momentum_buffer
+
+
+class LAMB(Rule):
+    """AdamW with each tensor's step in proportion to its norm. You et al. 2020, arXiv:1904.00962, algorithm 2.
+
+    phi is the identity; the ratio is 1 where a norm is 0.
+    """
+
+    decay = "own"
+    needs = ("large-batch",)
+    when = "Transformers with batches of many thousands."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, *, step: Value, lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.0,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        direction, exp_avg, exp_avg_sq, _ = adam_direction(grad, exp_avg, exp_avg_sq, None, step, betas, eps)
+        direction = direction + weight_decay * param
+        return param - lr * trust_ratio(norm(param), norm(direction)) * direction, exp_avg, exp_avg_sq
+
+
+class NovoGrad(Rule):
+    """Momentum of gradients over the root of the mean square of their norm. Ginsburg et al. 2019, arXiv:1905.11286,
+    algorithm 1."""
+
+    scalar_states = ("exp_avg_sq",)
+    decay = "own"
+    needs = ("memory", "large-batch")
+    when = "Speech and vision with large batches, at one state an element; it is robust to the learning rate."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, *, step: Value, lr: float = 1e-2,
+        betas: tuple[float, float] = (0.95, 0.98), eps: float = 1e-8, weight_decay: float = 0.0,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        square = total(grad * grad)
+        exp_avg_sq = at_first(step, square, ema(exp_avg_sq, square, betas[1]))
+        exp_avg = betas[0] * exp_avg + (grad / (sqrt(exp_avg_sq) + eps) + weight_decay * param)
+        return param - lr * exp_avg, exp_avg, exp_avg_sq

@@ -1,0 +1,169 @@
+"""What goes around any formula that it fits: other kinds of weight decay, caution, lookahead."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from steprule.pieces import Value, floor, l2, maximum, size, total, where
+from steprule.rule import Rule
+
+DECAYS = {
+    "coupled": "grad + weight_decay * param: L2 regularisation",
+    "decoupled": "lr * weight_decay * param. Loshchilov & Hutter 2019, arXiv:1711.05101",
+    "independent": "weight_decay * param, whatever lr is. Loshchilov & Hutter 2019, section 2",
+    "corrected": "lr**2 / max_lr * weight_decay * param, max_lr the largest so far. Defazio 2025, arXiv:2506.02285",
+    "initial": "lr * weight_decay * (param - initial_param), towards the first weights. Li et al. 2018, arXiv:1802.01483",
+}
+"""What weight_decay may mean: what is added to the gradient or subtracted from the new parameter."""
+
+OPTIONS: dict[str, Any] = {
+    "decay": None,
+    "cautious": False,
+    "cautious_decay": False,
+    "lookahead": 0,
+    "lookahead_alpha": 0.5,
+}
+"""Arguments that every optimizer takes, with their defaults."""
+
+_rules: dict[Any, type[Rule]] = {}
+
+
+def with_options(
+    rule: type[Rule], *, decay: str | None, cautious: bool, cautious_decay: bool, lookahead: int, lookahead_alpha: float
+) -> type[Rule]:
+    """A rule with options around its formula; the rule itself if there are none.
+
+    Args:
+        rule: the rule.
+        decay: what its weight_decay means, a key of `DECAYS`. Default: what the formula makes of it.
+        cautious: leave out the part of a step that goes up the gradient, and make up for it in the rest. Liang et al.
+            2024, arXiv:2411.16085, algorithm 1.
+        cautious_decay: decay a weight only in steps that bring it nearer to 0. Chen et al. 2025, arXiv:2510.12402.
+        lookahead: after how many steps the weights go back to a slower copy, which has moved a part of the way to
+            them; 0 for never. Zhang et al. 2019, arXiv:1907.08610, algorithm 1.
+        lookahead_alpha: which part.
+
+    Raises:
+        ValueError: an option makes no sense, or none with this rule.
+        TypeError: one is of the wrong kind.
+    """
+    for name, value in (("cautious", cautious), ("cautious_decay", cautious_decay)):
+        if value not in (True, False):
+            raise TypeError(f"{name} must be True or False, not {value!r}")
+    if isinstance(lookahead, bool) or not isinstance(lookahead, int) or lookahead < 0:
+        raise ValueError(f"Invalid lookahead value: {lookahead!r}; it is a number of steps, 0 for none")
+    if decay is not None and decay not in DECAYS:
+        near = difflib.get_close_matches(str(decay), DECAYS, 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))}"
+        raise ValueError(f"Invalid decay value: {decay!r}; {hint}")
+    chosen = [
+        text
+        for text, on in (("cautious", cautious), ("cautious_decay", cautious_decay), ("lookahead", lookahead))
+        if on
+    ]
+    chosen = ([f"decay={decay!r}"] if decay not in (None, rule.decay) else []) + chosen
+    if not chosen:
+        return rule
+    if rule.refuses:
+        raise ValueError(f"{rule.__name__} does not go with {' and '.join(chosen)}: {rule.refuses}")
+    around = decay if decay != rule.decay else None
+    if cautious and decay in (None, rule.decay) and rule.decay not in ("coupled", "own"):
+        around = rule.decay  # what decays is no part of the step that is looked at
+    if (cautious_decay or around) and "weight_decay" not in rule.hyperparameters:
+        raise ValueError(f"{rule.__name__} has no weight_decay, which {' and '.join(chosen)} would change")
+    if cautious_decay:
+        around = decay or rule.decay
+        if around in ("coupled", "own"):
+            raise ValueError(
+                f"cautious_decay needs a decay that is apart from the step: {rule.__name__}'s is not; "
+                'choose one, such as decay="decoupled"'
+            )
+    key = (rule, around, cautious, cautious_decay, lookahead > 0)
+    if key not in _rules:
+        _rules[key] = _around(*key)
+    return _rules[key]
+
+
+def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay: bool, lookahead: bool) -> type[Rule]:
+    """The rule whose formula has these around it."""
+    added = {"initial_param": decay == "initial", "lr_max": decay == "corrected", "slow_param": lookahead}
+    names = {name: f"{name}_" if name in rule.states else name for name, is_added in added.items() if is_added}
+    own = rule.states
+    kind = inspect.Parameter
+    positional = [kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("param", "grad", *own, *names.values())]
+    hyper = {**rule.hyperparameters, **({"lookahead": 0.0, "lookahead_alpha": 0.5} if lookahead else {})}
+    keywords = [kind("step", kind.KEYWORD_ONLY)]
+    keywords += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in hyper.items()]
+
+    def update(param: Value, grad: Value, *states: Value, step: Value, **hyper: Any) -> tuple[Value, ...]:
+        extra = dict(zip(names, states[len(own) :], strict=True))
+        lr, weight_decay = hyper.get("lr"), hyper.get("weight_decay")
+        inner = {**hyper, "weight_decay": 0.0} if decay else hyper
+        uphill = l2(grad, param, weight_decay) if decay == "coupled" else grad
+        new, *new_states = rule.evaluate(param, uphill, states[: len(own)], step, inner)
+        if cautious:
+            move = movement(new, param)
+            kept = where(move * grad < 0, 1.0, 0.0)
+            new = param + move * kept * (size(param) / (total(kept) + 1))
+        if decay not in (None, "coupled"):
+            pull, extra = _pull(decay, param, lr, weight_decay, hyper.get("max_lr", 0.0), extra)
+            if cautious_decay:
+                pull = where(movement(new, param) * param <= 0, pull, 0.0)
+            new = new - pull
+        if lookahead:
+            is_due = floor(step / hyper["lookahead"]) * hyper["lookahead"] == step
+            slow = extra["slow_param"] + hyper["lookahead_alpha"] * (new - extra["slow_param"])
+            new = where(is_due, slow, new)
+            extra["slow_param"] = where(is_due, slow, extra["slow_param"])
+        return new, *new_states, *extra.values()
+
+    update.__signature__ = inspect.Signature([*positional, *keywords])  # type: ignore[attr-defined]
+    begins_at_param = [names[name] for name in ("initial_param", "slow_param") if name in names]
+    attributes: dict[str, Any] = {
+        name: getattr(rule, name)
+        for name in (
+            "state_when",
+            "keeps_step",
+            "sparse_grads",
+            "needs",
+            "when",
+            "scalar_dtype",
+            "__doc__",
+            "__module__",
+        )
+    }
+    attributes |= {
+        "update": update,
+        "check": rule.check,
+        "decay": decay or rule.decay,
+        "initial": {**rule.initial, **dict.fromkeys(begins_at_param, "param")},
+        "exact_when": {**rule.exact_when, **dict.fromkeys(begins_at_param, "always")},
+        "scalar_states": (*rule.scalar_states, *(names[name] for name in ("lr_max",) if name in names)),
+    }
+    if lookahead:
+        attributes["keeps_step"] = True
+    return type(rule.__name__, (Rule,), attributes)
+
+
+def _pull(
+    decay: str, param: Value, lr: Value, weight_decay: Value, max_lr: Value, extra: Mapping[str, Value]
+) -> tuple[Value, dict[str, Value]]:
+    """What a decay subtracts from the parameter, and the states that it keeps."""
+    extra = dict(extra)
+    if decay == "independent":
+        return weight_decay * param, extra
+    if decay == "corrected":
+        lr_max = extra["lr_max"] = maximum(maximum(extra["lr_max"], lr), max_lr)
+        return lr * where(lr_max > 0, lr / where(lr_max > 0, lr_max, 1.0), 1.0) * weight_decay * param, extra
+    anchor = extra["initial_param"] if decay == "initial" else 0.0
+    return lr * weight_decay * (param - anchor if decay == "initial" else param), extra
+
+
+def movement(new: Value, old: Value) -> Value:
+    """new - old, of a formula that ends in old - x without that difference's rounding."""
+    if getattr(new, "op", None) == "sub" and new.args[0] is old:
+        return -new.args[1]
+    return new - old
