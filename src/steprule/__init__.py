@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steprule.chains import chain as chain
+    from steprule.create import create_optimizer as create_optimizer
+    from steprule.create import parameter_groups as parameter_groups
     from steprule.optimizer import ADOPT as ADOPT
     from steprule.optimizer import ASGD as ASGD
     from steprule.optimizer import LAMB as LAMB
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from steprule.pieces import where as where
     from steprule.rule import Rule as Rule
     from steprule.rule import RuleError as RuleError
+    from steprule.together import Together as Together
 
 __version__ = "0.1.0"
 
@@ -138,6 +142,9 @@ _HOME = {
         "total_of_all",
         "where",
     ),
+    "chains": ("chain",),
+    "create": ("create_optimizer", "parameter_groups"),
+    "together": ("Together",),
     "rule": ("Rule", "RuleError"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}

@@ -20,7 +20,44 @@ from steprule.engine.plan import Plan
 from steprule.engine.trace import trace
 from steprule.rule import Rule, check_hyperparameters, check_names
 
-__all__ = ["Optimizer", *rules.__all__[1:]]
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "LAMB",
+    "LARS",
+    "MADGRAD",
+    "MARS",
+    "SGD",
+    "AdEMAMix",
+    "AdaBelief",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamAtan2",
+    "AdamC",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "DAdaptAdam",
+    "DoG",
+    "Grams",
+    "LaProp",
+    "Lion",
+    "NAdam",
+    "NovoGrad",
+    "Optimizer",
+    "Prodigy",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
+    "Signum",
+    "SparseAdam",
+    "StableAdamW",
+    "Yogi",
+]
 
 Array = np.ndarray[Any, Any]
 

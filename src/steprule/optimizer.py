@@ -8,7 +8,7 @@ import functools
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from torch.optim.optimizer import (
 
 from steprule import rules
 from steprule.engine import gpu
-from steprule.engine.trace import trace
+from steprule.engine.trace import couples, trace
 from steprule.formats import (
     FORMATS,
     STATE_FORMATS,
@@ -55,7 +55,47 @@ from steprule.states import (
     weight_arrays,
 )
 
-__all__ = ["Optimizer", *rules.__all__[1:]]
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "LAMB",
+    "LARS",
+    "MADGRAD",
+    "MARS",
+    "SGD",
+    "AdEMAMix",
+    "AdaBelief",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamAtan2",
+    "AdamC",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "DAdaptAdam",
+    "DoG",
+    "Grams",
+    "LaProp",
+    "Lion",
+    "NAdam",
+    "NovoGrad",
+    "Optimizer",
+    "Prodigy",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
+    "Signum",
+    "SparseAdam",
+    "StableAdamW",
+    "Yogi",
+]
+
+Schedule = Callable[[int], Any]
+"""A hyperparameter's value for each step, counted from 1 by calls of ``step``."""
 
 _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
@@ -102,7 +142,9 @@ class Optimizer(torch.optim.Optimizer):
 
         class Lion(steprule.Optimizer, rule=LionRule): ...
 
-    Its arguments are params, the rule's hyperparameters in the formula's order, and the flags.
+    or, without a class, by `Optimizer.of`. Its arguments are params, the rule's hyperparameters in the formula's
+    order, the flags and the options. Any hyperparameter may be a function of the step, which counts from 1: its value
+    for the step to come is in the group, and set anew after every step.
 
     Class arguments:
         rule: the formula.
@@ -121,6 +163,8 @@ class Optimizer(torch.optim.Optimizer):
     _accumulator: Accumulator | None = None
     _released: dict[Tensor, Pass]
     _options: dict[str, Any] = OPTIONS
+    _schedules: list[dict[str, Schedule]]
+    _default_schedules: dict[str, Schedule]
     _swapped: dict[Tensor, Any] | None = None
 
     def __init_subclass__(
@@ -158,8 +202,17 @@ class Optimizer(torch.optim.Optimizer):
         if cls.__doc__ is None:
             cls.__doc__ = _docstring(cls)
 
+    @staticmethod
+    def of(rule: type[Rule]) -> type[Optimizer]:
+        """The optimizer of a rule, such as one that `steprule.chain` has made."""
+        if rule not in _made:
+            _made[rule] = type(rule.__name__, (Optimizer,), {"__module__": __name__}, rule=rule)
+        return _made[rule]
+
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
+        self._schedules: list[dict[str, Schedule]] = []
+        self._default_schedules = _take_schedules(settings, self._signature.parameters)
         chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
         self._use(options)
@@ -173,6 +226,9 @@ class Optimizer(torch.optim.Optimizer):
         self._pass: Pass | None = None
         self._loading: _Loading | None = None
         super().__init__(params, {**settings, **self._fixed})
+        self._calls = 0
+        if any(self._schedules):
+            self.register_step_post_hook(_follow_schedules)
         for group in self.param_groups:
             trace(self.rule, group)  # a formula that cannot run says so now
         wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
@@ -216,7 +272,10 @@ class Optimizer(torch.optim.Optimizer):
         Args:
             param_group: a dict with "params" and any settings that differ from the defaults.
         """
+        schedules: dict[str, Schedule] = {}
         if isinstance(param_group, dict):
+            schedules = {k: v for k, v in self._default_schedules.items() if k not in param_group}
+            schedules |= _take_schedules(param_group, self.rule.hyperparameters)
             for name in _SERVICE_OPTIONS:
                 if name in param_group and not (name == "clip" and param_group[name] is False):
                     raise ValueError(
@@ -236,6 +295,7 @@ class Optimizer(torch.optim.Optimizer):
         except ValueError:
             del self.param_groups[-1]
             raise
+        self._schedules.append(schedules)
         if any(name in group for group in self.param_groups for name in FORMAT_OPTIONS):
             for group in self.param_groups:
                 for name, default in FORMAT_OPTIONS.items():
@@ -268,6 +328,9 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             hook.remove()
             self._loading = None
+        if any(self._schedules):
+            self._calls = state_dict.get("calls", self._calls)
+            _set_scheduled(self)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._swapped is not None:
@@ -275,6 +338,8 @@ class Optimizer(torch.optim.Optimizer):
         own: dict[str, Any] = {"_services": self._services} if self._services is not None else {}
         if self._options != OPTIONS:
             own["_options"] = self._options
+        if any(self._schedules):
+            own |= {"_schedules": self._schedules, "_default_schedules": self._default_schedules, "_calls": self._calls}
         if self._accumulator is not None:
             own["_grads"] = self._accumulator.kind
         return {**super().__getstate__(), **own}
@@ -285,6 +350,10 @@ class Optimizer(torch.optim.Optimizer):
         self._pass = None
         if "_options" in state:
             self._use(state["_options"])
+        self.__dict__.setdefault("_schedules", [{} for _ in self.param_groups])
+        self.__dict__.setdefault("_default_schedules", {})
+        if any(state.get("_schedules", ())):  # a copy, which has no hooks
+            self.register_step_post_hook(_follow_schedules)
         if grads is not None:  # a copy, whose parameters have no hooks
             self._accumulator = Accumulator(grads)
             for group in self.param_groups:
@@ -361,6 +430,8 @@ class Optimizer(torch.optim.Optimizer):
         result: dict[str, Any] = super().state_dict()
         if self._services is not None:
             result["services"] = self._services.state_dict()
+        if any(self._schedules):
+            result["calls"] = self._calls
         return result
 
     # Services
@@ -491,6 +562,11 @@ class Optimizer(torch.optim.Optimizer):
             )
         own = set(model.parameters())
         for number, group in enumerate(self.param_groups):
+            if couples(self.rule, group):
+                raise ValueError(
+                    f"{type(self).__name__} does not go with release_gradients(): it adds up over all parameters, which "
+                    "then are stepped one at a time"
+                )
             if group.get("differentiable"):
                 raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")
             for index, param in enumerate(group["params"]):
@@ -665,6 +741,8 @@ class Optimizer(torch.optim.Optimizer):
         return fresh if taken and fresh.complete else None
 
 
+_made: dict[type[Rule], type[Optimizer]] = {}
+
 # torch.optim's own, without the wrapper that imports the whole of torch.compile (0.7 s) to keep out of its way.
 _add_param_group = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group)
 
@@ -767,6 +845,26 @@ class _Loading:
                 correction = state.get("param_correction")
                 if correction is not None and name_of(correction.dtype) != wanted:
                     del state["param_correction"]
+
+
+def _take_schedules(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Schedule]:
+    """Takes functions of the step out of settings, and leaves what they give for the first."""
+    schedules = {name: settings[name] for name in names if name in settings and callable(settings[name])}
+    settings |= {name: schedule(1) for name, schedule in schedules.items()}
+    return schedules
+
+
+def _follow_schedules(optimizer: Optimizer, *_: Any) -> None:
+    """After a step: sets what schedules give for the next."""
+    optimizer._calls += 1
+    _set_scheduled(optimizer)
+
+
+def _set_scheduled(optimizer: Optimizer) -> None:
+    for group, schedules in zip(optimizer.param_groups, optimizer._schedules, strict=True):
+        new = {name: schedule(optimizer._calls + 1) for name, schedule in schedules.items()}
+        optimizer._check({**group, **new})
+        group.update(new)
 
 
 def _make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> StepServices | None:

@@ -490,6 +490,11 @@ def has_own(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
     return _own[key]
 
 
+def couples(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
+    """Whether the formula has sums over all tensors, so that none can be stepped without the others."""
+    return has_own(rule, hyper) and any(one.of_all for one in trace(rule, hyper).sums.values())
+
+
 _nonnegative_states: dict[Any, frozenset[str]] = {}
 
 

@@ -1,0 +1,157 @@
+"""New rules out of pieces and rules, without a class.
+
+>>> from steprule import Optimizer, chain
+>>> from steprule.transforms import decay, mean, sign
+>>> SignedMean = chain(mean, sign, decay)
+>>> optimizer = Optimizer.of(SignedMean)(model.parameters(), lr=1e-3, beta=0.95, weight_decay=0.1)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from steprule.pieces import Value
+from steprule.rule import Rule, RuleError
+from steprule.rules.options import movement
+
+Transform = Callable[..., Any]
+"""(grad, [param], <states>, *, [step], <hyperparameters>) -> the new direction, or that and the new states."""
+
+
+def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3) -> type[Rule]:
+    """A rule whose direction goes through these parts in turn, and then ``param - lr * direction``.
+
+    It is traced, compiled to one pass, printed, saved and loaded as any rule.
+
+    Args:
+        parts: transforms, such as those of `steprule.transforms` or functions of your own like them, and rules, each
+            of which makes of the direction so far the one that it would step along with lr 1. Other defaults are
+            given by `functools.partial`. Names that come twice have a number the second time: beta, beta_2.
+        name: what to call it.
+        lr: the default learning rate.
+
+    Raises:
+        RuleError: there is no part, or one cannot be a part of a chain.
+    """
+    if not parts:
+        raise RuleError("chain() needs at least one part")
+    links: list[_Link] = []
+    taken: set[str] = {"param", "grad", "step", "lr"}
+    for part in parts:
+        links.append(_Link(part, taken))
+    kind = inspect.Parameter
+    positional = ["param", "grad", *(own for link in links for own in link.states.values())]
+    hyper = {"lr": lr} | {link.hyper[one]: value for link in links for one, value in link.defaults.items()}
+
+    def update(param: Value, grad: Value, *states: Value, step: Value, lr: Value, **given: Any) -> tuple[Value, ...]:
+        direction, new = grad, []
+        values = dict(zip(positional[2:], states, strict=True))
+        for link in links:
+            own = [values[state] for state in link.states.values()]
+            direction, *changed = link(
+                direction, param, own, step, {one: given[its] for one, its in link.hyper.items()}
+            )
+            new += changed
+        return param - lr * direction, *new
+
+    signature = [kind(one, kind.POSITIONAL_OR_KEYWORD) for one in positional] + [kind("step", kind.KEYWORD_ONLY)]
+    signature += [kind(one, kind.KEYWORD_ONLY, default=default) for one, default in hyper.items()]
+    update.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    attributes: dict[str, Any] = {"update": update, "decay": "own"}
+    for which in ("state_when", "exact_when", "initial"):
+        attributes[which] = {k: v for link in links for k, v in link.renamed(which).items()}
+    attributes["scalar_states"] = tuple(link.states[one] for link in links for one in link.scalar_states)
+    attributes["__doc__"] = f"{' -> '.join(link.name for link in links)}: a chain of your own."
+    attributes["__module__"] = __name__
+    made: type[Rule] = type(name, (Rule,), attributes)
+    return made
+
+
+class _Link:
+    """A part of a chain, and what its names are there.
+
+    Args:
+        part: a transform or a rule.
+        taken: names that parts before it have; its own are added.
+    """
+
+    def __init__(self, part: Transform | type[Rule], taken: set[str]) -> None:
+        self._rule = part if isinstance(part, type) and issubclass(part, Rule) else None
+        own: list[str]
+        if self._rule is not None:
+            self.name = self._rule.__name__
+            if self._rule.refuses or "lr" in self._rule.initial.values():
+                reason = self._rule.refuses or "its states begin at its learning rate"
+                raise RuleError(f"{self.name} cannot be a part of a chain: {reason}")
+            own, self._takes_param, self._takes_step = list(self._rule.states), True, True
+            self.defaults = {one: value for one, value in self._rule.hyperparameters.items() if one != "lr"}
+            self.scalar_states = self._rule.scalar_states
+        else:
+            if not callable(part):
+                raise RuleError(f"chain() got {part!r}, which is neither a function nor a rule")
+            plain = part.func if isinstance(part, functools.partial) else part
+            self.name = getattr(plain, "__name__", type(plain).__name__)
+            own, self.defaults, self._takes_step = _read(self.name, part)
+            self._takes_param = own[:1] == ["param"]
+            own = own[1:] if self._takes_param else own
+            self._transform: Transform = part
+            self.scalar_states = ()
+        self.states = {one: _free(one, taken) for one in own}
+        self.hyper = {one: _free(one, taken) for one in self.defaults}
+
+    def renamed(self, which: str) -> dict[str, Any]:
+        """One of a rule's tables about its states, with the chain's names."""
+        table = getattr(self._rule, which) if self._rule is not None else {}
+        return {self.states[state]: self.hyper.get(value, value) for state, value in table.items()}
+
+    def __call__(
+        self, direction: Value, param: Value, states: list[Value], step: Value, hyper: dict[str, Any]
+    ) -> tuple[Value, ...]:
+        """The new direction and states."""
+        if self._rule is not None:
+            one = {"lr": 1.0} if "lr" in self._rule.hyperparameters else {}
+            new, *changed = self._rule.evaluate(param, direction, tuple(states), step, {**hyper, **one})
+            return -movement(new, param), *changed
+        if self._takes_step:
+            hyper = {**hyper, "step": step}
+        result = self._transform(direction, *([param] if self._takes_param else []), *states, **hyper)
+        values = result if isinstance(result, tuple) else (result,)
+        if len(values) != 1 + len(states):
+            raise RuleError(
+                f"{self.name} returned {len(values)} value{'s' * (len(values) != 1)} to its chain and must return "
+                f"{1 + len(states)}: the direction{''.join(f', {one}' for one in self.states)}"
+            )
+        return values
+
+
+def _read(name: str, transform: Transform) -> tuple[list[str], dict[str, Any], bool]:
+    """A transform's positional arguments after grad, its hyperparameters, and whether it takes step."""
+    positional: list[str] = []
+    defaults: dict[str, Any] = {}
+    takes_step = False
+    for one, parameter in inspect.signature(transform).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise RuleError(f"{name} must name its arguments instead of taking {parameter}")
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            positional.append(one)
+        elif one == "step":
+            takes_step = True
+        elif parameter.default is parameter.empty:
+            raise RuleError(f"{name} needs a default for {one}")
+        else:
+            defaults[one] = parameter.default
+    if positional[:1] != ["grad"]:
+        raise RuleError(f"{name} must begin with (grad, ...), not ({', '.join(positional)}), to be a part of a chain")
+    return positional[1:], defaults, takes_step
+
+
+def _free(name: str, taken: set[str]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    taken.add(free)
+    return free

@@ -1,0 +1,296 @@
+"""Optimizers by name, with the parameter groups that a training script would otherwise sort by hand."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from steprule import optimizer
+from steprule.optimizer import Optimizer
+from steprule.rule import Rule, check_hyperparameters, check_names
+from steprule.rules import RULES
+
+__all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
+
+Model = nn.Module | Iterable[tuple[str, Tensor]]
+Pattern = str | Callable[[str, Tensor], bool]
+Groups = Sequence[tuple[Pattern, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """How a model's parameters are divided; printed, it is a table.
+
+    Attributes:
+        parts: the groups; an optimizer would write into them, so it is given `groups`.
+        left_out: name and parameter of those that require no gradient.
+    """
+
+    parts: tuple[Mapping[str, Any], ...]
+    left_out: tuple[tuple[str, Tensor], ...]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """What any torch.optim class takes as params; new dicts every time."""
+        return [{**part, "params": list(part["params"])} for part in self.parts]
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names of parameters that require no gradient."""
+        return tuple(name for name, _ in self.left_out)
+
+    def __str__(self) -> str:
+        settings = dict.fromkeys(["lr", "weight_decay", *(key for part in self.parts for key in part)])
+        columns = [key for key in settings if key not in ("params", "name")]
+        rows = [("group", "tensors", "elements", *columns, "parameters")]
+        for part in (*self.parts, *([{"name": "frozen", "params": self.left_out}] if self.left_out else [])):
+            names, params = zip(*part["params"], strict=True)
+            counts = f"{len(params):,}", f"{sum(param.numel() for param in params):,}"
+            rows.append((part["name"], *counts, *(_text(part.get(key)) for key in columns), _abbreviated(names)))
+        first, *middle, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join((r[0].ljust(first), *map(str.rjust, r[1:-1], middle), r[-1])) for r in rows)
+
+    __repr__ = __str__
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{float(value):.4g}" if isinstance(value, (float, Tensor)) else str(value)
+
+
+def _abbreviated(names: Sequence[str]) -> str:
+    """Names that differ in a number alone become one, and of the rest only the first are shown."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", name), []).append(name)
+    columns = [list(zip(*(name.split(".") for name in same), strict=True)) for same in alike.values()]
+    short = [".".join(parts[0] if len(set(parts)) == 1 else "*" for parts in column) for column in columns]
+    return ", ".join(short[:4]) + (f" and {len(short) - 4} more" if len(short) > 4 else "")
+
+
+def parameter_groups(
+    model: Model, *, lr: float | Tensor | None = None, weight_decay: float | Tensor | None = None,
+    no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
+    layer_of: Callable[[str], int] | None = None, groups: Groups = (),
+) -> Split:  # fmt: skip
+    """Divides parameters into groups, for any optimizer of steprule or torch.optim::
+
+        torch.optim.SGD(parameter_groups(model, lr=0.1, weight_decay=1e-4).groups)
+
+    Every parameter that requires a gradient is in one group; one that has several names goes by the first of them.
+    A group holds (name, parameter) pairs, its name, and the settings that were given.
+
+    Args:
+        model: a module, or (name, parameter) pairs.
+        lr: the learning rate of all groups without one of their own. Default: the optimizer's.
+        weight_decay: the same of those that decay. Default: the optimizer's.
+        no_decay: which parameters have weight_decay=0. True: vectors and scalars, so the parameters of normalizations,
+            and what is called bias. "embeddings": the weights of nn.Embedding and nn.EmbeddingBag too. A list of
+            patterns such as "*.bias": what matches one of them, and nothing else. False: none. Default: True.
+        layer_decay: the last layer has lr, and each one before it layer_decay times the lr of the next: a number above
+            0, at most 1. Layers are the numbered modules of the largest list in the model ("blocks.3.attn.weight"),
+            counted from 1; 0 is what comes before the list, and the last layer is what comes after it. The largest
+            is the one with the most modules times elements. Frozen layers count. Default: None, the same lr for all.
+        layer_of: a function from a parameter's name to its layer, an int from 0, to be used instead.
+        groups: (pattern, settings) pairs for parameters with settings of their own; the first that matches wins. A
+            pattern is matched with the whole name ("head.*"), or is a function of name and parameter. What settings
+            do not mention is as elsewhere; lr and weight_decay, where they do, hold as they are.
+
+    Raises:
+        ValueError: a value makes no sense, a pattern matches nothing, or there is nothing to train.
+        TypeError: model or groups is of another kind.
+    """
+    named = _named(model)
+    layers = _layers(named, lr, layer_decay, layer_of)
+    undecayed = _undecayed(model, named, no_decay)
+    chosen = _chosen(named, groups)
+    parts: dict[tuple[int, int, bool], dict[str, Any]] = {}
+    for name, param in named.items():
+        if not param.requires_grad:
+            continue
+        number = chosen.get(name, -1)
+        pattern, own = groups[number] if number >= 0 else (None, {})
+        layer, factor = layers[name] if layers and "lr" not in own else (-1, 1.0)
+        bare = name in undecayed and "weight_decay" not in own
+        if (number, layer, bare) not in parts:
+            title = [pattern if isinstance(pattern, str) else f"groups[{number}]"] if number >= 0 else []
+            title += [f"layer {layer}"] * (layer >= 0) + ["no decay"] * bare
+            part: dict[str, Any] = {"params": [], "name": ", ".join(title) or ("decay" if undecayed else "default")}
+            part |= {} if lr is None else {"lr": lr if layer < 0 else lr * factor}
+            part |= {"weight_decay": 0.0} if bare else {} if weight_decay is None else {"weight_decay": weight_decay}
+            parts[number, layer, bare] = {**part, **own}
+        parts[number, layer, bare]["params"].append((name, param))
+    left_out = tuple((name, param) for name, param in named.items() if not param.requires_grad)
+    if not parts:
+        raise ValueError(f"model has no parameters to train; {len(left_out)} are frozen")
+    return Split(tuple(parts[key] for key in sorted(parts)), left_out)
+
+
+def _named(model: Model) -> dict[str, Tensor]:
+    """Each parameter once, under its first name."""
+    pairs: Any = model.named_parameters() if isinstance(model, nn.Module) else model
+    named: dict[str, Tensor] = {}
+    first: dict[Tensor, str] = {}
+    for pair in pairs if isinstance(pairs, Iterable) else [pairs]:
+        match pair:
+            case (str() as name, Tensor() as param):
+                if named.setdefault(first.setdefault(param, name), param) is not param:
+                    raise ValueError(f"model has two parameters called {name!r}")
+            case _:
+                kind = type(pair).__name__
+                raise TypeError(f"model must be a torch.nn.Module or (name, parameter) pairs, not {kind}")
+    return named
+
+
+def _layers(
+    named: Mapping[str, Tensor], lr: Any, layer_decay: Any, layer_of: Callable[[str], int] | None
+) -> dict[str, tuple[int, float]]:
+    """Each parameter's layer and what lr is multiplied by there; empty without layer_decay."""
+    if layer_decay is None:
+        if layer_of is not None:
+            raise ValueError(f"layer_of={layer_of} needs layer_decay, the factor from a layer to the one before it")
+        return {}
+    if isinstance(layer_decay, (bool, str)) or not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be a number above 0, at most 1, not {layer_decay!r}")
+    if not hasattr(lr, "__float__"):
+        raise ValueError(f"layer_decay={layer_decay} needs lr, a number to multiply, not {lr!r}")
+    layers = {name: layer_of(name) for name in named} if layer_of else _find_layers(named)
+    if not layers:
+        raise ValueError(f"layer_decay={layer_decay} finds no list of layers ('blocks.3.weight'); give it layer_of")
+    for name, layer in layers.items():
+        if not isinstance(layer, int) or layer < 0:
+            raise ValueError(f"layer_of must return an int from 0 on, not {layer!r} (for {name!r})")
+    last = max(layers.values())
+    return {name: (layer, layer_decay ** (last - layer)) for name, layer in layers.items()}
+
+
+def _find_layers(named: Mapping[str, Tensor]) -> dict[str, int]:
+    """Each parameter's place in the model's largest list; empty if there is no list."""
+    sizes: dict[str, dict[str, int]] = {}  # of each list's modules, by the name that the list's parameters begin with
+    for name, param in named.items():
+        for number in re.finditer(r"(?<![^.])\d+\.", name):
+            size = sizes.setdefault(name[: number.start()], {})
+            size[number[0]] = size.get(number[0], 0) + param.numel()
+    # By elements alone, a list of backbone and head would win over the backbone's blocks; by modules alone, the experts
+    # of one block would.
+    weights = {prefix: len(size) * sum(size.values()) for prefix, size in sizes.items() if len(size) > 1}
+    if not weights:
+        return {}
+    prefix = max(weights, key=weights.__getitem__)
+    numbers = sorted(sizes[prefix], key=lambda number: int(number[:-1]))
+    layers, outside = {}, 0
+    for name in named:
+        inside = [layer for layer, number in enumerate(numbers, 1) if name.startswith(prefix + number)]
+        outside = len(numbers) + 1 if inside else outside
+        layers[name] = inside[0] if inside else outside
+    return layers
+
+
+def _undecayed(model: Model, named: Mapping[str, Tensor], no_decay: Any) -> set[str]:
+    """The names of what no_decay means."""
+    if no_decay is True or no_decay == "embeddings":
+        tables: set[Tensor] = set()
+        if no_decay is not True:
+            if not isinstance(model, nn.Module):
+                raise ValueError('no_decay="embeddings" needs a module; with (name, parameter) pairs, give patterns')
+            found = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+            tables = {param for module in found for param in module.parameters()}
+        return {n for n, param in named.items() if param.ndim < 2 or n.split(".")[-1] == "bias" or param in tables}
+    if isinstance(no_decay, str) or not (no_decay is False or isinstance(no_decay, Iterable)):
+        raise ValueError(f'no_decay must be True, False, "embeddings" or a list of patterns, not {no_decay!r}')
+    return {name for pattern in no_decay or () for name in _matches("no_decay", pattern, named)}
+
+
+def _chosen(named: Mapping[str, Tensor], groups: Groups) -> dict[str, int]:
+    """For each parameter that one of the groups matches, the number of the first that does."""
+    found: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        match group:
+            case (pattern, Mapping() as own) if isinstance(pattern, str) or callable(pattern):
+                matches = _matches(f"groups[{number}]", pattern, named)
+            case _:
+                raise TypeError(f"groups[{number}] must be a pattern or function, and a dict, not {group!r}")
+        for name in {"params", "param_names", "name"}.intersection(own):
+            raise ValueError(f"groups[{number}]: {name!r} is not a setting; its pattern finds and names a group")
+        if all(name in found for name in matches):
+            raise ValueError(f"groups[{number}]: {pattern!r} only matches what those before it do, and the first wins")
+        found = {**dict.fromkeys(matches, number), **found}
+    return found
+
+
+def _matches(where: str, pattern: Pattern, named: Mapping[str, Tensor]) -> list[str]:
+    test = pattern if callable(pattern) else lambda name, param: fnmatchcase(name, pattern)
+    found = [name for name, param in named.items() if test(name, param)]
+    if not found:
+        near = difflib.get_close_matches(str(pattern), named, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; shared ones go by their first name"
+        raise ValueError(f"{where}: {pattern!r} matches no parameter{hint}")
+    return found
+
+
+def optimizer_class(name: str | type[Rule]) -> type[Optimizer]:
+    """The optimizer of a name as `steprule.rules.RULES` has it; case, "-" and "_" do not matter. Or of a rule.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(name, type) and issubclass(name, Rule):
+        return Optimizer.of(name)
+    plain = re.sub("[-_]", "", str(name).lower())
+    if plain not in RULES:
+        near = difflib.get_close_matches(plain, RULES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RULES)}"
+        raise ValueError(f"unknown optimizer {name!r}; {hint}")
+    found: type[Optimizer] = getattr(optimizer, RULES[plain].__name__)
+    return found
+
+
+def create_optimizer(
+    model: Model, name: str | type[Rule], *, lr: Any = None, weight_decay: Any = None,
+    no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
+    layer_of: Callable[[str], int] | None = None, groups: Groups = (), show: bool = False, **settings: Any,
+) -> Optimizer:  # fmt: skip
+    """Makes an optimizer by its name, over the groups of `parameter_groups`::
+
+        create_optimizer(model, "adamw", lr=3e-4, weight_decay=0.1, groups=[("head.*", {"lr": 3e-3})], clip=1.0)
+
+    Args:
+        model: a module, or (name, parameter) pairs.
+        name: as for `optimizer_class`.
+        lr, weight_decay: as for `parameter_groups`, or functions of the step.
+        no_decay: as there; optimizers without weight_decay ignore it. Default: True.
+        layer_decay, layer_of, groups: as there.
+        show: print the groups. Default: False.
+        settings: any other argument of the optimizer's class.
+
+    Raises:
+        ValueError: there is no such optimizer, a value makes no sense, or a pattern matches nothing.
+        TypeError: the optimizer has no such argument, or model or groups is of another kind.
+    """
+    cls = optimizer_class(name)
+    known = {key: value.default for key, value in inspect.signature(cls).parameters.items() if key != "params"}
+    given = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None} | settings
+    check_names(cls.__name__, given, [*known, "no_decay", "layer_decay", "layer_of", "groups", "show"])
+    at_first = {name: value(1) if callable(value) else value for name, value in {**known, **given}.items()}  # schedules
+    check_hyperparameters(cls.rule, at_first)
+    if layer_decay is not None and callable(lr):
+        raise ValueError(f"lr={lr!r} is a schedule, which layer_decay={layer_decay} cannot multiply; give groups their own")
+    fixed = {name: value for name, value in {**known, **given}.items() if not callable(value)}
+    split = parameter_groups(
+        model, lr=fixed.get("lr"), weight_decay=fixed.get("weight_decay"),
+        no_decay=no_decay if "weight_decay" in known else False,
+        layer_decay=layer_decay, layer_of=layer_of, groups=groups,
+    )  # fmt: skip
+    for number, (_, own) in enumerate(groups):
+        check_names(f"groups[{number}] of {cls.__name__}", own, known)
+        check_hyperparameters(cls.rule, {**at_first, **own})
+    made = cls(split.groups, **given)
+    if show:
+        print(split)
+    return made

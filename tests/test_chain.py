@@ -1,0 +1,262 @@
+"""Rules out of pieces: chains, their names, numbers and checkpoints; schedules; several optimizers as one."""
+
+from __future__ import annotations
+
+import copy
+import io
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import steprule
+from steprule import Optimizer, Rule, RuleError, Together, arrays, chain, rules, transforms
+from steprule.engine.eager import oracle
+from steprule.engine.trace import trace
+
+
+def run(optimizer_class, steps=5, seed=0, dtype=torch.float64, **settings):
+    """Parameters and optimizer after some steps."""
+    generator = torch.Generator().manual_seed(seed)
+    params = [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in ((4, 3), (7,), ())]
+    optimizer = optimizer_class(params, **settings)
+    for _ in range(steps):
+        step(optimizer, params, generator)
+    return params, optimizer
+
+
+def step(optimizer, params, generator):
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(param.dtype)
+    optimizer.step()
+
+
+def assert_same(ours, theirs, rtol=1e-12):
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x.detach(), y.detach(), rtol=rtol, atol=1e-14)
+
+
+EQUAL = [
+    (chain(transforms.decay, transforms.momentum), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}, {}),
+    (chain(transforms.nesterov), torch.optim.SGD, {"lr": 0.1, "momentum": 0.8}, {"nesterov": True}),
+    (chain(transforms.sum_scaling), torch.optim.Adagrad, {"lr": 0.1, "eps": 0.01}, {}),
+    (chain(rules.AdamW), torch.optim.AdamW, {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.3}, {}),
+    (chain(rules.NAdam), torch.optim.NAdam, {"lr": 0.01, "betas": (0.8, 0.9)}, {"momentum_decay": 0.004}),
+]
+
+
+@pytest.mark.parametrize(("rule", "theirs", "settings", "more"), EQUAL, ids=lambda x: getattr(x, "__doc__", None) and "")
+def test_chains_that_are_known_optimizers(rule, theirs, settings, more):
+    rtol = 1e-6 if theirs is torch.optim.NAdam else 1e-12  # which keeps a float32 of its own
+    assert_same(run(Optimizer.of(rule), **settings)[0], run(theirs, **settings, **more)[0], rtol)
+
+
+def test_a_rule_goes_on_from_what_comes_before_it():
+    """Sign, then Adam: as Adam given the signs."""
+    first = run(Optimizer.of(chain(transforms.sign, rules.Adam)), lr=0.01)[0]
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in ((4, 3), (7,), ())]
+    optimizer = torch.optim.Adam(params, lr=0.01)
+    for _ in range(5):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64).sign()
+        optimizer.step()
+    assert_same(first, params)
+
+
+def test_names_that_come_twice_are_numbered_and_defaults_can_be_given():
+    rule = chain(transforms.mean, transforms.sign, partial(transforms.mean, beta=0.5), lr=0.3)
+    assert rule.states == ("exp_avg", "exp_avg_2")
+    assert dict(rule.hyperparameters) == {"lr": 0.3, "beta": 0.9, "beta_2": 0.5}
+    given = {**rule.hyperparameters, "beta": 0.2, "beta_2": 0.4}
+    param, states = oracle(rule, np.ones(1), np.full(1, 3.0), {"exp_avg": np.zeros(1), "exp_avg_2": np.zeros(1)}, 1, given)
+    assert param == pytest.approx(1 - 0.3)  # the sign's debiased mean is 1
+    assert states["exp_avg"] == pytest.approx(0.8 * 3) and states["exp_avg_2"] == pytest.approx(0.6)
+
+
+def test_a_chain_is_one_pass_with_formats_services_and_options():
+    rule = chain(transforms.mean, transforms.rms_scaling, transforms.trust, transforms.decay)
+    assert len(trace(rule, rule.hyperparameters).outputs) == 3
+    plain = run(Optimizer.of(rule), dtype=torch.float32, lr=0.01)
+    small = run(
+        Optimizer.of(rule), dtype=torch.float32, lr=0.01, clip=1e9, nonfinite="skip", states="bfloat16", average=0.9,
+    )  # fmt: skip
+    assert small[1].state[small[0][0]]["exp_avg"].dtype == torch.bfloat16
+    assert_same(small[0], plain[0], 2e-2)
+    cautious = run(Optimizer.of(rule), lr=0.01, cautious=True)[0]
+    assert any(not torch.equal(x, y) for x, y in zip(cautious, run(Optimizer.of(rule), lr=0.01)[0], strict=True))
+
+
+def test_checkpoints_of_a_chain_go_on_with_the_same_bits():
+    rule = chain(transforms.mean, rules.NovoGrad, transforms.decay)
+    params, optimizer = run(Optimizer.of(rule), lr=0.01)
+    kept = io.BytesIO()
+    torch.save(optimizer.state_dict(), kept)
+    kept.seek(0)
+    others = [param.detach().clone().requires_grad_() for param in params]
+    fresh = Optimizer.of(rule)(others, lr=0.5)
+    fresh.load_state_dict(torch.load(kept, weights_only=True))
+    for one, its in ((optimizer, params), (fresh, others)):
+        step(one, its, torch.Generator().manual_seed(5))
+    assert all(map(torch.equal, params, others))
+
+
+def test_a_function_of_ones_own_and_what_it_must_look_like():
+    def halve(grad, *, share=0.5):
+        return share * grad
+
+    assert_same(run(Optimizer.of(chain(halve)), lr=0.2)[0], run(torch.optim.SGD, lr=0.1)[0])
+
+    def without_default(grad, *, share):
+        return share * grad
+
+    def too_much(grad):
+        return grad, grad
+
+    with pytest.raises(RuleError, match="at least one part"):
+        chain()
+    with pytest.raises(RuleError, match="without_default needs a default for share"):
+        chain(without_default)
+    with pytest.raises(RuleError, match=r"must begin with \(grad, ...\), not \(x\)"):
+        chain(lambda x: x)
+    with pytest.raises(RuleError, match="chain\\(\\) got 3"):
+        chain(3)
+    with pytest.raises(RuleError, match="too_much returned 2 values to its chain and must return 1"):
+        Optimizer.of(chain(too_much))([torch.zeros(1)])
+    with pytest.raises(RuleError, match="ScheduleFreeSGD cannot be a part of a chain: the weights lie between"):
+        chain(rules.ScheduleFreeSGD)
+    with pytest.raises(RuleError, match="Rprop cannot be a part of a chain: its states begin at its learning rate"):
+        chain(rules.Rprop)
+    with pytest.raises(TypeError, match="did you mean 'beta'"):
+        Optimizer.of(chain(transforms.mean))([torch.zeros(1)], betta=0.5)
+
+
+def test_the_array_front_takes_a_chain():
+    class Mine(arrays.Optimizer, rule=chain(transforms.momentum, transforms.sign)): ...
+
+    param = np.ones(3)
+    Mine([param], lr=0.1).step([np.array([2.0, 0.0, -5.0])])
+    np.testing.assert_allclose(param, [0.9, 1.0, 1.1])
+
+
+# Schedules
+
+
+def test_any_hyperparameter_may_be_a_function_of_the_step():
+    lrs, betas = [0.1, 0.05, 0.2, 0.01], [(0.5, 0.9), (0.6, 0.9), (0.7, 0.9), (0.8, 0.95)]
+    params = [torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    mine = steprule.Adam([params[0]], lr=lambda step: lrs[(step - 1) % 4], betas=lambda step: betas[(step - 1) % 4])
+    theirs = torch.optim.Adam([params[1]], lr=1.0)
+    for number in range(4):
+        assert mine.param_groups[0]["lr"] == lrs[number]
+        theirs.param_groups[0].update(lr=lrs[number], betas=betas[number])
+        for param in params:
+            param.grad = torch.arange(3.0, dtype=torch.float64) - number
+        mine.step(), theirs.step()
+        assert_same([params[0]], [params[1]])
+
+
+def test_schedules_of_groups_copies_and_checkpoints():
+    first, second = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = steprule.SGD(
+        [{"params": [first]}, {"params": [second], "lr": 0.5}], lr=lambda step: 1.0 / step, momentum=0.5
+    )
+    optimizer.add_param_group({"params": [torch.ones(1, requires_grad=True)], "weight_decay": lambda step: 0.1 * step})
+    for param in (first, second):
+        param.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(1 / 3), 0.5, pytest.approx(1 / 3)]
+    assert optimizer.param_groups[2]["weight_decay"] == pytest.approx(0.3)
+    fresh = steprule.SGD([torch.ones(2, requires_grad=True)], lr=lambda step: 1.0 / step, momentum=0.5)
+    saved = optimizer.state_dict()
+    assert not any(callable(value) for group in saved["param_groups"] for value in group.values())
+    with pytest.raises(ValueError, match="parameter group"):
+        fresh.load_state_dict(saved)
+    one = steprule.SGD([first], lr=lambda step: 1.0 / step, momentum=0.5)
+    one.step()
+    fresh.load_state_dict(one.state_dict())
+    assert fresh.param_groups[0]["lr"] == 0.5
+    twin = copy.deepcopy(one)
+    twin.step()
+    assert (twin.param_groups[0]["lr"], one.param_groups[0]["lr"]) == (pytest.approx(1 / 3), 0.5)
+
+
+def test_a_schedule_that_gives_nonsense_says_so():
+    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+        steprule.SGD([torch.zeros(1)], lr=lambda step: -1.0)
+
+
+# Several as one
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def make_together(net):
+    return Together([steprule.AdamW(net[0].parameters(), lr=0.01), steprule.SGD(net[2].parameters(), lr=0.1, momentum=0.9)])
+
+
+def train(net, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(torch.ones(3, 4)).square().mean().backward()
+        optimizer.step()
+
+
+def test_each_part_has_its_own_rule_and_schedulers_see_all():
+    net, other = model(), model()
+    together = make_together(net)
+    separate = [torch.optim.AdamW(other[0].parameters(), lr=0.01), torch.optim.SGD(other[2].parameters(), lr=0.1, momentum=0.9)]
+    schedulers = [torch.optim.lr_scheduler.StepLR(one, 2, 0.5) for one in (together, *separate)]
+    for _ in range(5):
+        for own in (net, other):
+            own.zero_grad()
+            own(torch.ones(3, 4)).square().mean().backward()
+        together.step()
+        for one in separate:
+            one.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert [group["lr"] for group in together.param_groups] == [0.0025, 0.025]
+
+
+def test_checkpoints_of_several_as_one():
+    net = model()
+    together = make_together(net)
+    train(net, together, 3)
+    kept = io.BytesIO()
+    torch.save({"model": net.state_dict(), "optimizer": together.state_dict()}, kept)
+    kept.seek(0)
+    saved = torch.load(kept, weights_only=True)
+    other = model()
+    other.load_state_dict(saved["model"])
+    fresh = make_together(other)
+    fresh.load_state_dict(saved["optimizer"])
+    train(net, together, 2), train(other, fresh, 2)
+    assert all(map(torch.equal, net.parameters(), other.parameters()))
+    fresh.param_groups[0]["lr"] = 0.5
+    assert fresh.optimizers[0].param_groups[0]["lr"] == 0.5
+    with pytest.raises(ValueError, match="2 optimizers where there are 1"):
+        Together([steprule.SGD(other.parameters())]).load_state_dict(saved["optimizer"])
+
+
+def test_what_several_as_one_refuse():
+    net = model()
+    with pytest.raises(ValueError, match="optimizers is empty"):
+        Together([])
+    with pytest.raises(ValueError, match=r"a parameter of shape \(8, 4\) is in optimizers\[0\] and in optimizers\[1\]"):
+        Together([steprule.SGD(net.parameters()), steprule.Adam(net.parameters())])
+    with pytest.raises(TypeError, match="takes no param_group"):
+        make_together(net).add_param_group({"params": [torch.zeros(1)]})
+
+
+def test_a_rule_is_a_rule():
+    assert issubclass(chain(transforms.sign, name="Signs"), Rule)
+    assert Optimizer.of(rules.Lion) is Optimizer.of(rules.Lion)
