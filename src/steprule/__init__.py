@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from steprule.optimizer import ASGD as ASGD
     from steprule.optimizer import LAMB as LAMB
     from steprule.optimizer import LARS as LARS
+    from steprule.optimizer import LBFGS as LBFGS
     from steprule.optimizer import MADGRAD as MADGRAD
     from steprule.optimizer import MARS as MARS
     from steprule.optimizer import SGD as SGD
     from steprule.optimizer import AdaBelief as AdaBelief
     from steprule.optimizer import Adadelta as Adadelta
+    from steprule.optimizer import Adafactor as Adafactor
     from steprule.optimizer import Adagrad as Adagrad
     from steprule.optimizer import Adam as Adam
     from steprule.optimizer import AdamAtan2 as AdamAtan2
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from steprule.optimizer import Grams as Grams
     from steprule.optimizer import LaProp as LaProp
     from steprule.optimizer import Lion as Lion
+    from steprule.optimizer import Muon as Muon
     from steprule.optimizer import NAdam as NAdam
     from steprule.optimizer import NovoGrad as NovoGrad
     from steprule.optimizer import Optimizer as Optimizer
@@ -85,6 +88,7 @@ _HOME = {
         "AdEMAMix",
         "AdaBelief",
         "Adadelta",
+        "Adafactor",
         "Adagrad",
         "Adam",
         "AdamAtan2",
@@ -97,10 +101,12 @@ _HOME = {
         "Grams",
         "LAMB",
         "LARS",
+        "LBFGS",
         "LaProp",
         "Lion",
         "MADGRAD",
         "MARS",
+        "Muon",
         "NAdam",
         "NovoGrad",
         "Optimizer",
@@ -142,7 +148,7 @@ _HOME = {
         "total_of_all",
         "where",
     ),
-    "chains": ("chain",),
+    "chain": ("chain",),
     "create": ("create_optimizer", "parameter_groups"),
     "together": ("Together",),
     "rule": ("Rule", "RuleError"),

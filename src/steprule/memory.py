@@ -16,6 +16,8 @@ from steprule.rules import RULES
 Shapes = list[tuple[int, ...]]
 
 PARAMETER_DTYPES = ("float32", "bfloat16", "float16")
+USUAL = ("sgd", "rmsprop", "adam", "adamw")
+"""What is shown if no name is given."""
 _TYPICAL: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
 """Settings without which an optimizer has no states."""
 
@@ -77,7 +79,7 @@ def table(shapes: Shapes, dtype: str, grad_dtype: str, optimizers: Sequence[str]
     for name in optimizers:
         rule, settings = RULES[name], _TYPICAL.get(name, {})
         rows = [
-            need(rule, shapes, kept, grads, None, None, settings, f"torch.optim.{rule.__name__}, {kept}")
+            need(rule, shapes, kept, grads, None, None, settings, f"{_plain_name(rule)}, {kept}")
             for kept, grads in dict.fromkeys([("float32", "float32"), (dtype, grad_dtype)])
         ]
         rows += [
@@ -87,6 +89,13 @@ def table(shapes: Shapes, dtype: str, grad_dtype: str, optimizers: Sequence[str]
         ]
         found.append((name, rows))
     return found
+
+
+def _plain_name(rule: type[Rule]) -> str:
+    """What keeps every state in the parameter's dtype."""
+    import torch
+
+    return f"torch.optim.{rule.__name__}" if hasattr(torch.optim, rule.__name__) else f"{rule.__name__} without formats"
 
 
 def parameter_count(text: str) -> int | None:
@@ -185,7 +194,7 @@ def show(model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequ
         output.add_column(heading)
     for heading in ("weights", "gradients", "states", "total", "bytes a parameter", "of float32's"):
         output.add_column(heading, justify="right")
-    for _, rows in table(shapes, dtype, grad_dtype, optimizers or list(RULES)):
+    for _, rows in table(shapes, dtype, grad_dtype, optimizers or USUAL):
         for row in rows:
             output.add_row(
                 row.optimizer, row.states or "", row.weights or "", *map(_size, (row.weight_bytes, row.grad_bytes, row.state_bytes, row.total)),

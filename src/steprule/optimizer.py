@@ -60,12 +60,14 @@ __all__ = [
     "ASGD",
     "LAMB",
     "LARS",
+    "LBFGS",
     "MADGRAD",
     "MARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamAtan2",
@@ -78,6 +80,7 @@ __all__ = [
     "Grams",
     "LaProp",
     "Lion",
+    "Muon",
     "NAdam",
     "NovoGrad",
     "Optimizer",
@@ -948,6 +951,11 @@ _HYPER_DOCS = {
     "amsgrad": "divide by the largest mean square so far",
     "decoupled_weight_decay": "decay as AdamW does",
 }
+
+
+# torch's own, as they are: no formula of elements, and none written here yet.
+Adafactor, LBFGS = torch.optim.Adafactor, torch.optim.LBFGS
+Muon: Any = getattr(torch.optim, "Muon", None)  # not in every torch
 
 
 class SGD(Optimizer, rule=rules.SGD, flags=("maximize", "foreach", "differentiable", "fused")): ...

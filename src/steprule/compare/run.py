@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ def _train(run: Run, task: Task, spec: Spec, budget: Budget, target: float, prog
     def evaluate() -> bool:
         """Adds a point to the curve; whether the loss is finite."""
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _evaluated(optimizer):
             result = task.evaluate(model)
         if "loss" not in result:
             raise ValueError(f"the task's evaluate returned no 'loss' but {result!r}")
@@ -157,6 +158,20 @@ def _train(run: Run, task: Task, spec: Spec, budget: Budget, target: float, prog
     if step_times:
         run.step_ms = 1e3 * median(step_times)
         run.state_bytes = _state_bytes(optimizer) / sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@contextlib.contextmanager
+def _evaluated(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Schedule-free optimizers have other weights to evaluate than to train."""
+    own: Any = optimizer
+    exchanges = hasattr(own, "eval") and hasattr(own, "train")
+    if exchanges:
+        own.eval()
+    try:
+        yield
+    finally:
+        if exchanges:
+            own.train()
 
 
 def _start(task: Task, seed: int) -> tuple[nn.Module, Iterator[Any]]:

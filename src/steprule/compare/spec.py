@@ -17,6 +17,7 @@ import steprule.optimizer
 from steprule.compare.errors import UsageError
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
 from steprule.rules import RULES
+from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
 from steprule.services.step import NONFINITE
 
@@ -191,6 +192,7 @@ _WORDS = {
     "weights": ("None", *WEIGHT_FORMATS),
     "grads": ("None", *GRAD_FORMATS),
     "nonfinite": ("None", *NONFINITE),
+    "decay": ("None", *DECAYS),
     "dtype": ("float32", *HALVES),
 }
 
