@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench docs lint clean
 
 demo: $(INSTALLED)  ## train two small models with four optimizers, in under two minutes
 	$(BIN)/steprule compare
@@ -23,6 +23,9 @@ bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/
 	$(BIN)/python benchmarks/low_memory.py
 	$(BIN)/python benchmarks/services.py
 	$(BIN)/python benchmarks/gpu.py
+
+docs: $(INSTALLED)  ## docs/optimizers.md, from the rules and what has been measured
+	$(BIN)/python docs/make_optimizers.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report

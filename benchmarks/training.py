@@ -103,7 +103,7 @@ def main() -> None:
                 path.write_text(json.dumps(results, indent=1) + "\n")
     paths = {name: HERE / f"training_{name}.json" for name in TASKS}
     if all(path.exists() for path in paths.values()):
-        (HERE / "training.txt").write_text(table({name: json.loads(path.read_text()) for name, path in paths.items()}))
+        (HERE / "training.md").write_text(table({name: json.loads(path.read_text()) for name, path in paths.items()}))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ class LAMB(Rule):
 
 class NovoGrad(Rule):
     """Momentum of gradients over the root of the mean square of their norm. Ginsburg et al. 2019, arXiv:1905.11286,
-    algorithm 1."""
+    algorithm 1.
+
+    eps is there in the first step too, where the paper leaves it out and divides by a norm that may be 0.
+    """
 
     scalar_states = ("exp_avg_sq",)
     decay = "own"

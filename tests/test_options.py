@@ -1,0 +1,169 @@
+"""Options around formulas: what they refuse, what they keep, and schedule-free weights. Numbers are in test_papers."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+
+import steprule
+from steprule.rules import RULES
+from steprule.rules.options import DECAYS, OPTIONS
+
+
+def params(count=2):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.nn.Parameter(torch.randn(40 + i, generator=generator)) for i in range(count)]
+
+
+def train(optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+
+ALL = {"decay": "initial", "cautious": True, "cautious_decay": True, "lookahead": 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": "decuopled"}, "Invalid decay value: 'decuopled'; did you mean 'decoupled'"),
+        ({"decay": 3}, "Invalid decay value: 3; it can be 'coupled'"),
+        ({"lookahead": -1}, "Invalid lookahead value: -1"),
+        ({"lookahead": True}, "Invalid lookahead value: True"),
+        ({"lookahead": 5, "lookahead_alpha": 1.5}, "Invalid lookahead_alpha value: 1.5"),
+    ],
+    ids=str,
+)
+def test_senseless_values(options, message):
+    with pytest.raises(ValueError, match=message):
+        steprule.AdamW(params(), **options)
+
+
+def test_values_of_another_kind_and_unknown_names():
+    with pytest.raises(TypeError, match="cautious must be True or False, not 'yes'"):
+        steprule.AdamW(params(), cautious="yes")
+    with pytest.raises(TypeError, match="'cautios'; did you mean 'cautious'"):
+        steprule.Lion(params(), cautios=True)
+    with pytest.raises(TypeError, match="'weight_decai'; did you mean 'weight_decay'"):
+        steprule.LAMB(params(), weight_decai=0.1)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_does_not_fit_is_refused_with_a_reason(name):
+    rule, made = RULES[name], getattr(steprule, RULES[name].__name__)
+    for options in ({"cautious": True}, {"lookahead": 5}, {"decay": "independent"}):
+        if rule.refuses:
+            with pytest.raises(ValueError, match=f"{rule.__name__} does not go with .*: {rule.refuses}"):
+                made(params(), **options)
+        elif "decay" in options and "weight_decay" not in rule.hyperparameters:
+            with pytest.raises(ValueError, match="has no weight_decay"):
+                made(params(), **options)
+        else:
+            made(params(), **options)
+
+
+def test_cautious_decay_needs_a_decay_apart():
+    with pytest.raises(ValueError, match="cautious_decay needs a decay that is apart from the step: LAMB's is not"):
+        steprule.LAMB(params(), cautious_decay=True)
+    steprule.LAMB(params(), cautious_decay=True, decay="decoupled")
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "SGD"])
+def test_options_that_are_off_leave_no_trace(name):
+    groups = getattr(steprule, name)(params()).param_groups
+    assert not set(OPTIONS) & set(groups[0])
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_one_argument_means_the_same_for_every_rule(decay):
+    """With gradients of 0 nothing but the decay moves a weight (coupled: nothing but its gradient)."""
+    moved = {}
+    for made in (steprule.AdamW, steprule.Lion, steprule.SGD, steprule.ADOPT):
+        own = params(1)
+        optimizer = made(own, lr=0.1, weight_decay=0.5, decay=decay)
+        first = own[0].detach().clone()
+        for _ in range(3):
+            own[0].grad = torch.zeros_like(own[0])
+            optimizer.step()
+        moved[made.__name__] = own[0].detach() / first
+    factor = {"decoupled": 0.95**3, "independent": 0.5**3, "corrected": 0.95**3, "initial": 1.0}.get(decay)
+    for name, ratio in moved.items():
+        if factor is not None:
+            torch.testing.assert_close(ratio, torch.full_like(ratio, factor), msg=name)
+        else:
+            assert not torch.allclose(ratio, torch.ones_like(ratio)), name
+
+
+def test_checkpoints_and_copies_keep_what_options_remember():
+    own = params()
+    optimizer = steprule.AdamW(own, weight_decay=0.1, **ALL)
+    train(optimizer, 4)
+    assert {"initial_param", "slow_param"} <= set(optimizer.state[own[0]])
+    kept = io.BytesIO()
+    torch.save(optimizer.state_dict(), kept)
+    kept.seek(0)
+    others = [torch.nn.Parameter(param.detach().clone()) for param in own]
+    fresh = steprule.AdamW(others, lr=0.5, weight_decay=0.7, **ALL)
+    fresh.load_state_dict(torch.load(kept, weights_only=True))
+    twin = copy.deepcopy(optimizer)
+    for one in (optimizer, fresh, twin):
+        train(one, 3, seed=1)
+    for a, b, c in zip(own, others, twin.param_groups[0]["params"], strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+def test_a_checkpoint_of_torch_begins_what_options_remember():
+    own, its = params(), params()
+    theirs = torch.optim.AdamW(its)
+    train(theirs, 3)
+    for p, q in zip(own, its, strict=True):
+        p.data.copy_(q.data)
+    mine = steprule.AdamW(own, lookahead=2)
+    mine.load_state_dict(theirs.state_dict())
+    train(mine, 1, seed=1)  # the fourth: the slow weights begin before it, and are gone back to after it
+    assert torch.equal(mine.state[own[0]]["slow_param"], own[0])
+
+
+# Schedule-free weights
+
+
+def test_training_and_evaluation_have_other_weights():
+    own = params()
+    optimizer = steprule.ScheduleFreeAdamW(own, lr=0.1)
+    train(optimizer, 5)
+    at_training = [param.detach().clone() for param in own]
+    optimizer.eval()
+    optimizer.eval()
+    assert not torch.allclose(own[0], at_training[0])
+    with pytest.raises(RuntimeError, match=r"call train\(\) of the optimizer before step\(\)"):
+        optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.train()
+    optimizer.train()
+    torch.testing.assert_close(own, at_training)
+    assert "training" not in optimizer.state_dict()
+    fresh = steprule.ScheduleFreeAdamW(params())
+    fresh.load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="averaged weights"):
+        fresh.step()
+
+
+def test_the_average_is_the_average():
+    """SGD with a constant lr: x is the mean of all z, whatever momentum is."""
+    own = [torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))]
+    optimizer = steprule.ScheduleFreeSGD(own, lr=0.5, momentum=0.7)
+    z, mean = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for step in range(1, 6):
+        own[0].grad = torch.arange(3.0, dtype=torch.float64) - step
+        z = z - 0.5 * own[0].grad
+        mean += (z - mean) / step
+        optimizer.step()
+    optimizer.eval()
+    torch.testing.assert_close(own[0].detach(), mean)
