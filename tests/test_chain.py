@@ -39,7 +39,12 @@ def assert_same(ours, theirs, rtol=1e-12):
 
 
 EQUAL = [
-    (chain(transforms.decay, transforms.momentum), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}, {}),
+    (
+        chain(transforms.decay, transforms.momentum),
+        torch.optim.SGD,
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2},
+        {},
+    ),
     (chain(transforms.nesterov), torch.optim.SGD, {"lr": 0.1, "momentum": 0.8}, {"nesterov": True}),
     (chain(transforms.sum_scaling), torch.optim.Adagrad, {"lr": 0.1, "eps": 0.01}, {}),
     (chain(rules.AdamW), torch.optim.AdamW, {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.3}, {}),
@@ -47,7 +52,9 @@ EQUAL = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "theirs", "settings", "more"), EQUAL, ids=lambda x: getattr(x, "__doc__", None) and "")
+@pytest.mark.parametrize(
+    ("rule", "theirs", "settings", "more"), EQUAL, ids=lambda x: getattr(x, "__doc__", None) and ""
+)
 def test_chains_that_are_known_optimizers(rule, theirs, settings, more):
     rtol = 1e-6 if theirs is torch.optim.NAdam else 1e-12  # which keeps a float32 of its own
     assert_same(run(Optimizer.of(rule), **settings)[0], run(theirs, **settings, **more)[0], rtol)
@@ -57,7 +64,9 @@ def test_a_rule_goes_on_from_what_comes_before_it():
     """Sign, then Adam: as Adam given the signs."""
     first = run(Optimizer.of(chain(transforms.sign, rules.Adam)), lr=0.01)[0]
     generator = torch.Generator().manual_seed(0)
-    params = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in ((4, 3), (7,), ())]
+    params = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in ((4, 3), (7,), ())
+    ]
     optimizer = torch.optim.Adam(params, lr=0.01)
     for _ in range(5):
         for param in params:
@@ -71,7 +80,9 @@ def test_names_that_come_twice_are_numbered_and_defaults_can_be_given():
     assert rule.states == ("exp_avg", "exp_avg_2")
     assert dict(rule.hyperparameters) == {"lr": 0.3, "beta": 0.9, "beta_2": 0.5}
     given = {**rule.hyperparameters, "beta": 0.2, "beta_2": 0.4}
-    param, states = oracle(rule, np.ones(1), np.full(1, 3.0), {"exp_avg": np.zeros(1), "exp_avg_2": np.zeros(1)}, 1, given)
+    param, states = oracle(
+        rule, np.ones(1), np.full(1, 3.0), {"exp_avg": np.zeros(1), "exp_avg_2": np.zeros(1)}, 1, given
+    )
     assert param == pytest.approx(1 - 0.3)  # the sign's debiased mean is 1
     assert states["exp_avg"] == pytest.approx(0.8 * 3) and states["exp_avg_2"] == pytest.approx(0.6)
 
@@ -198,7 +209,9 @@ def model():
 
 
 def make_together(net):
-    return Together([steprule.AdamW(net[0].parameters(), lr=0.01), steprule.SGD(net[2].parameters(), lr=0.1, momentum=0.9)])
+    return Together(
+        [steprule.AdamW(net[0].parameters(), lr=0.01), steprule.SGD(net[2].parameters(), lr=0.1, momentum=0.9)]
+    )
 
 
 def train(net, optimizer, steps):
@@ -211,7 +224,10 @@ def train(net, optimizer, steps):
 def test_each_part_has_its_own_rule_and_schedulers_see_all():
     net, other = model(), model()
     together = make_together(net)
-    separate = [torch.optim.AdamW(other[0].parameters(), lr=0.01), torch.optim.SGD(other[2].parameters(), lr=0.1, momentum=0.9)]
+    separate = [
+        torch.optim.AdamW(other[0].parameters(), lr=0.01),
+        torch.optim.SGD(other[2].parameters(), lr=0.1, momentum=0.9),
+    ]
     schedulers = [torch.optim.lr_scheduler.StepLR(one, 2, 0.5) for one in (together, *separate)]
     for _ in range(5):
         for own in (net, other):

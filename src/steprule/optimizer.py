@@ -365,9 +365,10 @@ class Optimizer(torch.optim.Optimizer):
         loading = self.__dict__.setdefault("_loading", None)
         if loading is not None:
             loading.restore(self)
+        missing = {**_FLAGS, **self.rule.hyperparameters, **self._options}
         for group in self.param_groups:
             for name in (*self.rule.hyperparameters, *self._flags):
-                group.setdefault(name, _FLAGS.get(name, self.rule.hyperparameters.get(name)))
+                group.setdefault(name, missing[name])
             group.update(self._fixed)
             for param in group["params"]:
                 for name, value in self.state.get(param, {}).items():
