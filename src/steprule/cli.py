@@ -19,6 +19,8 @@ _need("typer")
 
 import typer  # noqa: E402
 
+from steprule.rule import NEEDS  # noqa: E402
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -96,7 +98,10 @@ def memory(
         ),
     ],
     optimizers: Annotated[
-        list[str] | None, typer.Argument(metavar="[OPTIMIZER]...", show_default="all", help="Names of steprule's.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[OPTIMIZER]...", show_default="sgd, rmsprop, adam and adamw", help="Names of steprule's."
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -112,6 +117,46 @@ def memory(
         show(model, dtype, grads, optimizers or [])
     except ValueError as error:
         typer.echo(f"steprule memory: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command("list")
+def list_optimizers(
+    need: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NEED",
+            help=f"Only optimizers that are good for this: {', '.join(NEEDS)}. May be given several times, for all.",
+        ),
+    ] = None,
+) -> None:
+    """Every optimizer: its paper, its states, what they take, and what it is good for."""
+    _need("rich")
+    from steprule.catalog import print_list
+
+    try:
+        print_list(need or [])
+    except ValueError as error:
+        typer.echo(f"steprule list: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def show(
+    optimizer: Annotated[str, typer.Argument(help="A name of steprule's; case, - and _ do not matter.")],
+    latex: Annotated[bool, typer.Option("--latex", help="Print the formula as LaTeX.")] = False,
+    kernel: Annotated[
+        str | None, typer.Option(metavar="cpu|gpu", help="Print the source of this kernel and nothing else.")
+    ] = None,
+) -> None:
+    """An optimizer's formula, paper, states, hyperparameters and when to use it."""
+    _need("rich")
+    from steprule.catalog import print_rule
+
+    try:
+        print_rule(optimizer, latex, kernel)
+    except ValueError as error:
+        typer.echo(f"steprule show: {error}", err=True)
         raise typer.Exit(2) from None
 
 

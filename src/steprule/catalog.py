@@ -1,0 +1,177 @@
+"""What ``steprule list`` and ``steprule show`` print of the rules."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from steprule.formats import STATE_FORMATS, bytes_of, state_format
+from steprule.rule import NEEDS, Rule
+from steprule.rules import RULES
+
+KERNELS = ("cpu", "gpu")
+
+_CITATION = re.compile(
+    r"[A-Z][\w'-]+(?: et al\.|(?:, [A-Z][\w'-]+)* & [A-Z][\w'-]+)? \d{4}(?:, arXiv:[\w./-]*\w)?(?=[,;.]| \(|$)"
+)
+_SHAPE = (4096, 4096)
+"""Of a matrix that is large enough for every format."""
+
+
+def find(name: str) -> type[Rule]:
+    """The rule of a name as `steprule.rules.RULES` has it; case, "-" and "_" do not matter.
+
+    Raises:
+        ValueError: there is none.
+    """
+    plain = re.sub("[-_]", "", name.lower())
+    if plain not in RULES:
+        raise ValueError(f"unknown optimizer {name!r}; {_nearest(plain, RULES)}")
+    return RULES[plain]
+
+
+def paper(rule: type[Rule]) -> str:
+    """Authors and year, and arXiv's number where the docstring has it: the first that it cites, or nothing."""
+    found = _CITATION.search(" ".join((rule.__doc__ or "").split()))
+    return found[0] if found else ""
+
+
+def summary(rule: type[Rule]) -> str:
+    """The first sentence of the docstring."""
+    return re.split(r"(?<=\.) (?=[A-Z])", " ".join((rule.__doc__ or "").split()), maxsplit=1)[0]
+
+
+def state_bytes(rule: type[Rule], state: str, states: str) -> float:
+    """The bytes an element that a state takes in a large float32 matrix.
+
+    Args:
+        rule: the rule.
+        state: one of its states that is no scalar.
+        states: one of `steprule.formats.STATE_FORMATS`.
+    """
+    hyper = {**rule.hyperparameters, **{condition: True for condition in _condition(rule, state)}}
+    kind = state_format(states, "float32", _SHAPE, False, rule.is_exact(state, hyper))
+    return bytes_of(kind, _SHAPE) / math.prod(_SHAPE)
+
+
+def kernel_text(rule: type[Rule], kernel: str) -> str:
+    """The source that an engine would compile for float32 parameters and the defaults.
+
+    Args:
+        rule: the rule.
+        kernel: "cpu" or "gpu".
+
+    Raises:
+        ValueError: kernel is neither.
+    """
+    from steprule.engine import codegen, gpu_codegen
+    from steprule.engine.trace import trace
+
+    if kernel not in KERNELS:
+        raise ValueError(f"--kernel {kernel!r} must be {' or '.join(KERNELS)}")
+    formula = trace(rule, rule.hyperparameters)
+    formats = ("float32",) * len(formula.operands)
+    write: Any = codegen.write_kernel if kernel == "cpu" else gpu_codegen.write_kernel
+    title = codegen.title_of(rule)
+    # Sums over elements are kernels of their own, which go before.
+    return "\n\n".join(write(title, one, formats).text for one in (*formula.readings, formula))
+
+
+def print_list(needs: Sequence[str] = ()) -> None:
+    """Prints a table of the rules.
+
+    Args:
+        needs: only rules that are good for all of these, keys of `steprule.rule.NEEDS`.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    for need in needs:
+        if need not in NEEDS:
+            raise ValueError(f"--need {need!r} is unknown; {_nearest(need, NEEDS)}")
+    chosen = {name: rule for name, rule in RULES.items() if set(needs) <= set(rule.needs)}
+    output = Table(title=f"{len(chosen)} of {len(RULES)} optimizers", title_justify="left", show_lines=True)
+    output.add_column("name\nclass", no_wrap=True)
+    output.add_column("bytes an\nelement", justify="right")
+    output.add_column("in\ntorch")
+    output.add_column("good for", no_wrap=True)
+    output.add_column("what it is\npaper\nstates", overflow="fold")
+    for name, rule in chosen.items():
+        kept = [state for state in rule.states_for(rule.hyperparameters) if state in rule.tensor_states]
+        optional = [f"({state})" for state in rule.tensor_states if state not in kept]
+        count = sum(state_bytes(rule, state, "float32") for state in kept)
+        is_torchs = "yes" if hasattr(torch.optim, rule.__name__) else ""
+        lines = [summary(rule), paper(rule), ", ".join(kept + optional)]
+        output.add_row(
+            f"{name}\n{rule.__name__}", f"{count:g}", is_torchs, "\n".join(rule.needs), "\n".join(filter(None, lines))
+        )
+    console = Console()
+    console.print(output)
+    console.print("Bytes are those of float32 states; states in parentheses are only there with other settings.")
+
+
+def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> None:
+    """Prints what there is to know about a rule, or its kernel.
+
+    Args:
+        name: as for `find`.
+        latex: print the formula as LaTeX.
+        kernel: "cpu" or "gpu" to print the source of that kernel and nothing else.
+
+    Raises:
+        ValueError: name or kernel is unknown.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from steprule.formula import formula_latex, formula_text
+
+    rule = find(name)
+    if kernel is not None:
+        print(kernel_text(rule, kernel))
+        return
+    write = formula_latex if latex else formula_text
+    settings = ", ".join(f"{key}={value!r}" for key, value in rule.hyperparameters.items())
+    parts = [f"{rule.__name__}(params, {settings})", inspect.cleandoc(rule.__doc__ or ""), write(rule)]
+    for condition in dict.fromkeys(rule.state_when.values()):
+        if not rule.hyperparameters[condition]:
+            value = True if isinstance(rule.hyperparameters[condition], bool) else 0.9
+            parts.append(f"With {condition}:\n\n{write(rule, {condition: value})}")
+    if not latex:
+        parts.append("A state with a prime has its new value.")
+    print(*parts, sep="\n\n", end="\n\n")
+    title = "States, and their bytes an element in three formats" if rule.states else "No states"
+    output = Table(title=title, title_justify="left")
+    for heading in ("state", "begins at", "kept"):
+        output.add_column(heading)
+    for heading in STATE_FORMATS:
+        output.add_column(heading, justify="right")
+    for state in rule.states:
+        sizes = ["one number a tensor"]
+        if state in rule.tensor_states:
+            sizes = [f"{state_bytes(rule, state, kind):.3g}" for kind in STATE_FORMATS]
+        conditions = " and ".join(_condition(rule, state))
+        output.add_row(state, str(rule.initial.get(state, 0)), f"with {conditions}" if conditions else "always", *sizes)
+    Console().print(output)
+    for need in rule.needs:
+        print(f"{need}: {NEEDS[need]}")
+    if rule.when:
+        print(f"\nWhen: {rule.when}")
+
+
+def _condition(rule: type[Rule], state: str) -> list[str]:
+    """The hyperparameter that a state is kept for, if it is for one."""
+    return [rule.state_when[state]] if state in rule.state_when else []
+
+
+def _nearest(word: str, choices: Any) -> str:
+    near = difflib.get_close_matches(word, choices, 1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"

@@ -1,0 +1,396 @@
+"""A rule's formula as a paper prints it, read off the traced expression: whatever can be stepped can be printed."""
+# ruff: noqa: RUF001, RUF002, RUF003 - a minus is printed as one
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from steprule.engine.trace import Expression, Formula, scalar_name, trace
+from steprule.pieces import atan2, cbrt
+from steprule.rule import Rule, check_hyperparameters, check_names
+
+
+def formula_text(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> str:
+    """A rule's formula as lines such as ``exp_avg ← beta1·exp_avg + (1 − beta1)·grad``.
+
+    The parameter's new value comes last. After its line a state's new value is written with a prime, ``exp_avg'``; a
+    state that stays as it is has no line. What is used several times may have one: ``u = grad + weight_decay·param``.
+    What only keeps inf and NaN from spreading is left out.
+
+    Args:
+        rule: the rule.
+        hyper: hyperparameters other than the defaults. Of numbers only the states that they call for show.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter is unknown, or its value is out of range.
+        RuleError: the rule is none that an engine can run.
+    """
+    return "\n".join(_Writer(rule, hyper or {}).lines)
+
+
+def formula_latex(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> str:
+    """The same as one LaTeX environment, ``aligned``, to stand in math mode; it needs the package amsmath.
+
+    A value after the step has the subscript t, one before it t - 1. Arguments and errors as for `formula_text`.
+    """
+    lines = [re.sub(r"([_^])\{(\w)\}", r"\1\2", line) for line in _LatexWriter(rule, hyper or {}).lines]
+    return "\n".join([r"\begin{aligned}", " \\\\\n".join(lines), r"\end{aligned}"])
+
+
+@dataclass(frozen=True, eq=False)
+class _Term:
+    """An expression in the shape in which it is printed. Terms that print alike are one object."""
+
+    op: str
+    args: tuple[Any, ...]
+    scalar: bool
+
+
+class _Terms:
+    """Makes terms of a formula's expressions: recognises what the functions of `steprule.pieces` have become."""
+
+    def __init__(self, formula: Formula) -> None:
+        self._formula = formula
+        self._known: dict[tuple[Any, ...], _Term] = {}
+        self._of: dict[int, _Term] = {}
+        self._kept: list[Expression] = []  # so that no other expression gets its id
+
+    def of(self, x: Expression) -> _Term:
+        if id(x) not in self._of:
+            self._kept.append(x)
+            self._of[id(x)] = self._term(x)
+        return self._of[id(x)]
+
+    def _term(self, x: Expression) -> _Term:
+        value = x.args[0]
+        if x.op == "term":
+            return value  # type: ignore[no-any-return]
+        if x.op == "constant" and value < 0:
+            return self._make("neg", self._leaf("constant", -value, True))
+        if x.op == "input" and value in self._formula.sums:
+            one = self._formula.sums[value]
+            return self._make("total_of_all" if one.of_all else "total", self.of(one.expression))
+        if x.op == "input" and value.removeprefix("new_") in self._formula.scalar_outputs.keys() - {value}:
+            return self.of(self._formula.scalar_outputs[value.removeprefix("new_")])
+        if x.op in ("input", "constant"):
+            return self._leaf(x.op, value, x.scalar)
+        return self._make(x.op, *map(self.of, x.args))
+
+    def _leaf(self, op: str, value: Any, scalar: bool) -> _Term:
+        return self._known.setdefault((op, repr(value)), _Term(op, (value,), scalar))
+
+    def _make(self, op: str, *args: _Term) -> _Term:
+        match op, args:
+            case "add", (avg, _Term("mul", (_Term("sub", (_Term("constant", (1.0,)), beta)) as rest, _Term("sub", (value, old))))) if old is avg:  # fmt: skip
+                return self._make("add", self._make("mul", beta, avg), self._make("mul", rest, value))  # ema
+            case "where", (_Term("lt", (avg, _Term("constant", (math.inf,)))), finite, _Term("add", (old, _))) if old is avg:  # fmt: skip
+                return finite  # ema_sq
+            case "where", (_Term("eq", (decay, _Term("constant", (0.0,)))), x, _Term("add" | "sub", (y, _Term("mul", (factor, _)))) as decayed) if x is y and factor is decay:  # fmt: skip
+                return decayed  # l2
+            case "where", (_Term("gt", (x, _Term("constant", (0.0,)))), _Term("constant", (1.0,)), _Term("where", (_Term("lt", (y, _)), _Term("neg", (_Term("constant", (1.0,)),)), z))) if x is y is z:  # fmt: skip
+                return self._make("sign", x)
+            case "where", (_Term("lt", (y, _)), _Term("neg", (angle,)), z) if z is angle:
+                quotients = [part.args for part in _parts(angle, set()) if part.op == "div"]
+                for x in [x for over, x in quotients if over.op == "abs" and over.args[0] is y]:
+                    if self.of(atan2(_expression(y), _expression(x)).args[2]) is angle:
+                        return self._make("atan2", y, x)
+            case "where", (_Term("and", (_Term("gt", (x, _)), _)) as condition, root, y) if x is y:
+                written_out = cbrt(_expression(x))
+                if self.of(written_out.args[0]) is condition and self.of(written_out.args[1]) is root:
+                    return self._make("cbrt", x)
+            case "where", (_Term("eq", (x, y)), z, _) if x is y:
+                return z  # x is not NaN
+            case "where", (condition, x, y) if (certain := self._where(condition, x, {})) is not x:
+                return self._make("where", condition, certain, y)
+            case "maximum" | "minimum", (x, _Term("constant", (tiny,)) | _Term("neg", (_Term("constant", (tiny,)),))) if 0 < tiny < 1e-200:  # fmt: skip
+                return x  # x is not 0
+            case "mul", (_Term("constant", (0.0,)) as zero, _):
+                return zero
+            case "add" | "sub", (x, _Term("constant", (0.0,))):
+                return x
+            case "mul" | "div", (x, _Term("constant", (1.0,))):
+                return x
+            case "mul", (x, y) if x is y:
+                return self._make("square", x)
+            case "pow", (x, _Term("constant", (2.0,))):
+                return self._make("square", x)
+            case "sqrt", (_Term("total", (_Term("square", (x,)),)),):
+                return self._make("norm", x)
+            case "div", (_Term("total", (x,)), _Term("input", ("numel",))):
+                return self._make("mean", x)
+            case "add" | "sub", (x, _Term("neg", (y,))):
+                return self._make("sub" if op == "add" else "add", x, y)
+        scalar = op in ("total", "total_of_all", "norm", "mean") or all(arg.scalar for arg in args)
+        return self._known.setdefault((op, *map(id, args)), _Term(op, args, scalar))
+
+    def _where(self, condition: _Term, x: _Term, known: dict[_Term, _Term]) -> _Term:
+        """What x is where a condition holds, which says so already."""
+        if x not in known:
+            match x, condition:
+                case _Term("where", (same, value, _)), _ if same is condition:
+                    known[x] = value
+                case _Term("maximum", (value, bound)), _Term("gt", (y, low)) if value is y and bound is low:
+                    known[x] = value
+                case _Term("input" | "constant" | "total" | "total_of_all" | "norm" | "mean"), _:
+                    known[x] = x
+                case _:
+                    known[x] = self._make(x.op, *(self._where(condition, arg, known) for arg in x.args))
+        return known[x]
+
+
+def _expression(term: _Term) -> Expression:
+    return Expression("term", (term,), term.scalar)
+
+
+def _parts(term: _Term, seen: set[_Term]) -> Iterator[_Term]:
+    """The operations of a term, each once and after its arguments, without those that have been seen."""
+    if term not in seen and term.op not in ("input", "constant"):
+        seen.add(term)
+        for arg in term.args:
+            yield from _parts(arg, seen)
+        yield term
+
+
+# For each operation how it is written, how strongly it binds, and how strongly its arguments must. What is missing here
+# is written as a function, which binds as names do.
+_NAME = 8
+_CONDITIONS = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
+_Forms = dict[str, tuple[str, int, tuple[int, ...]]]
+_TEXT: _Forms = {
+    "where": ("{1} if {0} else {2}", 0, (1, 1, 0)),
+    "or": ("{} or {}", 1, (1, 2)),
+    "and": ("{} and {}", 2, (2, 3)),
+    "not": ("not {}", 3, (3,)),
+    **{op: (f"{{}} {sign} {{}}", 4, (5, 5)) for op, sign in zip(_CONDITIONS, "<≤>≥=≠", strict=False)},
+    "add": ("{} + {}", 5, (5, 5)),
+    "sub": ("{} − {}", 5, (5, 6)),
+    "neg": ("−{}", 5, (6,)),
+    "mul": ("{}·{}", 6, (6, 6)),
+    "div": ("{}/{}", 6, (6, 7)),
+    "square": ("{}²", 7, (8,)),
+    "pow": ("{}^{}", 7, (8, 8)),
+    "sqrt": ("√({})", _NAME, (0,)),
+    "abs": ("|{}|", _NAME, (0,)),
+    "norm": ("‖{}‖", _NAME, (0,)),
+}
+_LATEX: _Forms = {
+    **_TEXT,
+    "where": (r"\begin{{cases}} {1} & \text{{if }} {0} \\ {2} & \text{{otherwise}} \end{{cases}}", 0, (0, 0, 0)),
+    "or": (r"{} \lor {}", 1, (1, 2)),
+    "and": (r"{} \land {}", 2, (2, 3)),
+    "not": (r"\lnot {}", 3, (5,)),
+    "le": (r"{} \le {}", 4, (5, 5)),
+    "ge": (r"{} \ge {}", 4, (5, 5)),
+    "ne": (r"{} \ne {}", 4, (5, 5)),
+    "sub": ("{} - {}", 5, (5, 6)),
+    "neg": ("-{}", 5, (6,)),
+    "mul": ("{} {}", 6, (6, 6)),
+    "div": (r"\frac{{{}}}{{{}}}", 7, (0, 0)),
+    "div in div": ("{} / {}", 6, (6, 7)),
+    "square": ("{}^2", 7, (8,)),
+    "pow": ("{}^{{{}}}", 7, (8, 0)),
+    "sqrt": (r"\sqrt{{{}}}", _NAME, (0,)),
+    "cbrt": (r"\sqrt[3]{{{}}}", _NAME, (0,)),
+}
+_FENCES = {"abs": (r"\lvert ", r" \rvert"), "norm": (r"\lVert ", r" \rVert"), "floor": (r"\lfloor ", r" \rfloor")}
+_FUNCTIONS = {"maximum": "max", "minimum": "min", "total": "sum", "total_of_all": "sum_all"}
+_SYMBOLS = {
+    "step": "t", "numel": "n", "param": "theta", "grad": "g", "lr": "eta", "eps": "epsilon", "weight_decay": "lambda",
+    "momentum": "mu", "dampening": "tau", "exp_avg": "m", "exp_avg_sq": "v", "square_avg": "v", "momentum_buffer": "b",
+    "max_exp_avg_sq": r"\hat{v}", "initial_param": "theta0",
+}  # fmt: skip
+_GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "kappa", "lambda", "mu", "rho", "tau")
+
+
+class _Writer:
+    """Writes a rule's lines, each after those that it refers to."""
+
+    forms = _TEXT
+    arrow, equals = " ← ", " = "
+
+    def __init__(self, rule: type[Rule], hyper: Mapping[str, Any]) -> None:
+        check_names(rule.__name__, hyper, rule.hyperparameters)
+        hyper = {**rule.hyperparameters, **hyper}
+        check_hyperparameters(rule, hyper)
+        formula = trace(rule, hyper)
+        terms = _Terms(formula)
+        traced = {**formula.outputs, **formula.scalar_outputs}
+        outputs = {name: terms.of(traced[name]) for name in (*rule.states, "param") if name in traced}
+        self.lines: list[str] = []
+        self._operands = ("grad", *outputs)
+        words = {scalar_name(*scalar): _singular(*scalar) for scalar in formula.scalars}
+        taken = Counter([*self._operands, *words.values()])
+        self._words = {name: text if taken[text] == 1 else name for name, text in words.items()}
+        self._symbols = self._choose_symbols()
+        letters = itertools.chain("uwqyzhk", (f"u{i}" for i in itertools.count(1)))
+        self._locals = (name for name in letters if name not in self._symbols.values())
+        self._names: dict[_Term, str] = {}  # what has been written
+        self._outputs: dict[_Term, str] = {}
+        for name, term in outputs.items():
+            if term.op not in ("input", "constant"):
+                self._outputs.setdefault(term, name)
+        seen: set[_Term] = set()
+        parts = [part for term in outputs.values() for part in _parts(term, seen)]
+        uses = Counter(arg for part in parts for arg in part.args)
+        self._lines_of_own = set(self._outputs)
+        for part in parts:
+            if uses[part] > 1 and part.op not in _CONDITIONS and self._size(part) >= 2 + part.scalar:
+                self._lines_of_own.add(part)
+        self._depth = 0  # fractions around what is being written
+        for name, term in outputs.items():
+            text = self._write(term)
+            if self._outputs.get(term) != name and term.args != (name,):
+                self.lines.append(self._target(name) + self.arrow + text)
+
+    def _write(self, term: _Term, strength: int = 0) -> str:
+        """A term as part of another one that needs it to bind as strongly as that."""
+        if term in self._names:
+            return self._names[term]
+        if term not in self._lines_of_own:
+            text, own = self._compose(term)
+            return text if own >= strength else self._fenced(text)
+        depth, self._depth = self._depth, 0
+        text, _ = self._compose(term)
+        self._depth = depth
+        if term in self._outputs:
+            name = self._outputs[term]
+            self._names[term] = self._new(name)
+            self.lines.append(self._target(name) + self.arrow + text)
+        else:
+            self._names[term] = self._local(next(self._locals))
+            self.lines.append(self._names[term] + self.equals + text)
+        return self._names[term]
+
+    def _size(self, term: _Term) -> int:
+        """The operations in a term that are written out there."""
+        return sum(1 for _ in _parts(term, self._lines_of_own - {term}))
+
+    def _compose(self, term: _Term) -> tuple[str, int]:
+        """A term's text and how strongly it binds."""
+        op, args = term.op, term.args
+        if op == "input":
+            return self._old(args[0]), _NAME
+        if op == "constant":
+            return self._number(args[0])
+        if op == "div" and self._depth and "div in div" in self.forms:
+            op = "div in div"
+        if op not in self.forms:
+            return self._function(_FUNCTIONS.get(op, op), [self._write(arg) for arg in args]), _NAME
+        form, own, needed = self.forms[op]
+        if op == "mul" and args[0].op == "div":  # (a/b)·c rather than a/b·c
+            needed = (7, 6)
+        self._depth += op == "div"
+        texts = [self._write(arg, strength) for arg, strength in zip(args, needed, strict=True)]
+        self._depth -= op == "div"
+        return self._filled(op, form, texts), own
+
+    # What is different in LaTeX
+
+    def _choose_symbols(self) -> dict[str, str]:
+        return self._words | {name: name for name in (*self._operands, "step", "numel")}
+
+    def _old(self, name: str) -> str:
+        return self._symbols.get(name, name)
+
+    def _new(self, name: str) -> str:
+        return f"{name}'"
+
+    def _target(self, name: str) -> str:
+        return name
+
+    def _local(self, name: str) -> str:
+        return name
+
+    def _fenced(self, text: str, left: str = "(", right: str = ")") -> str:
+        return left + text + right
+
+    def _function(self, name: str, args: list[str]) -> str:
+        return name + self._fenced(", ".join(args))
+
+    def _filled(self, op: str, form: str, args: list[str]) -> str:
+        if op in ("abs", "norm") and form[0] in args[0]:  # |a − |b|| cannot be read
+            return self._function(op, args)
+        return form.format(*args)
+
+    def _number(self, value: float) -> tuple[str, int]:
+        return "∞" if value == math.inf else str(value).lower().removesuffix(".0"), _NAME
+
+
+class _LatexWriter(_Writer):
+    forms = _LATEX
+    arrow = equals = " &= "
+
+    def _choose_symbols(self) -> dict[str, str]:
+        symbols: dict[str, str] = {}
+        for name in ("step", "numel", *self._operands, *self._words):
+            words = self._words.get(name, name)
+            symbol = _subscripted(_SYMBOLS.get(words, words))
+            is_taken = symbol in symbols.values()
+            symbols[name] = rf"\mathrm{{{words}}}".replace("_", r"\_") if is_taken or not symbol else symbol
+        return symbols
+
+    def _old(self, name: str) -> str:
+        symbol = super()._old(name)
+        return _at(symbol, "t" if name == "grad" else "t-1") if name in self._operands else symbol
+
+    def _new(self, name: str) -> str:
+        return _at(self._symbols[name], "t")
+
+    _target = _new
+
+    def _local(self, name: str) -> str:
+        return _at(_subscripted(name), "t")
+
+    def _fenced(self, text: str, left: str = "(", right: str = ")") -> str:
+        is_tall = any(command in text for command in (r"\frac", r"\sqrt", r"\begin"))
+        return rf"\left{left}{text}\right{right.lstrip()}" if is_tall else left + text + right
+
+    def _function(self, name: str, args: list[str]) -> str:
+        if name in _FENCES:
+            return self._fenced(args[0], *_FENCES[name])
+        command = rf"\{name}" if name in ("max", "min", "exp", "log") else rf"\operatorname{{{name}}}"
+        return command.replace("_", r"\_") + self._fenced(", ".join(args))
+
+    def _filled(self, op: str, form: str, args: list[str]) -> str:
+        if op in _FENCES:
+            return self._function(op, args)
+        if op == "mul" and re.search(r"\\mathrm\{\S*  |  (\d|\\mathrm)", "  ".join(args)):
+            form = r"{} \cdot {}"  # words and numbers side by side would run together
+        if op == "where" and args[2].startswith(r"\begin{cases} "):  # further cases
+            form, args[2] = form.partition("{2}")[0] + "{2}", args[2].removeprefix(r"\begin{cases} ")
+        return form.format(*args)
+
+    def _number(self, value: float) -> tuple[str, int]:
+        text, own = super()._number(value)
+        digits, power, exponent = text.replace("∞", r"\infty").partition("e")
+        if not power or not digits[0].isdigit():
+            return text.replace("∞", r"\infty"), own
+        ten = f"10^{{{int(exponent)}}}"
+        return (ten, 7) if digits == "1" else (rf"{digits} \cdot {ten}", 6)
+
+
+def _singular(name: str, index: int | None) -> str:
+    """beta1 for betas[0]."""
+    return name if index is None else f"{name.removesuffix('s')}{index + 1}"
+
+
+def _subscripted(word: str) -> str:
+    r"""\beta_{1} for beta1 and u_{1} for u1; nothing for what is no letter's name."""
+    stem = word.rstrip("0123456789")
+    letter = rf"\{stem}" if stem in _GREEK else stem
+    if stem == word:
+        return letter if len(word) == 1 or letter[0] == "\\" else ""
+    return rf"{letter}_{{{word[len(stem) :]}}}" if len(stem) == 1 or letter[0] == "\\" else ""
+
+
+def _at(symbol: str, time: str) -> str:
+    """The symbol at a time; what has the index 0 never changes."""
+    if symbol.endswith("_{0}"):
+        return symbol
+    return f"{symbol[:-1]},{time}}}" if re.search(r"_\{\d+\}$", symbol) else f"{symbol}_{{{time}}}"
