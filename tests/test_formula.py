@@ -300,6 +300,116 @@ def test_pieces_that_are_traced_as_arithmetic_are_recognised():
     ]  # fmt: skip
 
 
+INF = math.inf
+p = pieces
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        (lambda x, g, step, lr: (g**3) ** 2 + (g**2) ** 3 + (2.0**step) ** lr, "(grad^3)² + (grad²)^3 + (2^step)^lr"),
+        (lambda x, g, step, lr: (g * g) * (g * g), "(grad²)²"),
+        (lambda x, g, step, lr: (g / x) * lr - g / (x * lr), "(grad/param)·lr − grad/(param·lr)"),
+        (lambda x, g, step, lr: x - (g - lr) + (-g) * x, "param − (grad − lr) + (−grad)·param"),
+        (lambda x, g, step, lr: abs(g) + 1 / abs(g), "|grad| + 1/|grad|"),
+        (
+            lambda x, g, step, lr: p.where(g > 0, p.where(x >= 0, 1, g), p.where(x <= 0, 2, g)),
+            "(1 if param ≥ 0 else grad) if grad > 0 else 2 if param ≤ 0 else grad",
+        ),
+        (lambda x, g, step, lr: p.where(~((g > 0) | (x > 0)), x, g), "param if not (grad > 0 or param > 0) else grad"),
+        (lambda x, g, step, lr: p.where(~(g > 0) & (x > 0), x, g), "param if not grad > 0 and param > 0 else grad"),
+        (
+            lambda x, g, step, lr: p.where(((g > 0) | (x > 0)) & (x != 1), x, g),
+            "param if (grad > 0 or param > 0) and param ≠ 1 else grad",
+        ),
+        (
+            lambda x, g, step, lr: p.where((g > 0) | (x > 0) & (x != 1), x, g),
+            "param if grad > 0 or param > 0 and param ≠ 1 else grad",
+        ),
+        (
+            lambda x, g, step, lr: p.where(g * x > 0, 1, 2) - p.where(g * x > 0, 3, g),
+            "(1 if grad·param > 0 else 2) − (3 if grad·param > 0 else grad)",
+        ),
+        (lambda x, g, step, lr: p.where(step == 1, 0 * g, g), "0 if step = 1 else grad"),
+        # What is recognised, and what only looks like it.
+        (lambda x, g, step, lr: p.where(g < 0, -p.log(abs(g) / x), p.log(abs(g) / x)), None),
+        (
+            lambda x, g, step, lr: p.where((g > 0) & (g < INF), p.sqrt(g), g),
+            "√(grad) if grad > 0 and grad < ∞ else grad",
+        ),
+        (lambda x, g, step, lr: p.where(g > 1, p.maximum(g, 2), x), "max(grad, 2) if grad > 1 else param"),
+        (lambda x, g, step, lr: p.where(g > 1, p.maximum(g, 1), x), "grad if grad > 1 else param"),
+        (lambda x, g, step, lr: p.where(g > 1, 2 / p.where(g > 1, g, 1), x), "2/grad if grad > 1 else param"),
+        (
+            lambda x, g, step, lr: p.where(g > 1, p.total(p.where(g > 1, 1, 0)), x),
+            "sum(1 if grad > 1 else 0) if grad > 1 else param",
+        ),
+        (lambda x, g, step, lr: p.log(p.maximum(g, 1e-300)) + p.maximum(g, 1e-3), "log(grad) + max(grad, 0.001)"),
+        (
+            lambda x, g, step, lr: p.ema(x, g, lr) + (x + lr * (g - x)),
+            "lr·param + (1 − lr)·grad + param + lr·(grad − param)",
+        ),
+        (lambda x, g, step, lr: p.ema_sq(x, g, lr), "lr·param + (1 − lr)·grad²"),
+        (lambda x, g, step, lr: p.l2(g, x, lr), "grad + lr·param"),
+        (lambda x, g, step, lr: p.where(lr == 0, g, g + step * x), "grad if lr = 0 else grad + step·param"),
+    ],
+)
+def test_one_line(formula, text):
+    def update(param, grad, *, step, lr=0.1):
+        return formula(param, grad, step, lr)
+
+    if text is None:  # shared, so that it has a line
+        u = "u = log(|grad|/param)"
+        assert printed(update).splitlines() == [u, "param ← −u if grad < 0 else u"]
+    else:
+        assert printed(update) == f"param ← {text}"
+
+
+@pytest.mark.parametrize(
+    ("formula", "latex"),
+    [
+        (
+            lambda x, g, start, rate: (g / start + 1) / (g / start + 1 + g / x) * rate,
+            [
+                r"u_t &= \frac{g_t}{\theta_0} + 1 \\",
+                r"\theta_t &= \frac{u_t}{u_t + g_t / \theta_{t-1}} \cdot \mathrm{some\_rate}",
+            ],
+        ),
+        (
+            lambda x, g, start, rate: 2.5e-5 * (2 * p.where(g > 0, 1, p.where(g < 0, 2, p.where(g == 0, x, 3)))) * x,
+            [
+                r"\theta_t &= 2.5 \cdot 10^{-5} \cdot 2 \left(\begin{cases} 1 & \text{if } g_t > 0 \\ 2 & \text{if } g_t < 0 \\"
+                r" \theta_{t-1} & \text{if } g_t = 0 \\ 3 & \text{otherwise} \end{cases}\right) \theta_{t-1}",
+            ],
+        ),
+        (
+            lambda x, g, start, rate: abs(x / g) ** rate + p.norm(x) + rate * x * rate,
+            [
+                r"\theta_t &= \left\lvert \frac{\theta_{t-1}}{g_t}\right\rvert^{\mathrm{some\_rate}} + \lVert \theta_{t-1} \rVert"
+                r" + \mathrm{some\_rate} \cdot \theta_{t-1} \cdot \mathrm{some\_rate}"
+            ],
+        ),
+    ],
+)
+def test_lines_of_latex(formula, latex):
+    def update(param, grad, initial_param, *, some_rate=0.1):
+        return formula(param, grad, initial_param, some_rate), initial_param
+
+    assert printed(update, formula_latex).splitlines()[1:-1] == latex
+
+
+def test_two_states_with_one_value():
+    def update(param, grad, first, second):
+        value = first + 2 * grad
+        return param - value, value, value
+
+    assert printed(update).splitlines() == [
+        "first ← first + 2·grad",
+        "second ← first'",
+        "param ← param − first'",
+    ]
+
+
 def test_names_do_not_collide():
     def update(param, grad, u, m, exp_avg, *, beta1=0.5, betas=(0.1, 0.2)):
         shared = grad + beta1 * param

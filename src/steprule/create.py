@@ -280,7 +280,9 @@ def create_optimizer(
     at_first = {name: value(1) if callable(value) else value for name, value in {**known, **given}.items()}  # schedules
     check_hyperparameters(cls.rule, at_first)
     if layer_decay is not None and callable(lr):
-        raise ValueError(f"lr={lr!r} is a schedule, which layer_decay={layer_decay} cannot multiply; give groups their own")
+        raise ValueError(
+            f"lr={lr!r} is a schedule, which layer_decay={layer_decay} cannot multiply; give groups their own"
+        )
     fixed = {name: value for name, value in {**known, **given}.items() if not callable(value)}
     split = parameter_groups(
         model, lr=fixed.get("lr"), weight_decay=fixed.get("weight_decay"),
