@@ -22,6 +22,7 @@ bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/low_memory.py
 	$(BIN)/python benchmarks/services.py
+	$(BIN)/python benchmarks/rules.py
 	$(BIN)/python benchmarks/gpu.py
 
 docs: $(INSTALLED)  ## docs/optimizers.md, from the rules and what has been measured

@@ -3,82 +3,144 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from steprule.engine.trace import Expression, Formula
+from steprule.engine.trace import Evaluation, Expression, Formula
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 
+Pair = tuple[np.ndarray, np.ndarray]
+"""An exact value, and how far from it a computed one may be."""
+
+_COMPARE: dict[str, Any] = {
+    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
+}  # fmt: skip
+
 
 class Bound:
-    """Evaluates expressions in extended precision, with a bound on what arithmetic of `real` may do to them."""
+    """Evaluates expressions in extended precision, with a bound on what arithmetic of `real` may do to them.
 
-    def __init__(self, inputs: Mapping[str, np.ndarray | float], real: str) -> None:
-        self.inputs = inputs
-        self.unit, self.tiny = UNIT[real], TINY[real]
-        self.memo: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    What no element changes is computed in float64 and rounded once, and taken as exact in float64, unless a sum over
+    elements is in it.
 
-    def output(self, formula: Formula, name: str, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    Args:
+        formula: whose expressions.
+        inputs: the operands, the hyperparameters, the step, the scalar states and "numel" by name.
+        real: the dtype of the arithmetic.
+        kept: the dtype of each scalar state.
+    """
+
+    def __init__(
+        self, formula: Formula, inputs: Mapping[str, np.ndarray | float], real: str, kept: Mapping[str, str]
+    ) -> None:
+        self.formula, self.inputs, self.kept = formula, inputs, kept
+        self.real = real
+        self.memo: dict[tuple[int, bool], Pair] = {}
+        self.own: dict[str, Pair] = {}
+
+    def output(self, name: str, dtype: str) -> Pair:
         """The exact new value of an operand and how far a stored one may be from it."""
-        value, error = self(formula.outputs[name])
-        return value, error + np.abs(value) * UNIT[dtype] + TINY[dtype]
+        if name in self.formula.scalar_outputs:
+            return self._own(f"new_{name}")
+        return self._rounded(*self(self.formula.outputs[name]), dtype)
 
-    def __call__(self, node: Expression) -> tuple[np.ndarray, np.ndarray]:
-        if id(node) not in self.memo:
+    def __call__(self, node: Expression) -> Pair:
+        """An expression's value as an element's."""
+        if node.scalar:
+            value, error = self._number(node)
+            return (value, error) if value.dtype == bool else self._rounded(value, error, self.real)
+        return self._remembered(node, self, self.real)
+
+    def _number(self, node: Expression) -> Pair:
+        """A scalar's value in float64."""
+        if node.op == "constant":
+            return np.asarray(node.args[0]), np.zeros(())
+        if node.op == "input":
+            name = node.args[0]
+            return self._own(name) if name not in self.inputs else (np.asarray(self.inputs[name]), np.zeros(()))
+        args = [self._number(arg) for arg in node.args]
+        if not any(error for _, error in args):
+            inputs = {str(i): value for i, (value, _) in enumerate(args)}
+            operands = tuple(Expression("input", (i,), True) for i in inputs)
             with np.errstate(all="ignore"):
-                self.memo[id(node)] = self._evaluate(node)
-        return self.memo[id(node)]
+                value = np.asarray(Evaluation(inputs)(Expression(node.op, operands, True)))
+            is_whole = node.op == "pow" and float(args[1][0]).is_integer()
+            if self.real == "float64" and node.op in ("pow", "exp", "log") and not is_whole:
+                return value, np.abs(value) * 2 * UNIT["float64"]  # of which libraries differ in the last place
+            return value, np.zeros(())
+        return self._remembered(node, self._number, "float64")
 
-    def _rounded(self, value: np.ndarray, error: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        return value, error + np.abs(value) * self.unit + self.tiny
+    def _own(self, name: str) -> Pair:
+        """A sum over elements, or the new value of a scalar state."""
+        if name not in self.own:
+            if name in self.formula.sums:
+                values, errors = self(self.formula.sums[name].expression)
+                rounding = values.size * np.abs(values) * UNIT["float64"]
+                self.own[name] = values.sum(), (errors + rounding).sum()
+            else:
+                state = name.removeprefix("new_")
+                value, error = self._number(self.formula.scalar_outputs[state])
+                dtype = self.kept[state]
+                stored = np.asarray(value.astype(dtype), np.float64)
+                self.own[name] = (stored, error) if not error else self._rounded(value, error, dtype)
+        return self.own[name]
 
-    def _evaluate(self, node: Expression) -> tuple[np.ndarray, np.ndarray]:
-        if node.op == "input" and not node.scalar:
+    def _remembered(self, node: Expression, evaluate: Any, real: str) -> Pair:
+        key = id(node), evaluate is self
+        if key not in self.memo:
+            with np.errstate(all="ignore"):
+                self.memo[key] = self._evaluate(node, evaluate, real)
+        return self.memo[key]
+
+    @staticmethod
+    def _rounded(value: np.ndarray, error: np.ndarray | float, real: str) -> Pair:
+        value = np.asarray(value, np.longdouble)
+        return value, np.where(np.isinf(value), 0.0, error + np.abs(value) * UNIT[real] + TINY[real])
+
+    def _evaluate(self, node: Expression, evaluate: Any, real: str) -> Pair:
+        op = node.op
+        if op == "input":
             value = np.asarray(self.inputs[node.args[0]], np.longdouble)
             return value, np.zeros_like(value)
-        if node.scalar:  # computed in float64, rounded once
-            return self._rounded(np.asarray(self._scalar(node), np.longdouble), 0.0)
-        (a, ea), *rest = [self(arg) for arg in node.args]
-        if not rest:
-            if node.op == "sqrt":
-                root = np.sqrt(a)
-                return self._rounded(root, np.minimum(ea / root, np.sqrt(ea)))
-            return {"neg": -a, "abs": np.abs(a)}[node.op], ea
-        (b, eb), *rest = rest
-        if node.op == "add":
-            return self._rounded(a + b, ea + eb)
-        if node.op == "sub":
-            return self._rounded(a - b, ea + eb)
-        if node.op == "mul":
-            return self._rounded(a * b, np.abs(a) * eb + np.abs(b) * ea + ea * eb)
-        if node.op == "div":
+        pairs = [evaluate(arg) for arg in node.args]
+        (a, ea), (b, eb) = pairs[0], pairs[min(1, len(pairs) - 1)]
+        if op in ("neg", "abs"):
+            return (-a if op == "neg" else np.abs(a)), ea
+        if op == "not":
+            return ~a, ea
+        if op == "sqrt":
+            root = np.sqrt(a)
+            return self._rounded(root, np.fmin(ea / root, np.sqrt(ea)), real)
+        if op in ("add", "sub"):
+            return self._rounded(a + b if op == "add" else a - b, ea + eb, real)
+        if op == "mul":
+            return self._rounded(a * b, np.abs(a) * eb + np.abs(b) * ea + ea * eb, real)
+        if op == "div":
             quotient, room = a / b, np.abs(b) - eb
             error = np.where(room > 0, (ea + np.abs(quotient) * eb) / room, np.inf)
-            return self._rounded(quotient, error + np.abs(quotient) * self.unit)  # or times a rounded reciprocal
-        if node.op in ("maximum", "minimum"):
-            return getattr(np, node.op)(a, b), np.maximum(ea, eb)
-        if node.op in ("lt", "gt"):
-            unsure = np.abs(a - b) <= ea + eb
-            return (a < b if node.op == "lt" else a > b), unsure.astype(float)
-        if node.op == "where":
-            c, ec = rest[0]
+            return self._rounded(quotient, error + np.abs(quotient) * UNIT[real], real)  # or times a rounded reciprocal
+        if op in ("maximum", "minimum"):
+            choose = getattr(np, op)
+            chosen = choose(a, b)
+            return chosen, np.fmax(choose(a + ea, b + eb) - chosen, chosen - choose(a - ea, b - eb))
+        if op in _COMPARE:
+            unsure = (np.abs(a - b) <= ea + eb) & (ea + eb > 0) & (node.args[0] is not node.args[1])
+            return _COMPARE[op](a, b), unsure.astype(float)
+        if op in ("and", "or"):
+            decides = op == "or"  # what settles it whatever the other says
+            settled = (np.equal(a, decides) & (ea == 0)) | (np.equal(b, decides) & (eb == 0))
+            return (a & b if op == "and" else a | b), np.where(settled, 0.0, np.maximum(ea, eb))
+        if op == "where":
+            c, ec = pairs[2]
             chosen, other = np.where(a, b, c), np.where(a, c, b)
-            error = np.where(a, eb, ec)
-            return chosen, np.where(ea > 0, np.abs(chosen - other) + eb + ec, error)
-        raise NotImplementedError(node.op)
-
-    def _scalar(self, node: Expression) -> float:
-        if node.op == "input":
-            return float(self.inputs[node.args[0]])  # type: ignore[arg-type]
-        if node.op == "constant":
-            return float(node.args[0])
-        if node.op == "where":
-            return self._scalar(node.args[1] if self._scalar(node.args[0]) else node.args[2])
-        args = [self._scalar(arg) for arg in node.args]
-        operations = {
-            "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
-            "pow": lambda a, b: a**b, "neg": lambda a: -a, "eq": lambda a, b: a == b, "sqrt": np.sqrt,
-        }  # fmt: skip
-        return operations[node.op](*args)
+            return chosen, np.where(ea > 0, np.abs(chosen - other) + eb + ec, np.where(a, eb, ec))
+        function = {"exp": np.exp, "log": np.log, "floor": np.floor, "pow": lambda x: x ** np.longdouble(b)}.get(op)
+        if function is None or (op == "pow" and np.any(eb > 0)):
+            raise NotImplementedError(op)
+        ends = [np.abs(function(np.maximum(a + side * ea, 0.0) if op in ("log", "pow") else a + side * ea) - function(a))
+                for side in (-1, 1)]  # fmt: skip
+        value, error = self._rounded(function(a), np.maximum(*ends), real)
+        return value, error + np.abs(value) * UNIT[real]  # libraries' are right to one place more

@@ -11,22 +11,45 @@ import torch
 from steprule.engine import cpu, gpu
 from steprule.engine.eager import step_tensors
 from steprule.engine.gpu_plan import GpuPlan
+from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
+from steprule.engine.trace import nonnegative_states
 from steprule.rule import Rule
 
 Operands = dict[str, torch.Tensor]
 
 
-def random_operands(rule: type[Rule], hyper: Mapping[str, Any], size: int, dtype: torch.dtype, seed: int) -> Operands:
-    """Operands as after some steps: averages of squares are positive, magnitudes span several decades."""
+def random_operands(
+    rule: type[Rule], hyper: Mapping[str, Any], size: int, dtype: torch.dtype, seed: int, is_first: bool = False
+) -> Operands:
+    """Operands as after some steps: what cannot be negative is not, magnitudes span several decades.
+
+    Scalar states are 0-dim tensors.
+
+    Args:
+        rule, hyper: which operands there are.
+        size, dtype: of those that are tensors.
+        seed: another one gives others.
+        is_first: whether states are what they begin at.
+    """
     generator = torch.Generator().manual_seed(seed)
     operands = {}
     for name in ("param", "grad", *filter(None, rule.states_for(hyper))):
+        first = rule.begins_at(name, operands.get("param"), hyper) if name in rule.states else 0.0
         spread = torch.randn(size, generator=generator, dtype=torch.float64)
         value = torch.randn(size, generator=generator, dtype=torch.float64) * 10**spread
         if "sq" in name or "square" in name:
             value = value**2
-        operands[name] = value.to(dtype)
+        elif name in nonnegative_states(rule, hyper):
+            value = value.abs()
+        if name in rule.scalar_states:
+            share = float(torch.rand((), generator=generator, dtype=torch.float64))
+            value = torch.tensor(first if is_first else (first or 1.0) * (0.2 + 0.7 * share), dtype=torch.float64)
+        elif is_first and name in rule.states:
+            value = value * 0 + first
+        kept = torch.float64 if rule.scalar_dtype == "float64" else torch.float32
+        kept = kept if name in rule.scalar_states else dtype
+        operands[name] = value.clamp(-torch.finfo(kept).max, torch.finfo(kept).max).to(kept)
     if "grad_avg" in operands:  # a mean square is at least the square of the mean
         operands["square_avg"] = (operands["square_avg"].double() + operands["grad_avg"].double() ** 2).to(dtype)
     return operands
@@ -37,11 +60,22 @@ def run_cpu(
 ) -> Operands:
     """One step by the compiled kernel, on copies."""
     fresh = {name: value.clone() for name, value in operands.items()}
-    dtypes = [str(value.dtype).removeprefix("torch.") for value in fresh.values()]
-    kernel = cpu.compiled(rule, hyper, maximize, dtypes)
-    plan = make_plan(kernel, [fresh], hyper, step)
-    kernel.launcher(plan, lambda: threads)()
+    kernel = cpu.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
+    step_cpu(kernel, make_plan(kernel, [fresh], hyper, step), [fresh], threads)
     return fresh
+
+
+def dtypes_of(rule: type[Rule], operands: Operands) -> list[str]:
+    """What a kernel for these operands is asked for."""
+    return [str(x.dtype).removeprefix("torch.") for name, x in operands.items() if name not in rule.scalar_states]
+
+
+def step_cpu(kernel: cpu.Kernel, plan: Plan, tensors: Sequence[Mapping[Any, torch.Tensor]], threads: int = 1) -> None:
+    """One step of a plan's tensors, of which each has its scalar states by name."""
+    if kernel.formula.own:
+        states = {name: [one[name].numpy() for one in tensors] for name in kernel.formula.scalar_outputs}
+        run_together([Planned(kernel, plan, states, lambda: threads)])
+    kernel.launcher(plan, lambda: threads)()
 
 
 def make_plan(kernel: cpu.Kernel, tensors: Sequence[Operands], hyper: Mapping[str, Any], step: int) -> Plan:
@@ -53,6 +87,8 @@ def make_plan(kernel: cpu.Kernel, tensors: Sequence[Operands], hyper: Mapping[st
         step_at=None,
         step_is_double=[],
         first_steps=[step - 1.0] * len(tensors),
+        tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)),
+        own=len(kernel.formula.own),
     )
 
 
@@ -79,10 +115,19 @@ def run_gpu(
 ) -> Operands:
     """One step by the GPU engine's kernel, on copies."""
     fresh = {name: value.to(GPU_DEVICE, copy=True) for name, value in operands.items()}
-    dtypes = [str(value.dtype).removeprefix("torch.") for value in fresh.values()]
-    kernel = gpu.compiled(rule, hyper, maximize, dtypes)
-    kernel.launcher(make_gpu_plan(kernel, [fresh], hyper, step))()
+    kernel = gpu.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
+    step_gpu(kernel, make_gpu_plan(kernel, [fresh], hyper, step), [fresh])
     return {name: value.cpu() for name, value in fresh.items()}
+
+
+def step_gpu(kernel: gpu.Kernel, plan: GpuPlan, tensors: Sequence[Mapping[Any, torch.Tensor]]) -> None:
+    """One step of a plan's tensors, of which each has its scalar states by name."""
+    if kernel.formula.own:
+        from steprule.engine.gpu_own import GpuPlanned
+
+        states = {name: [one[name] for one in tensors] for name in kernel.formula.scalar_outputs}
+        run_together([GpuPlanned(kernel, plan, states)])
+    kernel.launcher(plan)()
 
 
 def make_gpu_plan(
@@ -90,7 +135,7 @@ def make_gpu_plan(
 ) -> GpuPlan:
     return GpuPlan(
         GPU_DEVICE,
-        kernel.source,
+        [one.source for one in (kernel, *kernel.readings)],
         addresses=[[row[name + suffix].data_ptr() for row in tensors] for name, suffix in kernel.source.arrays],
         sizes=[row["param"].numel() for row in tensors],
         groups=[0] * len(tensors),

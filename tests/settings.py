@@ -35,3 +35,29 @@ def label(rule: type[Rule], hyper: dict[str, Any]) -> str:
 
 VARIANTS = [(rule, hyper) for rule in RULES.values() for hyper in variants(rule)]
 IDS = [label(rule, hyper) for rule, hyper in VARIANTS]
+
+TELLING = {
+    "weight_decay": 0.1, "dampening": 0.4, "lr_decay": 0.1, "initial_accumulator_value": 0.3, "lambd": 0.05, "t0": 1.5,
+    "trust_coefficient": 0.1, "gamma": 0.5, "max_lr": 0.2, "d0": 0.1, "d_coef": 0.7, "growth_rate": 1.5, "reps_rel": 0.1,
+    "warmup": 12.0, "warmup_steps": 7.0, "r": 0.5, "weight_lr_power": 1.5, "momentum_decay": 0.02,
+    "etas": (0.4, 1.3), "step_sizes": (0.01, 0.2),
+}  # fmt: skip
+"""Numbers at which a part of the formula does something that does nothing, or hardly shows, at its default."""
+
+
+def telling(rule: type[Rule], hyper: dict[str, Any]) -> dict[str, Any]:
+    """The same kernel's hyperparameters with telling numbers."""
+    told = {**hyper, **{name: value for name, value in TELLING.items() if name in hyper}}
+    return {**told, "dampening": 0.0} if hyper.get("nesterov") and "dampening" in hyper else told
+
+
+_STRUCTURES = {
+    "SGD": "no state", "SGD-momentum=0.9-nesterov=True": "one, and no step that is kept",
+    "RMSprop-momentum=0.9-centered=True": "states that must be exact", "Adam-amsgrad=True": "three", "AdamW": "the usual",
+    "NAdam": "a scalar state in step's dtype", "Adan": "four, of which one is the gradient",
+    "MADGRAD": "one that stays as it is", "LAMB": "sums over each tensor", "NovoGrad": "a scalar state that follows one",
+    "Prodigy": "sums over all tensors together, and several scalar states", "ScheduleFreeAdamW": "one that begins at param",
+}  # fmt: skip
+STRUCTURES = [(rule, hyper) for (rule, hyper), name in zip(VARIANTS, IDS, strict=True) if name in _STRUCTURES]
+"""One of each kind that a kernel, a checkpoint or a service may have to do with, for what knows nothing of formulas."""
+STRUCTURE_IDS = [name for name in IDS if name in _STRUCTURES]

@@ -17,7 +17,7 @@ from steprule.engine.eager import EagerStep
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
-from steprule.engine.trace import NO_SERVICES, Services, has_own, static_settings
+from steprule.engine.trace import NO_SERVICES, Services, static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, weight_format
 from steprule.formats.tensors import zeros
 from steprule.rules import SparseAdam
@@ -44,6 +44,7 @@ from steprule.states import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from steprule.engine.gpu_own import GpuPlanned
     from steprule.optimizer import Optimizer
     from steprule.services.device import OnDevice
 
@@ -202,8 +203,6 @@ class Entry:
             for x in (*scalars, *([step] if self.keeps_step else []))
         ):
             return False
-        if on_gpu and has_own(self.rule, self.group):
-            return False  # sums over tensors that the GPU engine has yet to learn
         kinds = [FORMATS[kind] for kind in self.formats.values()]
         if any(kind.grouped or kind.random == "element" for kind in kinds) and not param.is_contiguous():
             return False  # groups and elements are counted by row
@@ -225,8 +224,10 @@ class Entry:
         if self.keeps_step and "step" not in self.state:
             behind = 0 if self.rule.keeps_step or self.is_new else 1
             self.state["step"] = torch.full((), behind, **step_options(self.group, self.param))
-        if self.keeps_step and self.is_fast and self.engine == "gpu":
-            self.state["step"] = self.state["step"].to(self.param.device)
+        if self.is_fast and self.engine == "gpu":
+            for number in (*(["step"] if self.keeps_step else []), *self.scalar_states):
+                if number in self.state:
+                    self.state[number] = self.state[number].to(self.param.device)
         for name in self.names:  # in update's order, which is torch.optim's
             if name is None or isinstance(self.state.get(name), Tensor):
                 continue
@@ -404,17 +405,14 @@ class Pass:
         self._services = services = optimizer._services
         self._works: list[Any] = []
         self._launchers: list[Callable[[], None]] = []
-        self._planned: list[Planned] = []
+        self._planned: list[Planned | GpuPlanned] = []
         for kernels, bucket in buckets:
             kernel = kernels[0]
             plan = _plan(kernels, bucket, groups, services)
             self._plans.append((kernel, plan, slice(start, start + len(bucket))))
             start += len(bucket)
             if kernel.formula.own:
-                states = {
-                    name: [entry.state[name].numpy() for entry in bucket] for name in kernel.formula.scalar_outputs
-                }
-                self._planned.append(Planned(kernel, plan, states, torch.get_num_threads))
+                self._planned.append(_planned(kernel, plan, bucket))
             if services is not None:
                 members = [entry.member() for entry in bucket]
                 self._works.append(_work(kernels, plan, members, bucket[0].formats))
@@ -524,6 +522,8 @@ class Pass:
         assert services is not None
         gather = services.gathers and not gpu.is_recording(device.device)
         weight = device.begin()
+        if self._planned:
+            run_together(self._planned)
         for work in self._works:
             work.launch(gather)
         _count_write(self._params)
@@ -552,6 +552,16 @@ class Pass:
 def _launcher(kernel: Any, plan: Plan | GpuPlan) -> Callable[[], None]:
     threads = () if isinstance(plan, GpuPlan) else (torch.get_num_threads,)
     return kernel.launcher(plan, *threads)  # type: ignore[no-any-return]
+
+
+def _planned(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned | GpuPlanned:
+    states = {name: [entry.state[name] for entry in bucket] for name in kernel.formula.scalar_outputs}
+    if isinstance(plan, GpuPlan):
+        from steprule.engine.gpu_own import GpuPlanned
+
+        return GpuPlanned(kernel, plan, states)
+    kept = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
+    return Planned(kernel, plan, kept, torch.get_num_threads)
 
 
 def _work(kernels: list[Any], plan: Plan | GpuPlan, members: list[Member], formats: dict[str, str]) -> Any:
@@ -584,17 +594,14 @@ def _plan(
         "rows": [row_of(entry.param) for entry in bucket] if kernel.source.grouped or by_row else None,
         "numbers": [entry.place for entry in bucket],
         "by_row": by_row,
-        "tallies": max(len(one.source.tallies) for kernel in kernels for one in (kernel, *_readings(kernel))),
     }
+    sources: list[Any] = [one.source for kernel in kernels for one in (kernel, *kernel.readings)]
     if isinstance(kernel, gpu.Kernel):
         dtype = steps[0].dtype if steps else torch.float64
-        return GpuPlan(bucket[0].param.device, kernel.source, step_dtype=dtype, **tables)
+        return GpuPlan(bucket[0].param.device, sources, step_dtype=dtype, **tables)
     is_double = [step.dtype == torch.float64 for step in steps]
-    return Plan(step_is_double=is_double, own=len(kernel.formula.own), **tables)
-
-
-def _readings(kernel: Kernel) -> Sequence[cpu.Kernel]:
-    return kernel.readings if isinstance(kernel, cpu.Kernel) else ()
+    tallies = max(len(source.tallies) for source in sources)
+    return Plan(step_is_double=is_double, own=len(kernel.formula.own), tallies=tallies, **tables)
 
 
 def _filled(like: Tensor, value: Any) -> Tensor:

@@ -80,6 +80,7 @@ class Rule:
     decay: ClassVar[str] = "coupled"
     refuses: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
+    _counts_steps: ClassVar[bool] = False
     when: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
@@ -92,6 +93,7 @@ class Rule:
         function = getattr(function, "__func__", function)
         cls.update = staticmethod(function)  # type: ignore[attr-defined]
         cls.states, cls.hyperparameters = _read_signature(cls, function)
+        cls._counts_steps = "step" in inspect.signature(function).parameters
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
         allowed = {"state_when": (), "exact_when": ("always",), "initial": ("param",), "scalar_states": (None,)}
         for attribute, others in allowed.items():
@@ -138,7 +140,7 @@ class Rule:
     @classmethod
     def counts_steps(cls) -> bool:
         """Whether update asks for ``step``."""
-        return "step" in inspect.signature(cls.function()).parameters
+        return cls._counts_steps
 
     @classmethod
     def evaluate(

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from steprule.engine.trace import Expression, Formula, scalar_name
 from steprule.formats import FORMATS, HALVES, ITEM_SIZE, Format
@@ -170,6 +171,51 @@ def update(size, row, {addresses}, numbers):
 {give_tallies}
 '''
 
+_READING_IN_STRIPS = '''
+@njit(**FAST)
+def update(size, {addresses}, numbers):
+    """What one tensor's chunk adds to the sums; roots and divisions by themselves, in float32's vectors."""
+    {scalar_names} = numbers
+{before}{start_tallies}{room_lines}
+    first = 0
+    while first < size:
+        count = min(2 * GROUP, size - first)
+        for j in range(count):
+            i = first + j
+{body}
+        for j in range(count):
+{after}
+        first += count
+{give_tallies}
+'''
+
+_GROUPED_READING = '''
+@njit(forceinline=True, **FAST)
+def compute(first, group, size, {addresses}, numbers{tally_arguments}):
+    """What numbers that share a base add to the sums."""
+    {scalar_names} = numbers
+{before}    for j in range(size):
+        i = first + j
+{body}
+{return_tallies}
+
+@njit(**FAST)
+def update(size, row, {addresses}, numbers):
+    """A chunk of rows of this length, or of a tensor whose groups all are full."""
+{start_tallies}    first = group = 0
+    left = row
+    while first < size:
+        count = min(left, size - first, GROUP)
+        if count == GROUP:
+            {tallies}compute(first, group, GROUP, {addresses}, numbers{tally_arguments})
+        else:
+            {tallies}compute(first, group, count, {addresses}, numbers{tally_arguments})
+        first += count
+        left = left - count if left > count else row
+        group += 1
+{give_tallies}
+'''
+
 
 @dataclass(frozen=True)
 class Source:
@@ -281,6 +327,18 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     room_lines = [f"{room} = room_for_{room.removesuffix('_room')}(0)" for room in rooms]
     halves = [f"{room} + half" for room in rooms]
     start_tallies = [f"{name} = {'uint32' if name.startswith('top_') else real}(0)" for name in carried]
+    in_strips = not grouped and real == "float32" and any(map(_is_costly, _read_sums(formula)))
+    if in_strips:
+        for number, name in enumerate(_read_sums(formula, by_name=True)):
+            line = next(line for line in body if line.startswith(f"total_{name} = "))
+            value = line.removeprefix(f"total_{name} = add_up(total_{name}, float64(").removesuffix("))")
+            body[body.index(line)] = f"store_part_{name}({name}_room, j, {value})"
+            after.append(f"total_{name} = add_up(total_{name}, float64(load_part_{name}({name}_room, j)))")
+            accessors += [
+                f"load_part_{name}, store_part_{name} = array('float32', {len(arrays) + number})",
+                f"room_for_{name} = scratch({number})",
+            ]
+            room_lines.append(f"{name}_room = room_for_{name}(0)")
     if not formula.outputs:
         carried, start_tallies = [*tallies], [f"{name} = 0.0" for name in tallies]
     if grouped and formula.gathered:
@@ -328,13 +386,15 @@ def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source
     chunk_arguments += [f"{real}(factors[{place}])"] if formula.factor else []
     carried_names = "".join(f"{name}, " for name in carried).rstrip()
     given = "".join(f"{text}, " for text in tallies.values()).rstrip()
-    update = (_GROUPED_UPDATE if grouped else _UPDATE).format(
+    template = _UPDATE if not grouped else _GROUPED_UPDATE if formula.outputs else _GROUPED_READING
+    template = _READING_IN_STRIPS if in_strips else template
+    update = template.format(
         addresses=addresses,
         scalar_names="".join(f"{name}, " for name in names).rstrip() or "()",
         before="".join(f"    {line}\n" for line in before),
-        body=_indent(loads + body + stores, 2),
+        body=_indent(loads + body + stores, 2 + in_strips),
         between=_indent(between, 1),
-        after=_indent(after or ["pass"], 2),
+        after=_indent(after or ["pass"], 2 + in_strips),
         bases=_indent(bases, 1),
         rooms=", ".join(rooms),
         room_lines=_indent(room_lines, 1),
@@ -379,6 +439,26 @@ def purpose_of(formula: Formula, formats: Sequence[str], real: str) -> str:
     """What stands below it."""
     operands = ", ".join(f"{name} {kind}" for name, kind in zip(formula.operands, formats, strict=True))
     return f"Operands: {operands}; computed in {real}."
+
+
+def _read_sums(formula: Formula, by_name: bool = False) -> list[Any]:
+    """What a reading sums up, or the names of that; nothing for the formula of a step."""
+    sums = {} if formula.outputs else formula.sums
+    return [*sums] if by_name else [one.expression for one in sums.values()]
+
+
+def _is_costly(x: Expression) -> bool:
+    """Whether elements are divided or rooted in it, for which the vectors that float64 sums make of a loop are too short."""
+    waiting, seen = [x], set()
+    while waiting:
+        one = waiting.pop()
+        if one.scalar or one.op == "input" or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if one.op == "sqrt" or (one.op == "div" and not one.args[1].scalar):
+            return True
+        waiting += one.args
+    return False
 
 
 def keeps(name: str, expression: Expression) -> bool:

@@ -59,7 +59,10 @@ class Kernel:
         formula: what it computes.
         source: its text; source.arrays is the order of a plan's addresses.
         path: the file it was made from.
+        readings: kernels that go before it, for sums over elements.
     """
+
+    readings: tuple[Kernel, ...] = ()
 
     def __init__(self, formula: Formula, source: Source, path: Path, module: Any) -> None:
         self.formula = formula
@@ -78,6 +81,8 @@ class Kernel:
     def launcher(self, plan: GpuPlan) -> Callable[[], None]:
         """What takes every tensor of the plan one step further; returns before that is done.
 
+        Where tensors have numbers for themselves, `steprule.engine.gpu_own` counts steps and sees to these.
+
         Args:
             plan: its addresses must be valid whenever the launcher is called, and till the device is through.
         """
@@ -88,11 +93,12 @@ class Kernel:
         step = tl.float64 if plan.step_dtype == torch.float64 else tl.float32
 
         def launch() -> None:
-            plan.read_hyper()
+            if not self.formula.own:
+                plan.read_hyper()
             with on(plan.device):
                 prepare(
-                    plan.step_at, plan.groups, plan.numbers, plan.hyper, plan.scalars, plan.bits, plan.skip, plan.count,
-                    STEP=step, SIZE=TENSORS_AT_ONCE, **OPTIONS,
+                    plan.step_at, plan.steps, plan.own, plan.groups, plan.numbers, plan.hyper, plan.scalars, plan.bits,
+                    plan.skip, plan.count, STEP=step, SIZE=TENSORS_AT_ONCE, **OPTIONS,
                 )  # fmt: skip
                 if plan.chunk_count:
                     update(
@@ -116,10 +122,15 @@ def compiled(
     """The kernel for a rule, made when first asked for; arguments and errors as for `steprule.engine.cpu.compiled`."""
     key = (rule, static_settings(rule, hyper), maximize, tuple(formats), services)
     if key not in _kernels:
-        formula = trace(rule, hyper, maximize, services)
-        source = write_kernel(title_of(rule), formula, tuple(formats))
-        _kernels[key] = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
+        _kernels[key] = _compile(rule, trace(rule, hyper, maximize, services), tuple(formats))
     return _kernels[key]
+
+
+def _compile(rule: type[Rule], formula: Formula, formats: tuple[str, ...]) -> Kernel:
+    source = write_kernel(title_of(rule), formula, formats)
+    kernel = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
+    kernel.readings = tuple(_compile(rule, reading, formats) for reading in formula.readings)
+    return kernel
 
 
 def load_kernel(name: str, text: str) -> tuple[Path, Any]:

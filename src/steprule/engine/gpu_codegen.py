@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steprule.engine.codegen import Writer, compute_dtype, local_name, purpose_of, stored
-from steprule.engine.trace import Formula, scalar_name
+from steprule.engine.codegen import Writer, compute_dtype, keeps, local_name, purpose_of, stored
+from steprule.engine.trace import Expression, Formula, scalar_name
 from steprule.formats import FORMATS, GROUP, ROOTS, Format
 
 _BOTH = {
@@ -20,7 +20,7 @@ _BOTH = {
     "pow": "lib.power({}, {})",
     "multiply_add": "tl.fma({}, {}, {})",
 }
-_SCALAR_CALLS = {**_BOTH, "sqrt": "tl.sqrt({})"}
+_SCALAR_CALLS = {**_BOTH, "sqrt": "tl.sqrt({})", "floor": "tl.floor({})"}
 _CALLS = {
     "float32": {**_BOTH, "sqrt": "tl.sqrt_rn({})", "div": "tl.div_rn({}, {})"},
     "float64": _SCALAR_CALLS,
@@ -45,15 +45,14 @@ from steprule.formats.gpu import *
 
 
 @triton.jit
-def prepare(step_at, groups, numbers, hyper, scalars, bits, skip, count, STEP: tl.constexpr, SIZE: tl.constexpr):
-    """Counts every tensor's step, and computes what no element changes in float64 and random bits for roundings."""
+def prepare(
+    step_at, steps, own, groups, numbers, hyper, scalars, bits, skip, count, STEP: tl.constexpr, SIZE: tl.constexpr
+):
+    """Counts every tensor's step if nobody has, and computes what no element changes in float64 and random bits."""
     tensor = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     inside = tensor < count
     if tl.load(skip) == 0:
-        kept_at = tl.load(step_at + tensor, mask=inside, other=0).to(tl.pointer_type(STEP))
-        kept = tl.load(kept_at, mask=inside, other=0.0) + 1.0
-        tl.store(kept_at, kept, mask=inside)
-        step = kept.to(tl.float64)
+{step}
         zero = step * 0.0
         row_at = hyper + tl.load(groups + tensor, mask=inside, other=0) * {hyper_count}
 {scalar_body}
@@ -77,6 +76,15 @@ def update(address, sizes, chunks, scalars, bits, factors, partials, skip, count
 '''
 
 
+_COUNTS = """
+kept_at = tl.load(step_at + tensor, mask=inside, other=0).to(tl.pointer_type(STEP))
+kept = tl.load(kept_at, mask=inside, other=0.0) + 1.0
+tl.store(kept_at, kept, mask=inside)
+step = kept.to(tl.float64)
+""".strip().splitlines()
+_HAS_COUNTED = ["step = tl.load(steps + tensor, mask=inside, other=0.0)"]
+
+
 @dataclass(frozen=True)
 class Source:
     """A kernel as text.
@@ -91,7 +99,7 @@ class Source:
             "top_" largest absolute values.
         real: the dtype of the arithmetic.
         block: elements of a chunk.
-        scalars, bits: how many numbers of each kind a tensor has in the plan's tables.
+        scalars, bits, own: how many numbers of each kind a tensor has in the plan's tables.
     """
 
     text: str
@@ -104,6 +112,7 @@ class Source:
     block: int
     scalars: int
     bits: int
+    own: int
 
 
 def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Source:
@@ -126,8 +135,9 @@ def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Sour
     body = _loads(chosen, real)
     stores: list[str] = []
     for name, expression in formula.outputs.items():
-        value = writer.element(expression, body)
-        body.append(f"new_{name} = {f'tl.zeros_like(param) + {value}' if expression.scalar else value}")
+        if keeps(name, expression) and not chosen[name].grouped:
+            continue
+        body.append(f"new_{name} = {_each(writer, expression, body)}")
         stores += _store(name, chosen[name], formats[formula.operands.index(name)], real)
     tallies = _tally(formula, chosen["param"], writer, body)
     body += stores
@@ -135,6 +145,9 @@ def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Sour
         body.append(f"return {', '.join(tallies)}")
 
     steps_random = [name for name, one in chosen.items() if one.random == "step"]
+    has_seed = bool(steps_random) or by_element
+    if not formula.outputs:  # a reading, which rounds nothing
+        steps_random, by_element = [], False
     random = [f"random_{name}" for name in steps_random] + ["key"] * by_element
     passed = [f"{name}{suffix}_at" for name, suffix in arrays]
     passed += [*writer.hoisted.values(), *random]
@@ -144,7 +157,8 @@ def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Sour
     text = _TEMPLATE.format(
         title=title,
         purpose=purpose_of(formula, formats, real),
-        hyper_count=max(len(formula.scalars) + bool(random), 1),
+        step=_indent(_HAS_COUNTED if formula.own else _COUNTS, 2),
+        hyper_count=max(len(formula.scalars) + has_seed, 1),
         scalar_body=_indent(_scalar_lines(formula, writer, steps_random, by_element), 2),
         arguments=", ".join([*passed, "i", "element", "inside", *place]),
         body=_indent(body, 1),
@@ -155,13 +169,20 @@ def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Sour
         arrays=tuple(arrays),
         dtypes=tuple(dtypes[name + suffix] for name, suffix in arrays),
         grouped=grouped,
-        random=bool(random),
+        random=has_seed,
         tallies=tuple(tallies),
         real=real,
         block=block,
         scalars=len(writer.hoisted),
         bits=len(random),
+        own=len(formula.own),
     )
+
+
+def _each(writer: Writer, expression: Expression, lines: list[str]) -> str:
+    """The expression's value for each element of a block, even if it is the same for all."""
+    value = writer.element(expression, lines)
+    return f"tl.zeros_like(param) + {value}" if expression.scalar else value
 
 
 def _loads(chosen: dict[str, Format], real: str) -> list[str]:
@@ -205,6 +226,8 @@ def _tally(formula: Formula, param: Format, writer: Writer, lines: list[str]) ->
         lines.append(f"{name} = {value}")
         names.append(name)
 
+    for name, one in formula.sums.items() if not formula.outputs else ():
+        leave(f"total_{name}", f"lib.sum_of(({_each(writer, one.expression, lines)}).to(tl.float64), inside)")
     if formula.counted is not None:
         leave("total_zeroed", f"lib.sum_of({writer.element(formula.counted, lines)}, inside)")
     for name, expression in formula.gathered.items():
@@ -223,6 +246,8 @@ def _scalar_lines(formula: Formula, writer: Writer, steps_random: list[str], by_
     names = [local_name(scalar_name(*scalar)) for scalar in formula.scalars]
     names += ["seed"] if steps_random or by_element else []
     lines = [f"{name} = tl.load(row_at + {i}, mask=inside, other=0.0)" for i, name in enumerate(names)]
+    for i, name in enumerate(formula.own):
+        lines.append(f"{local_name(name)} = tl.load(own + {i} * count + tensor, mask=inside, other=0.0)")
     for i, (text, local) in enumerate(writer.hoisted.items()):
         lines.append(f"{local} = {text}")
         lines.append(f"tl.store(scalars + tensor * {len(writer.hoisted)} + {i}, {local}, mask=inside)")

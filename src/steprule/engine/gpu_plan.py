@@ -78,7 +78,7 @@ class GpuPlan:
 
     Args:
         device: where all tensors are.
-        source: the kernel's.
+        sources: of the kernels that work through it, which have the same arrays and blocks.
         addresses: for each of its arrays (param, grad, the others), the address of each tensor's first element.
         sizes: each tensor's number of elements.
         groups: each tensor's row in hyper.
@@ -89,10 +89,11 @@ class GpuPlan:
         rows: for kernels that work in groups or by row, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
-        tallies: how many numbers each chunk leaves in `partials`.
 
     Attributes:
         lengths: each tensor's number of elements.
+        steps: each tensor's step, for kernels that do not count it themselves.
+        own: a row for each of the numbers that tensors have for themselves.
         skip: 1 where the launch is to change nothing, an int32 on the device.
         factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
         partials: for each chunk its tallies.
@@ -102,7 +103,7 @@ class GpuPlan:
     def __init__(
         self,
         device: torch.device,
-        source: Source,
+        sources: Sequence[Source],
         addresses: Sequence[Sequence[int]],
         sizes: Sequence[int],
         groups: Sequence[int],
@@ -113,9 +114,8 @@ class GpuPlan:
         rows: Sequence[int] | None = None,
         numbers: Sequence[int] | None = None,
         by_row: bool = False,
-        tallies: int = 0,
     ) -> None:
-        count = len(sizes)
+        count, source = len(sizes), sources[0]
         self.device, self.count, self.lengths = device, count, list(sizes)
 
         def table(values: Any, dtype: type = np.int64) -> Tensor:
@@ -145,10 +145,12 @@ class GpuPlan:
         self.first_chunk, chunks = chunk_table(blocks)
         self.chunk_count = len(chunks)
         self.chunks = table(chunks, np.int32)
+        tallies, scalars = max(len(one.tallies) for one in sources), max(one.scalars for one in sources)
         self.partials = torch.zeros((self.chunk_count, tallies), dtype=torch.float64, device=device)
-        real = getattr(torch, source.real)
-        self.scalars = torch.zeros((count, max(source.scalars, 1)), dtype=real, device=device)
+        self.scalars = torch.zeros((count, max(scalars, 1)), dtype=getattr(torch, source.real), device=device)
         self.bits = torch.zeros((count, max(source.bits, 1)), dtype=torch.int32, device=device)
+        self.steps = torch.zeros(count, dtype=torch.float64, device=device)
+        self.own = torch.zeros((source.own, count), dtype=torch.float64, device=device)
         self.skip = torch.zeros(1, dtype=torch.int32, device=device)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ class Part(Protocol):
         """Counts their steps."""
 
     def read(self, level: int) -> dict[str, Any]:
-        """The sums of a level, for each tensor."""
+        """The sums of a level, for each tensor: a list of numbers, or a tensor on a device that nobody waits for."""
 
     def fill(self, level: int, sums: Mapping[str, Any]) -> None:
         """Takes over these sums, those over all tensors as one number, and computes what follows from them."""
@@ -36,16 +37,30 @@ def run_together(parts: Sequence[Part]) -> None:
     depth = max((len(part.formula.readings) for part in parts if part.formula is not None), default=0)
     for level in range(depth + 1):
         sums = [part.read(level) if level else {} for part in parts]
-        of_all: dict[str, Any] = {}
+        of_all: dict[str, list[Any]] = {}
         for part, own in zip(parts, sums, strict=True):
             for name, values in own.items():
                 if part.formula is not None and part.formula.sums[name].of_all:
-                    of_all.setdefault(name, []).extend(values)
-        for name, values in of_all.items():  # rounded once, whatever their order
-            are_plain = all(isinstance(x, float) and math.isfinite(x) for x in values)
-            of_all[name] = math.fsum(values) if are_plain else sum(values)
+                    of_all.setdefault(name, []).append(values)
+        totals = {name: _total(values) for name, values in of_all.items()}
         for part, own in zip(parts, sums, strict=True):
-            part.fill(level, {name: of_all.get(name, values) for name, values in own.items()})
+            part.fill(level, {name: totals.get(name, values) for name, values in own.items()})
+
+
+def _total(parts: Sequence[Any]) -> Any:
+    """The sum of all numbers of all parts: the same whatever their order, so that it does not depend on grouping."""
+    numbers = list(chain.from_iterable(x if isinstance(x, list) else [x] for x in parts))
+    places = {getattr(x, "device", None) for x in numbers}
+    if places == {None}:
+        return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
+    import torch
+
+    if len(places) == 1 or not any(isinstance(x, list) for x in parts):
+        place = numbers[0].device
+    else:  # what the host must know it has to wait for
+        place = torch.device("cpu")
+    wide = [torch.as_tensor(x, dtype=torch.float64).reshape(-1) for x in numbers]
+    return torch.cat([x.to(place, non_blocking=place.type != "cpu") for x in wide]).sort().values.sum()
 
 
 class Planned:

@@ -306,7 +306,8 @@ def trace(
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
     outputs = {name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()}
     own = _separate(rule.scalar_states, outputs)
-    nonnegative = _nonnegative(outputs)
+    begun = [name for name, first in rule.initial.items() if first == "param" or (isinstance(first, float) and first < 0)]
+    nonnegative = _nonnegative({name: new for name, new in outputs.items() if name not in begun}, own["own"])
     gathered = {}
     if services.gather:
         gathered = {"grad": seen, "update": outputs["param"] - param, "param": outputs["param"]}
@@ -421,21 +422,24 @@ _OPERATIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _nonnegative(outputs: Mapping[str, Expression]) -> frozenset[str]:
-    """The states whose new value is not negative if their old values are not, hyperparameters being at least 0."""
+def _nonnegative(outputs: Mapping[str, Expression], own: tuple[str, ...]) -> frozenset[str]:
+    """The states whose new value is not negative if their old values are not, hyperparameters being at least 0.
+
+    Of own numbers, such as a sum, nothing is known.
+    """
     candidates = set(outputs) - {"param"}
     while True:
-        kept = {name for name in candidates if _is_nonnegative(outputs[name], candidates)}
+        kept = {name for name in candidates if _is_nonnegative(outputs[name], candidates, own)}
         if kept == candidates:
             return frozenset(kept)
         candidates = kept
 
 
-def _is_nonnegative(x: Expression, states: set[str]) -> bool:
+def _is_nonnegative(x: Expression, states: set[str], own: tuple[str, ...]) -> bool:
     if x.op == "constant":
         return bool(x.args[0] >= 0)
     if x.scalar:  # lr, 1 - beta, ...
-        return x.op != "neg"
+        return x.op != "neg" and not _reads(x, own)
     if x.op == "input":
         return x.args[0] in states
     if x.op == "mul" and x.args[0] is x.args[1]:
@@ -443,8 +447,8 @@ def _is_nonnegative(x: Expression, states: set[str]) -> bool:
     if x.op == "add" and x.args[1].op == "mul" and x.args[1].args[0].scalar:
         difference = x.args[1].args[1]
         if difference.op == "sub" and difference.args[1] is x.args[0]:  # avg + weight * (value - avg)
-            return _is_nonnegative(x.args[0], states) and _is_nonnegative(difference.args[0], states)
-    sign = [_is_nonnegative(arg, states) for arg in x.args]
+            return _is_nonnegative(x.args[0], states, own) and _is_nonnegative(difference.args[0], states, own)
+    sign = [_is_nonnegative(arg, states, own) for arg in x.args]
     if x.op in ("add", "mul", "div", "minimum"):
         return all(sign)
     if x.op == "where":
@@ -452,6 +456,13 @@ def _is_nonnegative(x: Expression, states: set[str]) -> bool:
     if x.op == "pow":
         return sign[0] or (x.args[1].op == "constant" and x.args[1].args[0] % 2 == 0)
     return x.op in ("abs", "sqrt", "exp") or (x.op == "maximum" and any(sign))
+
+
+def _reads(x: Expression, names: tuple[str, ...]) -> bool:
+    """Whether any of these inputs is a part of an expression."""
+    if x.op == "input":
+        return x.args[0] in names
+    return any(_reads(arg, names) for arg in x.args if isinstance(arg, Expression))
 
 
 def scalar_name(name: str, index: int | None) -> str:

@@ -1,0 +1,136 @@
+"""The GPU engine's sums and scalar states: as `steprule.engine.own`, but the host never waits for one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from steprule.engine.gpu import Kernel
+from steprule.engine.gpu_plan import GpuPlan, on
+from steprule.engine.gpu_reading import Combination
+from steprule.engine.trace import Evaluation, Expression, Formula, scalar_name
+
+_BLOCK = 128
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def fetch(kept_at, are_double, numbers, skip, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Numbers that are kept one by one, float32 or float64, brought together."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.load(kept_at + i, mask=i < size, other=0)
+    is_double = tl.load(are_double + i, mask=i < size, other=0) != 0
+    narrow = tl.load(at.to(tl.pointer_type(tl.float32)), mask=(i < size) & ~is_double, other=0.0)
+    wide = tl.load(at.to(tl.pointer_type(tl.float64)), mask=(i < size) & is_double, other=0.0)
+    tl.store(numbers + i, tl.where(is_double, wide, narrow.to(tl.float64)), mask=i < size)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def put(kept_at, are_double, numbers, skip, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Puts numbers in their place, and leaves them here as they are kept there; nothing where the step is skipped."""
+    if tl.load(skip) == 0:
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        at = tl.load(kept_at + i, mask=i < size, other=0)
+        is_double = tl.load(are_double + i, mask=i < size, other=0) != 0
+        wide = tl.load(numbers + i, mask=i < size, other=0.0)
+        narrow = wide.to(tl.float32)
+        tl.store(at.to(tl.pointer_type(tl.float32)), narrow, mask=(i < size) & ~is_double)
+        tl.store(at.to(tl.pointer_type(tl.float64)), wide, mask=(i < size) & is_double)
+        tl.store(numbers + i, tl.where(is_double, wide, narrow.to(tl.float64)), mask=i < size)
+
+
+class GpuPlanned:
+    """The tensors of a plan on a GPU; a `steprule.engine.own.Part`.
+
+    Args:
+        kernel: their kernel.
+        plan: their plan, whose tables `steps` and `own` this fills.
+        states: for each scalar state that of each tensor: one number, float32 or float64, on the plan's device.
+    """
+
+    def __init__(self, kernel: Kernel, plan: GpuPlan, states: Mapping[str, Sequence[Tensor]]) -> None:
+        self.formula: Formula = kernel.formula
+        self._plan = plan
+        device, own = plan.device, self.formula.own
+        self._readings = [
+            (one.source.tallies, one.launcher(plan), Combination(device, plan.first_chunk, [0] * len(one.source.tallies)))
+            for one in kernel.readings
+        ]
+        self._rows = dict(zip(own, plan.own, strict=True))
+        if "numel" in self._rows:
+            self._rows["numel"].copy_(torch.tensor(plan.lengths))
+        self._names = [name for name in own if name in self.formula.scalar_outputs]
+        kept = [states[name] for name in self._names]
+        is_double = plan.step_dtype == torch.float64
+        self._kept_at = torch.tensor([[x.data_ptr() for x in row] for row in kept], dtype=torch.int64, device=device)
+        self._are_double = torch.tensor([[x.dtype == torch.float64 for x in row] for row in kept], device=device).int()
+        self._steps_are_double = torch.full((plan.count,), is_double, dtype=torch.int32, device=device)
+        self._constants: dict[str, Tensor] = {}
+
+    def count(self) -> None:
+        """Counts their steps, and forgets what held for the last."""
+        plan, formula, names = self._plan, self.formula, self._names
+        plan.read_hyper()
+        self._bring(fetch, plan.step_at, self._steps_are_double, plan.steps)
+        plan.steps += 1
+        self._bring(put, plan.step_at, self._steps_are_double, plan.steps)
+        if names:
+            first = formula.own.index(names[0])  # the others follow it
+            self._bring(fetch, self._kept_at, self._are_double, plan.own[first : first + len(names)])
+            columns = plan.hyper.index_select(0, plan.groups).T
+            hyper = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(formula.scalars)}
+            self._evaluation = _Evaluation({**hyper, "step": plan.steps, **self._rows}, self._constants, plan.device)
+
+    def read(self, level: int) -> dict[str, Any]:
+        """The sums of a level, for each tensor."""
+        if level > len(self._readings):
+            return {}
+        names, launch, combination = self._readings[level - 1]
+        launch()
+        plan = self._plan
+        sums = combination.run(plan.partials.view(-1)[: plan.chunk_count * len(names)])
+        return dict(zip((name.removeprefix("total_") for name in names), sums.T, strict=True))
+
+    def fill(self, level: int, sums: Mapping[str, Any]) -> None:
+        """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
+        for name, value in sums.items():
+            row = self._rows[name]
+            row.copy_(value, non_blocking=True) if isinstance(value, Tensor) else row.fill_(value)
+        for name, expression in self.formula.scalar_outputs.items():
+            if self.formula.levels[f"new_{name}"] == level:
+                place, row = self._names.index(name), self._rows[f"new_{name}"]
+                row.copy_(self._evaluation(expression))
+                self._bring(put, self._kept_at[place], self._are_double[place], row)
+
+    def _bring(self, function: Any, kept_at: Tensor, are_double: Tensor, numbers: Tensor) -> None:
+        size = numbers.numel()
+        with on(self._plan.device):
+            function[(-(-size // _BLOCK),)](kept_at, are_double, numbers, self._plan.skip, size, BLOCK=_BLOCK)
+
+
+class _Evaluation(Evaluation):
+    """Expressions whose constants are on the device, since torch would wait for it to bring them there.
+
+    Args:
+        inputs: tensors by name.
+        constants: that are there already, to which others are added.
+        device: where.
+    """
+
+    def __init__(self, inputs: dict[str, Any], constants: dict[str, Tensor], device: torch.device) -> None:
+        super().__init__(inputs)
+        self._constants, self._device = constants, device
+
+    def __call__(self, expression: Expression) -> Any:
+        """The expression's value, a number for each tensor or one for all."""
+        if expression.op != "constant":
+            return super().__call__(expression)
+        value = expression.args[0]
+        if repr(value) not in self._constants:
+            dtype = torch.bool if isinstance(value, bool) else torch.float64
+            self._constants[repr(value)] = torch.full((), value, dtype=dtype, device=self._device)
+        return self._constants[repr(value)]
