@@ -21,16 +21,20 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from steprule.engine import gpu, gpu_reading
-from steprule.engine.trace import Services
+from steprule.engine import gpu, gpu_own, gpu_reading
+from steprule.engine.codegen import keeps
+from steprule.engine.gpu_codegen import Source
+from steprule.engine.trace import Expression, Formula, Services
 from steprule.formats import ITEM_SIZE
 from steprule.rules import RULES
+from steprule.rules.options import OPTIONS, with_options
 
 TYPES = {
     "address": "*i64", "sizes": "*i64", "chunks": "*i32", "bits": "*i32", "factors": "*fp64", "partials": "*fp64",
     "skip": "*i32", "count": "i32", "step_at": "*i64", "groups": "*i64", "numbers": "*i64", "hyper": "*fp64",
     "lengths": "*i64", "sums": "*fp64", "parts": "*fp64", "first_chunk": "*i64", "ways": "*i32",
-    "results": "*fp64", "width": "i32",
+    "results": "*fp64", "width": "i32", "steps": "*fp64", "own": "*fp64", "kept_at": "*i64", "are_double": "*i32",
+    "size": "i32",
 }  # fmt: skip
 WIDE = re.compile(r"\b(ld|st)\.global[a-z0-9.:_]*\.(?:v4\.[bf]32|v2\.[bf]64|v8\.[bf]16)")
 
@@ -63,23 +67,58 @@ def compiled(function: Any, capability: int, types: dict[str, str] = {}, **const
 def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     """What became of a rule's kernel, and of the small one before it."""
     rule, services = RULES[request["rule"]], Services(**request.get("services", {}))
+    rule = with_options(rule, **{**OPTIONS, **request.get("options", {})})
     kernel = gpu.compiled(rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services)
-    source = kernel.source
+    return {**code_of(kernel, capability), "readings": [code_of(one, capability) for one in kernel.readings]}
+
+
+def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
+    """What became of one of a rule's kernels, a reading perhaps."""
+    source, formula = kernel.source, kernel.formula
     types = {"scalars": "*fp64" if source.real == "float64" else "*fp32"}
     each = source.block // 128
-    vectors = {
-        (name, suffix): ITEM_SIZE[dtype] * each // 16
-        for (name, suffix), dtype in zip(source.arrays, source.dtypes, strict=True)
-        if suffix != "_base"
-    }
+    read, written = moved(formula, source)
+    sizes = {name: ITEM_SIZE[dtype] for name, dtype in zip(source.arrays, source.dtypes, strict=True)}
+    wide = {name: size * each // 16 for name, size in sizes.items() if name[1] != "_base"}
     return {
         "update": compiled(kernel.update, capability, types),
         "prepare": compiled(kernel.prepare, capability, types, STEP=tl.float32, SIZE=gpu.TENSORS_AT_ONCE),
-        "expected_loads": sum(vectors.values()),
-        "expected_stores": sum(count for (name, _), count in vectors.items() if name != "grad"),
-        "bytes": sum(ITEM_SIZE[dtype] * (1 + (name != "grad")) / (128 if suffix == "_base" else 1)
-                     for (name, suffix), dtype in zip(source.arrays, source.dtypes, strict=True)),
+        "expected_loads": sum(count for (name, _), count in wide.items() if name in read),
+        "expected_stores": sum(count for (name, _), count in wide.items() if name in written),
+        "bytes": sum(size * ((name in read) + (name in written)) / (128 if suffix == "_base" else 1)
+                     for (name, suffix), size in sizes.items()),
     }  # fmt: skip
+
+
+def moved(formula: Formula, source: Source) -> tuple[set[str], set[str]]:
+    """Which operands a kernel reads, and which it writes."""
+    grouped = {name for name, suffix in source.arrays if suffix == "_base"}
+    written = {name for name, new in formula.outputs.items() if name in grouped or not keeps(name, new)}
+    results = [formula.outputs[name] for name in written] + list(formula.gathered.values())
+    results += [formula.counted] if formula.counted is not None else []
+    results += [one.expression for one in formula.sums.values()] if not formula.outputs else []
+    read: set[str] = set()
+
+    def visit(x: Expression) -> None:
+        if x.op == "input" and not x.scalar:
+            read.add(x.args[0])
+        for arg in x.args:
+            if isinstance(arg, Expression):
+                visit(arg)
+
+    for result in results:
+        visit(result)
+    return read, written
+
+
+def keeping_kernels(request: dict[str, Any], capability: int) -> dict[str, Any]:
+    """What became of those that fetch scalar states and put them back."""
+    return {
+        "update": compiled(gpu_own.put, capability, BLOCK=128),
+        "prepare": compiled(gpu_own.fetch, capability, BLOCK=128),
+        "expected_loads": 0,
+        "expected_stores": 0,
+    }
 
 
 def reading_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
@@ -96,7 +135,7 @@ def reading_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """For each capability what became of what was asked for."""
-    of = step_kernel if "rule" in request else reading_kernel
+    of = step_kernel if "rule" in request else reading_kernel if "dtype" in request else keeping_kernels
     return {f"sm_{capability}": of(request, capability) for capability in request.get("capabilities", (80, 90))}
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import numpy as np
 import pytest
 import torch
-from settings import IDS, VARIANTS
+from settings import IDS, VARIANTS, telling
 
+import steprule
 from steprule import arrays
 from steprule import rules as formulas
 
 CLASSES = {rule: getattr(arrays, rule.__name__) for rule in formulas.RULES.values()}
 RULES_WITH_SETTINGS = [
-    (rule, {name: value for name, value in hyper.items() if value != rule.hyperparameters[name]})
+    (rule, {name: value for name, value in telling(rule, hyper).items() if value != rule.hyperparameters[name]})
     for rule, hyper in VARIANTS
 ]
 
@@ -29,23 +31,61 @@ def make_grads(params, seed):
     return [np.asarray(rng.standard_normal(p.shape)).astype(p.dtype) for p in params]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(("rule", "settings"), RULES_WITH_SETTINGS, ids=IDS)
+IN_TORCH = [
+    pytest.param(rule, settings, dtype, id=f"{name}-{dtype}")
+    for (rule, settings), name in zip(RULES_WITH_SETTINGS, IDS, strict=True)
+    if hasattr(torch.optim, rule.__name__) and rule is not formulas.SparseAdam
+    for dtype in ("float64", "float32")
+]
+
+
+@pytest.mark.parametrize(("rule", "settings", "dtype"), IN_TORCH)
 def test_the_same_numbers_as_torch_optim(rule, settings, dtype):
     params = make_params(dtype)
     peers = [torch.nn.Parameter(torch.tensor(p)) for p in params]
-    ours = CLASSES[rule](params, weight_decay=0.05, **settings)
-    torchs = getattr(torch.optim, rule.__name__)(peers, weight_decay=0.05, **settings)
+    ours = CLASSES[rule](params, **settings)
+    torchs = getattr(torch.optim, rule.__name__)(peers, **settings)
     for step in range(5):
         grads = make_grads(params, step)
         ours.step(grads)
         for peer, grad in zip(peers, grads, strict=True):
             peer.grad = torch.tensor(grad)
         torchs.step()
+    is_exact = dtype == "float64" and not rule.scalar_states  # which torch.optim keeps in float32
     for index, (param, peer) in enumerate(zip(params, peers, strict=True)):
-        np.testing.assert_allclose(param, peer.detach().numpy(), rtol=1e-9 if dtype == "float64" else 2e-5)
+        np.testing.assert_allclose(param, peer.detach().numpy(), rtol=1e-9 if is_exact else 2e-5)
         for name, value in torchs.state[peer].items():
-            np.testing.assert_allclose(ours.state[index][name], value.numpy(), rtol=2e-5, err_msg=name)
+            np.testing.assert_allclose(ours.state[index][name], value.numpy(), rtol=2e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(("rule", "settings"), RULES_WITH_SETTINGS, ids=IDS)
+def test_the_same_bits_as_the_front_for_torch(rule, settings):
+    """Weights and states, scalar ones and the sums that those follow too; and from a checkpoint of its, and of one's own."""
+    if rule is formulas.SparseAdam:
+        pytest.skip("the front for torch wants sparse gradients")
+    params = make_params("float32")
+    peers = [torch.nn.Parameter(torch.tensor(p)) for p in params]
+    ours, its = CLASSES[rule](params, **settings), getattr(steprule, rule.__name__)(peers, **settings)
+    for step in range(6):
+        if step in (2, 4):
+            saved = its.state_dict() if step == 2 else ours.state_dict()
+            ours = CLASSES[rule](params, lr=7.0)
+            ours.load_state_dict(copy.deepcopy(saved))
+        grads = make_grads(params, step)
+        ours.step(grads)
+        for peer, grad in zip(peers, grads, strict=True):
+            peer.grad = torch.tensor(grad)
+        its.step()
+        for index, (param, peer) in enumerate(zip(params, peers, strict=True)):
+            np.testing.assert_array_equal(param, peer.detach().numpy())
+            for name in filter(None, rule.states_for(its.param_groups[0])):
+                kept = its.state[peer][name]
+                mine = ours.state[index][name]
+                if rule.scalar_dtype == "step" and name in rule.scalar_states:
+                    np.testing.assert_allclose(mine, kept.numpy(), rtol=1e-6)
+                else:
+                    assert mine.shape == kept.shape
+                    np.testing.assert_array_equal(mine, kept.numpy(), err_msg=name)
 
 
 def test_every_rule_has_a_class():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from engines import GPU_DEVICE, make_gpu_plan, random_operands, step_cpu, step_gpu
-from settings import VARIANTS, label
+from settings import VARIANTS, label, telling
 
 from steprule import Rule, floor, mean, norm, total, total_of_all, where
 from steprule.engine import cpu, gpu
@@ -161,7 +161,8 @@ FORMULAS += [(rule, dict(rule.hyperparameters)) for rule in (AROUND, Levels)]
 
 @pytest.mark.parametrize(("rule", "hyper"), FORMULAS, ids=[label(*one) for one in FORMULAS])
 def test_every_formula_is_the_cpu_engines(rule, hyper):
-    mine, theirs, *_ = step_both(rule, hyper, formats_of(rule, hyper, "float32", "float32"))
+    hyper, shapes = telling(rule, hyper), [(7, 300), (1, 40), (0, 64)]
+    mine, theirs, *_ = step_both(rule, hyper, formats_of(rule, hyper, "float32", "float32"), shapes=shapes)
     assert_alike(rule, hyper, mine, theirs)
     assert all(one["param", ""].isfinite().all() for one in mine), "what is NaN in both says little"
 
@@ -172,8 +173,10 @@ COMBINATIONS += [
     (RULES[name], "bfloat16 stochastic", "bfloat16 dithered")
     for name in ("adamw", "lamb", "prodigy", "nadam", "schedulefreeadamw")
 ]
-COMBINATIONS += [(RULES["adamw"], weights, "8bit") for weights in ("bfloat16 stochastic", "float16 24bit")]
-COMBINATIONS += [(rule, "bfloat16 24bit", "8bit") for rule in (RULES["lion"], RULES["lamb"], RULES["prodigy"], CAUTIOUS)]
+COMBINATIONS += [
+    (rule, "bfloat16 24bit", "8bit")
+    for rule in (RULES["adamw"], RULES["lion"], RULES["lamb"], RULES["prodigy"], CAUTIOUS)
+]
 
 
 @pytest.mark.parametrize(("rule", "weights", "states"), COMBINATIONS)
@@ -190,8 +193,7 @@ SERVICES = [
 
 
 SERVED = [("adamw", services, "float32") for services in SERVICES]
-SERVED += [("adamw", SERVICES[-2], "8bit"), ("sgd", SERVICES[-1], "8bit"), ("lamb", SERVICES[-1], "8bit")]
-SERVED += [("lamb", SERVICES[-2], "float32"), ("prodigy", SERVICES[-1], "float32")]
+SERVED += [("sgd", SERVICES[-2], "float32"), ("lamb", SERVICES[-1], "8bit"), ("prodigy", SERVICES[-2], "float32")]
 
 
 @pytest.mark.parametrize(("name", "services", "states"), SERVED, ids=str)
@@ -259,10 +261,13 @@ def test_random_bits_are_those_of_the_formats():
         assert_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("norm_type", [2.0, 1.0, 0.0, 3.0, float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+NORMS = [("float32", norm) for norm in (2.0, 1.0, 0.0, 3.0, float("inf"), float("-inf"))]
+NORMS += [(dtype, norm) for dtype in ("bfloat16", "float16", "float64") for norm in (2.0, float("inf"))]
+
+
+@pytest.mark.parametrize(("dtype", "norm_type"), NORMS)
 def test_readings_are_the_cpu_engines(dtype, norm_type):
-    sizes = [16384 * 2 + 77, 5, 0, 1200]
+    sizes = [16384 + 77, 5, 0, 1200]
     generator = torch.Generator().manual_seed(0)
     mine = [torch.randn(size, generator=generator).to(getattr(torch, dtype)) for size in sizes]
     mine[3][7] = float("inf")

@@ -9,18 +9,61 @@ import pytest
 
 from steprule import Rule, RuleError
 from steprule.engine.eager import oracle
-from steprule.rules import RULES, SGD, Adam, AdamW, RMSprop
+from steprule.rules import (
+    ADOPT,
+    ASGD,
+    LAMB,
+    LARS,
+    MADGRAD,
+    MARS,
+    RULES,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adagrad,
+    Adam,
+    AdamAtan2,
+    Adamax,
+    AdamC,
+    AdamW,
+    Adan,
+    AdEMAMix,
+    DAdaptAdam,
+    DoG,
+    Grams,
+    LaProp,
+    Lion,
+    NAdam,
+    NovoGrad,
+    Prodigy,
+    RAdam,
+    RMSprop,
+    Rprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeRAdam,
+    ScheduleFreeSGD,
+    Signum,
+    SparseAdam,
+    StableAdamW,
+    Yogi,
+)
 
 
-def two_steps(rule, grads, param=1.0, maximize=False, **changed):
-    """The parameter after each step, from all-zero states."""
+def run(rule, grads, param=1.0, maximize=False, **changed):
+    """The parameter after each step, and the states after the last."""
     hyper = {**rule.hyperparameters, **changed}
-    states = {name: np.zeros(1) for name in rule.states_for(hyper) if name}
-    value, history = np.array([param]), []
+    value = np.array(param, np.float64)
+    states = {name: rule.begins_at(name, value, hyper) for name in rule.states_for(hyper) if name}
+    history = []
     for step, grad in enumerate(grads, 1):
-        value, states = oracle(rule, value, np.array([grad]), states, step, hyper, maximize)
-        history.append(float(value[0]))
-    return history
+        value, states = oracle(rule, value, np.array(grad), states, step, hyper, maximize)
+        history.append(value.tolist())
+    return history, {name: state.tolist() for name, state in states.items()}
+
+
+def two_steps(rule, grads, **options):
+    """The parameter after each step, from new states."""
+    return run(rule, grads, **options)[0]
 
 
 def test_sgd_by_hand():
@@ -84,9 +127,287 @@ def test_weight_decay_by_hand():
     assert both[0] == both[1]
 
 
+def close(history, expected):
+    np.testing.assert_allclose(history, expected, rtol=1e-12)
+
+
+# Adam's numbers for gradients of 2 and then 1 with its betas: debiased means and roots of debiased mean squares.
+M1, M2, V1, V2 = 2.0, 0.28 / 0.19, 2.0, math.sqrt(0.004996 / 0.001999)
+
+
+def test_nadam_by_hand():
+    # mu1 = 0.8 * (1 - 0.96 / 2) = 0.416, mu2 = 0.8 * (1 - 0.9216 / 2) = 0.43136
+    mu1, mu2, mu3 = 0.416, 0.43136, 0.8 * (1 - 0.5 * 0.96**3)
+    # m1 = 0.4, v1/0.1 = 4; m2 = 0.52, v2 = 0.46
+    first = 1 - 0.1 * (2 + mu2 / (1 - mu1 * mu2) * 0.4) / 2
+    mean = (1 - mu2) / (1 - mu1 * mu2) * 1 + mu3 / (1 - mu1 * mu2 * mu3) * 0.52
+    second = first - 0.1 * mean / math.sqrt(0.46 / 0.19)
+    options = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 0.0, "momentum_decay": 1.0}
+    history, states = run(NAdam, [2.0, 1.0], **options)
+    close(history, [first, second])
+    assert states["mu_product"] == pytest.approx(mu1 * mu2, rel=1e-14)
+    (decayed,) = two_steps(NAdam, [2.0], weight_decay=0.5, decoupled_weight_decay=True, **options)
+    assert decayed == pytest.approx(first - 0.1 * 0.5)
+
+
+def test_radam_by_hand():
+    # Constant gradients: both debiased averages are 1. rho_inf = 19; rho_5 = 4.58, rho_6 = 19 - 12 * b / (1 - b) > 5
+    b = 0.9**6
+    rho = 19 - 12 * b / (1 - b)
+    factor = math.sqrt((rho - 4) * (rho - 2) * 19 / (15 * 17 * rho))
+    history = two_steps(RAdam, [1.0] * 6, lr=0.1, betas=(0.9, 0.9), eps=0.0)
+    close(history, [0.9, 0.8, 0.7, 0.6, 0.5, 0.5 - 0.1 * factor])
+
+
+def test_adagrad_by_hand():
+    # sums 0.25 + 4 and 5.25; the second lr is 0.1 / 1.5
+    first = 1 - 0.1 * 2 / math.sqrt(4.25)
+    options = {"lr": 0.1, "lr_decay": 0.5, "initial_accumulator_value": 0.25, "eps": 0.0}
+    close(two_steps(Adagrad, [2.0, 1.0], **options), [first, first - 0.1 / 1.5 / math.sqrt(5.25)])
+
+
+def test_adadelta_by_hand():
+    # mean squares 0.4 and 0.46; the first delta is sqrt(0.1 / 0.5) * 2, and 0.1 of its square is kept
+    delta = 2 * math.sqrt(0.1 / 0.5)
+    first = 1 - 0.5 * delta
+    second = first - 0.5 * math.sqrt((0.1 * delta**2 + 0.1) / 0.56)
+    close(two_steps(Adadelta, [2.0, 1.0], lr=0.5, eps=0.1), [first, second])
+
+
+def test_adamax_by_hand():
+    # largest: 2, then max(2 / 2, 0.5) = 1; means 0.2 / 0.1 and 0.23 / 0.19
+    history = two_steps(Adamax, [2.0, 0.5], lr=0.1, betas=(0.9, 0.5), eps=0.0)
+    close(history, [0.9, 0.9 - 0.1 * 0.23 / 0.19])
+
+
+def test_asgd_by_hand():
+    # The decay of 0.5 is in every gradient: 2.5, then 1.375 at a step of 0.1 / (1 + 0.05)**0.75, then the next
+    etas = [0.1, 0.1 / 1.05**0.75, 0.1 / 1.1**0.75]
+    first = 1 - etas[0] * 2.5
+    second = first - etas[1] * (1 + 0.5 * first)
+    third = second - etas[2] * (1 + 0.5 * second)
+    history, states = run(ASGD, [2.0, 1.0, 1.0], lr=0.1, lambd=0.5, t0=0.0)
+    close(history, [first, second, third])
+    assert states["ax"] == pytest.approx((second + third) / 2)  # mu was 1, 1 and 1 / 2
+    assert (states["mu"], states["eta"]) == pytest.approx((1 / 3, 0.1 / 1.15**0.75))
+
+
+def test_rprop_by_hand():
+    # steps 0.1, 0.12, none (the sign turns: 0.06), and 0.06 once the turn is forgotten
+    history, states = run(Rprop, [2.0, 1.0, -1.0, -1.0], lr=0.1)
+    close(history, [0.9, 0.78, 0.78, 0.84])
+    assert states["step_size"] == pytest.approx(0.06)
+
+
+def test_sparse_adam_by_hand():
+    # eps meets the root of the mean square before that is debiased
+    first = 1 - 0.1 * math.sqrt(0.001) / 0.1 * 0.2 / (math.sqrt(0.004) + 0.5)
+    second = first - 0.1 * math.sqrt(0.001999) / 0.19 * 0.28 / (math.sqrt(0.004996) + 0.5)
+    close(two_steps(SparseAdam, [2.0, 1.0], lr=0.1, eps=0.5), [first, second])
+
+
+def test_lion_by_hand():
+    # m1 = 0.02, and 0.9 * 0.02 - 0.1 * 0.1 is still above 0, 0.9 * 0.0188 - 0.1 is not
+    history = two_steps(Lion, [2.0, -0.1, -1.0], lr=0.1, weight_decay=0.5)
+    close(history, [0.85, 0.85 - 0.1 * 1.425, 0.7075 - 0.1 * (-1 + 0.5 * 0.7075)])
+    assert two_steps(Lion, [0.0]) == [1.0]
+
+
+def test_signum_by_hand():
+    # means 1 and 0.05; with Nesterov's momentum (0.05 - 0.9) / 2 is looked at
+    close(two_steps(Signum, [2.0, -0.9], lr=0.1, momentum=0.5), [0.9, 0.8])
+    close(two_steps(Signum, [2.0, -0.9], lr=0.1, momentum=0.5, nesterov=True), [0.9, 1.0])
+    close(two_steps(Signum, [2.0, -0.9], lr=0.1, momentum=0.0, weight_decay=0.5), [0.85, 0.85 - 0.1 * (0.425 - 1)])
+
+
+def test_adabelief_by_hand():
+    # m = 1 and 1, s1 = 0.1 * (2 - 1)**2, s2 = 0.09: debiased 1 and 0.09 / 0.19
+    first = 1 - 0.1 * 2
+    history = two_steps(AdaBelief, [2.0, 1.0], lr=0.1, betas=(0.5, 0.9), eps=0.0)
+    close(history, [first, first - 0.1 * (1 / 0.75) / math.sqrt(0.09 / 0.19)])
+    # eps enters s, and the denominator once more
+    (once,) = two_steps(AdaBelief, [2.0], lr=0.1, betas=(0.5, 0.9), eps=0.1)
+    assert once == pytest.approx(1 - 0.1 * 2 / (math.sqrt(2) + 0.1))
+
+
+def test_yogi_by_hand():
+    # m1 = 0.45 + 0.2, v1 = 0.5 + 0.1 * 4; m2 = 0.585 + 0.05, v2 = 0.9 - 0.1 * 0.25
+    first = 1 - 0.1 * (0.65 / 0.1) / math.sqrt(0.9 / 0.1)
+    second = first - 0.1 * (0.635 / 0.19) / math.sqrt(0.875 / 0.19)
+    options = {"lr": 0.1, "betas": (0.9, 0.9), "eps": 0.0, "initial_accumulator_value": 0.5}
+    close(two_steps(Yogi, [2.0, 0.5], **options), [first, second])
+
+
+def test_laprop_by_hand():
+    # means of 2 / 2 and of 1 / V2
+    second = 0.9 - 0.1 * (0.09 + 0.1 / V2) / 0.19
+    close(two_steps(LaProp, [2.0, 1.0], lr=0.1, eps=0.0), [0.9, second])
+
+
+def test_adopt_by_hand():
+    # Nothing moves at first, not even by decay; then 1 / 2, and 100 / sqrt(3.97) cut to 2**(1/4)
+    second = 1 - 0.1 * (0.05 + 0.5)
+    mean = 0.9 * 0.05 + 0.1 * 2**0.25
+    history = two_steps(ADOPT, [2.0, 1.0, 100.0], lr=0.1, betas=(0.9, 0.99), weight_decay=0.5)
+    close(history, [1.0, second, second - 0.1 * (mean + 0.5 * second)])
+
+
+def test_ademamix_by_hand():
+    # the slow mean, not debiased: 1 and 1
+    options = {"lr": 0.1, "eps": 0.0, "alpha": 2.0}
+    first = 1 - 0.1 * (M1 + 2 * 1) / V1
+    history = two_steps(AdEMAMix, [2.0, 1.0], betas=(0.9, 0.999, 0.5), **options)
+    close(history, [first, first - 0.1 * (M2 + 2 * 1) / V2])
+    # a quarter of the way from a half-life of 1 step to one of 5 is 2, and alpha is 0.5
+    _, states = run(AdEMAMix, [2.0], betas=(0.5, 0.999, 0.5**0.2), warmup=4.0, **options)
+    assert states["exp_avg_slow"] == pytest.approx((1 - math.sqrt(0.5)) * 2)
+    (once,) = two_steps(AdEMAMix, [2.0], betas=(0.5, 0.999, 0.5**0.2), warmup=4.0, **options)
+    assert once == pytest.approx(1 - 0.1 * (2 + 0.5 * states["exp_avg_slow"]) / 2)
+
+
+def test_adan_by_hand():
+    # differences 0 and -1; m2 = 0.28, d2 = -0.2, v1 = 2, v2 = 1 + 0.5 * (1 - 0.8)**2; decay divides
+    first = (1 - 0.1) / 1.05
+    second = (first - 0.1 * (0.28 / 0.19 - 0.8 * 0.2 / 0.36) / math.sqrt(1.02 / 0.75)) / 1.05
+    options = {"lr": 0.1, "betas": (0.9, 0.8, 0.5), "eps": 0.0, "weight_decay": 0.5}
+    close(two_steps(Adan, [2.0, 1.0], **options), [first, second])
+
+
+def test_stable_adamw_by_hand():
+    # averages without bias: 2 and 4, then (0.18 + 0.4) / 0.19 and (0.0396 + 0.16) / 0.0199; 16 over that is above 1
+    mean, square = 0.58 / 0.19, 0.1996 / 0.0199
+    lr = 0.1 / math.sqrt(16 / square)
+    second = 0.85 - lr * (mean / math.sqrt(square) + 0.5 * 0.85)
+    close(two_steps(StableAdamW, [2.0, 4.0], lr=0.1, eps=0.0, weight_decay=0.5), [0.85, second])
+
+
+def test_adam_atan2_by_hand():
+    first = 1 - 0.1 * 1.27 * math.pi / 4
+    history = two_steps(AdamAtan2, [2.0, 1.0], lr=0.1)
+    close(history, [first, first - 0.1 * 1.27 * math.atan2(M2, V2)])
+    close(two_steps(AdamAtan2, [2.0], lr=0.1, a=2.0, b=3.0), [1 - 0.1 * 2 * math.atan2(1, 3)])
+
+
+def test_mars_by_hand():
+    # corrected: 2, cut to 1, and 0.5 + 0.1 * 9 * (0.5 - 2) = -0.85
+    second = 0.9 - 0.1 * (0.005 / 0.19) / math.sqrt((0.0099 + 0.01 * 0.85**2) / 0.0199)
+    options = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 0.0, "gamma": 0.1}
+    close(two_steps(MARS, [2.0, 0.5], **options), [0.9, second])
+
+
+def test_grams_by_hand():
+    # the mean, 0.18 - 0.01, is still above 0, the gradient is not
+    step = (0.17 / 0.19) / math.sqrt(0.004006 / 0.001999)
+    close(two_steps(Grams, [2.0, -0.1], lr=0.1, eps=0.0), [0.9, 0.9 + 0.1 * step])
+
+
+def test_adamc_by_hand():
+    # a decay of 0.1**2 / 0.2 * 0.5, in proportion to lr so far below its maximum
+    second = 0.875 - 0.1 * M2 / V2 - 0.025 * 0.875
+    close(two_steps(AdamC, [2.0, 1.0], lr=0.1, eps=0.0, weight_decay=0.5, max_lr=0.2), [0.875, second])
+    assert two_steps(AdamC, [2.0], lr=0.1, weight_decay=0.5) == two_steps(AdamW, [2.0], lr=0.1, weight_decay=0.5)
+
+
+def test_madgrad_by_hand():
+    # weights 0.1 and 0.1 * sqrt(2); sums 0.2 and more, of squares 0.4 and more
+    w = 0.1 * math.sqrt(2)
+    first = 0.75 + 0.25 * (1 - 0.2 / 0.4 ** (1 / 3))
+    second = 0.75 * first + 0.25 * (1 - (0.2 + w) / (0.4 + w) ** (1 / 3))
+    close(two_steps(MADGRAD, [2.0, 1.0], lr=0.1, momentum=0.75, eps=0.0), [first, second])
+
+
+def test_lars_by_hand():
+    # |w| = 5, |g| = 10: the ratio is 0.01 * 5 / (10 + 0.5 * 5) = 0.004, of g + 0.5 w
+    delta = 0.1 * 0.004 * np.array([7.5, 10.0])
+    options = {"lr": 0.1, "weight_decay": 0.5, "trust_coefficient": 0.01, "param": [3.0, 4.0]}
+    first = np.array([3.0, 4.0]) - delta
+    length = np.linalg.norm(first)
+    second = first - 0.9 * delta - 0.1 * 0.01 * length / (5 + 0.5 * length) * (np.array([3.0, 4.0]) + 0.5 * first)
+    close(two_steps(LARS, [[6.0, 8.0], [3.0, 4.0]], **options), [first, second])
+    close(two_steps(LARS, [[6.0, 8.0]], nesterov=True, **options), [[3.0, 4.0] - 1.9 * delta])
+
+
+def test_lamb_by_hand():
+    # |w| = 5; Adam's direction (1, 1) and decay of 0.1 make (1.3, 1.4)
+    first = np.array([3.0, 4.0]) - 0.1 * 5 / math.hypot(1.3, 1.4) * np.array([1.3, 1.4])
+    direction = M2 / V2 + 0.1 * first
+    second = first - 0.1 * np.linalg.norm(first) / np.linalg.norm(direction) * direction
+    options = {"lr": 0.1, "eps": 0.0, "weight_decay": 0.1, "param": [3.0, 4.0]}
+    close(two_steps(LAMB, [[2.0, 2.0], [1.0, 1.0]], **options), [first, second])
+    # Nothing of which a ratio could be made: it is 1.
+    close(two_steps(LAMB, [[2.0, 2.0]], lr=0.1, eps=0.0, param=[0.0, 0.0]), [[-0.1, -0.1]])
+
+
+def test_novograd_by_hand():
+    # the norm's mean square: 25, then 13; the mean is a sum that forgets
+    mean = np.array([0.6, 0.8])
+    first = 1 - 0.1 * mean
+    history, states = run(NovoGrad, [[3.0, 4.0], [0.0, 1.0]], lr=0.1, betas=(0.9, 0.5), eps=0.0, param=[1.0, 1.0])
+    close(history, [first, first - 0.1 * (0.9 * mean + [0.0, 1 / math.sqrt(13)])])
+    assert states["exp_avg_sq"] == pytest.approx([13, 13])
+    (decayed,) = two_steps(NovoGrad, [[3.0, 4.0]], lr=0.1, eps=0.0, weight_decay=0.5, param=[1.0, 1.0])
+    close(decayed, 1 - 0.1 * (mean + 0.5))
+
+
+def test_prodigy_by_hand():
+    # d = 0.1: m1 = 0.1 * 0.2, v1 = 0.19 * 0.2**2, s1 = 0.2; no way has been made, and d stays
+    first = 1 - 0.1 * 0.02 / math.sqrt(0.0076)
+    # m2 = 0.018 + 0.01, v2 = 0.81 * v1 + 0.19 * 0.01, s2 = 0.28; d = 100 * 0.1 * (1 - first) / 0.28 from now on
+    second = first - 0.1 * 0.028 / math.sqrt(0.81 * 0.0076 + 0.0019)
+    options = {"betas": (0.9, 0.81), "eps": 0.0, "d0": 0.1, "d_coef": 100.0}
+    history, states = run(Prodigy, [2.0, 1.0], **options)
+    close(history, [first, second])
+    assert states["d"] == states["d_max"] == pytest.approx(100 * 0.1 * (1 - first) / 0.28)
+    _, later = run(Prodigy, [2.0, 1.0, 1.0], growth_rate=1.1, **options)  # of all but the first growth
+    assert later["d"] == pytest.approx(1.1 * states["d"]) and later["d_max"] > 2 * later["d"]
+
+
+def test_dadapt_adam_by_hand():
+    # d = 0.1: m1 = s1 = 0.02, v1 = 0.76. Then s points along the gradient, 3: d is what that comes to
+    first = 1 - 0.02 / math.sqrt(0.76)
+    square = 0.81 * 0.76 + 0.19 * 9
+    second = first - 0.048 / math.sqrt(square)
+    history, states = run(DAdaptAdam, [2.0, 3.0], betas=(0.9, 0.81), eps=1e-300, d0=0.1)
+    close(history, [first, second])
+    assert states["d"] == pytest.approx(0.1 * (0.1 * 3 * 0.02 / math.sqrt(0.76)) / (0.1 * 0.048))
+
+
+def test_dog_by_hand():
+    # distances 0.1 * (1 + 1), 0.2 and then as far as it has come; sums of squares 4, 5 and 6
+    second = 0.8 - 0.2 / math.sqrt(5)
+    history = two_steps(DoG, [2.0, 1.0, 1.0], reps_rel=0.1, eps=0.0)
+    close(history, [0.8, second, second - (1 - second) / math.sqrt(6)])
+
+
+def test_schedule_free_sgd_by_hand():
+    # z: 0.8, 0.7, 0.6; x, its average: 0.8, 0.75, 0.7; y, nine tenths of the way from z to x
+    history, states = run(ScheduleFreeSGD, [2.0, 1.0, 1.0], lr=0.1)
+    close(history, [0.8, 0.745, 0.69])
+    assert (states["z"], states["weight_sum"]) == pytest.approx((0.6, 0.03))
+    # half of lr in the first of two steps of warm-up; the weights are its squares, 1 to 4
+    x = (0.9 + 4 * 0.8) / 5
+    close(two_steps(ScheduleFreeSGD, [2.0, 1.0], lr=0.1, warmup_steps=2.0), [0.9, 0.1 * 0.8 + 0.9 * x])
+
+
+def test_schedule_free_adamw_by_hand():
+    z = 0.9 - 0.1 / V2
+    close(two_steps(ScheduleFreeAdamW, [2.0, 1.0], lr=0.1, eps=0.0), [0.9, 0.1 * z + 0.9 * (0.9 + z) / 2])
+
+
+def test_schedule_free_radam_by_hand():
+    # rho is 4.58 at the fifth step and below 4 before
+    b = 0.9**5
+    rho = 19 - 10 * b / (1 - b)
+    factor = math.sqrt((rho - 4) * (rho - 2) * 19 / (15 * 17 * rho))
+    options = {"lr": 0.1, "betas": (0.9, 0.9), "eps": 0.0}
+    close(two_steps(ScheduleFreeRAdam, [1.0] * 5, **options), [1.0] * 4 + [1 - 0.1 * factor])
+    close(two_steps(ScheduleFreeRAdam, [2.0], silent_sgd_phase=False, **options), [0.8])
+
+
 @pytest.mark.parametrize("rule", RULES.values())
 def test_maximize_is_minimising_the_negated_gradient(rule):
-    decay = {"weight_decay": 0.1}
+    changed = {"weight_decay": 0.1, "d0": 0.1, "eps": 0.01}
+    decay = {name: value for name, value in changed.items() if name in rule.hyperparameters}
     assert two_steps(rule, [1.0, -2.0], maximize=True, **decay) == two_steps(rule, [-1.0, 2.0], **decay)
 
 

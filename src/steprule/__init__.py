@@ -148,7 +148,7 @@ _HOME = {
         "total_of_all",
         "where",
     ),
-    "chain": ("chain",),
+    "chains": ("chain",),
     "create": ("create_optimizer", "parameter_groups"),
     "together": ("Together",),
     "rule": ("Rule", "RuleError"),

@@ -57,7 +57,11 @@ class GpuPlanned:
         self._plan = plan
         device, own = plan.device, self.formula.own
         self._readings = [
-            (one.source.tallies, one.launcher(plan), Combination(device, plan.first_chunk, [0] * len(one.source.tallies)))
+            (
+                one.source.tallies,
+                one.launcher(plan),
+                Combination(device, plan.first_chunk, [0] * len(one.source.tallies)),
+            )
             for one in kernel.readings
         ]
         self._rows = dict(zip(own, plan.own, strict=True))
