@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from steprule.rule import Rule
-from steprule.rules import RULES
+from steprule.rules import RULES, SGD, Adam, AdamW, RMSprop
 
 
 def variants(rule: type[Rule]) -> list[dict[str, Any]]:
@@ -61,3 +61,8 @@ _STRUCTURES = {
 STRUCTURES = [(rule, hyper) for (rule, hyper), name in zip(VARIANTS, IDS, strict=True) if name in _STRUCTURES]
 """One of each kind that a kernel, a checkpoint or a service may have to do with, for what knows nothing of formulas."""
 STRUCTURE_IDS = [name for name in IDS if name in _STRUCTURES]
+
+_FAMILIAR = [place for place, (rule, _) in enumerate(VARIANTS) if rule in (SGD, RMSprop, Adam, AdamW)]
+FAMILIAR = [VARIANTS[place] for place in _FAMILIAR]
+"""The rules that everyone knows: for services, each of which is tested with any rule by `test_formats`."""
+FAMILIAR_IDS = [IDS[place] for place in _FAMILIAR]

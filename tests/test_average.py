@@ -10,7 +10,7 @@ import pickle
 import pytest
 import torch
 from dropin import ON, TELLING, all_params, assert_unchanged, random, same_tensor, snapshot, torchs
-from settings import IDS, VARIANTS
+from settings import FAMILIAR, FAMILIAR_IDS
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -20,8 +20,10 @@ from steprule.services import Average
 
 SHAPES = ((33, 70), (5,), ())
 DECAY = 0.9
-IN_TORCH = [(rule, hyper) for rule, hyper in VARIANTS if hasattr(torch.optim, rule.__name__)]
-IN_TORCH_IDS = [name for (rule, _), name in zip(VARIANTS, IDS, strict=True) if hasattr(torch.optim, rule.__name__)]
+IN_TORCH = [(rule, hyper) for rule, hyper in FAMILIAR if hasattr(torch.optim, rule.__name__)]
+IN_TORCH_IDS = [
+    name for (rule, _), name in zip(FAMILIAR, FAMILIAR_IDS, strict=True) if hasattr(torch.optim, rule.__name__)
+]
 SEVEN_BYTES = {"weights": "24bit", "states": "8bit"}
 ADAMW = RULES["adamw"], RULES["adamw"].hyperparameters
 
@@ -242,8 +244,8 @@ def test_small_moves_of_an_average_are_not_lost(options):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("rule", "hyper", "dtype", "options"),
-    [*((*one, torch.float32, {}) for one in VARIANTS), *((*ADAMW, *f[:2]) for f in FORMATS[1:])],
-    ids=[*IDS, *FORMAT_IDS[1:]],
+    [*((*one, torch.float32, {}) for one in FAMILIAR), *((*ADAMW, *f[:2]) for f in FORMATS[1:])],
+    ids=[*FAMILIAR_IDS, *FORMAT_IDS[1:]],
 )
 def test_weights_and_states_are_the_same_bits_without_it(rule, hyper, dtype, options, weight_decay):
     """In vectors and in the rest of a loop, and where several threads work."""

@@ -13,7 +13,7 @@ import torch
 from dropin import all_params, assert_unchanged, fill, leaves, random, same_states, same_tensor, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from settings import IDS, VARIANTS
+from settings import FAMILIAR, FAMILIAR_IDS
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 import steprule
@@ -135,7 +135,7 @@ def threads(count):
 # Against torch
 
 
-@pytest.mark.parametrize(("rule", "hyper"), VARIANTS, ids=IDS)
+@pytest.mark.parametrize(("rule", "hyper"), FAMILIAR, ids=FAMILIAR_IDS)
 def test_every_rule_steps_as_after_clip_grad_norm(rule, hyper):
     own = getattr(steprule, rule.__name__)
     options = {**hyper, "lr": 0.05, "weight_decay": 0.1}

@@ -114,7 +114,7 @@ def senseless() -> list[Any]:
     return found
 
 
-WORDS = {"lr": "lr|learning rate", "eps": "eps", "betas": "beta", "nesterov": "nesterov|Nesterov"}
+WORDS = {"lr": "lr|learning rate", "eps": "eps", "betas": "beta", "nesterov": "nesterov|Nesterov", "etas": "eta"}
 
 
 @pytest.mark.parametrize(("name", "hyper", "value"), senseless())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dropin import (
+    CLASSES,
     CONFIGS,
     FULL,
     LARGE,
@@ -56,14 +57,15 @@ def double():
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_9_state_appears_with_the_first_gradient(config):
     pair = Pair(config)
-    assert len(pair.mine.state) == 0
+    before = list(pair.my_params) if config.name == "Adagrad" else []  # whose states are there from the start
+    assert list(pair.mine.state) == before
     pair.mine.step()
-    assert len(pair.mine.state) == 0
+    assert list(pair.mine.state) == before
     pair.step(active=[1])
     pair.step(active=[])
     pair.step(active=[0, 1])
     for p in pair.my_params[2:]:
-        assert p not in pair.mine.state
+        assert (p in pair.mine.state) == bool(before)
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.name == "SGD" and not c.options["momentum"]], ids=str)
@@ -74,7 +76,7 @@ def test_9_sgd_without_momentum_keeps_no_empty_dicts(config):
     assert optimizer.state_dict()["state"] == {}
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", [config for config in FULL if config.name != "Adagrad"], ids=str)
 def test_9_reading_an_absent_state_as_torch_does_is_harmless(config):
     """optimizer.state is a defaultdict: looking makes an empty dict."""
     pair = Pair(config)
@@ -395,7 +397,8 @@ def test_14_loading_casts_states_to_the_parameters_dtype_but_not_step(config, dt
     same_states(*loaded)
     for p in all_params(loaded[0]):
         for key, value in loaded[0].state[p].items():
-            assert value.dtype == (torch.float32 if key == "step" else dtype), key
+            is_number = key == "step" or key in CLASSES[config.name].scalar_states  # which torch.optim does cast
+            assert value.dtype == (torch.float32 if is_number else dtype), key
         if has_step(config.name):
             assert float(loaded[0].state[p]["step"]) == 2
     run(loaded[0], [1])

@@ -16,7 +16,7 @@ from settings import IDS, STRUCTURE_IDS, STRUCTURES, VARIANTS
 import steprule
 from steprule.engine import cpu, plan
 from steprule.engine.plan import Plan
-from steprule.engine.trace import nonnegative_states, trace
+from steprule.engine.trace import nonnegative_states
 from steprule.formats import (
     FIRST_ELEMENT_KEY,
     FORMATS,

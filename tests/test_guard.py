@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from dropin import all_params, assert_unchanged, leaves, random, same_states, same_tensor, snapshot
-from settings import IDS, VARIANTS
+from settings import FAMILIAR, FAMILIAR_IDS
 from torch.amp.grad_scaler import OptState
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
@@ -60,7 +60,7 @@ def same_weights(mine, its):
 # Skipping
 
 
-@pytest.mark.parametrize(("rule", "hyper"), VARIANTS, ids=IDS)
+@pytest.mark.parametrize(("rule", "hyper"), FAMILIAR, ids=FAMILIAR_IDS)
 def test_a_skipped_step_has_never_been(rule, hyper):
     """The first one too: no state is left, and the next is the first, as torch.optim's that sees only good gradients."""
     options = {**hyper, "lr": 0.05, "weight_decay": 0.1}

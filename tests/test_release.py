@@ -183,9 +183,21 @@ def last_layer_free(model):
 # What looks at one parameter alone
 
 
-@pytest.mark.parametrize("name", [rule.__name__ for rule in RULES.values()])
+TOGETHER = ["Prodigy", "DAdaptAdam", "DoG"]
+
+
+@pytest.mark.parametrize(
+    "name", [rule.__name__ for rule in RULES.values() if rule.__name__ not in (*TOGETHER, "SparseAdam")]
+)
 def test_every_rule_takes_the_same_steps(name):
     twins(getattr(steprule, name))
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_rules_that_add_up_over_all_parameters_refuse(name):
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=f"{name} does not go with release_gradients"):
+        getattr(steprule, name)(model.parameters()).release_gradients(model)
 
 
 @pytest.mark.parametrize("released", [False, True])

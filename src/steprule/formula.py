@@ -110,10 +110,6 @@ class _Terms:
                 return self._make("where", condition, certain, y)
             case "maximum" | "minimum", (x, _Term("constant", (tiny,)) | _Term("neg", (_Term("constant", (tiny,)),))) if 0 < tiny < 1e-200:  # fmt: skip
                 return x  # x is not 0
-            case "mul", (_Term("constant", (0.0,)) as zero, _):
-                return zero
-            case "add" | "sub", (x, _Term("constant", (0.0,))):
-                return x
             case "mul" | "div", (x, _Term("constant", (1.0,))):
                 return x
             case "mul", (x, y) if x is y:

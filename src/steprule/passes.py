@@ -17,7 +17,7 @@ from steprule.engine.eager import EagerStep
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
-from steprule.engine.trace import NO_SERVICES, Services, static_settings
+from steprule.engine.trace import NO_SERVICES, Services, has_own, static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, weight_format
 from steprule.formats.tensors import zeros
 from steprule.rules import SparseAdam
@@ -281,7 +281,7 @@ class Entry:
         return self.param if name == "param" else self.grad
 
     def prepare_eagerly(self, loose: Loose | None) -> EagerStep:
-        """One step by the eager engine, with services if there is a member for them: nothing has changed yet."""
+        """A step by the eager engine, with services if there is a member for them: nothing has changed yet."""
         assert loose is None or self.services is not None
         grad = self.wide_grad() if loose is None else loose.served_grad(self.services)  # type: ignore[arg-type]
         if self.keeps_step:
@@ -297,7 +297,6 @@ class Entry:
             loose is not None and self.param.dtype in HALVES
         ):
             self._wide = {name: self.optimizer.read(self.param, name) for name in ("param", *self.present)}
-            grad = grad.to_dense() if grad.is_sparse else grad
         operands = {**own, **self._wide}
         states = [name and operands[name] for name in self.names]
         return EagerStep(self.rule, operands["param"], grad, states, step, hyper, self.group.get("maximize", False))
@@ -317,6 +316,12 @@ class Entry:
             is_random = bool(self.formats) and bool(FORMATS[self.formats["param"]].random)
             kept = self.optimizer.read(self.param)
             loose.gather(before, kept if new is None else new, kept, is_random)
+
+    def step_eagerly(self, loose: Loose | None, gather: bool) -> None:
+        """Both, where no other parameter need wait for what this one's sums are."""
+        part = self.prepare_eagerly(loose)
+        run_together([part])
+        self.finish_eagerly(part, loose, gather)
 
     def _store(self, name: str, value: Tensor, step: int) -> None:
         operand, place = [*self.formats].index(name), self.place + FIRST_ELEMENT_KEY
@@ -476,14 +481,29 @@ class Pass:
         loose = [entry for entry in entries if not entry.is_fast]
         if self._services is not None:
             return self._serve(entries, loose)
-        steps = [entry.prepare_eagerly(None) for entry in loose]
-        run_together([*self._planned, *steps])
+        steps = self._prepare(entries, [None] * len(loose))
+        run_together([*self._planned, *(step for step in steps if step is not None)])
         for launch in self._launchers:
             launch()
         _count_write(self._params)
         for entry, step in zip(loose, steps, strict=True):
-            entry.finish_eagerly(step, None, False)
+            entry.finish_eagerly(step, None, False) if step is not None else entry.step_eagerly(None, False)
         return True
+
+    @staticmethod
+    def _prepare(entries: Sequence[Entry], others: Sequence[Loose | None]) -> list[EagerStep | None]:
+        """The steps of those that are not fast; None where it need not be known before anything changes, and takes memory.
+
+        Nor can it where a parameter is listed twice.
+        """
+        steps: list[EagerStep | None] = []
+        seen: set[Tensor] = set()
+        for entry in entries:
+            if not entry.is_fast:
+                has_sums = has_own(entry.rule, entry.group) and entry.param not in seen
+                steps.append(entry.prepare_eagerly(others[len(steps)]) if has_sums else None)
+            seen.add(entry.param)
+        return steps
 
     def _serve(self, entries: Sequence[Entry] = (), loose: Sequence[Entry] = ()) -> bool:
         """Steps with services; False if they refuse."""
@@ -491,21 +511,21 @@ class Pass:
         assert services is not None
         services.look()
         around = services.release or services
-        others = [entry.member() for entry in loose]
+        others: list[Any] = [entry.member() for entry in loose]
         parts: list[Any] = [*self._works, *others]
         if not parts and services.average is None:
             return True
         if not around.begin(parts):
             return False
         gather = services.gathers
-        steps = [entry.prepare_eagerly(other) for entry, other in zip(loose, others, strict=True)]  # type: ignore[arg-type]
-        if self._planned or steps:
-            run_together([*self._planned, *steps])
+        steps = self._prepare(entries, others)
+        if self._planned or any(steps):
+            run_together([*self._planned, *(step for step in steps if step is not None)])
         for work in self._works:
             work.launch(gather)
         _count_write(self._params)
         for entry, step, other in zip(loose, steps, others, strict=True):
-            entry.finish_eagerly(step, other, gather)  # type: ignore[arg-type]
+            entry.finish_eagerly(step, other, gather) if step is not None else entry.step_eagerly(other, gather)
         if services.average is not None:
             for entry in entries if services.averaged == 0 else ():
                 entry.start_average()
