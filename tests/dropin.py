@@ -103,6 +103,11 @@ PLAIN = [Config(name, {"lr": TELLING["lr"]}) for name in NAMES]
 """For each optimizer, its defaults at an lr that moves something."""
 
 
+def within(config: Config) -> tuple[float | None, float | None]:
+    """Relative and absolute, where `same_tensor`'s own are too narrow for torch.optim's numbers in float32."""
+    return (FLOAT32, FLOAT32 / 10) if config.name in KEEPING else (None, None)
+
+
 def has_step(name: str) -> bool:
     return CLASSES[name].keeps_step
 
@@ -165,8 +170,8 @@ class Pair:
             self.check()
 
     def check(self, rtol: float | None = None, atol: float | None = None, strides: bool = True) -> None:
-        if self.config.name in KEEPING and rtol is None and all(p.dtype.itemsize > 4 for p in self.my_params):
-            rtol, atol = FLOAT32, FLOAT32 / 10
+        if rtol is None and all(p.dtype.itemsize > 4 for p in self.my_params):
+            rtol, atol = within(self.config)
         for i, (p, q) in enumerate(zip(self.my_params, self.its_params, strict=True)):
             same_tensor(p.detach(), q.detach(), f"parameter {i} after step {self.steps}", rtol, atol)
         same_states(self.mine, self.its, rtol, atol, strides)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from interpreter import hasten
 
 from steprule.engine import cpu, gpu
 from steprule.engine.eager import step_tensors
@@ -108,6 +109,8 @@ def as_float64(tensor: torch.Tensor) -> np.ndarray:
 
 GPU_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where the GPU engine's kernels are run; on the CPU it is Triton's interpreter that runs them."""
+if GPU_DEVICE.type == "cpu" and gpu.is_available():
+    hasten()
 
 
 def run_gpu(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from dropin import (
     CLASSES,
+    FLOAT32,
     FULL,
     LARGE,
     NAMES,
@@ -167,7 +168,8 @@ def test_B4_an_empty_parameter(config, shape, dtype):
         optimizer.step(), its.step()
     assert all_params(optimizer)[0].shape == shape
     for p, q in zip(all_params(optimizer)[1:], all_params(its), strict=True):
-        same_tensor(p.detach(), q.detach(), "beside an empty parameter")
+        rtol, atol = (FLOAT32, 1e-12) if config.name == "NAdam" else (None, None)
+        same_tensor(p.detach(), q.detach(), "beside an empty parameter", rtol, atol)
 
 
 @pytest.mark.parametrize("config", FULL, ids=str)
@@ -243,16 +245,17 @@ def test_B6_decoupled_decay_of_bfloat16_weights_does_not_vanish(config, size):
 def test_B7_loading_keeps_states_in_the_dtype_that_the_optimizer_keeps_them_in(config, dtype):
     """16-bit states of float32 parameters: a run that saves and loads is the one that does not."""
     optimizer = mine(config.name)(leaves(dtype=torch.float32), **config.options)
+    numbers = ("step", *CLASSES[config.name].scalar_states)
     run(optimizer, range(2))
     for state in optimizer.state.values():
         for key in state:
-            if key != "step":
+            if key not in numbers:
                 state[key] = state[key].to(dtype)
     run(optimizer, range(2, 4))
     twin = copy.deepcopy(optimizer)
     twin.load_state_dict(copy.deepcopy(twin.state_dict()))
     for state in twin.state.values():
-        assert {value.dtype for key, value in state.items() if key != "step"} == {dtype}
+        assert {value.dtype for key, value in state.items() if key not in numbers} == {dtype}
     for each in (optimizer, twin):
         run(each, range(5, 8))
     same_states(twin, optimizer, 0.0, 0.0)

@@ -15,6 +15,8 @@ from steprule.engine import cpu, gpu, plan, team
 from steprule.engine.codegen import compute_dtype
 from steprule.engine.eager import oracle
 from steprule.engine.trace import scalar_name, scalar_values, trace
+from steprule.pieces import sqrt
+from steprule.rule import Rule
 from steprule.rules import RULES
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -175,3 +177,21 @@ def test_half_precision_numbers_round_as_torch_rounds(dtype):
     fused = (a.double() - float(np.float32(0.37)) * b.double()).to(torch.float32).to(dtype)
     separate = (a.float() - float(np.float32(0.37)) * b.float()).to(dtype)
     assert bool(((result == fused) | (result == separate)).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_division_by_a_root_is_no_estimate(dtype):
+    """Both rounded once, as NumPy's, for 0, subnormals and infinity too, in vectors and in the rest of a loop."""
+
+    class Rooted(Rule):
+        def update(param, grad, *, lr=1.0):
+            return grad / sqrt(param)
+
+    special = torch.tensor([0.0, 1e-45, 1e-39, 1e38, np.inf, np.nan, 4.0] * 5, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    param = torch.cat([special, torch.rand(1000, generator=generator, dtype=dtype)])
+    grad = torch.cat([torch.ones(30, dtype=dtype), torch.randn(1005, generator=generator, dtype=dtype)])
+    with np.errstate(all="ignore"):
+        expected = grad.numpy() / np.sqrt(param.numpy())
+    result = run_cpu(Rooted, Rooted.hyperparameters, {"param": param, "grad": grad}, 1)["param"]
+    np.testing.assert_array_equal(result.numpy(), expected)

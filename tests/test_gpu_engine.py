@@ -195,7 +195,8 @@ def test_a_step_waits_for_nothing(make, settings, refusing):
         optimizer.step()
         lr.fill_(0.001)
         optimizer.step()
-        optimizer.grad_norm  # noqa: B018
+        if optimizer._services is not None:
+            optimizer.grad_norm  # noqa: B018
     assert optimizer._pass is kept
 
 
@@ -246,7 +247,7 @@ def test_all_groups_share_a_launch_and_tables_are_sent_where_an_address_changes(
     [
         (steprule.AdamW, {"states": "8bit", "clip": 1.0, "nonfinite": "skip", "average": 0.9}),
         (steprule.NAdam, {}),
-        (steprule.Prodigy, ALL),
+        (steprule.Prodigy, {"nonfinite": "skip"}),
     ],
     ids=str,
 )
@@ -367,7 +368,7 @@ def test_a_sum_over_all_tensors_is_the_same_whatever_their_order_and_grouping():
     assert all(torch.equal(sum_of_all, one[0]) for sum_of_all in (*one, *other))
 
 
-def test_what_is_stepped_tensor_by_tensor_shares_sums_with_the_rest(cpu_engine):
+def test_what_is_stepped_tensor_by_tensor_shares_sums_with_the_rest():
     def run(strided):
         params = make_params(GPU_DEVICE, shapes=[(8, 6), (5,), (7, 2)])
         if strided:
@@ -380,7 +381,11 @@ def test_what_is_stepped_tensor_by_tensor_shares_sums_with_the_rest(cpu_engine):
 
     apart, together = run(True), run(False)
     assert apart[1]._pass is None and together[1]._pass is not None
-    assert_same(apart, together, rtol=1e-5)
+    for param, its in zip(apart[0], together[0], strict=True):
+        torch.testing.assert_close(param.detach(), its.detach())
+        for name in steprule.rules.Prodigy.scalar_states:
+            one, other = apart[1].state[param][name], together[1].state[its][name]
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=0.0)
 
 
 def test_without_triton_the_formula_runs_tensor_by_tensor(monkeypatch):

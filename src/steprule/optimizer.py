@@ -215,7 +215,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
         self._schedules: list[dict[str, Schedule]] = []
-        self._default_schedules = _take_schedules(settings, self._signature.parameters)
+        self._default_schedules = _take_schedules(settings, type(self).rule.hyperparameters)
         chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
         self._use(options)

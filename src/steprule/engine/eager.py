@@ -174,7 +174,9 @@ class EagerStep:
 
 def _number(x: Any) -> Any:
     """A 0-dim tensor as a float64 one, or as a float where nothing else wants to see it."""
-    return x.double() if x.requires_grad or x.device.type != "cpu" else x.item()
+    if x.requires_grad:
+        return x.double().clone()  # autograd keeps it, and the state is about to be overwritten
+    return x.double() if x.device.type != "cpu" else x.item()
 
 
 def _like(state: Any, value: Any) -> Any:

@@ -17,8 +17,8 @@ from steprule.formats import ROOTS
 
 EXACT: dict[str, Any] = {"error_model": "numpy"}
 """Divisions that give inf or NaN instead of raising; nothing is reordered."""
-FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"arcp", "nsz"}}
-"""For element loops: what vectorises, never what assumes that there is no NaN or inf."""
+FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"nsz"}}
+"""For element loops: what vectorises, never what assumes that there is no NaN or inf, nor estimates reciprocals."""
 
 float32, float64, uint32, uint64, int64 = np.float32, np.float64, np.uint32, np.uint64, np.int64
 
