@@ -306,7 +306,9 @@ def trace(
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
     outputs = {name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()}
     own = _separate(rule.scalar_states, outputs)
-    begun = [name for name, first in rule.initial.items() if first == "param" or (isinstance(first, float) and first < 0)]
+    begun = [
+        name for name, first in rule.initial.items() if first == "param" or (isinstance(first, float) and first < 0)
+    ]
     nonnegative = _nonnegative({name: new for name, new in outputs.items() if name not in begun}, own["own"])
     gathered = {}
     if services.gather:
