@@ -99,6 +99,9 @@ CONFIGS = [config for name in NAMES for config in _configs(name)]
 FULL = [max(_configs(name), key=lambda c: sum(map(bool, c.options.values()))) for name in NAMES]
 """For each optimizer, the configuration with the most options on: all its states exist."""
 
+SOME = [config for config in FULL if config.name in (*EVERY, "NAdam", "Adagrad")]
+"""Of those, one of each kind: with scalar states, and with states that are there before the first step."""
+
 PLAIN = [Config(name, {"lr": TELLING["lr"]}) for name in NAMES]
 """For each optimizer, its defaults at an lr that moves something."""
 

@@ -19,6 +19,7 @@ from dropin import (
     NAMES,
     PLAIN,
     SMALL,
+    SOME,
     Config,
     Pair,
     all_params,
@@ -97,7 +98,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64], ids=str
@@ -146,7 +147,7 @@ def test_10_18_gradients_that_start_late_and_pause(config):
         pair.step(active=active)
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 def test_10_18_gradients_that_start_late_and_pause_in_a_large_model(config):
     pair = Pair(config, lambda: leaves(LARGE))
     for active in PATTERNS:
@@ -714,7 +715,7 @@ CHANGES_OF_STATE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 @pytest.mark.parametrize("change", CHANGES_OF_STATE, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("shapes", [((6, 6), (6, 6), (3,)), ((200, 200), (200, 200), (3,))], ids=["small", "large"])
 def test_9_16_state_changed_by_the_user_between_steps(config, change, shapes):

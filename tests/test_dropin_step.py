@@ -10,12 +10,14 @@ import torch
 from dropin import (
     CLASSES,
     CONFIGS,
+    EVERY,
     FLOAT32,
     FULL,
     LARGE,
     NAMES,
     PLAIN,
     SMALL,
+    SOME,
     Config,
     Pair,
     all_params,
@@ -42,13 +44,20 @@ FUSED = [config for config in FULL if "fused" in torchs(config.name)([torch.zero
 # The numbers
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, *PLAIN], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        pytest.param(config, dtype, id=f"{dtype}-{config}")
+        for dtype in (torch.float64, torch.float32)
+        for config in (*CONFIGS, *PLAIN)
+        if dtype is torch.float64 or config.name in EVERY or config in FULL
+    ],
+)
 def test_31_every_configuration_has_torchs_numbers(config, dtype):
     Pair(config, lambda: leaves(dtype=dtype)).step(6)
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_31_large_models_have_torchs_numbers(config, dtype):
     Pair(config, lambda: leaves(LARGE, dtype)).step(3)
@@ -60,12 +69,12 @@ def error(optimizer: torch.optim.Optimizer, exact: torch.optim.Optimizer) -> dic
     for p, q in zip(all_params(optimizer), all_params(exact), strict=True):
         pairs = {"param": (p, q), **{key: (optimizer.state[p][key], value) for key, value in exact.state[q].items()}}
         for key, (a, b) in pairs.items():
-            if key != "step":
+            if key not in ("step", *optimizer.rule.scalar_states):  # which are float32 everywhere
                 found[key] = float((a.detach().double() - b.detach().double()).square().mean().sqrt())
     return found
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.name in EVERY or c in FULL], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_31_16_bit_numbers_are_at_most_twice_as_far_from_the_truth_as_torchs(config, dtype):
     optimizers = [
@@ -200,7 +209,7 @@ def test_18_without_gradients_a_step_does_nothing(config, warm):
     assert versions == [p._version for p in all_params(optimizer)]
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 @SIZES
 def test_18_a_parameter_whose_gradient_pauses_stays_where_it_is(config, shapes):
     pair = Pair(config, lambda: leaves(shapes))
@@ -229,7 +238,7 @@ def test_18_layers_are_frozen_and_unfrozen(config):
             model(random((5, 3), i)).square().mean().backward()
             optimizer.step()
     for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        same_tensor(p.detach(), q.detach(), "after freezing")
+        same_tensor(p.detach(), q.detach(), "after freezing", *within(config))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -323,7 +332,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 @pytest.mark.parametrize("param_layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", [*LAYOUTS, "expanded", "like the parameter"])
 def test_22_every_layout_of_parameter_and_gradient(config, param_layout, grad_layout):
@@ -342,7 +351,7 @@ def test_22_every_layout_of_parameter_and_gradient(config, param_layout, grad_la
             assert p.stride() == LAYOUTS[param_layout](torch.zeros(2, 3, 4, 5)).stride()
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 @pytest.mark.parametrize("layout", ["transposed", "strided", "shifted"])
 @pytest.mark.parametrize("grad_layout", ["plain", "transposed", "strided"])
 def test_22_layouts_of_large_parameters(config, layout, grad_layout):
@@ -361,7 +370,7 @@ def test_22_odd_shapes(config, shape):
     Pair(config, lambda: leaves([(4,), shape, (2, 3)])).step(3)
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 @pytest.mark.parametrize("layout", ["strided", "shifted"])
 @pytest.mark.parametrize("shape", [(3, 4), (270, 260)], ids=str)
 def test_22_the_bytes_around_a_parameter_are_not_touched(config, layout, shape):
@@ -390,7 +399,7 @@ def test_22_a_conv_net_in_channels_last(config):
             optimizer.step()
         results.append([p.detach() for p in model.parameters()])
     for p, q in zip(*results, strict=True):
-        same_tensor(p, q, "convolution")
+        same_tensor(p, q, "convolution", *within(config))
 
 
 # Gradients and parameters that change between steps
@@ -538,7 +547,12 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+def assert_close(config: Config, pair: Pair) -> None:
+    rtol, atol = within(config)
+    torch.testing.assert_close(pair.my_params, pair.its_params, rtol=rtol or 1e-9, atol=atol or 1e-12)
+
+
+@pytest.mark.parametrize("config", SOME, ids=str)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("shapes", [((6, 6), (6, 6), (3,)), ((200, 200), (200, 200), (3,))], ids=["small", "large"])
 def test_18_21_22_gradients_and_parameters_changed_by_the_user_between_steps(config, change, shapes):
@@ -549,12 +563,12 @@ def test_18_21_22_gradients_and_parameters_changed_by_the_user_between_steps(con
             change(optimizer, seed)
             params[:] = all_params(optimizer)
             optimizer.step()
-        torch.testing.assert_close(pair.my_params, pair.its_params, rtol=1e-9, atol=1e-12)
+        assert_close(config, pair)
     for optimizer, _ in pair.sides:
         optimizer.zero_grad()
         fill(optimizer, 3)
         optimizer.step()
-    torch.testing.assert_close(pair.my_params, pair.its_params, rtol=1e-9, atol=1e-12)
+    assert_close(config, pair)
 
 
 def shape_changed(p: Tensor) -> None:
@@ -587,7 +601,7 @@ MISFITS = [
 NOT_NOTICED_LATER = [shape_changed_over_the_same_memory, shortened_over_the_same_memory]
 
 
-@pytest.mark.parametrize("config", FULL, ids=str)
+@pytest.mark.parametrize("config", SOME, ids=str)
 @pytest.mark.parametrize(
     ("misfit", "warm"),
     [(misfit, warm) for misfit in MISFITS for warm in (0, 2) if not (warm and misfit in NOT_NOTICED_LATER)],
@@ -634,7 +648,7 @@ def test_22_tied_weights_are_stepped_once(config):
             optimizer.step()
         results.append([p.detach() for p in model.parameters()])
     for p, q in zip(*results, strict=True):
-        same_tensor(p, q, "tied")
+        same_tensor(p, q, "tied", *within(config))
 
 
 # Complex numbers

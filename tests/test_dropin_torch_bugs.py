@@ -11,7 +11,6 @@ import pytest
 import torch
 from dropin import (
     CLASSES,
-    FLOAT32,
     FULL,
     LARGE,
     NAMES,
@@ -30,6 +29,7 @@ from dropin import (
     same_tensor,
     snapshot,
     torchs,
+    within,
 )  # fmt: skip
 from torch import Tensor
 
@@ -168,8 +168,7 @@ def test_B4_an_empty_parameter(config, shape, dtype):
         optimizer.step(), its.step()
     assert all_params(optimizer)[0].shape == shape
     for p, q in zip(all_params(optimizer)[1:], all_params(its), strict=True):
-        rtol, atol = (FLOAT32, 1e-12) if config.name == "NAdam" else (None, None)
-        same_tensor(p.detach(), q.detach(), "beside an empty parameter", rtol, atol)
+        same_tensor(p.detach(), q.detach(), "beside an empty parameter", *within(config))
 
 
 @pytest.mark.parametrize("config", FULL, ids=str)

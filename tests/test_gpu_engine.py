@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from engines import GPU_DEVICE
 import steprule
 from steprule.engine import gpu
 from steprule.engine.gpu_plan import GpuPlan, Table
+from steprule.engine.own import add_up
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 
 pytest.importorskip("triton")
@@ -200,12 +202,13 @@ def test_a_step_waits_for_nothing(make, settings, refusing):
     assert optimizer._pass is kept
 
 
-def test_a_learning_rate_on_the_device_is_read_in_every_step(monkeypatch):
+@pytest.mark.parametrize("make", [steprule.AdamW, steprule.ScheduleFreeAdamW])
+def test_a_learning_rate_on_the_device_is_read_in_every_step(make, monkeypatch):
     filled = []
     monkeypatch.setattr(Table, "fill", lambda self, values, fill=Table.fill: (filled.append(self), fill(self, values)))
     lr = torch.tensor(0.01, device=GPU_DEVICE)
     params, others = make_params(GPU_DEVICE), make_params(GPU_DEVICE)
-    ours, theirs = steprule.AdamW(params, lr=lr), steprule.AdamW(others, lr=0.01)
+    ours, theirs = make(params, lr=lr), make(others, lr=0.01)
     for step, value in enumerate((0.01, 0.03, 0.002)):
         for both in (params, others):
             set_grads(both, step)
@@ -354,18 +357,36 @@ def test_what_a_kernel_cannot_read_is_stepped_tensor_by_tensor():
 
 
 def test_a_sum_over_all_tensors_is_the_same_whatever_their_order_and_grouping():
-    def run(order):
-        params = make_params(GPU_DEVICE, shapes=[(5, 3), (70,), (2, 2), (90,), (4,), (3, 3), (7, 2), (8,)])
-        groups = [{"params": params[::2][::order]}, {"params": params[1::2][::order], "maximize": True}][::order]
-        optimizer = steprule.Prodigy(groups)
-        for step in range(3):
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(300, generator=generator, dtype=torch.float64)
+    numbers *= 10 ** torch.randn(300, generator=generator, dtype=torch.float64)
+    sums, plain = set(), set()
+    for turn in range(10):
+        order = numbers[torch.randperm(300, generator=generator)]
+        parts = order.to(GPU_DEVICE).split(30 * turn + 1)
+        sums.add(add_up([*parts[:-1], list(parts[-1])]).item())  # lists are the eager engine's
+        plain.add(order.sum().item())
+    assert len(sums) == 1 and len(plain) > 1
+    assert sums.pop() == pytest.approx(math.fsum(numbers.tolist()), rel=1e-14)
+    mixed = add_up([numbers[:100].to(GPU_DEVICE), numbers[100:].tolist()])  # as with parameters on the host
+    assert mixed.device.type == "cpu" and mixed.item() == pytest.approx(math.fsum(numbers.tolist()), rel=1e-14)
+
+
+def test_tensors_of_two_plans_share_what_is_summed_over_all(cpu_engine):
+    def run(device):
+        params = make_params(device, shapes=[(5, 3), (70,), (2, 2), (90,)])
+        optimizer = steprule.Prodigy([{"params": params[:2]}, {"params": params[2:], "maximize": True}])
+        for step in range(2):
             set_grads(params, step)
             optimizer.step()
         assert len(plans_of(optimizer)) == 2
-        return [optimizer.state[param]["d_numerator"] for param in params]
+        return params, optimizer
 
-    one, other = run(1), run(-1)
-    assert all(torch.equal(sum_of_all, one[0]) for sum_of_all in (*one, *other))
+    ours = run(GPU_DEVICE)
+    numbers = [state["d_numerator"] for state in ours[1].state.values()]
+    assert all(torch.equal(number, numbers[0]) for number in numbers)
+    cpu_engine()
+    assert_same(ours, run("cpu"), rtol=1e-6)
 
 
 def test_what_is_stepped_tensor_by_tensor_shares_sums_with_the_rest():

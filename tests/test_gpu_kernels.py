@@ -135,11 +135,8 @@ def assert_equal(mine, theirs):
 
 
 def assert_alike(rule, hyper, mine, theirs):
-    """As `assert_equal`, but for what follows from sums, whose numbers the engines add up in another order.
-
-    Of the quotient of two roots, which is Adadelta's, x86 processors estimate the second and correct the result.
-    """
-    if not trace(rule, hyper).sums and rule is not RULES["adadelta"]:
+    """As `assert_equal`, but for what follows from sums, whose numbers the engines add up in another order."""
+    if not trace(rule, hyper).sums:
         assert_equal(mine, theirs)
         return
     for number, (one, other) in enumerate(zip(mine, theirs, strict=True)):
@@ -147,7 +144,7 @@ def assert_alike(rule, hyper, mine, theirs):
             what = f"{key} of tensor {number}"
             if array.is_floating_point():
                 expected, got = array.double(), other[key].double()
-                room = 1e-12 if key in rule.scalar_states else 1e-6 if rule is not RULES["adadelta"] else 1e-4
+                room = 1e-12 if key in rule.scalar_states else 1e-6
                 torch.testing.assert_close(got, expected, rtol=room, atol=1e-30, equal_nan=True, msg=what)
             else:  # codes, which rounding may bring over an edge
                 assert (array != other[key]).sum() <= 2, what

@@ -32,7 +32,7 @@ def fetch(kept_at, are_double, numbers, skip, size, BLOCK: tl.constexpr):  # typ
 @triton.jit  # type: ignore[untyped-decorator]
 def put(kept_at, are_double, numbers, skip, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Puts numbers in their place, and leaves them here as they are kept there; nothing where the step is skipped."""
-    if tl.load(skip) >= 0:
+    if tl.load(skip) == 0:
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         at = tl.load(kept_at + i, mask=i < size, other=0)
         is_double = tl.load(are_double + i, mask=i < size, other=0) != 0

@@ -42,13 +42,13 @@ def run_together(parts: Sequence[Part]) -> None:
             for name, values in own.items():
                 if part.formula is not None and part.formula.sums[name].of_all:
                     of_all.setdefault(name, []).append(values)
-        totals = {name: _total(values) for name, values in of_all.items()}
+        totals = {name: add_up(values) for name, values in of_all.items()}
         for part, own in zip(parts, sums, strict=True):
             part.fill(level, {name: totals.get(name, values) for name, values in own.items()})
 
 
-def _total(parts: Sequence[Any]) -> Any:
-    """The sum of all numbers of all parts: the same whatever their order, so that it does not depend on grouping."""
+def add_up(parts: Sequence[Any]) -> Any:
+    """The sum of all numbers of all parts, lists or tensors: the same whatever their order, however they are grouped."""
     numbers = list(chain.from_iterable(x if isinstance(x, list) else [x] for x in parts))
     places = {getattr(x, "device", None) for x in numbers}
     if places == {None}:
