@@ -64,5 +64,5 @@ STRUCTURE_IDS = [name for name in IDS if name in _STRUCTURES]
 
 _FAMILIAR = [place for place, (rule, _) in enumerate(VARIANTS) if rule in (SGD, RMSprop, Adam, AdamW)]
 FAMILIAR = [VARIANTS[place] for place in _FAMILIAR]
-"""The rules that everyone knows: for services, each of which is tested with any rule by `test_formats`."""
+"""The rules that everyone knows: for services, each of which is tested with any rule by `test_every_rule`."""
 FAMILIAR_IDS = [IDS[place] for place in _FAMILIAR]

@@ -69,7 +69,7 @@ def error(optimizer: torch.optim.Optimizer, exact: torch.optim.Optimizer) -> dic
     for p, q in zip(all_params(optimizer), all_params(exact), strict=True):
         pairs = {"param": (p, q), **{key: (optimizer.state[p][key], value) for key, value in exact.state[q].items()}}
         for key, (a, b) in pairs.items():
-            if key not in ("step", *optimizer.rule.scalar_states):  # which are float32 everywhere
+            if key not in ("step", *CLASSES[type(exact).__name__].scalar_states):  # which are float32 everywhere
                 found[key] = float((a.detach().double() - b.detach().double()).square().mean().sqrt())
     return found
 

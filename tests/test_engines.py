@@ -15,7 +15,7 @@ from steprule.engine import cpu, gpu, plan, team
 from steprule.engine.codegen import compute_dtype
 from steprule.engine.eager import oracle
 from steprule.engine.trace import scalar_name, scalar_values, trace
-from steprule.pieces import sqrt
+from steprule.pieces import atan2, cbrt, sqrt
 from steprule.rule import Rule
 from steprule.rules import RULES
 
@@ -195,3 +195,30 @@ def test_a_division_by_a_root_is_no_estimate(dtype):
         expected = grad.numpy() / np.sqrt(param.numpy())
     result = run_cpu(Rooted, Rooted.hyperparameters, {"param": param, "grad": grad}, 1)["param"]
     np.testing.assert_array_equal(result.numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_roots_and_angles_that_no_processor_has_are_right(dtype):
+    """To some units in the last place, over the whole range and for special numbers: the bound knows only the formula."""
+
+    class Unusual(Rule):
+        def update(param, grad, angle, *, lr=1.0):
+            return cbrt(param), atan2(grad, param)
+
+    generator = torch.Generator().manual_seed(0)
+    limit = 30 if dtype is torch.float32 else 80  # beyond which cbrt in float64 is only good to 1e-7
+    sizes, others = (
+        10 ** (limit * (2 * torch.rand(5000, generator=generator, dtype=torch.float64) - 1)) for _ in range(2)
+    )
+    near = torch.linspace(0.5, 3.0, 2000, dtype=torch.float64)  # where the arctangent's pieces meet
+    special = torch.tensor([0.0, 0.0, 1.0, torch.inf, torch.inf, 1.0, torch.nan, 0.0], dtype=torch.float64)
+    param = torch.cat([sizes, torch.ones(2000, dtype=torch.float64), special, special]).to(dtype)
+    grad = torch.cat([others * (1 - 2 * (sizes > 1).double()), near, special.roll(1), -special.roll(1)]).to(dtype)
+    x, y = param.double().numpy(), grad.double().numpy()
+    result = run_cpu(Unusual, Unusual.hyperparameters, {"param": param, "grad": grad, "angle": grad * 0}, 1)
+    unit = torch.finfo(dtype).eps
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(as_float64(result["param"]), np.cbrt(x), rtol=3 * unit, atol=0)
+        expected = np.arctan2(y, np.where(x == 0, 0.0, x))
+    tiny = 2 * torch.finfo(dtype).tiny  # an angle below it is a subnormal number
+    np.testing.assert_allclose(as_float64(result["angle"]), expected, rtol=3 * unit, atol=tiny)

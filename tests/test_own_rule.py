@@ -107,3 +107,81 @@ def test_a_subclass_with_arguments_of_its_own_shows_them():
 
     assert list(inspect.signature(Scaled).parameters) == ["params", "lr", "scale"]
     assert Scaled([torch.nn.Parameter(torch.ones(2))], scale=2.0).defaults["lr"] == 0.2
+
+
+class Normed(steprule.Rule):
+    """Momentum of normalised gradients, which slows down as the weights leave where they began."""
+
+    scalar_states = ("longest", "steps")
+    initial = {"anchor": "param", "longest": "floor_"}
+    exact_when = {"anchor": "always"}
+
+    def update(param, grad, longest, steps, anchor, mean, *, lr=0.1, beta=0.9, floor_=0.5):
+        longest = steprule.maximum(longest, steprule.norm(grad))
+        mean = steprule.ema(mean, grad / longest, beta)
+        gone = param - anchor
+        slow = 1 + steprule.sqrt(steprule.total_of_all(gone * gone)) + steprule.mean(mean * mean)
+        return param - lr / slow * mean, longest, steps + 1, anchor, mean
+
+
+class NormedTensors(steprule.Optimizer, rule=Normed):
+    pass
+
+
+class NormedArrays(arrays.Optimizer, rule=Normed):
+    pass
+
+
+def by_hand(params, grads, steps):
+    """The same in NumPy, on whole lists."""
+    anchors, means = [p.copy() for p in params], [p * 0 for p in params]
+    longest = [0.5] * len(params)
+    for step in range(steps):
+        gone = sum(float(((p - a) ** 2).sum()) for p, a in zip(params, anchors, strict=True))
+        for i, p in enumerate(params):
+            longest[i] = max(longest[i], float(np.linalg.norm(grads[step][i])))
+            means[i] = 0.9 * means[i] + 0.1 * grads[step][i] / longest[i]
+            p -= 0.1 / (1 + gone**0.5 + float((means[i] ** 2).mean())) * means[i]
+    return params, longest
+
+
+@pytest.mark.parametrize("front", ["torch", "torch, strided", "torch, 8bit", "numpy"])
+def test_sums_scalar_states_and_first_values_in_every_front(front):
+    random = np.random.default_rng(0)
+    params = [random.normal(size=shape).astype(np.float32) for shape in ((4, 40), (7,))]
+    grads = [[random.normal(size=p.shape).astype(np.float32) for p in params] for _ in range(4)]
+    expected, longest = by_hand([p.astype(np.float64) for p in params], grads, 4)
+    if front == "numpy":
+        optimizer = NormedArrays(params)
+        for own in grads:
+            optimizer.step(own)
+        states = optimizer.state
+    else:
+        tensors = [torch.tensor(p) for p in params]
+        if front == "torch, strided":
+            tensors = [torch.stack([p, p], -1)[..., 0] for p in tensors]
+        optimizer = NormedTensors(tensors, **({"states": "8bit"} if "8bit" in front else {}))
+        for own in grads:
+            for tensor, grad in zip(tensors, own, strict=True):
+                tensor.grad = torch.tensor(grad)
+            optimizer.step()
+        params, states = [p.numpy() for p in tensors], [optimizer.state[p] for p in tensors]
+        assert (optimizer._pass is not None) == (front != "torch, strided")
+        assert states[0]["longest"].dtype == torch.float64 and states[0]["anchor"].dtype == torch.float32
+        assert states[0]["mean"].dtype == (torch.int8 if "8bit" in front else torch.float32)
+    for p, q, number, state in zip(params, expected, longest, states, strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-5, atol=1e-3 if "8bit" in front else 1e-6)
+        assert float(state["longest"]) == pytest.approx(number, rel=1e-6) and float(state["steps"]) == 4
+
+
+def test_what_does_not_fit_a_rule_is_refused_when_it_is_made():
+    def define(**attributes):
+        return type("Mine", (steprule.Rule,), {"update": lambda param, grad, m, *, lr=0.1: (param, m), **attributes})
+
+    for attribute in ({"initial": {"mm": 0.5}}, {"scalar_states": ("mm",)}):
+        with pytest.raises(steprule.RuleError, match="names the unknown state 'mm'; update's states are m"):
+            define(**attribute)
+    with pytest.raises(steprule.RuleError, match="names the unknown hyperparameter 'first'; update has lr"):
+        define(initial={"m": "first"})
+    assert define(initial={"m": "lr"}).begins_at("m", None, {"lr": 0.25}) == 0.25
+    assert define(initial={"m": 0.5}).begins_at("m", None, {"lr": 0.25}) == 0.5

@@ -10,6 +10,21 @@ from hypothesis import strategies as st
 
 from steprule import debias, ema, exp, log, maximum, minimum, running_ema, sign, sqrt, where
 from steprule.pieces import abs as absolute
+from steprule.pieces import (
+    at_first,
+    atan2,
+    cbrt,
+    clip,
+    debiased_beta,
+    ema_sq,
+    floor,
+    l2,
+    mean,
+    norm,
+    size,
+    total,
+    total_of_all,
+)
 
 # The source article's table; it rounds on the way, so each average is checked from the one before it.
 TEMPERATURES = [100, 114, 118, 117, 120, 122]
@@ -75,3 +90,47 @@ def test_exp_and_log_of_tensors_and_numbers():
     assert float(log(exp(torch.tensor(2.0, dtype=torch.float64)))) == pytest.approx(2.0)
     assert log(exp(2.0)) == pytest.approx(2.0)
     assert float(maximum(torch.tensor(2.0), 3.0)) == 3.0
+
+
+MAKERS = [np.array, lambda v: torch.tensor(v, dtype=torch.float64)]
+each_maker = pytest.mark.parametrize("make", MAKERS, ids=["numpy", "torch"])
+
+
+@each_maker
+def test_sums_over_a_tensor(make):
+    x = make([[3.0, -4.0], [0.0, 12.0]])
+    assert [float(f(x)) for f in (total, mean, norm, size, total_of_all)] == [11.0, 2.75, 13.0, 4.0, 11.0]
+    assert float(total(make([]))) == 0.0
+
+
+@pytest.mark.parametrize("make", [lambda x: np.array(x, np.float32), lambda x: torch.tensor(x, dtype=torch.float32)])
+def test_sums_are_taken_in_float64(make):
+    """In float32 the ones would be lost."""
+    assert float(total(make([1e8, 1.0, 1.0, -1e8]))) == 2.0
+
+
+@pytest.mark.parametrize("make", [float, *MAKERS], ids=["float", "numpy", "torch"])
+def test_the_other_functions(make):
+    assert float(cbrt(make(27.0))) == pytest.approx(3.0) and float(cbrt(make(0.0))) == 0.0
+    assert float(atan2(make(1.0), make(0.0))) == pytest.approx(math.pi / 2)
+    assert float(atan2(make(-2.0), make(2.0))) == pytest.approx(-math.pi / 4)
+    assert float(atan2(make(0.0), make(0.0))) == 0.0
+    assert [float(clip(make(x), -1.0, 2.0)) for x in (-5.0, 0.5, 3.0)] == [-1.0, 0.5, 2.0]
+    assert [float(floor(make(x))) for x in (-0.5, 2.0, 2.9)] == [-1.0, 2.0, 2.0]
+    assert float(l2(make(1.0), make(3.0), 0.5)) == 2.5
+    assert math.isinf(float(ema_sq(make(math.inf), make(1.0), 0.9))) and math.isinf(
+        float(ema_sq(make(1.0), make(1e300), 0.9))
+    )
+
+
+def test_no_decay_asks_for_no_weight():
+    """A weight that is not finite would make 0 times it NaN."""
+    assert l2(1.0, math.inf, 0.0) == 1.0
+
+
+def test_a_debiased_beta_is_a_debiased_average():
+    plain = unbiased = 0.0
+    for step, value in enumerate([3.0, -1.0, 2.0, 7.0], 1):
+        plain, unbiased = ema(plain, value, 0.9), ema(unbiased, value, debiased_beta(0.9, step))
+        assert unbiased == pytest.approx(debias(plain, 0.9, step))
+    assert [at_first(step, 1.0, 2.0) for step in (1, 2, 3)] == [1.0, 2.0, 2.0]

@@ -211,14 +211,16 @@ def test_what_comes_back_dense_is_refused_in_torchs_words_and_nothing_changes():
             assert all(float(optimizer.state[p]["step"]) == 1 for p in params_of(optimizer))
 
 
-def test_sparse_parameters_are_refused_in_torchs_words():
+@pytest.mark.parametrize("kind", ["sparse", "complex"])
+def test_sparse_and_complex_parameters_are_refused_in_torchs_words(kind):
     def make(cls):
-        params = [torch.zeros(3), coalesced(0), torch.zeros(2), coalesced(1)]
+        wrong = [coalesced(i) if kind == "sparse" else torch.zeros(2, dtype=torch.complex64) for i in range(2)]
+        params = [torch.zeros(3), wrong[0], torch.zeros(2), wrong[1]]
         return outcome(lambda: cls(params, lr=0.1))
 
     assert make(steprule.SparseAdam) == make(torch.optim.SparseAdam)
     optimizer = optimizers()[0]
-    with pytest.raises(ValueError, match=r"^Sparse params at indices .*: SparseAdam requires dense"):
+    with pytest.raises(ValueError, match=r"^Sparse params at indices \[\[1, 0\]\]: SparseAdam requires dense"):
         optimizer.add_param_group({"params": [coalesced(0)]})
     assert len(optimizer.param_groups) == 1
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from steprule import Rule, RuleError, exp, where
+from steprule import Rule, RuleError, exp, norm, total, total_of_all, where
 from steprule.engine.codegen import write_kernel
 from steprule.engine.trace import trace
 from steprule.rules import AdamW
@@ -56,6 +56,39 @@ def test_the_wrong_number_of_values():
 def test_nothing_for_a_state():
     assert "returned None for exp_avg" in refusal("return param, None", states=", exp_avg")
     assert "returned None for param" in refusal("pass")
+
+
+def test_a_value_for_every_element_is_no_number():
+    class Mine(Rule):
+        scalar_states = ("count",)
+
+        def update(param, grad, count, *, lr=0.1):
+            return param - lr * grad, count + abs(grad)
+
+    with pytest.raises(
+        RuleError, match=r"returned a value for every element as count.*test_trace.py:\d+\). Write a sum"
+    ):
+        trace(Mine, Mine.hyperparameters)
+
+
+def test_sums_come_before_what_is_made_of_them():
+    """A sum of something that a sum is in takes a reading more; equal ones are taken once."""
+
+    class Mine(Rule):
+        scalar_states = ("seen",)
+
+        def update(param, grad, seen, *, lr=0.1):
+            unit = grad / norm(grad)
+            seen = seen + total(abs(unit)) + norm(grad)
+            return param - lr * unit * total_of_all(seen * abs(grad)), seen
+
+    formula = trace(Mine, Mine.hyperparameters)
+    assert formula.operands == ("param", "grad")
+    assert {*formula.own} == {"seen", "new_seen", "sum0", "sum1", "sum2"}
+    assert formula.levels == {"seen": 0, "sum0": 1, "sum1": 2, "new_seen": 2, "sum2": 3}
+    assert [[*reading.sums] for reading in formula.readings] == [["sum0"], ["sum1"], ["sum2"]]
+    assert [one.of_all for one in formula.sums.values()] == [False, False, True]
+    assert formula.scalar_outputs["seen"].scalar and "seen" not in formula.outputs
 
 
 def test_flags_and_missing_states_may_be_branched_on():

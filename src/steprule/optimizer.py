@@ -1048,11 +1048,17 @@ class Adagrad(
 
 class SparseAdam(Optimizer, rule=rules.SparseAdam, flags=("maximize",), positional_flags=("maximize",)):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group, of dense parameters."""
+        """Adds a parameter group, of dense real parameters."""
         super().add_param_group(param_group)
-        sparse = [index for index, param in enumerate(self.param_groups[-1]["params"]) if param.is_sparse]
-        if sparse:
-            raise ValueError(f"Sparse params at indices {sparse}: SparseAdam requires dense parameter tensors")
+        group, params = len(self.param_groups) - 1, self.param_groups[-1]["params"]
+        for kind, refusal in (
+            ("sparse", "requires dense parameter tensors"),
+            ("complex", "does not support complex parameters"),
+        ):
+            found = [[group, i] for i, p in enumerate(params) if (p.is_sparse if kind == "sparse" else p.is_complex())]
+            if found:
+                del self.param_groups[-1]
+                raise ValueError(f"{kind.capitalize()} params at indices {found}: SparseAdam {refusal}")
 
 
 class Lion(Optimizer, rule=rules.Lion): ...

@@ -228,10 +228,11 @@ class Entry:
             for number in (*(["step"] if self.keeps_step else []), *self.scalar_states):
                 if number in self.state:
                     self.state[number] = self.state[number].to(self.param.device)
+        begun = self.param if self.group.get("differentiable") else self.param.detach()  # which autograd is to see
         for name in self.names:  # in update's order, which is torch.optim's
             if name is None or isinstance(self.state.get(name), Tensor):
                 continue
-            first = self.rule.begins_at(name, self.param.detach(), self.group)
+            first = self.rule.begins_at(name, begun, self.group)
             if name in self.scalar_states:
                 like = {} if self.rule.scalar_dtype == "step" else {"dtype": torch.float64}
                 self.state[name] = torch.full((), float(first), **{**step_options(self.group, self.param), **like})

@@ -305,6 +305,13 @@ def trace(
     outputs = {"param": param_new}
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
     outputs = {name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()}
+    for name in rule.scalar_states:
+        if name in outputs and not outputs[name].scalar:
+            code = rule.function().__code__
+            raise RuleError(
+                f"{rule.__name__}.update returned a value for every element as {name}, which is one number for each tensor "
+                f"({code.co_filename}:{code.co_firstlineno}). Write a sum over the elements: total, mean or norm of steprule."
+            )
     own = _separate(rule.scalar_states, outputs)
     begun = [
         name for name, first in rule.initial.items() if first == "param" or (isinstance(first, float) and first < 0)
@@ -416,8 +423,15 @@ class Evaluation:
         return self._values[id(expression)]
 
 
+def _divide(a: Any, b: Any) -> Any:
+    """a / b, which is inf or NaN where Python's numbers raise: the mean of an empty tensor, say."""
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)) and b == 0:
+        return math.copysign(math.inf, a) * math.copysign(1.0, b) if a != 0 else math.nan
+    return a / b
+
+
 _OPERATIONS: dict[str, Any] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "pow": operator.pow,
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": _divide, "pow": operator.pow,
     "neg": operator.neg, "abs": abs, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "eq": operator.eq, "ne": operator.ne, "and": operator.and_, "or": operator.or_, "not": lambda x: not x if isinstance(x, bool) else ~x,
     **{name: getattr(pieces, name) for name in ("sqrt", "exp", "log", "floor", "maximum", "minimum", "where")},

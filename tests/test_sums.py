@@ -1,0 +1,254 @@
+"""Rules with sums over tensors: whatever plans, engines, threads and groups their tensors are stepped by."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from dropin import random
+from test_every_rule import MOVING, strided
+
+import steprule
+from steprule import passes
+from steprule.engine.trace import trace
+from steprule.rules import RULES
+
+COUPLED = ["Prodigy", "DAdaptAdam", "DoG"]
+OF_EACH = ["LAMB", "LARS", "NovoGrad", "MARS", "StableAdamW"]
+SHAPES = ((300, 256), (40, 33), (9,), (), (0, 3))  # the first one is more than the piece that is added up by itself
+
+
+def test_these_are_all_that_have_sums():
+    sums = {rule.__name__: trace(rule, rule.hyperparameters).sums for rule in RULES.values()}
+    assert {name for name, own in sums.items() if any(one.of_all for one in own.values())} == {*COUPLED}
+    assert {name for name, own in sums.items() if own} == {*COUPLED, *OF_EACH}
+
+
+def settings_of(name):
+    weight_decay = {} if name == "DoG" else {"weight_decay": 0.1}
+    return {**weight_decay, **MOVING.get(name, {"lr": 0.05})}
+
+
+def make(name, dtypes, layouts=None, groups=list, **options):
+    params = []
+    for i, (shape, dtype) in enumerate(zip(SHAPES, dtypes, strict=True)):
+        x = random(shape, i, torch.float32).to(dtype)
+        params.append((layouts[i](x) if layouts else x).requires_grad_())
+    return params, getattr(steprule, name)(groups(params), **{**settings_of(name), **options})
+
+
+def train(params, optimizer, steps=5, places=None, first=0, scale=1.0):
+    """With gradients that are float32's numbers; those of other places are none."""
+    for step in range(first, first + steps):
+        for i, p in enumerate(params):
+            grad = scale * (random(SHAPES[i], 10 * step + i, torch.float32) + random(SHAPES[i], 500 + i, torch.float32))
+            p.grad = torch.empty_like(p).copy_(grad) if places is None or i in places else None
+        optimizer.step()
+
+
+def assert_close(params, expected, bound):
+    """By how far they have come."""
+    for i, (p, q) in enumerate(zip(params, expected, strict=True)):
+        gone = float((q.detach().double() - random(SHAPES[i], i, torch.float32)).norm())
+        assert float((p.detach().double() - q.detach().double()).norm()) <= bound * gone + 1e-12, i
+
+
+def numbers(optimizer, params):
+    return [{name: float(optimizer.state[p][name]) for name in optimizer.rule.scalar_states} for p in params]
+
+
+SINGLE = [torch.float32] * 5
+DOUBLE = [torch.float64] * 5
+SEVERAL = [torch.float32, torch.float64, torch.float32, torch.float64, torch.float32]
+
+
+def plain(x):
+    return x
+
+
+def transposed(x):
+    """Gap-free: the compiled engine takes it."""
+    return x.t().contiguous().t() if x.dim() == 2 else x
+
+
+MIXTURES = {
+    "one plan": (SINGLE, None, 1, 0),
+    "two dtypes": (SEVERAL, None, 2, 0),
+    "transposed": (SINGLE, [transposed] * 5, 1, 0),
+    "strided": (SINGLE, [strided] * 5, 1, 4),  # a number alone is not
+    "both engines": (SINGLE, [strided, transposed, strided, plain, plain], 1, 2),
+    "both engines and dtypes": (SEVERAL, [strided, strided, plain, plain, plain], 2, 2),
+}
+
+
+SOME = [*COUPLED, "LAMB", "NovoGrad"]
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("name", SOME)
+def test_a_run_is_float64s_whatever_its_tensors_are_stepped_by(name, mixture, monkeypatch):
+    dtypes, layouts, plans, loose = MIXTURES[mixture]
+    kinds = []
+    together = passes.run_together
+
+    def run_together(parts):
+        kinds.append([type(part).__name__ for part in parts])
+        together(parts)
+
+    expected, exact = make(name, DOUBLE, [strided] * 5)
+    train(expected, exact)
+    monkeypatch.setattr(passes, "run_together", run_together)
+    params, optimizer = make(name, dtypes, layouts)
+    train(params, optimizer)
+    assert kinds[0].count("Planned") == plans and kinds[0].count("EagerStep") == loose
+    assert_close(params, expected, 2e-5)
+    ours, its = numbers(optimizer, params), numbers(exact, expected)
+    for mine, theirs in zip(ours, its, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-5, abs=1e-12)
+    if name in COUPLED:
+        assert all(one == ours[0] for one in ours), "they were added up apart"
+        assert ours[0] != numbers(*make_alone(name, dtypes))[0], "it was added up alone"
+
+
+def make_alone(name, dtypes):
+    """The first tensor without the others."""
+    params, optimizer = make(name, dtypes)
+    train(params, optimizer, places=[0])
+    return optimizer, params[:1]
+
+
+def bits(params, optimizer):
+    return [x.clone() for p in params for x in (p.detach(), *optimizer.state[p].values())]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_results_depend_neither_on_threads_nor_on_order_nor_on_groups(name):
+    """To the last bit."""
+    before = torch.get_num_threads()
+    runs = []
+    ways = {
+        "one thread": (1, list), "two threads": (2, list), "reversed": (2, lambda params: params[::-1]),
+        "groups": (2, lambda params: [{"params": params[1::2]}, {"params": params[::2]}]),
+        "own settings": (2, lambda params: [{"params": params[1::2]}, {"params": params[::2], "eps": 0.1}]),
+    }  # fmt: skip
+    try:
+        for threads, groups in ways.values():
+            torch.set_num_threads(threads)
+            params, optimizer = make(name, SINGLE, groups=groups)
+            train(params, optimizer)
+            assert optimizer._pass is not None
+            runs.append(bits(params, optimizer))
+    finally:
+        torch.set_num_threads(before)
+    first, *others, different = runs
+    assert all(same(first, other) for other in others)
+    assert not same(first, different)
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_tensors_without_a_gradient_are_left_out(name):
+    """As if they were not there; and all goes on when they are back."""
+    params, optimizer = make(name, SINGLE)
+    few, alone = make(name, SINGLE, groups=lambda params: params[:2])
+    still = [p.detach().clone() for p in params[2:]]
+    for step in range(4):
+        train(params, optimizer, 1, [0, 1], step)
+        train(few[:2], alone, 1, None, step)
+    assert same(bits(params[:2], optimizer), bits(few[:2], alone))
+    assert all(map(torch.equal, still, params[2:]))
+    train(params, optimizer, 2, first=4)
+    assert all(bool(p.isfinite().all()) for p in params)
+    assert not any(map(torch.equal, still[:2], params[2:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*((name, [strided] * 5) for name in (*COUPLED, *OF_EACH)), *((name, None) for name in SOME)],
+    ids=lambda value: value if isinstance(value, str) else "eager" if value else "compiled",
+)
+def test_sums_are_of_gradients_as_services_leave_them(name, layout):
+    """Clipped by half, which loses no bit; and without what is not finite."""
+    params, optimizer = make(name, SINGLE, layout, clip=1.0)
+    halved, plain = make(name, SINGLE, layout)
+    for step in range(3):
+        train(halved, plain, 1, None, step, 0.5)
+        norm = math.sqrt(sum(float((2 * p.grad).double().square().sum()) for p in halved))
+        optimizer.clip = (norm + 1e-6) / 2
+        train(params, optimizer, 1, None, step)
+    assert optimizer.clipped_steps == 3
+    assert same(bits(params, optimizer), bits(halved, plain))
+
+    params, optimizer = make(name, SINGLE, layout, nonfinite="zero")
+    zeroed, plain = make(name, SINGLE, layout)
+    for step in range(3):
+        for own, one, wrong in ((params, optimizer, math.nan), (zeroed, plain, 0.0)):
+            for i, p in enumerate(own):
+                p.grad = torch.empty_like(p).copy_(random(SHAPES[i], 10 * step + i))
+            own[0].grad[3, 7] = own[2].grad[4] = wrong
+            one.step()
+    assert optimizer.zeroed_elements == 6
+    assert same(bits(params, optimizer), bits(zeroed, plain))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_skipped_step_moves_no_number(name):
+    params, optimizer = make(name, SINGLE, nonfinite="skip")
+    train(params, optimizer, 2)
+    before = bits(params, optimizer)
+    for p in params:
+        p.grad = torch.full_like(p, math.nan)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1 and same(before, bits(params, optimizer))
+
+
+@pytest.mark.parametrize("name", [*COUPLED, "LAMB", "NAdam", "ScheduleFreeSGD"])
+def test_weights_that_are_listed_twice_are_stepped_twice(name):
+    """One after the other, though sums must be known before anything changes."""
+    with pytest.warns(UserWarning, match="duplicate"):
+        twice = [random((4, 3), 0).requires_grad_()]
+        optimizer = getattr(steprule, name)(twice * 2, **MOVING.get(name, {"lr": 0.05}))
+    once = [random((4, 3), 0).requires_grad_()]
+    other = getattr(steprule, name)(once, **MOVING.get(name, {"lr": 0.05}))
+    for step in range(2):
+        twice[0].grad = random((4, 3), 7 + step)
+        once[0].grad = twice[0].grad.clone()
+        optimizer.step()
+        other.step(), other.step()
+    assert float(optimizer.state[twice[0]]["step"]) == 4
+    torch.testing.assert_close(twice[0], once[0], rtol=1e-9, atol=1e-12)
+
+
+FOLLOWED = [
+    rule.__name__
+    for rule in RULES.values()
+    if rule.scalar_states or rule.__name__ in OF_EACH or "param" in rule.initial.values()
+]
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_autograd_sees_through_scalar_states_sums_and_states_that_begin_at_param(name):
+    """Two steps' derivatives by the weights and the gradients are those of the numbers."""
+    options = {**MOVING.get(name, {"lr": 0.05}), **({"lr": 0.5, "d0": 0.5} if name in COUPLED[:2] else {})}
+
+    def two_steps(param, first, second):
+        param = param.clone()
+        optimizer = getattr(steprule, name)([param], **options, differentiable=True)
+        for grad in (first, second):
+            param.grad = grad
+            optimizer.step()
+        return param
+
+    if name == "ScheduleFreeRAdam":
+        options["silent_sgd_phase"] = False
+    inputs = [random((3,), seed).requires_grad_() for seed in (1, 2, 3)]
+    if name == "NAdam":  # whose number is kept in step's dtype
+        torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.autograd.gradcheck(two_steps, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
