@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test bench docs lint clean
+.PHONY: demo test bench bench-rules docs lint clean
 
 demo: $(INSTALLED)  ## train two small models with four optimizers, in under two minutes
 	$(BIN)/steprule compare
@@ -22,14 +22,20 @@ bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/low_memory.py
 	$(BIN)/python benchmarks/services.py
-	$(BIN)/python benchmarks/rules.py
 	$(BIN)/python benchmarks/gpu.py
+
+bench-rules: constraints.txt  ## measure every rule beside all libraries that have it, which are installed for it
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . rich timm pytorch_optimizer \
+		heavyball torch-optimi lion-pytorch prodigyopt dadaptation madgrad dog-optimizer adabelief-pytorch \
+		adam-atan2-pytorch grams-pytorch schedulefree
+	.peers/bin/python benchmarks/rules.py
 
 docs: $(INSTALLED)  ## docs/optimizers.md, from the rules and what has been measured
 	$(BIN)/python docs/make_optimizers.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report
+	rm -rf $(VENV) .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report
 
 # The constraints keep torch to a build that is small and tested; steprule itself takes a range.
 $(INSTALLED): pyproject.toml constraints.txt

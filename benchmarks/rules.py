@@ -2,14 +2,9 @@
 
     python benchmarks/rules.py [--rules lamb,lion] [--elements 32M] [--repeats 15] [--no-compile]
 
-A run of all rules at the default size keeps the table beside this file; any other only prints it. Other libraries are
-measured where they are installed. An environment that has them all::
-
-    python3.11 -m venv peers
-    peers/bin/pip install torch==2.13.0 numba rich timm pytorch_optimizer heavyball torch-optimi lion-pytorch prodigyopt \
-        dadaptation madgrad dog-optimizer adabelief-pytorch adam-atan2-pytorch grams-pytorch schedulefree
-    peers/bin/pip install --no-deps -e .
-    peers/bin/python benchmarks/rules.py
+The table of the default size and rounds is kept beside this file, as text, JSON and Markdown; a run of some rules replaces
+their rows, on the same machine. Any other run only prints. Other libraries are measured where they are installed:
+`make bench-rules` has an environment that has them all.
 
 Contenders take turns, one step each a round, every one on tensors of its own with the same numbers; times are medians.
 Of a library's ways to step (fused, foreach, its default) the one is measured that was fastest in a trial. heavyball is
@@ -29,6 +24,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import io
+import json
 import logging
 import shutil
 import statistics
@@ -53,7 +49,8 @@ from steprule.engine.trace import Expression, trace
 from steprule.rule import Rule
 from steprule.rules import RULES
 
-ELEMENTS = "32M"
+ELEMENTS, REPEATS = "32M", 15
+HERE = Path(__file__).parent
 LIBRARIES = ("torch", "timm", "pytorch_optimizer", "heavyball", "optimi", "own package")
 OWN = LIBRARIES[-1]
 """A package of the rule's authors, or one that has this rule alone."""
@@ -475,6 +472,17 @@ def show(rows: list[dict[str, Any]]) -> tuple[Table, list[str]]:
     return table, below
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table for docs/optimizers.md: how often a library's step lasts as long as steprule's."""
+    heads = ["rule", "lines", "bytes", "of the scale's GB/s", *LIBRARIES]
+    lines = [f"| {' | '.join(heads)} |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for row in rows:
+        takes = [f"{row['takes'][one]:.1f}x" if one in row["takes"] else "" for one in LIBRARIES]
+        cells = [row["rule"], f"{row['lines']}", f"{row['bytes']}", f"{row['of_scale']:.0%}", *takes]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def number_of(text: str) -> float:
     return float(text.rstrip("KMG")) * {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1)
 
@@ -483,7 +491,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rules", default=",".join(RULES), help="names, separated by commas")
     parser.add_argument("--elements", default=ELEMENTS, help=f"about how many, such as 500K or {ELEMENTS}")
-    parser.add_argument("--repeats", default=15, type=int, help="rounds")
+    parser.add_argument("--repeats", default=REPEATS, type=int, help="rounds")
     parser.add_argument("--no-compile", action="store_true", help="heavyball without torch.compile")
     options = parser.parse_args()
     names = options.rules.split(",")
@@ -501,14 +509,20 @@ def main() -> None:
         rows.append(measure(name, shapes, options.repeats))
         gc.collect()
         print(f"{name}: {rows[-1]['of_scale']:.0%} of the scale's bandwidth", file=sys.stderr, flush=True)
+    is_kept = options.elements == ELEMENTS and options.repeats == REPEATS
+    if is_kept and names != list(RULES) and (HERE / "rules.json").exists():
+        kept = {row["rule"]: row for row in [*json.loads((HERE / "rules.json").read_text())["rows"], *rows]}
+        rows = [kept[name] for name in RULES if name in kept]
     table, below = show(rows)
     scale = statistics.median(row["scale_gb_per_s"] for row in rows)
     facts = (
         f" {torch.get_num_threads()} threads; {count(shapes) / 1e6:.3g}M elements in {len(shapes)} tensors, "
         f"{options.repeats} rounds, scale {scale:.1f} GB/s; peers: {versions()}{compilation};"
     )
-    if names == list(RULES) and options.elements == ELEMENTS:
+    if is_kept:
         publish("rules", rows, table, *below, facts=facts)
+        machine = json.loads((HERE / "rules.json").read_text())["machine"]
+        (HERE / "rules.md").write_text(markdown(rows) + "\n" + "\n\n".join([*below, f"Measured on {machine}."]) + "\n")
     else:
         console = Console(width=190)
         for one in (facts.strip(), table, *below):
