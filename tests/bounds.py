@@ -137,10 +137,24 @@ class Bound:
             c, ec = pairs[2]
             chosen, other = np.where(a, b, c), np.where(a, c, b)
             return chosen, np.where(ea > 0, np.abs(chosen - other) + eb + ec, np.where(a, eb, ec))
-        function = {"exp": np.exp, "log": np.log, "floor": np.floor, "pow": lambda x: x ** np.longdouble(b)}.get(op)
+        if op == "arctan2":
+            size, room = np.hypot(a, b), np.hypot(a, b) - np.hypot(ea, eb)
+            sine = (np.abs(a) * eb + np.abs(b) * ea) / (size * room)  # of the angle between the exact point and another
+            error = np.where((room > 0) & (sine < 1), np.arcsin(np.minimum(sine, 1)), np.pi)
+            error = np.where(((ea == 0) & (eb == 0)) | np.isinf(size), 0.0, error)
+            value, error = self._rounded(np.arctan2(a, b), error, real)
+            return value, error + np.abs(value) * 5 * UNIT[real]  # three units in the last place
+        function = {
+            "exp": np.exp,
+            "cbrt": np.cbrt,
+            "log": np.log,
+            "floor": np.floor,
+            "pow": lambda x: x ** np.longdouble(b),
+        }.get(op)
         if function is None or (op == "pow" and np.any(eb > 0)):
             raise NotImplementedError(op)
-        ends = [np.abs(function(np.maximum(a + side * ea, 0.0) if op in ("log", "pow") else a + side * ea) - function(a))
+        ends = [np.abs(function(np.maximum(a + side * ea, 0.0) if op in ("log", "pow", "cbrt") else a + side * ea) - function(a))
                 for side in (-1, 1)]  # fmt: skip
         value, error = self._rounded(function(a), np.maximum(*ends), real)
-        return value, error + np.abs(value) * UNIT[real]  # libraries' are right to one place more
+        units = 5 if op == "cbrt" else 1  # three units in the last place; libraries' are right to one place more
+        return value, error + np.abs(value) * units * UNIT[real]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from steprule.engine.trace import Expression, Formula, scalar_name, trace
-from steprule.pieces import atan2, cbrt
 from steprule.rule import Rule, check_hyperparameters, check_names
 
 
@@ -69,8 +68,6 @@ class _Terms:
 
     def _term(self, x: Expression) -> _Term:
         value = x.args[0]
-        if x.op == "term":
-            return value  # type: ignore[no-any-return]
         if x.op == "constant" and value < 0:
             return self._make("neg", self._leaf("constant", -value, True))
         if x.op == "input" and value in self._formula.sums:
@@ -95,15 +92,6 @@ class _Terms:
                 return decayed  # l2
             case "where", (_Term("gt", (x, _Term("constant", (0.0,)))), _Term("constant", (1.0,)), _Term("where", (_Term("lt", (y, _)), _Term("neg", (_Term("constant", (1.0,)),)), z))) if x is y is z:  # fmt: skip
                 return self._make("sign", x)
-            case "where", (_Term("lt", (y, _)), _Term("neg", (angle,)), z) if z is angle:
-                quotients = [part.args for part in _parts(angle, set()) if part.op == "div"]
-                for x in [x for over, x in quotients if over.op == "abs" and over.args[0] is y]:
-                    if self.of(atan2(_expression(y), _expression(x)).args[2]) is angle:
-                        return self._make("atan2", y, x)
-            case "where", (_Term("and", (_Term("gt", (x, _)), _)) as condition, root, y) if x is y:
-                written_out = cbrt(_expression(x))
-                if self.of(written_out.args[0]) is condition and self.of(written_out.args[1]) is root:
-                    return self._make("cbrt", x)
             case "where", (_Term("eq", (x, y)), z, _) if x is y:
                 return z  # x is not NaN
             case "where", (condition, x, y) if (certain := self._where(condition, x, {})) is not x:
@@ -138,10 +126,6 @@ class _Terms:
                 case _:
                     known[x] = self._make(x.op, *(self._where(condition, arg, known) for arg in x.args))
         return known[x]
-
-
-def _expression(term: _Term) -> Expression:
-    return Expression("term", (term,), term.scalar)
 
 
 def _parts(term: _Term, seen: set[_Term]) -> Iterator[_Term]:
@@ -195,7 +179,7 @@ _LATEX: _Forms = {
     "cbrt": (r"\sqrt[3]{{{}}}", _NAME, (0,)),
 }
 _FENCES = {"abs": (r"\lvert ", r" \rvert"), "norm": (r"\lVert ", r" \rVert"), "floor": (r"\lfloor ", r" \rfloor")}
-_FUNCTIONS = {"maximum": "max", "minimum": "min", "total": "sum", "total_of_all": "sum_all"}
+_FUNCTIONS = {"arctan2": "atan2", "maximum": "max", "minimum": "min", "total": "sum", "total_of_all": "sum_all"}
 _SYMBOLS = {
     "step": "t", "numel": "n", "param": "theta", "grad": "g", "lr": "eta", "eps": "epsilon", "weight_decay": "lambda",
     "momentum": "mu", "dampening": "tau", "exp_avg": "m", "exp_avg_sq": "v", "square_avg": "v", "momentum_buffer": "b",

@@ -145,37 +145,12 @@ def floor(x: Value) -> Value:
 
 def cbrt(x: Value) -> Value:
     """The cube root of a number that is at least 0."""
-    if not hasattr(x, "__steprule__"):
-        return np.cbrt(x) if not _is_tensor(x) else x ** (1 / 3)
-    # x**(1/3) is x**(1/4 + 1/16 + 1/64 + ...); Halley's method makes up for where that is broken off.
-    root, part = 1.0, x
-    for _ in range(4):
-        part = sqrt(sqrt(part))
-        root = root * part
-    for _ in range(3):
-        cube = root * root * root
-        root = root * ((cube + 2 * x) / (2 * cube + x))
-    return where((x > 0) & (x < math.inf), root, x)
+    return (x.double() ** (1 / 3)).to(x.dtype) if _is_tensor(x) else _call("cbrt", x)
 
 
 def atan2(y: Value, x: Value) -> Value:
     """The angle of the point (x, y), x being at least 0: from -pi/2 to pi/2, and 0 for (0, 0)."""
-    if not hasattr(y, "__steprule__"):
-        return _call("arctan2", y, x)
-    # No processor has an instruction for it. The arctangent of a number from 0 to 0.66 is a quotient of two
-    # polynomials (Moshier's Cephes, accurate to float64); larger ones are brought there by the addition theorem.
-    slope = abs(y) / x
-    slope = where(slope == slope, slope, where((y == y) & (x == x), where(x > 0, 1.0, 0.0), slope))  # inf/inf, 0/0
-    is_large, is_middle = slope > 2.414213562373095, slope > 0.66
-    near = where(is_large, -1 / slope, where(is_middle, (slope - 1) / (slope + 1), slope))
-    z = near * near
-    top = (((-8.750608600031904e-1 * z - 1.615753718733365e1) * z - 7.500855792314704e1) * z - 1.228866684490136e2) * z
-    low = (
-        (((z + 2.485846490142306e1) * z + 1.650270098316988e2) * z + 4.328810604912903e2) * z + 4.853903996359137e2
-    ) * z
-    ratio = (top - 6.485021904942025e1) / (low + 1.945506571482614e2)
-    angle = near * z * ratio + near + where(is_large, math.pi / 2, where(is_middle, math.pi / 4, 0.0))
-    return where(y < 0, -angle, angle)
+    return _call("arctan2", y, x)
 
 
 # Sums over all elements of a tensor: one number for each, which must be known before any element changes.
@@ -252,6 +227,7 @@ _SCALAR: dict[str, Callable[..., float]] = {
     "log": math.log,
     "floor": math.floor,
     "arctan2": math.atan2,
+    "cbrt": lambda x: float(np.cbrt(x)),
     "maximum": lambda a, b: a if a >= b or a != a else b,
     "minimum": lambda a, b: a if a <= b or a != a else b,
 }

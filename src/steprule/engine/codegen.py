@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steprule.engine.functions import WRITTEN_OUT
 from steprule.engine.trace import Expression, Formula, scalar_name
 from steprule.formats import FORMATS, HALVES, ITEM_SIZE, Format
 from steprule.rule import Rule
@@ -29,6 +30,9 @@ _CALLS = {
     "where": "({1} if {0} else {2})",
     "pow": "({} ** {})",
     "multiply_add": "multiply_add({}, {}, {})",
+    "bits": "bits_as_number({})",
+    "of_bits": "number_as_bits({})",
+    "cbrt": "({} ** (1.0 / 3.0))",
 }
 
 _TEMPLATE = '''"""{title}
@@ -455,7 +459,7 @@ def _is_costly(x: Expression) -> bool:
         if one.scalar or one.op == "input" or id(one) in seen:
             continue
         seen.add(id(one))
-        if one.op == "sqrt" or (one.op == "div" and not one.args[1].scalar):
+        if one.op in ("sqrt", *WRITTEN_OUT) or (one.op == "div" and not one.args[1].scalar):
             return True
         waiting += one.args
     return False
@@ -575,18 +579,19 @@ class Writer:
         self.hoisted: dict[str, str] = {}
         self._locals: dict[int, str] = {}
         self._uses: Counter[int] = Counter()
-        seen: set[int] = set()
+        self._seen: set[int] = set()
+        self._kept: list[Expression] = []  # so that no other expression gets its id
         counted = [formula.counted] if formula.counted is not None else []
         read = [one.expression for one in formula.sums.values()] if not formula.outputs else []
         for expression in (*formula.outputs.values(), *formula.gathered.values(), *counted, *read):
-            self._count(expression, seen)
+            self._count(expression)
 
-    def _count(self, expression: Expression, seen: set[int]) -> None:
+    def _count(self, expression: Expression) -> None:
         self._uses[id(expression)] += 1
-        if id(expression) not in seen and expression.op not in ("input", "constant"):
-            seen.add(id(expression))
+        if id(expression) not in self._seen and expression.op not in ("input", "constant"):
+            self._seen.add(id(expression))
             for arg in expression.args:
-                self._count(arg, seen)
+                self._count(arg)
 
     def element(self, expression: Expression, lines: list[str]) -> str:
         """The expression's value inside the loop; lines receives what must be computed before."""
@@ -605,6 +610,10 @@ class Writer:
 
     def _element_text(self, expression: Expression, lines: list[str]) -> str:
         op, args = expression.op, expression.args
+        if op in WRITTEN_OUT:
+            self._kept.append(WRITTEN_OUT[op](self.real, *args))
+            self._count(self._kept[-1])
+            return self.element(self._kept[-1], lines)
         if op == "stored":
             return self._stored.format(self.element(args[0], lines))
         if op == "div" and args[1].scalar:  # a product is cheaper, and its factor is exact to float64

@@ -19,6 +19,9 @@ _BOTH = {
     "where": "tl.where({}, {}, {})",
     "pow": "lib.power({}, {})",
     "multiply_add": "tl.fma({}, {}, {})",
+    "bits": "lib.bits_as_number({})",
+    "of_bits": "lib.number_as_bits({})",
+    "cbrt": "lib.power({}, zero + 1.0 / 3.0)",
 }
 _SCALAR_CALLS = {**_BOTH, "sqrt": "tl.sqrt({})", "floor": "tl.floor({})"}
 _CALLS = {

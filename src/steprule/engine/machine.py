@@ -89,6 +89,30 @@ def multiply_add(typing_context, a, b, c):  # type: ignore[no-untyped-def]
     return signature(a, a, a, a), codegen
 
 
+@intrinsic
+def bits_as_number(typing_context, x):  # type: ignore[no-untyped-def]
+    """The bits of x, taken for a whole number, as a number of x's type."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        bits = builder.bitcast(args[0], ir.IntType(8 * context.get_abi_sizeof(kind)))
+        return builder.sitofp(bits, kind)
+
+    return signature(x, x), codegen
+
+
+@intrinsic
+def number_as_bits(typing_context, x):  # type: ignore[no-untyped-def]
+    """The number whose bits are those of the whole number x, which is rounded towards 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        bits = builder.fptosi(args[0], ir.IntType(8 * context.get_abi_sizeof(kind)))
+        return builder.bitcast(bits, kind)
+
+    return signature(x, x), codegen
+
+
 # Sums over elements, the only place where the order of additions is the compiler's: so they run in vectors. Written
 # so that nothing is shared with the formula's own arithmetic, which must round as it does without them.
 

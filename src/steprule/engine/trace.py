@@ -163,7 +163,10 @@ def _node(op: str, *args: Any) -> Expression:
         return operands[0]
     if op == "floor" and not operands[0].scalar:
         _refuse("takes the floor of elements", "a formula without it: only hyperparameters and the step have floors")
-    return Expression(op, operands, all(operand.scalar for operand in operands))
+    is_scalar = all(operand.scalar for operand in operands)
+    if op == "arctan2" and is_scalar:
+        _refuse("takes the arctangent of hyperparameters alone", "a formula without it: only elements have arctangents")
+    return Expression(op, operands, is_scalar)
 
 
 _SUMS = ("total", "total_of_all")
@@ -434,7 +437,8 @@ _OPERATIONS: dict[str, Any] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": _divide, "pow": operator.pow,
     "neg": operator.neg, "abs": abs, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "eq": operator.eq, "ne": operator.ne, "and": operator.and_, "or": operator.or_, "not": lambda x: not x if isinstance(x, bool) else ~x,
-    **{name: getattr(pieces, name) for name in ("sqrt", "exp", "log", "floor", "maximum", "minimum", "where")},
+    **{name: getattr(pieces, name) for name in ("sqrt", "cbrt", "exp", "log", "floor", "maximum", "minimum", "where")},
+    "arctan2": pieces.atan2,
 }  # fmt: skip
 
 
@@ -471,7 +475,7 @@ def _is_nonnegative(x: Expression, states: set[str], own: tuple[str, ...]) -> bo
         return all(sign[1:])
     if x.op == "pow":
         return sign[0] or (x.args[1].op == "constant" and x.args[1].args[0] % 2 == 0)
-    return x.op in ("abs", "sqrt", "exp") or (x.op == "maximum" and any(sign))
+    return x.op in ("abs", "sqrt", "cbrt", "exp") or (x.op == "maximum" and any(sign))
 
 
 def _reads(x: Expression, names: tuple[str, ...]) -> bool:

@@ -74,6 +74,24 @@ def float_of(bits):
 
 
 @triton.jit
+def bits_as_number(x):
+    """The bits of x, taken for a whole number, as a number of x's type."""
+    if x.dtype == tl.float64:
+        return x.to(tl.int64, bitcast=True).to(tl.float64)
+    else:
+        return x.to(tl.int32, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def number_as_bits(x):
+    """The number whose bits are those of the whole number x, which is rounded towards 0."""
+    if x.dtype == tl.float64:
+        return x.to(tl.int64).to(tl.float64, bitcast=True)
+    else:
+        return x.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def magnitude_bits(x):
     """The bits of the absolute value; NaN's are larger than any."""
     return bits_of(x) & 0x7FFFFFFF
