@@ -11,6 +11,7 @@ import torch
 from dropin import outcome, random, same_groups, same_states, same_tensor
 
 import steprule
+from steprule.engine import eager
 
 OPTIONS = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 0.02}
 SHAPE = (6, 3)
@@ -262,3 +263,38 @@ def test_a_tensor_lr_may_be_filled_between_steps():
             step(optimizer, coalesced, 1)
     for p, q in zip(params_of(mine), params_of(its), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)  # torch's lr is a float32 there
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
+def test_rows_are_stepped_where_they_are(name, dtype, monkeypatch):
+    """By a kernel, several threads and maximizing too, as by the engine that takes whole arrays."""
+
+    def train(is_strided):
+        param = random((2000, 40), 0).to(dtype)
+        param = torch.stack([param, param], -1)[..., 0] if is_strided else param
+        optimizer = getattr(steprule, name)([param], lr=0.1, maximize=True)
+        for step in range(3):
+            rows = torch.randperm(2000, generator=torch.Generator().manual_seed(step))[:1700]
+            param.grad = torch.sparse_coo_tensor(rows[None], random((1700, 40), step).to(dtype), (2000, 40))
+            version = param._version
+            optimizer.step()
+            assert param._version > version
+        return [param, *optimizer.state[param].values()]
+
+    taken = []
+    row_step = eager.row_step
+    monkeypatch.setattr(eager, "row_step", lambda *args: taken.append(row_step(*args)) or taken[-1])
+    for x, y in zip(train(False), train(True), strict=True):
+        torch.testing.assert_close(x, y, **({"rtol": 2**-7, "atol": 1e-3} if dtype is torch.bfloat16 else {}))
+    assert [one is not None for one in taken] == [True] * 3 + [False] * 3
+
+
+def test_rows_that_are_not_there_are_no_memory_to_write_to():
+    param = torch.ones(3, 4)
+    optimizer = steprule.SparseAdam([param])
+    rows = torch.tensor([[3]])
+    param.grad = torch.sparse_coo_tensor(rows, torch.ones(1, 4), (3, 4), check_invariants=False)._coalesced_(True)
+    with pytest.raises(IndexError):
+        optimizer.step()
+    assert bool((param == 1).all())

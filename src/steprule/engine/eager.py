@@ -1,17 +1,19 @@
 """The eager engine: a rule's formula on whole arrays, one operation after another.
 
 On float64 NumPy arrays it is the oracle that the other engines are measured against; on torch tensors it serves
-what the CPU engine does not: complex and sparse numbers, autograd through the step, odd strides, other devices.
+what the CPU engine does not: complex numbers, autograd through the step, odd strides, other devices; and sparse gradients,
+whose rows the CPU engine steps where it can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from steprule.engine.own import run_together
+from steprule.engine.rows import row_step
 from steprule.engine.trace import Evaluation, has_own, hyper_of, scalar_name, trace
 from steprule.pieces import total
 from steprule.rule import Rule
@@ -100,13 +102,19 @@ class EagerStep:
         self.rule, self._step, self._hyper = rule, step, hyper
         names = rule.states_for(hyper)
         self._states = {name: state for name, state in zip(names, states, strict=True) if name}
+        self.formula = trace(rule, hyper) if has_own(rule, hyper) else None
         self._place: tuple[Any, ...] | None = None
+        self._rows: Callable[[], None] | None = None  # what does it all
         self._originals = {"param": param, **self._elementwise()}
         kept = self._originals
         if grad.is_sparse:
             grad = grad.coalesce()
             touches = rule.touches_states or len(kept) == 1
             if touches and grad.dense_dim() == param.dim() - grad.sparse_dim() and hyper.get("weight_decay", 0) == 0:
+                if grad.sparse_dim() == 1:
+                    self._rows = row_step(rule, kept, grad, step, hyper, maximize)
+                    if self._rows is not None:
+                        return
                 self._place = tuple(grad.indices())
                 kept, grad = {name: x[self._place] for name, x in kept.items()}, grad.values()
             else:
@@ -120,7 +128,6 @@ class EagerStep:
         self._wide = {name: x.to(wide, copy=differentiable) for name, x in kept.items()}
         grad = grad.to(wide, copy=differentiable)
         self._grad = -grad if maximize else grad
-        self.formula = trace(rule, hyper) if has_own(rule, hyper) else None
         self._evaluation = Evaluation({})
         if self.formula is not None:
             numbers = zip(self.formula.scalars, hyper_of(self.formula, hyper), strict=True)
@@ -157,6 +164,9 @@ class EagerStep:
 
     def write(self) -> Any:
         """Puts the new values in place of the old."""
+        if self._rows is not None:
+            self._rows()
+            return
         if self.formula is None:
             names = self.rule.states_for(self._hyper)
             values = tuple(name and self._wide[name] for name in names)
