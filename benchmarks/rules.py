@@ -232,8 +232,8 @@ def gpt2_like(elements: float) -> Shapes:
 # What a rule is: bytes and lines
 
 
-def bytes_moved(rule: type[Rule], hyper: dict[str, Any]) -> int:
-    """The fewest bytes an element that a rule can move in float32.
+def bytes_moved(rule: type[Rule], hyper: dict[str, Any]) -> tuple[int, int]:
+    """The fewest bytes an element that a rule can move in float32: in its pass, and in readings before.
 
     Its kernel reads every operand that a new value depends on, once, and writes every new value, once. What has sums
     over elements reads what they are made of once more, in each of the readings before.
@@ -241,9 +241,8 @@ def bytes_moved(rule: type[Rule], hyper: dict[str, Any]) -> int:
     formula = trace(rule, hyper)
     written = {name: new for name, new in formula.outputs.items() if not keeps(name, new)}
     moved = len(_operands(list(written.values()))) + len(written)
-    for reading in formula.readings:
-        moved += len(_operands([one.expression for one in reading.sums.values()]))
-    return 4 * moved
+    sums = ([one.expression for one in reading.sums.values()] for reading in formula.readings)
+    return 4 * moved, 4 * sum(len(_operands(one)) for one in sums)
 
 
 def _operands(expressions: list[Expression]) -> set[str]:
@@ -403,12 +402,12 @@ def measure(name: str, shapes: Shapes, repeats: int) -> dict[str, Any]:
     rule, settings = RULES[name], SETTINGS.get(name, {})
     is_sparse = name == "sparseadam"
     tensors = Tensors(shapes[:2] if is_sparse else shapes, is_sparse)
-    moved = bytes_moved(rule, {**rule.hyperparameters, **settings})
+    in_pass, in_readings = bytes_moved(rule, {**rule.hyperparameters, **settings})
     scaled = torch.randn(tensors.size)
     ours = tensors.start(getattr(steprule, rule.__name__), settings)
-    steps: dict[str, Callable[[], Any]] = {"steprule": ours, "scale": lambda: scaled.mul_(1.0000001)}
+    steps: dict[str, Callable[[], Any]] = {"steprule": ours, "scale": lambda: scaled.mul_(1.0000001), "sum": scaled.sum}
     usual = trial(ours)
-    rounds = {"steprule": repeats, "scale": repeats}
+    rounds = dict.fromkeys(steps, repeats)
     ways: dict[str, str] = {}
     failed: dict[str, str] = {}
     for library, (path, its_settings) in peers_of(name).items():
@@ -425,7 +424,9 @@ def measure(name: str, shapes: Shapes, repeats: int) -> dict[str, Any]:
                 if turn < rounds[one]:
                     times[one].append(timed(step))
     seconds_of = {one: statistics.median(values) for one, values in times.items()}
-    bandwidth = {one: tensors.size * b / seconds_of[one] / 1e9 for one, b in (("steprule", moved), ("scale", 8))}
+    moved = {"steprule": in_pass + in_readings, "scale": 8, "sum": 4}
+    bandwidth = {one: tensors.size * b / seconds_of[one] / 1e9 for one, b in moved.items()}
+    fastest_possible = tensors.size * (in_pass / bandwidth["scale"] + in_readings / bandwidth["sum"]) / 1e9
     lines, all_lines = lines_of(rule)
     return {
         "rule": name,
@@ -433,10 +434,13 @@ def measure(name: str, shapes: Shapes, repeats: int) -> dict[str, Any]:
         "lines_with_shared": all_lines,
         "elements": tensors.size,
         "seconds": seconds_of,
-        "bytes": moved,
+        "bytes": moved["steprule"],
+        "bytes_of_readings": in_readings,
         "gb_per_s": bandwidth["steprule"],
         "scale_gb_per_s": bandwidth["scale"],
         "of_scale": bandwidth["steprule"] / bandwidth["scale"],
+        "sum_gb_per_s": bandwidth["sum"],
+        "of_memory": fastest_possible / seconds_of["steprule"],
         "takes": {one: seconds_of[one] / seconds_of["steprule"] for one in ways},
         "ways": ways,
         "rounds": rounds,
@@ -447,7 +451,7 @@ def measure(name: str, shapes: Shapes, repeats: int) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]]) -> tuple[Table, list[str]]:
     """The table, and what there is to say below it."""
     table = Table(
-        "rule", "lines", "steprule", "bytes", "GB/s", "of the scale's", *(f"{one}\ntakes" for one in LIBRARIES)
+        "rule", "lines", "steprule", "bytes", "GB/s", "of the scale's", "of the memory's", *(f"{one}\ntakes" for one in LIBRARIES)
     )  # fmt: skip
     for row in rows:
         mark = "*" if row["rule"] == "sparseadam" else ""
@@ -455,18 +459,21 @@ def show(rows: list[dict[str, Any]]) -> tuple[Table, list[str]]:
         shared = f" ({row['lines_with_shared']})" if row["lines_with_shared"] > row["lines"] else ""
         table.add_row(
             row["rule"] + mark, f"{row['lines']}{shared}", f"{row['seconds']['steprule'] * 1e3:.2f} ms", f"{row['bytes']}",
-            f"{row['gb_per_s']:.1f}", f"{row['of_scale']:.0%}", *cells,
+            f"{row['gb_per_s']:.1f}", f"{row['of_scale']:.0%}", f"{row['of_memory']:.0%}", *cells,
         )  # fmt: skip
     alone, together = (statistics.median(row[one] for row in rows) for one in ("lines", "lines_with_shared"))
     below = [
         "bytes: the fewest an element in float32, operands read and written once, and read again for sums over tensors; "
-        "GB/s are these. Of the scale's: of the GB/s of scaling in place, in the same run.",
+        "GB/s are these. Of the scale's: of the GB/s of scaling in place, in the same run. Of the memory's: where a reading for "
+        f"sums goes at most as fast as torch's sum, {statistics.median(row['sum_gb_per_s'] for row in rows):.1f} GB/s, and the "
+        "rest as the scale.",
         f"lines: of update's signature and statements, median {alone:g}; in parentheses with the functions that rules "
         f"share, median {together:g}.",
     ]
     if any(row["rule"] == "sparseadam" for row in rows):
         below.append(
-            f"* the two embeddings alone, gradients that hold one row in {SPARSE_ROWS}; elements are those that are there."
+            f"* the two embeddings alone, gradients that hold one row in {SPARSE_ROWS}; elements are those that are there. Too "
+            "few to keep the memory busy: the gradient is looked at anew in every step, and the rows lie apart."
         )
     below += [f"{row['rule']}, {one}: {why}" for row in rows for one, why in row["failed"].items()]
     return table, below
@@ -474,11 +481,18 @@ def show(rows: list[dict[str, Any]]) -> tuple[Table, list[str]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table for docs/optimizers.md: how often a library's step lasts as long as steprule's."""
-    heads = ["rule", "lines", "bytes", "of the scale's GB/s", *LIBRARIES]
+    heads = ["rule", "lines", "bytes", "of the scale's", "of the memory's", *LIBRARIES]
     lines = [f"| {' | '.join(heads)} |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for row in rows:
         takes = [f"{row['takes'][one]:.1f}x" if one in row["takes"] else "" for one in LIBRARIES]
-        cells = [row["rule"], f"{row['lines']}", f"{row['bytes']}", f"{row['of_scale']:.0%}", *takes]
+        cells = [
+            row["rule"],
+            f"{row['lines']}",
+            f"{row['bytes']}",
+            f"{row['of_scale']:.0%}",
+            f"{row['of_memory']:.0%}",
+            *takes,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -524,7 +538,7 @@ def main() -> None:
         machine = json.loads((HERE / "rules.json").read_text())["machine"]
         (HERE / "rules.md").write_text(markdown(rows) + "\n" + "\n\n".join([*below, f"Measured on {machine}."]) + "\n")
     else:
-        console = Console(width=190)
+        console = Console(width=205)
         for one in (facts.strip(), table, *below):
             console.print(one)
 

@@ -39,12 +39,19 @@ def atan2(real: str, y: Value, x: Value) -> Value:
     is_steep = height > x
     low, high = where(is_steep, x, height), where(is_steep, height, x)
     slope = where(low == high, where(high > 0, 1.0, 0.0), low / high)  # 0/0, inf/inf
-    *others, polynomial = _ARCTANGENT[real]
-    for coefficient in reversed(others):
-        polynomial = polynomial * (slope * slope) + coefficient
-    angle = slope * polynomial
+    square = slope * slope
+    even, odd = (_polynomial(_ARCTANGENT[real][first::2], square * square) for first in (0, 1))  # side by side
+    angle = slope * (odd * square + even)
     angle = where(is_steep, math.pi / 2 - angle, angle)
     return where(y < 0, -angle, angle)
+
+
+def _polynomial(coefficients: list[float], x: Value) -> Value:
+    """That of x with these coefficients, the constant first."""
+    *others, value = coefficients
+    for coefficient in reversed(others):
+        value = value * x + coefficient
+    return value
 
 
 def _arctangent(terms: int) -> list[float]:
@@ -57,7 +64,7 @@ def _arctangent(terms: int) -> list[float]:
     return [float(one) for one in cheb2poly(series)[1::2]]
 
 
-_ARCTANGENT = {"float32": _arctangent(10), "float64": _arctangent(21)}
+_ARCTANGENT = {"float32": _arctangent(9), "float64": _arctangent(21)}
 
 WRITTEN_OUT: dict[str, Callable[..., Value]] = {"cbrt": cbrt, "arctan2": atan2}
 """By operation: of float32 or float64 and the operands."""
