@@ -159,7 +159,17 @@ def test_names():
         ("adamww",): "steprule show: unknown optimizer 'adamww'; did you mean 'adamw'?",
         ("qqqq",): "unknown optimizer 'qqqq'; choose from sgd, ",
         ("sgd", "--kernel", "tpu"): "--kernel 'tpu' must be cpu or gpu",
+        ("adamw:amsgard=True",): "adamw has no hyperparameter 'amsgard'; did you mean 'amsgrad'?",
+        ("adamw:lr=-1",): "Invalid learning rate: -1",
+        ("madgrad:cautious=True",): "computed anew from the first ones",
     }
     for arguments, message in bad.items():
         result = run("show", *arguments)
         assert result.exit_code == 2 and message in result.output
+
+
+def test_show_takes_settings():
+    output = run("show", "AdamW:amsgrad=True,lr=0.5,decay='independent'").output
+    assert output.startswith("AdamW(params, lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=True)")
+    assert "With amsgrad" not in output and "lr·weight_decay" not in output
+    assert "max_exp_avg_sq_at" in run("show", "adamw:amsgrad=True", "--kernel", "cpu").output

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
@@ -58,12 +58,37 @@ def state_bytes(rule: type[Rule], state: str, states: str) -> float:
     return bytes_of(kind, _SHAPE) / math.prod(_SHAPE)
 
 
-def kernel_text(rule: type[Rule], kernel: str) -> str:
-    """The source that an engine would compile for float32 parameters and the defaults.
+def settled(text: str) -> tuple[type[Rule], Mapping[str, Any]]:
+    """A rule with the options around its formula, and a value for each hyperparameter.
+
+    Args:
+        text: a name as for `find`, and after a colon settings as `steprule compare` has them: "adamw:amsgrad=True".
+
+    Raises:
+        ValueError: the name, a setting or a value cannot be right.
+    """
+    name, colon, settings = text.partition(":")
+    rule = find(name)
+    if not colon:
+        return rule, rule.hyperparameters
+    import torch
+
+    from steprule.compare.spec import check, parse
+
+    spec = parse(f"{rule.__name__.lower()}:{settings}")
+    model = torch.nn.Linear(1, 1)
+    check(spec, model)
+    optimizer: Any = spec.build(model)
+    return optimizer.rule, {name: optimizer.param_groups[0][name] for name in optimizer.rule.hyperparameters}
+
+
+def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None = None) -> str:
+    """The source that an engine would compile for float32 parameters.
 
     Args:
         rule: the rule.
         kernel: "cpu" or "gpu".
+        hyper: a value for each hyperparameter, by default the defaults.
 
     Raises:
         ValueError: kernel is neither.
@@ -73,7 +98,7 @@ def kernel_text(rule: type[Rule], kernel: str) -> str:
 
     if kernel not in KERNELS:
         raise ValueError(f"--kernel {kernel!r} must be {' or '.join(KERNELS)}")
-    formula = trace(rule, rule.hyperparameters)
+    formula = trace(rule, hyper or rule.hyperparameters)
     formats = ("float32",) * len(formula.operands)
     write: Any = codegen.write_kernel if kernel == "cpu" else gpu_codegen.write_kernel
     title = codegen.title_of(rule)
@@ -122,29 +147,29 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> Non
     """Prints what there is to know about a rule, or its kernel.
 
     Args:
-        name: as for `find`.
+        name: as for `settled`.
         latex: print the formula as LaTeX.
         kernel: "cpu" or "gpu" to print the source of that kernel and nothing else.
 
     Raises:
-        ValueError: name or kernel is unknown.
+        ValueError: name or kernel is unknown, or a setting.
     """
     from rich.console import Console
     from rich.table import Table
 
     from steprule.formula import formula_latex, formula_text
 
-    rule = find(name)
+    rule, hyper = settled(name)
     if kernel is not None:
-        print(kernel_text(rule, kernel))
+        print(kernel_text(rule, kernel, hyper))
         return
     write = formula_latex if latex else formula_text
-    settings = ", ".join(f"{key}={value!r}" for key, value in rule.hyperparameters.items())
-    parts = [f"{rule.__name__}(params, {settings})", inspect.cleandoc(rule.__doc__ or ""), write(rule)]
+    settings = ", ".join(f"{key}={value!r}" for key, value in hyper.items())
+    parts = [f"{rule.__name__}(params, {settings})", inspect.cleandoc(rule.__doc__ or ""), write(rule, hyper)]
     for condition in dict.fromkeys(rule.state_when.values()):
-        if not rule.hyperparameters[condition]:
+        if not hyper[condition]:
             value = True if isinstance(rule.hyperparameters[condition], bool) else 0.9
-            parts.append(f"With {condition}:\n\n{write(rule, {condition: value})}")
+            parts.append(f"With {condition}:\n\n{write(rule, {**hyper, condition: value})}")
     if not latex:
         parts.append("A state with a prime has its new value.")
     print(*parts, sep="\n\n", end="\n\n")

@@ -143,7 +143,9 @@ def list_optimizers(
 
 @app.command()
 def show(
-    optimizer: Annotated[str, typer.Argument(help="A name of steprule's; case, - and _ do not matter.")],
+    optimizer: Annotated[
+        str, typer.Argument(help="A name of steprule's, perhaps with settings: adamw:amsgrad=True,cautious=True.")
+    ],
     latex: Annotated[bool, typer.Option("--latex", help="Print the formula as LaTeX.")] = False,
     kernel: Annotated[
         str | None, typer.Option(metavar="cpu|gpu", help="Print the source of this kernel and nothing else.")
