@@ -41,7 +41,7 @@ inside of the trust ratio. With another, the formula runs without decay and this
 
 - `cautious`: the part of a step that goes up the gradient is left out, and the rest made larger by size / (kept + 1) of each
   tensor, as in the authors' code (Liang et al. 2024, arXiv:2411.16085); timm divides by the mean of the mask, at least 0.001. A
-  decoupled decay is no part of what is masked.
+  decoupled decay is no part of what is masked. Of a sparse gradient, the elements that it holds are the tensor.
 - `cautious_decay`: weights decay only in steps that bring them nearer to 0 (Chen et al. 2025, arXiv:2510.12402).
 - `lookahead`, `lookahead_alpha`: Zhang et al. 2019, arXiv:1907.08610; the slow weights begin as the first ones, as in the paper.
 - AMSGrad and Nesterov's momentum are arguments of the rules that they fit: `amsgrad` of Adam, AdamW, AdamC, AdaBelief, LaProp

@@ -566,3 +566,19 @@ def test_every_optimizer_takes_and_explains_it(rule):
 def test_differentiable_steps_have_none():
     with pytest.raises(ValueError, match="average and differentiable=True do not go together"):
         make(average=DECAY, differentiable=True)
+
+
+def test_weights_that_are_swapped_are_not_exchanged_too():
+    param = torch.ones(5, requires_grad=True)
+    optimizer = steprule.ScheduleFreeSGD([param], lr=0.1, average=0.9)
+    param.grad = torch.ones(5)
+    for _ in range(3):
+        optimizer.step()
+    before = param.detach().clone()
+    optimizer.eval()
+    optimizer.swap_average()
+    with pytest.raises(RuntimeError, match=r"call swap_average\(\) before train\(\)"):
+        optimizer.train()
+    optimizer.swap_average()
+    optimizer.train()
+    torch.testing.assert_close(param, before)

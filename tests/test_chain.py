@@ -200,6 +200,31 @@ def test_a_schedule_that_gives_nonsense_says_so():
         steprule.SGD([torch.zeros(1)], lr=lambda step: -1.0)
 
 
+def test_a_group_that_comes_later_is_at_the_same_step():
+    first, second, third = (torch.zeros(2, requires_grad=True) for _ in range(3))
+    optimizer = steprule.SGD([first], lr=lambda step: 1.0 / step)
+    for param in (first, second, third):
+        param.grad = torch.ones(2)
+    for _ in range(9):
+        optimizer.step()
+    optimizer.add_param_group({"params": [second]})
+    optimizer.step()
+    assert second.tolist() == [pytest.approx(-0.1)] * 2
+    plain = steprule.SGD([second], lr=1.0)
+    plain.add_param_group({"params": [third], "lr": lambda step: 1.0 / step})
+    for _ in range(2):
+        plain.step()
+    assert [group["lr"] for group in plain.param_groups] == [1.0, pytest.approx(1 / 3)]
+
+
+def test_schedules_that_cannot_be():
+    with pytest.raises(TypeError, match=r"betas\[0\] must be a number; a schedule gives all of betas"):
+        steprule.AdamW([torch.zeros(1)], betas=(lambda step: 0.5, 0.9))
+    for name, argument in (("SGD", "momentum"), ("AdamW", "betas"), ("RAdam", "betas")):
+        with pytest.raises(ValueError, match=f"{argument} of ScheduleFree{name} cannot be a schedule"):
+            getattr(steprule, f"ScheduleFree{name}")([torch.zeros(1)], **{argument: lambda step: 0.9})
+
+
 # Several as one
 
 
@@ -269,10 +294,84 @@ def test_what_several_as_one_refuse():
         Together([])
     with pytest.raises(ValueError, match=r"a parameter of shape \(8, 4\) is in optimizers\[0\] and in optimizers\[1\]"):
         Together([steprule.SGD(net.parameters()), steprule.Adam(net.parameters())])
+    together = make_together(net)
+    together.optimizers[0].add_param_group({"params": [torch.zeros(1)]})
+    assert len(together.param_groups) == 3  # and goes on seeing what theirs are
     with pytest.raises(TypeError, match="takes no param_group"):
-        make_together(net).add_param_group({"params": [torch.zeros(1)]})
+        together.add_param_group({"params": [torch.zeros(1)]})
+    with pytest.raises(TypeError, match=r"optimizers\[0\] must be an optimizer, not 'x'"):
+        Together(["x"])
+    with pytest.raises(TypeError, match="optimizers must be a list of optimizers"):
+        Together(together)
+    with pytest.raises(ValueError, match="state_dict is not that of a Together"):
+        together.load_state_dict(together.optimizers[0].state_dict())
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing():
+    net, other = model(), model()
+    together = make_together(net)
+    train(net, together, 2)
+    before = copy.deepcopy(together.state_dict())
+    wrong = Together([steprule.AdamW(other[0].parameters(), lr=0.5), steprule.SGD([other[2].weight], lr=0.1)])
+    with pytest.raises(ValueError, match="parameter group"):
+        together.load_state_dict(wrong.state_dict())
+    after = together.state_dict()
+    assert [one["param_groups"] for one in after["optimizers"]] == [one["param_groups"] for one in before["optimizers"]]
+    assert together.param_groups[0] is together.optimizers[0].param_groups[0] and together.param_groups[0]["lr"] == 0.01
+    for one, its in zip(after["optimizers"], before["optimizers"], strict=True):
+        for number, state in its["state"].items():
+            assert all(
+                torch.equal(value, one["state"][number][name]) for name, value in state.items() if value is not None
+            )
+
+
+def test_several_as_one_exchange_their_averaged_weights():
+    net = model()
+    together = Together([steprule.ScheduleFreeAdamW(net[0].parameters()), steprule.SGD(net[2].parameters(), lr=0.1)])
+    train(net, together, 2)
+    kept = net[0].weight.clone()
+    together.eval()
+    assert not torch.equal(kept, net[0].weight)
+    together.train()
+    torch.testing.assert_close(kept, net[0].weight)
 
 
 def test_a_rule_is_a_rule():
     assert issubclass(chain(transforms.sign, name="Signs"), Rule)
     assert Optimizer.of(rules.Lion) is Optimizer.of(rules.Lion)
+
+
+def test_rules_with_other_defaults():
+    made = chain(partial(rules.AdamW, betas=(0.5, 0.6), amsgrad=True))
+    params = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    optimizers = (
+        Optimizer.of(made)(params[:1], lr=0.1),
+        steprule.AdamW(params[1:], lr=0.1, betas=(0.5, 0.6), amsgrad=True),
+    )
+    for number in range(3):
+        for param, optimizer in zip(params, optimizers, strict=True):
+            param.grad = torch.arange(3.0) - number
+            optimizer.step()
+    torch.testing.assert_close(*params)
+    for wrong in (partial(rules.AdamW, beats=1), partial(transforms.mean, bta=0.3)):
+        with pytest.raises(TypeError, match=r"got an unexpected argument .*; did you mean 'beta"):
+            chain(wrong)
+
+
+def test_hyperparameters_with_numbers_are_looked_at_as_those_without():
+    made = Optimizer.of(chain(transforms.mean, transforms.rms_scaling, rules.SGD, rules.SGD))
+    for wrong in ({"beta": 1.5}, {"beta_2": 1.5}, {"beta_2": -3.0}, {"weight_decay_2": -5.0}, {"nesterov_2": True}):
+        with pytest.raises(ValueError, match=r"Invalid|Nesterov momentum requires"):
+            made([torch.zeros(1)], **wrong)
+
+
+def test_what_is_no_part_or_no_rule_says_what_would_be():
+    for part, message in (
+        (torch.sign, "sign does not say what arguments it takes"),
+        (steprule.AdamW, "chain.. got the optimizer AdamW; its rule is AdamW.rule"),
+    ):
+        with pytest.raises(RuleError, match=message):
+            chain(part)
+    for wrong in (steprule.AdamW, 3, transforms.mean):
+        with pytest.raises(TypeError, match=r"takes a rule, a subclass of steprule\.Rule"):
+            Optimizer.of(wrong)

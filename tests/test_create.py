@@ -545,3 +545,13 @@ def test_a_rule_and_a_schedule_in_place_of_a_name_and_a_number():
     assert [(group["lr"], group["weight_decay"]) for group in made.param_groups] == [(0.1, 0.3), (0.1, 0.0)]
     with pytest.raises(ValueError, match=r"is a schedule, which layer_decay=0\.5 cannot multiply"):
         steprule.create_optimizer(net, "adamw", lr=lambda step: 0.1, layer_decay=0.5)
+
+
+def test_groups_may_have_schedules():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = create_optimizer(net, "adamw", groups=[("0.*", {"lr": lambda step: 0.1 / step})])
+    assert sorted(group["lr"] for group in optimizer.param_groups) == [0.001, 0.001, 0.1, 0.1]
+    optimizer.step()
+    assert sorted(group["lr"] for group in optimizer.param_groups) == [0.001, 0.001, 0.05, 0.05]
+    with pytest.raises(ValueError, match="decay='nonsense' in a parameter group"):
+        create_optimizer(net, "adamw", groups=[("*", {"decay": "nonsense"})])

@@ -66,7 +66,14 @@ def test_what_does_not_fit_is_refused_with_a_reason(name):
             with pytest.raises(ValueError, match="has no weight_decay"):
                 made(params(), **options)
         else:
+            if rule.sparse_only and "lookahead" in options:
+                with pytest.raises(ValueError, match="does not go with lookahead: elements without a gradient rest"):
+                    made(params(), **options)
+                continue
             made(params(), **options)
+    for decay in DECAYS if "weight_decay" not in rule.hyperparameters else ():
+        with pytest.raises(ValueError, match=r"has no weight_decay|does not go with"):
+            made(params(), decay=decay)
 
 
 def test_cautious_decay_needs_a_decay_apart():
@@ -167,3 +174,55 @@ def test_the_average_is_the_average():
         optimizer.step()
     optimizer.eval()
     torch.testing.assert_close(own[0].detach(), mean)
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam"])
+def test_torchs_name_for_decoupled_decay_is_the_same_decay(name):
+    made = getattr(steprule, name)
+    for options in ({"cautious": True}, {"cautious_decay": True}, {"lookahead": 2}):
+        runs = []
+        for decay in ({"decoupled_weight_decay": True}, {"decay": "decoupled"}):
+            own = params()
+            train(made(own, lr=0.1, weight_decay=0.3, **options, **decay), 5)
+            runs.append(own)
+        assert all(map(torch.equal, *runs))
+    with pytest.raises(ValueError, match="decay='coupled' and decoupled_weight_decay=True contradict each other"):
+        made(params(), decoupled_weight_decay=True, decay="coupled")
+    groups = [{"params": params(), "decoupled_weight_decay": True}]
+    with pytest.raises(ValueError, match=r"in a group needs decay=.decoupled. beside other options"):
+        made(groups, cautious=True)
+
+
+def test_options_belong_to_the_whole_optimizer():
+    for option in ({"decay": "nonsense"}, {"cautious": "x"}, {"cautious_decay": 3}, {"lookahead": 2}):
+        ((name, value),) = option.items()
+        message = f"{name}={value!r} in a parameter group: it is for the whole optimizer"
+        with pytest.raises(ValueError, match=message):
+            steprule.AdamW([{"params": params(), **option}])
+        optimizer = steprule.AdamW(params())
+        with pytest.raises(ValueError, match=message):
+            optimizer.add_param_group({"params": params(), **option})
+        assert len(optimizer.param_groups) == 1
+    groups = [{"params": params(), "lookahead": 2, "lookahead_alpha": 0.25}]
+    assert steprule.AdamW(groups, lookahead=5).param_groups[0]["lookahead"] == 2
+    with pytest.raises(ValueError, match=r"Invalid lookahead value: 2\.5"):
+        steprule.AdamW([{"params": params(), "lookahead": 2.5}], lookahead=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lookahead_alpha": 7.0, "lookahead": 5}, ValueError, r"Invalid lookahead_alpha value: 7\.0"),
+        ({"lookahead_alpha": "x", "lookahead": 5}, TypeError, "lookahead_alpha must be a number, not 'x'"),
+        ({"lookahead_alpha": 0.7}, ValueError, r"lookahead_alpha=0\.7 needs lookahead"),
+    ],
+)
+def test_the_share_of_the_slow_copy_is_looked_at(options, error, message):
+    with pytest.raises(error, match=message):
+        steprule.AdamW(params(), **options)
+
+
+def test_the_share_of_the_slow_copy_may_be_a_schedule():
+    optimizer = steprule.AdamW(params(), lookahead=2, lookahead_alpha=lambda step: 1 / step)
+    train(optimizer, 3)
+    assert optimizer.param_groups[0]["lookahead_alpha"] == 0.25

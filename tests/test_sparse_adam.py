@@ -298,3 +298,42 @@ def test_rows_that_are_not_there_are_no_memory_to_write_to():
     with pytest.raises(IndexError):
         optimizer.step()
     assert bool((param == 1).all())
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
+def test_caution_looks_at_the_elements_that_are_there(name):
+    """A large table does not make the steps of one row larger, and other rows rest."""
+    moved = []
+    for rows in (1, 1000):
+        param = torch.zeros(rows, 4)
+        optimizer = getattr(steprule, name)([param], lr=0.1, cautious=True)
+        for place in (0, rows - 1):
+            param.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 4), (rows, 4))
+            if place:
+                param.grad = torch.sparse_coo_tensor(torch.tensor([[place]]), torch.ones(1, 4), (rows, 4))
+            before = param.clone()
+            optimizer.step()
+            assert int(((param - before) != 0).any(1).sum()) == 1
+        moved.append(param[0] if rows == 1 else param[0] + param[-1])
+    first, both = moved
+    torch.testing.assert_close(both, first, rtol=0.6, atol=0)
+
+
+def test_dense_gradients_are_refused_with_options_too():
+    param = torch.zeros(3, 4)
+    param.grad = torch.ones(3, 4)
+    with pytest.raises(RuntimeError, match="SparseAdam does not support dense gradients"):
+        steprule.SparseAdam([param], cautious=True).step()
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+def test_complex_rows(name):
+    runs = []
+    for is_sparse in (True, False):
+        param = torch.zeros(3, 2, dtype=torch.complex64)
+        param.grad = torch.zeros(3, 2, dtype=torch.complex64)
+        param.grad[1] = 1 + 2j
+        param.grad = param.grad.to_sparse(1) if is_sparse else param.grad
+        getattr(steprule, name)([param], lr=0.1).step()
+        runs.append(param)
+    assert torch.equal(*runs) and bool((runs[0][1] != 0).all())

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from steprule.pieces import Value
-from steprule.rule import Rule, RuleError
+from steprule.rule import Rule, RuleError, check_names
 from steprule.rules.options import movement
 
 Transform = Callable[..., Any]
@@ -35,6 +35,7 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
 
     Raises:
         RuleError: there is no part, or one cannot be a part of a chain.
+        TypeError: a partial gives an argument that its function or rule does not take.
     """
     if not parts:
         raise RuleError("chain() needs at least one part")
@@ -64,10 +65,21 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
     for which in ("state_when", "exact_when", "initial"):
         attributes[which] = {k: v for link in links for k, v in link.renamed(which).items()}
     attributes["scalar_states"] = tuple(link.states[one] for link in links for one in link.scalar_states)
+    attributes["check"] = staticmethod(_checks(links))
     attributes["__doc__"] = f"{' -> '.join(link.name for link in links)}: a chain of your own."
     attributes["__module__"] = __name__
     made: type[Rule] = type(name, (Rule,), attributes)
     return made
+
+
+def _checks(links: list[_Link]) -> Callable[..., None]:
+    """What the rules among them check, of hyperparameters by the chain's names."""
+
+    def check(**hyper: Any) -> None:
+        for link in links:
+            link.check(**{one: hyper[its] for one, its in link.hyper.items() if its in hyper})
+
+    return check
 
 
 class _Link:
@@ -79,8 +91,12 @@ class _Link:
     """
 
     def __init__(self, part: Transform | type[Rule], taken: set[str]) -> None:
-        self._rule = part if isinstance(part, type) and issubclass(part, Rule) else None
+        plain: Any = part.func if isinstance(part, functools.partial) else part
+        given = part.keywords if isinstance(part, functools.partial) else {}
+        self._rule: type[Rule] | None = plain if isinstance(plain, type) and issubclass(plain, Rule) else None
         own: list[str]
+        if isinstance(plain, type) and self._rule is None and hasattr(plain, "rule"):
+            raise RuleError(f"chain() got the optimizer {plain.__name__}; its rule is {plain.__name__}.rule")
         if self._rule is not None:
             self.name = self._rule.__name__
             if self._rule.refuses or "lr" in self._rule.initial.values():
@@ -88,12 +104,14 @@ class _Link:
                 raise RuleError(f"{self.name} cannot be a part of a chain: {reason}")
             own, self._takes_param, self._takes_step = list(self._rule.states), True, True
             self.defaults = {one: value for one, value in self._rule.hyperparameters.items() if one != "lr"}
+            check_names(self.name, given, self.defaults)
+            self.defaults |= given
             self.scalar_states = self._rule.scalar_states
         else:
             if not callable(part):
                 raise RuleError(f"chain() got {part!r}, which is neither a function nor a rule")
-            plain = part.func if isinstance(part, functools.partial) else part
             self.name = getattr(plain, "__name__", type(plain).__name__)
+            check_names(self.name, given, _signature(self.name, plain).parameters)
             own, self.defaults, self._takes_step = _read(self.name, part)
             self._takes_param = own[:1] == ["param"]
             own = own[1:] if self._takes_param else own
@@ -101,6 +119,11 @@ class _Link:
             self.scalar_states = ()
         self.states = {one: _free(one, taken) for one in own}
         self.hyper = {one: _free(one, taken) for one in self.defaults}
+
+    def check(self, **hyper: Any) -> None:
+        """Raises for hyperparameters that the rule finds to make no sense."""
+        if self._rule is not None:
+            self._rule.check(**hyper)
 
     def renamed(self, which: str) -> dict[str, Any]:
         """One of a rule's tables about its states, with the chain's names."""
@@ -132,7 +155,7 @@ def _read(name: str, transform: Transform) -> tuple[list[str], dict[str, Any], b
     positional: list[str] = []
     defaults: dict[str, Any] = {}
     takes_step = False
-    for one, parameter in inspect.signature(transform).parameters.items():
+    for one, parameter in _signature(name, transform).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise RuleError(f"{name} must name its arguments instead of taking {parameter}")
         if parameter.kind is not parameter.KEYWORD_ONLY:
@@ -146,6 +169,15 @@ def _read(name: str, transform: Transform) -> tuple[list[str], dict[str, Any], b
     if positional[:1] != ["grad"]:
         raise RuleError(f"{name} must begin with (grad, ...), not ({', '.join(positional)}), to be a part of a chain")
     return positional[1:], defaults, takes_step
+
+
+def _signature(name: str, transform: Transform) -> inspect.Signature:
+    try:
+        return inspect.signature(transform)
+    except (TypeError, ValueError):
+        raise RuleError(
+            f"{name} does not say what arguments it takes; write a function of (grad) that calls it"
+        ) from None
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -291,7 +291,7 @@ def create_optimizer(
     )  # fmt: skip
     for number, (_, own) in enumerate(groups):
         check_names(f"groups[{number}] of {cls.__name__}", own, known)
-        check_hyperparameters(cls.rule, {**at_first, **own})
+        check_hyperparameters(cls.rule, {**at_first, **{k: v(1) if callable(v) else v for k, v in own.items()}})
     made = cls(split.groups, **given)
     if show:
         print(split)

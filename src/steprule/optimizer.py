@@ -8,7 +8,7 @@ import functools
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -161,6 +161,7 @@ class Optimizer(torch.optim.Optimizer):
     _flags: ClassVar[tuple[str, ...]] = ()
     _signature: ClassVar[inspect.Signature]
     _fixed: ClassVar[Mapping[str, Any]] = {}
+    _constant: ClassVar[tuple[str, ...]] = ()
     _services: StepServices | None = None
     _release: Release | None = None
     _accumulator: Accumulator | None = None
@@ -207,7 +208,14 @@ class Optimizer(torch.optim.Optimizer):
 
     @staticmethod
     def of(rule: type[Rule]) -> type[Optimizer]:
-        """The optimizer of a rule, such as one that `steprule.chain` has made."""
+        """The optimizer of a rule, such as one that `steprule.chain` has made.
+
+        Raises:
+            TypeError: it is none.
+        """
+        if not (isinstance(rule, type) and issubclass(rule, Rule)):
+            hint = " (that is its .rule)" if isinstance(rule, type) and hasattr(rule, "rule") else ""
+            raise TypeError(f"Optimizer.of takes a rule, a subclass of steprule.Rule, not {rule!r}{hint}")
         if rule not in _made:
             _made[rule] = type(rule.__name__, (Optimizer,), {"__module__": __name__}, rule=rule)
         return _made[rule]
@@ -215,9 +223,13 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
         self._schedules: list[dict[str, Schedule]] = []
-        self._default_schedules = _take_schedules(settings, type(self).rule.hyperparameters)
+        self._calls = 0
+        self._follows = False
+        self._default_schedules = self._take_schedules(settings)
         chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
+        if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
+            options["decay"] = "decoupled"  # which the options around the formula then see
         self._use(options)
         settings |= {name: options[name] for name in self.rule.hyperparameters if name in OPTIONS}
         self._accumulator = _make_accumulator(chosen.pop("grads"))
@@ -229,9 +241,6 @@ class Optimizer(torch.optim.Optimizer):
         self._pass: Pass | None = None
         self._loading: _Loading | None = None
         super().__init__(params, {**settings, **self._fixed})
-        self._calls = 0
-        if any(self._schedules):
-            self.register_step_post_hook(_follow_schedules)
         for group in self.param_groups:
             trace(self.rule, group)  # a formula that cannot run says so now
         wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
@@ -259,6 +268,15 @@ class Optimizer(torch.optim.Optimizer):
     def _check(self, settings: Mapping[str, Any]) -> None:
         """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
         check_hyperparameters(self.rule, settings)
+        decay = self._options["decay"]
+        if "decoupled_weight_decay" in self.rule.hyperparameters and settings.get("decoupled_weight_decay"):
+            if decay not in (None, "decoupled"):
+                raise ValueError(f"decay={decay!r} and decoupled_weight_decay=True contradict each other")
+            if decay is None and self.rule is not type(self).rule:
+                raise ValueError('decoupled_weight_decay=True in a group needs decay="decoupled" beside other options')
+        every = settings.get("lookahead", 1)
+        if "lookahead" in self.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
+            raise ValueError(f"Invalid lookahead value: {every!r}; it is a number of steps")
         _check_formats(settings)
         for name in self._flags:
             if settings.get(name) not in (None, True, False):
@@ -278,7 +296,14 @@ class Optimizer(torch.optim.Optimizer):
         schedules: dict[str, Schedule] = {}
         if isinstance(param_group, dict):
             schedules = {k: v for k, v in self._default_schedules.items() if k not in param_group}
-            schedules |= _take_schedules(param_group, self.rule.hyperparameters)
+            schedules |= self._take_schedules(param_group)
+            param_group |= {k: schedule(self._calls + 1) for k, schedule in schedules.items()}
+            for name in OPTIONS:
+                if name in param_group and name not in self.rule.hyperparameters:
+                    raise ValueError(
+                        f"{name}={param_group[name]!r} in a parameter group: it is for the whole optimizer, an argument of its "
+                        "constructor"
+                    )
             for name in _SERVICE_OPTIONS:
                 if name in param_group and not (name == "clip" and param_group[name] is False):
                     raise ValueError(
@@ -299,6 +324,7 @@ class Optimizer(torch.optim.Optimizer):
             del self.param_groups[-1]
             raise
         self._schedules.append(schedules)
+        self._follow_schedules()
         if any(name in group for group in self.param_groups for name in FORMAT_OPTIONS):
             for group in self.param_groups:
                 for name, default in FORMAT_OPTIONS.items():
@@ -307,6 +333,24 @@ class Optimizer(torch.optim.Optimizer):
         for watch in watchers:
             for param in self.param_groups[-1]["params"]:
                 watch(param)
+
+    def _take_schedules(self, settings: dict[str, Any]) -> dict[str, Schedule]:
+        """Takes functions of the step out of settings, and leaves what they give for the next."""
+        names = (*type(self).rule.hyperparameters, "lookahead_alpha")
+        schedules = {name: settings[name] for name in names if name in settings and callable(settings[name])}
+        for name in self._constant:
+            if name in schedules:
+                raise ValueError(
+                    f"{name} of {type(self).__name__} cannot be a schedule: weights and their average are mixed by it"
+                )
+        settings |= {name: schedule(self._calls + 1) for name, schedule in schedules.items()}
+        return schedules
+
+    def _follow_schedules(self) -> None:
+        """Sees to it that schedules are looked at after every step."""
+        if any(self._schedules) and not self._follows:
+            self._follows = True
+            self.register_step_post_hook(_follow_schedules)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -349,14 +393,17 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         grads = state.get("_grads")
+        loaded = self.__dict__.get("_loading")
         super().__setstate__({name: value for name, value in state.items() if name != "_grads"})
         self._pass = None
         if "_options" in state:
             self._use(state["_options"])
         self.__dict__.setdefault("_schedules", [{} for _ in self.param_groups])
         self.__dict__.setdefault("_default_schedules", {})
-        if any(state.get("_schedules", ())):  # a copy, which has no hooks
-            self.register_step_post_hook(_follow_schedules)
+        self.__dict__.setdefault("_calls", 0)
+        if loaded is None:  # a copy, which has no hooks
+            self._follows = False
+            self._follow_schedules()
         if grads is not None:  # a copy, whose parameters have no hooks
             self._accumulator = Accumulator(grads)
             for group in self.param_groups:
@@ -851,13 +898,6 @@ class _Loading:
                     del state["param_correction"]
 
 
-def _take_schedules(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Schedule]:
-    """Takes functions of the step out of settings, and leaves what they give for the first."""
-    schedules = {name: settings[name] for name in names if name in settings and callable(settings[name])}
-    settings |= {name: schedule(1) for name, schedule in schedules.items()}
-    return schedules
-
-
 def _follow_schedules(optimizer: Optimizer, *_: Any) -> None:
     """After a step: sets what schedules give for the next."""
     optimizer._calls += 1
@@ -1125,6 +1165,7 @@ class _ScheduleFree(Optimizer):
     """Weights that are exchanged for their average to be evaluated or saved, and back to be trained."""
 
     _training: bool = True
+    _constant = ("betas", "momentum")
 
     def train(self) -> None:
         """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
@@ -1138,6 +1179,10 @@ class _ScheduleFree(Optimizer):
     def _exchange(self, training: bool) -> None:
         if training == self._training:
             return
+        if self._swapped is not None:
+            raise RuntimeError(
+                f"the weights are swapped with their averages: call swap_average() before {'train' if training else 'eval'}()"
+            )
         self._training = training
         self._forget_plans()
         for group in self.param_groups:

@@ -20,7 +20,6 @@ from steprule.engine.plan import Plan
 from steprule.engine.trace import NO_SERVICES, Services, has_own, static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, weight_format
 from steprule.formats.tensors import zeros
-from steprule.rules import SparseAdam
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
 from steprule.services.hooks import weakly
@@ -142,8 +141,10 @@ class Entry:
             mine, its = getattr(param, what), getattr(grad, what)
             if mine != its and not (what == "dtype" and {mine, its} <= MIXABLE):
                 raise RuntimeError(f"the gradient of {who} has the {what} {its}, its parameter {mine}")
-        if self.rule is SparseAdam and not grad.is_sparse:
-            raise RuntimeError(f"SparseAdam does not support dense gradients, please consider Adam instead ({who})")
+        if self.rule.sparse_only and not grad.is_sparse:
+            raise RuntimeError(
+                f"{self.rule.__name__} does not support dense gradients, please consider Adam instead ({who})"
+            )
         if grad.is_sparse and not self.rule.sparse_grads:
             raise RuntimeError(f"{type(self.optimizer).__name__} does not support sparse gradients ({who})")
         if group.get("fused"):

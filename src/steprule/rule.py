@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -61,6 +62,7 @@ class Rule:
         sparse_grads: whether sparse gradients are accepted. Where weight_decay is 0, only elements that are present
             are then touched, and their states, if `touches_states` holds or there are none.
         touches_states: whether a sparse gradient leaves the states of absent elements as they are.
+        sparse_only: whether gradients must be sparse.
 
     Raises:
         RuleError: when the class is made, if update's signature, state_when or exact_when does not fit.
@@ -77,6 +79,7 @@ class Rule:
     keeps_step: ClassVar[bool] = True
     sparse_grads: ClassVar[bool] = False
     touches_states: ClassVar[bool] = False
+    sparse_only: ClassVar[bool] = False
     decay: ClassVar[str] = "coupled"
     refuses: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
@@ -246,6 +249,7 @@ _RANGES = {
 def _is_in_range(name: str, value: Any) -> bool:
     if name == "etas":  # which Rprop checks together
         return True
+    name = name if name in _RANGES else re.sub(r"_\d+$", "", name)  # a chain's second beta is beta_2
     low, high = _RANGES.get(name, (-sys.float_info.max, math.inf))
     return bool(low <= value and (high is None or value < high))
 
@@ -254,6 +258,9 @@ def _check_number(name: str, value: Any) -> None:
     if hasattr(value, "numel"):
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
+    elif callable(value) and "[" in name:
+        whole = name.partition("[")[0]
+        raise TypeError(f"{name} must be a number; a schedule gives all of {whole}: {whole}=lambda step: (..., ...)")
     elif isinstance(value, (str, bytes, type(None))) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, not {value!r}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,25 +27,35 @@ class Together(torch.optim.Optimizer):
 
     Raises:
         ValueError: there is none, or a parameter is in two.
+        TypeError: one is no optimizer.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        if not isinstance(optimizers, Iterable):
+            raise TypeError(f"optimizers must be a list of optimizers, not {optimizers!r}")
         self.optimizers = list(optimizers)
         if not self.optimizers:
             raise ValueError("optimizers is empty: Together needs at least one")
         owner: dict[torch.Tensor, int] = {}
         for number, optimizer in enumerate(self.optimizers):
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TypeError(f"optimizers[{number}] must be an optimizer, not {optimizer!r}")
             for param in (param for group in optimizer.param_groups for param in group["params"]):
                 if owner.setdefault(param, number) != number:
                     raise ValueError(
                         f"a parameter of shape {tuple(param.shape)} is in optimizers[{owner[param]}] and in "
                         f"optimizers[{number}]; each must be in one"
                     )
-        super().__init__([{"params": group["params"]} for one in self.optimizers for group in one.param_groups], {})
-        self._share()
+        super().__init__(self.param_groups, {})
 
-    def _share(self) -> None:
-        self.param_groups = [group for one in self.optimizers for group in one.param_groups]
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all, in order: the very dicts of theirs."""
+        return [group for one in self.optimizers for group in one.param_groups]
+
+    @param_groups.setter
+    def param_groups(self, _: Any) -> None:
+        """Nothing: torch.optim makes a list of its own."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes a step of each; returns what closure, called once and before them, returned."""
@@ -62,17 +72,27 @@ class Together(torch.optim.Optimizer):
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
+    def train(self) -> None:
+        """That of those that have one, such as ScheduleFreeAdamW."""
+        self._tell("train")
+
+    def eval(self) -> None:
+        """That of those that have one."""
+        self._tell("eval")
+
+    def _tell(self, what: str) -> None:
+        for optimizer in self.optimizers:
+            if hasattr(optimizer, what):
+                getattr(optimizer, what)()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only the constructor's own; add a group to one of `optimizers`, which is seen at the next step.
+        """Not here: add it to one of `optimizers`.
 
         Raises:
             TypeError: it is called from outside.
         """
-        if hasattr(self, "_optimizer_step_pre_hooks") and len(self.param_groups) >= sum(
-            len(one.param_groups) for one in self.optimizers
-        ):
+        if not any(param_group is group for group in self.param_groups):  # as torch.optim's constructor does
             raise TypeError("Together takes no param_group: add it to one of its optimizers")
-        super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """The state dicts of all, under "optimizers"."""
@@ -82,14 +102,23 @@ class Together(torch.optim.Optimizer):
         """Takes over what `state_dict` returned.
 
         Raises:
-            ValueError: it is of another number of optimizers; nothing has changed.
+            ValueError: it is of other optimizers; nothing has changed.
         """
-        saved = state_dict["optimizers"]
+        saved = state_dict.get("optimizers")
+        if saved is None:
+            raise ValueError("state_dict is not that of a Together: it has no 'optimizers'")
         if len(saved) != len(self.optimizers):
             raise ValueError(f"state_dict holds {len(saved)} optimizers where there are {len(self.optimizers)}")
-        for optimizer, own in zip(self.optimizers, saved, strict=True):
-            optimizer.load_state_dict(own)
-        self._share()
+        before = [optimizer.state_dict() for optimizer in self.optimizers]
+        done: list[int] = []
+        try:
+            for number, (optimizer, own) in enumerate(zip(self.optimizers, saved, strict=True)):
+                optimizer.load_state_dict(own)
+                done.append(number)
+        except Exception:
+            for number in done:
+                self.optimizers[number].load_state_dict(before[number])
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "optimizers": self.optimizers}

@@ -105,13 +105,15 @@ class EagerStep:
         self.formula = trace(rule, hyper) if has_own(rule, hyper) else None
         self._place: tuple[Any, ...] | None = None
         self._rows: Callable[[], None] | None = None  # what does it all
-        self._originals = {"param": param, **self._elementwise()}
-        kept = self._originals
+        kept = {"param": param, **self._elementwise()}
+        if param.is_complex():
+            kept = {name: torch.view_as_real(x.resolve_conj()) for name, x in kept.items()}
+        self._originals = kept
         if grad.is_sparse:
             grad = grad.coalesce()
             touches = rule.touches_states or len(kept) == 1
             if touches and grad.dense_dim() == param.dim() - grad.sparse_dim() and hyper.get("weight_decay", 0) == 0:
-                if grad.sparse_dim() == 1:
+                if grad.sparse_dim() == 1 and not param.is_complex():
                     self._rows = row_step(rule, kept, grad, step, hyper, maximize)
                     if self._rows is not None:
                         return
@@ -120,7 +122,6 @@ class EagerStep:
             else:
                 grad = grad.to_dense()
         if param.is_complex():
-            kept = {name: torch.view_as_real(x.resolve_conj()) for name, x in kept.items()}
             grad = torch.view_as_real(grad.resolve_conj())
         self._kept = kept
         wide = torch.float64 if any(x.dtype == torch.float64 for x in (grad, *kept.values())) else torch.float32

@@ -177,7 +177,7 @@ class SparseAdam(Rule):
     eps is added before the mean square is debiased, as in torch.optim.
     """
 
-    sparse_grads = True
+    sparse_grads = sparse_only = True
     touches_states = True
     needs = ("sparse",)
     when = "Embeddings with sparse=True, of which a batch touches a few rows."

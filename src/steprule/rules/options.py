@@ -59,16 +59,28 @@ def with_options(
         near = difflib.get_close_matches(str(decay), DECAYS, 1, 0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))}"
         raise ValueError(f"Invalid decay value: {decay!r}; {hint}")
+    if isinstance(lookahead_alpha, (str, bool, type(None))) or not hasattr(lookahead_alpha, "__float__"):
+        raise TypeError(f"lookahead_alpha must be a number, not {lookahead_alpha!r}")
+    if not 0 <= lookahead_alpha <= 1:
+        raise ValueError(f"Invalid lookahead_alpha value: {lookahead_alpha}")
+    if lookahead_alpha != OPTIONS["lookahead_alpha"] and not lookahead:
+        raise ValueError(f"lookahead_alpha={lookahead_alpha} needs lookahead, a number of steps")
     chosen = [
         text
         for text, on in (("cautious", cautious), ("cautious_decay", cautious_decay), ("lookahead", lookahead))
         if on
     ]
+    if decay is not None and "weight_decay" not in rule.hyperparameters:
+        raise ValueError(f"{rule.__name__} has no weight_decay, which decay={decay!r} would change")
     chosen = ([f"decay={decay!r}"] if decay not in (None, rule.decay) else []) + chosen
     if not chosen:
         return rule
     if rule.refuses:
         raise ValueError(f"{rule.__name__} does not go with {' and '.join(chosen)}: {rule.refuses}")
+    if lookahead and rule.sparse_only:
+        raise ValueError(
+            f"{rule.__name__} does not go with lookahead: elements without a gradient rest, and their slow copies would not"
+        )
     around = decay if decay != rule.decay else None
     if cautious and decay in (None, rule.decay) and rule.decay not in ("coupled", "own"):
         around = rule.decay  # what decays is no part of the step that is looked at
@@ -128,6 +140,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
             "state_when",
             "keeps_step",
             "sparse_grads",
+            "sparse_only",
             "needs",
             "when",
             "scalar_dtype",
@@ -138,6 +151,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     attributes |= {
         "update": update,
         "check": rule.check,
+        "touches_states": rule.touches_states and not lookahead,
         "decay": decay or rule.decay,
         "initial": {**rule.initial, **dict.fromkeys(begins_at_param, "param")},
         "exact_when": {**rule.exact_when, **dict.fromkeys(begins_at_param, "always")},
