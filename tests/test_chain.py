@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ import steprule
 from steprule import Optimizer, Rule, RuleError, Together, arrays, chain, rules, transforms
 from steprule.engine.eager import oracle
 from steprule.engine.trace import trace
+from steprule.formula import formula_text
 
 
 def run(optimizer_class, steps=5, seed=0, dtype=torch.float64, **settings):
@@ -368,6 +370,7 @@ def test_hyperparameters_with_numbers_are_looked_at_as_those_without():
 def test_what_is_no_part_or_no_rule_says_what_would_be():
     for part, message in (
         (torch.sign, "sign does not say what arguments it takes"),
+        (lambda grad, step: grad, r"must take step by keyword"),
         (steprule.AdamW, "chain.. got the optimizer AdamW; its rule is AdamW.rule"),
     ):
         with pytest.raises(RuleError, match=message):
@@ -375,3 +378,25 @@ def test_what_is_no_part_or_no_rule_says_what_would_be():
     for wrong in (steprule.AdamW, 3, transforms.mean):
         with pytest.raises(TypeError, match=r"takes a rule, a subclass of steprule\.Rule"):
             Optimizer.of(wrong)
+
+
+def test_optimizers_without_a_class_are_pickled():
+    param = torch.ones(3, requires_grad=True)
+    optimizer = Optimizer.of(rules.AdamW)([param], lr=0.1, cautious=True)
+    param.grad = torch.ones(3)
+    optimizer.step()
+    copies = [pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer)]
+    optimizer.step()
+    for one in copies:
+        assert type(one) is type(optimizer) and one.rule is optimizer.rule
+        (own,) = one.param_groups[0]["params"]
+        own.grad = torch.ones(3)
+        one.step()
+        assert torch.equal(own, param)
+
+
+def test_a_chain_of_rules_is_printed_without_what_cancels():
+    assert (
+        formula_text(chain(rules.SGD, rules.SGD)).splitlines()[-1]
+        == "param ← param \N{MINUS SIGN} lr·(grad + weight_decay·param + weight_decay_2·param)"
+    )

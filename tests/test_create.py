@@ -555,3 +555,15 @@ def test_groups_may_have_schedules():
     assert sorted(group["lr"] for group in optimizer.param_groups) == [0.001, 0.001, 0.05, 0.05]
     with pytest.raises(ValueError, match="decay='nonsense' in a parameter group"):
         create_optimizer(net, "adamw", groups=[("*", {"decay": "nonsense"})])
+
+
+def test_a_class_in_place_of_a_name():
+    assert optimizer_class(steprule.AdamW) is steprule.AdamW
+    assert type(create_optimizer(nn.Linear(2, 2), steprule.Lion)) is steprule.Lion
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("learning_rate", "lr"), ("wd", "weight_decay"), ("beta1", "betas")])
+def test_what_other_libraries_call_it(theirs, ours):
+    for make in (steprule.AdamW, lambda params, **settings: create_optimizer(nn.Linear(2, 2), "adamw", **settings)):
+        with pytest.raises(TypeError, match=f"unexpected argument '{theirs}'; did you mean '{ours}'"):
+            make([torch.zeros(1)], **{theirs: 0.1})

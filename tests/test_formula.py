@@ -99,7 +99,8 @@ def test_the_text_computes_what_the_rule_computes(rule, hyper):
 def test_so_does_that_of_a_rule_with_options_around_it(rule):
     tested = 0
     for decay, cautious, cautious_decay, lookahead in itertools.product([None, *DECAYS], *[[False, True]] * 2, [0, 2]):
-        options = dict(cautious=cautious, cautious_decay=cautious_decay, lookahead=lookahead, lookahead_alpha=0.3)
+        options = dict(cautious=cautious, cautious_decay=cautious_decay, lookahead=lookahead)
+        options["lookahead_alpha"] = 0.3 if lookahead else 0.5
         try:
             chained = with_options(rule, decay=decay, **options)
         except ValueError:  # options that do not go together

@@ -158,6 +158,8 @@ def _read(name: str, transform: Transform) -> tuple[list[str], dict[str, Any], b
     for one, parameter in _signature(name, transform).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise RuleError(f"{name} must name its arguments instead of taking {parameter}")
+        if one == "step" and parameter.kind is not parameter.KEYWORD_ONLY:
+            raise RuleError(f"{name} must take step by keyword: (grad, ..., *, step)")
         if parameter.kind is not parameter.KEYWORD_ONLY:
             positional.append(one)
         elif one == "step":

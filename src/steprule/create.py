@@ -234,14 +234,16 @@ def _matches(where: str, pattern: Pattern, named: Mapping[str, Tensor]) -> list[
     return found
 
 
-def optimizer_class(name: str | type[Rule]) -> type[Optimizer]:
-    """The optimizer of a name as `steprule.rules.RULES` has it; case, "-" and "_" do not matter. Or of a rule.
+def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[Optimizer]:
+    """The optimizer of a name as `steprule.rules.RULES` has it; case, "-" and "_" do not matter. Or of a rule; or itself.
 
     Raises:
         ValueError: there is none.
     """
     if isinstance(name, type) and issubclass(name, Rule):
         return Optimizer.of(name)
+    if isinstance(name, type) and issubclass(name, Optimizer):
+        return name
     plain = re.sub("[-_]", "", str(name).lower())
     if plain not in RULES:
         near = difflib.get_close_matches(plain, RULES, 1)
@@ -252,7 +254,7 @@ def optimizer_class(name: str | type[Rule]) -> type[Optimizer]:
 
 
 def create_optimizer(
-    model: Model, name: str | type[Rule], *, lr: Any = None, weight_decay: Any = None,
+    model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
     layer_of: Callable[[str], int] | None = None, groups: Groups = (), show: bool = False, **settings: Any,
 ) -> Optimizer:  # fmt: skip

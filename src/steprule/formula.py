@@ -100,6 +100,10 @@ class _Terms:
                 return x  # x is not 0
             case "mul" | "div", (x, _Term("constant", (1.0,))):
                 return x
+            case "mul", (_Term("constant", (1.0,)), _Term() as x):
+                return x
+            case "neg", (_Term("neg", (_Term() as x,)),):
+                return x
             case "mul", (x, y) if x is y:
                 return self._make("square", x)
             case "pow", (x, _Term("constant", (2.0,))):

@@ -147,7 +147,7 @@ class Optimizer(torch.optim.Optimizer):
 
     or, without a class, by `Optimizer.of`. Its arguments are params, the rule's hyperparameters in the formula's
     order, the flags and the options. Any hyperparameter may be a function of the step, which counts from 1: its value
-    for the step to come is in the group, and set anew after every step.
+    for the step to come is in the group, and set anew after every step, whatever a scheduler has made of it.
 
     Class arguments:
         rule: the formula.
@@ -217,7 +217,8 @@ class Optimizer(torch.optim.Optimizer):
             hint = " (that is its .rule)" if isinstance(rule, type) and hasattr(rule, "rule") else ""
             raise TypeError(f"Optimizer.of takes a rule, a subclass of steprule.Rule, not {rule!r}{hint}")
         if rule not in _made:
-            _made[rule] = type(rule.__name__, (Optimizer,), {"__module__": __name__}, rule=rule)
+            attributes = {"__module__": __name__, "__reduce__": _by_rule}
+            _made[rule] = type(rule.__name__, (Optimizer,), attributes, rule=rule)
         return _made[rule]
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -793,6 +794,17 @@ class Optimizer(torch.optim.Optimizer):
 
 
 _made: dict[type[Rule], type[Optimizer]] = {}
+
+
+def _by_rule(self: Optimizer) -> tuple[Any, ...]:
+    """To pickle or copy one whose class has no name of its own."""
+    return _new, (type(self).rule,), self.__getstate__()
+
+
+def _new(rule: type[Rule]) -> Optimizer:
+    made = Optimizer.of(rule)
+    return made.__new__(made)
+
 
 # torch.optim's own, without the wrapper that imports the whole of torch.compile (0.7 s) to keep out of its way.
 _add_param_group = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group)

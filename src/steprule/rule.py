@@ -180,12 +180,18 @@ class Rule:
         return new
 
 
+_ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
+"""What other libraries call hyperparameters."""
+
+
 def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raises TypeError for the first argument of who that is not known, with the nearest name that is."""
     known = list(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = (
+                [_ALSO_CALLED[name]] if _ALSO_CALLED.get(name) in known else difflib.get_close_matches(name, known, 1)
+            )
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
             raise TypeError(f"{who} got an unexpected argument {name!r}; {hint}")
 
