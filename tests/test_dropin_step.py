@@ -74,8 +74,14 @@ def error(optimizer: torch.optim.Optimizer, exact: torch.optim.Optimizer) -> dic
     return found
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.name in EVERY or c in FULL], ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "config"),
+    [
+        *((torch.bfloat16, c) for c in CONFIGS if c.name in EVERY or c in FULL),
+        *((torch.float16, c) for c in FULL if c.name in EVERY),
+    ],
+    ids=str,
+)
 def test_31_16_bit_numbers_are_at_most_twice_as_far_from_the_truth_as_torchs(config, dtype):
     optimizers = [
         cls([random((2000,), 0).to(dtype).to(kept)], **config.options)
