@@ -251,8 +251,8 @@ def processor() -> str:
         return platform.processor()
 
 
-def publish(name: str, rows: list[dict[str, Any]], *shown: Any, facts: str = "") -> None:
-    """Prints what was measured and where, and keeps it beside this file as text and JSON."""
+def publish(name: str, rows: list[dict[str, Any]], *shown: Any, facts: str = "") -> str:
+    """Prints what was measured and where, and keeps it beside this file as text and JSON; returns where."""
     machine = (
         f"{processor()}, {available_threads()} cores;{facts} Python {platform.python_version()}, "
         f"torch {torch.__version__}, numba {numba.__version__}, steprule {steprule.__version__}"
@@ -262,6 +262,7 @@ def publish(name: str, rows: list[dict[str, Any]], *shown: Any, facts: str = "")
         console.print(one)
     (HERE / f"{name}.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     (HERE / f"{name}.txt").write_text(console.export_text())
+    return machine
 
 
 def main() -> None:

@@ -534,11 +534,10 @@ def main() -> None:
         f"{options.repeats} rounds, scale {scale:.1f} GB/s; peers: {versions()}{compilation};"
     )
     if is_kept:
-        publish("rules", rows, table, *below, facts=facts)
-        machine = json.loads((HERE / "rules.json").read_text())["machine"]
+        machine = publish("rules", rows, table, *below, facts=facts)
         (HERE / "rules.md").write_text(markdown(rows) + "\n" + "\n\n".join([*below, f"Measured on {machine}."]) + "\n")
     else:
-        console = Console(width=205)
+        console = Console(width=190)
         for one in (facts.strip(), table, *below):
             console.print(one)
 

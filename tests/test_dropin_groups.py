@@ -321,9 +321,8 @@ def test_8_booleans_and_states_by_group(name):
     pair.step(4)
 
 
-@pytest.mark.parametrize(
-    "config", [config for config in FULL if config.name != "Rprop"], ids=str
-)  # lr is where it begins
+# lr is where Rprop begins.
+@pytest.mark.parametrize("config", [config for config in FULL if config.name != "Rprop"], ids=str)
 @pytest.mark.parametrize("shapes", [((4,), (4,), (4,)), LARGE], ids=["small", "large"])
 def test_8_a_group_at_a_vanishing_lr_does_not_move(config, shapes):
     pair = Pair(config, lambda: leaves(shapes), two_groups(lr=1e-28))

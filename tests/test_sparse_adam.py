@@ -224,6 +224,11 @@ def test_sparse_and_complex_parameters_are_refused_in_torchs_words(kind):
     with pytest.raises(ValueError, match=r"^Sparse params at indices \[\[1, 0\]\]: SparseAdam requires dense"):
         optimizer.add_param_group({"params": [coalesced(0)]})
     assert len(optimizer.param_groups) == 1
+    scheduled = steprule.SparseAdam([torch.zeros(2, 3)], lr=lambda step: 1 / step)
+    with pytest.raises(ValueError, match="requires dense"):
+        scheduled.add_param_group({"params": [coalesced(0)]})
+    scheduled.step()  # which would fail if the refused group had left a schedule behind
+    assert scheduled.param_groups[0]["lr"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,7 @@ def settled(text: str) -> tuple[type[Rule], Mapping[str, Any]]:
 
     from steprule.compare.spec import check, parse
 
-    spec = parse(f"{rule.__name__.lower()}:{settings}")
-    model = torch.nn.Linear(1, 1)
-    check(spec, model)
-    optimizer: Any = spec.build(model)
+    optimizer: Any = check(parse(f"{rule.__name__.lower()}:{settings}"), torch.nn.Linear(1, 1))
     return optimizer.rule, {name: optimizer.param_groups[0][name] for name in optimizer.rule.hyperparameters}
 
 

@@ -58,6 +58,10 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
             new += changed
         return param - lr * direction, *new
 
+    def check(**given: Any) -> None:
+        for link in links:
+            link.check(given)
+
     signature = [kind(one, kind.POSITIONAL_OR_KEYWORD) for one in positional] + [kind("step", kind.KEYWORD_ONLY)]
     signature += [kind(one, kind.KEYWORD_ONLY, default=default) for one, default in hyper.items()]
     update.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
@@ -65,21 +69,11 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
     for which in ("state_when", "exact_when", "initial"):
         attributes[which] = {k: v for link in links for k, v in link.renamed(which).items()}
     attributes["scalar_states"] = tuple(link.states[one] for link in links for one in link.scalar_states)
-    attributes["check"] = staticmethod(_checks(links))
+    attributes["check"] = staticmethod(check)
     attributes["__doc__"] = f"{' -> '.join(link.name for link in links)}: a chain of your own."
     attributes["__module__"] = __name__
     made: type[Rule] = type(name, (Rule,), attributes)
     return made
-
-
-def _checks(links: list[_Link]) -> Callable[..., None]:
-    """What the rules among them check, of hyperparameters by the chain's names."""
-
-    def check(**hyper: Any) -> None:
-        for link in links:
-            link.check(**{one: hyper[its] for one, its in link.hyper.items() if its in hyper})
-
-    return check
 
 
 class _Link:
@@ -120,10 +114,10 @@ class _Link:
         self.states = {one: _free(one, taken) for one in own}
         self.hyper = {one: _free(one, taken) for one in self.defaults}
 
-    def check(self, **hyper: Any) -> None:
-        """Raises for hyperparameters that the rule finds to make no sense."""
+    def check(self, given: dict[str, Any]) -> None:
+        """Raises for hyperparameters of the chain that the rule finds to make no sense."""
         if self._rule is not None:
-            self._rule.check(**hyper)
+            self._rule.check(**{one: given[its] for one, its in self.hyper.items() if its in given})
 
     def renamed(self, which: str) -> dict[str, Any]:
         """One of a rule's tables about its states, with the chain's names."""

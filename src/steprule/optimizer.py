@@ -296,20 +296,16 @@ class Optimizer(torch.optim.Optimizer):
         """
         schedules: dict[str, Schedule] = {}
         if isinstance(param_group, dict):
-            schedules = {k: v for k, v in self._default_schedules.items() if k not in param_group}
-            schedules |= self._take_schedules(param_group)
-            param_group |= {k: schedule(self._calls + 1) for k, schedule in schedules.items()}
-            for name in OPTIONS:
-                if name in param_group and name not in self.rule.hyperparameters:
-                    raise ValueError(
-                        f"{name}={param_group[name]!r} in a parameter group: it is for the whole optimizer, an argument of its "
-                        "constructor"
-                    )
-            for name in _SERVICE_OPTIONS:
-                if name in param_group and not (name == "clip" and param_group[name] is False):
+            for name, schedule in self._default_schedules.items():
+                param_group.setdefault(name, schedule)
+            schedules = self._take_schedules(param_group)
+            for name in (*_SERVICE_OPTIONS, *OPTIONS):
+                is_free = name == "clip" and param_group.get(name) is False
+                if name in param_group and name not in self.rule.hyperparameters and not is_free:
+                    exception = "; a group may only have 'clip': False, to be left out of clipping"
                     raise ValueError(
                         f"{name}={param_group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
-                        f"its constructor; a group may only have 'clip': False, to be left out of clipping"
+                        f"its constructor{exception if name in _SERVICE_OPTIONS else ''}"
                     )
             self._check(
                 {
@@ -320,7 +316,7 @@ class Optimizer(torch.optim.Optimizer):
         self._pass = None
         _add_param_group(self, param_group)
         try:
-            _check_parameters(self.param_groups[-1], self._services)
+            self._check_parameters(self.param_groups[-1])
         except ValueError:
             del self.param_groups[-1]
             raise
@@ -334,6 +330,23 @@ class Optimizer(torch.optim.Optimizer):
         for watch in watchers:
             for param in self.param_groups[-1]["params"]:
                 watch(param)
+
+    def _check_parameters(self, group: Mapping[str, Any]) -> None:
+        """Raises for parameters that the group's formats or the services cannot serve."""
+        services = self._services
+        chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
+        for index, param in enumerate(group["params"]):
+            is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
+            for name, value in chosen.items():
+                if param.dtype not in MIXABLE or is_subclass:
+                    kind = param.dtype if param.dtype not in MIXABLE else type(param).__name__
+                    raise ValueError(f"{name}={value!r} does not take {kind} (parameter {index} of its group)")
+            if services is not None and (is_subclass or group.get("differentiable")):
+                what = (
+                    f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
+                )
+                raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
+        _check_clip(services.clip if services is not None else None, [group])
 
     def _take_schedules(self, settings: dict[str, Any]) -> dict[str, Schedule]:
         """Takes functions of the step out of settings, and leaves what they give for the next."""
@@ -394,7 +407,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         grads = state.get("_grads")
-        loaded = self.__dict__.get("_loading")
+        loading = self.__dict__.setdefault("_loading", None)
         super().__setstate__({name: value for name, value in state.items() if name != "_grads"})
         self._pass = None
         if "_options" in state:
@@ -402,7 +415,7 @@ class Optimizer(torch.optim.Optimizer):
         self.__dict__.setdefault("_schedules", [{} for _ in self.param_groups])
         self.__dict__.setdefault("_default_schedules", {})
         self.__dict__.setdefault("_calls", 0)
-        if loaded is None:  # a copy, which has no hooks
+        if loading is None:  # a copy, which has no hooks
             self._follows = False
             self._follow_schedules()
         if grads is not None:  # a copy, whose parameters have no hooks
@@ -410,7 +423,6 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 for param in group["params"]:
                     self._accumulator.watch(param)
-        loading = self.__dict__.setdefault("_loading", None)
         if loading is not None:
             loading.restore(self)
         missing = {**_FLAGS, **self.rule.hyperparameters, **self._options}
@@ -958,21 +970,6 @@ def _check_formats(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid seed value: {seed!r}; it must be an int from 0 to 2**53")
 
 
-def _check_parameters(group: Mapping[str, Any], services: StepServices | None) -> None:
-    """Raises for parameters that the group's formats or the services cannot serve."""
-    chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
-    for index, param in enumerate(group["params"]):
-        is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
-        for name, value in chosen.items():
-            if param.dtype not in MIXABLE or is_subclass:
-                kind = param.dtype if param.dtype not in MIXABLE else type(param).__name__
-                raise ValueError(f"{name}={value!r} does not take {kind} (parameter {index} of its group)")
-        if services is not None and (is_subclass or group.get("differentiable")):
-            what = f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
-            raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
-    _check_clip(services.clip if services is not None else None, [group])
-
-
 def _check_clip(clip: Clip | None, groups: Sequence[Mapping[str, Any]]) -> None:
     for group in groups:
         for index, param in enumerate(group["params"]):
@@ -1099,18 +1096,15 @@ class Adagrad(
 
 
 class SparseAdam(Optimizer, rule=rules.SparseAdam, flags=("maximize",), positional_flags=("maximize",)):
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group, of dense real parameters."""
-        super().add_param_group(param_group)
-        group, params = len(self.param_groups) - 1, self.param_groups[-1]["params"]
-        for kind, refusal in (
-            ("sparse", "requires dense parameter tensors"),
-            ("complex", "does not support complex parameters"),
-        ):
-            found = [[group, i] for i, p in enumerate(params) if (p.is_sparse if kind == "sparse" else p.is_complex())]
-            if found:
-                del self.param_groups[-1]
-                raise ValueError(f"{kind.capitalize()} params at indices {found}: SparseAdam {refusal}")
+    def _check_parameters(self, group: Mapping[str, Any]) -> None:
+        super()._check_parameters(group)
+        number = len(self.param_groups) - 1
+        sparse = [[number, i] for i, p in enumerate(group["params"]) if p.is_sparse]
+        if sparse:
+            raise ValueError(f"Sparse params at indices {sparse}: SparseAdam requires dense parameter tensors")
+        wide = [[number, i] for i, p in enumerate(group["params"]) if p.is_complex()]
+        if wide:
+            raise ValueError(f"Complex params at indices {wide}: SparseAdam does not support complex parameters")
 
 
 class Lion(Optimizer, rule=rules.Lion): ...

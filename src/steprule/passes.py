@@ -35,6 +35,7 @@ from steprule.states import (
     convert,
     correction_dtype,
     encode_rounded,
+    is_readable,
     name_of,
     set_arrays,
     state_format,
@@ -54,7 +55,6 @@ _PARAMS = itemgetter("params")
 _count_write = torch._C._increment_version  # kernels write through addresses: this tells autograd
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 _ZERO = torch.zeros(())
-_READABLE = {*DTYPES, torch.int8, torch.uint8, torch.int16}
 
 
 class Entry:
@@ -215,7 +215,7 @@ class Entry:
         others = [self.grad, *(x for x in kept if isinstance(x, Tensor))]
         if self.corrected:
             others.append(self.tensor("grad", "_correction"))
-        return all(_is_readable(x, param.device) and _layout(x) == layout for x in (param, *others))
+        return all(is_readable(x, param.device) and _layout(x) == layout for x in (param, *others))
 
     def make_state(self) -> None:
         """Creates the states that are missing and converts those that are kept otherwise."""
@@ -659,18 +659,6 @@ def _read(value: Any, all_of_it: bool) -> Any:
     if isinstance(value, Tensor) and (all_of_it or not gpu.serves(value.device)):
         return value.item()
     return value
-
-
-def _is_readable(x: Tensor, device: torch.device) -> bool:
-    """Whether a kernel on the device may read and write x through its address."""
-    return (
-        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # a subclass with its own may hold no memory of its own
-        and x.device == device
-        and x.layout is torch.strided
-        and x.dtype in _READABLE
-        and not x.is_neg()
-        and not x.is_inference()
-    )
 
 
 def _layout(x: Tensor) -> list[int]:

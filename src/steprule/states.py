@@ -24,6 +24,21 @@ HALVES = (torch.bfloat16, torch.float16)
 MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and its gradient's dtype
 
 
+_READABLE = {*DTYPES, torch.int8, torch.uint8, torch.int16}
+
+
+def is_readable(x: Tensor, device: torch.device) -> bool:
+    """Whether a kernel on the device may read and write x through its address."""
+    return (
+        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # a subclass with its own may hold no memory of its own
+        and x.device == device
+        and x.layout is torch.strided
+        and x.dtype in _READABLE
+        and not x.is_neg()
+        and not x.is_inference()
+    )
+
+
 def name_of(dtype: torch.dtype) -> str:
     """As formats are called: "float32"."""
     return str(dtype).removeprefix("torch.")

@@ -94,15 +94,16 @@ def parse(text: str) -> Spec:
     return Spec(name, optimizer, tuple(settings.items()))
 
 
-def check(spec: Spec, model: nn.Module) -> None:
-    """Raises UsageError if the optimizer refuses its settings or this model, or cannot be stepped from outside."""
+def check(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
+    """Builds the optimizer; raises UsageError if it refuses its settings or this model, or cannot be stepped from outside."""
     try:
-        spec.build(model)
+        built = spec.build(model)
     except Exception as error:  # whatever a class raises for what it cannot take
         raise UsageError(f"optimizer {str(spec)!r}: {error}") from error
     closure = inspect.signature(spec.optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UsageError(f"optimizer {str(spec)!r}: its step needs a closure, which compare does not give")
+    return built
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:

@@ -113,7 +113,7 @@ class EagerStep:
             grad = grad.coalesce()
             touches = rule.touches_states or len(kept) == 1
             if touches and grad.dense_dim() == param.dim() - grad.sparse_dim() and hyper.get("weight_decay", 0) == 0:
-                if grad.sparse_dim() == 1 and not param.is_complex():
+                if grad.sparse_dim() == 1 and self.formula is None and not param.is_complex():
                     self._rows = row_step(rule, kept, grad, step, hyper, maximize)
                     if self._rows is not None:
                         return

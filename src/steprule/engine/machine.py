@@ -89,28 +89,24 @@ def multiply_add(typing_context, a, b, c):  # type: ignore[no-untyped-def]
     return signature(a, a, a, a), codegen
 
 
-@intrinsic
-def bits_as_number(typing_context, x):  # type: ignore[no-untyped-def]
-    """The bits of x, taken for a whole number, as a number of x's type."""
+def _with_bits(emit: Any) -> Any:
+    """An instruction that makes of a number one of its type, by (builder, number, its type, whole numbers of as many bits)."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = args[0].type
-        bits = builder.bitcast(args[0], ir.IntType(8 * context.get_abi_sizeof(kind)))
-        return builder.sitofp(bits, kind)
+    @intrinsic  # type: ignore[untyped-decorator]
+    def instruction(typing_context: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            kind = args[0].type
+            return emit(builder, args[0], kind, ir.IntType(8 * context.get_abi_sizeof(kind)))
 
-    return signature(x, x), codegen
+        return signature(x, x), codegen
+
+    return instruction
 
 
-@intrinsic
-def number_as_bits(typing_context, x):  # type: ignore[no-untyped-def]
-    """The number whose bits are those of the whole number x, which is rounded towards 0."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = args[0].type
-        bits = builder.fptosi(args[0], ir.IntType(8 * context.get_abi_sizeof(kind)))
-        return builder.bitcast(bits, kind)
-
-    return signature(x, x), codegen
+bits_as_number = _with_bits(lambda b, x, kind, whole: b.sitofp(b.bitcast(x, whole), kind))
+"""The bits of a number, taken for a whole number."""
+number_as_bits = _with_bits(lambda b, x, kind, whole: b.bitcast(b.fptosi(x, whole), kind))
+"""The number whose bits are those of a whole number, which is rounded towards 0."""
 
 
 # Sums over elements, the only place where the order of additions is the compiler's: so they run in vectors. Written

@@ -9,10 +9,7 @@ import numpy as np
 
 from steprule.engine import cpu
 from steprule.engine.plan import Plan
-from steprule.engine.trace import has_own
 from steprule.rule import Rule
-
-_KINDS = ("torch.float32", "torch.float64", "torch.bfloat16", "torch.float16")
 
 
 class RowPlan(Plan):
@@ -41,11 +38,8 @@ class RowPlan(Plan):
         self.factors = self.steps
         self.partials = self.own = self.hyper
         self._next = np.zeros(8, np.int64)
-        self.work_header = self._keep(self._header(2, count))
-
-    def _keep(self, header: np.ndarray) -> int:
-        self._kept = header
-        return int(header.ctypes.data)
+        self._headers = {2: self._header(2, count)}
+        self.work_header = self._headers[2].ctypes.data
 
 
 def row_step(
@@ -54,7 +48,7 @@ def row_step(
     """What steps the rows that a coalesced sparse gradient holds, or None where no kernel can.
 
     Args:
-        rule: the rule; elements without a gradient keep their values.
+        rule: the rule; elements without a gradient keep their values, and tensors have no numbers for themselves.
         operands: the parameter and the states that exist, whole.
         grad: a sparse tensor with one sparse dimension.
         step: the step's number.
@@ -66,14 +60,18 @@ def row_step(
     """
     import torch
 
+    from steprule.states import DTYPES, is_readable
+
     values, rows = grad.values().contiguous(), grad.indices()[0].numpy(force=True)
     tensors = {"param": operands["param"], "grad": values, **operands}
-    if torch.is_grad_enabled() or has_own(rule, hyper) or not all(map(_is_plain, tensors.values())):
+    device = tensors["param"].device
+    is_plain = all(is_readable(x, device) and x.dtype in DTYPES and x.is_contiguous() for x in tensors.values())
+    if torch.is_grad_enabled() or device.type != "cpu" or not is_plain:
         return None
     if not len(rows) or rows.min() < 0 or rows.max() >= len(tensors["param"]):
         return None
     size = values[0].numel()
-    formats = [str(x.dtype).removeprefix("torch.") for x in tensors.values()]
+    formats = [DTYPES[x.dtype] for x in tensors.values()]
     kernel = cpu.compiled(rule, hyper, maximize, formats)
     places = {**dict.fromkeys(tensors, rows), "grad": np.arange(len(rows))}
     addresses = np.array(
@@ -90,16 +88,3 @@ def row_step(
         torch.autograd.graph.increment_version([x for name, x in tensors.items() if name != "grad"])
 
     return run
-
-
-def _is_plain(x: Any) -> bool:
-    """Whether rows of x lie one after the other in memory that a kernel may write."""
-    import torch
-
-    return (
-        type(x) in (torch.Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and str(x.dtype) in _KINDS
-        and x.is_contiguous()
-        and not (x.is_neg() or x.is_inference())
-    )

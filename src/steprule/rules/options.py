@@ -59,12 +59,8 @@ def with_options(
         near = difflib.get_close_matches(str(decay), DECAYS, 1, 0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))}"
         raise ValueError(f"Invalid decay value: {decay!r}; {hint}")
-    if isinstance(lookahead_alpha, (str, bool, type(None))) or not hasattr(lookahead_alpha, "__float__"):
-        raise TypeError(f"lookahead_alpha must be a number, not {lookahead_alpha!r}")
-    if not 0 <= lookahead_alpha <= 1:
-        raise ValueError(f"Invalid lookahead_alpha value: {lookahead_alpha}")
     if lookahead_alpha != OPTIONS["lookahead_alpha"] and not lookahead:
-        raise ValueError(f"lookahead_alpha={lookahead_alpha} needs lookahead, a number of steps")
+        raise ValueError(f"lookahead_alpha={lookahead_alpha!r} needs lookahead, a number of steps")
     chosen = [
         text
         for text, on in (("cautious", cautious), ("cautious_decay", cautious_decay), ("lookahead", lookahead))
