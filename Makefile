@@ -11,7 +11,7 @@ demo: $(INSTALLED)  ## train two small models with four optimizers, in under two
 	$(BIN)/steprule compare
 
 test: lint  ## lint, types and tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

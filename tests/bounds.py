@@ -12,6 +12,9 @@ from steprule.engine.trace import Evaluation, Expression, Formula
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 
+LIBRARY = ("pow", "exp", "log")
+"""What a mathematical library computes, each on its own: vector libraries promise four units in the last place."""
+
 Pair = tuple[np.ndarray, np.ndarray]
 """An exact value, and how far from it a computed one may be."""
 
@@ -23,8 +26,8 @@ _COMPARE: dict[str, Any] = {
 class Bound:
     """Evaluates expressions in extended precision, with a bound on what arithmetic of `real` may do to them.
 
-    What no element changes is computed in float64 and rounded once, and taken as exact in float64, unless a sum over
-    elements is in it.
+    What no element changes is computed in float64 and rounded once, and taken as exact in float64, unless it is made of
+    a sum over elements or of what libraries round differently.
 
     Args:
         formula: whose expressions.
@@ -61,16 +64,17 @@ class Bound:
         if node.op == "input":
             name = node.args[0]
             return self._own(name) if name not in self.inputs else (np.asarray(self.inputs[name]), np.zeros(()))
+        if node.op in LIBRARY:
+            value, error = self._remembered(node, self._number, "float64")
+            if value in (0.0, 1.0) and not any(self._number(arg)[1] for arg in node.args):
+                return value, np.zeros(())  # 0**x, 1**x, x**0, exp(0) and log(1), on which all agree
+            return value, np.where(np.isinf(value), 0.0, error + np.abs(value) * 8 * UNIT["float64"])
         args = [self._number(arg) for arg in node.args]
         if not any(error for _, error in args):
             inputs = {str(i): value for i, (value, _) in enumerate(args)}
             operands = tuple(Expression("input", (i,), True) for i in inputs)
             with np.errstate(all="ignore"):
-                value = np.asarray(Evaluation(inputs)(Expression(node.op, operands, True)))
-            is_whole = node.op == "pow" and float(args[1][0]).is_integer()
-            if self.real == "float64" and node.op in ("pow", "exp", "log") and not is_whole:
-                return value, np.abs(value) * 2 * UNIT["float64"]  # of which libraries differ in the last place
-            return value, np.zeros(())
+                return np.asarray(Evaluation(inputs)(Expression(node.op, operands, True))), np.zeros(())
         return self._remembered(node, self._number, "float64")
 
     def _own(self, name: str) -> Pair:

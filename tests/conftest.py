@@ -1,8 +1,15 @@
-"""Where there is no GPU, Triton's interpreter runs the GPU engine's kernels on the CPU; it must know before it is imported."""
+"""What must be set before torch and Triton are imported, and what holds for every test.
+
+Each test process computes with one thread that does not spin while it waits, so that several may share a machine; tests
+that are about threads ask for more. Where there is no GPU, Triton's interpreter runs the GPU engine's kernels.
+"""
 
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
@@ -12,7 +19,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_make_parametrize_id(val):
+    """Functions and classes by their names: workers must agree on the names of tests, which no address may be in."""
+    return getattr(val, "__name__", None)
+
+
 def pytest_collection_modifyitems(items):
+    named = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    assert not named, f"an address is in the name of {named[0]}"
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

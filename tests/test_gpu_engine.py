@@ -107,7 +107,7 @@ OWN = [
     [(steprule.AdamW, settings) for settings in SETTINGS]
     + [(momentum, settings) for settings in (SETTINGS[0], SETTINGS[2], SETTINGS[-2])]
     + OWN,
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_it_takes_the_cpu_engines_steps(make, settings, cpu_engine):
     bad = (2, 2) if "nonfinite" in settings else None

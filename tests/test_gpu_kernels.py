@@ -126,6 +126,10 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
 def assert_equal(mine, theirs):
     for number, (one, other) in enumerate(zip(mine, theirs, strict=True)):
         for key, array in one.items():
+            if isinstance(key, str):  # a scalar state; powers in it are rounded as each library likes
+                ulps = 8 * torch.finfo(array.dtype).eps
+                torch.testing.assert_close(other[key], array, rtol=ulps, atol=0, equal_nan=True, msg=key)
+                continue
             same = (
                 (array == other[key]) | (array.isnan() & other[key].isnan())
                 if array.is_floating_point()

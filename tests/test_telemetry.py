@@ -188,7 +188,7 @@ def test_an_update_is_the_formulas_in_every_engine(layout, options):
     ("rule", "make_them", "options"),
     [("sgd", strided, {}), ("adamw", strided, {}), ("sgd", complex_ones, {}), ("adamw", complex_ones, {}),
      ("adamw", channels_last, EIGHT_BIT)],
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )  # fmt: skip
 def test_numbers_of_what_the_compiled_engine_does_not_take(rule, make_them, options):
     optimizer = getattr(steprule, RULES[rule].__name__)(make_them(), lr=0.05, **options, telemetry=1)
