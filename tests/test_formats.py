@@ -16,7 +16,7 @@ from settings import IDS, STRUCTURE_IDS, STRUCTURES, VARIANTS
 import steprule
 from steprule.engine import cpu, plan
 from steprule.engine.plan import Plan
-from steprule.engine.trace import nonnegative_states
+from steprule.engine.trace import exact_states, nonnegative_states
 from steprule.formats import (
     FIRST_ELEMENT_KEY,
     FORMATS,
@@ -54,7 +54,8 @@ def formats_of(rule, hyper, dtype, grad, states, weights, shape):
     for name in filter(None, rule.states_for(hyper)):
         if name in rule.tensor_states:
             is_nonnegative = name in nonnegative_states(rule, hyper)
-            chosen[name] = state_format(states, dtype, shape, is_nonnegative, rule.is_exact(name, hyper))
+            is_exact = name in exact_states(rule, hyper)
+            chosen[name] = state_format(states, dtype, shape, is_nonnegative, is_exact)
     return chosen
 
 
@@ -483,10 +484,9 @@ NONNEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta",
 
 @pytest.mark.parametrize(("rule", "hyper"), VARIANTS, ids=IDS)
 def test_states_called_nonnegative_are(rule, hyper):
-    """But Yogi's mean square, which is a difference and only happens not to be negative."""
     seen = nonnegative_states(rule, hyper)
     present = {name for name in rule.states_for(hyper) if name in rule.tensor_states}
-    assert seen == (present & {*NONNEGATIVE} if rule is not RULES["yogi"] else set())
+    assert seen == present & {*NONNEGATIVE}
 
 
 def test_a_state_that_may_begin_below_0_or_follows_a_number_of_its_tensors_own_is_not_called_nonnegative():

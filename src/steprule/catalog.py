@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steprule.engine.trace import exact_states
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
 from steprule.rule import NEEDS, Rule
 from steprule.rules import RULES
@@ -54,7 +55,7 @@ def state_bytes(rule: type[Rule], state: str, states: str) -> float:
         states: one of `steprule.formats.STATE_FORMATS`.
     """
     hyper = {**rule.hyperparameters, **{condition: True for condition in _condition(rule, state)}}
-    kind = state_format(states, "float32", _SHAPE, False, rule.is_exact(state, hyper))
+    kind = state_format(states, "float32", _SHAPE, False, state in exact_states(rule, hyper))
     return bytes_of(kind, _SHAPE) / math.prod(_SHAPE)
 
 

@@ -51,18 +51,17 @@ def need(
     settings: dict[str, Any], name: str,
 ) -> Need:  # fmt: skip
     """Adds up what an optimizer keeps for parameters of these shapes; a step's own few numbers are left out."""
-    from steprule.engine.trace import nonnegative_states
+    from steprule.engine.trace import exact_states, nonnegative_states
 
     hyper = {**rule.hyperparameters, **settings}
     present = [state for state in rule.states_for(hyper) if state in rule.tensor_states]
-    positive = nonnegative_states(rule, hyper)
+    positive, exact = nonnegative_states(rule, hyper), exact_states(rule, hyper)
     weight_bytes = grad_bytes = state_bytes = 0
     for shape in shapes:
         weight_bytes += bytes_of(weight_format(weights, dtype), shape)
         grad_bytes += bytes_of(grad_dtype, shape)
         for state in present:
-            exact = rule.is_exact(state, hyper)
-            state_bytes += bytes_of(state_format(states, dtype, shape, state in positive, exact), shape)
+            state_bytes += bytes_of(state_format(states, dtype, shape, state in positive, state in exact), shape)
     return Need(name, states, weights, weight_bytes, grad_bytes, state_bytes)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.gpu import serves
-from steprule.engine.trace import nonnegative_states
+from steprule.engine.trace import exact_states, nonnegative_states
 from steprule.formats import FORMATS, dither, mix
 from steprule.formats import state_format as choose_state_format
 from steprule.formats.tensors import decode, element_random, encode
@@ -46,10 +46,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 def state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: Tensor) -> str:
     """The format that a group's choice of states means for one state of one parameter."""
-    exact = rule.is_exact(name, group)
     return choose_state_format(
-        group["states"], name_of(param.dtype), param.shape, name in nonnegative_states(rule, group), exact
-    )
+        group["states"], name_of(param.dtype), param.shape, name in nonnegative_states(rule, group),
+        name in exact_states(rule, group),
+    )  # fmt: skip
 
 
 def correction_dtype(kind: str) -> str | None:

@@ -535,3 +535,26 @@ def nonnegative_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[
     if key not in _nonnegative_states:
         _nonnegative_states[key] = trace(rule, hyper).nonnegative
     return _nonnegative_states[key]
+
+
+_extreme_states: dict[Any, frozenset[str]] = {}
+
+
+def exact_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
+    """The states that are kept in float32 at least: those that the rule names, and running maxima and minima.
+
+    Such a one never forgets: of a state that it is compared with it would keep the largest rounding there ever was.
+    So that state is exact too.
+    """
+    key = (rule, static_settings(rule, hyper))
+    if key not in _extreme_states:
+        _extreme_states[key] = _extremes(trace(rule, hyper).outputs)
+    return _extreme_states[key].union(name for name in rule.states if rule.is_exact(name, hyper))
+
+
+def _extremes(outputs: Mapping[str, Expression]) -> frozenset[str]:
+    found = set()
+    for name, new in outputs.items():
+        if new.op in ("maximum", "minimum") and any(arg.op == "input" and arg.args[0] == name for arg in new.args):
+            found |= {name, *(other for other, value in outputs.items() if any(arg is value for arg in new.args))}
+    return frozenset(found)

@@ -35,6 +35,7 @@ class Adadelta(Rule):
     arXiv:1212.5701, algorithm 1."""
 
     needs = ("tuning-free",)
+    exact_when = {"square_avg": "always", "acc_delta": "always"}  # steps follow from steps: what is off stays off
     when = "Where old code asks for it; it has no learning rate to speak of, and starts slowly."
 
     @staticmethod
@@ -55,7 +56,11 @@ class MADGRAD(Rule):
     """
 
     initial = {"initial_param": "param"}
-    exact_when = {"initial_param": "always", "grad_sum": "always"}
+    exact_when = {
+        "initial_param": "always",
+        "grad_sum": "always",
+        "grad_sum_sq": "always",
+    }  # all the way follows from them
     refuses = "the weights are computed anew from the first ones in every step"
     when = "Where SGD generalises better than Adam but needs more tuning: with little or no weight decay."
 

@@ -73,6 +73,7 @@ class Yogi(Rule):
         beta1, beta2 = betas
         exp_avg = ema(exp_avg, grad, beta1)
         exp_avg_sq = exp_avg_sq - (1 - beta2) * sign(exp_avg_sq - grad * grad) * (grad * grad)
+        exp_avg_sq = maximum(exp_avg_sq, 0.0)  # which it is, but in this way it can be seen
         direction = debias(exp_avg, beta1, step) / (sqrt(debias(exp_avg_sq, beta2, step)) + eps)
         return param - lr * (direction + weight_decay * param), exp_avg, exp_avg_sq
 
