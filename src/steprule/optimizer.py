@@ -920,7 +920,8 @@ class _Loading:
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
             return  # which torch.optim is about to refuse
         for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
-            needed = [name for name in rule.states_for(optimizer._complete({**saved})) if name is not None]
+            present = rule.states_for(optimizer._complete({**saved}))
+            needed = [name for name in type(optimizer).rule.states if name in present]  # what options add may begin now
             names = group.get("param_names")
             for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = self._source["state"].get(key, {})
@@ -959,9 +960,10 @@ class _Loading:
             group.update({**own, "seed": seed} if own else {})
             for number, param in zip(saved["params"], group["params"], strict=True):
                 for name, value in self._source["state"].get(number, {}).items():
-                    is_known = state_of(name, ("param", AVERAGE, *optimizer.rule.states)) is not None
+                    is_known = state_of(name, ("step", "param", AVERAGE, *optimizer.rule.states)) is not None
                     if isinstance(value, Tensor) and is_known:
-                        optimizer.state[param][name] = value.to(param.device)
+                        is_number = name == "step" or name in optimizer.rule.scalar_states  # which lies elsewhere
+                        optimizer.state[param][name] = value if is_number else value.to(param.device)
 
     def convert(self, optimizer: Optimizer) -> None:
         """Brings loaded states into this optimizer's formats."""

@@ -16,7 +16,7 @@ from steprule.engine import cpu, gpu
 from steprule.engine.eager import EagerStep
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned, run_together
-from steprule.engine.plan import Plan
+from steprule.engine.plan import FULL, Plan
 from steprule.engine.trace import NO_SERVICES, Services, has_own, static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, weight_format
 from steprule.formats.tensors import zeros
@@ -34,6 +34,7 @@ from steprule.states import (
     arrays_of,
     convert,
     correction_dtype,
+    counting,
     encode_rounded,
     is_readable,
     kept,
@@ -106,8 +107,7 @@ class Entry:
 
     def kernel_key(self) -> Any:
         """What parameters must have in common to be stepped together."""
-        step = self.state.get("step")
-        where = (self.param.device, getattr(step, "dtype", None)) if self.engine == "gpu" else None
+        where = self.param.device if self.engine == "gpu" else None
         static = static_settings(self.rule, self.group), self.group.get("maximize", False)
         return (self.engine, where, *static, tuple(self.formats.values()), self._served())
 
@@ -215,6 +215,8 @@ class Entry:
         if self.keeps_step and "step" not in self.state:
             behind = 0 if self.rule.keeps_step or self.is_new else 1
             self.state["step"] = torch.full((), behind, **step_options(self.group, self.param))
+        if self.keeps_step:
+            self.state["step"] = counting(self.state["step"], self.param)
         if self.is_fast and self.engine == "gpu":
             for number in (*(["step"] if self.keeps_step else []), *self.scalar_states):
                 if number in self.state:
@@ -400,6 +402,7 @@ class Pass:
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
         self._services = services = optimizer._services
+        self._counters: list[Any] = []
         self._works: list[Any] = []
         self._launchers: list[Callable[[], None]] = []
         self._planned: list[Planned | GpuPlanned] = []
@@ -408,6 +411,8 @@ class Pass:
             plan = _plan(kernels, bucket, groups, services)
             self._plans.append((kernel, plan, slice(start, start + len(bucket))))
             start += len(bucket)
+            if isinstance(plan, Plan) and bucket[0].keeps_step:
+                self._counters.append(plan.counter.data)
             if kernel.formula.own:
                 self._planned.append(_planned(kernel, plan, bucket))
             if services is not None:
@@ -446,6 +451,9 @@ class Pass:
             return False
         if list(map(self._settings_of, groups)) != self._settings and not self._refresh(groups):
             return False
+        for counter in self._counters:
+            if counter[FULL]:
+                return False
         if self._idle and any(param.grad is not None for param in self._idle):
             return False
         if grad_at != self._grad_at:

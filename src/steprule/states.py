@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.gpu import serves
+from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.engine.trace import nonnegative_states
 from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix
 from steprule.formats import state_format as choose_state_format
@@ -170,12 +171,15 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
     """A loaded state, not shared with the dict it came from and laid out as the engines want it."""
     if name in rule.scalar_states:
         options = step_options(group, param)
-        kept = {"dtype": torch.float64} if rule.scalar_dtype != "step" else {}
-        return torch.as_tensor(value).to(**{**options, **kept}).reshape(()).clone()
-    if name == "step" and not (isinstance(value, Tensor) and value.is_floating_point()):
-        return torch.tensor(float(value), **step_options(group, param))
+        options |= {"dtype": torch.float64} if rule.scalar_dtype != "step" else {}
+        value = value if isinstance(value, Tensor) else float(value)
+        return torch.as_tensor(value, **options).reshape(()).clone()
     if name == "step":
-        return value.to(step_options(group, param)["device"], copy=True)
+        options = step_options(group, param)
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            dtype = options["dtype"] if float(value) < LAST_FLOAT32_STEP else torch.float64
+            return torch.tensor(float(value), **{**options, "dtype": dtype})
+        return value.to(options["device"], copy=True)
     if not isinstance(value, Tensor):
         return value
     if value.is_sparse:  # torch.optim's momentum of sparse gradients
@@ -204,6 +208,19 @@ def step_options(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
     double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
     on_device = group.get("capturable") or group.get("fused") or serves(param.device)
     return {"dtype": torch.float64 if double else torch.float32, "device": param.device if on_device else "cpu"}
+
+
+def counting(step: Tensor, param: Tensor) -> Tensor:
+    """A kept step in a dtype that can count further.
+
+    That is float32, as torch.optim's, to where it would stand still, and float64 from there on. Where the GPU engine counts it is
+    float64 from the start, since the host does not see how far a step there, or a recorded graph's, has come.
+    """
+    if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.device.type == "mps":
+        return step
+    if step.device.type == "cpu" and not serves(param.device) and step < LAST_FLOAT32_STEP:
+        return step
+    return step.double()
 
 
 def move_resting_average(
