@@ -34,7 +34,7 @@ def test_weights_bring_the_model_to_bfloat16():
     assert output.dtype == torch.float32
     output.sum().backward()
     optimizer.step()
-    assert optimizer.state[model[0].weight]["exp_avg"].dtype == torch.int8
+    assert optimizer.state[model[0].weight]["exp_avg_8bit"].dtype == torch.int8
     plain = torch.nn.Linear(3, 3)
     parse("adamw:states=8bit").build(plain)
     assert plain.weight.dtype == torch.float32

@@ -32,6 +32,7 @@ from steprule.formats import (
 )
 from steprule.formats.tensors import decode, element_random, encode
 from steprule.rules import RULES
+from steprule.states import kept
 
 COMBINATIONS = [
     ("bfloat16", "bfloat16", "8bit", "24bit"), ("bfloat16", "float32", "bfloat16", "stochastic"),
@@ -307,7 +308,7 @@ def test_an_8_bit_checkpoint_in_a_plain_optimizer_and_back():
     for key in ("exp_avg", "exp_avg_sq"):
         assert torch.allclose(plain.read(again[0], key), low.read(params[0], key), rtol=2**-8)
     low.load_state_dict(plain.state_dict())
-    assert low.state[params[0]]["exp_avg"].dtype == torch.int8
+    assert low.state[params[0]]["exp_avg_8bit"].dtype == torch.int8
     train(params, low, 1)
 
 
@@ -448,7 +449,7 @@ def test_what_is_quantised_follows_from_the_shape_but_not_its_first_number():
     ]  # fmt: skip
     params, optimizer = make(shapes=[(8, 256), (300,), (8, 30)], states="8bit")
     train(params, optimizer, 1)
-    assert [optimizer.state[p]["exp_avg"].dtype for p in params] == [torch.int8, torch.float32, torch.float32]
+    assert [kept(optimizer.state[p], "exp_avg").dtype for p in params] == [torch.int8, torch.float32, torch.float32]
     assert optimizer._pass is not None
     empty, optimizer = make(shapes=[(0, 256), (3, 256)], states="8bit", weights="24bit")
     train(empty, optimizer, 2)
@@ -473,7 +474,7 @@ def test_centered_rmsprop_keeps_what_it_subtracts_exact():
     params, optimizer = make("RMSprop", shapes=[(4, 256)], centered=True, momentum=0.9, states="8bit")
     train(params, optimizer, 2)
     state = optimizer.state[params[0]]
-    assert [state[n].dtype for n in ("square_avg", "grad_avg", "momentum_buffer")] == [
+    assert [kept(state, n).dtype for n in ("square_avg", "grad_avg", "momentum_buffer")] == [
         torch.float32, torch.float32, torch.int8,
     ]  # fmt: skip
 
@@ -562,7 +563,7 @@ def test_formats_may_differ_between_groups_and_change():
         [{"params": params[:2], "states": "8bit"}, {"params": params[2:], "weights": "stochastic"}], lr=1e-2
     )
     train(params, optimizer, 2)
-    kinds = [optimizer.state[p]["exp_avg"].dtype for p in params]
+    kinds = [kept(optimizer.state[p], "exp_avg").dtype for p in params]
     assert kinds == [torch.int8, torch.float32, torch.bfloat16, torch.bfloat16]
     before = optimizer.read(params[0], "exp_avg")
     optimizer.param_groups[0]["states"] = "float32"
@@ -658,5 +659,5 @@ def test_a_rule_with_many_low_bit_states():
     p = torch.nn.Parameter(torch.ones(4, 200, dtype=torch.bfloat16))
     optimizer = ManyStates([p], states="8bit", weights="24bit")
     train([p], optimizer, 3)
-    assert optimizer.state[p]["h"].dtype == torch.uint8 and optimizer.state[p]["a"].dtype == torch.int8
+    assert optimizer.state[p]["h_8bit"].dtype == torch.uint8 and optimizer.state[p]["a_8bit"].dtype == torch.int8
     assert optimizer._pass is not None

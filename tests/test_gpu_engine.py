@@ -531,3 +531,16 @@ def test_it_agrees_with_torch_on_the_gpu():
         theirs.step()
     for param, other in zip(params, others, strict=True):
         torch.testing.assert_close(param, other)
+
+
+def test_steps_are_counted_where_float32_would_stand_still():
+    params, optimizer = train(steprule.AdamW, GPU_DEVICE, steps=1, lookahead=5)
+    assert {state["step"].dtype for state in optimizer.state.values()} == {torch.float64}
+    for state in optimizer.state.values():  # as torch.optim would have left it
+        state["step"] = torch.tensor(2.0**24, device=GPU_DEVICE)
+    for step in range(4):
+        set_grads(params, step)
+        optimizer.step()
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2**24 + 4}
+    assert torch.equal(optimizer.state[params[0]]["slow_param"], params[0])  # 2**24 + 4 is a multiple of 5
+    assert optimizer._pass is not None

@@ -168,7 +168,9 @@ def test_sums_scalar_states_and_first_values_in_every_front(front):
         params, states = [p.numpy() for p in tensors], [optimizer.state[p] for p in tensors]
         assert (optimizer._pass is not None) == (front != "torch, strided")
         assert states[0]["longest"].dtype == torch.float64 and states[0]["anchor"].dtype == torch.float32
-        assert states[0]["mean"].dtype == (torch.int8 if "8bit" in front else torch.float32)
+        assert states[0]["mean_8bit" if "8bit" in front else "mean"].dtype == (
+            torch.int8 if "8bit" in front else torch.float32
+        )
     for p, q, number, state in zip(params, expected, longest, states, strict=True):
         np.testing.assert_allclose(p, q, rtol=1e-5, atol=1e-3 if "8bit" in front else 1e-6)
         assert float(state["longest"]) == pytest.approx(number, rel=1e-6) and float(state["steps"]) == 4

@@ -44,15 +44,20 @@ from steprule.states import (
     HALVES,
     MIXABLE,
     arrays_of,
+    bring_up_to_date,
     convert,
     correction_dtype,
+    kept,
     kept_format,
+    misfit,
     move_resting_average,
     name_of,
     own_copy,
     state_format,
+    state_of,
     step_options,
     weight_arrays,
+    with_new_names,
 )
 
 __all__ = [
@@ -376,7 +381,8 @@ class Optimizer(torch.optim.Optimizer):
             state_dict: what `state_dict` returned.
 
         Raises:
-            ValueError: its groups have other sizes.
+            ValueError: its groups have other sizes, or it is another rule's: a parameter that has states lacks some that its
+                settings need, has another rule's, or has one of another shape. Nothing has changed then.
         """
         if self._swapped is not None:
             raise RuntimeError(
@@ -389,9 +395,6 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             hook.remove()
             self._loading = None
-        if any(self._schedules):
-            self._calls = state_dict.get("calls", self._calls)
-            _set_scheduled(self)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._swapped is not None:
@@ -425,16 +428,28 @@ class Optimizer(torch.optim.Optimizer):
                     self._accumulator.watch(param)
         if loading is not None:
             loading.restore(self)
-        missing = {**_FLAGS, **self.rule.hyperparameters, **self._options}
         for group in self.param_groups:
-            for name in (*self.rule.hyperparameters, *self._flags):
-                group.setdefault(name, missing[name])
-            group.update(self._fixed)
+            self._complete(group)
             for param in group["params"]:
-                for name, value in self.state.get(param, {}).items():
+                if param not in self.state:
+                    continue
+                if loading is None:  # whose states are its own already, or shared on purpose
+                    bring_up_to_date(self.state[param], param, group, self.rule)
+                    continue
+                for name, value in self.state[param].items():
                     self.state[param][name] = own_copy(name, value, param, group, self.rule)
         if loading is not None:
             loading.convert(self)
+            if any(self._schedules):
+                _set_scheduled(self)
+
+    def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Adds to a saved group what it had not yet when it was saved."""
+        missing = {**_FLAGS, **self.rule.hyperparameters, **self._options}
+        for name in (*self.rule.hyperparameters, *self._flags):
+            group.setdefault(name, missing[name])
+        group.update(self._fixed)
+        return group
 
     def read(self, param: Tensor, name: str = "param") -> Tensor:
         """The number behind each element of a parameter or a state, whatever it is kept as.
@@ -452,13 +467,14 @@ class Optimizer(torch.optim.Optimizer):
         if not any(param is other for group in self.param_groups for other in group["params"]):
             raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
         state = self.state.get(param, {})
-        kept = {**state, "param": param.detach()}
-        if not isinstance(kept.get(name), Tensor):
+        every = {**state, "param": param.detach()}
+        own = kept(every, name)
+        if own is None:
             raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-        kind = kept_format(kept, name)
+        kind = kept_format(every, name)
         if kind not in FORMATS or name in self.rule.scalar_states:  # complex
-            return kept[name].clone()  # type: ignore[no-any-return]
-        value = decode(kind, arrays_of(kept, name), param.shape)
+            return own.clone()
+        value = decode(kind, arrays_of(every, name), param.shape)
         return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
 
     def plain_state_dict(self) -> dict[str, Any]:
@@ -472,31 +488,53 @@ class Optimizer(torch.optim.Optimizer):
         state = dict(result["state"])
         for number, param in zip(numbers, params, strict=True):
             if number in state:
-                names = [
-                    name for name in state[number] if name != AVERAGE and not name.endswith(("_base", "_correction"))
-                ]
-                state[number] = {
-                    name: self.read(param, name)
-                    if isinstance(state[number][name], Tensor) and name != "step"
-                    else state[number][name]
-                    for name in names
-                    if name != "step" or self.rule.keeps_step
-                }
+                plain = {}
+                for array, value in state[number].items():
+                    name = state_of(array, self.rule.states)
+                    if name is not None and kept(state[number], name) is not None:
+                        plain[name] = self.read(param, name)
+                    elif array != "step" or self.rule.keeps_step:
+                        plain[array] = value
+                state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
         groups = [{k: v for k, v in group.items() if k not in FORMAT_OPTIONS} for group in result["param_groups"]]
         result.pop("services", None)
         return {**result, "state": state, "param_groups": groups}
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's; averages of weights are states named "param_average", and what services must remember,
-        such as how many steps were skipped, is under "services"."""
+        """As torch.optim's, with states in 8 bits under names of their own ("exp_avg_8bit" and "exp_avg_base"), and with averages of
+        weights as states named "param_average".
+
+        What services must remember, such as how many steps were skipped, is under "services"; how many steps schedules have
+        seen under "calls"; where Schedule-Free's model has the averaged weights, "training" is False. Hooks see all of it.
+        """
         if self._swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before state_dict()")
-        result: dict[str, Any] = super().state_dict()
+        hook = self.register_state_dict_post_hook(lambda _, saved: saved.update(self._extras()), prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
+
+    def _extras(self) -> dict[str, Any]:
+        """What a state dict has besides states and groups."""
+        extras: dict[str, Any] = {}
         if self._services is not None:
-            result["services"] = self._services.state_dict()
+            extras["services"] = self._services.state_dict()
         if any(self._schedules):
-            result["calls"] = self._calls
-        return result
+            extras["calls"] = self._calls
+        return extras
+
+    def _take_extras(self, saved: Mapping[str, Any]) -> None:
+        """Takes that over from a state dict."""
+        self._calls = saved.get("calls", self._calls) if any(self._schedules) else self._calls
+        if self._services is None:
+            return
+        self._services.load_state_dict(saved.get("services", {}))
+        averaged = [state for state in saved["state"].values() if AVERAGE in state]
+        if not averaged:
+            self._services.averaged = 0
+        elif "services" not in saved:  # taken off by someone who knows states and groups only
+            self._services.averaged = max(int(state.get("step", 1)) for state in averaged)
 
     # Services
 
@@ -860,24 +898,56 @@ class _Loading:
             (param, name): kept_format(state, name)
             for param, state in optimizer.state.items()
             if isinstance(param, Tensor)
-            for name, value in state.items()
-            if isinstance(value, Tensor) and name in optimizer.rule.tensor_states
+            for name in optimizer.rule.tensor_states
+            if kept(state, name) is not None
         }
         self._source: dict[str, Any] = {}
 
-    def remember(self, _: Any, state_dict: dict[str, Any]) -> None:
-        """The last of the pre-hooks: this is what will be loaded."""
-        self._source = state_dict
+    def remember(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The last of the pre-hooks: this is what will be loaded, if it fits."""
+        numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
+        states = {
+            number: with_new_names(state) if number in numbers else state
+            for number, state in state_dict["state"].items()
+        }
+        self._source = {**state_dict, "state": states}
+        self._check(optimizer)
+        return self._source
+
+    def _check(self, optimizer: Optimizer) -> None:
+        """Raises for states that are another rule's, or another parameter's."""
+        rule, groups = optimizer.rule, self._source["param_groups"]
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+            return  # which torch.optim is about to refuse
+        for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
+            present = rule.states_for(optimizer._complete({**saved}))
+            needed = [name for name in type(optimizer).rule.states if name in present]  # what options add may begin now
+            names = group.get("param_names")
+            for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
+                state = self._source["state"].get(key, {})
+                has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
+                missing = [name for name in needed if name not in state and f"{name}_8bit" not in state]
+                missing = missing if has_begun or float(state.get("step", 0)) > 0 else []
+                foreign = [
+                    name
+                    for name in state
+                    if state_of(name, rule.states) is None and state_of(name, _every_state()) is not None
+                ]
+                who = f"parameter {index} of group {number}" + (f" ({names[index]})" if names else "")
+                if missing or foreign:
+                    parts = [f"lacks {', '.join(missing)}"] * bool(missing)
+                    parts += [f"has {', '.join(foreign)}, which it does not keep"] * bool(foreign)
+                    raise ValueError(
+                        f"the loaded state dict is not one of {type(optimizer).__name__} with these options: the state of {who} "
+                        f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
+                        "alone and begin anew"
+                    )
+                if problem := misfit(rule, state, param, who):
+                    raise ValueError(problem)
 
     def restore(self, optimizer: Optimizer) -> None:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
-        if optimizer._services is not None:
-            optimizer._services.load_state_dict(self._source.get("services", {}))
-            averaged = [state for state in self._source["state"].values() if AVERAGE in state]
-            if not averaged:
-                optimizer._services.averaged = 0
-            elif "services" not in self._source:  # taken off by someone who knows states and groups only
-                optimizer._services.averaged = max(int(state.get("step", 1)) for state in averaged)
+        optimizer._take_extras(self._source)
         for group, free in zip(optimizer.param_groups, self._free, strict=True):
             if free:
                 group["clip"] = False
@@ -890,9 +960,10 @@ class _Loading:
             group.update({**own, "seed": seed} if own else {})
             for number, param in zip(saved["params"], group["params"], strict=True):
                 for name, value in self._source["state"].get(number, {}).items():
-                    known = name.removesuffix("_base").removesuffix("_correction")
-                    if isinstance(value, Tensor) and known in ("param", AVERAGE, *optimizer.rule.states):
-                        optimizer.state[param][name] = value.to(param.device)
+                    is_known = state_of(name, ("step", "param", AVERAGE, *optimizer.rule.states)) is not None
+                    if isinstance(value, Tensor) and is_known:
+                        is_number = name == "step" or name in optimizer.rule.scalar_states  # which lies elsewhere
+                        optimizer.state[param][name] = value if is_number else value.to(param.device)
 
     def convert(self, optimizer: Optimizer) -> None:
         """Brings loaded states into this optimizer's formats."""
@@ -911,7 +982,7 @@ class _Loading:
                     continue
                 dtype = name_of(param.dtype)
                 for name in optimizer.rule.tensor_states:
-                    if isinstance(state.get(name), Tensor):
+                    if kept(state, name) is not None:
                         kind = self._dtypes.get((param, name), dtype)
                         if group.get("states") is not None:
                             kind = state_format(optimizer.rule, name, group, param)
@@ -920,6 +991,13 @@ class _Loading:
                 correction = state.get("param_correction")
                 if correction is not None and name_of(correction.dtype) != wanted:
                     del state["param_correction"]
+
+
+@functools.cache
+def _every_state() -> frozenset[str]:
+    """The names of all rules' states. A state of another name is the user's own, and left alone."""
+    options = ("initial_param", "lr_max", "slow_param", "row_var", "col_var", "variance")  # and torch.optim.Adafactor's
+    return frozenset(itertools.chain(options, *(rule.states for rule in rules.RULES.values())))
 
 
 def _follow_schedules(optimizer: Optimizer, *_: Any) -> None:
@@ -1087,12 +1165,18 @@ class Adagrad(
                 first = group["initial_accumulator_value"]
                 first = complex(first, first) if param.is_complex() else first
                 self.state[param]["sum"] = torch.full_like(param, first, memory_format=torch.preserve_format)
+                if group.get("states") is not None:  # as it is to stay, since share_memory may be called now
+                    convert(self.state[param], "sum", state_format(self.rule, "sum", group, param), param)
 
     def share_memory(self) -> None:
-        """Moves the sums of squares to memory that processes share."""
+        """Moves the sums of squares to memory that processes share.
+
+        Of other optimizers, and of other states, only those that exist when a worker is started can be shared: take a step first.
+        """
         for group in self.param_groups:
             for param in group["params"]:
-                self.state[param]["sum"].share_memory_()
+                for array in arrays_of(self.state[param], "sum").values():
+                    array.share_memory_()  # type: ignore[no-untyped-call]
 
 
 class SparseAdam(Optimizer, rule=rules.SparseAdam, flags=("maximize",), positional_flags=("maximize",)):
@@ -1195,17 +1279,16 @@ class _ScheduleFree(Optimizer):
             beta = group["betas"][0] if "betas" in group else group["momentum"]
             share = 1 - beta if training else 1 - 1 / beta
             for param in group["params"]:
-                if "z" in self.state.get(param, {}):
+                if kept(self.state.get(param, {}), "z") is not None:
                     param.lerp_(self.read(param, "z").to(param.dtype), float(share))
 
-    def state_dict(self) -> dict[str, Any]:
-        """As other optimizers'; "training" is False in it where the model has the averaged weights."""
-        return {**super().state_dict(), **({} if self._training else {"training": False})}
+    def _extras(self) -> dict[str, Any]:
+        return {**super()._extras(), **({} if self._training else {"training": False})}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state dict; the model is to have the weights that it was saved with."""
-        super().load_state_dict(state_dict)
-        self._training = state_dict.get("training", True)
+    def _take_extras(self, saved: Mapping[str, Any]) -> None:
+        """The model is to have the weights that the state dict was saved with."""
+        super()._take_extras(saved)
+        self._training = saved.get("training", True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_training": self._training}

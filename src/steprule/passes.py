@@ -16,9 +16,9 @@ from steprule.engine import cpu, gpu
 from steprule.engine.eager import EagerStep
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned, run_together
-from steprule.engine.plan import Plan
+from steprule.engine.plan import FULL, Plan
 from steprule.engine.trace import NO_SERVICES, Services, has_own, static_settings
-from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, base_shape, weight_format
+from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, weight_format
 from steprule.formats.tensors import zeros
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
@@ -34,8 +34,11 @@ from steprule.states import (
     arrays_of,
     convert,
     correction_dtype,
+    counting,
     encode_rounded,
     is_readable,
+    kept,
+    misfit,
     name_of,
     set_arrays,
     state_format,
@@ -85,7 +88,7 @@ class Entry:
             and self.grad.dtype == param.dtype
             and not self.grad.is_sparse
         )
-        self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
+        self.is_new = all(kept(self.state, name) is None for name in self.present)
         name = self._given_name()
         self._check(f"parameter {index} of group {number}" + (f" ({name})" if name else ""))
         self.formats = self._formats()
@@ -104,8 +107,7 @@ class Entry:
 
     def kernel_key(self) -> Any:
         """What parameters must have in common to be stepped together."""
-        step = self.state.get("step")
-        where = (self.param.device, getattr(step, "dtype", None)) if self.engine == "gpu" else None
+        where = self.param.device if self.engine == "gpu" else None
         static = static_settings(self.rule, self.group), self.group.get("maximize", False)
         return (self.engine, where, *static, tuple(self.formats.values()), self._served())
 
@@ -153,20 +155,8 @@ class Entry:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if group.get("differentiable") and any(group.get(name) for name in ("states", "weights")):
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
-        for name in self.scalar_states:
-            if isinstance(self.state.get(name), Tensor) and self.state[name].numel() != 1:
-                raise RuntimeError(f"the state {name} of {who} has the shape {self.state[name].shape}, not one number")
-        for name in ("param_correction", AVERAGE, *self.present):
-            state, base = self.state.get(name), self.state.get(f"{name}_base")
-            if isinstance(state, Tensor) and state.shape != param.shape:
-                raise RuntimeError(
-                    f"the state {name} of {who} has the shape {state.shape}, its parameter {param.shape}"
-                )
-            if isinstance(base, Tensor) and (base.shape != base_shape(param.shape) or base.dtype != torch.int16):
-                raise RuntimeError(
-                    f"the state {name}_base of {who} is {base.dtype} of shape {tuple(base.shape)} "
-                    f"and must be int16 of shape {base_shape(param.shape)}"
-                )
+        if problem := misfit(self.rule, self.state, param, who):
+            raise RuntimeError(problem)
 
     def _formats(self) -> dict[str, str]:
         """How each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones."""
@@ -179,7 +169,7 @@ class Entry:
         for name in self.present:
             if chosen is not None:
                 formats[name] = state_format(self.rule, name, self.group, self.param)
-            elif isinstance(self.state.get(name), Tensor) and f"{name}_base" not in self.state:
+            elif isinstance(self.state.get(name), Tensor):
                 formats[name] = DTYPES.get(self.state[name].dtype, dtype)
             else:
                 formats[name] = dtype
@@ -211,8 +201,8 @@ class Entry:
         if by_row and param.dim() > 1 and param.numel() and param.stride(0) != param[0].numel():
             return False  # rows that have factors of their own must lie in one stretch
         layout = _layout(param)
-        kept = [self.state.get(name + suffix) for name, suffix in self.arrays if suffix != "_base"]
-        others = [self.grad, *(x for x in kept if isinstance(x, Tensor))]
+        kept_at = [self.state.get(name + suffix) for name, suffix in self.arrays if suffix != "_base"]
+        others = [self.grad, *(x for x in kept_at if isinstance(x, Tensor))]
         if self.corrected:
             others.append(self.tensor("grad", "_correction"))
         return all(is_readable(x, param.device) and _layout(x) == layout for x in (param, *others))
@@ -225,13 +215,15 @@ class Entry:
         if self.keeps_step and "step" not in self.state:
             behind = 0 if self.rule.keeps_step or self.is_new else 1
             self.state["step"] = torch.full((), behind, **step_options(self.group, self.param))
+        if self.keeps_step:
+            self.state["step"] = counting(self.state["step"], self.param)
         if self.is_fast and self.engine == "gpu":
             for number in (*(["step"] if self.keeps_step else []), *self.scalar_states):
                 if number in self.state:
                     self.state[number] = self.state[number].to(self.param.device)
         begun = self.param if self.group.get("differentiable") else self.param.detach()  # which autograd is to see
         for name in self.names:  # in update's order, which is torch.optim's
-            if name is None or isinstance(self.state.get(name), Tensor):
+            if name is None or kept(self.state, name) is not None:
                 continue
             first = self.rule.begins_at(name, begun, self.group)
             if name in self.scalar_states:
@@ -249,10 +241,10 @@ class Entry:
             return
         for name in self.present:
             convert(self.state, name, self.formats[name], self.param)
-        wanted, kept = correction_dtype(self.formats["param"]), self.state.get("param_correction")
+        wanted, correction = correction_dtype(self.formats["param"]), self.state.get("param_correction")
         if wanted is None:
             self.state.pop("param_correction", None)
-        elif kept is None or name_of(kept.dtype) != wanted:
+        elif correction is None or name_of(correction.dtype) != wanted:
             self.state["param_correction"] = zeros(self.formats["param"], self.param)["_correction"]
         if AVERAGE in self.formats:
             if AVERAGE not in self.state:
@@ -316,8 +308,8 @@ class Entry:
         self._move_average(step, new)
         if before is not None and loose is not None:
             is_random = bool(self.formats) and bool(FORMATS[self.formats["param"]].random)
-            kept = self.optimizer.read(self.param)
-            loose.gather(before, kept if new is None else new, kept, is_random)
+            after = self.optimizer.read(self.param)
+            loose.gather(before, after if new is None else new, after, is_random)
 
     def step_eagerly(self, loose: Loose | None, gather: bool) -> None:
         """Both, where no other parameter need wait for what this one's sums are."""
@@ -410,6 +402,7 @@ class Pass:
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
         self._services = services = optimizer._services
+        self._counters: list[Any] = []
         self._works: list[Any] = []
         self._launchers: list[Callable[[], None]] = []
         self._planned: list[Planned | GpuPlanned] = []
@@ -418,6 +411,8 @@ class Pass:
             plan = _plan(kernels, bucket, groups, services)
             self._plans.append((kernel, plan, slice(start, start + len(bucket))))
             start += len(bucket)
+            if isinstance(plan, Plan) and bucket[0].keeps_step:
+                self._counters.append(plan.counter.data)
             if kernel.formula.own:
                 self._planned.append(_planned(kernel, plan, bucket))
             if services is not None:
@@ -456,6 +451,9 @@ class Pass:
             return False
         if list(map(self._settings_of, groups)) != self._settings and not self._refresh(groups):
             return False
+        for counter in self._counters:
+            if counter[FULL]:
+                return False
         if self._idle and any(param.grad is not None for param in self._idle):
             return False
         if grad_at != self._grad_at:
@@ -582,8 +580,8 @@ def _planned(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned 
         from steprule.engine.gpu_own import GpuPlanned
 
         return GpuPlanned(kernel, plan, states)
-    kept = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
-    return Planned(kernel, plan, kept, torch.get_num_threads)
+    arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
+    return Planned(kernel, plan, arrays, torch.get_num_threads)
 
 
 def _work(kernels: list[Any], plan: Plan | GpuPlan, members: list[Member], formats: dict[str, str]) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steprule.engine.gpu import serves
+from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.engine.trace import exact_states, nonnegative_states
-from steprule.formats import FORMATS, dither, mix
+from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix
 from steprule.formats import state_format as choose_state_format
 from steprule.formats.tensors import decode, element_random, encode
 from steprule.rule import Rule
@@ -57,11 +58,61 @@ def correction_dtype(kind: str) -> str | None:
     return dict(FORMATS[kind].arrays).get("_correction")
 
 
+def kept(state: Mapping[str, Any], name: str) -> Tensor | None:
+    """The array of a state that has a number, or a code for one, for each element; None if there is no such state."""
+    array = state.get(name)
+    array = state.get(f"{name}_8bit") if array is None else array
+    return array if isinstance(array, Tensor) else None
+
+
+def state_of(array: str, names: Collection[str]) -> str | None:
+    """Which of these states an array of that name belongs to."""
+    if array in names:
+        return array
+    return next((n for s in SUFFIXES if s and array.endswith(s) and (n := array.removesuffix(s)) in names), None)
+
+
+def with_new_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state whose codes have the name of codes; they once had that of their state."""
+    return {
+        f"{name}_8bit"
+        if isinstance(value, Tensor) and value.dtype in (torch.int8, torch.uint8) and f"{name}_base" in state
+        else name: value
+        for name, value in state.items()
+    }
+
+
+def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str) -> str | None:
+    """What about the shapes of a parameter's states does not fit it, or None.
+
+    Args:
+        rule: whose states they are.
+        state: the parameter's.
+        param: the parameter.
+        who: what to call it.
+    """
+    for name in rule.scalar_states:
+        if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
+            return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
+    for name in ("param_correction", AVERAGE, *rule.tensor_states):
+        array, base = kept(state, name), state.get(f"{name}_base")
+        if array is not None and array.shape != param.shape:
+            return f"the state {name} of {who} has the shape {array.shape}, its parameter {param.shape}"
+        if array is not None and f"{name}_8bit" in state and base is None:
+            return f"the state {name}_8bit of {who} is without {name}_base, which its codes are counted from"
+        if isinstance(base, Tensor) and (base.shape != base_shape(param.shape) or base.dtype != torch.int16):
+            return (
+                f"the state {name}_base of {who} is {base.dtype} of shape {tuple(base.shape)} and must be int16 of shape "
+                f"{base_shape(param.shape)}"
+            )
+    return None
+
+
 def kept_format(state: Mapping[str, Any], name: str) -> str:
     """The format that a state is in."""
+    if f"{name}_8bit" in state:
+        return "signed8" if state[f"{name}_8bit"].dtype == torch.int8 else "positive8"
     dtype = state[name].dtype
-    if f"{name}_base" in state:
-        return "signed8" if dtype == torch.int8 else "positive8"
     if f"{name}_correction" in state:
         return f"{name_of(dtype)} {'24bit' if state[f'{name}_correction'].dtype == torch.int8 else '32bit'}"
     return name_of(dtype)
@@ -69,7 +120,7 @@ def kept_format(state: Mapping[str, Any], name: str) -> str:
 
 def arrays_of(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """The arrays that a state consists of, by suffix."""
-    return {suffix: state[name + suffix] for suffix in ("", "_base", "_correction") if name + suffix in state}
+    return {suffix: state[name + suffix] for suffix in SUFFIXES if name + suffix in state}
 
 
 def weight_arrays(param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -95,17 +146,18 @@ def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int,
 
 def set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:
     """Puts others in their place."""
-    for suffix in ("_base", "_correction"):
-        state.pop(name + suffix, None)
+    for suffix in SUFFIXES:
+        if suffix not in arrays:
+            state.pop(name + suffix, None)
     state.update({name + suffix: array for suffix, array in arrays.items()})
 
 
 def convert(state: dict[str, Any], name: str, kind: str, param: Tensor) -> None:
     """Brings a state into a format, if it is not."""
-    kept = kept_format(state, name)
-    if kept == kind.removesuffix(" dithered").removesuffix(" stochastic"):
+    before = kept_format(state, name)
+    if before == kind.removesuffix(" dithered").removesuffix(" stochastic"):
         return
-    wide = decode(kept, arrays_of(state, name), param.shape)
+    wide = decode(before, arrays_of(state, name), param.shape)
     arrays = {"": wide.to(getattr(torch, kind))} if kind in PLAIN else encode(kind, wide.float())
     if not FORMATS[kind].grouped:
         arrays = {
@@ -119,12 +171,15 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
     """A loaded state, not shared with the dict it came from and laid out as the engines want it."""
     if name in rule.scalar_states:
         options = step_options(group, param)
-        kept = {"dtype": torch.float64} if rule.scalar_dtype != "step" else {}
-        return torch.as_tensor(value).to(**{**options, **kept}).reshape(()).clone()
-    if name == "step" and not (isinstance(value, Tensor) and value.is_floating_point()):
-        return torch.tensor(float(value), **step_options(group, param))
+        options |= {"dtype": torch.float64} if rule.scalar_dtype != "step" else {}
+        value = value if isinstance(value, Tensor) else float(value)
+        return torch.as_tensor(value, **options).reshape(()).clone()
     if name == "step":
-        return value.to(step_options(group, param)["device"], copy=True)
+        options = step_options(group, param)
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            dtype = options["dtype"] if float(value) < LAST_FLOAT32_STEP else torch.float64
+            return torch.tensor(float(value), **{**options, "dtype": dtype})
+        return value.to(options["device"], copy=True)
     if not isinstance(value, Tensor):
         return value
     if value.is_sparse:  # torch.optim's momentum of sparse gradients
@@ -136,11 +191,36 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
     return value.clone()
 
 
+def bring_up_to_date(state: dict[str, Any], param: Tensor, group: Mapping[str, Any], rule: type[Rule]) -> None:
+    """Gives what an older version has kept in another way the form that it has now; tensors stay the same."""
+    names = with_new_names(state)
+    if list(names) != list(state):
+        state.clear()
+        state.update(names)
+    for name, value in state.items():
+        is_number = isinstance(value, Tensor) and value.is_floating_point()
+        if (name == "step" or name in rule.scalar_states) and not is_number:
+            state[name] = own_copy(name, value, param, group, rule)
+
+
 def step_options(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
     """dtype and device of a kept step, as torch.optim has them; where the GPU engine counts it is on the device."""
     double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
     on_device = group.get("capturable") or group.get("fused") or serves(param.device)
     return {"dtype": torch.float64 if double else torch.float32, "device": param.device if on_device else "cpu"}
+
+
+def counting(step: Tensor, param: Tensor) -> Tensor:
+    """A kept step in a dtype that can count further.
+
+    That is float32, as torch.optim's, to where it would stand still, and float64 from there on. Where the GPU engine counts it is
+    float64 from the start, since the host does not see how far a step there, or a recorded graph's, has come.
+    """
+    if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.device.type == "mps":
+        return step
+    if step.device.type == "cpu" and not serves(param.device) and step < LAST_FLOAT32_STEP:
+        return step
+    return step.double()
 
 
 def move_resting_average(

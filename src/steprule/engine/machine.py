@@ -13,6 +13,7 @@ from numba import carray, njit, types
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from steprule.engine.plan import FULL, LAST_FLOAT32_STEP
 from steprule.formats import ROOTS
 
 EXACT: dict[str, Any] = {"error_model": "numpy"}
@@ -158,13 +159,16 @@ def count_steps(plan):  # type: ignore[no-untyped-def]
     step_at = int64_array(plan[STEP_AT], tensors)
     kinds = int64_array(plan[STEP_KIND], tensors)
     steps = float64_array(plan[STEPS], tensors)
+    counter = int64_array(plan[NEXT], 2)
     for tensor in range(tensors):
         if kinds[tensor] == STEP_FLOAT32:
             kept32 = float32_array(step_at[tensor], 1)
             kept32[0] += float32(1)
             steps[tensor] = kept32[0]
+            if kept32[0] >= LAST_FLOAT32_STEP:
+                counter[FULL] = 1
         else:
             kept64 = float64_array(step_at[tensor], 1)
             kept64[0] += 1
             steps[tensor] = kept64[0]
-    int64_array(plan[NEXT], 1)[0] = 0
+    counter[0] = 0

@@ -11,6 +11,10 @@ from steprule.formats import GROUP
 
 CHUNK = 32768
 """Elements a worker takes at a time, at least."""
+LAST_FLOAT32_STEP = 2**24 - 1
+"""A step kept in float32 that has come here is kept in float64 from then on: the next but one would be the same number."""
+FULL = 1
+"""The place behind a plan's counter that is 1 once a step has come there."""
 PIECE = 65536
 """Elements of a chunk that are added up by themselves, where something is: sums then are always the same."""
 
@@ -40,6 +44,7 @@ class Plan:
         groups: each tensor's row in hyper.
         sizes: each tensor's number of elements.
         own: for each tensor its numbers.
+        counter: what workers count chunks on; its number `FULL` is 1 once a float32 step is.
     """
 
     def __init__(
@@ -109,7 +114,7 @@ class Plan:
         self.factors = np.ones(self.first_factor[-1], np.float64)
         self.partials = np.zeros((len(owners), tallies), np.float64)
         self.own = np.zeros((count, own), np.float64)
-        self._next = np.zeros(8, np.int64)  # a cache line of its own: every worker counts on it
+        self.counter = np.zeros(8, np.int64)  # a cache line of its own: every worker counts on it
         self._headers = {mode: self._header(mode, count) for mode in (1, 2, 3)}
         self.count_header, self.work_header, self.both_header = (self._headers[m].ctypes.data for m in (1, 2, 3))
 
@@ -134,7 +139,7 @@ class Plan:
         )
         header[:18] = [
             mode,
-            self._next.ctypes.data,
+            self.counter.ctypes.data,
             count,
             self.chunk_count,
             *(table.ctypes.data for table in tables),
@@ -143,7 +148,7 @@ class Plan:
 
     def restart(self) -> None:
         """Lets the chunks be worked through once more, without counting steps."""
-        self._next[0] = 0
+        self.counter[0] = 0
 
     def tallied(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """What a kernel with these tallies has left, for each tensor: sums, or the largest of "top_..."."""

@@ -37,7 +37,7 @@ class RowPlan(Plan):
         self._pieces = self._chunks  # which only other kernels look at
         self.factors = self.steps
         self.partials = self.own = self.hyper
-        self._next = np.zeros(8, np.int64)
+        self.counter = np.zeros(8, np.int64)
         self._headers = {2: self._header(2, count)}
         self.work_header = self._headers[2].ctypes.data
 

@@ -30,7 +30,7 @@ class Format:
     """One operand's storage.
 
     Attributes:
-        arrays: for each array its suffix ("" for the operand's own) and dtype.
+        arrays: for each array its suffix ("" for one that holds the numbers themselves) and dtype.
         load: the number at i, as an expression of a kernel.
         store: what each array's i receives, as expressions of ``x``, and ``random`` where the rounding is random.
         grouped: whether numbers share a base, kept in the array with the suffix "_base", one a group.
@@ -70,12 +70,16 @@ for _half in HALVES:
         )
 for _kind, _code in (("signed8", "int8"), ("positive8", "uint8")):
     FORMATS[_kind] = Format(
-        (("", _code), ("_base", "int16")),
+        (("_8bit", _code), ("_base", "int16")),
         f"from_{_kind}({{0}}, {{base}})",
         (f"to_{_kind}({{x}}, {{base}}, {{random}})",),
         grouped=True,
         random="step",
     )
+
+SUFFIXES = ("", "_8bit", "_base", "_correction")
+"""What follows an operand's name in the names of its arrays. Codes are not called as numbers would be, so that nobody takes
+them for numbers: torch.optim, given a checkpoint with codes, says that it misses the state."""
 
 ITEM_SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1, "uint8": 1}
 """Bytes of the dtypes that arrays have."""

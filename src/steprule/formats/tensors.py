@@ -38,15 +38,15 @@ def decode(name: str, arrays: Mapping[str, Tensor], shape: Sequence[int]) -> Ten
     Returns:
         A tensor of this shape, float32 unless the format is another plain dtype.
     """
-    own = arrays[""]
     kind = name.split()
     if FORMATS[name].grouped:
         base = _bits_of_base(arrays["_base"])
-        code = _to_groups(own, shape).int()
+        code = _to_groups(arrays["_8bit"], shape).int()
         x = ((code.abs() + base) << 20).view(torch.float32)
         if name == "signed8":
             x = torch.copysign(x - (base << 20).view(torch.float32), code.float())
         return _from_groups(x, shape)
+    own = arrays[""]
     if kind[-1] in ("24bit", "32bit"):
         low = arrays["_correction"]
         if kind[0] == "float16":
@@ -173,4 +173,4 @@ def _encode_groups(name: str, x: Tensor, random: Tensor | int) -> dict[str, Tens
     if name == "signed8":
         code = torch.where(groups.view(torch.int32) < 0, -code, code)
     dtype = torch.int8 if name == "signed8" else torch.uint8
-    return {"": _from_groups(code.to(dtype), x.shape), "_base": base.to(torch.int16)}
+    return {"_8bit": _from_groups(code.to(dtype), x.shape), "_base": base.to(torch.int16)}

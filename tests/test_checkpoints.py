@@ -1,0 +1,315 @@
+"""What is saved and loaded: another rule's checkpoints, 8-bit states under names of their own, hooks, other processes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.multiprocessing
+
+import steprule
+from steprule.services import Telemetry
+
+
+def make(cls=steprule.AdamW, shapes=((4, 64), (3,)), seed=0, **settings):
+    generator = torch.Generator().manual_seed(seed)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    return params, cls(params, **{"lr": 1e-2, **settings})
+
+
+def train(params, optimizer, steps, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+
+def trained(*args, steps=3, **settings):
+    params, optimizer = make(*args, **settings)
+    train(params, optimizer, steps)
+    return params, optimizer
+
+
+def everything(optimizer):
+    """What may not change where loading is refused."""
+    services = optimizer._services.state_dict() if optimizer._services is not None else None
+    return copy.deepcopy((optimizer.state_dict(), services, optimizer._calls, list(optimizer.state.values())))
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b or (a != a and b != b)
+
+
+# Another rule's
+
+
+CROSSED = {
+    "Lion to AdamW": ("Lion", "AdamW", "lacks exp_avg_sq"),
+    "AdamW to Lion": ("AdamW", "Lion", "has exp_avg_sq, which it does not keep"),
+    "AdamW to AdaBelief": ("AdamW", "AdaBelief", "lacks exp_avg_var and has exp_avg_sq"),
+    "RMSprop to Adam": ("RMSprop", "Adam", "lacks exp_avg, exp_avg_sq and has square_avg"),
+    "Lion to SGD": ("Lion", "SGD", "has exp_avg"),
+}
+
+
+@pytest.mark.parametrize(("saved", "loading", "problem"), CROSSED.values(), ids=CROSSED)
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "trained"])
+def test_another_rules_checkpoint_is_refused_before_anything_changes(saved, loading, problem, begun):
+    _, other = trained(getattr(steprule, saved), lr=0.5)
+    settings = {"clip": 1.0, "states": "float32", "lr": lambda step: 0.1 / step}
+    params, optimizer = make(getattr(steprule, loading), **settings)
+    if begun:
+        train(params, optimizer, 2)
+    before = everything(optimizer)
+    message = rf"not one of {loading} with these options: the state of parameter 0 of group 0 {problem}"
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(other.state_dict())
+    assert equal(everything(optimizer), before)
+    train(params, optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading"),
+    [({"lookahead": 5}, {}), ({"decay": "initial"}, {"lookahead": 5})],
+    ids=["lookahead", "first weights"],
+)
+def test_what_an_option_remembers_is_not_lost(saved, loading):
+    """Though it may begin with what is loaded, as a parameter that has none does."""
+    with pytest.raises(ValueError, match=r"has (slow_param|initial_param), which it does not keep"):
+        make(**loading)[1].load_state_dict(trained(**saved)[1].state_dict())
+    params, optimizer = make(**saved)
+    optimizer.load_state_dict(trained()[1].state_dict())
+    train(params, optimizer, 1)
+
+
+def test_the_settings_that_are_loaded_say_which_states_are_needed():
+    params, optimizer = make(steprule.AdamW, amsgrad=True)
+    optimizer.load_state_dict(trained(amsgrad=False)[1].state_dict())  # which brings amsgrad=False
+    train(params, optimizer, 1)
+    assert "max_exp_avg_sq" not in optimizer.state[params[0]]
+    saved = trained(amsgrad=False)[1].state_dict()
+    saved["param_groups"][0]["amsgrad"] = True
+    with pytest.raises(ValueError, match="lacks max_exp_avg_sq"):
+        make()[1].load_state_dict(saved)
+
+
+def test_the_refusal_names_the_parameter():
+    params, _ = make()
+    optimizer = steprule.AdamW([("first", params[0]), ("second", params[1])])
+    train(params, optimizer, 2)
+    saved = optimizer.state_dict()
+    saved["state"] = copy.deepcopy(saved["state"])
+    del saved["state"][1]["exp_avg"]
+    with pytest.raises(ValueError, match=r"parameter 1 of group 0 \(second\) lacks exp_avg;"):
+        optimizer.load_state_dict(saved)
+
+
+def test_what_may_be_absent():
+    """All states, step, and what torch.optim keeps as None."""
+    params, optimizer = trained()
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["state"][1]
+    del saved["state"][0]["step"]
+    optimizer.load_state_dict(saved)
+    train(params, optimizer, 1)
+    assert float(optimizer.state[params[0]]["step"]) == 1 and float(optimizer.state[params[1]]["step"]) == 1
+    its_params = [torch.nn.Parameter(torch.ones(4))]
+    its = torch.optim.SGD(its_params, lr=0.1)
+    train(its_params, its, 1)
+    saved = its.state_dict()
+    saved["state"] = {0: {"momentum_buffer": None}}
+    ours = steprule.SGD([torch.nn.Parameter(torch.ones(4))], lr=0.1)
+    ours.load_state_dict(saved)
+    saved["param_groups"][0]["momentum"] = 0.9
+    ours.load_state_dict(saved)
+
+
+def test_a_state_of_the_users_own_is_loaded():
+    params, optimizer = trained()
+    optimizer.state[params[0]]["note"] = torch.ones(2)
+    fresh = make()[1]
+    fresh.load_state_dict(optimizer.state_dict())
+    assert torch.equal(fresh.state[fresh.param_groups[0]["params"][0]]["note"], torch.ones(2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"states": "8bit"}, {"average": 0.9}], ids=["plain", "8bit", "average"])
+def test_states_of_other_shapes_are_refused_at_loading(settings):
+    saved = trained(shapes=((4, 96), (3,)), **settings)[1].state_dict()
+    optimizer = trained(**settings)[1]
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match=r"of parameter 0 of group 0 has the shape .*96.*, its parameter .*64"):
+        optimizer.load_state_dict(saved)
+    assert equal(everything(optimizer), before)
+
+
+def test_codes_without_their_base_are_refused():
+    saved = copy.deepcopy(trained(states="8bit")[1].state_dict())
+    del saved["state"][0]["exp_avg_base"]
+    with pytest.raises(ValueError, match="exp_avg_8bit of parameter 0 of group 0 is without exp_avg_base"):
+        make(states="8bit")[1].load_state_dict(saved)
+
+
+# 8 bits
+
+
+def test_torch_optim_does_not_take_codes_for_numbers():
+    _, optimizer = trained(states="8bit")
+    assert {"exp_avg_8bit", "exp_avg_base"} < set(optimizer.state_dict()["state"][0])
+    params, _ = make()
+    its = torch.optim.AdamW(params)
+    its.load_state_dict(optimizer.state_dict())
+    with pytest.raises(KeyError, match="exp_avg"):
+        train(params, its, 1)
+    its = torch.optim.AdamW(params)
+    its.load_state_dict(optimizer.plain_state_dict())
+    assert list(its.state[params[0]]) == ["step", "exp_avg", "exp_avg_sq"]
+    for param, own in zip(params, optimizer.param_groups[0]["params"], strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(its.state[param][name], optimizer.read(own, name))
+    train(params, its, 1)
+
+
+@pytest.mark.parametrize("way", ["state dict", "pickle"])
+@pytest.mark.parametrize("states", ["8bit", "float32"])
+def test_codes_with_the_name_of_their_state_still_load(way, states):
+    """As they were once saved."""
+    old_params, optimizer = trained(states="8bit")
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if f"{name}_8bit" in state:
+                state[name] = state.pop(f"{name}_8bit")
+    assert {name: x.dtype for name, x in saved["state"][0].items()} == {
+        "step": torch.float32, "exp_avg_base": torch.int16, "exp_avg_sq_base": torch.int16,
+        "exp_avg": torch.int8, "exp_avg_sq": torch.uint8,
+    }  # fmt: skip
+    params, loaded = make(states=states)
+    if way == "pickle":
+        if states != "8bit":
+            return
+        state = copy.deepcopy(optimizer.__getstate__())
+        old = dict(zip(state["param_groups"][0]["params"], saved["state"].values(), strict=True))
+        state["state"] = type(optimizer.state)(dict, old)
+        loaded.__setstate__(state)
+        params = loaded.param_groups[0]["params"]
+    else:
+        loaded.load_state_dict(saved)
+    for param, old in zip(params, old_params, strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(loaded.read(param, name), optimizer.read(old, name))
+        if states == "8bit":
+            assert set(loaded.state[param]) == set(optimizer.state[old])
+    train(params, loaded, 1)
+    assert float(loaded.state[params[0]]["step"]) == 4
+
+
+# Hooks
+
+
+def with_extras(seed=0):
+    settings = {"clip": 1.0, "nonfinite": "skip", "average": 0.5, "telemetry": Telemetry(every=1), "seed": seed}
+    return make(steprule.SGD, **{**settings, "lr": lambda step: 0.1 / step})
+
+
+def test_hooks_of_state_dict_see_and_move_all_of_it():
+    params, optimizer = with_extras()
+    train(params, optimizer, 3)
+    plain = optimizer.state_dict()
+    assert plain["services"]["steps"] == 3 and plain["calls"] == 3
+    seen = []
+    optimizer.register_state_dict_post_hook(lambda _, saved: seen.append(set(saved)))
+    optimizer.register_state_dict_post_hook(lambda _, saved: {"mine": {**saved}}, prepend=True)
+    assert equal(optimizer.state_dict(), {"mine": plain})
+    assert seen == [{"mine"}]
+    params, fresh = with_extras()
+    fresh.register_load_state_dict_pre_hook(lambda _, saved: saved["mine"])
+    after = []
+    fresh.register_load_state_dict_post_hook(lambda it: after.append((it._calls, it.param_groups[0]["lr"])))
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh._calls == 3 and fresh._services.steps == 3 and float(fresh.grad_norm) == float(optimizer.grad_norm)
+    assert after == [(3, 0.1 / 4)]
+
+
+def test_loading_reads_only_what_the_last_hook_has_given():
+    params, optimizer = with_extras()
+    train(params, optimizer, 3)
+    _, fresh = with_extras()
+    handle = fresh.register_load_state_dict_pre_hook(
+        lambda _, saved: {key: value for key, value in saved.items() if key in ("state", "param_groups")}
+    )
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh._calls == 0 and fresh._services.steps == 0
+    assert fresh._services.averaged == 1  # without a step beside them
+    handle.remove()
+
+
+def test_hooks_of_schedule_free_see_and_move_whether_it_trains():
+    _, optimizer = trained(steprule.ScheduleFreeSGD)
+    optimizer.eval()
+    optimizer.register_state_dict_post_hook(lambda _, saved: {"mine": {**saved}})
+    assert optimizer.state_dict()["mine"]["training"] is False
+    _, fresh = make(steprule.ScheduleFreeSGD)
+    fresh.register_load_state_dict_pre_hook(lambda _, saved: saved["mine"])
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh._training is False
+    fresh.register_load_state_dict_pre_hook(lambda _, saved: {k: v for k, v in saved.items() if k != "training"})
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh._training is True
+
+
+# Copies, and other processes
+
+
+def test_a_copy_that_is_not_deep_shares_states():
+    params, optimizer = trained()
+    before = {name: x for name, x in optimizer.state[params[0]].items()}
+    shallow = copy.copy(optimizer)
+    assert shallow.state is optimizer.state
+    assert all(optimizer.state[params[0]][name] is x for name, x in before.items())
+
+
+def test_pickled_states_have_memory_of_their_own():
+    _, optimizer = trained()
+    other = pickle.loads(pickle.dumps(optimizer))
+    before = everything(optimizer)
+    train(other.param_groups[0]["params"], other, 1)
+    assert equal(everything(optimizer), before)
+
+
+def step_there(_, optimizers):
+    torch.set_num_threads(1)
+    for optimizer in optimizers:
+        train(optimizer.param_groups[0]["params"], optimizer, 1, seed=5)
+
+
+def test_workers_step_shared_states():
+    """Started by spawn, to which the optimizers are pickled; the states' memory is not."""
+    settings = {"AdamW": {}, "Adagrad": {}, "Adagrad 8bit": {"states": "8bit"}}
+    pairs = [make(getattr(steprule, name.split()[0]), **one) for name, one in settings.items()]
+    twins = [make(getattr(steprule, name.split()[0]), **one) for name, one in settings.items()]
+    for params, optimizer in (pairs[0], twins[0]):  # Adagrad's states are there from the start
+        train(params, optimizer, 1)
+    for params, optimizer in pairs:
+        for param in params:
+            param.share_memory_()
+            param.grad = None
+        if isinstance(optimizer, steprule.Adagrad):
+            optimizer.share_memory()
+            assert all(x.is_shared() for p in params for name, x in optimizer.state[p].items() if name != "step")
+    torch.multiprocessing.spawn(step_there, ([optimizer for _, optimizer in pairs],))
+    for (params, optimizer), (twin_params, twin) in zip(pairs, twins, strict=True):
+        train(twin_params, twin, 1, seed=5)
+        for param, other in zip(params, twin_params, strict=True):
+            assert torch.equal(param, other)
+            assert equal(optimizer.state[param], twin.state[other])
+        train(params, optimizer, 1, seed=6), train(twin_params, twin, 1, seed=6)
+        assert all(map(torch.equal, params, twin_params))
