@@ -31,6 +31,8 @@ from steprule.formats.tensors import decode
 from steprule.passes import Entry, Pass
 from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
 from steprule.rules.options import OPTIONS, with_options
+from steprule.schedules import KEY as SCHEDULES
+from steprule.schedules import Schedule, Schedules
 from steprule.services import Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import STATE as AVERAGE
@@ -102,9 +104,6 @@ __all__ = [
     "Yogi",
 ]
 
-Schedule = Callable[[int], Any]
-"""A hyperparameter's value for each step, counted from 1 by calls of ``step``."""
-
 _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
 }  # fmt: skip
@@ -152,7 +151,9 @@ class Optimizer(torch.optim.Optimizer):
 
     or, without a class, by `Optimizer.of`. Its arguments are params, the rule's hyperparameters in the formula's
     order, the flags and the options. Any hyperparameter may be a function of the step, which counts from 1: its value
-    for the step to come is in the group, and set anew after every step, whatever a scheduler has made of it.
+    for the step to come is in the group, and set anew after every step. What a scheduler writes over it is put back,
+    with a warning. Settings that are put into groups later are checked at the next step, before it changes anything;
+    what torch.optim takes there, such as a negative lr of its own rules, is taken.
 
     Class arguments:
         rule: the formula.
@@ -166,14 +167,15 @@ class Optimizer(torch.optim.Optimizer):
     _flags: ClassVar[tuple[str, ...]] = ()
     _signature: ClassVar[inspect.Signature]
     _fixed: ClassVar[Mapping[str, Any]] = {}
-    _constant: ClassVar[tuple[str, ...]] = ()
+    _constant: ClassVar[Mapping[str, str]] = {}
     _services: StepServices | None = None
     _release: Release | None = None
     _accumulator: Accumulator | None = None
     _released: dict[Tensor, Pass]
     _options: dict[str, Any] = OPTIONS
-    _schedules: list[dict[str, Schedule]]
-    _default_schedules: dict[str, Schedule]
+    _schedules: Schedules | None = None
+    _begun_with: dict[Tensor, float]
+    _is_made = False
     _swapped: dict[Tensor, Any] | None = None
 
     def __init_subclass__(
@@ -196,8 +198,9 @@ class Optimizer(torch.optim.Optimizer):
         cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
         kind = inspect.Parameter
         parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
+        is_torchs = rule in _TORCHS
         parameters += [
-            kind(name, kind.POSITIONAL_OR_KEYWORD, default=default)
+            kind(name, kind.POSITIONAL_OR_KEYWORD, default=0 if is_torchs and _is_zero(default) else default)
             for name, default in rule.hyperparameters.items()
             if name not in keyword_only
         ]
@@ -228,10 +231,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
-        self._schedules: list[dict[str, Schedule]] = []
-        self._calls = 0
-        self._follows = False
-        self._default_schedules = self._take_schedules(settings)
+        functions = self._take_functions(settings)
+        self._schedules = Schedules(functions) if functions else None
+        self._begun_with = {}
+        self._admitted: list[list[Tensor]] = []
         chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
         if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
@@ -247,6 +250,7 @@ class Optimizer(torch.optim.Optimizer):
         self._pass: Pass | None = None
         self._loading: _Loading | None = None
         super().__init__(params, {**settings, **self._fixed})
+        self._is_made = True
         for group in self.param_groups:
             trace(self.rule, group)  # a formula that cannot run says so now
         wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
@@ -274,6 +278,14 @@ class Optimizer(torch.optim.Optimizer):
     def _check(self, settings: Mapping[str, Any]) -> None:
         """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
         check_hyperparameters(self.rule, settings)
+        self._check_options(settings)
+        if settings.get("fused"):
+            if settings.get("differentiable"):
+                raise RuntimeError("`fused` does not support `differentiable`")
+            if settings.get("foreach"):
+                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+    def _check_options(self, settings: Mapping[str, Any]) -> None:
         decay = self._options["decay"]
         if "decoupled_weight_decay" in self.rule.hyperparameters and settings.get("decoupled_weight_decay"):
             if decay not in (None, "decoupled"):
@@ -287,11 +299,6 @@ class Optimizer(torch.optim.Optimizer):
         for name in self._flags:
             if settings.get(name) not in (None, True, False):
                 raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
-        if settings.get("fused"):
-            if settings.get("differentiable"):
-                raise RuntimeError("`fused` does not support `differentiable`")
-            if settings.get("foreach"):
-                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as torch.optim does; its own hyperparameters are checked like the constructor's.
@@ -299,19 +306,14 @@ class Optimizer(torch.optim.Optimizer):
         Args:
             param_group: a dict with "params" and any settings that differ from the defaults.
         """
-        schedules: dict[str, Schedule] = {}
+        functions: dict[str, Schedule] = {}
         if isinstance(param_group, dict):
-            for name, schedule in self._default_schedules.items():
-                param_group.setdefault(name, schedule)
-            schedules = self._take_schedules(param_group)
-            for name in (*_SERVICE_OPTIONS, *OPTIONS):
-                is_free = name == "clip" and param_group.get(name) is False
-                if name in param_group and name not in self.rule.hyperparameters and not is_free:
-                    exception = "; a group may only have 'clip': False, to be left out of clipping"
-                    raise ValueError(
-                        f"{name}={param_group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
-                        f"its constructor{exception if name in _SERVICE_OPTIONS else ''}"
-                    )
+            if not self._is_made:
+                param_group.pop(SCHEDULES, None)  # of another optimizer
+            for name, function in (self._schedules.defaults if self._schedules is not None else {}).items():
+                param_group.setdefault(name, function)
+            functions = self._take_functions(param_group)
+            self._check_keys(param_group)
             self._check(
                 {
                     **self.defaults,
@@ -325,16 +327,81 @@ class Optimizer(torch.optim.Optimizer):
         except ValueError:
             del self.param_groups[-1]
             raise
-        self._schedules.append(schedules)
-        self._follow_schedules()
-        if any(name in group for group in self.param_groups for name in FORMAT_OPTIONS):
-            for group in self.param_groups:
+        self._follow(self.param_groups[-1], functions)
+        self._admit(self.param_groups[-1])
+
+    def _admit(self, group: dict[str, Any]) -> None:
+        """Makes a group that has been checked one of this optimizer's."""
+        self._admitted.append(group["params"])
+        if any(name in one for one in self.param_groups for name in FORMAT_OPTIONS):
+            for one in self.param_groups:
                 for name, default in FORMAT_OPTIONS.items():
-                    group.setdefault(name, default)
+                    one.setdefault(name, default)
         watchers = [one.watch for one in (self._accumulator, self._release) if one is not None]
         for watch in watchers:
-            for param in self.param_groups[-1]["params"]:
+            for param in group["params"]:
                 watch(param)
+
+    def _look_at_groups(self) -> bool:
+        """Checks what someone has put into groups or their list by hand, and completes it as `add_param_group` does.
+
+        Returns:
+            Whether there were functions of the step, which are now followed.
+
+        Raises:
+            ValueError: a setting makes no sense, or is for the whole optimizer.
+            TypeError: it is of the wrong kind.
+        """
+        known = (*self.rule.hyperparameters, *self._flags, *self._fixed, *FORMAT_OPTIONS)
+        defaults = {name: self.defaults[name] for name in known if name in self.defaults}
+        defaults |= self._schedules.defaults if self._schedules is not None else {}
+        found = False
+        for group in self.param_groups:
+            self._check_keys(group)
+            for name, default in defaults.items():
+                group.setdefault(name, default)
+            functions = self._take_functions(group)
+            self._check_later(group)
+            self._follow(group, functions)
+            found |= bool(functions)
+            if not any(group["params"] is known for known in self._admitted):
+                self._check_parameters(group)
+                self._admit(group)
+        self._check_constants()
+        return found
+
+    def _check_keys(self, group: Mapping[str, Any]) -> None:
+        """Raises for what a group cannot have for itself."""
+        for name in (*_SERVICE_OPTIONS, *OPTIONS):
+            is_free = name == "clip" and group.get(name) is False
+            if name in group and name not in self.rule.hyperparameters and not is_free:
+                exception = "; a group may only have 'clip': False, to be left out of clipping"
+                raise ValueError(
+                    f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
+                    f"its constructor{exception if name in _SERVICE_OPTIONS else ''}"
+                )
+
+    def _check_later(self, settings: Mapping[str, Any]) -> None:
+        """As `_check`, for settings put into a group since: of torch.optim's own rules what it takes there is taken."""
+        known = {name: value for name, value in settings.items() if not _is_elsewhere(value)}
+        check_hyperparameters(self.rule, known, as_torch=type(self).rule in _TORCHS)
+        self._check_options(known)
+
+    def _check_constants(self) -> None:
+        """Raises if what must stay as it was when a parameter began has been changed."""
+        for number, group in enumerate(self.param_groups):
+            for name, why in self._constant.items():
+                value = float(group[name][0] if isinstance(group[name], (tuple, list)) else group[name])
+                for param in group["params"]:
+                    has_begun = bool(self.state.get(param))
+                    begun = self._begun_with.setdefault(param, value) if has_begun else value
+                    if begun != value:
+                        what = f"{name}[0]" if isinstance(group[name], (tuple, list)) else name
+                        raise ValueError(
+                            f"{what} of group {number} was changed from {begun} to {value}; {type(self).__name__} needs "
+                            f"it constant: {why}. A scheduler that cycles it takes cycle_momentum=False"
+                        )
+                    self._begun_with[param] = value
 
     def _check_parameters(self, group: Mapping[str, Any]) -> None:
         """Raises for parameters that the group's formats or the services cannot serve."""
@@ -353,23 +420,33 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
         _check_clip(services.clip if services is not None else None, [group])
 
-    def _take_schedules(self, settings: dict[str, Any]) -> dict[str, Schedule]:
+    def _take_functions(self, settings: dict[str, Any]) -> dict[str, Schedule]:
         """Takes functions of the step out of settings, and leaves what they give for the next."""
         names = (*type(self).rule.hyperparameters, "lookahead_alpha")
-        schedules = {name: settings[name] for name in names if name in settings and callable(settings[name])}
-        for name in self._constant:
-            if name in schedules:
-                raise ValueError(
-                    f"{name} of {type(self).__name__} cannot be a schedule: weights and their average are mixed by it"
-                )
-        settings |= {name: schedule(self._calls + 1) for name, schedule in schedules.items()}
-        return schedules
+        functions = {name: settings[name] for name in names if name in settings and callable(settings[name])}
+        for name, why in self._constant.items():
+            if name in functions:
+                raise ValueError(f"{name} of {type(self).__name__} cannot be a schedule: {why}")
+        calls = self._schedules.calls if self._schedules is not None else 0
+        settings |= {name: function(calls + 1) for name, function in functions.items()}
+        return functions
 
-    def _follow_schedules(self) -> None:
-        """Sees to it that schedules are looked at after every step."""
-        if any(self._schedules) and not self._follows:
-            self._follows = True
-            self.register_step_post_hook(_follow_schedules)
+    def _follow(self, group: dict[str, Any], functions: Mapping[str, Schedule]) -> None:
+        """Makes a group follow functions, whose values it has."""
+        if functions:
+            self._schedules = self._schedules or Schedules({})
+            self._schedules.take(group, functions)
+            self._pass = None
+
+    def _set_scheduled(self) -> None:
+        """Sets what functions give for the next step."""
+        if self._schedules is None:
+            return
+        values = self._schedules.values(self.param_groups)
+        for group in self.param_groups:
+            if group.get(SCHEDULES) in values:
+                self._check({**group, **values[group[SCHEDULES]]})
+        self._schedules.set(self.param_groups, values)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -402,8 +479,10 @@ class Optimizer(torch.optim.Optimizer):
         own: dict[str, Any] = {"_services": self._services} if self._services is not None else {}
         if self._options != OPTIONS:
             own["_options"] = self._options
-        if any(self._schedules):
-            own |= {"_schedules": self._schedules, "_default_schedules": self._default_schedules, "_calls": self._calls}
+        if self._schedules is not None:
+            own["_schedules"] = self._schedules
+        if self._constant:
+            own["_begun_with"] = self._begun_with
         if self._accumulator is not None:
             own["_grads"] = self._accumulator.kind
         return {**super().__getstate__(), **own}
@@ -415,12 +494,10 @@ class Optimizer(torch.optim.Optimizer):
         self._pass = None
         if "_options" in state:
             self._use(state["_options"])
-        self.__dict__.setdefault("_schedules", [{} for _ in self.param_groups])
-        self.__dict__.setdefault("_default_schedules", {})
-        self.__dict__.setdefault("_calls", 0)
-        if loading is None:  # a copy, which has no hooks
-            self._follows = False
-            self._follow_schedules()
+        self.__dict__.setdefault("_begun_with", {})
+        self._is_made = True
+        if loading is None:  # a copy
+            self._admitted = [group["params"] for group in self.param_groups]
         if grads is not None:  # a copy, whose parameters have no hooks
             self._accumulator = Accumulator(grads)
             for group in self.param_groups:
@@ -440,8 +517,8 @@ class Optimizer(torch.optim.Optimizer):
                     self.state[param][name] = own_copy(name, value, param, group, self.rule)
         if loading is not None:
             loading.convert(self)
-            if any(self._schedules):
-                _set_scheduled(self)
+            self._begun_with = {}
+            self._set_scheduled()
 
     def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
         """Adds to a saved group what it had not yet when it was saved."""
@@ -496,7 +573,10 @@ class Optimizer(torch.optim.Optimizer):
                     elif array != "step" or self.rule.keeps_step:
                         plain[array] = value
                 state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
-        groups = [{k: v for k, v in group.items() if k not in FORMAT_OPTIONS} for group in result["param_groups"]]
+        groups = [
+            {k: v for k, v in group.items() if k not in (*FORMAT_OPTIONS, SCHEDULES)}
+            for group in result["param_groups"]
+        ]
         result.pop("services", None)
         return {**result, "state": state, "param_groups": groups}
 
@@ -520,13 +600,14 @@ class Optimizer(torch.optim.Optimizer):
         extras: dict[str, Any] = {}
         if self._services is not None:
             extras["services"] = self._services.state_dict()
-        if any(self._schedules):
-            extras["calls"] = self._calls
+        if self._schedules is not None:
+            extras["calls"] = self._schedules.calls
         return extras
 
     def _take_extras(self, saved: Mapping[str, Any]) -> None:
         """Takes that over from a state dict."""
-        self._calls = saved.get("calls", self._calls) if any(self._schedules) else self._calls
+        if self._schedules is not None:
+            self._schedules.calls = saved.get("calls", self._schedules.calls)
         if self._services is None:
             return
         self._services.load_state_dict(saved.get("services", {}))
@@ -707,6 +788,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step_one(self, param: Tensor) -> None:
         """Steps one parameter."""
+        if self._schedules is not None:
+            self._schedules.insist(self.param_groups)
         current = self._released.get(param)
         if current is None or not current.run(self):
             with torch.no_grad():
@@ -757,14 +840,19 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _take_step(self) -> None:
+        if self._schedules is not None:
+            self._schedules.insist(self.param_groups)
         if self._release is not None:
             with torch.no_grad():
                 self._release.step(self._move_resting_averages)
-            return
-        current = self._pass
-        if current is None or not current.run(self):
-            with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
-                self._pass = self._step_anew()
+        else:
+            current = self._pass
+            if current is None or not current.run(self):
+                with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+                    self._pass = self._step_anew()
+        if self._schedules is not None:
+            self._schedules.calls += 1
+            self._set_scheduled()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
@@ -779,7 +867,7 @@ class Optimizer(torch.optim.Optimizer):
         ) and type(self).step is Optimizer.step:
             return self._hooked_step(*args, **kwargs)
         current = self._pass
-        if not args and not kwargs and current is not None:
+        if not args and not kwargs and current is not None and self._schedules is None:
             is_scaled = self._services is not None and hasattr(self, "found_inf")
             if not is_scaled and current.run(self):
                 return None
@@ -804,6 +892,7 @@ class Optimizer(torch.optim.Optimizer):
             self._accelerator_graph_capture_health_check()
         if self._swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before step()")
+        self._look_at_groups()
         self._pass = None
         services = self._services
         if self._accumulator is not None:
@@ -844,6 +933,18 @@ class Optimizer(torch.optim.Optimizer):
 
 
 _made: dict[type[Rule], type[Optimizer]] = {}
+_TORCHS = [rule for rule in rules.RULES.values() if hasattr(torch.optim, rule.__name__)]
+"""The rules that torch.optim has too."""
+
+
+def _is_elsewhere(value: Any) -> bool:
+    """Whether a setting is in tensors of another device, which would have to be waited for."""
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(one, Tensor) and one.device.type != "cpu" for one in values)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, float) and value == 0  # which torch.optim writes as an int
 
 
 def _by_rule(self: Optimizer) -> tuple[Any, ...]:
@@ -893,7 +994,7 @@ class _Loading:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
-        self._free = [group.get("clip") is False for group in optimizer.param_groups]
+        self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in optimizer.param_groups]
         self._dtypes = {
             (param, name): kept_format(state, name)
             for param, state in optimizer.state.items()
@@ -948,11 +1049,10 @@ class _Loading:
     def restore(self, optimizer: Optimizer) -> None:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
         optimizer._take_extras(self._source)
-        for group, free in zip(optimizer.param_groups, self._free, strict=True):
-            if free:
-                group["clip"] = False
-            else:
-                group.pop("clip", None)
+        for group, own in zip(optimizer.param_groups, self._own, strict=True):
+            for name in ("clip", SCHEDULES):
+                group.pop(name, None)
+            group.update(own)
         for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", 0)
             for name in FORMAT_OPTIONS:
@@ -998,19 +1098,6 @@ def _every_state() -> frozenset[str]:
     """The names of all rules' states. A state of another name is the user's own, and left alone."""
     options = ("initial_param", "lr_max", "slow_param", "row_var", "col_var", "variance")  # and torch.optim.Adafactor's
     return frozenset(itertools.chain(options, *(rule.states for rule in rules.RULES.values())))
-
-
-def _follow_schedules(optimizer: Optimizer, *_: Any) -> None:
-    """After a step: sets what schedules give for the next."""
-    optimizer._calls += 1
-    _set_scheduled(optimizer)
-
-
-def _set_scheduled(optimizer: Optimizer) -> None:
-    for group, schedules in zip(optimizer.param_groups, optimizer._schedules, strict=True):
-        new = {name: schedule(optimizer._calls + 1) for name, schedule in schedules.items()}
-        optimizer._check({**group, **new})
-        group.update(new)
 
 
 def _make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> StepServices | None:
@@ -1242,7 +1329,8 @@ class LAMB(Optimizer, rule=rules.LAMB): ...
 class NovoGrad(Optimizer, rule=rules.NovoGrad): ...
 
 
-class Prodigy(Optimizer, rule=rules.Prodigy): ...
+class Prodigy(Optimizer, rule=rules.Prodigy):
+    _constant = {"d0": "its sums are kept in units of it"}
 
 
 class DAdaptAdam(Optimizer, rule=rules.DAdaptAdam): ...
@@ -1251,11 +1339,13 @@ class DAdaptAdam(Optimizer, rule=rules.DAdaptAdam): ...
 class DoG(Optimizer, rule=rules.DoG): ...
 
 
+_MIXED = "weights and their average are mixed by it"
+
+
 class _ScheduleFree(Optimizer):
     """Weights that are exchanged for their average to be evaluated or saved, and back to be trained."""
 
     _training: bool = True
-    _constant = ("betas", "momentum")
 
     def train(self) -> None:
         """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
@@ -1269,6 +1359,7 @@ class _ScheduleFree(Optimizer):
     def _exchange(self, training: bool) -> None:
         if training == self._training:
             return
+        self._check_constants()
         if self._swapped is not None:
             raise RuntimeError(
                 f"the weights are swapped with their averages: call swap_average() before {'train' if training else 'eval'}()"
@@ -1299,10 +1390,13 @@ class _ScheduleFree(Optimizer):
         super()._take_step()
 
 
-class ScheduleFreeSGD(_ScheduleFree, rule=rules.ScheduleFreeSGD): ...
+class ScheduleFreeSGD(_ScheduleFree, rule=rules.ScheduleFreeSGD):
+    _constant = {"momentum": _MIXED}
 
 
-class ScheduleFreeAdamW(_ScheduleFree, rule=rules.ScheduleFreeAdamW): ...
+class ScheduleFreeAdamW(_ScheduleFree, rule=rules.ScheduleFreeAdamW):
+    _constant = {"betas": _MIXED}
 
 
-class ScheduleFreeRAdam(_ScheduleFree, rule=rules.ScheduleFreeRAdam): ...
+class ScheduleFreeRAdam(_ScheduleFree, rule=rules.ScheduleFreeRAdam):
+    _constant = {"betas": _MIXED}

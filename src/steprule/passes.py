@@ -382,6 +382,7 @@ class Pass:
         self._reads = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
+        self._lengths = list(map(len, groups))
 
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._params = [entry.param for entry in fast]
@@ -445,11 +446,13 @@ class Pass:
                 and all(map(is_, objects, self._objects))
                 and self._same_layout(*grads)
                 and list(map(_ADDRESS, chain.from_iterable(self._fixed))) == self._fixed_at
+                and list(map(len, groups)) == self._lengths  # a key more may be one that a group cannot have
             ):
                 return False
-        except (AttributeError, RuntimeError, TypeError):  # no gradient, a sparse one, a state that is no tensor
-            return False
-        if list(map(self._settings_of, groups)) != self._settings and not self._refresh(groups):
+            is_changed = list(map(self._settings_of, groups)) != self._settings
+        except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
+            return False  # no gradient, a sparse one, a state that is no tensor, a setting that is no number
+        if is_changed and not self._refresh(optimizer):
             return False
         for counter in self._counters:
             if counter[FULL]:
@@ -555,9 +558,10 @@ class Pass:
         """A group's settings with tensors read, since those may be filled in place."""
         return tuple(_read(value, self._reads) for value in self._settings_of(group))
 
-    def _refresh(self, groups: list[dict[str, Any]]) -> bool:
+    def _refresh(self, optimizer: Optimizer) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
-        if [self._static_of(group) for group in groups] != self._static:
+        groups = optimizer.param_groups
+        if optimizer._look_at_groups() or [self._static_of(group) for group in groups] != self._static:
             return False
         self._settings = [self._plain(group) for group in groups]
         for kernel, plan, _ in self._plans:

@@ -196,12 +196,14 @@ def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"{who} got an unexpected argument {name!r}; {hint}")
 
 
-def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
+def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any], as_torch: bool = False) -> None:
     """Raises for a value that makes no sense, naming the argument and the value, with torch.optim's words.
 
     Args:
         rule: whose hyperparameters they are.
         hyper: values for some or all of the rule's hyperparameters, floats or 1-element tensors.
+        as_torch: take what torch.optim takes in its groups, where it checks nothing, if it means something: a negative
+            lr goes up the gradient. Default: False.
 
     Raises:
         ValueError: a value is out of range.
@@ -219,15 +221,16 @@ def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
                 raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
             for index, item in enumerate(value):
                 _check_number(f"{name}[{index}]", item)
-                if not _is_in_range(name, item):
+                if not _is_in_range(name, item, as_torch):
                     raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
         elif default is None or isinstance(default, str):
             continue
         else:
             _check_number(name, value)
-            if not _is_in_range(name, value):
+            if not _is_in_range(name, value, as_torch):
                 raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
-    rule.check(**hyper)
+    if not as_torch:
+        rule.check(**hyper)
 
 
 # torch.optim's words where they are not "Invalid <name> value".
@@ -250,13 +253,16 @@ _RANGES = {
     "growth_rate": (1.0, None),
 }
 """From where to below where; None where infinity is a value like others."""
+_NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead", "lookahead_alpha")
+"""What means nothing outside its range, in whatever formula of torch.optim."""
+_FINITE = (-sys.float_info.max, math.inf)
 
 
-def _is_in_range(name: str, value: Any) -> bool:
-    if name == "etas":  # which Rprop checks together
+def _is_in_range(name: str, value: Any, as_torch: bool = False) -> bool:
+    if name == "etas" and not as_torch:  # which Rprop checks together
         return True
     name = name if name in _RANGES else re.sub(r"_\d+$", "", name)  # a chain's second beta is beta_2
-    low, high = _RANGES.get(name, (-sys.float_info.max, math.inf))
+    low, high = _RANGES.get(name, _FINITE) if not as_torch or name in _NEVER_BEYOND else _FINITE
     return bool(low <= value and (high is None or value < high))
 
 

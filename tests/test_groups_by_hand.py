@@ -1,0 +1,366 @@
+"""Parameter groups that someone has changed: their order, their settings, and functions of the step in them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+
+import steprule
+
+
+def third(step):
+    return 1.0 / step
+
+
+def half(step):
+    return 0.5**step
+
+
+def constant(step):
+    return 0.3
+
+
+FUNCTIONS = [third, half, constant]
+
+
+def zeros(count=3):
+    return [torch.zeros(2, requires_grad=True) for _ in range(count)]
+
+
+def scheduled(params, **options):
+    groups = [{"params": [param], "lr": function} for param, function in zip(params, FUNCTIONS, strict=True)]
+    return steprule.SGD(groups, lr=9.0, **options)
+
+
+def step(optimizer):
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    optimizer.step()
+
+
+def distance(function, steps):
+    """How far gradients of 1 have taken a parameter."""
+    return -sum(function(step) for step in steps)
+
+
+# Functions stay with their groups
+
+
+def reverse(optimizer):
+    optimizer.param_groups.reverse()
+    return optimizer
+
+
+def replace_the_list(optimizer):
+    optimizer.param_groups = [dict(group) for group in reversed(optimizer.param_groups)]
+    return optimizer
+
+
+def take_out_and_put_last(optimizer):
+    optimizer.param_groups.append(optimizer.param_groups.pop(0))
+    return optimizer
+
+
+def replace_the_params(optimizer):
+    for group in optimizer.param_groups:
+        group["params"] = list(group["params"])
+    return reverse(optimizer)
+
+
+def load(optimizer):
+    reverse(optimizer)
+    saved = io.BytesIO()
+    torch.save(optimizer.state_dict(), saved)
+    saved.seek(0)
+    optimizer.load_state_dict(torch.load(saved, weights_only=True))
+    return optimizer
+
+
+CHANGES = {
+    "reverse": reverse,
+    "replace the list": replace_the_list,
+    "pop and append": take_out_and_put_last,
+    "other lists of parameters": replace_the_params,
+    "load": load,
+    "deepcopy": lambda optimizer: reverse(copy.deepcopy(optimizer)),
+    "pickle": lambda optimizer: reverse(pickle.loads(pickle.dumps(optimizer))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_functions_stay_with_their_groups(change):
+    optimizer = scheduled(zeros())
+    params = [group["params"] for group in optimizer.param_groups]
+    for _ in range(2):
+        step(optimizer)
+    optimizer = CHANGES[change](optimizer)
+    order = [round(group["lr"], 3) for group in optimizer.param_groups]
+    assert sorted(order) == sorted(round(function(3), 3) for function in FUNCTIONS)
+    for _ in range(2):
+        step(optimizer)
+    now = [group["params"][0] for group in optimizer.param_groups]
+    if change in ("deepcopy", "pickle"):
+        now.reverse()
+    else:
+        now = [param for (param,) in params]
+    for param, function in zip(now, FUNCTIONS, strict=True):
+        assert param.tolist() == pytest.approx([distance(function, range(1, 5))] * 2)
+
+
+def test_a_group_that_is_taken_out_takes_its_functions_along():
+    params = zeros()
+    optimizer = scheduled(params)
+    step(optimizer)
+    gone = optimizer.param_groups.pop(1)
+    for _ in range(2):
+        step(optimizer)
+    assert [p[0].item() for p in params] == [pytest.approx(distance(f, s)) for f, s in zip(FUNCTIONS, [(1, 2, 3), (1,), (1, 2, 3)], strict=True)]  # fmt: skip
+    optimizer.param_groups.append(gone)  # and is at the same step as the others when it comes back
+    step(optimizer)
+    assert params[1].tolist() == pytest.approx([distance(half, (1, 4))] * 2)
+
+
+def test_a_group_that_is_appended_by_hand_is_like_one_that_is_added():
+    first, second, copied = zeros()
+    optimizer = steprule.SGD([first], lr=third, momentum=0.0, weight_decay=0.5)
+    step(optimizer)
+    optimizer.param_groups.append({"params": [second]})
+    optimizer.param_groups.append({**optimizer.param_groups[0], "params": [copied]})
+    step(optimizer)
+    assert second.tolist() == copied.tolist() == pytest.approx([-0.5] * 2)
+    group = {key: value for key, value in optimizer.param_groups[1].items() if key not in ("params", "schedules")}
+    assert group == {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "schedules")}
+    assert (group["lr"], group["weight_decay"]) == (pytest.approx(1 / 3), 0.5)
+
+
+def test_a_function_may_be_put_into_a_group():
+    (param,) = zeros(1)
+    optimizer = steprule.SGD([param], lr=1.0)
+    step(optimizer)
+    optimizer.param_groups[0]["lr"] = half
+    for _ in range(2):
+        step(optimizer)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1 / 8)
+    assert param.tolist() == pytest.approx([-1.0 - 1.0 * half(1) - half(2)] * 2)
+
+
+def test_groups_of_another_optimizer_bring_no_functions():
+    params = zeros()
+    old = scheduled(params)
+    taken = [dict(group) for group in reversed(old.param_groups)]
+    new = steprule.SGD([{**taken[0], "weight_decay": lambda step: 0.0}, *taken[1:]], lr=0.5)
+    step(new)
+    assert [group["lr"] for group in new.param_groups] == [0.3, 0.5, 1.0]
+
+
+# What is written over a function
+
+
+@pytest.mark.parametrize("own_step", [False, True], ids=["step", "a step of its own"])
+def test_what_a_scheduler_writes_over_a_function_is_put_back_with_one_warning(own_step):
+    class Own(steprule.SGD):
+        def step(self, closure=None):
+            return super().step(closure) if closure else super().step()
+
+    (param,) = zeros(1)
+    optimizer = (Own if own_step else steprule.SGD)([param], lr=third)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    step(optimizer)  # at which the scheduler has written nothing else yet
+    scheduler.step()
+    with pytest.warns(UserWarning, match=r"lr of parameter group 0 is a function .* gave 0\.5, and 0\.25 was written") as seen:  # fmt: skip
+        for _ in range(4):
+            step(optimizer)
+            scheduler.step()
+    assert len(seen) == 1
+    assert param.tolist() == pytest.approx([distance(third, range(1, 6))] * 2)
+
+
+def test_a_run_with_a_function_and_a_scheduler_resumes():
+    def run(first, then):
+        (param,) = zeros(1)
+        saved = None
+        for steps in (first, then):
+            optimizer = steprule.SGD([param], lr=third, momentum=0.5)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5 + epoch)
+            if saved:
+                optimizer.load_state_dict(saved[0])
+                scheduler.load_state_dict(saved[1])
+            for _ in range(steps):
+                step(optimizer)
+                scheduler.step()
+            saved = optimizer.state_dict(), scheduler.state_dict()
+        return param
+
+    with pytest.warns(UserWarning, match="The function wins"):
+        assert run(6, 0).tolist() == run(2, 4).tolist()
+
+
+def test_a_warning_that_is_an_error_leaves_the_function():
+    (param,) = zeros(1)
+    optimizer = steprule.SGD([param], lr=constant)
+    step(optimizer)
+    optimizer.param_groups[0]["lr"] = 7.0
+    before = param.tolist()
+    with pytest.raises(UserWarning, match=r"gave 0\.3, and 7\.0"):
+        step(optimizer)
+    assert param.tolist() == before
+    step(optimizer)
+    assert param.tolist() == pytest.approx([-0.6] * 2)
+
+
+def test_released_gradients_are_stepped_by_the_function():
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer = steprule.SGD(model.parameters(), lr=constant)
+    optimizer.release_gradients(model)
+    begin = model.weight.item()
+    with pytest.warns(UserWarning, match=r"gave 0\.3, and 7\.0"):
+        for _ in range(2):
+            optimizer.param_groups[0]["lr"] = 7.0
+            model(torch.ones(1, 1)).sum().backward()
+            optimizer.step()
+    assert model.weight.item() == pytest.approx(begin - 0.6)
+
+
+# What is put into groups
+
+
+def made(name="SGD", steps=1, **options):
+    params = zeros(1)
+    optimizer = getattr(steprule, name)(params, **{"lr": 0.5, **options})
+    for _ in range(steps):
+        step(optimizer)
+    return optimizer, params[0]
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    "key, value",
+    [("clip", 0.5), ("clip", None), ("average", 0.9), ("nonfinite", "skip"), ("telemetry", 1), ("grads", "24bit"),
+     ("decay", "decoupled"), ("cautious", True), ("cautious_decay", True), ("lookahead", 5), ("lookahead_alpha", 0.5)],
+)  # fmt: skip
+def test_what_only_the_constructor_takes_is_refused_in_a_group(steps, key, value):
+    optimizer, param = made(steps=steps)
+    before = param.tolist()
+    optimizer.param_groups[0][key] = value
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{key}={value!r} in a parameter group: it is for the whole optimizer"):
+            step(optimizer)
+    assert param.tolist() == before
+    del optimizer.param_groups[0][key]
+    step(optimizer)
+    assert param.tolist() != before
+
+
+@pytest.mark.parametrize("key", ["clip", "initial_lr", "name", "swa_lr", "max_lr", "base_momentum"])
+def test_other_keys_are_anyones(key):
+    optimizer, param = made(steps=1)
+    optimizer.param_groups[0][key] = False if key == "clip" else "value"
+    step(optimizer)
+    assert param.tolist() == [-1.0] * 2
+
+
+SENSELESS = {
+    "None": ("SGD", "lr", None, TypeError, "lr must be a number, not None"),
+    "a string": ("SGD", "lr", "0.1", TypeError, "lr must be a number, not '0.1'"),
+    "NaN": ("SGD", "lr", math.nan, ValueError, "Invalid learning rate: nan"),
+    "infinity": ("SGD", "momentum", math.inf, ValueError, "Invalid momentum value: inf"),
+    "two numbers": ("SGD", "lr", torch.ones(2), ValueError, "Tensor lr must be 1-element"),
+    "NaN tensor": ("SGD", "lr", torch.tensor(math.nan), ValueError, "Invalid learning rate: nan"),
+    "beta of 1": ("AdamW", "betas", (0.9, 1.0), ValueError, "Invalid beta parameter at index 1: 1.0"),
+    "one beta": ("AdamW", "betas", (0.9,), TypeError, "betas must be a tuple of 2 numbers"),
+    "negative eps": ("AdamW", "eps", -1e-8, ValueError, "Invalid epsilon value: -1e-08"),
+    "no flag": ("AdamW", "amsgrad", "yes", TypeError, "amsgrad must be True or False, not 'yes'"),
+    "maximize": ("SGD", "maximize", "yes", TypeError, "maximize must be True or False, not 'yes'"),
+    "states": ("AdamW", "states", "7bit", ValueError, "Invalid states value: '7bit'"),
+    "Lion uphill": ("Lion", "lr", -0.5, ValueError, "Invalid learning rate: -0.5"),
+}
+
+
+@pytest.mark.parametrize("case", SENSELESS)
+def test_what_means_nothing_is_refused_before_anything_changes(case):
+    name, key, value, error, text = SENSELESS[case]
+    optimizer, param = made(name)
+    before, kept = param.tolist(), copy.deepcopy(optimizer.state_dict()["state"])
+    old = optimizer.param_groups[0].get(key)
+    optimizer.param_groups[0][key] = value
+    for _ in range(2):
+        with pytest.raises(error, match=text):
+            step(optimizer)
+    assert param.tolist() == before
+    assert str(optimizer.state_dict()["state"]) == str(kept)
+    optimizer.param_groups[0][key] = old
+    step(optimizer)
+    assert param.tolist() != before
+
+
+@pytest.mark.parametrize(
+    "name, key, value",
+    [("SGD", "lr", -0.5), ("SGD", "lr", 0), ("SGD", "weight_decay", -0.1), ("SGD", "momentum", -0.5),
+     ("SGD", "lr", torch.tensor(0.1)), ("AdamW", "betas", [0.5, 0.9]), ("AdamW", "lr", -0.5), ("SGD", "nesterov", True)],
+    ids=str,
+)  # fmt: skip
+def test_what_torch_takes_is_taken(name, key, value):
+    results = []
+    for module in (steprule, torch.optim):
+        param = torch.ones(2, requires_grad=True)
+        optimizer = getattr(module, name)([param], lr=0.5, **({"momentum": 0.9} if name == "SGD" else {}))
+        step(optimizer)
+        optimizer.param_groups[0][key] = value
+        step(optimizer)
+        results.append(param.tolist())
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+
+
+# What must stay as it was
+
+
+@pytest.mark.parametrize("name", ["ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"])
+@pytest.mark.parametrize("how", ["step", "eval", "train"])
+def test_schedule_free_refuses_another_momentum(name, how):
+    optimizer, param = made(name, 8)
+    if how == "train":
+        optimizer.eval()
+    key = "momentum" if name == "ScheduleFreeSGD" else "betas"
+    old = optimizer.param_groups[0][key]
+    optimizer.param_groups[0][key] = 0.8 if key == "momentum" else (0.8, *old[1:])
+    before = param.tolist()
+    with pytest.raises(ValueError, match=r"was changed from 0\.9 to 0\.8; .* average are mixed by it.*cycle_momentum=False"):  # fmt: skip
+        step(optimizer) if how == "step" else getattr(optimizer, how)()
+    assert param.tolist() == before
+    optimizer.param_groups[0][key] = old
+    step(optimizer) if how == "step" else getattr(optimizer, how)()
+    assert param.tolist() != before
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["", "copy"])
+def test_a_scheduler_that_cycles_the_momentum_of_schedule_free_is_refused(copied):
+    optimizer, _ = made("ScheduleFreeSGD", 0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=9)
+    step(optimizer)  # it has written another one, before the weights and their average differ
+    scheduler.step()
+    optimizer = copy.deepcopy(optimizer) if copied else optimizer
+    with pytest.raises(ValueError, match="momentum of group 0 was changed"):
+        step(optimizer)
+
+
+def test_prodigy_refuses_another_unit():
+    optimizer, _ = made("Prodigy", 2)
+    optimizer.param_groups[0]["d0"] = 1e-3
+    with pytest.raises(ValueError, match=r"d0 of group 0 was changed from 1e-06 to 0\.001"):
+        step(optimizer)
+    with pytest.raises(ValueError, match="d0 of Prodigy cannot be a schedule: its sums are kept in units of it"):
+        steprule.Prodigy(zeros(1), d0=lambda step: 1e-6)
+
+
+def test_another_momentum_may_be_loaded():
+    old, _ = made("ScheduleFreeSGD", 2, momentum=0.8)
+    new, _ = made("ScheduleFreeSGD", 2)
+    new.load_state_dict(old.state_dict())
+    step(new)
+    assert new.param_groups[0]["momentum"] == 0.8
