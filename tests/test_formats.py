@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 
 import numpy as np
 import pytest
@@ -136,6 +137,7 @@ def test_every_format_in_a_kernel_for_special_numbers(kind):
     """NaN of any payload, infinities, zeros, subnormals and the ends of the range go the same way in both codecs."""
     patterns = [0, 1, 0x7FFFFF, 0x800000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x477FF000]
     patterns += [0x33800000, 0x33000000, 0x387FE000, 0x38800000, 0x3F800000, 0x3F808000, 0x3F80FFFF]
+    patterns += [0x3F800FFF, 0x3FFFEFFF, 0x477FEFFF, 0x330FFFFF]  # just below the middle between two halves
     values = np.array([p | sign for p in patterns for sign in (0, 0x80000000)], np.uint32).view(np.float32)
     shape = (len(values), GROUP + 1)
     x = torch.zeros(shape)
@@ -362,6 +364,72 @@ def test_updates_far_below_the_spacing_survive(weights):
     for _ in range(1000):
         optimizer.step()
     assert abs(float(optimizer.read(p).mean()) - 0.999) < 1e-4
+
+
+EXPONENTS = {"float16": (-20, -14, -13, -4, 0, 3, 12), "bfloat16": (-100, -20, 0, 12)}
+SMALLEST = {"float16": -14, "bfloat16": -126}
+UNITS_OF_1 = {"float16": 2**18, "bfloat16": 2**15}
+
+
+def units(dtype):
+    """Weights of several exponents, and what one of a 24-bit correction is worth beside them."""
+    exponents = torch.tensor(EXPONENTS[dtype]).float()[:, None]
+    weights = 2.0**exponents * torch.tensor([1.0, 1 + 2**-7, 1.3359375, 2 - 2**-7])
+    unit = 2.0 ** exponents.clamp(min=SMALLEST[dtype]) / UNITS_OF_1[dtype]
+    return unit.expand_as(weights), weights
+
+
+@pytest.mark.parametrize("dtype", EXPONENTS)
+def test_a_24_bit_weight_is_right_on_average_wherever_it_lies_between_two_halves(dtype):
+    unit, weights = units(dtype)
+    rests = torch.arange(-140, 140)[:, None, None, None] + torch.tensor([0.0, 0.25, 0.5, 0.75])
+    for sign in (1, -1):
+        x = sign * weights[..., None] + rests * unit[..., None]
+        total = torch.zeros_like(x, dtype=torch.float64)
+        for i in range(64):
+            arrays = encode(f"{dtype} 24bit", x, (2 * i + 1) << 25)
+            back = decode(f"{dtype} 24bit", arrays, x.shape)
+            assert bool(((back - x).abs() < 2 * unit[..., None]).all())
+            total += back
+        assert bool(((total / 64 - x).abs() < 0.02 * unit[..., None]).all())
+
+
+def test_the_largest_float16_is_not_rounded_to_infinity_at_random():
+    x = torch.tensor([65519.9, -65519.9, 65504.0, math.inf, -math.inf])
+    for random in (0, (1 << 32) - 1):
+        back = decode("float16 24bit", encode("float16 24bit", x, random), x.shape)
+        assert bool((back[:3] - x[:3]).abs().max() <= 0.2)
+        assert torch.equal(back[3:], x[3:])
+
+
+@pytest.mark.parametrize("direction", [1, -1], ids=["up", "down"])
+@pytest.mark.parametrize("dtype", EXPONENTS)
+def test_equal_updates_below_one_unit_of_the_correction_add_up(dtype, direction):
+    unit, weights = units(dtype)
+    start = torch.cat([weights, -weights]).repeat(1, 8).to(getattr(torch, dtype))
+    p = torch.nn.Parameter(start.clone())
+    per_unit = UNITS_OF_1[dtype]
+    p.grad = -direction * (per_unit * torch.cat([unit, unit])).repeat(1, 8).to(p.dtype)
+    optimizer = steprule.SGD([p], lr=0.25 / per_unit, weights="24bit")
+    for _ in range(2000):
+        optimizer.step()
+    gone = (optimizer.read(p) - start) / torch.cat([unit, unit]).repeat(1, 8)
+    assert bool(((gone / direction - 500).abs() < 25).all())
+
+
+@pytest.mark.parametrize("direction", [1, -1], ids=["up", "down"])
+@pytest.mark.parametrize("dtype", EXPONENTS)
+def test_an_average_follows_by_less_than_one_unit_of_the_correction(dtype, direction):
+    p = torch.nn.Parameter(torch.full((4, 16), 1.5, dtype=getattr(torch, dtype)))
+    spacing = 256 / UNITS_OF_1[dtype]
+    optimizer = steprule.SGD([p], lr=0.0, weights="24bit", average=0.998)
+    p.grad = torch.ones_like(p)
+    for step in range(1500):
+        optimizer.step()
+        if step == 0:
+            p.data += direction * spacing
+    left = direction * (p.detach().float() - optimizer.read(p, "param_average")) / spacing
+    assert bool(((left - 0.998**1499).abs() < 0.02).all())
 
 
 @pytest.mark.parametrize(("states", "drift", "noise"), [("8bit", 0.1, 0.25), ("bfloat16", 0.02, 0.05)])

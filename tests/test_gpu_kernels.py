@@ -184,6 +184,26 @@ def test_every_format_is_the_cpu_engines(rule, weights, states):
     assert_alike(rule, hyper, mine, theirs)
 
 
+class Between(Rule):
+    """New weights just below the middle between two halves, which rounding makes the middle now and then."""
+
+    @staticmethod
+    def update(param, grad, *, lr=1e-6):
+        middle = where(
+            param > 0.5, 1 + 2**-11, where(param > 0, 2 - 2**-11, where(param > -0.5, -1 - 2**-10 - 2**-11, 65520))
+        )
+        return middle - lr * abs(grad) * where(param > -0.5, 1.0, 65536)
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_corrections_in_the_middle_between_two_halves_are_the_cpu_engines(half):
+    mine, theirs, *_ = step_both(Between, Between.hyperparameters, [f"{half} 24bit", half], steps=1)
+    assert_equal(mine, theirs)
+    corrections = torch.cat([one["param", "_correction"].flatten() for one in mine])
+    if half == "float16":
+        assert {127, -64, -128} < {*corrections.tolist()}
+
+
 SERVICES = [
     Services(factor="tensor"), Services(factor="row"), Services(limit=True), Services(zero=True), Services(average=True),
     Services(gather=True), Services("row", True, True, True, True), Services("tensor", False, True, True, True),

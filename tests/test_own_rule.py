@@ -187,3 +187,33 @@ def test_what_does_not_fit_a_rule_is_refused_when_it_is_made():
         define(initial={"m": "first"})
     assert define(initial={"m": "lr"}).begins_at("m", None, {"lr": 0.25}) == 0.25
     assert define(initial={"m": 0.5}).begins_at("m", None, {"lr": 0.25}) == 0.5
+
+
+def test_what_a_signature_gets_wrong_is_told_with_what_to_write():
+    with pytest.raises(steprule.RuleError, match=r"Mine.update: lr has a default: put \* before it .*test_own_rule.py"):
+
+        class Mine(steprule.Rule):
+            def update(param, grad, m, lr=1e-3):
+                return param - lr * grad, m
+
+    with pytest.raises(steprule.RuleError, match=r"\(self, param, grad\) .*; a formula has no self"):
+
+        class WithSelf(steprule.Rule):
+            def update(self, param, grad, *, lr=1e-3):
+                return param - lr * grad
+
+
+@pytest.mark.parametrize("front", ["torch", "numpy"])
+def test_what_python_keeps_between_steps_is_refused_at_construction(front):
+    class Counting(steprule.Rule):
+        count = 0.0
+
+        def update(param, grad, *, lr=1e-3):
+            Counting.count += 1.0
+            return param - lr / Counting.count * grad
+
+    class ArrayCounting(arrays.Optimizer, rule=Counting):
+        pass
+
+    with pytest.raises(steprule.RuleError, match=r"asked for twice: 1.0 became 2.0 .*must be a state"):
+        ArrayCounting([np.ones(2)]) if front == "numpy" else steprule.Optimizer.of(Counting)([torch.ones(2)])

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 
+import steprule.pieces
 from steprule import Rule, RuleError, exp, norm, total, total_of_all, where
 from steprule.engine.codegen import write_kernel
 from steprule.engine.trace import trace
 from steprule.rules import AdamW
 
 
-def refusal(body, states=""):
-    """The message for a rule whose update has this body."""
-    arguments = f"param, grad{states}, *, step, lr=0.1, flag=False"
-    namespace = {"np": np, "torch": torch, "math": math, "where": where}
+def define(body, states=""):
+    """Traces a rule whose update has this body."""
+    arguments = f"param, grad{states}, *, step, lr=0.1, betas=(0.9, 0.99), flag=False"
+    namespace = {
+        **vars(steprule.pieces),
+        "np": np,
+        "torch": torch,
+        "math": math,
+        "random": random,
+        "count": itertools.count(1).__next__,
+    }
     source = f"def update({arguments}):\n    {body}\n"
     exec(compile(source, "my_rule.py", "exec"), namespace)
     rule = type("Mine", (Rule,), {"update": staticmethod(namespace["update"])})
+    return trace(rule, rule.hyperparameters)
+
+
+def refusal(body, states=""):
+    """The message for a rule whose update has this body."""
     with pytest.raises(RuleError) as caught:
-        trace(rule, rule.hyperparameters)
+        define(body, states)
     return str(caught.value)
 
 
@@ -46,6 +61,76 @@ def refusal(body, states=""):
 def test_a_refusal_says_what_where_and_what_to_write(body, what, instead):
     message = refusal(body)
     assert what in message and instead in message and "my_rule.py:2, in update" in message
+
+
+MISTAKES = {
+    # what there is under another name
+    "grad.clamp(-1, 1)": "clip(x, low, high)", "torch.clamp(grad, -1, 1)": "clip(x, low, high)",
+    "np.clip(grad, -1, 1)": "clip(...)", "grad.clamp_(min=0)": "clip(x, low, high)", "grad.clamp_min(0)": "maximum(x, low)",
+    "grad.square()": "x * x", "grad.rsqrt()": "1 / sqrt(x)", "grad.pow(2)": "and **", "grad.sign()": "sign(...)",
+    "param.lerp(grad, lr)": "ema(avg, value, beta)", "param.addcdiv(grad, param)": "x + value * a / b",
+    "torch.tanh(grad)": "exp(2 * x)", "torch.maximum(param, grad)": "maximum(...)", "np.where(grad > 0, grad, 0)": "where(...)",
+    "torch.max(grad, param)": "maximum(a, b)", "param.add(grad)": "and **", "param.mul_(lr)": "and **",
+    "np.float64(0.5) * grad": "plain Python numbers", "np.sqrt(grad)": "sqrt(...)", "math.exp(lr)": "steprule.pieces",
+    "torch.zeros_like(grad)": "a number stands for a tensor", "grad.clone()": "x itself", "grad.float()": "x itself",
+    "torch.isfinite(grad)": "math.inf", "torch.logical_and(grad > 0, param > 0)": "(a > 0) & (b > 0)",
+    "torch.erf(grad)": "functions of steprule.pieces: abs, at_first, atan2",
+    # sums and shapes
+    "grad / grad.norm()": "norm(x), over the whole tensor", "grad.mean(dim=1)": "row or column is not possible",
+    "grad - torch.sum(grad)": "total(x)", "np.mean(grad)": "mean(x)", "mean(grad, 1)": "row or column is not possible",
+    "norm(grad, dim=0)": "row or column is not possible", "grad.var()": "mean(x)", "grad.shape[0] * grad": "size(x)",
+    "grad.numel() * grad": "size(x)", "len(grad) * grad": "one element", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
+    "grad.max()": "largest element", "grad.topk(3)": "whole tensor", "sorted(grad)": "one element",
+    # matrices
+    "grad @ param": "Muon", "2 @ grad": "Muon", "grad.T": "one element", "torch.matmul(grad, param)": "Muon",
+    "torch.linalg.svd(grad)": "Muon", "grad[0]": "one element", "grad[grad > 0]": "one element",
+    # random numbers
+    "torch.randn_like(grad)": "no random numbers", "grad.bernoulli(0.5)": "no random numbers", "torch.dropout(grad, 0.5, True)": "no random numbers",
+    # rounding and bits
+    "grad // 1": "floor(x)", "1 // grad": "floor(x)", "grad % 2": "floor(x)", "divmod(grad, 2)[0]": "floor(x)", "round(grad)": "floor(x)",
+    "math.floor(grad)": "floor(x)", "torch.round(grad)": "floor(x)", "floor(grad)": "hyperparameters and the step", "grad << 1": "2**n",
+    "2 >> grad": "2**n", "grad ^ 1": "2**n",
+    # truth
+    "grad if grad > 0 else param": "where(condition, a, b)", "grad if lr > 0 else param": "True or False may be branched on",
+    "grad if step == 1 else param": "at_first(step, first, later)", "where(grad > 0 and param > 0, grad, 0)": "where(condition",
+    "where(grad > 0 & param > 0, grad, 0)": "parentheses", "where(~grad, grad, 0)": "parentheses", "where(0 < grad < 1, grad, 0)": "where(condition",
+    "max(grad, 0)": "where(condition", "int(step) * grad": "steprule.pieces", "[grad][step]": "steprule.pieces",
+    # what is no formula at all
+    "grad + undefined": "NameError: name 'undefined'", "betas[2] * grad": "IndexError", "grad / 0.0 / (1 / 0)": "ZeroDivisionError",
+    "sqrt(grad, 2)": "takes 1 positional argument", "grad * 'x'": "numbers, operands", "grad * [1, 2]": "numbers, operands", "grad()": "not callable",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_its_line_and_what_to_write(mistake):
+    message = refusal(f"x = {mistake}\n    return param - lr * x")
+    assert MISTAKES[mistake] in message and "my_rule.py:2, in update" in message
+
+
+def test_a_list_of_new_values_is_as_good_as_a_tuple():
+    class Mine(Rule):
+        def update(param, grad, mean, *, lr=0.1):
+            return [param - lr * grad, mean + grad]
+
+    assert {*trace(Mine, Mine.hyperparameters).outputs} == {"param", "mean"}
+
+
+@pytest.mark.parametrize(
+    ("body", "change"),
+    [
+        ("return param - lr / count() * grad", "1.0 became 2.0"),
+        ("return param - lr * (grad + 0.01 * random.random())", r"0\.\d+ became 0\.\d+"),
+        ("return param - lr * torch.rand(()) * grad", r"0\.\d+ became 0\.\d+"),
+        ("return param - lr * (grad if count() % 2 else 0.0 - grad)", "grad became an operation 'sub'"),
+        ("return param - lr * (grad if count() % 2 else lr)", "grad became lr"),
+    ],
+)
+def test_what_changes_from_call_to_call_is_not_frozen(body, change):
+    with pytest.raises(
+        RuleError, match=rf"not the same formula when it is asked for twice: ({change}) \(my_rule.py:1\)"
+    ):
+        define(body)
+    assert "must be a state, a hyperparameter or depend on step; rules have no random numbers" in refusal(body)
 
 
 def test_the_wrong_number_of_values():

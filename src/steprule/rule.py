@@ -164,7 +164,7 @@ class Rule:
         if cls.counts_steps():
             settings["step"] = step
         result = cls.function()(param, grad, *states, **settings)
-        new: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
+        new: tuple[Any, ...] = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         expected = ("param", *cls.states)
         if len(new) != len(expected):
             raise RuleError(
@@ -286,14 +286,19 @@ def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise RuleError(f"{rule.__name__}.update must name its arguments instead of taking {parameter} {where}")
         if parameter.kind is not parameter.KEYWORD_ONLY:
+            if parameter.default is not parameter.empty and parameter.default is not None:
+                raise RuleError(
+                    f"{rule.__name__}.update: {name} has a default: put * before it to make it a hyperparameter {where}"
+                )
             positional.append(name)
         elif name != "step":
             if parameter.default is parameter.empty:
                 raise RuleError(f"{rule.__name__}.update needs a default for the hyperparameter {name} {where}")
             hyperparameters[name] = parameter.default
     if positional[:2] != ["param", "grad"]:
+        hint = "; a formula has no self" if positional[:1] == ["self"] else ""
         raise RuleError(
-            f"{rule.__name__}.update must begin with (param, grad, ...), not ({', '.join(positional)}) {where}"
+            f"{rule.__name__}.update must begin with (param, grad, ...), not ({', '.join(positional)}) {where}{hint}"
         )
     states = positional[2:]
     for name in states:

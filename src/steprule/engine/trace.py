@@ -10,15 +10,19 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from traceback import walk_tb
+from types import CodeType
 from typing import Any, NoReturn
 
 from steprule import pieces
+from steprule.engine.instead import PRODUCTS, ROUNDING, SUMS, TRUTH, instead_of
 from steprule.pieces import abs, where
 from steprule.rule import Rule, RuleError
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_ENGINE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+_EVALUATE = Rule.evaluate.__code__
 
 
 class Expression:
@@ -105,13 +109,20 @@ class Expression:
     def __or__(self, other: Any) -> Expression:
         return _node("or", self, other)
 
+    __rand__, __ror__ = __and__, __or__
+
     def __invert__(self) -> Expression:
         return _node("not", self)
 
     # What a rule may not do, each with what to write instead.
 
     def __bool__(self) -> NoReturn:
-        _refuse("branches on a number", "where(condition, a, b) instead of if, and, or, not, min or max")
+        instead = "where(condition, a, b) instead of if, and, or, not, min or max"
+        if _reads(self, ("step",)):
+            instead += ", or at_first(step, first, later)"
+        if self.scalar:
+            instead += "; only a hyperparameter whose default is True or False may be branched on"
+        _refuse("branches on a number", instead)
 
     def __float__(self) -> NoReturn:
         _refuse("turns a symbol into one number", "the functions of steprule.pieces instead of math's or float()")
@@ -128,26 +139,39 @@ class Expression:
         _refuse("indexes an operand", "the formula of one element")
 
     def __array_ufunc__(self, ufunc: Any, *_: Any, **__: Any) -> NoReturn:
-        _refuse(f"calls numpy.{ufunc.__name__}", "the function of that name from steprule.pieces")
+        _refuse(f"calls numpy.{ufunc.__name__}", instead_of(ufunc.__name__))
 
     def __array_function__(self, function: Any, *_: Any) -> NoReturn:
-        _refuse(f"calls numpy.{function.__name__}", "the function of that name from steprule.pieces")
+        _refuse(f"calls numpy.{function.__name__}", instead_of(function.__name__))
 
     @classmethod
     def __torch_function__(cls, function: Any, *_: Any) -> NoReturn:
-        _refuse(
-            f"calls torch.{getattr(function, '__name__', function)}", "the function of that name from steprule.pieces"
-        )
+        name = getattr(function, "__name__", str(function))
+        _refuse(f"calls torch.{name}", instead_of(name))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        _refuse(f"asks an operand for .{name}", "a function of steprule.pieces, as the formula of one element")
+        _refuse(f"asks an operand for .{name}", instead_of(name))
 
-    def _in_place(self, _: Any) -> NoReturn:
-        _refuse("changes an operand in place", "avg = avg + x instead of avg += x")
+    def __matmul__(self, _: Any) -> NoReturn:
+        _refuse("multiplies matrices", PRODUCTS)
 
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _in_place
+    def _round(self, *_: Any) -> NoReturn:
+        _refuse("rounds elements or takes a remainder", ROUNDING)
+
+    def _bits(self, *_: Any) -> NoReturn:
+        _refuse("works on bits", "2**n times a number, or a formula without it")
+
+    def _in_place(self, *_: Any) -> NoReturn:
+        _refuse("changes an operand in place", "avg = avg + x instead of avg += x, where(condition, a, b) for a part")
+
+    __rmatmul__ = __matmul__
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = _round
+    __round__ = __floor__ = __ceil__ = __trunc__ = _round
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __xor__ = __rxor__ = _bits
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __ifloordiv__ = __imod__ = __imatmul__ = _in_place
+    __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = __setitem__ = __delitem__ = _in_place
 
 
 def _node(op: str, *args: Any) -> Expression:
@@ -161,6 +185,8 @@ def _node(op: str, *args: Any) -> Expression:
         return _constant(0.0)
     if op in ("add", "sub") and zeros[1]:
         return operands[0]
+    if op in _LOGIC and not all(map(_is_truth, operands)):
+        _refuse("joins numbers by &, | or ~", f"{TRUTH}; comparisons need their parentheses")
     if op == "floor" and not operands[0].scalar:
         _refuse("takes the floor of elements", "a formula without it: only hyperparameters and the step have floors")
     is_scalar = all(operand.scalar for operand in operands)
@@ -170,6 +196,14 @@ def _node(op: str, *args: Any) -> Expression:
 
 
 _SUMS = ("total", "total_of_all")
+_LOGIC = ("and", "or", "not")
+
+
+def _is_truth(x: Expression) -> bool:
+    """Whether it is true or false, and no number."""
+    if x.op == "where":
+        return all(map(_is_truth, x.args[1:]))
+    return x.op in ("lt", "le", "gt", "ge", "eq", "ne", *_LOGIC) or (x.op == "constant" and isinstance(x.args[0], bool))
 
 
 def _constant(value: Any) -> Expression:
@@ -182,10 +216,69 @@ def _constant(value: Any) -> Expression:
 def _refuse(what: str, instead: str) -> NoReturn:
     """Raises for the line of the rule (not of this package) that is running."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(os.path.join(_PACKAGE, "engine")):
+    while frame.f_back is not None and _is_ours(frame.f_code):
         frame = frame.f_back
-    place = f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name}"
+    place = _place(frame.f_code, frame.f_lineno)
     raise RuleError(f"a rule {what}, which an elementwise formula cannot ({place}). Write {instead}.")
+
+
+def _is_ours(code: CodeType) -> bool:
+    """Whether it is what rules are read with, and no rule."""
+    return code.co_filename.startswith(_ENGINE) or code.co_filename == pieces.__file__
+
+
+def _place(code: CodeType, line: int) -> str:
+    return f"{code.co_filename}:{line}, in {code.co_qualname if sys.version_info >= (3, 11) else code.co_name}"
+
+
+def _ask(rule: type[Rule], *arguments: Any) -> tuple[Any, ...]:
+    """What the formula returns; what it stumbles over is told with its line."""
+    try:
+        return rule.evaluate(*arguments)
+    except RuleError:
+        raise
+    except (TypeError, AttributeError, NameError, ArithmeticError, IndexError, RecursionError) as error:
+        frames = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)]
+        places = [_place(*one) for one in frames if not _is_ours(one[0]) and one[0] is not _EVALUATE]
+        hint = f". Write {SUMS}" if str(error).startswith(("mean()", "total()", "norm()")) else ""
+        where_ = places[-1] if places else rule.__name__
+        raise RuleError(f"{rule.__name__}.update: {type(error).__name__}: {error} ({where_}){hint}") from error
+
+
+_steady: set[Any] = set()
+"""The rules, with their flags, whose formula has been asked for twice."""
+
+
+def _check_steady(rule: type[Rule], first: Sequence[Any], second: Sequence[Any]) -> None:
+    """Raises for a formula that is another one when it is asked for again: what made it so would be frozen in a kernel."""
+    seen: set[tuple[int, int]] = set()
+    pairs = [*zip(reversed(first), reversed(second), strict=True)]
+    while pairs:
+        one, other = pairs.pop()
+        if (id(one), id(other)) in seen or one is other:
+            continue
+        seen.add((id(one), id(other)))
+        if isinstance(one, Expression) and isinstance(other, Expression):
+            if one.op == other.op and len(one.args) == len(other.args):
+                pairs += zip(reversed(one.args), reversed(other.args), strict=True)
+                continue
+            change = f"{_word(one)} became {_word(other)}"
+        elif repr(one) == repr(other):
+            continue
+        else:
+            change = f"{_word(one)} became {_word(other)}"
+        code = rule.function().__code__
+        raise RuleError(
+            f"{rule.__name__}.update is not the same formula when it is asked for twice: {change} "
+            f"({code.co_filename}:{code.co_firstlineno}). What changes between steps must be a state, a hyperparameter or "
+            "depend on step; rules have no random numbers."
+        )
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, Expression):
+        return str(value)
+    return str(value.args[0]) if value.op in ("constant", "input") else f"an operation {value.op!r}"
 
 
 @dataclass(frozen=True)
@@ -304,7 +397,12 @@ def trace(
         clip_value = Expression("input", ("clip_value",), True)
         scalars.append(("clip_value", None))
         grad = where(grad > clip_value, clip_value, where(grad < -clip_value, -clip_value, grad))
-    param_new, *states_new = rule.evaluate(param, -grad if maximize else grad, states, step, settings)
+    arguments = (param, -grad if maximize else grad, states, step, settings)
+    param_new, *states_new = result = _ask(rule, *arguments)
+    key = (rule, static_settings(rule, hyper))
+    if key not in _steady:
+        _check_steady(rule, result, _ask(rule, *arguments))
+        _steady.add(key)
     outputs = {"param": param_new}
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
     outputs = {name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()}

@@ -265,13 +265,35 @@ def rest_of(x, share: tl.constexpr):
 
 
 @triton.jit
+def rest24(x, random):
+    return whole_below(rest_of(x, 3.814697265625e-06) + share_of(random))
+
+
+@triton.jit
+def next_float16(half):
+    """The float16 above one that is below the largest, or as good as that for the units of a correction."""
+    return to_float16(half + 128.25 * float16_unit(half, 3.814697265625e-06))
+
+
+@triton.jit
+def is_next(half, rest):
+    """Whether a rest is that of the next half, of as much below it."""
+    return (rest > 127.0) & (half < 65504.0)
+
+
+@triton.jit
 def high24_float16(x, random):
-    return to_float16(x)
+    high = to_float16(x)
+    half = from_float16(high)
+    return tl.where(is_next(half, rest24(x, random)), next_float16(half), high)
 
 
 @triton.jit
 def low24_float16(x, random):
-    return within(whole_below(rest_of(x, 3.814697265625e-06) + share_of(random)), 127.0).to(tl.int8)
+    half, rest = from_float16(to_float16(x)), rest24(x, random)
+    above = float16_unit(from_float16(next_float16(half)), 3.814697265625e-06)
+    below_next = tl.where(above == float16_unit(half, 3.814697265625e-06), -128, -64)
+    return tl.where(is_next(half, rest), below_next, within(rest, 127.0)).to(tl.int8)
 
 
 @triton.jit

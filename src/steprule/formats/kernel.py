@@ -254,14 +254,8 @@ def _float16_unit(b: Any, half: Any, bits: int) -> Any:
     return b.fmul(_float(b, exponent), ir.Constant(_FLOAT, 2.0 ** (-10 - bits)))
 
 
-def _low_float16(b: Any, x: Any, bits: int, random: Any) -> Any:
-    half = _from_float16(b, _to_float16(b, x))
-    rest = b.fdiv(b.fsub(x, half), _float16_unit(b, half, bits))
-    if random is None:
-        rest = _call(b, "rint", rest)
-    else:
-        share = b.fmul(b.uitofp(b.lshr(random, _I32(8)), _FLOAT), ir.Constant(_FLOAT, 2.0**-24))
-        rest = _call(b, "floor", b.fadd(rest, share))
+def _within(b: Any, rest: Any, bits: int) -> Any:
+    """A rest as a correction of so many bits; NaN is the least."""
     top = ir.Constant(_FLOAT, 2.0 ** (bits - 1) - 1)
     bottom = ir.Constant(_FLOAT, -(2.0 ** (bits - 1)))
     rest = b.select(b.fcmp_ordered("<", rest, top), rest, b.select(b.fcmp_ordered(">=", rest, top), top, bottom))
@@ -269,15 +263,37 @@ def _low_float16(b: Any, x: Any, bits: int, random: Any) -> Any:
     return b.fptosi(rest, _I32)
 
 
+def _split_float16(b: Any, x: Any, random: Any) -> tuple[Any, Any]:
+    """A half and the rest in 8 bits, rounded at random; half a spacing above one half is as much below the next."""
+    high = _to_float16(b, x)
+    half = _from_float16(b, high)
+    unit = _float16_unit(b, half, 8)
+    share = b.fmul(b.uitofp(b.lshr(random, _I32(8)), _FLOAT), ir.Constant(_FLOAT, 2.0**-24))
+    rest = _call(b, "floor", b.fadd(b.fdiv(b.fsub(x, half), unit), share))
+    is_next = b.and_(
+        b.fcmp_ordered(">", rest, ir.Constant(_FLOAT, 127.0)), b.fcmp_ordered("<", half, ir.Constant(_FLOAT, 65504.0))
+    )
+    next_high = _to_float16(b, b.fadd(half, b.fmul(ir.Constant(_FLOAT, 128.25), unit)))
+    is_alike = b.fcmp_ordered("==", _float16_unit(b, _from_float16(b, next_high), 8), unit)
+    low = b.select(is_next, b.select(is_alike, _I32(-128), _I32(-64)), _within(b, rest, 8))
+    return b.select(is_next, next_high, high), b.trunc(low, _I8)
+
+
+def _low32_float16(b: Any, x: Any) -> Any:
+    half = _from_float16(b, _to_float16(b, x))
+    rest = _call(b, "rint", b.fdiv(b.fsub(x, half), _float16_unit(b, half, 16)))
+    return b.trunc(_within(b, rest, 16), _I16)
+
+
 def _join_float16(b: Any, high: Any, low: Any, bits: int) -> Any:
     half = _from_float16(b, high)
     return b.fadd(half, b.fmul(b.sitofp(low, _FLOAT), _float16_unit(b, half, bits)))
 
 
-high24_float16 = _instruction(_U16, _F32, _U32)(lambda b, x, random: _to_float16(b, x))
+high24_float16 = _instruction(_U16, _F32, _U32)(lambda b, x, random: _split_float16(b, x, random)[0])
 high32_float16 = to_float16
-low24_float16 = _instruction(types.int8, _F32, _U32)(lambda b, x, random: b.trunc(_low_float16(b, x, 8, random), _I8))
-low32_float16 = _instruction(types.int16, _F32)(lambda b, x: b.trunc(_low_float16(b, x, 16, None), _I16))
+low24_float16 = _instruction(types.int8, _F32, _U32)(lambda b, x, random: _split_float16(b, x, random)[1])
+low32_float16 = _instruction(types.int16, _F32)(_low32_float16)
 join24_float16 = _instruction(_F32, _U16, types.int8)(lambda b, high, low: _join_float16(b, high, low, 8))
 join32_float16 = _instruction(_F32, _U16, types.int16)(lambda b, high, low: _join_float16(b, high, low, 16))
 

@@ -74,12 +74,11 @@ def encode(name: str, x: Tensor, random: Tensor | int = HALF_WAY) -> dict[str, T
     if kind[1] in ("dithered", "stochastic"):
         return {"": _round_bfloat16(bits, random) if kind[0] == "bfloat16" else _round_float16(x, random)}
     if kind[0] == "float16":
+        if kind[1] == "24bit":
+            return _split_float16(x, random)
         high = x.half()
-        size, least = (8, torch.int8) if kind[1] == "24bit" else (16, torch.int16)
-        rest = (x - high.float()) / _float16_unit(high.float(), size)
-        rest = (rest + _share(random)).floor() if size == 8 else rest.round()
-        limit = 2.0 ** (size - 1)
-        return {"": high, "_correction": rest.nan_to_num(-limit).clamp(-limit, limit - 1).to(least)}
+        rest = ((x - high.float()) / _float16_unit(high.float(), 16)).round()
+        return {"": high, "_correction": rest.nan_to_num(-(2.0**15)).clamp(-(2.0**15), 2.0**15 - 1).to(torch.int16)}
     wide = _unsigned(bits, x)
     if kind[1] == "24bit":
         wide = (wide + (random >> 24)) >> 8
@@ -129,6 +128,22 @@ def _round_float16(x: Tensor, random: Tensor | int) -> Tensor:
     normal = torch.where(bits >= 1 << 31, bits - (1 << 32), bits).int().view(torch.float32)
     small = torch.copysign((x.abs() * 2.0**24 + _share(random)).floor() * 2.0**-24, x)
     return torch.where(x.abs() < 2.0**-14, small, normal).half()
+
+
+def _split_float16(x: Tensor, random: Tensor | int) -> dict[str, Tensor]:
+    """The arrays of "float16 24bit": the nearest half and the rest, rounded at random.
+
+    A rest that is rounded up to half a spacing is one that the next half has, of as much below it: else weights
+    could only sink below the middle between two halves, and never rise above it.
+    """
+    high = x.half()
+    near, unit = high.float(), _float16_unit(high.float(), 8)
+    rest = ((x - near) / unit + _share(random)).floor()
+    is_next = (rest > 127) & (near < 65504)
+    next_high = (near + 128.25 * unit).half()
+    next_rest = torch.where(_float16_unit(next_high.float(), 8) == unit, -128.0, -64.0)
+    rest = torch.where(is_next, next_rest, rest.nan_to_num(-128.0).clamp(-128, 127))
+    return {"": torch.where(is_next, next_high, high), "_correction": rest.to(torch.int8)}
 
 
 def _share(random: Tensor | int) -> Tensor | float:

@@ -1,0 +1,82 @@
+"""What a rule writes instead of what a formula cannot have, by the name of the method or function."""
+
+from __future__ import annotations
+
+from steprule import pieces
+
+_SUMS = "mean(x), total(x) or norm(x), over the whole tensor; one for each row or column is not possible"
+_ALIKE = "x * 0 or a plain number: a number stands for a tensor of it"
+_SAME = "x itself: values are never changed in place, and all are of one dtype on one device"
+_SHAPES = "the formula of one element: it knows no shapes, of which size(x), the number of elements, is all there is"
+_PRODUCTS = "the formula of one element: products of matrices are not possible (see torch.optim.Muon)"
+_NO_RANDOM = "a formula without it: rules have no random numbers"
+_ROUNDING = "a formula without it: only hyperparameters and the step can be rounded, by floor(x)"
+_WHOLE = "a formula without it: of a whole tensor there are mean(x), total(x), norm(x) and size(x)"
+_FINITE = "abs(x) < math.inf for finite, x != x for NaN; or give the optimizer nonfinite='zero' or 'skip'"
+_ARITHMETIC = "+, -, *, / and **, with plain Python numbers"
+_TRUTH = "(a > 0) & (b > 0), with | for or and ~ for not"
+_SAVED = "a state: an argument of update after grad, whose new value is returned"
+
+_GROUPS = {
+    "sum mean norm average nanmean nansum var std vector_norm linalg_norm dist": _SUMS,
+    "zeros zeros_like ones ones_like full full_like empty empty_like new_zeros new_ones new_full tensor as_tensor": _ALIKE,
+    "clone detach copy data item tolist numpy cpu cuda to type float double half bfloat16 int long bool astype contiguous "
+    "requires_grad requires_grad_ dtype device is_cuda": _SAME,
+    "shape size numel ndim dim len ndimension reshape view view_as flatten ravel squeeze unsqueeze expand expand_as T mT H "
+    "t transpose permute swapaxes broadcast_to repeat tile stride is_sparse layout chunk split cat stack concatenate": _SHAPES,
+    "matmul mm bmm mv dot vdot inner outer ger einsum tensordot addmm linalg svd qr inv inverse eigh": _PRODUCTS,
+    "rand randn randint rand_like randn_like randint_like random normal normal_ uniform uniform_ bernoulli bernoulli_ "
+    "dropout multinomial randperm": _NO_RANDOM,
+    "round rint ceil trunc fix floor floor_ round_ frac remainder fmod mod modf divmod floor_divide": _ROUNDING,
+    "any all argmax argmin sort argsort topk kthvalue quantile median mode cumsum cumprod prod unique nonzero amax amin "
+    "count_nonzero histc": _WHOLE,
+    "isnan isinf isfinite nan_to_num nan_to_num_": _FINITE,
+    "add sub subtract mul multiply div divide true_divide neg negative pow power rsub": _ARITHMETIC,
+    "logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not": _TRUTH,
+    "grad is_leaf backward register_hook state": _SAVED,
+}
+_INSTEAD = {
+    **{name: words for names, words in _GROUPS.items() for name in names.split()},
+    "clamp": "clip(x, low, high)",
+    "clamp_min": "maximum(x, low)",
+    "clamp_max": "minimum(x, high)",
+    "max": "maximum(a, b); the largest element of a tensor is not to be had",
+    "min": "minimum(a, b); the smallest element of a tensor is not to be had",
+    "square": "x * x",
+    "rsqrt": "1 / sqrt(x)",
+    "reciprocal": "1 / x",
+    "lerp": "ema(avg, value, beta), or a + weight * (b - a)",
+    "addcmul": "x + value * a * b",
+    "addcdiv": "x + value * a / b",
+    "sigmoid": "1 / (1 + exp(-x))",
+    "tanh": "1 - 2 / (1 + exp(2 * x))",
+    "relu": "maximum(x, 0.0)",
+    "atan": "atan2(x, 1.0)",
+    "arctan": "atan2(x, 1.0)",
+    "heaviside": "where(x > 0, 1.0, 0.0)",
+    "absolute": "abs(x)",
+    "sgn": "sign(x)",
+    "masked_fill": "where(condition, value, x)",
+}
+_KNOWN = sorted(
+    name
+    for name, one in vars(pieces).items()
+    if callable(one) and getattr(one, "__module__", "") == pieces.__name__ and not name.startswith("_")
+)
+
+
+def instead_of(name: str) -> str:
+    """What to write, as the end of a sentence that begins with "Write"."""
+    name = name.removeprefix("linalg_")
+    for known in (name, name.rstrip("_")):  # clamp_ is clamp, and in place at that
+        if known in _INSTEAD:
+            return f"{_INSTEAD[known]} (steprule.pieces has the functions)"
+        if known in _KNOWN:
+            return f"{known}(...), the function of that name from steprule.pieces"
+    return f"the formula of one element with + - * / ** and the functions of steprule.pieces: {', '.join(_KNOWN)}"
+
+
+SUMS = f"{_SUMS} (steprule.pieces has the functions)"
+PRODUCTS = _PRODUCTS
+ROUNDING = _ROUNDING
+TRUTH = _TRUTH
