@@ -567,12 +567,14 @@ class Optimizer(torch.optim.Optimizer):
     def grad_norm(self) -> Tensor:
         """The norm of the gradients of the last step that was taken, before clipping: a 0-dim float32 tensor.
 
-        Of the clip's norm_type. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
+        It lies on the CPU, or on the GPU if the step's decisions are taken there. Of the clip's norm_type; 0 after a step without
+        gradients. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
         """
         services = self._services
         if services is not None and services.ahead is not None:
             return services.ahead.norm.float()  # type: ignore[no-any-return]
-        return torch.tensor(services.norm if services is not None else float("nan"))
+        norm = services.norm if services is not None else float("nan")
+        return torch.tensor(norm, dtype=torch.float32, device="cpu")
 
     @property
     def clipped_steps(self) -> int:
