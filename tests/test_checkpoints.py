@@ -212,6 +212,16 @@ def test_codes_with_the_name_of_their_state_still_load(way, states):
     assert float(loaded.state[params[0]]["step"]) == 4
 
 
+@pytest.mark.parametrize("suffix", ["8bit", "base", "correction"])
+def test_a_state_may_not_be_called_as_anothers_codes_are(suffix):
+    source = f"def update(param, grad, mean, mean_{suffix}, *, lr=0.1): return param - lr * grad, mean, mean_{suffix}"
+    namespace: dict = {}
+    exec(source, namespace)
+    rule = type("Named", (steprule.Rule,), {"update": namespace["update"]})
+    with pytest.raises(steprule.RuleError, match=f"'mean_{suffix}' is what an array of 'mean' may be called"):
+        steprule.Optimizer.of(rule)
+
+
 # Hooks
 
 

@@ -644,3 +644,46 @@ def test_sums_show_what_is_not_finite_or_take_it_as_0(dtype, norm_type, wrong):
         clean = 1.0 if abs(norm_type) == inf else pair.shape[1]
         assert not np.isfinite(both[0][0]) and both[0][1] == clean
         assert both[1].tolist() == [{inf: 1.0, -inf: 0.0}.get(norm_type, clean - 1), clean]
+
+
+# Steps without gradients
+
+
+@pytest.mark.parametrize("clip", [1.0, ClipQuantile(0.5, 3), ClipNorm(1.0, per_parameter=True)], ids=str)
+@pytest.mark.parametrize("average", [None, 0.5], ids=["", "average"])
+def test_the_norm_of_no_gradients_is_0(clip, average):
+    """As clip_grad_norm_ says; it is no norm that later ones are measured by."""
+    params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+    optimizer = steprule.SGD(params, lr=0.1, clip=clip, average=average, nonfinite="skip")
+    optimizer.step()
+    assert float(optimizer.grad_norm) == 0 == float(clip_grad_norm_(params, 1.0))
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    norm = optimizer.grad_norm
+    torch.testing.assert_close(norm, torch.tensor(7.0).sqrt())
+    recent = list(optimizer._services.recent)
+    params[0].grad[0] = math.nan
+    optimizer.step()  # which is not taken
+    assert torch.equal(optimizer.grad_norm, norm)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert float(optimizer.grad_norm) == 0 == float(clip_grad_norm_(params, 1.0))
+    assert list(optimizer._services.recent) == recent and optimizer.skipped_steps == 1
+
+
+def test_the_norm_of_no_released_gradients_is_0():
+    model = torch.nn.Linear(3, 1)
+    optimizer = steprule.SGD(model.parameters(), lr=0.1, clip=1.0)
+    optimizer.release_gradients(model)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert float(optimizer.grad_norm) == 2
+    optimizer.step()
+    assert float(optimizer.grad_norm) == 0
+
+
+def test_what_reads_no_norm_has_none():
+    optimizer = steprule.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, average=0.5)
+    optimizer.step()
+    assert math.isnan(optimizer.grad_norm)

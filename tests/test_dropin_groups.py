@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from dropin import (
@@ -69,6 +71,42 @@ def test_6_7_a_tensor_lr_may_be_filled_between_steps(config):
         for lr in lrs:
             lr.fill_(value)
         pair.step(2)
+
+
+ARRAYS = {
+    "lr": ("AdamW", {"lr": np.array(0.25)}),
+    "an array of one element": ("AdamW", {"lr": np.array([0.25])}),
+    "momentum": ("SGD", {"momentum": np.array(0.5)}),
+    "betas": ("Lion", {"betas": (np.array(0.5), np.array(0.75))}),
+    "an option": ("SGD", {"lookahead": 2, "lookahead_alpha": np.array(0.5)}),
+}
+
+
+@pytest.mark.parametrize(("name", "held"), ARRAYS.values(), ids=ARRAYS)
+@pytest.mark.parametrize("strided", [False, True], ids=["kernel", "eager"])
+@pytest.mark.filterwarnings("error")
+def test_6_7_an_array_may_be_filled_between_steps(name, held, strided):
+    """As one with the numbers themselves, which are set anew."""
+    key, arrays = list(held.items())[-1]
+    arrays = arrays if isinstance(arrays, tuple) else (arrays,)
+    runs = []
+    for filled in (True, False):
+        params = leaves(dtype=torch.float32)
+        if strided:
+            params = [torch.stack([p.detach()] * 2, -1)[..., 0].requires_grad_() for p in params]
+        optimizer = mine(name)(params, **{"lr": 0.125, **copy.deepcopy(held)})
+        group = optimizer.param_groups[0]
+        for step in range(4):
+            values = [0.5 / (step + 2 + i) for i in range(len(arrays))]
+            if filled:
+                for array, value in zip(group[key] if len(arrays) > 1 else [group[key]], values, strict=True):
+                    array[...] = value
+            else:
+                group[key] = tuple(values) if len(arrays) > 1 else values[0]
+            run(optimizer, [step])
+        assert (optimizer._pass is None) == strided
+        runs.append(params)
+    assert all(map(torch.equal, *runs))
 
 
 @pytest.mark.parametrize("config", WITH_BETAS, ids=str)

@@ -74,6 +74,9 @@ def assert_same(one, other, rtol=0.0):
         assert states.keys() == its_states.keys()
         for name, value in {"param": param.detach(), **states}.items():
             other_value = its.detach() if name == "param" else its_states[name]
+            if name == "step":  # in float64 where the GPU engine counts
+                assert float(value) == float(other_value)
+                continue
             assert value.dtype == other_value.dtype
             what = f"{name} of parameter {number}"
             room = rtol if value.is_floating_point() else 0.0

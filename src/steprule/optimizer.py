@@ -195,6 +195,12 @@ class Optimizer(torch.optim.Optimizer):
         for name in (*rule.hyperparameters, *rule.states):
             if name in (*_OPTIONS, *RESERVED, AVERAGE):
                 raise RuleError(f"{rule.__name__}: {name!r} is a name that every optimizer has; choose another")
+        for name in rule.states:
+            other = state_of(name, {"param", *rule.states} - {name})
+            if other is not None:
+                raise RuleError(
+                    f"{rule.__name__}: {name!r} is what an array of {other!r} may be called; choose another"
+                )
         cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
         kind = inspect.Parameter
         parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
@@ -648,12 +654,14 @@ class Optimizer(torch.optim.Optimizer):
     def grad_norm(self) -> Tensor:
         """The norm of the gradients of the last step that was taken, before clipping: a 0-dim float32 tensor.
 
-        Of the clip's norm_type. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
+        It lies on the CPU, or on the GPU if the step's decisions are taken there. Of the clip's norm_type; 0 after a step without
+        gradients. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
         """
         services = self._services
         if services is not None and services.ahead is not None:
             return services.ahead.norm.float()  # type: ignore[no-any-return]
-        return torch.tensor(services.norm if services is not None else float("nan"))
+        norm = services.norm if services is not None else float("nan")
+        return torch.tensor(norm, dtype=torch.float32, device="cpu")
 
     @property
     def clipped_steps(self) -> int:
@@ -1028,7 +1036,8 @@ class _Loading:
                 state = self._source["state"].get(key, {})
                 has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
                 missing = [name for name in needed if name not in state and f"{name}_8bit" not in state]
-                missing = missing if has_begun or float(state.get("step", 0)) > 0 else []
+                if missing and not has_begun and not float(state.get("step") or 0) > 0:
+                    missing = []  # it begins anew
                 foreign = [
                     name
                     for name in state

@@ -8,6 +8,7 @@ from itertools import chain
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
@@ -57,7 +58,7 @@ _ADDRESS = Tensor.data_ptr
 _PARAMS = itemgetter("params")
 _count_write = torch._C._increment_version  # kernels write through addresses: this tells autograd
 _END = (object(),)  # where one list ends before the other, it is compared with something else
-_ZERO = torch.zeros(())
+_ZERO = torch.zeros((), device="cpu")
 
 
 class Entry:
@@ -347,7 +348,7 @@ class Entry:
         if isinstance(value, (tuple, list)):
             return tuple(self._plain(item) for item in value)
         if not isinstance(value, Tensor):
-            return value
+            return value.item() if isinstance(value, np.ndarray) else value
         if self.group.get("differentiable") or self.group.get("capturable"):
             return value.reshape(())
         return value.item()
@@ -516,8 +517,10 @@ class Pass:
         around = services.release or services
         others: list[Any] = [entry.member() for entry in loose]
         parts: list[Any] = [*self._works, *others]
-        if not parts and services.average is None:
-            return True
+        if not parts:
+            services.rest()
+            if services.average is None:
+                return True
         if not around.begin(parts):
             return False
         gather = services.gathers
@@ -555,7 +558,7 @@ class Pass:
         device.finish(gather)
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """A group's settings with tensors read, since those may be filled in place."""
+        """A group's settings with tensors and arrays read, since those may be filled in place."""
         return tuple(_read(value, self._reads) for value in self._settings_of(group))
 
     def _refresh(self, optimizer: Optimizer) -> bool:
@@ -598,7 +601,9 @@ def _work(kernels: list[Any], plan: Plan | GpuPlan, members: list[Member], forma
 
 def _hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
     extra = services.numbers() if services is not None else {}
-    return [kernel.numbers({**group, **extra}) for group in groups]
+    names = {"seed", *(name for name, _ in kernel.formula.scalars)}
+    own = [{name: _read(group[name], False) for name in names if name in group} for group in groups]
+    return [kernel.numbers({**numbers, **extra}) for numbers in own]
 
 
 def _plan(
@@ -655,12 +660,11 @@ def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
 
 
 def _read(value: Any, all_of_it: bool) -> Any:
-    """A setting with tensors read; those on a GPU only if a plan elsewhere needs their numbers."""
+    """A setting with tensors and arrays read; tensors on a GPU only if a plan elsewhere needs their numbers."""
     if isinstance(value, (tuple, list)):
         return tuple(_read(item, all_of_it) for item in value)
-    if isinstance(value, Tensor) and (all_of_it or not gpu.serves(value.device)):
-        return value.item()
-    return value
+    is_held = isinstance(value, Tensor) and (all_of_it or not gpu.serves(value.device))
+    return value.item() if is_held or isinstance(value, np.ndarray) else value
 
 
 def _layout(x: Tensor) -> list[int]:

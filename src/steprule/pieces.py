@@ -204,7 +204,8 @@ def _call(name: str, *values: Value) -> Value:
         if name in ("maximum", "minimum"):
             values = tuple(_as_tensors(torch, values))
         elif name == "where" and not any(map(_is_tensor, values[1:])):  # numbers that no element changes
-            values = (values[0], *(torch.as_tensor(x, dtype=torch.float64) for x in values[1:]))
+            options = {"dtype": torch.float64, "device": values[0].device}
+            values = (values[0], *(torch.as_tensor(x, **options) for x in values[1:]))
         return getattr(torch, name)(*values)
     if all(isinstance(value, (int, float)) for value in values):
         return _SCALAR[name](*values)

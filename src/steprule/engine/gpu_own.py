@@ -66,7 +66,7 @@ class GpuPlanned:
         ]
         self._rows = dict(zip(own, plan.own, strict=True))
         if "numel" in self._rows:
-            self._rows["numel"].copy_(torch.tensor(plan.lengths))
+            self._rows["numel"].copy_(torch.tensor(plan.lengths, device=device))
         self._names = [name for name in own if name in self.formula.scalar_outputs]
         kept = [states[name] for name in self._names]
         is_double = plan.step_dtype == torch.float64

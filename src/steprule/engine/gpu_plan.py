@@ -49,7 +49,7 @@ class Table:
         self._spare = self._buffer() if self._is_pinned else None  # memory cannot be had while a graph is recorded
 
     def _buffer(self) -> Tensor:
-        return torch.empty(self.tensor.shape, dtype=self.tensor.dtype, pin_memory=self._is_pinned)
+        return torch.empty(self.tensor.shape, dtype=self.tensor.dtype, device="cpu", pin_memory=self._is_pinned)
 
     def fill(self, values: np.ndarray) -> None:
         """Other values.

@@ -59,7 +59,7 @@ def add_up(parts: Sequence[Any]) -> Any:
         place = numbers[0].device
     else:  # what the host must know it has to wait for
         place = torch.device("cpu")
-    wide = [torch.as_tensor(x, dtype=torch.float64).reshape(-1) for x in numbers]
+    wide = [torch.as_tensor(x, dtype=torch.float64, device=getattr(x, "device", "cpu")).reshape(-1) for x in numbers]
     return torch.cat([x.to(place, non_blocking=place.type != "cpu") for x in wide]).sort().values.sum()
 
 

@@ -170,7 +170,9 @@ class OnDevice:
     def fill(self) -> None:
         """Takes over what the host knows."""
         services = self._services
-        self.numbers.copy_(torch.tensor([float(getattr(services, name)) for name in REMEMBERED], dtype=torch.float64))
+        self.numbers.copy_(
+            torch.tensor([float(getattr(services, name)) for name in REMEMBERED], dtype=torch.float64, device="cpu")
+        )
         recent = list(services.recent)
         self.recent.fill_(math.nan)
         self.recent[: len(recent)] = torch.tensor(recent, dtype=torch.float64, device=self.device)

@@ -388,6 +388,11 @@ class StepServices:
         if isinstance(self.clip, ClipQuantile) and math.isfinite(norm):
             self.recent.append(norm)
 
+    def rest(self) -> None:
+        """Takes note of a step without gradients, whose norm is 0; it is none of those that clipping goes by."""
+        if self.reads:
+            self.norm = 0.0
+
     def factor(self, norm: float) -> float:
         """What all gradients are multiplied by if their norm is this."""
         if isinstance(self.clip, ClipNorm) and not self.clip.per_parameter:
@@ -496,7 +501,7 @@ class StepServices:
             self.scaled, self.inverse_scale, self.already = False, 1.0, None
             if scaler is not None and not unscaled:
                 state["found_inf_per_device"] = {
-                    scale.device: torch.as_tensor(self.found, dtype=torch.float32).to(scale.device)
+                    scale.device: torch.as_tensor(self.found, dtype=torch.float32, device=scale.device)
                 }
 
     def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
