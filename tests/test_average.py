@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import io
@@ -359,6 +360,42 @@ def test_a_model_is_evaluated_with_its_averages_and_has_its_weights_back():
     train(optimizer, [4])  # and goes on
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("outer", ["averaged", "swap_average"])
+@pytest.mark.parametrize("inner", ["averaged", "raises", "swap_average", "swaps in it"])
+def test_averages_within_averages_are_still_averages(dtype, outer, inner):
+    optimizer = make(dtype, average=DECAY)
+    train(optimizer, range(1, 4))
+    params, before = all_params(optimizer), snapshot(optimizer)
+    averages = [optimizer.read(p, "param_average").to(dtype) for p in params]
+
+    def has_averages():
+        return all(torch.equal(p.detach(), average) for p, average in zip(params, averages, strict=True))
+
+    with contextlib.ExitStack() as stack:
+        if outer == "averaged":
+            stack.enter_context(optimizer.averaged())
+        else:
+            optimizer.swap_average()
+            stack.callback(optimizer.swap_average)
+        assert has_averages()
+        if inner == "swap_average":
+            for wanted in (False, True):
+                optimizer.swap_average()
+                assert has_averages() is wanted
+        else:
+            with contextlib.suppress(ZeroDivisionError), optimizer.averaged():
+                assert has_averages()
+                if inner == "raises":
+                    raise ZeroDivisionError
+                if inner == "swaps in it":
+                    optimizer.swap_average()
+                    assert not has_averages()
+        assert has_averages()
+    assert not has_averages()
+    assert_unchanged(before, optimizer)
+
+
 @pytest.mark.parametrize(("dtype", "options"), [(torch.float32, {}), (torch.bfloat16, {})], ids=str)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_while_swapped_there_is_no_step_and_no_checkpoint(dtype, options, steps):
@@ -386,7 +423,7 @@ def test_nothing_to_swap_with(average, steps):
     for _ in range(2):
         with pytest.raises(RuntimeError, match="needs averages"):
             optimizer.swap_average()
-    with pytest.raises(RuntimeError, match="needs averages"), optimizer.averaged():
+    with pytest.raises(RuntimeError, match=r"^averaged\(\) needs averages"), optimizer.averaged():
         pass
     assert_unchanged(before, optimizer)
     train(optimizer, [9])

@@ -551,6 +551,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(clip, tmp_path):
         (lambda: sgd(True), TypeError, "clip must be a number.*True"),
         (lambda: sgd(-1.0), ValueError, "max_norm value: -1.0"),
         (lambda: sgd(math.nan), ValueError, "max_norm value: nan"),
+        (lambda: sgd(0), ValueError, "clip=0 would make every gradient 0; None is for no clipping"),
+        (lambda: setattr(sgd(1.0), "clip", 0.0), ValueError, "clip=0 would make every gradient 0"),
         (lambda: ClipNorm("1"), ValueError, "max_norm value: '1'"),
         (lambda: ClipNorm(1.0, "inf"), ValueError, "norm_type value: 'inf'"),
         (lambda: ClipNorm(1.0, math.nan), ValueError, "norm_type value: nan"),

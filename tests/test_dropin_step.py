@@ -1180,11 +1180,9 @@ def test_28_derivatives_by_the_old_parameter_gradient_and_states(config, dtype, 
 def test_28_derivatives_of_two_steps_are_those_of_the_numbers(config, hyper, double):
     """From new states, where torch's SGD cuts off the first gradient; also by hyperparameters that are tensors.
 
-    But not by the lr that a state begins at, which is a number there as it is in torch.
+    By an lr that a state begins at too, which is a number in torch: its ASGD has no derivative by lr.
     """
     if hyper is not None and (config not in FULL or hyper not in config.options):
-        return
-    if hyper == "lr" and config.name in ("ASGD", "Rprop"):
         return
 
     def two_steps(param, first, second, *values):
@@ -1201,6 +1199,67 @@ def test_28_derivatives_of_two_steps_are_those_of_the_numbers(config, hyper, dou
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.autograd.gradcheck(two_steps, [value.requires_grad_() for value in inputs])
+
+
+THROUGH = [
+    ("SGD", {}, "lr"), ("SGD", {}, "weight_decay"), ("SGD", {"maximize": True}, "lr weight_decay"),
+    ("Adam", {}, "lr"), ("Adam", {}, "weight_decay"), ("Adam", {}, "lr betas"), ("Adam", {"maximize": True}, "betas"),
+    ("AdamW", {}, "lr"), ("AdamW", {}, "weight_decay"), ("AdamW", {}, "lr betas"), ("AdamW", {}, "lr weight_decay"),
+    ("NAdam", {}, ""), ("NAdam", {"decoupled_weight_decay": True}, "weight_decay"), ("RAdam", {}, "lr"),
+    ("RAdam", {"decoupled_weight_decay": True}, "lr"), ("Adadelta", {}, ""), ("Adagrad", {"lr_decay": 0.3}, ""),
+    ("RMSprop", {}, ""), ("ASGD", {"t0": 1.0, "lambd": 0.05}, ""),
+]  # fmt: skip
+"""Where torch.optim can be differentiated through several steps, by the parameter, all gradients and these tensors. Not
+elsewhere: it writes over what autograd wants to see, or its functions take no tensors, or, in SGD's momentum, the first
+gradient is cut off. Those are compared with differences below."""
+
+
+@pytest.mark.parametrize(("name", "options", "hypers"), THROUGH, ids=str)
+def test_28_derivatives_through_four_steps_are_torchs(name, options, hypers, double):
+    results = []
+    for cls in (mine(name), torchs(name)):
+        first = random((3,), 1).requires_grad_()
+        grads = [random((3,), seed).requires_grad_() for seed in range(2, 6)]
+        tensors = {"lr": torch.tensor(0.1), "weight_decay": torch.tensor(0.3), "betas": torch.tensor([0.8, 0.9])}
+        given = {key: tensors[key].requires_grad_() for key in hypers.split()}
+        settings = {"lr": 0.1, "weight_decay": 0.2, **given, **options}
+        settings.update({"betas": tuple(given["betas"])} if "betas" in given else {})
+        param = first.clone()
+        optimizer = cls([param], **settings, differentiable=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a gradient of what is no leaf
+            for grad in grads:
+                param.grad = grad * 1.0
+                optimizer.step()
+        results.append([param, *torch.autograd.grad(param.square().sum(), [first, *grads, *given.values()])])
+    for ours, its in zip(*results, strict=True):
+        same_tensor(ours, its, "derivative", 1e-9, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "hyper", "values"),
+    [("ASGD", {"t0": 1.0, "lambd": 0.05, "weight_decay": 0.2}, "lr", (0.1,)), ("ASGD", {}, "lambd", (0.05,)),
+     ("Rprop", {}, "lr", (0.1,)), ("Rprop", {"lr": 0.1}, "etas", (0.5, 1.3)),
+     ("Rprop", {"lr": 0.1}, "step_sizes", (0.08, 0.11)), ("Yogi", {}, "initial_accumulator_value", (0.3,))],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_28_derivatives_through_four_steps_are_those_of_the_numbers(name, options, hyper, values, dtype, double):
+    def four_steps(first, *rest):
+        param, given = first.clone(), rest[4:]
+        optimizer = mine(name)(
+            [param], **options, **{hyper: given if len(given) > 1 else given[0]}, differentiable=True
+        )
+        for grad in rest[:4]:
+            param.grad = grad
+            optimizer.step()
+        return parts(param)
+
+    inputs = [random((3,), seed).to(dtype) * (1 + 0.5j if dtype.is_complex else 1) for seed in range(1, 6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        numbers = [torch.tensor(value) for value in values]
+        assert torch.autograd.gradcheck(four_steps, [value.requires_grad_() for value in [*inputs, *numbers]])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -684,7 +684,6 @@ class Optimizer(torch.optim.Optimizer):
         self._services.look()
         return int(getattr(self._services, name))
 
-    @torch.no_grad()
     def swap_average(self) -> None:
         """Exchanges the weights with their averages; a second call exchanges them back, bit for bit.
 
@@ -694,6 +693,10 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: there is no average yet.
         """
+        self._swap("swap_average()")
+
+    @torch.no_grad()
+    def _swap(self, who: str) -> None:
         pairs = [
             (param, self.state[param])
             for group in self.param_groups
@@ -701,7 +704,7 @@ class Optimizer(torch.optim.Optimizer):
             if AVERAGE in self.state.get(param, {})
         ]
         if not pairs:
-            raise RuntimeError("swap_average() needs averages: an optimizer with average=... that has taken a step")
+            raise RuntimeError(f"{who} needs averages: an optimizer with average=... that has taken a step")
         aside, self._swapped = self._swapped, None if self._swapped is not None else {}
         self._forget_plans()
         for param, state in pairs:
@@ -720,12 +723,21 @@ class Optimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``."""
-        self.swap_average()
+        """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``.
+
+        Where it has them already, as in another such context, it keeps them, and has them afterwards.
+
+        Raises:
+            RuntimeError: there is no average yet.
+        """
+        had_them = self._swapped is not None
+        if not had_them:
+            self._swap("averaged()")
         try:
             yield
         finally:
-            self.swap_average()
+            if (self._swapped is not None) != had_them:  # someone may have called swap_average() within
+                self._swap("averaged()")
 
     def release_gradients(self, model: torch.nn.Module) -> None:
         """From now on steps every parameter inside backward, as soon as its gradient is complete, and drops that.

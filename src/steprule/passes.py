@@ -229,13 +229,14 @@ class Entry:
             first = self.rule.begins_at(name, begun, self.group)
             if name in self.scalar_states:
                 like = {} if self.rule.scalar_dtype == "step" else {"dtype": torch.float64}
-                self.state[name] = torch.full((), float(first), **{**step_options(self.group, self.param), **like})
+                options = {**step_options(self.group, self.param), **like}
+                self.state[name] = torch.empty((), **options).copy_(_tensor(first).reshape(()))
             elif self.formats and not isinstance(first, Tensor) and first == 0:
                 set_arrays(self.state, name, zeros(self.formats[name], self.param))
             else:
                 dtype = self.param.dtype if self.param.dtype not in HALVES else torch.float32
                 self.state[name] = torch.empty_like(self.param, dtype=dtype, requires_grad=False)
-                self.state[name].copy_(_filled(self.param, first))
+                self.state[name].copy_(begun if first is begun else _filled(self.param, first))
         if not self.formats:
             if self.averages and AVERAGE not in self.state:
                 self.state[AVERAGE] = self.param.detach().clone()
@@ -633,15 +634,15 @@ def _plan(
     return Plan(step_is_double=is_double, own=len(kernel.formula.own), tallies=tallies, **tables)
 
 
+def _tensor(number: Any) -> Tensor:
+    """A hyperparameter as a float64 tensor that autograd can go through, where it is a tensor."""
+    return number.double() if isinstance(number, Tensor) else torch.tensor(float(number), dtype=torch.float64)
+
+
 def _filled(like: Tensor, value: Any) -> Tensor:
-    """A tensor of this number, or the tensor itself; complex numbers have it twice."""
-    if isinstance(value, Tensor) and value.shape == like.shape:
-        return value
-    if like.is_complex():
-        return torch.complex(
-            *(torch.full(like.shape, float(value), device=like.device, dtype=torch.float64) for _ in range(2))
-        )
-    return torch.full(like.shape, float(value), device=like.device, dtype=torch.float64)
+    """A tensor of this number; complex numbers have it twice."""
+    number = _tensor(value).reshape(()).to(like.device)
+    return (torch.complex(number, number) if like.is_complex() else number).expand(like.shape)
 
 
 def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:

@@ -108,12 +108,16 @@ def as_clip(value: Any) -> Clip | None:
     """The clip argument as one of the classes; a number is a `ClipNorm` of that max_norm.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or 0, which elsewhere means no clipping and here would stop training.
         TypeError: it is nothing of the kind.
     """
     if value is None or isinstance(value, (ClipNorm, ClipValue, ClipAdaptive, ClipQuantile)):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if value == 0:
+            raise ValueError(
+                "clip=0 would make every gradient 0; None is for no clipping, ClipNorm(0) for gradients of 0"
+            )
         return ClipNorm(float(value))
     raise TypeError(
         f"clip must be a number (the largest norm), ClipNorm, ClipValue, ClipAdaptive or ClipQuantile, not {value!r}"
