@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule.engine.gpu import serves
+from steprule.engine.overlap import first_overlap
 from steprule.engine.trace import nonnegative_states
 from steprule.formats import FORMATS, dither, mix
 from steprule.formats import state_format as choose_state_format
@@ -37,6 +40,56 @@ def is_readable(x: Tensor, device: torch.device) -> bool:
         and not x.is_neg()
         and not x.is_inference()
     )
+
+
+def has_addresses(x: Tensor) -> bool:
+    """Whether x's elements are in memory, at its address and by its strides."""
+    return (
+        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+        and not is_lazy(x)
+        and x.layout is torch.strided
+        and (x.device.type == "cpu" or x.device.type == "cuda")
+    )
+
+
+def missing_bytes(x: Tensor) -> int:
+    """How many bytes x's storage is too short for its elements, as one that was freed is."""
+    if not has_addresses(x) or not x.numel():
+        return 0
+    return max(int((x.storage_offset() + _extent(x)) * x.element_size() - x.untyped_storage().nbytes()), 0)
+
+
+def first_shared(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
+    """The numbers of the first two tensors that have an element in common, or None; those without memory have none."""
+    spans = []
+    for x in tensors:
+        start = x.data_ptr() if has_addresses(x) and x.numel() else 0
+        spans.append((start, start + _extent(x) * x.element_size() if start else 0))
+
+    def share(a: int, b: int) -> bool:
+        one, other = tensors[a], tensors[b]
+        return one.device == other.device and np.shares_memory(_Elements(one), _Elements(other))
+
+    return first_overlap(spans, share)
+
+
+def _extent(x: Tensor) -> int:
+    """Elements from x's first to its last in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+class _Elements:
+    """Where a tensor's elements are, as NumPy asks for it: it reads none of them."""
+
+    def __init__(self, x: Tensor) -> None:
+        size = x.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (x.data_ptr(), True),
+            "shape": tuple(x.shape),
+            "strides": tuple(size * stride for stride in x.stride()),
+            "typestr": f"|V{size}",
+        }
 
 
 def name_of(dtype: torch.dtype) -> str:
