@@ -20,6 +20,7 @@ from torch.optim.optimizer import (
 
 from steprule import rules
 from steprule.engine import gpu
+from steprule.engine.team import torch_alone
 from steprule.engine.trace import couples, trace
 from steprule.formats import (
     FORMATS,
@@ -683,7 +684,7 @@ class Optimizer(torch.optim.Optimizer):
         """Steps one parameter."""
         current = self._released.get(param)
         if current is None or not current.run(self):
-            with torch.no_grad():
+            with torch.no_grad(), torch_alone():
                 fresh = self._step_anew(param)
             if fresh is not None:
                 self._released[param] = fresh
@@ -737,7 +738,7 @@ class Optimizer(torch.optim.Optimizer):
             return
         current = self._pass
         if current is None or not current.run(self):
-            with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            with torch.set_grad_enabled(self.defaults.get("differentiable", False)), torch_alone():
                 self._pass = self._step_anew()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
