@@ -250,3 +250,178 @@ def test_a_state_dict_of_other_arrays_changes_nothing():
         "state_dict holds [2] params where there are 1",
         lambda: optimizer.load_state_dict(several.state_dict()),
     )
+
+
+# What has changed since the last step
+
+
+def stepped(*params, cls=arrays.Adam, **settings):
+    optimizer = cls(list(params), lr=0.1, **settings)
+    optimizer.step([np.ones_like(p) for p in params])
+    return optimizer
+
+
+def refused(optimizer, error, message):
+    """The step raises, and nothing has changed."""
+    before = copy.deepcopy((optimizer.params, optimizer.state))
+    grads = [np.ones(np.shape(p), getattr(p, "dtype", None)) for p in optimizer.params]
+    refuses(error, message, lambda: optimizer.step(grads))
+    for a, b in zip(before[0], optimizer.params, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for old, new in zip(before[1], optimizer.state, strict=True):
+        assert list(old) == list(new)
+        for name in old:
+            np.testing.assert_array_equal(old[name], new[name])
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+CHANGED_STATES = {
+    "shorter": (lambda x: x[:2], "the state exp_avg of params[1] has shape (2,) and dtype float64 and must have (4,)"),
+    "another dtype": (lambda x: x.astype("f4"), "has shape (4,) and dtype float32 and must have (4,) and float64"),
+    "a list": (lambda x: x.tolist(), "the state exp_avg of params[1] must be a NumPy array, not list"),
+    "read-only": (lambda x: read_only(x.copy()), "the state exp_avg of params[1] is read-only"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_STATES)
+def test_a_state_that_does_not_fit_any_more_is_refused(change):
+    optimizer = stepped(np.ones(3), np.ones(4))
+    function, message = CHANGED_STATES[change]
+    optimizer.state[1]["exp_avg"] = function(optimizer.state[1]["exp_avg"])
+    refused(optimizer, ValueError, message)
+
+
+CHANGED_PARAMS = {
+    "grown": (lambda x: np.vstack([x, x]), ValueError, "the state exp_avg of params[0] has shape (2, 3)"),
+    "another dtype": (
+        lambda x: x.astype("f4"),
+        ValueError,
+        "has shape (2, 3) and dtype float64 and must have (2, 3) and",
+    ),
+    "integers": (lambda x: x.astype(int), TypeError, "params[0] must hold float16, float32 or float64, not int64"),
+    "read-only": (lambda x: read_only(x.copy()), ValueError, "params[0] is read-only"),
+    "a list": (lambda x: x.tolist(), TypeError, "params[0] must be a NumPy array, not list"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_PARAMS)
+def test_a_parameter_that_does_not_fit_any_more_is_refused(change):
+    optimizer = stepped(np.ones((2, 3)))
+    function, error, message = CHANGED_PARAMS[change]
+    optimizer.params[0] = function(optimizer.params[0])
+    refused(optimizer, error, message)
+
+
+def test_a_parameter_that_was_resized_in_place_is_refused_until_its_states_are_made_anew():
+    param = np.ones(3)
+    optimizer = stepped(param)
+    param.resize(5, refcheck=False)
+    refused(optimizer, ValueError, "the state exp_avg of params[0] has shape (3,)")
+    optimizer.state[0] = {"step": 0}
+    optimizer.step([np.ones(5)])
+    assert optimizer.state[0]["exp_avg"].shape == (5,)
+
+
+def test_as_many_states_as_params():
+    optimizer = stepped(np.ones(3))
+    optimizer.params.append(np.ones(3))
+    refused(optimizer, ValueError, "there are 1 states for 2 params")
+
+
+@pytest.mark.parametrize("step", [-5, 1.5, None], ids=str)
+def test_a_step_that_is_none_is_refused(step):
+    optimizer = stepped(np.ones(3))
+    optimizer.state[0]["step"] = step
+    refused(optimizer, ValueError, f"the state step of params[0] is {step!r}")
+
+
+def test_settings_that_are_unknown_or_missing_are_refused():
+    optimizer = stepped(np.ones(3))
+    optimizer.settings["weight_decai"] = 0.1
+    refused(optimizer, TypeError, "'weight_decai'; did you mean 'weight_decay'?")
+    del optimizer.settings["weight_decai"], optimizer.settings["eps"]
+    refused(optimizer, ValueError, "eps is missing in settings; its default is 1e-08")
+
+
+SHARED = {
+    "a part": lambda a: [a, a[50:]],
+    "the same, strided": lambda a: [a[::2], a[::2]],
+    "strided in dense": lambda a: [a, a[::2]],
+    "reversed": lambda a: [a[60::-1], a[60:]],
+}
+APART = {
+    "interleaved": lambda a: [a[::2], a[1::2]],
+    "columns": lambda a: [a.reshape(10, 10)[:, :4], a.reshape(10, 10)[:, 4:]],
+    "reversed": lambda a: [a[59::-1], a[60:]],
+    "empty": lambda a: [a, a[50:50]],
+}
+
+
+@pytest.mark.parametrize("views", SHARED)
+def test_params_in_the_same_memory_are_refused(views):
+    params = SHARED[views](np.ones(100))
+    refuses(ValueError, "params[0] and params[1] lie in the same memory", lambda: arrays.SGD(params))
+    optimizer = arrays.SGD([p.copy() for p in params])
+    optimizer.params[:] = params
+    refused(optimizer, ValueError, "params[0] and params[1] lie in the same memory")
+
+
+@pytest.mark.parametrize("views", APART)
+def test_params_beside_each_other_are_stepped(views):
+    memory = np.ones(100)
+    params = APART[views](memory)
+    optimizer = arrays.SGD(params, lr=0.5)
+    optimizer.step([np.ones(p.shape) for p in params])
+    assert (memory == 0.5).all()
+
+
+def test_states_in_the_same_memory_are_refused():
+    optimizer = stepped(np.ones(3), np.ones(3))
+    optimizer.state[1]["exp_avg"] = optimizer.state[0]["exp_avg_sq"]
+    refused(
+        optimizer, ValueError, "the state exp_avg_sq of params[0] and the state exp_avg of params[1] lie in the same"
+    )
+
+
+def test_a_gradient_may_be_the_parameter_and_gradients_each_other():
+    a, b, c, grad = (np.ones(3) for _ in range(4))
+    arrays.SGD([a, b, c], lr=0.5).step([a, grad, grad])
+    assert all((x == 0.5).all() for x in (a, b, c))
+
+
+OTHERS = {
+    "missing": (arrays.Lion, arrays.Adam, "params[0] is not Adam's: it lacks exp_avg_sq"),
+    "unknown": (arrays.Adam, arrays.Lion, "params[0] is not Lion's: it has exp_avg_sq, which it does not know"),
+    "both": (arrays.Adagrad, arrays.Adam, "lacks exp_avg, exp_avg_sq and has sum, which it does not know"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_rules_checkpoint_changes_nothing(what):
+    theirs, cls, message = OTHERS[what]
+    saved = stepped(np.ones(3), cls=theirs).state_dict()
+    optimizer = cls([np.ones(3)], lr=0.25)
+    refuses(ValueError, message, lambda: optimizer.load_state_dict(saved))
+    assert optimizer.state == [{"step": 0}] and optimizer.settings["lr"] == 0.25
+
+
+@pytest.mark.parametrize("step", [-5, None], ids=str)
+def test_a_checkpoint_without_a_number_of_steps_changes_nothing(step):
+    saved = stepped(np.ones(3)).state_dict()
+    saved["state"][0]["step"] = step
+    optimizer = arrays.Adam([np.ones(3)])
+    refuses(ValueError, f"the state step of params[0] is {step}", lambda: optimizer.load_state_dict(saved))
+    assert optimizer.state == [{"step": 0}]
+
+
+def test_a_state_that_a_setting_asks_for_begins_anew_if_a_checkpoint_lacks_it():
+    first = stepped(np.ones(3))
+    first.settings["amsgrad"] = True
+    second = arrays.Adam([np.ones(3)])
+    second.load_state_dict(first.state_dict())
+    second.step([np.ones(3)])
+    assert "max_exp_avg_sq" in second.state[0]

@@ -15,6 +15,7 @@ import numpy as np
 
 from steprule import rules
 from steprule.engine.cpu import available_threads, compiled
+from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
 from steprule.engine.trace import trace
@@ -78,7 +79,7 @@ class Optimizer:
 
     Raises:
         TypeError: params are not arrays of floats, or a setting is unknown.
-        ValueError: a setting is out of range, or an array is read-only or given twice.
+        ValueError: a setting is out of range, or an array is read-only, given twice or in the memory of another.
     """
 
     rule: ClassVar[type[Rule]]
@@ -102,6 +103,7 @@ class Optimizer:
             _check_param(index, param)
             if any(param is other for other in self.params[:index]):
                 raise ValueError(f"params[{index}] is given twice")
+        _check_apart([(f"params[{index}]", param) for index, param in enumerate(self.params)])
         self.state: list[dict[str, Any]] = [{"step": 0} for _ in self.params]
 
     def step(self, grads: Sequence[Array | None]) -> None:
@@ -112,15 +114,27 @@ class Optimizer:
                 that array and its states as they are.
 
         Raises:
-            ValueError: the number of gradients, a shape or a dtype does not match; nothing has changed.
+            ValueError: the number of gradients, a shape, a dtype or a setting does not match, or a parameter or a
+                state has become one that cannot be stepped; nothing has changed.
+            TypeError: a setting is unknown, or a parameter no array of floats; nothing has changed.
         """
         if len(grads) != len(self.params):
             raise ValueError(f"step got {len(grads)} gradients for {len(self.params)} params")
-        for index, (param, grad) in enumerate(zip(self.params, grads, strict=True)):
-            if grad is not None:
-                _check_grad(index, param, grad)
-        check_hyperparameters(self.rule, self.settings)
+        if len(self.state) != len(self.params):
+            raise ValueError(
+                f"there are {len(self.state)} states for {len(self.params)} params: state[i] is params[i]'s"
+            )
+        self._check_settings()
         names = tuple(filter(None, self.rule.states_for(self.settings)))
+        written: list[tuple[str, Array]] = []
+        for index, (param, grad, state) in enumerate(zip(self.params, grads, self.state, strict=True)):
+            if grad is not None:
+                _check_param(index, param)
+                _check_grad(index, param, grad)
+                self._check_state(index, names)
+                written.append((f"params[{index}]", param))
+                written += [(f"the state {name} of params[{index}]", state[name]) for name in names if name in state]
+        _check_apart(written)
         present = tuple(name for name in names if name in self.rule.tensor_states)
         buckets: dict[str, list[int]] = {}
         kernels = {}
@@ -173,6 +187,34 @@ class Optimizer:
             for index in indices:
                 self.state[index]["step"] += 1
 
+    def _check_settings(self) -> None:
+        """Raises for settings that someone has changed to what makes no sense."""
+        known = self.rule.hyperparameters
+        check_names(f"{type(self).__name__}.settings", self.settings, known)
+        missing = [name for name in known if name not in self.settings]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing in settings; its default is {known[missing[0]]!r}")
+        check_hyperparameters(self.rule, self.settings)
+
+    def _check_state(self, index: int, names: Sequence[str]) -> None:
+        """Raises for a state that is not as `step` would make it."""
+        param, state = self.params[index], self.state[index]
+        _count_of(index, state.get("step"))
+        for name in names:
+            if name not in state:
+                continue
+            shape, dtype = ((), np.dtype(float)) if name in self.rule.scalar_states else (param.shape, param.dtype)
+            value, what = state[name], f"the state {name} of params[{index}]"
+            if not isinstance(value, np.ndarray):
+                raise ValueError(f"{what} must be a NumPy array, not {type(value).__name__}")
+            if value.shape != shape or value.dtype != dtype:
+                raise ValueError(
+                    f"{what} has shape {value.shape} and dtype {value.dtype} and must have {shape} and {dtype}; "
+                    "delete it to begin anew"
+                )
+            if not value.flags.writeable:
+                raise ValueError(f"{what} is read-only")
+
     def state_dict(self) -> dict[str, Any]:
         """States and settings in torch.optim's form, as copies: ``{"state": ..., "param_groups": [...]}``."""
         return {
@@ -184,7 +226,7 @@ class Optimizer:
         """Takes over what `state_dict` returned, as copies.
 
         Raises:
-            ValueError: it belongs to other arrays; nothing has changed.
+            ValueError: it belongs to other arrays or another rule; nothing has changed.
         """
         groups = state_dict["param_groups"]
         if len(groups) != 1 or len(groups[0]["params"]) != len(self.params):
@@ -195,8 +237,18 @@ class Optimizer:
         check_hyperparameters(self.rule, settings)
         state: list[dict[str, Any]] = []
         for index, param in enumerate(self.params):
-            loaded = {**state_dict["state"].get(index, {})}
-            fresh: dict[str, Any] = {"step": int(loaded.pop("step", 0 if not loaded else 1))}
+            loaded = {name: x for name, x in state_dict["state"].get(index, {}).items() if x is not None}
+            step = loaded.pop("step", None if loaded and self.rule.keeps_step else int(bool(loaded)))
+            fresh: dict[str, Any] = {"step": _count_of(index, step)}
+            always = [name for name in self.rule.states if name not in self.rule.state_when]
+            missing = [name for name in always if name not in loaded] if loaded or fresh["step"] else []
+            unknown = [name for name in loaded if name not in self.rule.states]
+            if missing or unknown:
+                lacks = [f"lacks {', '.join(missing)}"] if missing else []
+                lacks += [f"has {', '.join(unknown)}, which it does not know"] if unknown else []
+                raise ValueError(
+                    f"the state of params[{index}] is not {self.rule.__name__}'s: it {' and '.join(lacks)}"
+                )
             for name, value in loaded.items():
                 is_scalar = name in self.rule.scalar_states
                 array = np.array(value, np.float64 if is_scalar else param.dtype)
@@ -206,6 +258,39 @@ class Optimizer:
             state.append(fresh)
         self.settings.update(copy.deepcopy(settings))
         self.state = state
+
+
+def _check_apart(written: Sequence[tuple[str, Array]]) -> None:
+    """Raises if two arrays, each with its name, have an element in common."""
+    both = first_overlap(
+        [_span(x) for _, x in written], lambda a, b: bool(np.shares_memory(written[a][1], written[b][1]))
+    )
+    if both is not None:
+        one, other = (written[number][0] for number in both)
+        raise ValueError(
+            f"{one} and {other} lie in the same memory, which would be stepped twice: give one of them only, or a copy()"
+        )
+
+
+def _span(x: Array) -> tuple[int, int]:
+    """Where x's memory begins and ends."""
+    start: int = x.__array_interface__["data"][0]
+    reach = [(size - 1) * stride for size, stride in zip(x.shape, x.strides, strict=True)]
+    end = start + sum(max(one, 0) for one in reach) + x.itemsize
+    return (start + sum(min(one, 0) for one in reach), end) if x.size else (start, start)
+
+
+def _count_of(index: int, step: Any) -> int:
+    """A number of steps.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if step is None or isinstance(step, str) or not float(step).is_integer() or float(step) < 0:
+        raise ValueError(
+            f"the state step of params[{index}] is {step!r} and must be a number of steps, 0 to begin anew"
+        )
+    return int(step)
 
 
 def _check_param(index: int, param: Any) -> None:

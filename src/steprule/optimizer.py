@@ -20,6 +20,7 @@ from torch.optim.optimizer import (
 
 from steprule import rules
 from steprule.engine import gpu
+from steprule.engine.team import torch_alone
 from steprule.engine.trace import couples, trace
 from steprule.formats import (
     FORMATS,
@@ -28,7 +29,7 @@ from steprule.formats import (
     weight_format,
 )  # fmt: skip
 from steprule.formats.tensors import decode
-from steprule.passes import Entry, Pass
+from steprule.passes import Entry, Pass, find_shared, name_in
 from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
 from steprule.rules.options import OPTIONS, with_options
 from steprule.schedules import KEY as SCHEDULES
@@ -259,6 +260,7 @@ class Optimizer(torch.optim.Optimizer):
         self._is_made = True
         for group in self.param_groups:
             trace(self.rule, group)  # a formula that cannot run says so now
+        self._check_memory()
         wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
         wanted += [f"grads={self._accumulator.kind!r}"] if self._accumulator is not None else []
         if wanted and not any(p.dtype in HALVES for group in self.param_groups for p in group["params"]):
@@ -425,6 +427,17 @@ class Optimizer(torch.optim.Optimizer):
                 )
                 raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
         _check_clip(services.clip if services is not None else None, [group])
+
+    def _check_memory(self) -> None:
+        """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
+        trained: dict[int, tuple[str, Tensor]] = {}  # one may be listed twice
+        for number, group in enumerate(self.param_groups):
+            for index, param in enumerate(group["params"]):
+                if param.requires_grad:
+                    trained.setdefault(id(param), (name_in(group, number, index), param))
+        wrong = find_shared(list(trained.values()))
+        if wrong is not None:
+            raise ValueError(wrong)
 
     def _take_functions(self, settings: dict[str, Any]) -> dict[str, Schedule]:
         """Takes functions of the step out of settings, and leaves what they give for the next."""
@@ -812,7 +825,7 @@ class Optimizer(torch.optim.Optimizer):
             self._schedules.insist(self.param_groups)
         current = self._released.get(param)
         if current is None or not current.run(self):
-            with torch.no_grad():
+            with torch.no_grad(), torch_alone():
                 fresh = self._step_anew(param)
             if fresh is not None:
                 self._released[param] = fresh
@@ -868,7 +881,7 @@ class Optimizer(torch.optim.Optimizer):
         else:
             current = self._pass
             if current is None or not current.run(self):
-                with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+                with torch.set_grad_enabled(self.defaults.get("differentiable", False)), torch_alone():
                     self._pass = self._step_anew()
         if self._schedules is not None:
             self._schedules.calls += 1
@@ -926,9 +939,12 @@ class Optimizer(torch.optim.Optimizer):
         ]
         buckets: dict[Any, list[Entry]] = {}
         seen: set[int] = set()
+        written: list[tuple[str, Tensor]] = []
         for entry in entries:
             if id(entry.param) in seen:  # listed twice, stepped twice: after the pass, not during it
                 entry.is_fast = entry.is_new = False
+            else:
+                written += entry.written()
             seen.add(id(entry.param))
             if entry.is_fast:
                 buckets.setdefault(entry.kernel_key(), []).append(entry)
@@ -937,6 +953,9 @@ class Optimizer(torch.optim.Optimizer):
                         "a CUDA graph cannot record an optimizer's first step, or the first after a change of its parameters, "
                         "groups or states: take one before the recording"
                     )
+        wrong = find_shared(written)
+        if wrong is not None:
+            raise RuntimeError(wrong)
         gathers = (False, True) if services is not None and services.telemetry else (False,)
         kernels = [[bucket[0].kernel(gather) for gather in gathers] for bucket in buckets.values()]  # before any change
         for entry in entries:

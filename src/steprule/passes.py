@@ -37,9 +37,11 @@ from steprule.states import (
     correction_dtype,
     counting,
     encode_rounded,
+    first_shared,
     is_readable,
     kept,
     misfit,
+    missing_bytes,
     name_of,
     set_arrays,
     state_format,
@@ -59,6 +61,24 @@ _PARAMS = itemgetter("params")
 _count_write = torch._C._increment_version  # kernels write through addresses: this tells autograd
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 _ZERO = torch.zeros((), device="cpu")
+
+
+def name_in(group: dict[str, Any], number: int, index: int) -> str:
+    """What errors call a parameter."""
+    names = group.get("param_names")
+    return f"parameter {index} of group {number}" + (f" ({names[index]})" if names else "")
+
+
+def find_shared(written: Sequence[tuple[str, Tensor]]) -> str | None:
+    """What is wrong if two tensors, each with its name in errors, lie in the same memory; None if none do."""
+    both = first_shared([x for _, x in written])
+    if both is None:
+        return None
+    one, other = (written[number][0] for number in both)
+    return (
+        f"{one} and {other} lie in the same memory, which would be stepped twice: give one of them only and tie them "
+        "by assigning the same Parameter, or give each memory of its own by clone()"
+    )
 
 
 class Entry:
@@ -90,8 +110,8 @@ class Entry:
             and not self.grad.is_sparse
         )
         self.is_new = all(kept(self.state, name) is None for name in self.present)
-        name = self._given_name()
-        self._check(f"parameter {index} of group {number}" + (f" ({name})" if name else ""))
+        self.who = name_in(group, number, index)
+        self._check(self.who)
         self.formats = self._formats()
         self.arrays = (
             [(name, suffix) for name, kind in self.formats.items() for suffix, _ in FORMATS[kind].arrays]
@@ -158,6 +178,42 @@ class Entry:
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
         if problem := misfit(self.rule, self.state, param, who):
             raise RuntimeError(problem)
+        for name in (f"{AVERAGE}_correction", "param_correction", AVERAGE, *self.present):
+            state = self.state.get(name)
+            if isinstance(state, Tensor) and not self._knows(name, state.dtype):
+                raise RuntimeError(
+                    f"the state {name} of {who} is {state.dtype}, which a step of {param.dtype} cannot use: convert it, "
+                    "or delete it to begin anew"
+                )
+        whose = {"": param, "the gradient of ": grad}
+        whose |= {f"the state {name} of ": x for name, x in self.state.items() if isinstance(x, Tensor)}
+        for what, x in whose.items():
+            if missing := missing_bytes(x):
+                raise RuntimeError(
+                    f"the storage of {what}{who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
+                    "it was freed or made smaller"
+                )
+
+    def _knows(self, name: str, dtype: torch.dtype) -> bool:
+        """Whether a state may be of this dtype."""
+        if name.endswith("_correction"):
+            return dtype in (torch.int8, torch.int16)
+        if self.param.is_complex():
+            return dtype.is_complex and dtype.itemsize <= self.param.dtype.itemsize
+        if self.group.get("states") is not None or name == AVERAGE:  # it is converted
+            return dtype in DTYPES
+        return dtype in DTYPES and (dtype != torch.float64 or self.param.dtype == torch.float64)
+
+    def written(self) -> list[tuple[str, Tensor]]:
+        """What its step writes to, but for the numbers that it counts by; each with its name in errors."""
+        names = {*self.present, *self.state_names()} - {*self.scalar_states, "step"}
+        written = [(self.who, self.param)]
+        for name, x in self.state.items():
+            if name in names and isinstance(x, Tensor):
+                written.append((f"the state {name} of {self.who}", x))
+        if self.corrected:
+            written.append((f"the correction of the gradient of {self.who}", self.tensor("grad", "_correction")))
+        return written
 
     def _formats(self) -> dict[str, str]:
         """How each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones."""
@@ -358,9 +414,8 @@ class Entry:
 class Pass:
     """The plans for a set of tensors, and what must still hold for them to be used again.
 
-    Looked at in every step, since anyone may replace a tensor or move its memory. Not noticed is a parameter or a
-    state that is laid out anew over the same memory, as by ``p.data = p.data.t()``, before a backward pass: the
-    gradient that this brings is laid out anew too, and that is.
+    Looked at in every step, since anyone may replace a tensor, move its memory or lay it out anew: kernels write to
+    addresses, and know nothing of whose memory that is by now.
     """
 
     def __init__(
@@ -390,17 +445,22 @@ class Pass:
         self._params = [entry.param for entry in fast]
         active = set(map(id, self._params))
         self._idle = [p for group in groups for p in group["params"] if whole and id(p) not in active]
-        self._same_layout = _layout_check([entry.grad for entry in fast])
-        self._grad_at = [entry.grad.data_ptr() for entry in fast]
+        grads = [entry.grad for entry in fast]
+        self._grad_at = list(map(_ADDRESS, grads))
+        self._empty = self._grad_at.count(0)
         self._state_of = optimizer.state
         self._whole = whole
         self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), _END))
         if not whole:
             self._objects = [*map(optimizer.state.get, self._params), *_END]
         self.complete = len(fast) == len(entries) and all(set(entry.state) == entry.state_names() for entry in fast)
-        self._fixed = (self._params, *(entry.state.values() for entry in fast))
+        corrections = [entry.tensor("grad", "_correction") for entry in fast if entry.corrected]
+        self._fixed = (self._params, *(entry.state.values() for entry in fast), corrections)
         self._held = [list(entry.state.values()) for entry in fast]  # so that no other state can take their places
-        self._fixed_at = list(map(_ADDRESS, chain.from_iterable(self._fixed))) if self.complete else []
+        if self.complete:
+            fixed = list(chain.from_iterable(self._fixed))
+            self._fixed_at = list(map(_ADDRESS, fixed))
+            self._same_layout = _layout_check([*fixed, *grads])
 
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
@@ -441,13 +501,14 @@ class Pass:
             objects = chain(*map(_PARAMS, groups), states.values(), _END)
             if not self._whole:
                 objects = chain(map(states.get, self._params), _END)
+            fixed = list(chain.from_iterable(self._fixed))
             grads = [param.grad for param in self._params]
             grad_at = list(map(_ADDRESS, grads))  # type: ignore[arg-type]
             if not (
                 states is self._state_of
                 and all(map(is_, objects, self._objects))
-                and self._same_layout(*grads)
-                and list(map(_ADDRESS, chain.from_iterable(self._fixed))) == self._fixed_at
+                and self._same_layout(*fixed, *grads)
+                and list(map(_ADDRESS, fixed)) == self._fixed_at
                 and list(map(len, groups)) == self._lengths  # a key more may be one that a group cannot have
             ):
                 return False
@@ -462,6 +523,8 @@ class Pass:
         if self._idle and any(param.grad is not None for param in self._idle):
             return False
         if grad_at != self._grad_at:
+            if grad_at.count(0) != self._empty:  # of one that was freed
+                return False
             for _, plan, part in self._plans:
                 plan.set_grads(grad_at[part])
             self._grad_at = grad_at
@@ -668,9 +731,9 @@ def _read(value: Any, all_of_it: bool) -> Any:
     return value.item() if is_held or isinstance(value, np.ndarray) else value
 
 
-def _layout(x: Tensor) -> list[int]:
-    """x's strides, but for dimensions of size 1, whose strides say nothing."""
-    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
+def _layout(x: Tensor) -> list[tuple[int, int]]:
+    """x's sizes and strides, but for dimensions of size 1, whose strides say nothing."""
+    return [(size, stride) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
 
 
 def _is_dense(x: Tensor) -> bool:

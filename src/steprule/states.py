@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule.engine.gpu import serves
+from steprule.engine.overlap import first_overlap
 from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.engine.trace import exact_states, nonnegative_states
 from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix
@@ -38,6 +41,56 @@ def is_readable(x: Tensor, device: torch.device) -> bool:
         and not x.is_neg()
         and not x.is_inference()
     )
+
+
+def has_addresses(x: Tensor) -> bool:
+    """Whether x's elements are in memory, at its address and by its strides."""
+    return (
+        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+        and not is_lazy(x)
+        and x.layout is torch.strided
+        and (x.device.type == "cpu" or x.device.type == "cuda")
+    )
+
+
+def missing_bytes(x: Tensor) -> int:
+    """How many bytes x's storage is too short for its elements, as one that was freed is."""
+    if not has_addresses(x) or not x.numel():
+        return 0
+    return max(int((x.storage_offset() + _extent(x)) * x.element_size() - x.untyped_storage().nbytes()), 0)
+
+
+def first_shared(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
+    """The numbers of the first two tensors that have an element in common, or None; those without memory have none."""
+    spans = []
+    for x in tensors:
+        start = x.data_ptr() if has_addresses(x) and x.numel() else 0
+        spans.append((start, start + _extent(x) * x.element_size() if start else 0))
+
+    def share(a: int, b: int) -> bool:
+        one, other = tensors[a], tensors[b]
+        return one.device == other.device and np.shares_memory(_Elements(one), _Elements(other))
+
+    return first_overlap(spans, share)
+
+
+def _extent(x: Tensor) -> int:
+    """Elements from x's first to its last in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+class _Elements:
+    """Where a tensor's elements are, as NumPy asks for it: it reads none of them."""
+
+    def __init__(self, x: Tensor) -> None:
+        size = x.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (x.data_ptr(), True),
+            "shape": tuple(x.shape),
+            "strides": tuple(size * stride for stride in x.stride()),
+            "typestr": f"|V{size}",
+        }
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -94,12 +147,14 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str) 
     for name in rule.scalar_states:
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
-    for name in ("param_correction", AVERAGE, *rule.tensor_states):
+    for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
         array, base = kept(state, name), state.get(f"{name}_base")
         if array is not None and array.shape != param.shape:
             return f"the state {name} of {who} has the shape {array.shape}, its parameter {param.shape}"
         if array is not None and f"{name}_8bit" in state and base is None:
             return f"the state {name}_8bit of {who} is without {name}_base, which its codes are counted from"
+        if array is not None and f"{name}_8bit" in state and array.dtype not in (torch.int8, torch.uint8):
+            return f"the state {name}_8bit of {who} is {array.dtype} and must be int8 or uint8"
         if isinstance(base, Tensor) and (base.shape != base_shape(param.shape) or base.dtype != torch.int16):
             return (
                 f"the state {name}_base of {who} is {base.dtype} of shape {tuple(base.shape)} and must be int16 of shape "

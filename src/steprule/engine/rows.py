@@ -68,7 +68,9 @@ def row_step(
     is_plain = all(is_readable(x, device) and x.dtype in DTYPES and x.is_contiguous() for x in tensors.values())
     if torch.is_grad_enabled() or device.type != "cpu" or not is_plain:
         return None
-    if not len(rows) or rows.min() < 0 or rows.max() >= len(tensors["param"]):
+    shape = tensors["param"].shape
+    fits = grad.shape == shape and all(x.shape == shape for name, x in tensors.items() if name != "grad")
+    if not fits or not len(rows) or rows.min() < 0 or rows.max() >= len(tensors["param"]):
         return None
     size = values[0].numel()
     formats = [DTYPES[x.dtype] for x in tensors.values()]

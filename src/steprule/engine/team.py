@@ -3,19 +3,27 @@
 torch keeps a team of OpenMP threads that spins for a while after every parallel operation. A second team would
 fight with it for the cores, so ours is the same one: the OpenMP runtime that torch has loaded is asked to run our
 function. Where there is none (no torch, or another threading backend) a pool of Python threads does it; the
-kernels hold no lock.
+kernels hold no lock. So it does in a forked process: OpenMP would wait there for threads that only the parent has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+logger = logging.getLogger("steprule")
+
 RunTogether = Callable[[int, int, int], None]
+
+_has_team = False
+"""Whether a step has started OpenMP's threads, here or in the process that this is a fork of."""
+_is_fork = False
 
 _RUN = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 
@@ -28,7 +36,29 @@ def run_together(function: int, argument: int, threads: int) -> None:
         argument: what each call is given.
         threads: how many calls.
     """
-    (_openmp(sys.modules.get("torch") is not None) or _run_in_pool)(function, argument, threads)
+    global _has_team
+    openmp = _openmp(sys.modules.get("torch") is not None) if not _is_fork else None
+    if openmp is None:
+        _run_in_pool(function, argument, threads)
+    else:
+        _has_team = True
+        openmp(function, argument, threads)
+
+
+@contextlib.contextmanager
+def torch_alone() -> Iterator[None]:
+    """A context for torch's own operations, which in a forked process would wait for the parent's threads as well."""
+    if not _is_fork:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache
@@ -51,6 +81,8 @@ def _openmp(torch_is_loaded: bool) -> RunTogether | None:
 
 
 def _run_in_pool(function: int, argument: int, threads: int) -> None:
+    if _is_fork and _has_team:
+        _warn()
     run = _RUN(function)
     others = [_pool().submit(run, argument) for _ in range(threads - 1)]
     run(argument)
@@ -63,5 +95,21 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="steprule")
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+@cache
+def _warn() -> None:
+    logger.warning(
+        "steprule: this process is a fork of one that has stepped with several threads, which a fork has not; steps use "
+        "others, but large operations of torch may wait for ever: start processes by spawn, or "
+        "torch.set_num_threads(1)"
+    )
+
+
+def _begin_fork() -> None:
+    """Forgets the threads that only the parent has."""
+    global _is_fork
+    _is_fork = True
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_fork)

@@ -77,9 +77,17 @@ class Accumulator:
         frozen, self._frozen = self._frozen, []
         for param in frozen:
             self.watch(param)
-        for param, correction in self.corrections.items():
+        for param in self.corrections:
+            correction = self._fitting(param)
             if param.grad is not None and not self._is_untouched(param, param.grad):
                 correction.zero_()
+
+    def _fitting(self, param: Tensor) -> Tensor:
+        """A parameter's correction, anew where the parameter has another shape or place by now."""
+        correction = self.corrections[param]
+        if correction.shape != param.shape or correction.device != param.device:
+            correction.data = torch.zeros_like(param, dtype=correction.dtype, requires_grad=False)
+        return correction
 
     def wide(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient with its correction, in float32."""
@@ -101,8 +109,9 @@ class Accumulator:
             raise RuntimeError(
                 f'grads="{self.kind}" is for one process: what rounding took would not be averaged over processes'
             )
-        correction, total = self.corrections[param], param.grad
-        if total is None or total.is_sparse or grad.is_sparse:
+        correction, total = self._fitting(param), param.grad
+        fits = total is not None and total.shape == grad.shape == param.shape and total.dtype == param.dtype
+        if total is None or not fits or total.is_sparse or grad.is_sparse:
             correction.zero_()
             return None
         if not self._is_untouched(param, total):

@@ -1,0 +1,120 @@
+"""Steps in a forked process, whose OpenMP threads are its parent's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import steprule
+from steprule import arrays
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # of threads, which is what this is about
+]
+
+SIZE = 100_000  # enough for several threads
+
+
+@pytest.fixture(autouse=True)
+def several_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def in_fork(work: Callable[[], Any]) -> Any:
+    """What work returns in a forked process, and the warnings there; fails if it never ends."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(20)
+            records: list[logging.LogRecord] = []
+            logger = logging.getLogger("steprule")
+            logger.handlers, logger.propagate = [logging.NullHandler()], False
+            logger.handlers[0].handle = records.append  # type: ignore[method-assign]
+            result = work(), [record.getMessage() for record in records]
+            with os.fdopen(writing, "w") as stream:
+                json.dump(result, stream)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        answer = stream.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return json.loads(answer)
+
+
+def trained(cls: Any) -> tuple[Any, torch.nn.Parameter]:
+    """An optimizer that has its plan, over many elements."""
+    param = torch.nn.Parameter(torch.linspace(-1, 1, SIZE))
+    param.grad = torch.linspace(1, 3, SIZE)
+    optimizer = cls([param], lr=0.1)
+    for _ in range(2):
+        optimizer.step()
+    return optimizer, param
+
+
+def test_a_plan_goes_on_in_a_fork():
+    optimizer, param = trained(steprule.AdamW)
+
+    def work() -> list[float]:
+        for _ in range(3):
+            optimizer.step()
+        return param.tolist()
+
+    numbers, warnings = in_fork(work)
+    assert numbers == work()
+    assert len(warnings) == 1 and "fork" in warnings[0] and "spawn" in warnings[0]
+
+
+def test_an_optimizer_begins_in_a_fork():
+    """Its states are made there by torch's own operations."""
+    trained(steprule.AdamW)
+    param = torch.nn.Parameter(torch.linspace(-1, 1, SIZE))
+    param.grad = torch.linspace(1, 3, SIZE)
+
+    def work() -> list[float]:
+        optimizer = steprule.AdamW([param], lr=0.1)
+        optimizer.step()
+        assert torch.get_num_threads() == 2
+        return param.tolist()
+
+    assert in_fork(work)[0] == work()
+
+
+def test_arrays_are_stepped_in_a_fork():
+    trained(steprule.AdamW)
+    param, grad = np.linspace(-1, 1, SIZE, dtype=np.float32), np.linspace(1, 3, SIZE, dtype=np.float32)
+
+    def work() -> list[float]:
+        arrays.Adam([param], lr=0.1).step([grad])
+        return param.tolist()
+
+    assert in_fork(work)[0] == work()
+
+
+def test_few_elements_need_no_threads_and_no_warning():
+    trained(steprule.AdamW)
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = steprule.AdamW([param])
+
+    def work() -> list[float]:
+        optimizer.step()
+        return param.tolist()
+
+    numbers, warnings = in_fork(work)
+    assert numbers == work() and not warnings

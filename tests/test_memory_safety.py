@@ -1,0 +1,329 @@
+"""Nothing is written outside of the memory that belongs to a parameter or a state by now, and nothing twice."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from dropin import random as random_of
+from torch import Tensor, nn
+
+import steprule
+
+GUARD = 7.0
+
+
+def random(shape, seed: int) -> Tensor:
+    return random_of(shape, seed, torch.float32)
+
+
+class Within:
+    """A parameter in the middle of a larger tensor whose rest is 7."""
+
+    def __init__(self, *shape: int) -> None:
+        size = torch.Size(shape).numel()
+        self.memory = torch.full((3 * size,), GUARD)
+        self.inside = self.memory[size : 2 * size]
+        self.inside.copy_(random((size,), 0))
+        self.param = nn.Parameter(self.inside.view(shape))
+
+    def rest_is_untouched(self) -> bool:
+        size = self.inside.numel()
+        return bool((self.memory[:size] == GUARD).all() and (self.memory[2 * size :] == GUARD).all())
+
+
+def stepped(param: Tensor, *more: Tensor, cls=steprule.AdamW, **settings):
+    """An optimizer that has its plan."""
+    optimizer = cls([param, *more], lr=0.1, **settings)
+    for seed in (1, 2):
+        for p in (param, *more):
+            p.grad = random(p.shape, seed)
+        optimizer.step()
+    return optimizer
+
+
+def everything(optimizer) -> list[Tensor]:
+    """Copies of all that a step could change."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    states = [x for p in params for x in optimizer.state.get(p, {}).values()]
+    return [x.detach().clone() for x in (*params, *states)]
+
+
+def assert_refused(optimizer, match: str, error: type[Exception] = RuntimeError) -> None:
+    """The step raises, and nothing has changed."""
+    before = everything(optimizer)
+    with pytest.raises(error, match=match):
+        optimizer.step()
+    assert all(map(torch.equal, before, everything(optimizer)))
+
+
+SERVICES = pytest.mark.parametrize("services", [{}, {"clip": 1e9}], ids=["plain", "clip"])
+
+
+# What a plan was made from
+
+
+@SERVICES
+def test_a_parameter_that_became_smaller_in_place_is_noticed(services):
+    """The gradient is the old one, and the address as well."""
+    within = Within(100)
+    optimizer = stepped(within.param, **services)
+    before = within.memory.clone()
+    within.param.data = within.param.data[:40]
+    with pytest.raises(RuntimeError, match=r"gradient of parameter 0 of group 0 has the shape torch.Size\(\[100\]\)"):
+        optimizer.step()
+    assert torch.equal(within.memory, before)
+
+
+RELAID = {
+    "the parameter": lambda param, state: [param],
+    "a state": lambda param, state: [state["exp_avg"]],
+    "all": lambda param, state: [param, state["exp_avg"], state["exp_avg_sq"]],
+}
+
+
+@SERVICES
+@pytest.mark.parametrize("which", RELAID)
+def test_what_is_laid_out_anew_over_the_same_memory_is_stepped_as_it_is(which, services):
+    within, peer = Within(6, 6), nn.Parameter(random((36,), 0).view(6, 6))
+    ours = stepped(within.param, **services)
+    its = torch.optim.AdamW([peer], lr=0.1)
+    for seed in (1, 2):
+        peer.grad = random((6, 6), seed)
+        its.step()
+    for optimizer, param in ((ours, within.param), (its, peer)):
+        for x in RELAID[which](param, optimizer.state[param]):
+            x.data = x.data.t()
+        optimizer.step()
+    torch.testing.assert_close(within.param, peer)
+    for name, value in its.state[peer].items():
+        torch.testing.assert_close(ours.state[within.param][name], value)
+    assert within.rest_is_untouched()
+
+
+@SERVICES
+@pytest.mark.parametrize("how", ["replaced", "in place"])
+def test_a_state_that_became_smaller_is_refused(how, services):
+    optimizer = stepped(Within(100).param, **services)
+    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+    if how == "replaced":
+        state["exp_avg"] = state["exp_avg"][:50]
+    else:
+        state["exp_avg"].data = state["exp_avg"][:50]
+    assert_refused(optimizer, r"state exp_avg of parameter 0 of group 0 has the shape torch.Size\(\[50\]\)")
+
+
+def test_a_released_parameters_state_is_looked_at_as_well():
+    models = [nn.Linear(6, 6, bias=False) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours, its = steprule.AdamW(models[0].parameters(), lr=0.1), torch.optim.AdamW(models[1].parameters(), lr=0.1)
+    ours.release_gradients(models[0])
+    for step in range(4):
+        for model, optimizer in zip(models, (ours, its), strict=True):
+            if step == 2:
+                state = optimizer.state[model.weight]
+                state["exp_avg"].data = state["exp_avg"].t()
+            model(random((3, 6), step)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(models[0].weight, models[1].weight)
+
+
+def test_the_correction_of_a_gradient_is_as_large_as_its_parameter():
+    param = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    optimizer = steprule.SGD([param], lr=0.5, grads="24bit")
+    memory = torch.full((24,), 100, dtype=torch.int8)
+    optimizer._accumulator.corrections[param].data = memory[8:16]
+    for size in (8, 16):
+        param.data = torch.ones(size, dtype=torch.bfloat16)
+        param.grad = torch.ones(size, dtype=torch.bfloat16)
+        optimizer.step()
+        assert (param == 0.5).all()
+    assert (memory[:8] == 100).all() and (memory[16:] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("what", "left"),
+    [("param", 0), ("param", 100), ("exp_avg", 0), ("exp_avg", 100), ("grad", 0)],
+    ids=str,
+)
+def test_a_storage_that_is_too_short_is_refused(what, left):
+    param = nn.Parameter(random((100,), 0))
+    optimizer = stepped(param)
+    x = {"param": param, "grad": param.grad}.get(what, optimizer.state[param].get(what))
+    x.untyped_storage().resize_(left)
+    whose = {"param": "parameter 0", "grad": "the gradient of parameter 0"}.get(
+        what, "the state exp_avg of parameter 0"
+    )
+    with pytest.raises(RuntimeError, match=f"storage of {whose} of group 0 lacks {400 - left} bytes"):
+        optimizer.step()
+
+
+def test_gradients_of_empty_parameters_go_on_without_a_new_plan():
+    param, empty = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(0))
+    optimizer = stepped(param, empty)
+    plan = optimizer._pass
+    for p in (param, empty):
+        p.grad = torch.ones(p.shape)
+    optimizer.step()
+    assert optimizer._pass is plan
+
+
+# Two that lie in the same memory
+
+
+SHARED = {
+    "the same": lambda m: [m, m[:]],
+    "a part": lambda m: [m, m[90:]],
+    "overlapping ends": lambda m: [m[:60], m[40:]],
+    "strided in dense": lambda m: [m[::2], m[:3]],
+    "strided both": lambda m: [m[::2], m[::3]],
+    "rows and a column": lambda m: [m.view(10, 10)[3:5], m.view(10, 10)[:, 2]],
+    "beyond others": lambda m: [m[:80].view(8, 10)[:, 0], m[1:5], m[70:75], m[11:15]],
+}
+APART = {
+    "interleaved": lambda m: [m[::2], m[1::2]],
+    "columns": lambda m: [m.view(10, 10)[:, :3], m.view(10, 10)[:, 3], m.view(10, 10)[:, 4:]],
+    "stretches": lambda m: [m[50:], m[:20], m[20:50]],
+    "empty": lambda m: [m, m[50:50]],
+}
+
+
+@pytest.mark.parametrize("views", SHARED)
+def test_parameters_over_the_same_memory_are_refused(views):
+    params = [nn.Parameter(x) for x in SHARED[views](torch.ones(100))]
+    with pytest.raises(ValueError, match=r"parameter \d of group 0 and parameter \d of group 0 lie in the same memory"):
+        steprule.AdamW(params)
+
+
+def test_the_refusal_names_both_and_says_what_to_do():
+    encoder, decoder = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    decoder.weight.data = encoder.weight.data
+    groups = [
+        {"params": [("encoder.weight", encoder.weight)]},
+        {"params": [("decoder.weight", decoder.weight)], "lr": 0.1},
+    ]
+    with pytest.raises(ValueError, match=r"\(encoder.weight\) and parameter 0 of group 1 \(decoder.weight\)"):
+        steprule.AdamW(groups)
+    with pytest.raises(ValueError, match="assigning the same Parameter"):
+        steprule.AdamW(groups)
+
+
+@pytest.mark.parametrize("views", APART)
+def test_parameters_beside_each_other_are_stepped_as_by_torch(views):
+    ours, its = ([nn.Parameter(x) for x in APART[views](random((100,), 0))] for _ in range(2))
+    for cls, params in ((steprule.AdamW, ours), (torch.optim.AdamW, its)):
+        optimizer = cls(params, lr=0.1)
+        for seed in range(3):
+            for p in params:
+                p.grad = random(p.shape, seed)
+            optimizer.step()
+    for a, b in zip(ours, its, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_parameters_that_come_to_lie_in_the_same_memory_are_refused_at_the_step():
+    params = [nn.Parameter(random((100,), seed)) for seed in (0, 1)]
+    optimizer = stepped(*params)
+    params[1].data = params[0].data
+    assert_refused(optimizer, "parameter 0 of group 0 and parameter 1 of group 0 lie in the same memory")
+
+
+def test_a_later_group_over_the_same_memory_is_refused_at_the_step():
+    param = nn.Parameter(random((100,), 0))
+    optimizer = stepped(param)
+    other = nn.Parameter(param.data[:50])
+    optimizer.add_param_group({"params": [other]})
+    optimizer.step()  # it has no gradient, and is not written
+    other.grad = torch.ones(50)
+    assert_refused(optimizer, "parameter 0 of group 0 and parameter 0 of group 1")
+
+
+@pytest.mark.parametrize("what", ["another's state", "its other state", "the parameter"])
+def test_states_in_the_same_memory_are_refused(what):
+    params = [nn.Parameter(random((100,), seed)) for seed in (0, 1)]
+    optimizer = stepped(*params)
+    states = optimizer.state[params[0]], optimizer.state[params[1]]
+    states[0]["exp_avg"] = {
+        "another's state": states[1]["exp_avg"], "its other state": states[0]["exp_avg_sq"], "the parameter": params[0].data
+    }[what]  # fmt: skip
+    assert_refused(optimizer, "the state exp_avg of parameter 0 of group 0.* lie in the same memory")
+
+
+def test_gradients_may_share_memory_with_anything():
+    ours, its = ([nn.Parameter(random((100,), seed)) for seed in (0, 1)] for _ in range(2))
+    for cls, params in ((steprule.SGD, ours), (torch.optim.SGD, its)):
+        optimizer = cls(params, lr=0.1)
+        for _ in range(2):
+            for p in params:
+                p.grad = params[0].data.clone()
+            params[1].grad = params[0].grad[:]
+            optimizer.step()
+            params[0].grad = params[0].data
+            optimizer.step()
+    for a, b in zip(ours, its, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_frozen_parameters_may_share_memory_until_they_have_gradients():
+    param = nn.Parameter(random((100,), 0))
+    frozen = nn.Parameter(param.data, requires_grad=False)
+    optimizer = steprule.AdamW([param, frozen])
+    param.grad = torch.ones(100)
+    optimizer.step()
+
+
+def test_what_has_no_memory_shares_none():
+    freed = [nn.Parameter(torch.ones(4)) for _ in range(2)]
+    for param in freed:
+        param.untyped_storage().resize_(0)
+    on_meta = [nn.Parameter(torch.ones(4, device="meta")) for _ in range(2)]
+    optimizer = steprule.AdamW([*freed, *on_meta, *(nn.Parameter(torch.ones(0)) for _ in range(2))])
+    for param in on_meta:
+        param.grad = torch.ones(4, device="meta")
+    optimizer.step()
+
+
+# States of other dtypes
+
+UNKNOWN = [
+    (torch.float32, torch.int32),
+    (torch.float32, torch.int8),
+    (torch.float32, torch.bool),
+    (torch.float32, torch.complex64),
+    (torch.float32, torch.float64),
+    (torch.bfloat16, torch.float64),
+    (torch.complex64, torch.float32),
+    (torch.complex64, torch.complex128),
+]
+
+
+@pytest.mark.parametrize(("own", "other"), UNKNOWN, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_a_state_of_a_dtype_that_no_step_can_use_is_refused(own, other):
+    param = nn.Parameter(torch.ones(4, dtype=own))
+    param.grad = torch.ones(4, dtype=own)
+    optimizer = steprule.AdamW([param])
+    optimizer.step()
+    optimizer.state[param]["exp_avg_sq"] = torch.ones(4, dtype=other)
+    assert_refused(optimizer, f"the state exp_avg_sq of parameter 0 of group 0 is {other}")
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [(torch.float64, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)],
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
+def test_states_narrower_than_the_parameter_and_float32_ones_are_used(own, other):
+    optimizers = []
+    for dtype in (own, torch.float64):
+        param = nn.Parameter(torch.ones(4, dtype=dtype))
+        param.grad = torch.ones(4, dtype=dtype)
+        optimizers.append(steprule.AdamW([param], lr=0.125))
+        optimizers[-1].step()
+        for name in ("exp_avg", "exp_avg_sq"):
+            state = optimizers[-1].state[param]
+            state[name] = state[name].to(other if dtype == own else dtype)
+        optimizers[-1].step()
+    first, second = (copy.copy(optimizer.param_groups[0]["params"][0]) for optimizer in optimizers)
+    torch.testing.assert_close(first.double(), second, rtol=0.02, atol=0)
