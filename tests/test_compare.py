@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ from steprule.compare.summary import curve, rank, rows, sentence
 SINE = """
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,6 +73,37 @@ def ending():
 
 def not_a_task():
     return 3
+
+
+def raising():
+    raise RuntimeError("no data\\n here")
+
+
+def endless():
+    return replace(task(), steps=-5)
+
+
+def no_model():
+    return replace(task(), make_model=lambda seed: None)
+
+
+def bad_model():
+    return replace(task(), make_model=lambda seed: 1 / 0)
+
+
+def bad_evaluate():
+    def evaluate(model):
+        return {"loss": float("x")}
+
+    return replace(task(), evaluate=evaluate)
+
+
+def odd_evaluate():
+    return replace(task(), evaluate=lambda model: 0.5)
+
+
+def odd_loss():
+    return replace(task(), loss=lambda model, batch: 0.5)
 
 
 class Breaks(torch.optim.SGD):
@@ -229,15 +262,42 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
         (["--task", "sinetask:"], "--task 'sinetask:' must look like"),
         (["--task", "sinetask:not_a_task"], "not_a_task() returned 3, not a steprule.compare.Task"),
         (["--task", "digits"], "--task 'digits' is given twice"),
+        (
+            ["--task", "sinetask:make_model"],
+            "--task 'sinetask:make_model': make_model() failed: TypeError: make_model() missing 1",
+        ),
+        (["--task", "sinetask:x"], "--task 'sinetask:x': x has the type Tensor and is no function"),
+        (
+            ["--task", "sinetask:raising"],
+            "raising() failed: RuntimeError: no data here (FOLDER/sinetask.py:48, in raising)",
+        ),
+        (
+            ["--task", "sinetask:endless"],
+            "Task's steps must be a whole number of at least 1, not -5 (FOLDER/sinetask.py:52, in endless)",
+        ),
+        (["--task", "sinetask:no_model"], "the task 'sine': make_model(0) returned None, not a torch.nn.Module"),
+        (
+            ["--task", "sinetask:bad_model"],
+            "the task 'sine': make_model(0) failed: ZeroDivisionError: division by zero (FOLDER",
+        ),
+        (["--task", "sinetask:_hidden"], "has no '_hidden'; choose from make_model, error, task"),
+        (
+            ["--task", "broken:task"],
+            "--task 'broken:task': the module 'broken' cannot be imported: NameError: name 'undefined'",
+        ),
+        (["--target", "nan"], "--target nan must be a finite number"),
+        (["--target", "inf"], "--target inf must be a finite number"),
+        (["--seconds", "inf"], "--seconds inf must be a finite number"),
         (["--steps", "3", "--seconds", "1"], "--steps and --seconds exclude each other"),
         (["--out", "sinetask.py"], "--out 'sinetask.py': File exists"),
     ],
 )
 def test_a_wrong_argument_ends_the_command_with_one_line_and_nothing_trained(folder, monkeypatch, args, message):
     monkeypatch.setattr("steprule.compare.command.train", lambda *a: pytest.fail("trained"))
+    (folder / "broken.py").write_text("undefined + 1")
     result = command("-t", "digits", *args)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert message.replace("FOLDER", str(folder)) in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (folder / "steprule-report").exists()
 
@@ -268,22 +328,38 @@ def test_the_clock_sees_the_step_and_not_the_evaluation_or_the_compilation(monke
     clock = Ticks()
     monkeypatch.setattr(run_module, "perf_counter", clock)
 
+    done = set()
+
+    def once(what):
+        """Imports and compiles, the first time."""
+        if what not in done:
+            clock.now += 1000
+            done.add(what)
+
     class Compiles(torch.optim.SGD):
-        compiled = False
+        def zero_grad(self, set_to_none=True):
+            once("zero_grad")
+            super().zero_grad(set_to_none)
 
         def step(self, closure=None):
-            if not Compiles.compiled:
-                clock.now += 1000
-                Compiles.compiled = True
+            once("step")
             super().step(closure)
+
+    def loss(model, batch):
+        once("loss" if model.training else "loss of a model that is not in training mode")
+        return model(batch).square().mean()
+
+    def batches(seed):
+        once("batch")
+        return itertools.repeat(torch.ones(1, 1))
 
     def evaluate(model):
         clock.now += 100
         return {"loss": 2.0}
 
-    task = toy([], evaluate=evaluate)
+    task = toy([], evaluate=evaluate, loss=loss, batches=batches)
     run = train(task, spec.Spec("compiles", Compiles), 0, Budget(steps=3), 1.0, no_progress)
-    assert Compiles.compiled
+    assert done == {"zero_grad", "step", "loss", "batch"}
     assert run.seconds == [0, 2, 4, 6]  # a step is two ticks, of which one is the optimizer's
     assert run.step_ms == 1000
 
@@ -546,16 +622,44 @@ def test_results_and_report_hold_every_run(folder):
     assert sorted(os.listdir("found")) == ["report.html", "results.json"]
 
 
+WATCHED = """
+import json, sys, time
+from steprule.cli import main
+from steprule.compare import run
+from steprule.engine import cpu
+
+looks, before = [], set()
+
+
+def look():
+    looks.append({"imported": sorted({*sys.modules} - before), "kernels": len(cpu._kernels)})
+    before.update(sys.modules)
+    return time.perf_counter()
+
+
+run.perf_counter = look
+try:
+    main()
+finally:
+    open("looks.json", "w").write(json.dumps(looks))
+"""
+
+
 @pytest.mark.parametrize("name", ["digits", "chars"])
 def test_the_same_seeds_give_the_same_numbers(folder, name):
     args = ["compare", "-t", name, "--steps", "6", "--seeds", "2"]
     assert command(*args[1:], "--out", "here").exit_code == 0
-    code = "from steprule.cli import main; main()"
-    subprocess.run([sys.executable, "-c", code, *args, "--out", "there"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", WATCHED, *args, "--out", "there"], check=True, stdout=subprocess.DEVNULL)
     here, there = ([run["loss"] for run in saved(folder, out)["tasks"][0]["runs"]] for out in ("here", "there"))
     assert len(here) == 8
     assert here == there
     assert len({tuple(loss) for loss in here}) == 8
+    looks = json.loads((folder / "looks.json").read_text())  # three a step, the first of them thrown away
+    assert len(looks) == 8 * 3 * 7
+    for start in range(0, len(looks), 21):
+        timed = looks[start + 3 : start + 21]
+        assert [one["imported"] for one in timed[1:]] == [[]] * 17, "the clock saw an import"
+        assert len({one["kernels"] for one in timed}) == 1, "the clock saw a compilation"
 
 
 def test_every_lr_of_the_grid_is_run_and_the_best_shown(folder):
@@ -590,6 +694,61 @@ def test_diverged_and_failed_runs_are_noted_and_the_others_go_on(folder):
     page = (folder / "steprule-report" / "report.html").read_text()
     assert "five is &lt;b&gt;enough&lt;/b&gt;" in page
     assert "<b>enough" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "where"),
+    [
+        ("bad_evaluate", "ValueError: could not convert string to float: 'x'", "in evaluate"),
+        ("odd_evaluate", "ValueError: the task's evaluate returned no 'loss' but 0.5", None),
+        ("odd_loss", "ValueError: the task's loss returned 0.5, not a tensor of one element", None),
+    ],
+)
+def test_what_fails_inside_the_task_is_told_with_its_place(folder, name, error, where):
+    result = command("-t", f"sinetask:{name}", "sgd", "torch.SGD", "--seeds", "1")
+    assert result.exit_code == 1
+    (task,) = saved(folder)["tasks"]
+    for run in task["runs"]:
+        assert (run["status"], run["error"]) == ("failed", error)
+        assert run["traceback"].startswith("Traceback") and error in run["traceback"]
+        assert run["where"] is None if where is None else run["where"].endswith(where)
+    told = error if where is None else f"{error} ({folder / 'sinetask.py'}:"
+    assert f"sine  sgd  seed 0 failed: {told}" in result.stdout
+    assert task["sentence"] == "No run finished: all 2 failed."
+    assert "reached" not in result.stdout.replace("not reached", "").replace("to target", "")
+
+
+@pytest.mark.parametrize("what", ["table", "page", "TaskResult.sentence", "TaskResult.ranked"])
+def test_runs_are_kept_whatever_their_summary_does(folder, monkeypatch, what):
+    def fail(*args):
+        raise ValueError("no summary")
+
+    module, _, name = what.rpartition(".")
+    owner = results.TaskResult if module else sys.modules["steprule.compare.command"]
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(ValueError, match="no summary"):
+        command("-t", "sinetask:task", "sgd", "--seeds", "2")
+    assert [run["status"] for run in saved(folder)["tasks"][0]["runs"]] == ["finished"] * 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""), ("name", None), ("make_model", None), ("batches", [1]), ("loss", "mse"), ("evaluate", None),
+        ("target", "0.01"), ("target", math.nan), ("target", math.inf), ("target", None), ("target", True), ("steps", -5),
+        ("steps", 0), ("steps", 10.0), ("steps", "10"), ("steps", True), ("eval_every", 0), ("eval_every", 1.5),
+        ("optimizers", "adam"), ("optimizers", ()), ("optimizers", (3,)),
+    ],
+)  # fmt: skip
+def test_a_task_refuses_what_it_cannot_be(field, value):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        toy([], **{field: value})
+    assert f"Task's {field} must be " in str(caught.value) and str(caught.value).endswith(f"not {value!r}")
+
+
+def test_a_task_takes_the_numbers_of_numpy():
+    task = toy([], target=np.float32(0.5), steps=np.int64(3), eval_every=np.int32(2))
+    assert [(type(x), x) for x in (task.target, task.steps, task.eval_every)] == [(float, 0.5), (int, 3), (int, 2)]
 
 
 def test_diverging_alone_is_a_result_and_no_failure():

@@ -134,3 +134,22 @@ def test_a_debiased_beta_is_a_debiased_average():
         plain, unbiased = ema(plain, value, 0.9), ema(unbiased, value, debiased_beta(0.9, step))
         assert unbiased == pytest.approx(debias(plain, 0.9, step))
     assert [at_first(step, 1.0, 2.0) for step in (1, 2, 3)] == [1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("step", [0, 0.0, -1])
+def test_an_average_of_nothing_has_no_bias_to_correct(step):
+    with pytest.raises(ValueError, match=f"Invalid step value: {step}; an average has seen at least 1 value"):
+        debias(1.0, 0.9, step)
+
+
+@pytest.mark.parametrize(
+    ("series", "message"),
+    [
+        ({"jan": 100}, "not a dict with 'jan' in it"),
+        ([1, None], "not a list with None in it"),
+        ("12", "not a str with '1'"),
+    ],
+)
+def test_a_series_of_something_else_than_numbers(series, message):
+    with pytest.raises(TypeError, match=f"running_ema takes a sequence of numbers, {message}"):
+        running_ema(series, 0.5)

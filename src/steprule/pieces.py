@@ -52,7 +52,12 @@ def debias(avg: Value, beta: Value, step: Value) -> Value:
         avg: the average after ``step`` values.
         beta: the average's beta.
         step: how many values the average has seen; 1 after the first.
+
+    Raises:
+        ValueError: step is a number below 1: there is no average yet.
     """
+    if isinstance(step, (int, float)) and step < 1:
+        raise ValueError(f"Invalid step value: {step}; an average has seen at least 1 value")
     return avg / (1 - beta**step)
 
 
@@ -83,12 +88,16 @@ def running_ema(series: Sequence[Value], beta: float, bias_correction: bool = Fa
 
     Raises:
         ValueError: beta is outside [0, 1).
+        TypeError: the series is of something else than numbers.
     """
     if not 0 <= beta < 1:
         raise ValueError(f"Invalid beta value: {beta}")
     averages: list[Value] = []
     avg: Value = 0.0
     for step, value in enumerate(series, 1):
+        if value is None or isinstance(value, (str, bytes)):
+            kind = type(series).__name__
+            raise TypeError(f"running_ema takes a sequence of numbers, not a {kind} with {value!r} in it")
         avg = ema(avg, value, beta)
         averages.append(debias(avg, beta, step) if bias_correction else avg)
     if isinstance(series, np.ndarray):

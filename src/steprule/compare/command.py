@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from steprule.compare.errors import UsageError
+from steprule.compare.errors import UsageError, told
 from steprule.compare.report import page
 from steprule.compare.results import Comparison, TaskResult, machine, write_text
 from steprule.compare.run import Budget, train
@@ -52,6 +55,9 @@ def compare(
     """
     if steps is not None and seconds is not None:
         raise UsageError("--steps and --seconds exclude each other")
+    for name, value in (("--target", target), ("--seconds", seconds)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{name} {value} must be a finite number")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own tasks and optimizers lie here
     torch.set_num_threads(threads)
@@ -93,7 +99,7 @@ def compare(
                         progress = watch.begin(result.task.name, str(spec), seed)
                         run = train(result.task, spec, seed, result.budget, result.target, progress)
                         result.runs.append(run)
-                        write_text(out / "results.json", comparison.to_json())
+                        write_text(out / "results.json", comparison.to_json(summary=False))  # whatever comes after
                         watch.end(run)
     except KeyboardInterrupt:
         comparison.interrupted = True
@@ -103,14 +109,18 @@ def compare(
         if not done:
             return 130
 
-    write_text(out / "results.json", comparison.to_json())
-    write_text(out / "report.html", page(comparison))
-    for result in comparison.results:
-        console.print(table(result))
-        print(result.sentence() + "\n")
+    try:
+        write_text(out / "results.json", comparison.to_json())
+        write_text(out / "report.html", page(comparison))
+        for result in comparison.results:
+            console.print(table(result))
+            print(result.sentence() + "\n")
+    except Exception:
+        print(f"All runs are in {out / 'results.json'}; what failed is their summary.", flush=True)
+        raise
     failed = [run for result in comparison.results for run in result.runs if run.status == "failed"]
     for run in failed:
-        print(f"{run.task}  {run.optimizer}  seed {run.seed} failed: {run.error}")
+        print(f"{run.task}  {run.optimizer}  seed {run.seed} failed: {run.failure}")
     print(f"Report: {out / 'report.html'}", flush=True)
     return 130 if comparison.interrupted else 1 if failed else 0
 
@@ -132,11 +142,22 @@ def _load(text: str) -> Task:
         return TASKS[text]()
     if not module or not function:
         raise UsageError(f"--task {text!r} must look like digits, chars or module:function")
-    names = import_dotted(module, function, f"--task {text!r}", dir)
-    task = names()
+    make = import_dotted(module, function, f"--task {text!r}", _function_names)
+    if not callable(make):
+        kind = type(make).__name__
+        raise UsageError(f"--task {text!r}: {function} has the type {kind} and is no function that returns a Task")
+    try:
+        task = make()
+    except Exception as error:
+        raise UsageError(f"--task {text!r}: {function}() failed: {told(error)}") from error
     if not isinstance(task, Task):
         raise UsageError(f"--task {text!r}: {function}() returned {task!r}, not a steprule.compare.Task")
     return task
+
+
+def _function_names(module: Any) -> list[str]:
+    own = (name for name, one in vars(module).items() if getattr(one, "__module__", None) == module.__name__)
+    return [name for name in own if callable(getattr(module, name)) and not name.startswith("_")]
 
 
 def _specs(task: Task, optimizers: Sequence[str], grid: Sequence[float]) -> list[Spec]:
@@ -148,7 +169,12 @@ def _specs(task: Task, optimizers: Sequence[str], grid: Sequence[float]) -> list
     if grid:
         specs = [spec.with_lr(lr) for spec in specs for lr in grid]
     _unlike("optimizer", list(map(str, specs)))
-    model = task.make_model(0)
+    try:
+        model = task.make_model(0)
+    except Exception as error:
+        raise UsageError(f"the task {task.name!r}: make_model(0) failed: {told(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the task {task.name!r}: make_model(0) returned {model!r}, not a torch.nn.Module")
     for spec in specs:
         check(spec, model)
     return specs

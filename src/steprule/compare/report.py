@@ -135,7 +135,7 @@ def _section(number: int, result: TaskResult) -> str:
 
 def _trouble(run: Run) -> str:
     what = f"{run.optimizer} with seed {run.seed} {run.status} after {run.step_count} steps"
-    return f"<li>{escape(what + (f': {run.error}' if run.error else ''))}</li>"
+    return f"<li>{escape(what + (f': {run.failure}' if run.error else ''))}</li>"
 
 
 def _table(rows: Sequence[Row], caption: str) -> str:

@@ -80,23 +80,27 @@ class Comparison:
     results: list[TaskResult]
     interrupted: bool = False
 
-    def to_json(self) -> str:
-        """Everything, as JSON; infinite numbers ("never", "diverged") are null."""
-        tasks = [
-            {
+    def to_json(self, summary: bool = True) -> str:
+        """Everything, as JSON; infinite numbers ("never", "diverged") are null.
+
+        Args:
+            summary: whether what the runs amount to is in it.
+        """
+        tasks = []
+        for result in self.results:
+            task: dict[str, Any] = {
                 "name": result.task.name,
                 "target": result.target,
                 "steps": result.budget.steps,
                 "seconds": result.budget.seconds,
                 "eval_every": result.task.eval_every,
                 "ranked_by": result.by,
-                "sentence": result.sentence(),
-                "table": [asdict(row) for row in result.ranked()],
-                "all_rows": [asdict(row) for row in result.all_rows()],
-                "runs": [asdict(run) for run in result.runs],
             }
-            for result in self.results
-        ]
+            if summary:
+                task["sentence"] = result.sentence()
+                task["table"] = [asdict(row) for row in result.ranked()]
+                task["all_rows"] = [asdict(row) for row in result.all_rows()]
+            tasks.append({**task, "runs": [asdict(run) for run in result.runs]})
         everything = {
             "format": 1,
             "interrupted": self.interrupted,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from steprule.compare.errors import place_of
 from steprule.compare.spec import Spec
 from steprule.compare.tasks import Task
 
@@ -45,6 +47,8 @@ class Run:
         seed: of the first weights and the order of the data.
         status: whether it finished, diverged (a loss that is not finite) or failed (an exception).
         error: the exception of a failed run.
+        where: the file and line of it, the last outside of Python, torch and steprule; None if there is none.
+        traceback: all that Python says of it.
         step_count: the steps taken.
         steps, seconds, loss, accuracy: the evaluations, one entry each: after how many steps and seconds of
             training (the first after 0), the validation loss, and the accuracy if the task has one. A diverged
@@ -61,6 +65,8 @@ class Run:
     seed: int
     status: Literal["finished", "diverged", "failed"] = "finished"
     error: str | None = None
+    where: str | None = None
+    traceback: str | None = None
     step_count: int = 0
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -70,6 +76,11 @@ class Run:
     reached_seconds: float | None = None
     step_ms: float | None = None
     state_bytes: float | None = None
+
+    @property
+    def failure(self) -> str:
+        """The exception of a failed run, and where it came from."""
+        return f"{self.error} ({self.where})" if self.where else str(self.error)
 
     @property
     def final_loss(self) -> float:
@@ -99,6 +110,7 @@ def train(task: Task, spec: Spec, seed: int, budget: Budget, target: float, prog
         _train(run, task, spec, budget, target, progress)
     except Exception as error:  # one optimizer's failure is a result, and not the end of the others
         run.status, run.error = "failed", f"{type(error).__name__}: {error}"
+        run.where, run.traceback = place_of(error), "".join(traceback.format_exception(error))
     return run
 
 
@@ -115,7 +127,7 @@ def _train(run: Run, task: Task, spec: Spec, budget: Budget, target: float, prog
         model.eval()
         with torch.no_grad(), _evaluated(optimizer):
             result = task.evaluate(model)
-        if "loss" not in result:
+        if not isinstance(result, Mapping) or "loss" not in result:
             raise ValueError(f"the task's evaluate returned no 'loss' but {result!r}")
         loss = float(result["loss"])
         if not math.isfinite(loss):
@@ -131,25 +143,14 @@ def _train(run: Run, task: Task, spec: Spec, budget: Budget, target: float, prog
 
     finite = evaluate()
     while finite and budget.spent(run.step_count, spent) < 1:
-        model.train()
-        start = perf_counter()
         try:
-            batch = next(batches)
+            loss, seconds, step_seconds = _step(task, model, batches, optimizer, synchronize)
         except StopIteration:
             raise RuntimeError(f"the task's batches ended after {run.step_count}") from None
-        optimizer.zero_grad()
-        loss = task.loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        synchronize()
-        before = perf_counter()
-        optimizer.step()
-        synchronize()
-        end = perf_counter()
-
-        step_times.append(end - before)
-        spent += end - start
+        step_times.append(step_seconds)
+        spent += seconds
         run.step_count += 1
-        finite = math.isfinite(loss.item())
+        finite = math.isfinite(loss)
         if finite and (run.step_count % task.eval_every == 0 or budget.spent(run.step_count, spent) >= 1):
             finite = evaluate()
         progress(min(budget.spent(run.step_count, spent), 1.0))
@@ -178,15 +179,41 @@ def _start(task: Task, seed: int) -> tuple[nn.Module, Iterator[Any]]:
     """A new model and its batches, the random number generators as the seed has them."""
     for seed_it in (random.seed, np.random.seed, torch.manual_seed):
         seed_it(seed)
-    return task.make_model(seed), iter(task.batches(seed))
+    model = task.make_model(seed)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the task's make_model returned {model!r}, not a torch.nn.Module")
+    return model, iter(task.batches(seed))
 
 
 def _take_a_step(task: Task, spec: Spec, seed: int) -> None:
-    """Steps a model that is thrown away: the compilation of kernels shall not count as time of a step."""
+    """Steps a model that is thrown away: imports and the compilation of kernels shall not count as time of a step."""
     model, batches = _start(task, seed)
     optimizer = spec.build(model)
-    task.loss(model, next(batches)).backward()  # type: ignore[no-untyped-call]
+    try:
+        _step(task, model, batches, optimizer, _synchronizer(model))
+    except StopIteration:
+        raise RuntimeError("the task's batches ended after 0") from None
+
+
+def _step(
+    task: Task, model: nn.Module, batches: Iterator[Any], optimizer: torch.optim.Optimizer,
+    synchronize: Callable[[], None],
+) -> tuple[float, float, float]:  # fmt: skip
+    """One step: the training loss, and the seconds that it took and that the optimizer took of them."""
+    model.train()
+    start = perf_counter()
+    batch = next(batches)
+    optimizer.zero_grad()
+    loss = task.loss(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(f"the task's loss returned {loss!r}, not a tensor of one element")
+    loss.backward()  # type: ignore[no-untyped-call]
+    synchronize()
+    before = perf_counter()
     optimizer.step()
+    synchronize()
+    end = perf_counter()
+    return loss.item(), end - start, end - before
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import steprule.optimizer
-from steprule.compare.errors import UsageError
+from steprule.compare.errors import UsageError, told
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
 from steprule.rules import RULES
 from steprule.rules.options import DECAYS
@@ -131,6 +131,8 @@ def import_dotted(module: str, name: str, what: str, choices: Callable[[Any], Se
         if error.name and (module == error.name or module.startswith(error.name + ".")):
             raise UsageError(f"{what}: there is no module {error.name!r}") from error
         raise UsageError(f"{what}: the module {module!r} needs {error.name!r}, which is not installed") from error
+    except Exception as error:  # whatever somebody's module does
+        raise UsageError(f"{what}: the module {module!r} cannot be imported: {told(error)}") from error
     if not hasattr(found, name):
         raise UsageError(f"{what}: the module {module!r} has no {name!r}{suggestion(name, choices(found))}")
     return getattr(found, name)

@@ -143,6 +143,8 @@ def sentence(ranked: Sequence[Row], by: Literal["steps", "seconds"], target: flo
     """
     if not ranked:
         return "No run finished."
+    if all(row.failed == row.seeds for row in ranked):
+        return f"No run finished: all {sum(row.seeds for row in ranked)} failed."
     goal = f"the target loss of {number(target)}"
     first, others = ranked[0], ranked[1:]
     took: Spread = getattr(first, by)

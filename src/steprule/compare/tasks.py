@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,9 @@ class Task:
         steps: how many steps to train for, unless the command says otherwise.
         eval_every: how many steps lie between evaluations. Default: 10.
         optimizers: what is compared when the command names none. Default: four with common learning rates.
+
+    Raises:
+        TypeError, ValueError: an attribute cannot be that; the message names it and its value.
     """
 
     name: str
@@ -53,6 +58,30 @@ class Task:
     steps: int
     eval_every: int = 10
     optimizers: tuple[str, ...] = _tuned(sgd=0.1, rmsprop=0.001, adam=0.001, adamw=0.001)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise TypeError(f"Task's name must be a text, not {self.name!r}")
+        for field in ("make_model", "batches", "loss", "evaluate"):
+            if not callable(getattr(self, field)):
+                raise TypeError(f"Task's {field} must be a function, not {getattr(self, field)!r}")
+        target = self.target
+        if isinstance(target, bool) or not isinstance(target, Real) or not math.isfinite(target):
+            raise ValueError(f"Task's target must be a finite number, not {target!r}")
+        for field in ("steps", "eval_every"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"Task's {field} must be a whole number of at least 1, not {value!r}")
+            object.__setattr__(self, field, int(value))  # NumPy's would not go into JSON
+        object.__setattr__(self, "target", float(target))
+        named = self.optimizers
+        if (
+            isinstance(named, str)
+            or not isinstance(named, Sequence)
+            or not named
+            or not all(isinstance(one, str) for one in named)
+        ):
+            raise TypeError(f"Task's optimizers must be a tuple of texts such as 'adam:lr=0.01', not {named!r}")
 
 
 def _classify(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -82,7 +82,7 @@ class Watch:
 def _line(run: Run) -> str:
     who = f"{run.task}  {run.optimizer}  seed {run.seed}: "
     if run.status == "failed":
-        return f"{who}failed after {run.step_count} steps: {run.error}"
+        return f"{who}failed after {run.step_count} steps: {run.failure}"
     if run.status == "diverged":
         return f"{who}diverged after {run.step_count} steps"
     reached = "target not reached" if run.reached_step is None else f"target reached after {run.reached_step} steps"
