@@ -133,11 +133,14 @@ def test_what_may_be_absent():
     ours.load_state_dict(saved)
 
 
-def test_a_state_of_the_users_own_is_loaded():
-    params, optimizer = trained()
+@pytest.mark.parametrize("settings", [{}, {"average": 0.5}], ids=["", "services"])
+def test_a_state_of_the_users_own_is_loaded(settings):
+    params, optimizer = trained(**settings)
     optimizer.state[params[0]]["note"] = torch.ones(2)
-    fresh = make()[1]
+    optimizer.state["mine"] = 7
+    fresh = make(**settings)[1]
     fresh.load_state_dict(optimizer.state_dict())
+    assert fresh.state["mine"] == 7
     assert torch.equal(fresh.state[fresh.param_groups[0]["params"][0]]["note"], torch.ones(2))
 
 
@@ -149,6 +152,15 @@ def test_states_of_other_shapes_are_refused_at_loading(settings):
     with pytest.raises(ValueError, match=r"of parameter 0 of group 0 has the shape .*96.*, its parameter .*64"):
         optimizer.load_state_dict(saved)
     assert equal(everything(optimizer), before)
+
+
+def test_a_state_that_takes_the_place_of_codes_is_read():
+    params, optimizer = trained(states="8bit")
+    optimizer.state[params[0]]["exp_avg"] = torch.zeros_like(params[0])
+    assert not optimizer.read(params[0], "exp_avg").any()
+    train(params, optimizer, 1)
+    assert "exp_avg" not in optimizer.state[params[0]]
+    assert float(optimizer.read(params[0], "exp_avg").abs().max()) < 0.5  # a tenth of a gradient
 
 
 def test_codes_without_their_base_are_refused():

@@ -630,7 +630,7 @@ class Optimizer(torch.optim.Optimizer):
         if self._services is None:
             return
         self._services.load_state_dict(saved.get("services", {}))
-        averaged = [state for state in saved["state"].values() if AVERAGE in state]
+        averaged = [state for state in saved["state"].values() if isinstance(state, Mapping) and AVERAGE in state]
         if not averaged:
             self._services.averaged = 0
         elif "services" not in saved:  # taken off by someone who knows states and groups only

@@ -165,7 +165,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str) 
 
 def kept_format(state: Mapping[str, Any], name: str) -> str:
     """The format that a state is in."""
-    if f"{name}_8bit" in state:
+    if state.get(name) is None:
         return "signed8" if state[f"{name}_8bit"].dtype == torch.int8 else "positive8"
     dtype = state[name].dtype
     if f"{name}_correction" in state:
