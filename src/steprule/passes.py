@@ -36,6 +36,7 @@ from steprule.states import (
     correction_dtype,
     encode_rounded,
     first_shared,
+    is_abstract,
     is_readable,
     missing_bytes,
     name_of,
@@ -105,6 +106,7 @@ class Entry:
             and self.grad.dtype == param.dtype
             and not self.grad.is_sparse
         )
+        self.is_abstract = is_abstract(param)
         self.is_new = not any(isinstance(self.state.get(name), Tensor) for name in self.present)
         self.who = name_in(group, number, index)
         self._check(self.who)
@@ -379,6 +381,12 @@ class Entry:
         run_together([part])
         self.finish_eagerly(part, loose, gather)
 
+    def count(self) -> None:
+        """All that a step is where there are no numbers."""
+        if self.keeps_step:
+            self.state["step"] += 1
+        _count_write([self.param])
+
     def _store(self, name: str, value: Tensor, step: int) -> None:
         operand, place = [*self.formats].index(name), self.place + FIRST_ELEMENT_KEY
         arrays = encode_rounded(self.formats[name], value, self.group.get("seed", 0), step, operand, place)
@@ -541,6 +549,14 @@ class Pass:
     def launch(self) -> bool:
         """The first step, with those entries that are not fast; False if services refuse it."""
         entries, self._entries = self._entries, []
+        if not self._launch([entry for entry in entries if not entry.is_abstract]):
+            return False
+        for entry in entries:
+            if entry.is_abstract:
+                entry.count()
+        return True
+
+    def _launch(self, entries: Sequence[Entry]) -> bool:
         loose = [entry for entry in entries if not entry.is_fast]
         if self._services is not None:
             return self._serve(entries, loose)
@@ -691,11 +707,8 @@ def _filled(like: Tensor, value: Any) -> Tensor:
     """A tensor of this number, or the tensor itself; complex numbers have it twice."""
     if isinstance(value, Tensor) and value.shape == like.shape:
         return value
-    if like.is_complex():
-        return torch.complex(
-            *(torch.full(like.shape, float(value), device=like.device, dtype=torch.float64) for _ in range(2))
-        )
-    return torch.full(like.shape, float(value), device=like.device, dtype=torch.float64)
+    number = torch.full_like(like, float(value), dtype=torch.float64, requires_grad=False)
+    return torch.complex(number, number) if like.is_complex() else number
 
 
 def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
