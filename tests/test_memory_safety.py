@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from dropin import random as random_of
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import steprule
 
@@ -327,3 +329,77 @@ def test_states_narrower_than_the_parameter_and_float32_ones_are_used(own, other
         optimizers[-1].step()
     first, second = (copy.copy(optimizer.param_groups[0]["params"][0]) for optimizer in optimizers)
     torch.testing.assert_close(first.double(), second, rtol=0.02, atol=0)
+
+
+# Tensors that have no numbers
+
+PLACES = ["fake", "fake, stepped outside", "meta"]
+OPTIONS = {
+    "AdamW": (steprule.AdamW, {}),
+    "SGD": (steprule.SGD, {"momentum": 0.9}),
+    "NAdam": (steprule.NAdam, {}),
+    "LAMB": (steprule.LAMB, {}),
+    "8bit": (steprule.AdamW, {"states": "8bit"}),
+    "services": (steprule.AdamW, {"clip": 1.0, "nonfinite": "skip", "average": 0.9, "telemetry": 1}),
+}
+
+
+def modes(place: str):
+    """Where parameters are made, and where they are stepped."""
+    if place == "meta":
+        return torch.device("meta"), contextlib.nullcontext()
+    mode = FakeTensorMode() if place.startswith("fake") else contextlib.nullcontext()
+    return mode, mode if place == "fake" else contextlib.nullcontext()
+
+
+def abstract_steps(place: str, cls, **settings):
+    making, stepping = modes(place)
+    with making:
+        params = [nn.Parameter(torch.ones(shape)) for shape in ((40, 64), (3,))]
+        for p in params:
+            p.grad = torch.ones(p.shape)
+        optimizer = cls(params, lr=0.1, **settings)
+    versions = [p._version for p in params]
+    with stepping:
+        for _ in range(2):
+            optimizer.step()
+    assert all(p._version > version for p, version in zip(params, versions, strict=True))
+    return optimizer, params
+
+
+def described(optimizer, params) -> list[dict[str, tuple]]:
+    return [{name: (type(x), x.shape, x.dtype, x.device) for name, x in optimizer.state[p].items()} for p in params]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "NAdam"])
+def test_parameters_without_numbers_get_the_states_that_torch_gives_them(name, place):
+    cls, settings = OPTIONS[name]
+    ours = described(*abstract_steps(place, cls, **settings))
+    its = described(*abstract_steps(place, getattr(torch.optim, name), **settings))
+    if name == "NAdam":  # whose product is float32 in torch.optim
+        assert [state.pop("mu_product")[1:2] for state in ours] == [state.pop("mu_product")[1:2] for state in its]
+    assert ours == its
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_parameters_without_numbers_get_the_states_that_others_get(option, place):
+    cls, settings = OPTIONS[option]
+    optimizer, params = abstract_steps(place, cls, **settings)
+    real, real_params = abstract_steps("here", cls, **settings)
+    for p, q in zip(params, real_params, strict=True):
+        state, other = optimizer.state[p], real.state[q]
+        assert list(state) == list(other)
+        for name, x in state.items():
+            assert x.shape == other[name].shape and x.dtype == other[name].dtype
+            assert x.dim() == 0 or type(x) is (torch.Tensor if place == "meta" else FakeTensor)
+
+
+def test_real_parameters_in_a_fake_mode_are_refused():
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = steprule.AdamW([param])
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="FakeTensorMode"):
+        optimizer.step()
+    assert (param == 1).all() and not optimizer.state

@@ -50,6 +50,8 @@ from steprule.states import (
     bring_up_to_date,
     convert,
     correction_dtype,
+    is_abstract,
+    is_fake,
     kept,
     kept_format,
     misfit,
@@ -416,7 +418,7 @@ class Optimizer(torch.optim.Optimizer):
         services = self._services
         chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
         for index, param in enumerate(group["params"]):
-            is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
+            is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_fake(param)
             for name, value in chosen.items():
                 if param.dtype not in MIXABLE or is_subclass:
                     kind = param.dtype if param.dtype not in MIXABLE else type(param).__name__
@@ -956,6 +958,10 @@ class Optimizer(torch.optim.Optimizer):
         wrong = find_shared(written)
         if wrong is not None:
             raise RuntimeError(wrong)
+        if is_abstract(torch.empty(0, device="cpu")) and not all(entry.is_abstract for entry in entries):
+            raise RuntimeError(
+                "a FakeTensorMode is on, and parameters are no fake tensors: make the model in it as well"
+            )
         gathers = (False, True) if services is not None and services.telemetry else (False,)
         kernels = [[bucket[0].kernel(gather) for gather in gathers] for bucket in buckets.values()]  # before any change
         for entry in entries:

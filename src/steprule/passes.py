@@ -38,6 +38,7 @@ from steprule.states import (
     counting,
     encode_rounded,
     first_shared,
+    is_abstract,
     is_readable,
     kept,
     misfit,
@@ -109,6 +110,7 @@ class Entry:
             and self.grad.dtype == param.dtype
             and not self.grad.is_sparse
         )
+        self.is_abstract = is_abstract(param)
         self.is_new = all(kept(self.state, name) is None for name in self.present)
         self.who = name_in(group, number, index)
         self._check(self.who)
@@ -375,6 +377,12 @@ class Entry:
         run_together([part])
         self.finish_eagerly(part, loose, gather)
 
+    def count(self) -> None:
+        """All that a step is where there are no numbers."""
+        if self.keeps_step:
+            self.state["step"] += 1
+        _count_write([self.param])
+
     def _store(self, name: str, value: Tensor, step: int) -> None:
         operand, place = [*self.formats].index(name), self.place + FIRST_ELEMENT_KEY
         arrays = encode_rounded(self.formats[name], value, self.group.get("seed", 0), step, operand, place)
@@ -546,6 +554,14 @@ class Pass:
     def launch(self) -> bool:
         """The first step, with those entries that are not fast; False if services refuse it."""
         entries, self._entries = self._entries, []
+        if not self._launch([entry for entry in entries if not entry.is_abstract]):
+            return False
+        for entry in entries:
+            if entry.is_abstract:
+                entry.count()
+        return True
+
+    def _launch(self, entries: Sequence[Entry]) -> bool:
         loose = [entry for entry in entries if not entry.is_fast]
         if self._services is not None:
             return self._serve(entries, loose)
@@ -704,8 +720,11 @@ def _tensor(number: Any) -> Tensor:
 
 def _filled(like: Tensor, value: Any) -> Tensor:
     """A tensor of this number; complex numbers have it twice."""
-    number = _tensor(value).reshape(()).to(like.device)
-    return (torch.complex(number, number) if like.is_complex() else number).expand(like.shape)
+    if isinstance(value, Tensor):
+        number = _tensor(value).reshape(()).to(like.device).expand(like.shape)
+    else:
+        number = torch.full_like(like, float(value), dtype=torch.float64, requires_grad=False)
+    return torch.complex(number, number) if like.is_complex() else number
 
 
 def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:

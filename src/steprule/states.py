@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,19 @@ def is_readable(x: Tensor, device: torch.device) -> bool:
         and not x.is_neg()
         and not x.is_inference()
     )
+
+
+_FAKES = "torch._subclasses.fake_tensor"  # imported by those who use it
+
+
+def is_fake(x: Tensor) -> bool:
+    """Whether x was made in torch's FakeTensorMode, which estimates what a model takes."""
+    return _FAKES in sys.modules and isinstance(x, sys.modules[_FAKES].FakeTensor)
+
+
+def is_abstract(x: Tensor) -> bool:
+    """Whether x has a shape and no numbers: fake tensors, what is made of them, and those on the meta device."""
+    return x.is_meta or (_FAKES in sys.modules and bool(sys.modules[_FAKES].is_fake(x)))
 
 
 def has_addresses(x: Tensor) -> bool:

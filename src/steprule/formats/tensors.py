@@ -92,9 +92,9 @@ def zeros(name: str, like: Tensor) -> dict[str, Tensor]:
     made = {}
     for suffix, dtype in FORMATS[name].arrays:
         if suffix == "_base":
-            made[suffix] = torch.zeros(base_shape(like.shape), dtype=torch.int16, device=like.device)
+            made[suffix] = like.new_zeros(base_shape(like.shape), dtype=torch.int16)
         elif FORMATS[name].grouped:
-            made[suffix] = torch.zeros(like.shape, dtype=getattr(torch, dtype), device=like.device)
+            made[suffix] = like.new_zeros(like.shape, dtype=getattr(torch, dtype))
         else:
             made[suffix] = torch.zeros_like(
                 like, dtype=getattr(torch, dtype), memory_format=torch.preserve_format, requires_grad=False
