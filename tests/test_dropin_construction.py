@@ -356,6 +356,13 @@ def test_32_repr_prints_all_groups_as_torch_does(config):
     assert repr(pair.mine).count("Parameter Group") == 3
 
 
+@pytest.mark.parametrize("name", [*NAMES, "SparseAdam"])
+def test_32_defaults_print_as_torchs(name):
+    """Ints where torch has ints."""
+    assert repr(mine(name)(leaves())) == repr(torchs(name)(leaves()))
+    assert repr(mine(name)(leaves(), lr=1)) == repr(torchs(name)(leaves(), lr=1))
+
+
 def test_4_steprule_has_every_class_of_the_registry():
     for name in NAMES:
         assert issubclass(mine(name), steprule.Optimizer)

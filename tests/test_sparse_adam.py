@@ -45,6 +45,41 @@ def empty(seed, shape=SHAPE):
     return torch.sparse_coo_tensor(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, *shape[1:]).double(), shape)
 
 
+def of_everything(seed, shape=SHAPE):
+    """As autograd and `to_sparse` make them for any shape; the first one without elements."""
+    dense = random(shape, seed) * (seed > 0)
+    return dense.to_sparse()
+
+
+def of_everything_twice(seed, shape=SHAPE):
+    grad = of_everything(seed, shape)
+    return torch.sparse_coo_tensor(
+        torch.cat([grad._indices()] * 2, 1), torch.cat([grad._values(), 2 * grad._values()]), shape
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (0, 3), (1,)], ids=str)
+@pytest.mark.parametrize("make", [of_everything, of_everything_twice])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"), [("SparseAdam", {}), ("SGD", {}), ("SGD", {"momentum": 0.9}), ("Adagrad", {})], ids=str
+)
+def test_parameters_without_dimensions_or_elements(name, options, make, dtype, shape):
+    if dtype.is_complex and name == "SparseAdam":
+        return  # which takes none
+    results = []
+    for module in (steprule, torch.optim):
+        param = torch.full(shape, 2.0, dtype=dtype, requires_grad=True)
+        optimizer = getattr(module, name)([param], lr=0.1, **options)
+        for seed in range(3):
+            param.grad = make(seed, shape).to(dtype)
+            optimizer.step()
+        state = {key: value for key, value in optimizer.state[param].items() if key != "step"}
+        results.append([param.detach(), *(x.to_dense() if x.is_sparse else x for x in state.values())])
+    for ours, its in zip(*results, strict=True):
+        same_tensor(ours, its, name, 1e-9, 1e-12)
+
+
 KINDS = [coalesced, uncoalesced, sparse_in_all_dimensions, with_zeros, empty]
 
 

@@ -207,10 +207,10 @@ class Optimizer(torch.optim.Optimizer):
         cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
         kind = inspect.Parameter
         parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
-        is_torchs = rule in _TORCHS
+        defaults = {**rule.hyperparameters, **_equal_defaults(rule)}
         parameters += [
-            kind(name, kind.POSITIONAL_OR_KEYWORD, default=0 if is_torchs and _is_zero(default) else default)
-            for name, default in rule.hyperparameters.items()
+            kind(name, kind.POSITIONAL_OR_KEYWORD, default=defaults[name])
+            for name in rule.hyperparameters
             if name not in keyword_only
         ]
         parameters += [kind(name, kind.POSITIONAL_OR_KEYWORD, default=_FLAGS[name]) for name in positional_flags]
@@ -988,8 +988,14 @@ def _is_elsewhere(value: Any) -> bool:
     return any(isinstance(one, Tensor) and one.device.type != "cpu" for one in values)
 
 
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, float) and value == 0  # which torch.optim writes as an int
+def _equal_defaults(rule: type[Rule]) -> dict[str, Any]:
+    """torch.optim's defaults for its rules where they are ours but for the type: 0 and not 0.0."""
+    its = inspect.signature(getattr(torch.optim, rule.__name__)).parameters if rule in _TORCHS else {}
+    return {
+        name: its[name].default
+        for name, value in rule.hyperparameters.items()
+        if name in its and its[name].default == value
+    }
 
 
 def _by_rule(self: Optimizer) -> tuple[Any, ...]:

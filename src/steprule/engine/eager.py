@@ -118,6 +118,9 @@ class EagerStep:
                     if self._rows is not None:
                         return
                 self._place = tuple(grad.indices())
+                if not self._place:  # no dimension to count along: seen as a vector of one
+                    self._originals = kept = {name: x.unsqueeze(0) for name, x in kept.items()}
+                    self._place = (torch.arange(len(grad.values()), device=param.device),)
                 kept, grad = {name: x[self._place] for name, x in kept.items()}, grad.values()
             else:
                 grad = grad.to_dense()

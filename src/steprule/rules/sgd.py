@@ -106,6 +106,6 @@ class ASGD(Rule):
         lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6, weight_decay: float = 0.0,
     ) -> tuple[Value, ...]:  # fmt: skip
         grad = l2(grad, param, weight_decay)
-        param = param - eta * (lambd * param + grad)
+        param = (1 - lambd * eta) * param - eta * grad
         ax = where(mu == 1, param, ax + mu * (param - ax))
         return param, lr / (1 + lambd * lr * step) ** alpha, 1 / maximum(1, step - t0), ax
