@@ -285,7 +285,7 @@ def counting(step: Tensor, param: Tensor) -> Tensor:
     That is float32, as torch.optim's, to where it would stand still, and float64 from there on. Where the GPU engine counts it is
     float64 from the start, since the host does not see how far a step there, or a recorded graph's, has come.
     """
-    if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.device.type == "mps":
+    if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.device.type == "mps" or is_abstract(step):
         return step
     if step.device.type == "cpu" and not serves(param.device) and step < LAST_FLOAT32_STEP:
         return step
