@@ -167,8 +167,9 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str) 
             return f"the state {name} of {who} has the shape {array.shape}, its parameter {param.shape}"
         if array is not None and f"{name}_8bit" in state and base is None:
             return f"the state {name}_8bit of {who} is without {name}_base, which its codes are counted from"
-        if array is not None and f"{name}_8bit" in state and array.dtype not in (torch.int8, torch.uint8):
-            return f"the state {name}_8bit of {who} is {array.dtype} and must be int8 or uint8"
+        codes = state.get(f"{name}_8bit")
+        if isinstance(codes, Tensor) and codes.dtype not in (torch.int8, torch.uint8):
+            return f"the state {name}_8bit of {who} is {codes.dtype} and must be int8 or uint8"
         if isinstance(base, Tensor) and (base.shape != base_shape(param.shape) or base.dtype != torch.int16):
             return (
                 f"the state {name}_base of {who} is {base.dtype} of shape {tuple(base.shape)} and must be int16 of shape "
