@@ -36,3 +36,14 @@ def test_every_public_name_is_there():
     namespace: dict[str, object] = {}
     exec("from steprule import *", namespace)
     assert set(steprule.__all__) <= set(namespace)
+
+
+def test_a_training_loop_brings_no_compiler_of_torch():
+    """torch.optim's zero_grad would import it, which takes seconds."""
+    code = (
+        "import sys, torch; from steprule import SGD\n"
+        "p = torch.nn.Parameter(torch.ones(3)); optimizer = SGD([p])\n"
+        "for _ in range(2): p.square().sum().backward(); optimizer.step(); optimizer.zero_grad()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert run(code) == "False"

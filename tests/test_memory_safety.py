@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 
 import pytest
 import torch
@@ -403,3 +404,84 @@ def test_real_parameters_in_a_fake_mode_are_refused():
     with FakeTensorMode(), pytest.raises(RuntimeError, match="FakeTensorMode"):
         optimizer.step()
     assert (param == 1).all() and not optimizer.state
+
+
+# What is let go
+
+
+def lone(optimizer, param) -> list[weakref.ref]:
+    """Weak references to a parameter and its states."""
+    return [weakref.ref(x) for x in (param, *optimizer.state[param].values())]
+
+
+@SERVICES
+def test_a_replaced_parameter_and_its_states_are_let_go_at_zero_grad(services):
+    """As when a cloud of points is made denser: its states go to another parameter."""
+    optimizer = stepped(nn.Parameter(random((100,), 0)), nn.Parameter(random((3,), 0)), **services)
+    group = optimizer.param_groups[0]
+    gone = lone(optimizer, group["params"][0])
+    state = optimizer.state.pop(group["params"][0])
+    new = nn.Parameter(group["params"][0].detach()[:50].clone())
+    state["exp_avg"], state["exp_avg_sq"] = state["exp_avg"][:50].clone(), state["exp_avg_sq"][:50].clone()
+    group["params"][0] = new
+    optimizer.state[new] = state
+    optimizer.zero_grad()
+    kept = [state["step"]]
+    assert [reference() for reference in gone if not any(reference() is x for x in kept)] == [None] * 3
+    new.grad = torch.ones(50)
+    optimizer.step()
+    assert float(state["step"]) == 3
+
+
+@pytest.mark.parametrize("how", ["replaced", "deleted", "all deleted"])
+def test_replaced_states_are_let_go_at_zero_grad(how):
+    param = nn.Parameter(random((100,), 0))
+    optimizer = stepped(param)
+    gone = lone(optimizer, param)[1:]
+    if how == "replaced":
+        optimizer.state[param].update({name: x.clone() for name, x in optimizer.state[param].items()})
+    elif how == "deleted":
+        optimizer.state[param].clear()
+    else:
+        optimizer.state.clear()
+    optimizer.zero_grad()
+    assert [reference() for reference in gone] == [None] * 3
+
+
+def test_a_parameter_that_was_released_is_let_go_at_zero_grad():
+    model = nn.Linear(4, 2)
+    optimizer = steprule.AdamW(model.parameters(), lr=0.1)
+    optimizer.release_gradients(model)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    gone = lone(optimizer, model.bias)[1:]
+    plan = optimizer._released[model.weight]
+    del optimizer.state[model.bias]
+    optimizer.zero_grad()
+    assert [reference() for reference in gone] == [None] * 3
+    assert optimizer._released == {model.weight: plan}
+
+
+def test_a_plan_that_fits_outlives_zero_grad():
+    param = nn.Parameter(random((100,), 0))
+    optimizer = stepped(param)
+    plan = optimizer._pass
+    optimizer.zero_grad()
+    param.grad = torch.ones(100)
+    optimizer.step()
+    assert plan is not None and optimizer._pass is plan
+
+
+@pytest.mark.parametrize("foreach", [None, True])
+def test_zero_grad_is_torchs(foreach):
+    ours, its = ([nn.Parameter(random((3,), seed)) for seed in range(3)] for _ in range(2))
+    for cls, params in ((steprule.AdamW, ours), (torch.optim.AdamW, its)):
+        optimizer = cls(params, foreach=foreach)
+        grads = [*torch.autograd.grad((params[0] * params[1]).square().sum(), params[:2], create_graph=True), None]
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+        optimizer.zero_grad(set_to_none=False)
+        assert [p.grad is grad for p, grad in zip(params, grads, strict=True)] == [True] * 3
+        assert all((p.grad == 0).all() and not p.grad.requires_grad for p in params[:2])
+        optimizer.zero_grad()
+        assert all(p.grad is None for p in params)

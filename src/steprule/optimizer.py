@@ -874,6 +874,24 @@ class Optimizer(torch.optim.Optimizer):
         self._take_step()
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients of all parameters, and lets go of parameters and states that have been replaced.
+
+        Args:
+            set_to_none: drop them, so that parameters which get none are left alone by the next step, and not set
+                to 0. Default: True.
+        """
+        _zero_grad(self, set_to_none)
+        if self._pass is not None and not self._pass.holds_only(self):
+            if self._services is not None:
+                self._services.look()  # what decides on a GPU keeps them too
+            self._pass = None
+        if self._release is not None:
+            own = {param for group in self.param_groups for param in group["params"]}
+            self._released = {
+                param: plan for param, plan in self._released.items() if param in own and plan.holds_only(self)
+            }
+
     def _take_step(self) -> None:
         if self._schedules is not None:
             self._schedules.insist(self.param_groups)
@@ -1008,8 +1026,9 @@ def _new(rule: type[Rule]) -> Optimizer:
     return made.__new__(made)
 
 
-# torch.optim's own, without the wrapper that imports the whole of torch.compile (0.7 s) to keep out of its way.
+# torch.optim's own, without the wrapper that imports the whole of torch.compile (seconds) to keep out of its way.
 _add_param_group = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group)
+_zero_grad = getattr(torch.optim.Optimizer.zero_grad, "__wrapped__", torch.optim.Optimizer.zero_grad)
 
 
 def _outermost(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -1038,6 +1057,7 @@ def _leave_uncompiled(function: Any) -> None:
 
 _leave_uncompiled(Optimizer.step)
 _leave_uncompiled(Optimizer.add_param_group)
+_leave_uncompiled(Optimizer.zero_grad)
 
 
 class _Loading:

@@ -464,11 +464,10 @@ class Pass:
         self.complete = len(fast) == len(entries) and all(set(entry.state) == entry.state_names() for entry in fast)
         corrections = [entry.tensor("grad", "_correction") for entry in fast if entry.corrected]
         self._fixed = (self._params, *(entry.state.values() for entry in fast), corrections)
-        self._held = [list(entry.state.values()) for entry in fast]  # so that no other state can take their places
+        self._held = list(chain.from_iterable(self._fixed))  # so that no other state can take their places
         if self.complete:
-            fixed = list(chain.from_iterable(self._fixed))
-            self._fixed_at = list(map(_ADDRESS, fixed))
-            self._same_layout = _layout_check([*fixed, *grads])
+            self._fixed_at = list(map(_ADDRESS, self._held))
+            self._same_layout = _layout_check([*self._held, *grads])
 
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
@@ -550,6 +549,19 @@ class Pass:
             launch()
         _count_write(self._params)
         return True
+
+    def holds_only(self, optimizer: Optimizer) -> bool:
+        """Whether all tensors that it keeps alive are the optimizer's still."""
+        groups, states = optimizer.param_groups, optimizer.state
+        objects = chain(*map(_PARAMS, groups), states.values(), _END)
+        if not self._whole:
+            objects = chain(map(states.get, self._params), _END)
+        fixed = chain.from_iterable(self._fixed)
+        return (
+            states is self._state_of
+            and all(map(is_, objects, self._objects))
+            and all(map(is_, chain(fixed, _END), chain(self._held, _END)))
+        )
 
     def launch(self) -> bool:
         """The first step, with those entries that are not fast; False if services refuse it."""
