@@ -674,17 +674,6 @@ def test_the_norm_of_no_gradients_is_0(clip, average):
     assert list(optimizer._services.recent) == recent and optimizer.skipped_steps == 1
 
 
-def test_the_norm_of_no_released_gradients_is_0():
-    model = torch.nn.Linear(3, 1)
-    optimizer = steprule.SGD(model.parameters(), lr=0.1, clip=1.0)
-    optimizer.release_gradients(model)
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    assert float(optimizer.grad_norm) == 2
-    optimizer.step()
-    assert float(optimizer.grad_norm) == 0
-
-
 def test_what_reads_no_norm_has_none():
     optimizer = steprule.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, average=0.5)
     optimizer.step()

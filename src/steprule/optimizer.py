@@ -670,7 +670,7 @@ class Optimizer(torch.optim.Optimizer):
         """The norm of the gradients of the last step that was taken, before clipping: a 0-dim float32 tensor.
 
         It lies on the CPU, or on the GPU if the step's decisions are taken there. Of the clip's norm_type; 0 after a step without
-        gradients. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
+        gradients, which with released ones is none. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
         """
         services = self._services
         if services is not None and services.ahead is not None:

@@ -204,7 +204,6 @@ class Release:
         stepped, services, verdict = self.stepped, self.services, self._verdict
         if not stepped:
             self._drop_measurement()
-            services.rest()
             return
         wrong, services.found = self._wrong, bool(self._wrong)
         if wrong:
