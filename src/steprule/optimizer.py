@@ -474,6 +474,10 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         if self._swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before copying")
+        if self._release is not None:
+            self._release.tell(
+                "a copy of an optimizer releases no gradients until its own release_gradients() is called"
+            )
         own: dict[str, Any] = {"_services": self._services} if self._services is not None else {}
         if self._options != OPTIONS:
             own["_options"] = self._options
@@ -695,6 +699,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def release_gradients(self, model: torch.nn.Module) -> None:
         """From now on steps every parameter inside backward, as soon as its gradient is complete, and drops that.
+
+        A parameter that another optimizer releases is taken over, and that one's `step` says so from then on. A copy of
+        the optimizer, by deepcopy or pickle, has other parameters and releases nothing until this is called for it.
 
         Gradients then never all exist at once. `step` is still called after backward: it closes the step, with its
         hooks, and learning rate schedules follow it as ever. What is set between backward and `step` (a learning
