@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import (
     _global_optimizer_post_hooks,
     _global_optimizer_pre_hooks,
@@ -737,6 +738,11 @@ class Optimizer(torch.optim.Optimizer):
                 if param not in own:
                     raise ValueError(
                         f"parameter {index} of group {number} is not one of the model that release_gradients() was given"
+                    )
+                if is_lazy(param):
+                    raise ValueError(
+                        f"parameter {index} of group {number} has no shape yet: run one forward pass before "
+                        "release_gradients(), which gives the parameters of lazy modules theirs"
                     )
         self._services = self._services or StepServices(None, None, None, None)
         self._forget_plans()
