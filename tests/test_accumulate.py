@@ -394,3 +394,33 @@ def outcomes(tmp_path_factory):
 def test_in_two_processes(outcomes, scenario):
     for rank, outcome in enumerate(outcomes[scenario]):
         assert not outcome, f"rank {rank}: {outcome}"
+
+
+@pytest.mark.parametrize("before", ["24bit", "32bit"])
+def test_a_second_optimizer_takes_the_sums_over(before):
+    """As when a notebook's cell runs again; the first one lives on."""
+    model = net(torch.bfloat16)
+    first, second = look(model.parameters(), before), look(model.parameters(), "24bit")
+    singles = accumulate(model)
+    second.step()
+    assert_sums("24bit", torch.bfloat16, second, model, singles)
+    again = [*model.parameters()]
+    kept = [p.detach().clone() for p in again]
+    with pytest.raises(
+        RuntimeError, match=f'4 parameters of this optimizer with grads="{before}" are summed by another'
+    ):
+        first.step()
+    assert all(map(torch.equal, kept, again)) and not any(first.state.values())
+
+
+def test_a_group_appended_by_hand_is_summed_exactly_too():
+    model = net(torch.bfloat16)
+    *some, weight, bias = model.parameters()
+    optimizer = look(some, "24bit")
+    optimizer.param_groups.append({"params": [weight, bias]})
+    accumulate(model, [98])
+    optimizer.step()
+    optimizer.zero_grad()
+    singles = accumulate(model)
+    optimizer.step()
+    assert_sums("24bit", torch.bfloat16, optimizer, model, singles)

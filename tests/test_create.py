@@ -567,3 +567,51 @@ def test_what_other_libraries_call_it(theirs, ours):
     for make in (steprule.AdamW, lambda params, **settings: create_optimizer(nn.Linear(2, 2), "adamw", **settings)):
         with pytest.raises(TypeError, match=f"unexpected argument '{theirs}'; did you mean '{ours}'"):
             make([torch.zeros(1)], **{theirs: 0.1})
+
+
+def lazy():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2), nn.Embedding(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "who"),
+    [
+        ({}, "no_decay"),
+        ({"no_decay": "embeddings"}, "no_decay"),
+        ({"no_decay": False, "layer_decay": 0.5}, "layer_decay"),
+    ],
+    ids=str,
+)
+def test_what_is_decided_by_shape_waits_for_it(options, who):
+    """A lazy module's parameters have none before the first forward pass; their ndim says 1."""
+    net = lazy()
+    words = rf"'0\.weight' has no shape yet, by which {who} decides: run one forward pass before"
+    with pytest.raises(ValueError, match=words):
+        create_optimizer(net, "adamw", lr=0.1, **options)
+    with pytest.raises(ValueError, match=words):
+        parameter_groups(net, lr=0.1, **options)
+    net[:3](torch.ones(2, 7))
+    made = create_optimizer(net, "adamw", lr=0.1, **options)
+    where = {param: group for group in made.param_groups for param in group["params"]}
+    assert where[net[0].weight]["weight_decay"] != 0
+
+
+@pytest.mark.parametrize("options", [{"no_decay": False}, {"no_decay": ["*.bias"]}], ids=str)
+def test_what_is_not_decided_by_shape_takes_lazy_parameters(options, capsys):
+    net = lazy()
+    made = create_optimizer(net, "sgd", lr=0.1, weight_decay=0.1, show=True, **options)
+    assert "unknown" in capsys.readouterr().out
+    net[:3](torch.ones(2, 7)).square().sum().backward()
+    before = net[0].weight.detach().clone()
+    made.step()
+    assert not torch.equal(before, net[0].weight)
+
+
+def test_released_gradients_wait_for_a_shape_too():
+    net = lazy()
+    optimizer = steprule.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="parameter 0 of group 0 has no shape yet: run one forward pass before"):
+        optimizer.release_gradients(net)
+    net[:3](torch.ones(2, 7))
+    optimizer.release_gradients(net)  # nothing is left of the first time

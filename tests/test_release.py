@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
+import pickle
 import time
 import traceback
 from datetime import timedelta
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.checkpoint import checkpoint
 
 import steprule
 from steprule.rules import RULES
@@ -180,6 +183,22 @@ def last_layer_free(model):
     return [{"params": first}, {"params": [weight, bias], "clip": False}]
 
 
+class Checkpointed(nn.Module):
+    """Blocks in checkpoints, one of them more than once, between layers that are in none."""
+
+    def __init__(self, uses, reentrant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.block, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.uses, self.reentrant = uses, reentrant
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(self.uses):
+            x = checkpoint(lambda x: torch.tanh(self.block(x)), x, use_reentrant=self.reentrant)
+        return self.last(x)
+
+
 # What looks at one parameter alone
 
 
@@ -320,6 +339,134 @@ def _others_keep_their_gradients(**kwargs):
             left.append([p.grad for p in run.model.layers[2:].parameters()])
         for one, other in zip(*left, strict=True):
             torch.testing.assert_close(one, other, msg=lambda text, how=how: f"{how}: {text}")
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3])
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+@pytest.mark.parametrize("exact", [False, True], ids=["", "measured"])
+def test_checkpoints(uses, reentrant, exact, caplog):
+    """A reentrant one brings a part of a gradient for each use, each of which looks complete."""
+    runs = [
+        Run(
+            steprule.SGD,
+            released=released,
+            build=partial(Checkpointed, uses, reentrant),
+            **({"clip": 0.3} if exact else {}),
+        )
+        for released in (False, True)
+    ]
+    for run in runs:
+        for t in range(3):
+            run.optimizer.zero_grad()
+            loss = run.loss(t)
+            if exact and run.released:
+                with run.optimizer.measure():
+                    loss.backward(retain_graph=True)
+                assert not run.grads()
+            loss.backward()
+            if run.released:
+                assert len(run.grads()) == 2 * reentrant  # the block's weight and bias
+            run.optimizer.step()
+            run.norms.append(run.optimizer.grad_norm.item())
+    same(*runs)
+    assert str(runs[0].norms) == str(runs[1].norms)
+    assert [record.message for record in caplog.records] == [
+        "steprule: gradients inside a reentrant checkpoint may not be complete and are kept until step(); "
+        "torch.utils.checkpoint with use_reentrant=False releases them"
+    ] * reentrant
+
+
+def test_a_parameter_inside_and_outside_a_reentrant_checkpoint_is_refused():
+    model = Checkpointed(1, True)
+    model.last = model.block
+    optimizer = steprule.SGD(model.parameters(), lr=0.1)
+    optimizer.release_gradients(model)
+    with pytest.raises(RuntimeError, match="checkpoints of what is used elsewhere too need use_reentrant=False"):
+        model(torch.ones(1, 8)).sum().backward()
+
+
+def cell(**options):
+    """A notebook's cell that makes a model's optimizer."""
+    made = steprule.SGD(MODEL[0].parameters(), lr=0.05, **options)
+    made.itself = made  # so that it lives until the collector comes
+    return made
+
+
+MODEL = [None]
+
+
+def test_a_cell_that_runs_again_takes_its_parameters_over(caplog):
+    plain = Run(steprule.SGD, released=False).train()
+    MODEL[0] = net()
+    released = [cell(), cell()]
+    for optimizer in released:
+        optimizer.release_gradients(MODEL[0])
+    assert [r.message for r in caplog.records] == [
+        "steprule: parameters are released by this optimizer from now on, and no longer by one made before"
+    ]
+    run = Run(steprule.SGD, released=False)
+    run.model = run.outer = MODEL[0]
+    run.optimizer, run.released = released[1], True
+    run.train()
+    same(plain, run)
+    before = [p.detach().clone() for p in MODEL[0].parameters()]
+    with pytest.raises(RuntimeError, match="6 parameters of this optimizer were taken over by another one's"):
+        released[0].step()
+    assert all(map(torch.equal, before, MODEL[0].parameters()))
+
+
+def test_some_parameters_are_taken_over():
+    model = net()
+    first, second = (steprule.SGD(params, lr=0.05) for params in (model.parameters(), model.layers[3].parameters()))
+    first.release_gradients(model)
+    second.release_gradients(model)
+    model(torch.ones(1, 8)).sum().backward()
+    second.step()
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(RuntimeError, match="2 parameters of this optimizer were taken over"):
+        first.step()
+
+
+def test_a_released_optimizer_that_is_gone_is_not_missed(caplog):
+    model = net()
+    for _ in range(2):
+        optimizer = steprule.SGD(model.parameters(), lr=0.05)
+        optimizer.release_gradients(model)
+        del optimizer
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_says_that_it_releases_nothing(copied, caplog):
+    run = Run(steprule.SGD).train()
+    model, optimizer = copied((run.model, run.optimizer))
+    copied((run.model, run.optimizer))
+    assert [record.message for record in caplog.records] == [
+        "steprule: a copy of an optimizer releases no gradients until its own release_gradients() is called"
+    ]
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.ones(1, 8)).sum().backward()
+    assert all(map(torch.equal, before, model.parameters()))
+    optimizer.step()
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
+def test_a_group_appended_by_hand_is_released_too():
+    model = net()
+    first, last = model.layers[:3].parameters(), list(model.layers[3].parameters())
+    optimizer = steprule.SGD(first, lr=0.05)
+    optimizer.release_gradients(model)
+    optimizer.param_groups.append({"params": last})
+    for _ in range(2):
+        before = [p.detach().clone() for p in last]
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+        assert not any(map(torch.equal, before, last))
+        assert all(p.grad is None for p in last)
+    model(torch.ones(1, 8)).sum().backward()
+    assert all(p.grad is None for p in last)  # by now inside backward
 
 
 def test_frozen_parameters_and_their_thaw():

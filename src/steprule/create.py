@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from steprule import optimizer
 from steprule.optimizer import Optimizer
@@ -52,7 +53,8 @@ class Split:
         rows = [("group", "tensors", "elements", *columns, "parameters")]
         for part in (*self.parts, *([{"name": "frozen", "params": self.left_out}] if self.left_out else [])):
             names, params = zip(*part["params"], strict=True)
-            counts = f"{len(params):,}", f"{sum(param.numel() for param in params):,}"
+            elements = "unknown" if any(map(is_lazy, params)) else f"{sum(param.numel() for param in params):,}"
+            counts = f"{len(params):,}", elements
             rows.append((part["name"], *counts, *(_text(part.get(key)) for key in columns), _abbreviated(names)))
         first, *middle, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join((r[0].ljust(first), *map(str.rjust, r[1:-1], middle), r[-1])) for r in rows)
@@ -103,7 +105,8 @@ def parameter_groups(
             do not mention is as elsewhere; lr and weight_decay, where they do, hold as they are.
 
     Raises:
-        ValueError: a value makes no sense, a pattern matches nothing, or there is nothing to train.
+        ValueError: a value makes no sense, a pattern matches nothing, there is nothing to train, or a lazy module's
+            parameter has no shape yet.
         TypeError: model or groups is of another kind.
     """
     named = _named(model)
@@ -176,7 +179,7 @@ def _find_layers(named: Mapping[str, Tensor]) -> dict[str, int]:
     for name, param in named.items():
         for number in re.finditer(r"(?<![^.])\d+\.", name):
             size = sizes.setdefault(name[: number.start()], {})
-            size[number[0]] = size.get(number[0], 0) + param.numel()
+            size[number[0]] = size.get(number[0], 0) + _shaped("layer_decay", name, param).numel()
     # By elements alone, a list of backbone and head would win over the backbone's blocks; by modules alone, the experts
     # of one block would.
     weights = {prefix: len(size) * sum(size.values()) for prefix, size in sizes.items() if len(size) > 1}
@@ -201,10 +204,21 @@ def _undecayed(model: Model, named: Mapping[str, Tensor], no_decay: Any) -> set[
                 raise ValueError('no_decay="embeddings" needs a module; with (name, parameter) pairs, give patterns')
             found = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
             tables = {param for module in found for param in module.parameters()}
-        return {n for n, param in named.items() if param.ndim < 2 or n.split(".")[-1] == "bias" or param in tables}
+        chosen = {n for n, param in named.items() if n.split(".")[-1] == "bias" or param in tables}
+        return chosen | {n for n, x in named.items() if n not in chosen and _shaped("no_decay", n, x).ndim < 2}
     if isinstance(no_decay, str) or not (no_decay is False or isinstance(no_decay, Iterable)):
         raise ValueError(f'no_decay must be True, False, "embeddings" or a list of patterns, not {no_decay!r}')
     return {name for pattern in no_decay or () for name in _matches("no_decay", pattern, named)}
+
+
+def _shaped(who: str, name: str, param: Tensor) -> Tensor:
+    """A parameter that has a shape to decide by."""
+    if is_lazy(param):
+        raise ValueError(
+            f"{name!r} has no shape yet, by which {who} decides: run one forward pass before, which gives the parameters "
+            "of lazy modules theirs"
+        )
+    return param
 
 
 def _chosen(named: Mapping[str, Tensor], groups: Groups) -> dict[str, int]:

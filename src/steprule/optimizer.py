@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import (
     _global_optimizer_post_hooks,
     _global_optimizer_pre_hooks,
@@ -497,6 +498,10 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         if self._swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before copying")
+        if self._release is not None:
+            self._release.tell(
+                "a copy of an optimizer releases no gradients until its own release_gradients() is called"
+            )
         own: dict[str, Any] = {"_services": self._services} if self._services is not None else {}
         if self._options != OPTIONS:
             own["_options"] = self._options
@@ -757,6 +762,9 @@ class Optimizer(torch.optim.Optimizer):
     def release_gradients(self, model: torch.nn.Module) -> None:
         """From now on steps every parameter inside backward, as soon as its gradient is complete, and drops that.
 
+        A parameter that another optimizer releases is taken over, and that one's `step` says so from then on. A copy of
+        the optimizer, by deepcopy or pickle, has other parameters and releases nothing until this is called for it.
+
         Gradients then never all exist at once. `step` is still called after backward: it closes the step, with its
         hooks, and learning rate schedules follow it as ever. What is set between backward and `step` (a learning
         rate, say) holds from the next step on, and every backward pass through these parameters must be one of their
@@ -791,6 +799,11 @@ class Optimizer(torch.optim.Optimizer):
                 if param not in own:
                     raise ValueError(
                         f"parameter {index} of group {number} is not one of the model that release_gradients() was given"
+                    )
+                if is_lazy(param):
+                    raise ValueError(
+                        f"parameter {index} of group {number} has no shape yet: run one forward pass before "
+                        "release_gradients(), which gives the parameters of lazy modules theirs"
                     )
         self._services = self._services or StepServices(None, None, None, None)
         self._forget_plans()

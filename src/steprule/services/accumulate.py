@@ -19,9 +19,10 @@ from steprule.formats import HALVES, dither, weight_format
 from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
 from steprule.rule import Rule
-from steprule.services.hooks import processes, weakly
+from steprule.services.hooks import Owners, processes, weakly
 from steprule.states import name_of
 
+_owners = Owners()
 GRAD_FORMATS = ("float32", "24bit", "32bit")
 
 
@@ -45,7 +46,8 @@ class Accumulator:
         self.kind = kind
         self.corrections: dict[Tensor, Tensor] = {}
         self._frozen: list[Tensor] = []  # to be watched when they thaw
-        self._nodes: list[Any] = []  # autograd would forget them and their hooks
+        self._hooks: dict[Tensor, tuple[Any, ...]] = {}  # and their nodes, which autograd would forget
+        self._taken_over = 0  # parameters by another optimizer
         self._counts: dict[Tensor, int] = {}
         self._left: dict[Tensor, tuple[Any, int]] = {}  # the sum as autograd left it, and its version
 
@@ -54,8 +56,8 @@ class Accumulator:
         return dtype if self.kind == "float32" or dtype not in HALVES else weight_format(self.kind, dtype)
 
     def watch(self, param: Tensor) -> None:
-        """Prepares a parameter; only half-precision ones need it."""
-        if name_of(param.dtype) not in HALVES:
+        """Prepares a parameter; only half-precision ones need it. Another optimizer's sums of it are taken over."""
+        if name_of(param.dtype) not in HALVES or param in self.corrections:
             return
         if not param.requires_grad:
             self._frozen.append(param)
@@ -63,17 +65,36 @@ class Accumulator:
         if self.kind == "float32":
             param.grad_dtype = torch.float32
             return
+        before: Accumulator | None = _owners.claim(param, self)
+        if before is not None:
+            before.give_up(param)
         low = torch.int8 if self.kind == "24bit" else torch.int16
         self.corrections[param] = torch.zeros_like(param, dtype=low, requires_grad=False)
         # The node that adds to param.grad, and not param itself, whose hooks torch.autograd.grad would call as well.
         node: Any = torch.autograd.graph.get_gradient_edge(param).node
         add = weakly(self._add)
-        node.register_prehook(lambda grads: add(param, grads[0]))
-        self._nodes.append(node)
-        param.register_post_accumulate_grad_hook(weakly(self._note))  # type: ignore[no-untyped-call]
+        register: Any = param.register_post_accumulate_grad_hook
+        handles = node.register_prehook(lambda grads: add(param, grads[0])), register(weakly(self._note))
+        self._hooks[param] = (node, *handles)
+
+    def give_up(self, param: Tensor) -> None:
+        """Leaves a parameter to another optimizer."""
+        self._taken_over += 1
+        _, *handles = self._hooks.pop(param)
+        for handle in handles:
+            handle.remove()
 
     def settle(self) -> None:
-        """Drops corrections of gradients that someone has changed since: they belong to other numbers."""
+        """Drops corrections of gradients that someone has changed since: they belong to other numbers.
+
+        Raises:
+            RuntimeError: another optimizer has taken parameters over.
+        """
+        if self._taken_over:
+            raise RuntimeError(
+                f'gradients of {self._taken_over} parameters of this optimizer with grads="{self.kind}" are summed by another '
+                "one, made later, which has their corrections: use that alone"
+            )
         frozen, self._frozen = self._frozen, []
         for param in frozen:
             self.watch(param)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakMethod
+from weakref import WeakMethod, ref
 
 import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,6 +21,42 @@ def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
         return alive(*args) if alive is not None else None
 
     return hook
+
+
+class Owners:
+    """Whose hooks each parameter has. There is room for one, and the newest takes a parameter over: the one before may be
+    garbage that nobody can reach, as when a notebook's cell runs again, and live until the collector comes."""
+
+    def __init__(self) -> None:
+        self._owners: Any = WeakTensorKeyDictionary()
+
+    def claim(self, param: Tensor, owner: Any) -> Any:
+        """Makes this its owner; returns the one before, if that is alive and another."""
+        before = self._owners.get(param)
+        self._owners[param] = ref(owner)
+        old = before() if before is not None else None
+        return old if old is not owner else None
+
+
+_FUNCTIONS: Any = torch.autograd.function.BackwardCFunction.apply
+_last_task = -1, False
+
+
+def is_nested() -> bool:
+    """Whether a hook is called by a backward pass within another, as a custom function's backward may run them.
+
+    Reentrant checkpoints do: a gradient that is complete in one of those may get more from another.
+    """
+    global _last_task
+    number, nested = _last_task
+    current = torch._C._current_graph_task_id()
+    if current != number:
+        frame: Any = sys._getframe()
+        while frame is not None and frame.f_code is not _FUNCTIONS.__code__:
+            frame = frame.f_back
+        nested = frame is not None
+        _last_task = current, nested
+    return nested
 
 
 def processes() -> int:

@@ -7,22 +7,31 @@ is stepped. Then either
 - the norm of the step before is taken, or the parameter's own where that is larger; a parameter whose gradient is not
   finite keeps its old weights while the others step. Or
 - two backward passes are run, the first under `measure`, which makes both exact.
+
+Inside a reentrant checkpoint (torch.utils.checkpoint with use_reentrant=True), a gradient that seems complete may get more
+from another use of its parameter. It is kept until `step`, which steps it: right, but not released. use_reentrant=False
+releases it. A parameter that is used inside of one and outside is refused when its gradient comes a second time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from steprule.services.hooks import processes, weakly
+from steprule.services.hooks import Owners, is_nested, processes, weakly
 from steprule.services.member import Member
 from steprule.services.step import Part, Row, StepServices
+
+logger = logging.getLogger("steprule")
+_owners = Owners()
 
 
 class Release:
@@ -35,13 +44,16 @@ class Release:
     """
 
     def __init__(self, services: StepServices, model: nn.Module, step_one: Callable[[Tensor], None]) -> None:
-        self.services = services
-        self._step_one = step_one
+        self._services = ref(services)  # which has this: an optimizer in no circle is gone, and its hooks, at once
+        self._step_one = weakly(step_one)
         self._lock = threading.Lock()  # gloo's threads come several at a time
         self._accumulating = self._measuring = False
         self._model = model
         self._ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
-        self._params: list[Tensor] = []
+        self._params: dict[Tensor, None] = {}
+        self._handles: dict[Tensor, Any] = {}
+        self._taken_over = 0  # parameters by another optimizer
+        self._told: set[str] = set()
         self._begin_anew()
         self._verdict: tuple[float, list[str]] | None = None
         if self._ddp is not None:
@@ -50,6 +62,13 @@ class Release:
                     "release_gradients() does not take find_unused_parameters=True: it steps what it is given"
                 )
             self._ddp.register_comm_hook(None, lambda _, bucket: self._reduce_then_step(bucket))
+
+    @property
+    def services(self) -> StepServices:
+        """The optimizer's."""
+        services = self._services()
+        assert services is not None
+        return services
 
     def _begin_anew(self) -> None:
         self._norms: list[tuple[Member, float]] = []
@@ -60,15 +79,40 @@ class Release:
         self._taken = False
 
     def watch(self, param: Tensor) -> None:
-        """Hooks a parameter."""
-        self._params.append(param)
+        """Hooks a parameter, and takes it over if another optimizer releases it."""
+        if param in self._params:
+            return
+        self._params[param] = None
+        before: Release | None = _owners.claim(param, self)
+        if before is not None:
+            before.give_up(param)
+            self.tell("parameters are released by this optimizer from now on, and no longer by one made before")
         if self._ddp is None and param.requires_grad:
-            param.register_post_accumulate_grad_hook(weakly(self._complete))  # type: ignore[no-untyped-call]
+            register: Any = param.register_post_accumulate_grad_hook
+            self._handles[param] = register(weakly(self._complete))
+
+    def give_up(self, param: Tensor) -> None:
+        """Leaves a parameter to another optimizer."""
+        self._taken_over += 1
+        if param in self._handles:
+            self._handles.pop(param).remove()
+
+    def tell(self, what: str) -> None:
+        """Warns of something, once."""
+        if what not in self._told:
+            self._told.add(what)
+            logger.warning("steprule: %s", what)
 
     # Inside backward
 
     def _complete(self, param: Tensor) -> None:
         if self._accumulating:
+            return
+        if param not in self.stepped and is_nested():
+            self.tell(
+                "gradients inside a reentrant checkpoint may not be complete and are kept until step(); "
+                "torch.utils.checkpoint with use_reentrant=False releases them"
+            )
             return
         if processes() > 1:
             raise RuntimeError(
@@ -78,7 +122,7 @@ class Release:
         if param in self.stepped:
             raise RuntimeError(
                 "a second backward pass before step() would step the released parameters twice: run all passes but the last "
-                "in accumulate()"
+                "in accumulate(); checkpoints of what is used elsewhere too need use_reentrant=False"
             )
         self._finish_with(param)
 
@@ -164,6 +208,9 @@ class Release:
             for param, _ in others:
                 param.grad = None
             yield
+            for own in self._params:
+                if self._ddp is None and own.grad is not None:  # of checkpoints
+                    self._finish_with(own)
         except BaseException:
             self._drop_measurement()
             raise
@@ -190,7 +237,15 @@ class Release:
 
         Args:
             move_resting: brings averages of parameters that are not among those given towards them, by a share.
+
+        Raises:
+            RuntimeError: gradients are not averaged over processes, or another optimizer has taken parameters over.
         """
+        if self._taken_over:
+            raise RuntimeError(
+                f"{self._taken_over} parameters of this optimizer were taken over by another one's release_gradients(), made "
+                "later: they are stepped by that one only; use it alone"
+            )
         for param in self._params:
             if param in self.stepped:
                 param.grad = None  # the reducer has put it back
