@@ -50,8 +50,9 @@ class Rule:
         hyperparameters: update's hyperparameters and their defaults, in order.
         state_when: for a state that only some settings need, the hyperparameter that must be true or
             nonzero for it to exist; otherwise update is given None.
-        exact_when: for a state that is subtracted from another, which a coarse format would make noise of, the
-            hyperparameter that must be true for that, or "always"; it is then kept in float32 at least.
+        exact_when: for a state that a coarse format would make noise of, since it is subtracted from another or its
+            errors add up, the hyperparameter that must be true for that, or "always"; it is then kept in float32 at
+            least. Running maxima and minima, and states that they are compared with, need not be named.
         decay: what the formula makes of its hyperparameter weight_decay: a key of `steprule.rules.options.DECAYS`, or
             "own" for what is none of those.
         refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
