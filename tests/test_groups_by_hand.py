@@ -364,3 +364,15 @@ def test_another_momentum_may_be_loaded():
     new.load_state_dict(old.state_dict())
     step(new)
     assert new.param_groups[0]["momentum"] == 0.8
+
+
+def test_lookahead_in_a_group_is_a_number_of_steps():
+    optimizer, param = made("AdamW", 2, lookahead=2)
+    before = param.tolist()
+    optimizer.param_groups[0]["lookahead"] = 2.5
+    with pytest.raises(ValueError, match=r"Invalid lookahead value: 2\.5; it is a number of steps"):
+        step(optimizer)
+    assert param.tolist() == before
+    optimizer.param_groups[0]["lookahead"] = 3
+    step(optimizer)
+    assert param.tolist() != before

@@ -384,6 +384,7 @@ class Pass:
             for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable", *FORMAT_OPTIONS)
             if name in groups[0]
         ]
+        self._keys = keys
         settings_of = itemgetter(*keys, keys[0])
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = settings_of
         if optimizer._services is not None:
@@ -564,9 +565,20 @@ class Pass:
     def _refresh(self, optimizer: Optimizer) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
         groups = optimizer.param_groups
-        if optimizer._look_at_groups() or [self._static_of(group) for group in groups] != self._static:
+        settings = [self._plain(group) for group in groups]
+        changed = {
+            name
+            for before, now in zip(self._settings, settings, strict=True)
+            for name, old, new in zip(self._keys, before, now, strict=False)
+            if old is not new and old != new
+        }
+        is_numbers = all(isinstance(self._rule.hyperparameters.get(name), (float, int, tuple)) for name in changed)
+        is_numbers &= "lookahead" not in changed  # which is whole
+        if not is_numbers or not optimizer._check_numbers(changed):
+            return False  # and all is looked at
+        if [self._static_of(group) for group in groups] != self._static:
             return False
-        self._settings = [self._plain(group) for group in groups]
+        self._settings = settings
         for kernel, plan, _ in self._plans:
             plan.set_hyper(_hyper(kernel, groups, self._services))
         return True
