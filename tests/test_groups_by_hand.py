@@ -139,6 +139,19 @@ def test_a_group_that_is_appended_by_hand_is_like_one_that_is_added():
     assert (group["lr"], group["weight_decay"]) == (pytest.approx(1 / 3), 0.5)
 
 
+def test_groups_may_be_taken_out_and_appended_with_a_tensor_as_parameters():
+    first, second, _ = zeros()
+    optimizer = steprule.SGD([first], lr=0.5)
+    step(optimizer)
+    kept = optimizer.param_groups.pop()
+    step(optimizer)  # moves nothing, as torch.optim's
+    assert first.tolist() == [-0.5] * 2
+    second.grad = torch.ones(2)
+    optimizer.param_groups += [kept, {"params": second}]
+    optimizer.step()
+    assert (first.tolist(), second.tolist()) == ([-1.0] * 2, [-0.5] * 2)
+
+
 def test_a_function_may_be_put_into_a_group():
     (param,) = zeros(1)
     optimizer = steprule.SGD([param], lr=1.0)

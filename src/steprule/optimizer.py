@@ -349,6 +349,8 @@ class Optimizer(torch.optim.Optimizer):
         defaults = {name: self.defaults[name] for name in known if name in self.defaults}
         defaults |= self._schedules.defaults if self._schedules is not None else {}
         for group in self.param_groups:
+            if isinstance(group["params"], Tensor):
+                group["params"] = [group["params"]]
             self._check_keys(group)
             for name, default in defaults.items():
                 group.setdefault(name, default)
@@ -885,6 +887,8 @@ class Optimizer(torch.optim.Optimizer):
         if self._swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before step()")
         self._look_at_groups()
+        if not self.param_groups:  # all taken out
+            return None
         self._pass = None
         services = self._services
         if self._accumulator is not None:
