@@ -456,9 +456,6 @@ class Pass:
         self._params = [entry.param for entry in fast]
         active = set(map(id, self._params))
         self._idle = [p for group in groups for p in group["params"] if whole and id(p) not in active]
-        grads = [entry.grad for entry in fast]
-        self._grad_at = list(map(_ADDRESS, grads))
-        self._empty = self._grad_at.count(0)
         self._state_of = optimizer.state
         self._whole = whole
         self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), _END))
@@ -469,8 +466,9 @@ class Pass:
         self._fixed = (self._params, *(entry.state.values() for entry in fast), corrections)
         self._held = list(chain.from_iterable(self._fixed))  # so that no other state can take their places
         if self.complete:
-            self._fixed_at = list(map(_ADDRESS, self._held))
-            self._same_layout = _layout_check([*self._held, *grads])
+            tensors = [*self._held, *(entry.grad for entry in fast)]
+            self._at = list(map(_ADDRESS, tensors))
+            self._same_layout = _layout_check(tensors)
 
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
@@ -508,14 +506,13 @@ class Pass:
             objects = chain(*map(_PARAMS, groups), states.values(), _END)
             if not self._whole:
                 objects = chain(map(states.get, self._params), _END)
-            fixed = list(chain.from_iterable(self._fixed))
-            grads = [param.grad for param in self._params]
-            grad_at = list(map(_ADDRESS, grads))  # type: ignore[arg-type]
+            tensors: list[Any] = [*chain.from_iterable(self._fixed), *[param.grad for param in self._params]]
+            at = list(map(_ADDRESS, tensors))
             if not (
                 states is self._state_of
                 and all(map(is_, objects, self._objects))
-                and self._same_layout(*fixed, *grads)
-                and list(map(_ADDRESS, fixed)) == self._fixed_at
+                and self._same_layout(*tensors)
+                and (at == self._at or self._follow(at))
             ):
                 return False
         except (AttributeError, RuntimeError, TypeError):  # no gradient, a sparse one, a state that is no tensor
@@ -524,12 +521,6 @@ class Pass:
             return False
         if self._idle and any(param.grad is not None for param in self._idle):
             return False
-        if grad_at != self._grad_at:
-            if grad_at.count(0) != self._empty:  # of one that was freed
-                return False
-            for _, plan, part in self._plans:
-                plan.set_grads(grad_at[part])
-            self._grad_at = grad_at
         if self._accumulator is not None:
             self._accumulator.settle()
         if self._on_device is not None:
@@ -543,6 +534,16 @@ class Pass:
         for launch in self._launchers:
             launch()
         _count_write(self._params)
+        return True
+
+    def _follow(self, at: list[int]) -> bool:
+        """Takes over new addresses of gradients; False if it is others that have changed, or a gradient's was freed."""
+        first = len(self._held)
+        if at[:first] != self._at[:first] or at.count(0) != self._at.count(0):
+            return False
+        for _, plan, part in self._plans:
+            plan.set_grads(at[first:][part])
+        self._at = at
         return True
 
     def holds_only(self, optimizer: Optimizer) -> bool:
