@@ -194,12 +194,11 @@ class Entry:
                     f"the state {name} of {who} is {state.dtype}, which a step of {param.dtype} cannot use: convert it, "
                     "or delete it to begin anew"
                 )
-        whose = {"": param, "the gradient of ": grad}
-        whose |= {f"the state {name} of ": x for name, x in self.state.items() if isinstance(x, Tensor)}
-        for what, x in whose.items():
-            if missing := missing_bytes(x):
+        for what, x in (("", param), ("grad", grad), *self.state.items()):
+            if isinstance(x, Tensor) and (missing := missing_bytes(x)):
+                whose = "the gradient of " if what == "grad" else f"the state {what} of " if what else ""
                 raise RuntimeError(
-                    f"the storage of {what}{who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
+                    f"the storage of {whose}{who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
                     "it was freed or made smaller"
                 )
 
