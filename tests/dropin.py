@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,8 +68,11 @@ class Config:
 
 def _configs(name: str) -> list[Config]:
     rule = CLASSES[name]
+    known = inspect.signature(torchs(name)).parameters  # an older torch has fewer options
     choices: dict[str, list[Any]] = {}
     for hyper, default in rule.hyperparameters.items():
+        if hyper not in known:
+            continue
         if isinstance(default, bool):
             choices[hyper] = [False, True]
         elif default == 0:

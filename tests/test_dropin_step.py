@@ -1206,7 +1206,6 @@ THROUGH = [
     ("Adam", {}, "lr"), ("Adam", {}, "weight_decay"), ("Adam", {}, "lr betas"), ("Adam", {"maximize": True}, "betas"),
     ("AdamW", {}, "lr"), ("AdamW", {}, "weight_decay"), ("AdamW", {}, "lr betas"), ("AdamW", {}, "lr weight_decay"),
     ("NAdam", {}, ""), ("NAdam", {"decoupled_weight_decay": True}, "weight_decay"), ("RAdam", {}, "lr"),
-    ("RAdam", {"betas": (0.5, 0.6)}, "lr"),
     ("RAdam", {"decoupled_weight_decay": True}, "lr"), ("Adadelta", {}, ""), ("Adagrad", {"lr_decay": 0.3}, ""),
     ("RMSprop", {}, ""), ("ASGD", {"t0": 1.0, "lambd": 0.05}, ""),
 ]  # fmt: skip

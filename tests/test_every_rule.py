@@ -17,6 +17,7 @@ from settings import IDS, STRUCTURES, VARIANTS, telling
 import steprule
 from steprule.rules import RULES
 from steprule.services import ClipAdaptive, ClipValue
+from steprule.states import kept
 
 SHAPES = ((6, 160), (40,))
 MOVING = {
@@ -108,12 +109,12 @@ def test_it_trains_as_in_float64(rule, way):
             assert gone > 0.02 * float(first.detach().norm()), "it has hardly moved, which tests nothing"
             assert float((optimizer.read(p, name) - truth).norm()) < bound * gone, name
         for name in filter(None, rule.states_for(optimizer.param_groups[0])):
-            kept, truth = optimizer.state[p][name], exact.state[q][name]
+            own, truth = kept(optimizer.state[p], name), exact.state[q][name]
             if name in rule.scalar_states:
-                assert kept.dtype == (torch.float32 if rule.scalar_dtype == "step" else torch.float64)
-                torch.testing.assert_close(kept.double(), truth.double(), rtol=bound, atol=0)
+                assert own.dtype == (torch.float32 if rule.scalar_dtype == "step" else torch.float64)
+                torch.testing.assert_close(own.double(), truth.double(), rtol=bound, atol=0)
             elif rule.is_exact(name, optimizer.param_groups[0]):
-                assert kept.dtype == torch.float32
+                assert own.dtype == torch.float32
     if nonfinite == "skip":
         assert optimizer.skipped_steps == exact.skipped_steps == 1
         torch.testing.assert_close(optimizer.grad_norm, exact.grad_norm, rtol=1e-3, atol=0)
@@ -139,12 +140,12 @@ def same_bits(one, other):
 FORMATS = {"float32": (torch.float32, {}), "8bit": (torch.bfloat16, {"states": "8bit", "weights": "24bit", "seed": 3})}
 
 
-@pytest.mark.parametrize("kept", FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(("rule", "hyper"), VARIANTS, ids=IDS)
-def test_a_checkpoint_goes_on_with_the_same_bits(rule, hyper, kept):
+def test_a_checkpoint_goes_on_with_the_same_bits(rule, hyper, form):
     """Through a file that is loaded with weights_only; by the compiled engine in float32, by the eager one in 8 bits."""
-    dtype, options = FORMATS[kept]
-    engine = "compiled" if kept == "float32" else "eager"
+    dtype, options = FORMATS[form]
+    engine = "compiled" if form == "float32" else "eager"
     optimizer = getattr(steprule, rule.__name__)(start(dtype, engine), **telling(rule, hyper), **options)
     train(rule, optimizer, range(3))
     file = io.BytesIO()

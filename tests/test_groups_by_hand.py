@@ -139,6 +139,19 @@ def test_a_group_that_is_appended_by_hand_is_like_one_that_is_added():
     assert (group["lr"], group["weight_decay"]) == (pytest.approx(1 / 3), 0.5)
 
 
+def test_groups_may_be_taken_out_and_appended_with_a_tensor_as_parameters():
+    first, second, _ = zeros()
+    optimizer = steprule.SGD([first], lr=0.5)
+    step(optimizer)
+    kept = optimizer.param_groups.pop()
+    step(optimizer)  # moves nothing, as torch.optim's
+    assert first.tolist() == [-0.5] * 2
+    second.grad = torch.ones(2)
+    optimizer.param_groups += [kept, {"params": second}]
+    optimizer.step()
+    assert (first.tolist(), second.tolist()) == ([-1.0] * 2, [-0.5] * 2)
+
+
 def test_a_function_may_be_put_into_a_group():
     (param,) = zeros(1)
     optimizer = steprule.SGD([param], lr=1.0)
@@ -364,3 +377,15 @@ def test_another_momentum_may_be_loaded():
     new.load_state_dict(old.state_dict())
     step(new)
     assert new.param_groups[0]["momentum"] == 0.8
+
+
+def test_lookahead_in_a_group_is_a_number_of_steps():
+    optimizer, param = made("AdamW", 2, lookahead=2)
+    before = param.tolist()
+    optimizer.param_groups[0]["lookahead"] = 2.5
+    with pytest.raises(ValueError, match=r"Invalid lookahead value: 2\.5; it is a number of steps"):
+        step(optimizer)
+    assert param.tolist() == before
+    optimizer.param_groups[0]["lookahead"] = 3
+    step(optimizer)
+    assert param.tolist() != before

@@ -353,11 +353,8 @@ class Optimizer(torch.optim.Optimizer):
             for param in group["params"]:
                 watch(param)
 
-    def _look_at_groups(self) -> bool:
+    def _look_at_groups(self) -> None:
         """Checks what someone has put into groups or their list by hand, and completes it as `add_param_group` does.
-
-        Returns:
-            Whether there were functions of the step, which are now followed.
 
         Raises:
             ValueError: a setting makes no sense, or is for the whole optimizer.
@@ -366,20 +363,30 @@ class Optimizer(torch.optim.Optimizer):
         known = (*self.rule.hyperparameters, *self._flags, *self._fixed, *FORMAT_OPTIONS)
         defaults = {name: self.defaults[name] for name in known if name in self.defaults}
         defaults |= self._schedules.defaults if self._schedules is not None else {}
-        found = False
         for group in self.param_groups:
+            if isinstance(group["params"], Tensor):
+                group["params"] = [group["params"]]
             self._check_keys(group)
             for name, default in defaults.items():
                 group.setdefault(name, default)
             functions = self._take_functions(group)
             self._check_later(group)
             self._follow(group, functions)
-            found |= bool(functions)
             if not any(group["params"] is known for known in self._admitted):
                 self._check_parameters(group)
                 self._admit(group)
         self._check_constants()
-        return found
+
+    def _check_numbers(self, names: set[str]) -> bool:
+        """Checks numbers that have changed in groups, as `_look_at_groups` does; False if there are functions now."""
+        as_torch = type(self).rule in _TORCHS
+        for group in self.param_groups:
+            if any(callable(group[name]) for name in names):
+                return False
+            near = [name for name in names if not _is_elsewhere(group[name])]
+            check_hyperparameters(self.rule, group, as_torch, near)
+        self._check_constants()
+        return True
 
     def _check_keys(self, group: Mapping[str, Any]) -> None:
         """Raises for what a group cannot have for itself."""
@@ -394,13 +401,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_later(self, settings: Mapping[str, Any]) -> None:
         """As `_check`, for settings put into a group since: of torch.optim's own rules what it takes there is taken."""
-        known = {name: value for name, value in settings.items() if not _is_elsewhere(value)}
-        check_hyperparameters(self.rule, known, as_torch=type(self).rule in _TORCHS)
-        self._check_options(known)
+        near = [name for name in self.rule.hyperparameters if not _is_elsewhere(settings[name])]
+        check_hyperparameters(self.rule, settings, type(self).rule in _TORCHS, near)
+        self._check_options(settings)
 
     def _check_constants(self) -> None:
         """Raises if what must stay as it was when a parameter began has been changed."""
-        for number, group in enumerate(self.param_groups):
+        for number, group in enumerate(self.param_groups if self._constant else ()):
             for name, why in self._constant.items():
                 value = float(group[name][0] if isinstance(group[name], (tuple, list)) else group[name])
                 for param in group["params"]:
@@ -959,6 +966,8 @@ class Optimizer(torch.optim.Optimizer):
         if self._swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before step()")
         self._look_at_groups()
+        if not self.param_groups:  # all taken out
+            return None
         self._pass = None
         services = self._services
         if self._accumulator is not None:

@@ -187,12 +187,11 @@ class Entry:
                     f"the state {name} of {who} is {state.dtype}, which a step of {param.dtype} cannot use: convert it, "
                     "or delete it to begin anew"
                 )
-        whose = {"": param, "the gradient of ": grad}
-        whose |= {f"the state {name} of ": x for name, x in self.state.items() if isinstance(x, Tensor)}
-        for what, x in whose.items():
-            if missing := missing_bytes(x):
+        for what, x in (("", param), ("grad", grad), *self.state.items()):
+            if isinstance(x, Tensor) and (missing := missing_bytes(x)):
+                whose = "the gradient of " if what == "grad" else f"the state {what} of " if what else ""
                 raise RuntimeError(
-                    f"the storage of {what}{who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
+                    f"the storage of {whose}{who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
                     "it was freed or made smaller"
                 )
 
@@ -440,6 +439,7 @@ class Pass:
             for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable", *FORMAT_OPTIONS)
             if name in groups[0]
         ]
+        self._keys = keys
         settings_of = itemgetter(*keys, keys[0])
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = settings_of
         if optimizer._services is not None:
@@ -453,9 +453,6 @@ class Pass:
         self._params = [entry.param for entry in fast]
         active = set(map(id, self._params))
         self._idle = [p for group in groups for p in group["params"] if whole and id(p) not in active]
-        grads = [entry.grad for entry in fast]
-        self._grad_at = list(map(_ADDRESS, grads))
-        self._empty = self._grad_at.count(0)
         self._state_of = optimizer.state
         self._whole = whole
         self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), _END))
@@ -466,8 +463,9 @@ class Pass:
         self._fixed = (self._params, *(entry.state.values() for entry in fast), corrections)
         self._held = list(chain.from_iterable(self._fixed))  # so that no other state can take their places
         if self.complete:
-            self._fixed_at = list(map(_ADDRESS, self._held))
-            self._same_layout = _layout_check([*self._held, *grads])
+            tensors = [*self._held, *(entry.grad for entry in fast)]
+            self._at = list(map(_ADDRESS, tensors))
+            self._same_layout = _layout_check(tensors)
 
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
@@ -508,14 +506,13 @@ class Pass:
             objects = chain(*map(_PARAMS, groups), states.values(), _END)
             if not self._whole:
                 objects = chain(map(states.get, self._params), _END)
-            fixed = list(chain.from_iterable(self._fixed))
-            grads = [param.grad for param in self._params]
-            grad_at = list(map(_ADDRESS, grads))  # type: ignore[arg-type]
+            tensors: list[Any] = [*chain.from_iterable(self._fixed), *[param.grad for param in self._params]]
+            at = list(map(_ADDRESS, tensors))
             if not (
                 states is self._state_of
                 and all(map(is_, objects, self._objects))
-                and self._same_layout(*fixed, *grads)
-                and list(map(_ADDRESS, fixed)) == self._fixed_at
+                and self._same_layout(*tensors)
+                and (at == self._at or self._follow(at))
                 and list(map(len, groups)) == self._lengths  # a key more may be one that a group cannot have
             ):
                 return False
@@ -529,12 +526,6 @@ class Pass:
                 return False
         if self._idle and any(param.grad is not None for param in self._idle):
             return False
-        if grad_at != self._grad_at:
-            if grad_at.count(0) != self._empty:  # of one that was freed
-                return False
-            for _, plan, part in self._plans:
-                plan.set_grads(grad_at[part])
-            self._grad_at = grad_at
         if self._accumulator is not None:
             self._accumulator.settle()
         if self._on_device is not None:
@@ -548,6 +539,16 @@ class Pass:
         for launch in self._launchers:
             launch()
         _count_write(self._params)
+        return True
+
+    def _follow(self, at: list[int]) -> bool:
+        """Takes over new addresses of gradients; False if it is others that have changed, or a gradient's was freed."""
+        first = len(self._held)
+        if at[:first] != self._at[:first] or at.count(0) != self._at.count(0):
+            return False
+        for _, plan, part in self._plans:
+            plan.set_grads(at[first:][part])
+        self._at = at
         return True
 
     def holds_only(self, optimizer: Optimizer) -> bool:
@@ -656,9 +657,20 @@ class Pass:
     def _refresh(self, optimizer: Optimizer) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
         groups = optimizer.param_groups
-        if optimizer._look_at_groups() or [self._static_of(group) for group in groups] != self._static:
+        settings = [self._plain(group) for group in groups]
+        changed = {
+            name
+            for before, now in zip(self._settings, settings, strict=True)
+            for name, old, new in zip(self._keys, before, now, strict=False)
+            if old is not new and old != new
+        }
+        is_numbers = all(isinstance(self._rule.hyperparameters.get(name), (float, int, tuple)) for name in changed)
+        is_numbers &= "lookahead" not in changed  # which is whole
+        if not is_numbers or not optimizer._check_numbers(changed):
+            return False  # and all is looked at
+        if [self._static_of(group) for group in groups] != self._static:
             return False
-        self._settings = [self._plain(group) for group in groups]
+        self._settings = settings
         for kernel, plan, _ in self._plans:
             plan.set_hyper(_hyper(kernel, groups, self._services))
         return True

@@ -197,7 +197,9 @@ def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"{who} got an unexpected argument {name!r}; {hint}")
 
 
-def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any], as_torch: bool = False) -> None:
+def check_hyperparameters(
+    rule: type[Rule], hyper: Mapping[str, Any], as_torch: bool = False, only: Iterable[str] | None = None
+) -> None:
     """Raises for a value that makes no sense, naming the argument and the value, with torch.optim's words.
 
     Args:
@@ -205,14 +207,16 @@ def check_hyperparameters(rule: type[Rule], hyper: Mapping[str, Any], as_torch: 
         hyper: values for some or all of the rule's hyperparameters, floats or 1-element tensors.
         as_torch: take what torch.optim takes in its groups, where it checks nothing, if it means something: a negative
             lr goes up the gradient. Default: False.
+        only: those to look at, where others have been. Default: all.
 
     Raises:
         ValueError: a value is out of range.
         TypeError: a value is of the wrong kind.
     """
-    for name, value in hyper.items():
+    for name in hyper if only is None else only:
         if name not in rule.hyperparameters:
             continue
+        value = hyper[name]
         default = rule.hyperparameters[name]
         if isinstance(default, bool):
             if isinstance(value, str) or (value not in (True, False)):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import Parameter, is_lazy
 
 from steprule.engine.gpu import serves
 from steprule.engine.overlap import first_overlap
@@ -45,52 +46,51 @@ def is_readable(x: Tensor, device: torch.device) -> bool:
 
 
 _FAKES = "torch._subclasses.fake_tensor"  # imported by those who use it
+_PLAIN_TYPES = (Tensor, Parameter)
 
 
 def is_fake(x: Tensor) -> bool:
     """Whether x was made in torch's FakeTensorMode, which estimates what a model takes."""
-    return _FAKES in sys.modules and isinstance(x, sys.modules[_FAKES].FakeTensor)
+    return type(x) not in _PLAIN_TYPES and _FAKES in sys.modules and isinstance(x, sys.modules[_FAKES].FakeTensor)
 
 
 def is_abstract(x: Tensor) -> bool:
     """Whether x has a shape and no numbers: fake tensors, what is made of them, and those on the meta device."""
+    if type(x) in _PLAIN_TYPES:
+        return x.is_meta
     return x.is_meta or (_FAKES in sys.modules and bool(sys.modules[_FAKES].is_fake(x)))
 
 
-def has_addresses(x: Tensor) -> bool:
-    """Whether x's elements are in memory, at its address and by its strides."""
-    return (
-        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
-        and not is_lazy(x)
-        and x.layout is torch.strided
-        and (x.device.type == "cpu" or x.device.type == "cuda")
-    )
+def _span(x: Tensor) -> tuple[int, int]:
+    """The address of x's first byte and that after its last; nowhere if it is not in memory."""
+    if type(x) not in _PLAIN_TYPES and (type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_lazy(x)):
+        return 0, 0
+    if x.layout is not torch.strided or not (x.is_cpu or x.is_cuda) or not x.numel():
+        return 0, 0
+    start = x.data_ptr()
+    elements = x.numel()
+    if not x.is_contiguous():
+        elements = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return start, start + elements * x.element_size()
 
 
 def missing_bytes(x: Tensor) -> int:
     """How many bytes x's storage is too short for its elements, as one that was freed is."""
-    if not has_addresses(x) or not x.numel():
+    start, end = _span(x)
+    if start == end:
         return 0
-    return max(int((x.storage_offset() + _extent(x)) * x.element_size() - x.untyped_storage().nbytes()), 0)
+    return max(int(x.storage_offset() * x.element_size() + end - start - x.untyped_storage().nbytes()), 0)
 
 
 def first_shared(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     """The numbers of the first two tensors that have an element in common, or None; those without memory have none."""
-    spans = []
-    for x in tensors:
-        start = x.data_ptr() if has_addresses(x) and x.numel() else 0
-        spans.append((start, start + _extent(x) * x.element_size() if start else 0))
+    spans = [span if span[0] else (0, 0) for span in map(_span, tensors)]  # a freed one is nowhere
+    elements = cache(lambda number: np.asarray(_Elements(tensors[number])))
 
     def share(a: int, b: int) -> bool:
-        one, other = tensors[a], tensors[b]
-        return one.device == other.device and np.shares_memory(_Elements(one), _Elements(other))
+        return tensors[a].device == tensors[b].device and np.shares_memory(elements(a), elements(b))
 
     return first_overlap(spans, share)
-
-
-def _extent(x: Tensor) -> int:
-    """Elements from x's first to its last in memory."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 class _Elements:

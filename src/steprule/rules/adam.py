@@ -126,7 +126,6 @@ def rectification(beta2: Value, step: Value, threshold: float) -> tuple[Value, V
     """RAdam's factor for the adaptive step, and whether the mean square is known well enough for one. Equations 4-6."""
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * step * beta2**step / (1 - beta2**step)
-    rho_inf = maximum(rho_inf, 4 + 1e-9)  # below which rho is not known either, and the factor may divide by 0
     known = maximum(rho, threshold)  # of interest only above it
     factor = sqrt((known - 4) * (known - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * known))
     return factor, rho > threshold
