@@ -16,9 +16,9 @@ from numba.extending import intrinsic
 from steprule.engine.plan import FULL, LAST_FLOAT32_STEP
 from steprule.formats import ROOTS
 
-EXACT: dict[str, Any] = {"error_model": "numpy"}
-"""Divisions that give inf or NaN instead of raising; nothing is reordered."""
-FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"nsz"}}
+EXACT: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Divisions that give inf or NaN instead of raising; nothing is reordered. Python calls none of these functions."""
+FAST: dict[str, Any] = {**EXACT, "fastmath": {"nsz"}}
 """For element loops: what vectorises, never what assumes that there is no NaN or inf, nor estimates reciprocals."""
 
 float32, float64, uint32, uint64, int64 = np.float32, np.float64, np.uint32, np.uint64, np.int64
