@@ -427,6 +427,26 @@ def test_some_parameters_are_taken_over():
         first.step()
 
 
+@pytest.mark.parametrize("steps", [0, 1], ids=["at first", "later"])
+def test_an_optimizer_beside_one_that_releases_says_why_it_has_no_gradients(steps):
+    model = net()
+    plain, released = (steprule.SGD(model.parameters(), lr=0.05) for _ in range(2))
+    for _ in range(steps):
+        model(torch.ones(1, 8)).sum().backward()
+        plain.step()
+    plain.zero_grad()
+    released.release_gradients(model)
+    model(torch.ones(1, 8)).sum().backward()
+    with pytest.raises(RuntimeError, match="another optimizer that is still alive releases the gradients"):
+        plain.step()
+    released.step()
+    del released
+    model(torch.ones(1, 8)).sum().backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    plain.step()
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
 def test_a_released_optimizer_that_is_gone_is_not_missed(caplog):
     model = net()
     for _ in range(2):

@@ -40,7 +40,7 @@ from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import as_average, average_format
 from steprule.services.clip import Clip, ClipValue, as_clip
-from steprule.services.release import Release
+from steprule.services.release import Release, check_not_released
 from steprule.services.step import NONFINITE, RESERVED, StepServices
 from steprule.states import (
     DTYPES,
@@ -968,6 +968,8 @@ class Optimizer(torch.optim.Optimizer):
         self._look_at_groups()
         if not self.param_groups:  # all taken out
             return None
+        if self._release is None:
+            check_not_released(param for group in self.param_groups for param in group["params"])
         self._pass = None
         services = self._services
         if self._accumulator is not None:

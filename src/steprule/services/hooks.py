@@ -32,10 +32,14 @@ class Owners:
 
     def claim(self, param: Tensor, owner: Any) -> Any:
         """Makes this its owner; returns the one before, if that is alive and another."""
-        before = self._owners.get(param)
+        old = self.of(param)
         self._owners[param] = ref(owner)
-        old = before() if before is not None else None
         return old if old is not owner else None
+
+    def of(self, param: Tensor) -> Any:
+        """Whose it is, None if nobody's who is alive."""
+        owner = self._owners.get(param)
+        return owner() if owner is not None else None
 
 
 _FUNCTIONS: Any = torch.autograd.function.BackwardCFunction.apply

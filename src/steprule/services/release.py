@@ -19,7 +19,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
@@ -32,6 +32,15 @@ from steprule.services.step import Part, Row, StepServices
 
 logger = logging.getLogger("steprule")
 _owners = Owners()
+
+
+def check_not_released(params: Iterable[Tensor]) -> None:
+    """Raises if the gradients that these parameters do not have were released by an optimizer that is still alive."""
+    if any(param.grad is None and _owners.of(param) is not None for param in params):
+        raise RuntimeError(
+            "another optimizer that is still alive releases the gradients of these parameters inside backward, and "
+            "steps them: call release_gradients() of this one to take them over, or delete that one"
+        )
 
 
 class Release:
