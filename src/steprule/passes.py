@@ -286,8 +286,8 @@ class Entry:
             first = self.rule.begins_at(name, begun, self.group)
             if name in self.scalar_states:
                 like = {} if self.rule.scalar_dtype == "step" else {"dtype": torch.float64}
-                options = {**step_options(self.group, self.param), **like}
-                self.state[name] = torch.empty((), **options).copy_(_tensor(first).reshape(()))
+                fresh = torch.empty((), **{**step_options(self.group, self.param), **like})
+                self.state[name] = fresh.copy_(_filled(fresh, first))
             elif self.formats and not isinstance(first, Tensor) and first == 0:
                 set_arrays(self.state, name, zeros(self.formats[name], self.param))
             else:
@@ -737,15 +737,10 @@ def _plan(
     return Plan(step_is_double=is_double, own=len(kernel.formula.own), tallies=tallies, **tables)
 
 
-def _tensor(number: Any) -> Tensor:
-    """A hyperparameter as a float64 tensor that autograd can go through, where it is a tensor."""
-    return number.double() if isinstance(number, Tensor) else torch.tensor(float(number), dtype=torch.float64)
-
-
 def _filled(like: Tensor, value: Any) -> Tensor:
-    """A tensor of this number; complex numbers have it twice."""
+    """A tensor of this number, that autograd can go through where it is one; complex numbers have it twice."""
     if isinstance(value, Tensor):
-        number = _tensor(value).reshape(()).to(like.device).expand(like.shape)
+        number = value.double().reshape(()).to(like.device).expand(like.shape)
     else:
         number = torch.full_like(like, float(value), dtype=torch.float64, requires_grad=False)
     return torch.complex(number, number) if like.is_complex() else number
