@@ -53,11 +53,11 @@ def assert_within_bound(rule, hyper, operands, step, maximize, result):
 
 def compiled_in(rule, hyper):
     """The dtypes that a compiled formula is tried in: float32, and others in turn, since what they change is no formula's."""
-    if rule in FIRST:
-        return DTYPES
     number = list(RULES.values()).index(rule)
-    is_first = hyper == variants(rule)[0]
-    return [DTYPES[0], *([DTYPES[1 + number % 3]] if is_first else [])]
+    place = variants(rule).index(hyper)
+    if rule in FIRST:
+        return [DTYPES[0], *(DTYPES[1:] if place == 0 else [DTYPES[1 + (number + place) % 3]])]
+    return [DTYPES[0], *([DTYPES[1 + number % 3]] if place == 0 else [])]
 
 
 CASES = [

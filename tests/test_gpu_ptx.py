@@ -15,6 +15,7 @@ from test_gpu_kernels import WEIGHTS, formats_of
 from steprule.rules import RULES
 from steprule.rules.options import with_options
 
+fcntl = pytest.importorskip("fcntl")  # as Triton, not on Windows
 ADAMW = RULES["adamw"].hyperparameters
 OPTIONS = {"decay": "corrected", "cautious": True, "cautious_decay": False, "lookahead": 5, "lookahead_alpha": 0.5}
 ALL = {"factor": "tensor", "limit": False, "zero": True, "average": True, "gather": True}
@@ -57,8 +58,24 @@ REQUESTS["scalar states"] = {}
 
 
 @pytest.fixture(scope="module")
-def answers():
+def answers(tmp_path_factory, worker_id):
+    """What became of all requests; of several test processes the first one asks, and the others read."""
     pytest.importorskip("triton")
+    if worker_id == "master":
+        return compile_all()
+    shared = tmp_path_factory.getbasetemp().parent / "ptx.json"
+    with shared.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        kept = file.read()
+        found = json.loads(kept) if kept else compile_all()
+        if not kept:
+            json.dump(found, file)
+    return found
+
+
+def compile_all():
+    """Compiles all requests in two processes."""
     compiler = Path(__file__).with_name("ptx.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     names = list(REQUESTS)
