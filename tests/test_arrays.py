@@ -171,6 +171,7 @@ def test_state_dict_resumes_bit_for_bit_and_shares_nothing():
     assert third.state[0]["step"] == 3
 
 
+@pytest.mark.filterwarnings("error")
 def test_it_takes_a_torch_optim_checkpoint():
     params = make_params()
     peers = [torch.nn.Parameter(torch.tensor(p)) for p in params]

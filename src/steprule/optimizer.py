@@ -1262,9 +1262,19 @@ _HYPER_DOCS = {
 }
 
 
-# torch's own, as they are: no formula of elements, and none written here yet.
-Adafactor, LBFGS = torch.optim.Adafactor, torch.optim.LBFGS
-Muon: Any = getattr(torch.optim, "Muon", None)  # not in every torch
+def _of_torch(name: str, since: str) -> Any:
+    """An optimizer of torch's own, as it is; where torch is older, one that says so when it is made."""
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            f"{name} is torch.optim's own, and torch {torch.__version__} has none yet; it needs torch {since} or newer"
+        )
+
+    return getattr(torch.optim, name, None) or type(name, (torch.optim.Optimizer,), {"__init__": refuse})
+
+
+# No formula of elements, and none written here yet.
+Adafactor, LBFGS, Muon = torch.optim.Adafactor, torch.optim.LBFGS, _of_torch("Muon", since="2.9")
 
 
 class SGD(Optimizer, rule=rules.SGD, flags=("maximize", "foreach", "differentiable", "fused")): ...
