@@ -1084,7 +1084,6 @@ def _leave_uncompiled(name: str) -> None:
 def _outside_frames(function: Any, frames: Any) -> Any:
     """For torch 2.6, which can skip a function, but not what that calls, without importing the compiler."""
 
-    @functools.wraps(function)
     def outside(*args: Any, **kwargs: Any) -> Any:
         compiler = frames.set_eval_frame(None)
         try:
@@ -1093,7 +1092,7 @@ def _outside_frames(function: Any, frames: Any) -> Any:
             frames.set_eval_frame(compiler)
 
     frames.skip_code(outside.__code__)
-    return outside
+    return functools.wraps(function)(outside)
 
 
 for _name in ("step", "add_param_group", "zero_grad"):
