@@ -40,7 +40,9 @@ def pytest_runtest_call(item):
         return (yield)
     except ValueError as error:
         if "needs a torch whose tensors have grad_dtype" in str(error) and not hasattr(torch.Tensor, "grad_dtype"):
-            pytest.skip("torch before 2.10: a gradient has the dtype of its parameter")
+            from dropin import NO_GRAD_DTYPE, since
+
+            since("2.10", NO_GRAD_DTYPE)
         raise
 
 

@@ -53,6 +53,7 @@ NEWER = {"decoupled_weight_decay"} - {*inspect.signature(torch.optim.Adam).param
 
 
 NO_DECOUPLED = "Adam has no decoupled_weight_decay"
+NO_GRAD_DTYPE = "a gradient has the dtype of its parameter"
 ADAGRAD = "Adagrad makes states only in its constructor"
 
 

@@ -16,6 +16,7 @@ from dropin import (
     FULL,
     LARGE,
     NAMES,
+    NO_GRAD_DTYPE,
     PLAIN,
     SMALL,
     SOME,
@@ -598,7 +599,7 @@ def dtype_changed(p: Tensor) -> None:
 
 
 def gradient_of_another_dtype(p: Tensor) -> None:
-    since("2.10", "a gradient has the dtype of its parameter")
+    since("2.10", NO_GRAD_DTYPE)
     p.grad = None
     p.grad_dtype = torch.float32
     p.grad = torch.ones(p.shape)
