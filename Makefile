@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test bench bench-rules docs lint clean
+.PHONY: demo test versions bench bench-rules docs lint clean
 
 demo: $(INSTALLED)  ## train two small models with four optimizers, in under two minutes
 	$(BIN)/steprule compare
 
 test: lint  ## lint, types and tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+versions: $(INSTALLED)  ## what depends on versions, on the oldest and the newest set that steprule takes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check nox
+	$(BIN)/nox
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -35,7 +39,7 @@ docs: $(INSTALLED)  ## docs/optimizers.md, from the rules and what has been meas
 	$(BIN)/python docs/make_optimizers.py
 
 clean:
-	rm -rf $(VENV) .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report
+	rm -rf $(VENV) .peers .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report
 
 # The constraints keep torch to a build that is small and tested; steprule itself takes a range.
 $(INSTALLED): pyproject.toml constraints.txt

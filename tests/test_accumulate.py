@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from dropin import NO_GRAD_DTYPE, since
 from test_release import Net, in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -341,6 +342,8 @@ def test_words_that_mean_nothing_are_refused(grads, message):
 
 @every_kind
 def test_float32_parameters_alone_are_refused(kind):
+    if kind == "float32":
+        since("2.10", NO_GRAD_DTYPE)
     with pytest.raises(ValueError, match=f"grads='{kind}' is for bfloat16 and float16 parameters"):
         steprule.SGD(net(torch.float32).parameters(), grads=kind)
 
@@ -392,6 +395,8 @@ def outcomes(tmp_path_factory):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_in_two_processes(outcomes, scenario):
+    if scenario == "float32":
+        since("2.10", NO_GRAD_DTYPE)
     for rank, outcome in enumerate(outcomes[scenario]):
         assert not outcome, f"rank {rank}: {outcome}"
 

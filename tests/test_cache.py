@@ -57,7 +57,9 @@ def test_a_damaged_kernel_is_made_anew(tmp_path, damage):
     elif damage == "emptied":
         data.write_bytes(b"")
     elif damage == "source":
-        kernel.write_text(kernel.read_text().replace("param - ", "param + "))
+        text = kernel.read_text()
+        assert "(-s0)" in text
+        kernel.write_text(text.replace("(-s0)", "(+s0)"))
     elif damage == "no checksums":
         (kernel.parent / "checksums.json").unlink()
     else:

@@ -11,7 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dropin import CLASSES, CONFIGS, FULL, NAMES, PLAIN, Pair, leaves, mine, outcome, same_value, torchs
+from dropin import (
+    CLASSES,
+    CONFIGS,
+    FULL,
+    NAMES,
+    NEWER,
+    NO_DECOUPLED,
+    PLAIN,
+    Pair,
+    known,
+    leaves,
+    mine,
+    outcome,
+    same_value,
+    since,
+    torchs,
+)
 
 import steprule
 
@@ -231,16 +247,16 @@ def test_4_the_signature_is_torchs(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_4_params_alone_is_enough_and_gives_torchs_defaults(name):
     ours, its = mine(name)(leaves()), torchs(name)(leaves())
-    assert ours.defaults == its.defaults
-    assert mine(name)(params=leaves()).defaults == its.defaults
+    assert known(ours.defaults) == known(its.defaults)
+    assert known(mine(name)(params=leaves()).defaults) == known(its.defaults)
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *PLAIN], ids=str)
 def test_4_defaults_and_groups_are_torchs_in_every_configuration(config):
     pair = Pair(config)
-    assert pair.mine.defaults == pair.its.defaults
+    assert known(pair.mine.defaults) == known(pair.its.defaults)
     for a, b in zip(pair.mine.param_groups, pair.its.param_groups, strict=True):
-        assert {**a, "params": 0} == {**b, "params": 0}
+        assert known({**a, "params": 0}) == known({**b, "params": 0})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -254,7 +270,7 @@ def test_4_arguments_by_position(name):
         expected = outcome(lambda c=call: torchs(name)(leaves(), *c))
         assert outcome(lambda c=call: mine(name)(leaves(), *c)) == expected
         if not expected[0]:
-            assert mine(name)(leaves(), *call).defaults == torchs(name)(leaves(), *call).defaults
+            assert known(mine(name)(leaves(), *call).defaults) == known(torchs(name)(leaves(), *call).defaults)
     if len(positional) + 1 < len(signature.parameters):
         with pytest.raises(TypeError):
             mine(name)(leaves(), *values, True)
@@ -290,6 +306,8 @@ def test_4_docstring_tells_every_argument(name):
     "betas", [[0.5, 0.75], (torch.tensor(0.5), torch.tensor(0.75)), (torch.tensor([0.5]), torch.tensor([[0.75]]))]
 )
 def test_4_betas_are_kept_as_torch_keeps_them(name, betas):
+    if name in ("Adam", "AdamW"):
+        since("2.10", "Adam keeps a list of betas and tensors of one element as they are")
     for key, value in torchs(name)(leaves(), betas=betas).defaults.items():
         same_value(mine(name)(leaves(), betas=betas).defaults[key], value, key)
 
@@ -325,6 +343,8 @@ def test_5_flags_are_accepted_where_torch_has_them(name, flag, value):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_5_decoupled_weight_decay(name):
+    if name == "Adam":
+        since("2.7", NO_DECOUPLED)
     ours, its = (
         outcome(lambda c=cls: c(leaves(), decoupled_weight_decay=True))[0] for cls in (mine(name), torchs(name))
     )
@@ -342,6 +362,10 @@ def test_5_fused_goes_with_neither_foreach_nor_differentiable(name, other):
 # What it prints
 
 
+def printed(optimizer: torch.optim.Optimizer) -> list[str]:
+    return [line for line in repr(optimizer).splitlines() if line.split(":")[0].strip() not in NEWER]
+
+
 @pytest.mark.parametrize("config", FULL, ids=str)
 def test_32_repr_prints_all_groups_as_torch_does(config):
     def groups(params):
@@ -352,15 +376,15 @@ def test_32_repr_prints_all_groups_as_torch_does(config):
         ]
 
     pair = Pair(config, groups=groups)
-    assert repr(pair.mine) == repr(pair.its)
+    assert printed(pair.mine) == printed(pair.its)
     assert repr(pair.mine).count("Parameter Group") == 3
 
 
 @pytest.mark.parametrize("name", [*NAMES, "SparseAdam"])
 def test_32_defaults_print_as_torchs(name):
     """Ints where torch has ints."""
-    assert repr(mine(name)(leaves())) == repr(torchs(name)(leaves()))
-    assert repr(mine(name)(leaves(), lr=1)) == repr(torchs(name)(leaves(), lr=1))
+    assert printed(mine(name)(leaves())) == printed(torchs(name)(leaves()))
+    assert printed(mine(name)(leaves(), lr=1)) == printed(torchs(name)(leaves(), lr=1))
 
 
 def test_4_steprule_has_every_class_of_the_registry():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dropin import (
+    ADAGRAD,
     CLASSES,
     CONFIGS,
     FULL,
@@ -26,6 +27,7 @@ from dropin import (
     assert_unchanged,
     fill,
     has_step,
+    known,
     leaves,
     mine,
     outcome,
@@ -36,6 +38,7 @@ from dropin import (
     same_states,
     same_tensor,
     same_value,
+    since,
     snapshot,
     torchs,
 )  # fmt: skip
@@ -335,7 +338,8 @@ def test_12_a_parameter_listed_twice_is_stepped_twice(config):
         warnings.simplefilter("ignore")
         pair = Pair(config, groups=lambda params: [params[0], params[1], params[0], params[2]])
     pair.step(3)
-    assert pair.mine.state_dict()["param_groups"] == pair.its.state_dict()["param_groups"]
+    ours, its = (list(map(known, optimizer.state_dict()["param_groups"])) for optimizer, _ in pair.sides)
+    assert ours == its
 
 
 @pytest.mark.parametrize("config", FULL, ids=str)
@@ -719,6 +723,8 @@ CHANGES_OF_STATE = [
 @pytest.mark.parametrize("change", CHANGES_OF_STATE, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("shapes", [((6, 6), (6, 6), (3,)), ((200, 200), (200, 200), (3,))], ids=["small", "large"])
 def test_9_16_state_changed_by_the_user_between_steps(config, change, shapes):
+    if config.name == "Adagrad" and change in (state_of_one_forgotten, state_cleared):
+        since("2.12", ADAGRAD)
     pair = Pair(config, lambda: leaves(shapes))
     pair.step(3)
     for optimizer, _ in pair.sides:

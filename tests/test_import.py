@@ -38,6 +38,15 @@ def test_every_public_name_is_there():
     assert set(steprule.__all__) <= set(namespace)
 
 
+def test_an_optimizer_that_torch_has_not_yet_says_so():
+    code = (
+        "import torch; vars(torch.optim).pop('Muon', None); from steprule import Muon\n"
+        "try: Muon([torch.ones(2, 2)], lr=0.1)\n"
+        "except NotImplementedError as error: print(error)"
+    )
+    assert run(code).endswith("it needs torch 2.9 or newer")
+
+
 def test_a_training_loop_brings_no_compiler_of_torch():
     """torch.optim's zero_grad would import it, which takes seconds."""
     code = (

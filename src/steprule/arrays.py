@@ -251,7 +251,7 @@ class Optimizer:
                 )
             for name, value in loaded.items():
                 is_scalar = name in self.rule.scalar_states
-                array = np.array(value, np.float64 if is_scalar else param.dtype)
+                array = np.asarray(value).astype(np.float64 if is_scalar else param.dtype)  # a copy, also of a tensor
                 if array.shape != (() if is_scalar else param.shape):
                     raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {param.shape}")
                 fresh[name] = array

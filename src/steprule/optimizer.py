@@ -1067,21 +1067,38 @@ def _outermost(step: Callable[..., Any]) -> Callable[..., Any]:
     return outer
 
 
-def _leave_uncompiled(function: Any) -> None:
-    """Makes torch.compile run a function, and what it calls, as it is: what torch.compiler.disable does, but that
+def _leave_uncompiled(name: str) -> None:
+    """Makes torch.compile run a method, and what it calls, as it is: what torch.compiler.disable does, but that
     would import the compiler now and cost a microsecond at every call."""
-    function._torchdynamo_disable = True
-    function._torchdynamo_disable_msg = "steprule's engines are compiled already"
-    function._torchdynamo_disable_recursive = True
-    frames = torch._C._dynamo.eval_frame
+    function: Any = getattr(Optimizer, name)
+    frames: Any = torch._C._dynamo.eval_frame
     if hasattr(frames, "set_code_exec_strategy"):
         skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
         frames.set_code_exec_strategy(function.__code__, skip)
+    else:
+        function = _outside_frames(function, frames)
+        setattr(Optimizer, name, function)
+    function._torchdynamo_disable = True
+    function._torchdynamo_disable_msg = "steprule's engines are compiled already"
+    function._torchdynamo_disable_recursive = True
 
 
-_leave_uncompiled(Optimizer.step)
-_leave_uncompiled(Optimizer.add_param_group)
-_leave_uncompiled(Optimizer.zero_grad)
+def _outside_frames(function: Any, frames: Any) -> Any:
+    """For torch 2.6, which can skip a function, but not what that calls, without importing the compiler."""
+
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        compiler = frames.set_eval_frame(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            frames.set_eval_frame(compiler)
+
+    frames.skip_code(outside.__code__)
+    return functools.wraps(function)(outside)
+
+
+for _name in ("step", "add_param_group", "zero_grad"):
+    _leave_uncompiled(_name)
 
 
 class _Loading:
@@ -1264,9 +1281,19 @@ _HYPER_DOCS = {
 }
 
 
-# torch's own, as they are: no formula of elements, and none written here yet.
-Adafactor, LBFGS = torch.optim.Adafactor, torch.optim.LBFGS
-Muon: Any = getattr(torch.optim, "Muon", None)  # not in every torch
+def _of_torch(name: str, since: str) -> Any:
+    """An optimizer of torch's own, as it is; where torch is older, one that says so when it is made."""
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            f"{name} is torch.optim's own, and torch {torch.__version__} has none yet; it needs torch {since} or newer"
+        )
+
+    return getattr(torch.optim, name, None) or type(name, (torch.optim.Optimizer,), {"__init__": refuse})
+
+
+# No formula of elements, and none written here yet.
+Adafactor, LBFGS, Muon = torch.optim.Adafactor, torch.optim.LBFGS, _of_torch("Muon", since="2.9")
 
 
 class SGD(Optimizer, rule=rules.SGD, flags=("maximize", "foreach", "differentiable", "fused")): ...
