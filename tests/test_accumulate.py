@@ -341,11 +341,14 @@ def test_words_that_mean_nothing_are_refused(grads, message):
 
 
 @every_kind
-def test_float32_parameters_alone_are_refused(kind):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_other_parameters_alone_are_refused(kind, dtype):
     if kind == "float32":
         since("2.10", NO_GRAD_DTYPE)
-    with pytest.raises(ValueError, match=f"grads='{kind}' is for bfloat16 and float16 parameters"):
-        steprule.SGD(net(torch.float32).parameters(), grads=kind)
+    params = [torch.ones(2, dtype=dtype)]
+    message = f"grads='{kind}' is for bfloat16 and float16 parameters; these are all {str(dtype)[6:]}$"
+    with pytest.raises(ValueError, match=message):
+        steprule.SGD(params, grads=kind)
 
 
 @every_kind
@@ -416,6 +419,19 @@ def test_a_second_optimizer_takes_the_sums_over(before):
     ):
         first.step()
     assert all(map(torch.equal, kept, again)) and not any(first.state.values())
+
+
+def test_sums_come_back_when_the_optimizer_that_took_them_is_gone():
+    model = net(torch.bfloat16)
+    first, second = look(model.parameters(), "24bit"), look(model.parameters(), "24bit")
+    del second
+    first.zero_grad()
+    accumulate(model, [98])
+    first.step()
+    first.zero_grad()
+    singles = accumulate(model)
+    first.step()
+    assert_sums("24bit", torch.bfloat16, first, model, singles)
 
 
 def test_a_group_appended_by_hand_is_summed_exactly_too():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import math
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -389,3 +391,251 @@ def test_lookahead_in_a_group_is_a_number_of_steps():
     optimizer.param_groups[0]["lookahead"] = 3
     step(optimizer)
     assert param.tolist() != before
+
+
+# Parameters that change their groups
+
+
+def to_the_next_group(groups):
+    groups[1]["params"].insert(0, groups[0]["params"].pop())
+
+
+def swap_two(groups):
+    for index in (0, 1):
+        one, other = groups[0]["params"], groups[1]["params"]
+        one[index], other[index] = other[index], one[index]
+
+
+def reverse_groups(groups):
+    groups.reverse()
+
+
+def copies_of_groups(groups):
+    groups[:] = [dict(group) for group in reversed(groups)]
+
+
+MOVES = {"to the next group": to_the_next_group, "swapped": swap_two, "reversed": reverse_groups, "copies": copies_of_groups}  # fmt: skip
+
+
+def run_with(cls, change, released, appended=0):
+    """Parameters after steps with gradients of 1, the groups changed in between, some of them appended meanwhile."""
+    model = torch.nn.ParameterList(torch.nn.Parameter(torch.zeros(2)) for _ in range(4 + appended))
+    params = list(model)
+    groups = [{"params": params[:2], "lr": 1.0}, {"params": params[2:4], "lr": 16.0}]
+    optimizer = cls(groups, lr=1.0, momentum=0.5)
+    if released:
+        optimizer.release_gradients(model)
+    for number in range(6):
+        if number == 2:
+            optimizer.param_groups[0]["params"] += params[4:]
+            change(optimizer.param_groups)
+        optimizer.zero_grad()
+        sum(param.sum() for param in params).backward()
+        assert not released or number == 2 or all(param.grad is None for param in params[: 4 if number < 2 else None])
+        optimizer.step()
+        assert not released or all(param.grad is None for param in params[: 4 if number < 2 else None])
+    return [param.tolist() for param in params]
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["", "released"])
+@pytest.mark.parametrize("move", MOVES)
+def test_parameters_go_to_another_group(move, released):
+    change = MOVES[move]
+    assert run_with(steprule.SGD, change, released) == run_with(torch.optim.SGD, change, False)
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["", "released"])
+def test_a_parameter_is_appended_to_a_group_in_place(released):
+    for move in (lambda groups: None, swap_two):
+        ours, its = (
+            run_with(cls, move, on, appended=2) for cls, on in ((steprule.SGD, released), (torch.optim.SGD, False))
+        )
+        assert ours == its
+
+
+def test_what_is_appended_in_place_is_checked():
+    optimizer = steprule.AdamW(zeros(1), lr=0.5, states="bfloat16")
+    step(optimizer)
+    optimizer.param_groups[0]["params"].append(torch.zeros(2, dtype=torch.complex64, requires_grad=True))
+    with pytest.raises(
+        ValueError, match=r"states='bfloat16' does not take torch.complex64 \(parameter 1 of its group\)"
+    ):
+        step(optimizer)
+
+
+def test_gradients_of_what_is_appended_in_place_are_summed_with_corrections():
+    first, second = (torch.zeros(2, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    optimizer = steprule.SGD([first], lr=1.0, grads="32bit")
+    optimizer.param_groups[0]["params"].append(second)
+    step(optimizer)
+    optimizer.zero_grad()
+    for share in (1.0, 2.0**-9, 2.0**-9):
+        (second * share).sum().backward()
+    wide = optimizer._accumulator.wide(second, second.grad)
+    assert wide.tolist() == [1 + 2.0**-8] * 2
+
+
+def test_a_parameter_without_a_name_may_join_those_that_have_one():
+    model = torch.nn.Linear(2, 2)
+    optimizer = steprule.SGD(model.named_parameters(), lr=0.5, telemetry=1)
+    other = torch.zeros(2, requires_grad=True)
+    optimizer.param_groups[0]["params"].append(other)
+    step(optimizer)
+    assert other.tolist() == [-0.5] * 2
+    assert list(optimizer.telemetry.latest["parameters"]) == ["weight", "bias", "0.2"]
+    optimizer.state[other]["momentum_buffer"] = torch.zeros(3)
+    other.grad = torch.ones(2)
+    optimizer.param_groups[0]["momentum"] = 0.5
+    with pytest.raises(RuntimeError, match="of parameter 2 of group 0"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_sparse_adam_says_in_which_group_a_parameter_is_wrong(index):
+    optimizer = steprule.SparseAdam([torch.zeros(2, 3, requires_grad=True)])
+    wide = torch.zeros(2, dtype=torch.complex64, requires_grad=True)
+    optimizer.param_groups.insert(index, {"params": [wide]})
+    with pytest.raises(ValueError, match=rf"Complex params at indices \[\[{index}, 0\]\]"):
+        optimizer.step()
+
+
+# Parameters that are taken out
+
+
+def test_a_released_parameter_that_is_taken_out_is_left_alone():
+    model = torch.nn.ParameterList(torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    first, second = model
+    optimizer = steprule.SGD([{"params": [first]}, {"params": [second]}], lr=1.0)
+    optimizer.release_gradients(model)
+
+    def train():
+        (first + second).sum().backward()
+        optimizer.step()
+
+    train()
+    gone = optimizer.param_groups.pop()
+    for count in (1, 2):
+        train()
+        assert second.tolist() == [-1.0] * 2
+        assert second.grad.tolist() == [count] * 2
+        optimizer.zero_grad()
+    other = steprule.SGD([second], lr=2.0)  # it is nobody's, and may be another's
+    second.grad = None
+    other.step()
+    second.grad = torch.ones(2)
+    other.step()
+    assert second.tolist() == [-3.0] * 2
+    second.grad = None
+    optimizer.param_groups.append(gone)
+    train()
+    train()
+    assert second.tolist() == [-5.0] * 2 and second.grad is None and first.tolist() == [-5.0] * 2
+
+
+@pytest.mark.parametrize("how", ["plain", "released", "summed", "constant"])
+def test_what_is_taken_out_is_not_kept(how):
+    model = torch.nn.ParameterDict({name: torch.nn.Parameter(torch.zeros(2)) for name in "ab"})
+    if how == "summed":
+        model.bfloat16()
+    cls = steprule.ScheduleFreeSGD if how == "constant" else steprule.SGD
+    options = {"grads": "24bit"} if how == "summed" else {}
+    optimizer = cls([{"params": [param]} for param in model.values()], lr=0.5, **options)
+    if how == "released":
+        optimizer.release_gradients(model)
+    for number in range(3):
+        sum(param.float().sum() for param in model.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if number == 0:
+            gone = weakref.ref(model["b"])
+            optimizer.param_groups.pop()
+            optimizer.state.pop(model.pop("b"), None)
+    gc.collect()
+    assert gone() is None
+
+
+# What must be the same in all groups, or is in none
+
+
+def test_a_function_is_kept_where_something_else_is_wrong():
+    optimizer, param = made(steps=1, momentum=0.0)
+    group = optimizer.param_groups[0]
+    group["lr"], group["momentum"] = half, None
+    for _ in range(2):
+        with pytest.raises(TypeError, match="momentum must be a number, not None"):
+            step(optimizer)
+    group["momentum"] = 0.0
+    for _ in range(2):
+        step(optimizer)
+    assert param.tolist() == pytest.approx([-0.5 - half(1) - half(2)] * 2)
+
+
+def test_formats_of_a_later_group_are_followed():
+    first, second, _ = zeros()
+    optimizer = steprule.AdamW([{"params": [first]}, {"params": [second]}], lr=0.5)
+    step(optimizer)
+    for name in ("bfloat16", "float32", "bfloat16"):
+        optimizer.param_groups[1]["states"] = name
+        step(optimizer)
+        kept = [optimizer.state[param]["exp_avg"].dtype for param in (first, second)]
+        assert kept == [torch.float32, getattr(torch, name)]
+
+
+# Functions that fail
+
+
+TABLE = [0.5, 0.25]
+FAILING = {
+    "a table that ends": (lambda step: TABLE[step - 1], IndexError, "out of range"),
+    "below 0": (lambda step: [*TABLE, -1.0][step - 1], ValueError, r"Invalid learning rate: -1\.0"),
+}
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["", "released"])
+@pytest.mark.parametrize("case", FAILING)
+def test_a_function_that_fails_says_so_before_the_step_that_it_is_for(case, released):
+    function, error, text = FAILING[case]
+    model = torch.nn.ParameterList(zeros(1))
+    optimizer = steprule.SGD(model.parameters(), lr=function)
+    if released:
+        optimizer.release_gradients(model)
+
+    def train():
+        model[0].sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train(), train()
+    assert model[0].tolist() == [-0.75] * 2
+    for _ in range(2):
+        with pytest.raises(error, match=text):
+            train()
+        assert model[0].tolist() == [-0.75] * 2
+    resumed = steprule.SGD(zeros(1), lr=function)
+    resumed.load_state_dict(optimizer.state_dict())  # which is no step
+    with pytest.raises(error, match=text):
+        step(resumed)
+
+
+@pytest.mark.parametrize("key, value", [("weight_decay", -0.5), ("momentum", -0.5), ("nesterov", True)])
+def test_a_function_and_what_torch_takes_go_together(key, value):
+    ours, its = zeros(2)
+    optimizer = steprule.SGD([ours], lr=half)
+    other = torch.optim.SGD([its], lr=1.0)
+    optimizer.param_groups[0][key] = other.param_groups[0][key] = value
+    for number in range(1, 5):
+        other.param_groups[0]["lr"] = half(number)
+        step(optimizer), step(other)
+    assert ours.tolist() == pytest.approx(its.tolist())
+
+
+def test_functions_go_on_where_a_run_of_torch_stopped():
+    its, ours = zeros(2)
+    old = torch.optim.AdamW([its])
+    for _ in range(3):
+        step(old)
+    optimizer = steprule.AdamW([ours], lr=third)
+    optimizer.load_state_dict(old.state_dict())
+    assert optimizer.param_groups[0]["lr"] == third(4)
+    step(optimizer)
+    assert optimizer.param_groups[0]["lr"] == third(5)

@@ -427,6 +427,37 @@ def test_some_parameters_are_taken_over():
         first.step()
 
 
+def test_parameters_come_back_when_the_optimizer_that_took_them_is_gone():
+    plain = Run(steprule.SGD, released=False).train()
+    run = Run(steprule.SGD).train(scales=SCALES[:3])
+    other = steprule.SGD(run.model.layers[0].parameters(), lr=0.05)
+    other.release_gradients(run.model)
+    with pytest.raises(RuntimeError, match="2 parameters of this optimizer were taken over"):
+        run.optimizer.step()
+    del other
+    run.optimizer.zero_grad()
+    run.loss(300, SCALES[3]).backward()
+    assert len(run.grads()) == 2  # which are released from the next backward pass on
+    run.optimizer.step()
+    run.train(start=4, scales=SCALES[4:])
+    same(plain, run)
+
+
+def test_groups_are_looked_at_once(monkeypatch):
+    """And each once more where a plan is made for its parameter."""
+    calls = []
+    look = steprule.Optimizer._check_keys
+    model = nn.ParameterList(nn.Parameter(torch.zeros(2)) for _ in range(8))
+    optimizer = steprule.SGD([{"params": [param]} for param in model], lr=0.5)
+    optimizer.release_gradients(model)
+    monkeypatch.setattr(steprule.Optimizer, "_check_keys", lambda self, group: calls.append(look(self, group)))
+    for count in (16, 16):
+        sum(param.sum() for param in model).backward()
+        optimizer.step()
+        assert len(calls) == count
+    assert all(param.tolist() == [-1.0] * 2 for param in model)
+
+
 @pytest.mark.parametrize("steps", [0, 1], ids=["at first", "later"])
 def test_an_optimizer_beside_one_that_releases_says_why_it_has_no_gradients(steps):
     model = net()

@@ -8,7 +8,7 @@ import functools
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +30,7 @@ from steprule.formats import (
     weight_format,
 )  # fmt: skip
 from steprule.formats.tensors import decode
-from steprule.passes import Entry, Pass, find_shared, name_in
+from steprule.passes import Entry, Listed, Pass, Seen, find_shared, name_in
 from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
 from steprule.rules.options import OPTIONS, with_options
 from steprule.schedules import KEY as SCHEDULES
@@ -176,6 +176,8 @@ class Optimizer(torch.optim.Optimizer):
     _release: Release | None = None
     _accumulator: Accumulator | None = None
     _released: dict[Tensor, Pass]
+    _looked_at: Seen | None = None
+    _listed: dict[Tensor, list[Listed]]
     _options: dict[str, Any] = OPTIONS
     _schedules: Schedules | None = None
     _begun_with: dict[Tensor, float]
@@ -244,7 +246,6 @@ class Optimizer(torch.optim.Optimizer):
         functions = self._take_functions(settings)
         self._schedules = Schedules(functions) if functions else None
         self._begun_with = {}
-        self._admitted: list[list[Tensor]] = []
         chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
         if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
@@ -267,9 +268,8 @@ class Optimizer(torch.optim.Optimizer):
         wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
         wanted += [f"grads={self._accumulator.kind!r}"] if self._accumulator is not None else []
         if wanted and not any(p.dtype in HALVES for group in self.param_groups for p in group["params"]):
-            raise ValueError(
-                f"{wanted[0]} is for bfloat16 and float16 parameters; these are all float32, which lose nothing"
-            )
+            dtypes = sorted({name_of(p.dtype) for group in self.param_groups for p in group["params"]})
+            raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {' or '.join(dtypes)}")
 
     def _use(self, options: dict[str, Any]) -> None:
         """Takes the rule with these options around it."""
@@ -334,24 +334,27 @@ class Optimizer(torch.optim.Optimizer):
         self._pass = None
         _add_param_group(self, param_group)
         try:
-            self._check_parameters(self.param_groups[-1])
+            self._check_parameters(len(self.param_groups) - 1)
         except ValueError:
             del self.param_groups[-1]
             raise
-        self._follow(self.param_groups[-1], functions)
-        self._admit(self.param_groups[-1])
+        self._schedule(self.param_groups[-1], functions)
+        self._complete_formats()
+        self._watch()
 
-    def _admit(self, group: dict[str, Any]) -> None:
-        """Makes a group that has been checked one of this optimizer's."""
-        self._admitted.append(group["params"])
-        if any(name in one for one in self.param_groups for name in FORMAT_OPTIONS):
-            for one in self.param_groups:
+    def _complete_formats(self) -> None:
+        """Gives all groups formats if one has some."""
+        if any(name in group for group in self.param_groups for name in FORMAT_OPTIONS):
+            for group in self.param_groups:
                 for name, default in FORMAT_OPTIONS.items():
-                    one.setdefault(name, default)
-        watchers = [one.watch for one in (self._accumulator, self._release) if one is not None]
-        for watch in watchers:
-            for param in group["params"]:
-                watch(param)
+                    group.setdefault(name, default)
+
+    def _watch(self) -> None:
+        """Tells those who hook into gradients whose they are."""
+        own = dict.fromkeys(param for group in self.param_groups for param in group["params"])
+        for one in (self._accumulator, self._release):
+            if one is not None:
+                one.watch_only(own)
 
     def _look_at_groups(self) -> None:
         """Checks what someone has put into groups or their list by hand, and completes it as `add_param_group` does.
@@ -360,32 +363,69 @@ class Optimizer(torch.optim.Optimizer):
             ValueError: a setting makes no sense, or is for the whole optimizer.
             TypeError: it is of the wrong kind.
         """
+        for group in self.param_groups:
+            self._look_at_settings(group)
+        self._complete_formats()
+        for number in range(len(self.param_groups)):
+            self._check_parameters(number)
+        self._begun_with = {param: begun for param, begun in self._begun_with.items() if self.state.get(param)}
+        self._check_constants(self._list())
+        self._watch()
+
+    def _look_at_settings(self, group: dict[str, Any]) -> None:
+        """Checks and completes one group, which stays as it is if anything is wrong."""
         known = (*self.rule.hyperparameters, *self._flags, *self._fixed, *FORMAT_OPTIONS)
         defaults = {name: self.defaults[name] for name in known if name in self.defaults}
         defaults |= self._schedules.defaults if self._schedules is not None else {}
-        for group in self.param_groups:
-            if isinstance(group["params"], Tensor):
-                group["params"] = [group["params"]]
-            self._check_keys(group)
-            for name, default in defaults.items():
-                group.setdefault(name, default)
-            functions = self._take_functions(group)
-            self._check_later(group)
-            self._follow(group, functions)
-            if not any(group["params"] is known for known in self._admitted):
-                self._check_parameters(group)
-                self._admit(group)
-        self._check_constants()
+        settings = {**group, **{name: default for name, default in defaults.items() if name not in group}}
+        if isinstance(settings["params"], Tensor):
+            settings["params"] = [settings["params"]]
+        self._check_keys(settings)
+        functions = self._take_functions(settings)
+        self._check_settings(settings)
+        self._check_options(settings)
+        group.update(settings)
+        self._schedule(group, functions)
 
-    def _check_numbers(self, names: set[str]) -> bool:
+    def _look_before_release(self) -> None:
+        """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
+        self._insist_on_schedules()
+        if self._looked_at is None or not self._looked_at.holds(self.param_groups):
+            self._look_at_groups()
+            self._released, self._listed = {}, {}
+            for one in self._list():
+                self._listed.setdefault(one.param, []).append(one)
+            self._looked_at = Seen(self.param_groups)
+
+    def _list(self) -> Iterator[Listed]:
+        """All parameters, with their places."""
+        place = itertools.count()  # of all, so that one's number does not depend on the others' gradients
+        for number, group in enumerate(self.param_groups):
+            for index, param in enumerate(group["params"]):
+                yield Listed(number, group, index, param, next(place))
+
+    def _check_settings(
+        self, settings: Mapping[str, Any], names: Iterable[str] | None = None, strictly: bool = False
+    ) -> None:
+        """Raises for hyperparameters that make no sense, if that is known without waiting for another device.
+
+        Args:
+            settings: of a group.
+            names: those to look at. Default: all.
+            strictly: also for what torch.optim's own rules take in groups, as a negative lr. Default: False.
+        """
+        names = self.rule.hyperparameters if names is None else names
+        near = [name for name in names if not _is_elsewhere(settings[name])]
+        check_hyperparameters(self.rule, settings, type(self).rule in _TORCHS and not strictly, near)
+
+    def _check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """Checks numbers that have changed in groups, as `_look_at_groups` does; False if there are functions now."""
-        as_torch = type(self).rule in _TORCHS
-        for group in self.param_groups:
+        for group in groups:
             if any(callable(group[name]) for name in names):
                 return False
-            near = [name for name in names if not _is_elsewhere(group[name])]
-            check_hyperparameters(self.rule, group, as_torch, near)
-        self._check_constants()
+            self._check_settings(group, names)
+        if not names.isdisjoint(self._constant):
+            self._check_constants(self._list())
         return True
 
     def _check_keys(self, group: Mapping[str, Any]) -> None:
@@ -399,31 +439,24 @@ class Optimizer(torch.optim.Optimizer):
                     f"its constructor{exception if name in _SERVICE_OPTIONS else ''}"
                 )
 
-    def _check_later(self, settings: Mapping[str, Any]) -> None:
-        """As `_check`, for settings put into a group since: of torch.optim's own rules what it takes there is taken."""
-        near = [name for name in self.rule.hyperparameters if not _is_elsewhere(settings[name])]
-        check_hyperparameters(self.rule, settings, type(self).rule in _TORCHS, near)
-        self._check_options(settings)
-
-    def _check_constants(self) -> None:
+    def _check_constants(self, listed: Iterable[Listed]) -> None:
         """Raises if what must stay as it was when a parameter began has been changed."""
-        for number, group in enumerate(self.param_groups if self._constant else ()):
+        for number, group, _, param, _ in listed if self._constant else ():
             for name, why in self._constant.items():
-                value = float(group[name][0] if isinstance(group[name], (tuple, list)) else group[name])
-                for param in group["params"]:
-                    has_begun = bool(self.state.get(param))
-                    begun = self._begun_with.setdefault(param, value) if has_begun else value
-                    if begun != value:
-                        what = f"{name}[0]" if isinstance(group[name], (tuple, list)) else name
-                        raise ValueError(
-                            f"{what} of group {number} was changed from {begun} to {value}; {type(self).__name__} needs "
-                            f"it constant: {why}. A scheduler that cycles it takes cycle_momentum=False"
-                        )
-                    self._begun_with[param] = value
+                is_first = isinstance(group[name], (tuple, list))
+                value = float(group[name][0] if is_first else group[name])
+                begun = self._begun_with.get(param, value) if self.state.get(param) else value
+                if begun != value:
+                    raise ValueError(
+                        f"{name}{'[0]' * is_first} of group {number} was changed from {begun} to {value}; "
+                        f"{type(self).__name__} needs it constant: {why}. A scheduler that cycles it takes "
+                        "cycle_momentum=False"
+                    )
+                self._begun_with[param] = value
 
-    def _check_parameters(self, group: Mapping[str, Any]) -> None:
-        """Raises for parameters that the group's formats or the services cannot serve."""
-        services = self._services
+    def _check_parameters(self, number: int) -> None:
+        """Raises for parameters that a group's formats or the services cannot serve."""
+        group, services = self.param_groups[number], self._services
         chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
         for index, param in enumerate(group["params"]):
             is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_fake(param)
@@ -460,7 +493,7 @@ class Optimizer(torch.optim.Optimizer):
         settings |= {name: function(calls + 1) for name, function in functions.items()}
         return functions
 
-    def _follow(self, group: dict[str, Any], functions: Mapping[str, Schedule]) -> None:
+    def _schedule(self, group: dict[str, Any], functions: Mapping[str, Schedule]) -> None:
         """Makes a group follow functions, whose values it has."""
         if functions:
             self._schedules = self._schedules or Schedules({})
@@ -469,13 +502,24 @@ class Optimizer(torch.optim.Optimizer):
 
     def _set_scheduled(self) -> None:
         """Sets what functions give for the next step."""
-        if self._schedules is None:
-            return
+        assert self._schedules is not None
         values = self._schedules.values(self.param_groups)
-        for group in self.param_groups:
-            if group.get(SCHEDULES) in values:
-                self._check({**group, **values[group[SCHEDULES]]})
+        for own in values.values():
+            self._check_settings(own, own, strictly=True)
         self._schedules.set(self.param_groups, values)
+
+    def _set_scheduled_if_possible(self) -> None:
+        """Sets them to be seen already; a function that fails says so when the step that wants its value comes."""
+        if self._schedules is not None:
+            with contextlib.suppress(Exception):
+                self._set_scheduled()
+
+    def _insist_on_schedules(self) -> None:
+        """Sees to it before a step that groups have what their functions give."""
+        if self._schedules is not None:
+            if not self._schedules.is_set:
+                self._set_scheduled()
+            self._schedules.insist(self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -529,8 +573,6 @@ class Optimizer(torch.optim.Optimizer):
             self._use(state["_options"])
         self.__dict__.setdefault("_begun_with", {})
         self._is_made = True
-        if loading is None:  # a copy
-            self._admitted = [group["params"] for group in self.param_groups]
         if grads is not None:  # a copy, whose parameters have no hooks
             self._accumulator = Accumulator(grads)
             for group in self.param_groups:
@@ -551,7 +593,7 @@ class Optimizer(torch.optim.Optimizer):
         if loading is not None:
             loading.convert(self)
             self._begun_with = {}
-            self._set_scheduled()
+            self._set_scheduled_if_possible()
 
     def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
         """Adds to a saved group what it had not yet when it was saved."""
@@ -639,16 +681,17 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take_extras(self, saved: Mapping[str, Any]) -> None:
         """Takes that over from a state dict."""
+        states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
+        steps = max((int(state["step"]) for state in states if "step" in state), default=0)  # 0 if it is not known
         if self._schedules is not None:
-            self._schedules.calls = saved.get("calls", self._schedules.calls)
+            self._schedules.count(saved.get("calls", steps or self._schedules.calls))
         if self._services is None:
             return
         self._services.load_state_dict(saved.get("services", {}))
-        averaged = [state for state in saved["state"].values() if isinstance(state, Mapping) and AVERAGE in state]
-        if not averaged:
+        if not any(AVERAGE in state for state in states):
             self._services.averaged = 0
         elif "services" not in saved:  # taken off by someone who knows states and groups only
-            self._services.averaged = max(int(state.get("step", 1)) for state in averaged)
+            self._services.averaged = max(steps, 1)
 
     # Services
 
@@ -670,7 +713,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _forget_plans(self) -> None:
         """Makes the next step look at everything anew; called where a change could go unnoticed."""
-        self._pass, self._released = None, {}
+        self._pass, self._released, self._looked_at = None, {}, None
 
     @property
     def telemetry(self) -> Telemetry | None:
@@ -814,10 +857,9 @@ class Optimizer(torch.optim.Optimizer):
                     )
         self._services = self._services or StepServices(None, None, None, None)
         self._forget_plans()
-        self._release = self._services.release = Release(self._services, model, self._step_one)
-        for group in self.param_groups:
-            for param in group["params"]:
-                self._release.watch(param)
+        release = Release(self._services, model, self._step_one, self._look_before_release)
+        self._release = self._services.release = release
+        self._watch()
 
     def accumulate(self) -> contextlib.AbstractContextManager[None]:
         """A context for all but the last micro-batch of a step: backward passes in it release nothing.
@@ -843,8 +885,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step_one(self, param: Tensor) -> None:
         """Steps one parameter."""
-        if self._schedules is not None:
-            self._schedules.insist(self.param_groups)
         current = self._released.get(param)
         if current is None or not current.run(self):
             with torch.no_grad(), torch_alone():
@@ -913,19 +953,18 @@ class Optimizer(torch.optim.Optimizer):
             }
 
     def _take_step(self) -> None:
-        if self._schedules is not None:
-            self._schedules.insist(self.param_groups)
         if self._release is not None:
             with torch.no_grad():
                 self._release.step(self._move_resting_averages)
         else:
+            self._insist_on_schedules()
             current = self._pass
             if current is None or not current.run(self):
                 with torch.set_grad_enabled(self.defaults.get("differentiable", False)), torch_alone():
                     self._pass = self._step_anew()
         if self._schedules is not None:
-            self._schedules.calls += 1
-            self._set_scheduled()
+            self._schedules.count(self._schedules.calls + 1)
+            self._set_scheduled_if_possible()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
@@ -957,30 +996,32 @@ class Optimizer(torch.optim.Optimizer):
             setattr(type(self), "step", _outermost(type(self).step))  # noqa: B010 - mypy refuses to assign to a method
 
     def _step_anew(self, only: Tensor | None = None) -> Pass | None:
-        """Looks at every parameter (or one), makes the plan for those that the CPU engine takes, and steps.
+        """Looks at every parameter (or one), makes the plan for those that an engine with kernels takes, and steps.
 
         Returns what can do the next step, if something can.
         """
-        if any(group.get("capturable") for group in self.param_groups):
+        listed = [] if only is None else self._listed[only]
+        groups = self.param_groups if only is None else [one.group for one in listed]
+        if any(group.get("capturable") for group in groups):
             self._accelerator_graph_capture_health_check()
         if self._swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before step()")
-        self._look_at_groups()
+        if only is None:
+            self._look_at_groups()
+            listed = list(self._list())
+        else:  # the others are looked at when their turn comes, and all together where groups have changed
+            for group in groups:
+                self._look_at_settings(group)
+            self._check_constants(listed)
         if not self.param_groups:  # all taken out
             return None
         if self._release is None:
-            check_not_released(param for group in self.param_groups for param in group["params"])
+            check_not_released(one.param for one in listed)
         self._pass = None
         services = self._services
         if self._accumulator is not None:
             self._accumulator.settle()
-        counter = itertools.count()  # of all parameters, so that one's number does not depend on the others' gradients
-        entries = [
-            Entry(self, number, group, index, param, place)
-            for number, group in enumerate(self.param_groups)
-            for index, param in enumerate(group["params"])
-            if (place := next(counter)) >= 0 and param.grad is not None and (only is None or param is only)
-        ]
+        entries = [Entry(self, *one) for one in listed if one.param.grad is not None]
         buckets: dict[Any, list[Entry]] = {}
         seen: set[int] = set()
         written: list[tuple[str, Tensor]] = []
@@ -1135,7 +1176,6 @@ class _Loading:
         for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
             present = rule.states_for(optimizer._complete({**saved}))
             needed = [name for name in type(optimizer).rule.states if name in present]  # what options add may begin now
-            names = group.get("param_names")
             for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = self._source["state"].get(key, {})
                 has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
@@ -1147,7 +1187,7 @@ class _Loading:
                     for name in state
                     if state_of(name, rule.states) is None and state_of(name, _every_state()) is not None
                 ]
-                who = f"parameter {index} of group {number}" + (f" ({names[index]})" if names else "")
+                who = name_in(group, number, index)
                 if missing or foreign:
                     parts = [f"lacks {', '.join(missing)}"] * bool(missing)
                     parts += [f"has {', '.join(foreign)}, which it does not keep"] * bool(foreign)
@@ -1390,9 +1430,9 @@ class Adagrad(
 
 
 class SparseAdam(Optimizer, rule=rules.SparseAdam, flags=("maximize",), positional_flags=("maximize",)):
-    def _check_parameters(self, group: Mapping[str, Any]) -> None:
-        super()._check_parameters(group)
-        number = len(self.param_groups) - 1
+    def _check_parameters(self, number: int) -> None:
+        super()._check_parameters(number)
+        group = self.param_groups[number]
         sparse = [[number, i] for i, p in enumerate(group["params"]) if p.is_sparse]
         if sparse:
             raise ValueError(f"Sparse params at indices {sparse}: SparseAdam requires dense parameter tensors")
@@ -1482,7 +1522,7 @@ class _ScheduleFree(Optimizer):
     def _exchange(self, training: bool) -> None:
         if training == self._training:
             return
-        self._check_constants()
+        self._check_constants(self._list())
         if self._swapped is not None:
             raise RuntimeError(
                 f"the weights are swapped with their averages: call swap_average() before {'train' if training else 'eval'}()"

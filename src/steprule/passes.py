@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from operator import is_, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,10 +64,48 @@ _END = (object(),)  # where one list ends before the other, it is compared with 
 _ZERO = torch.zeros((), device="cpu")
 
 
+class Listed(NamedTuple):
+    """A parameter where an optimizer lists it: in which group, where in that, and where among all parameters."""
+
+    number: int
+    group: dict[str, Any]
+    position: int
+    param: Tensor
+    place: int
+
+
+class Seen:
+    """The parameters of groups and their order, to be compared with later ones."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        self._lengths = _lengths_of(groups)
+        self._objects = [*groups, *chain(*map(_PARAMS, groups))]
+
+    def holds(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether the same groups have the same parameters still."""
+        try:
+            return _lengths_of(groups) == self._lengths and all(
+                map(is_, chain(groups, *map(_PARAMS, groups)), self._objects)
+            )
+        except (TypeError, KeyError):  # a group that nobody has completed yet
+            return False
+
+
+def _lengths_of(groups: list[dict[str, Any]]) -> list[int]:
+    """How many parameters each group has: it shows if one goes to the next group, where the sequence of all stays."""
+    return list(map(len, map(_PARAMS, groups)))
+
+
+def given_name(group: dict[str, Any], index: int) -> str | None:
+    """The name that a parameter was given; those that were put into a group by hand have none."""
+    names = group.get("param_names") or ()
+    return names[index] if index < len(names) else None
+
+
 def name_in(group: dict[str, Any], number: int, index: int) -> str:
     """What errors call a parameter."""
-    names = group.get("param_names")
-    return f"parameter {index} of group {number}" + (f" ({names[index]})" if names else "")
+    name = given_name(group, index)
+    return f"parameter {index} of group {number}" + (f" ({name})" if name else "")
 
 
 def find_shared(written: Sequence[tuple[str, Tensor]]) -> str | None:
@@ -144,7 +182,7 @@ class Entry:
 
     def member(self) -> Member:
         """The parameter as services see it: with its gradient if the eager engine steps it."""
-        name = self._given_name() or f"{self.number}.{self.index}"
+        name = given_name(self.group, self.index) or f"{self.number}.{self.index}"
         free = self.group.get("clip") is False
         if self.is_fast:
             return Member(name, self.place, self.param, free)
@@ -155,10 +193,6 @@ class Entry:
         if self.corrected and not self.is_fast:
             return self.optimizer._accumulator.wide(self.param, self.grad)  # type: ignore[union-attr]
         return self.grad
-
-    def _given_name(self) -> str | None:
-        names = self.group.get("param_names")
-        return names[self.index] if names else None
 
     def _check(self, who: str) -> None:
         param, grad, group = self.param, self.grad, self.group
@@ -423,6 +457,13 @@ class Pass:
 
     Looked at in every step, since anyone may replace a tensor, move its memory or lay it out anew: kernels write to
     addresses, and know nothing of whose memory that is by now.
+
+    Args:
+        optimizer: whose.
+        entries: the parameters of this step.
+        buckets: the kernels for those that kernels step, with telemetry and without, each with its entries.
+        whole: whether they are all that have a gradient. If not, they are one released parameter, listed once or more:
+            where it is listed has been looked at before, and only its first group is known here.
     """
 
     def __init__(
@@ -433,7 +474,7 @@ class Pass:
         whole: bool = True,
     ) -> None:
         self._rule = optimizer.rule
-        groups = optimizer.param_groups
+        groups = self._groups = optimizer.param_groups if whole else [entries[0].group]
         keys = [
             name
             for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable", *FORMAT_OPTIONS)
@@ -444,10 +485,10 @@ class Pass:
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = settings_of
         if optimizer._services is not None:
             self._settings_of = lambda group: (*settings_of(group), group.get("clip"))
-        self._reads = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
+        self._needs_numbers = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
-        self._lengths = list(map(len, groups))
+        self._lengths = list(map(len, [*groups, *(map(_PARAMS, groups) if whole else ())]))
 
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._params = [entry.param for entry in fast]
@@ -455,9 +496,7 @@ class Pass:
         self._idle = [p for group in groups for p in group["params"] if whole and id(p) not in active]
         self._state_of = optimizer.state
         self._whole = whole
-        self._objects = list(chain(*map(_PARAMS, groups), optimizer.state.values(), _END))
-        if not whole:
-            self._objects = [*map(optimizer.state.get, self._params), *_END]
+        self._objects = list(self._objects_now(groups, optimizer.state))
         self.complete = len(fast) == len(entries) and all(set(entry.state) == entry.state_names() for entry in fast)
         corrections = [entry.tensor("grad", "_correction") for entry in fast if entry.corrected]
         self._fixed = (self._params, *(entry.state.values() for entry in fast), corrections)
@@ -476,7 +515,7 @@ class Pass:
         self._planned: list[Planned | GpuPlanned] = []
         for kernels, bucket in buckets:
             kernel = kernels[0]
-            plan = _plan(kernels, bucket, groups, services)
+            plan = _plan(kernels, bucket, groups, services, [entry.number if whole else 0 for entry in bucket])
             self._plans.append((kernel, plan, slice(start, start + len(bucket))))
             start += len(bucket)
             if isinstance(plan, Plan) and bucket[0].keeps_step:
@@ -489,7 +528,7 @@ class Pass:
             else:
                 self._launchers.append(_launcher(kernel, plan))
         self._on_device: OnDevice | None = None
-        is_on_device = self.complete and self._works and not self._reads and whole
+        is_on_device = self.complete and self._works and not self._needs_numbers and whole
         if services is not None and is_on_device and services.nonfinite != "raise" and services.release is None:
             from steprule.services.device import OnDevice
 
@@ -503,9 +542,11 @@ class Pass:
         """Steps and returns True, or changes nothing and returns False if something is not as it was."""
         groups, states = optimizer.param_groups, optimizer.state
         try:
-            objects = chain(*map(_PARAMS, groups), states.values(), _END)
-            if not self._whole:
-                objects = chain(map(states.get, self._params), _END)
+            if self._whole:
+                lists = [*map(_PARAMS, groups)]
+                objects = chain(*lists, states.values(), _END)
+            else:
+                groups, lists, objects = self._groups, [], chain(map(states.get, self._params), _END)
             tensors: list[Any] = [*chain.from_iterable(self._fixed), *[param.grad for param in self._params]]
             at = list(map(_ADDRESS, tensors))
             if not (
@@ -513,7 +554,8 @@ class Pass:
                 and all(map(is_, objects, self._objects))
                 and self._same_layout(*tensors)
                 and (at == self._at or self._follow(at))
-                and list(map(len, groups)) == self._lengths  # a key more may be one that a group cannot have
+                # A key more may be one that a group cannot have; a parameter may have gone to the next group.
+                and list(map(len, [*groups, *lists])) == self._lengths
             ):
                 return False
             is_changed = list(map(self._settings_of, groups)) != self._settings
@@ -553,16 +595,20 @@ class Pass:
 
     def holds_only(self, optimizer: Optimizer) -> bool:
         """Whether all tensors that it keeps alive are the optimizer's still."""
-        groups, states = optimizer.param_groups, optimizer.state
-        objects = chain(*map(_PARAMS, groups), states.values(), _END)
-        if not self._whole:
-            objects = chain(map(states.get, self._params), _END)
+        states = optimizer.state
+        objects = self._objects_now(optimizer.param_groups, states)
         fixed = chain.from_iterable(self._fixed)
         return (
             states is self._state_of
             and all(map(is_, objects, self._objects))
             and all(map(is_, chain(fixed, _END), chain(self._held, _END)))
         )
+
+    def _objects_now(self, groups: list[dict[str, Any]], states: Any) -> Iterator[Any]:
+        """What must be the same objects."""
+        if self._whole:
+            return chain(*map(_PARAMS, groups), states.values(), _END)
+        return chain(map(states.get, self._params), _END)
 
     def launch(self) -> bool:
         """The first step, with those entries that are not fast; False if services refuse it."""
@@ -652,11 +698,11 @@ class Pass:
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """A group's settings with tensors and arrays read, since those may be filled in place."""
-        return tuple(_read(value, self._reads) for value in self._settings_of(group))
+        return tuple(_read(value, self._needs_numbers) for value in self._settings_of(group))
 
     def _refresh(self, optimizer: Optimizer) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
-        groups = optimizer.param_groups
+        groups = optimizer.param_groups if self._whole else self._groups
         settings = [self._plain(group) for group in groups]
         changed = {
             name
@@ -666,7 +712,7 @@ class Pass:
         }
         is_numbers = all(isinstance(self._rule.hyperparameters.get(name), (float, int, tuple)) for name in changed)
         is_numbers &= "lookahead" not in changed  # which is whole
-        if not is_numbers or not optimizer._check_numbers(changed):
+        if not is_numbers or not optimizer._check_numbers(groups, changed):
             return False  # and all is looked at
         if [self._static_of(group) for group in groups] != self._static:
             return False
@@ -711,7 +757,11 @@ def _hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices 
 
 
 def _plan(
-    kernels: list[Kernel], bucket: list[Entry], groups: list[dict[str, Any]], services: StepServices | None
+    kernels: list[Kernel],
+    bucket: list[Entry],
+    groups: list[dict[str, Any]],
+    services: StepServices | None,
+    rows: list[int],
 ) -> Plan | GpuPlan:
     kernel = kernels[0]
     by_row = kernel.formula.by_row
@@ -720,7 +770,7 @@ def _plan(
     tables: dict[str, Any] = {
         "addresses": [[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
         "sizes": [entry.param.numel() for entry in bucket],
-        "groups": [entry.number for entry in bucket],
+        "groups": rows,
         "hyper": _hyper(kernel, groups, services),
         "step_at": list(map(_ADDRESS, steps)) if keeps_step else None,
         "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],

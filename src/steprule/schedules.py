@@ -21,11 +21,12 @@ class Schedules:
 
     Attributes:
         calls: how many steps there were.
+        is_set: whether groups have what functions give for the next one.
         defaults: the functions of groups that say nothing else.
     """
 
     def __init__(self, defaults: Mapping[str, Schedule]) -> None:
-        self.calls = 0
+        self.calls, self.is_set = 0, True
         self.defaults = dict(defaults)
         self._functions: dict[int, dict[str, Schedule]] = {}
         self._given: dict[int, dict[str, Any]] = {}  # of the groups that were there
@@ -38,6 +39,10 @@ class Schedules:
         self._functions[number] = {**known, **functions}
         self._given[number] = {name: _plain(group[name]) for name in self._functions[number]}
 
+    def count(self, calls: int) -> None:
+        """There were so many steps now."""
+        self.calls, self.is_set = calls, False
+
     def values(self, groups: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
         """What the functions of these groups give for the next step, by the groups' numbers."""
         numbers = {group[KEY]: None for group in groups if group.get(KEY) in self._functions}
@@ -47,6 +52,7 @@ class Schedules:
         """Puts these into the groups."""
         for group in groups:
             group.update(values.get(group.get(KEY, -1), {}))
+        self.is_set = True
         self._given = {n: {name: _plain(value) for name, value in own.items()} for n, own in values.items()}
 
     def insist(self, groups: Sequence[dict[str, Any]]) -> None:

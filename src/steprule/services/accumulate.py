@@ -19,10 +19,9 @@ from steprule.formats import HALVES, dither, weight_format
 from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
 from steprule.rule import Rule
-from steprule.services.hooks import Owners, processes, weakly
+from steprule.services.hooks import Owner, processes, weakly
 from steprule.states import name_of
 
-_owners = Owners()
 GRAD_FORMATS = ("float32", "24bit", "32bit")
 
 
@@ -35,7 +34,7 @@ class Sum(Rule):
         return param + grad
 
 
-class Accumulator:
+class Accumulator(Owner):
     """The corrections of one optimizer's gradients.
 
     Args:
@@ -43,11 +42,13 @@ class Accumulator:
     """
 
     def __init__(self, kind: str) -> None:
+        super().__init__()
         self.kind = kind
+        self._taken_over = (
+            f'with grads="{kind}" are summed by another one, made later, which has the corrections of their gradients: '
+            "use that alone"
+        )
         self.corrections: dict[Tensor, Tensor] = {}
-        self._frozen: list[Tensor] = []  # to be watched when they thaw
-        self._hooks: dict[Tensor, tuple[Any, ...]] = {}  # and their nodes, which autograd would forget
-        self._taken_over = 0  # parameters by another optimizer
         self._counts: dict[Tensor, int] = {}
         self._left: dict[Tensor, tuple[Any, int]] = {}  # the sum as autograd left it, and its version
 
@@ -55,34 +56,33 @@ class Accumulator:
         """The format of the gradients of parameters of a dtype."""
         return dtype if self.kind == "float32" or dtype not in HALVES else weight_format(self.kind, dtype)
 
-    def watch(self, param: Tensor) -> None:
-        """Prepares a parameter; only half-precision ones need it. Another optimizer's sums of it are taken over."""
-        if name_of(param.dtype) not in HALVES or param in self.corrections:
-            return
-        if not param.requires_grad:
-            self._frozen.append(param)
-            return
+    def watch(self, param: Tensor) -> bool:
+        """Prepares a parameter; only half-precision ones that are trained need it. Another optimizer's sums are taken over."""
+        if name_of(param.dtype) not in HALVES or not param.requires_grad:
+            return False
         if self.kind == "float32":
             param.grad_dtype = torch.float32
-            return
-        before: Accumulator | None = _owners.claim(param, self)
-        if before is not None:
-            before.give_up(param)
+            return False
+        return super().watch(param)
+
+    def _hook(self, param: Tensor) -> tuple[Any, ...]:
         low = torch.int8 if self.kind == "24bit" else torch.int16
-        self.corrections[param] = torch.zeros_like(param, dtype=low, requires_grad=False)
+        if param in self.corrections:  # at which a plan's kernels write
+            self._fitting(param).zero_()
+        else:
+            self.corrections[param] = torch.zeros_like(param, dtype=low, requires_grad=False)
         # The node that adds to param.grad, and not param itself, whose hooks torch.autograd.grad would call as well.
         node: Any = torch.autograd.graph.get_gradient_edge(param).node
         add = weakly(self._add)
         register: Any = param.register_post_accumulate_grad_hook
         handles = node.register_prehook(lambda grads: add(param, grads[0])), register(weakly(self._note))
-        self._hooks[param] = (node, *handles)
+        return node, *handles  # and the node, which autograd would forget
 
-    def give_up(self, param: Tensor) -> None:
-        """Leaves a parameter to another optimizer."""
-        self._taken_over += 1
-        _, *handles = self._hooks.pop(param)
-        for handle in handles:
-            handle.remove()
+    def _forget(self, param: Tensor) -> None:
+        super()._forget(param)
+        self.corrections.pop(param, None)
+        self._counts.pop(param, None)
+        self._left.pop(param, None)
 
     def settle(self) -> None:
         """Drops corrections of gradients that someone has changed since: they belong to other numbers.
@@ -90,14 +90,7 @@ class Accumulator:
         Raises:
             RuntimeError: another optimizer has taken parameters over.
         """
-        if self._taken_over:
-            raise RuntimeError(
-                f'gradients of {self._taken_over} parameters of this optimizer with grads="{self.kind}" are summed by another '
-                "one, made later, which has their corrections: use that alone"
-            )
-        frozen, self._frozen = self._frozen, []
-        for param in frozen:
-            self.watch(param)
+        self.check_own()
         for param in self.corrections:
             correction = self._fitting(param)
             if param.grad is not None and not self._is_untouched(param, param.grad):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 from weakref import WeakMethod, ref
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
@@ -23,23 +24,76 @@ def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
-class Owners:
-    """Whose hooks each parameter has. There is room for one, and the newest takes a parameter over: the one before may be
-    garbage that nobody can reach, as when a notebook's cell runs again, and live until the collector comes."""
+class Owner:
+    """Has hooks of a kind at the parameters of one optimizer.
+
+    A parameter has room for one owner of a kind, and the newest takes it over: the one before may be garbage that nobody can
+    reach, as when a notebook's cell runs again, and live until the collector comes.
+    """
+
+    _taken_over: str
+    """What the error says if another one has taken parameters over, after how many those are."""
+    _owners: ClassVar[Any]
+
+    def __init_subclass__(cls) -> None:
+        cls._owners = WeakTensorKeyDictionary()
 
     def __init__(self) -> None:
-        self._owners: Any = WeakTensorKeyDictionary()
+        self._hooks: dict[Tensor, tuple[Any, ...]] = {}  # the handles, and what must live as long
+        self._lost: dict[Tensor, None] = {}  # parameters to another one
 
-    def claim(self, param: Tensor, owner: Any) -> Any:
-        """Makes this its owner; returns the one before, if that is alive and another."""
-        old = self.of(param)
-        self._owners[param] = ref(owner)
-        return old if old is not owner else None
-
-    def of(self, param: Tensor) -> Any:
-        """Whose it is, None if nobody's who is alive."""
-        owner = self._owners.get(param)
+    @classmethod
+    def of(cls, param: Tensor) -> Any:
+        """Whose a parameter is, None if nobody's who is alive."""
+        owner = cls._owners.get(param)
         return owner() if owner is not None else None
+
+    def watch(self, param: Tensor) -> bool:
+        """Hooks a parameter, unless it was taken over by another one; True if it was another one's."""
+        if param in self._hooks or param in self._lost:
+            return False
+        before = self.of(param)
+        if before is not None:
+            before._lost[param] = None
+            before._unhook(param)
+        self._owners[param] = ref(self)
+        self._hooks[param] = self._hook(param)
+        return before is not None
+
+    def watch_only(self, params: Mapping[Tensor, Any]) -> None:
+        """Watches these parameters, and lets go of others."""
+        for param in [param for param in (*self._hooks, *self._lost) if param not in params]:
+            self._forget(param)
+        for param in params:
+            self.watch(param)
+
+    def check_own(self) -> None:
+        """Takes parameters back from others that are gone.
+
+        Raises:
+            RuntimeError: others that are alive have some.
+        """
+        for param in [param for param in self._lost if self.of(param) is None]:
+            del self._lost[param]
+            self.watch(param)
+        if self._lost:
+            raise RuntimeError(f"{len(self._lost)} parameters of this optimizer {self._taken_over}")
+
+    def _hook(self, param: Tensor) -> tuple[Any, ...]:
+        """Hooks a parameter and returns what must be kept."""
+        raise NotImplementedError
+
+    def _unhook(self, param: Tensor) -> None:
+        for handle in self._hooks.pop(param, ()):
+            if isinstance(handle, RemovableHandle):
+                handle.remove()
+
+    def _forget(self, param: Tensor) -> None:
+        """Lets go of a parameter that is no longer the optimizer's."""
+        self._unhook(param)
+        self._lost.pop(param, None)
+        if self.of(param) is self:
+            del self._owners[param]
 
 
 _FUNCTIONS: Any = torch.autograd.function.BackwardCFunction.apply

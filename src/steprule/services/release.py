@@ -26,42 +26,51 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from steprule.services.hooks import Owners, is_nested, processes, weakly
+from steprule.services.hooks import Owner, is_nested, processes, weakly
 from steprule.services.member import Member
 from steprule.services.step import Part, Row, StepServices
 
 logger = logging.getLogger("steprule")
-_owners = Owners()
 
 
 def check_not_released(params: Iterable[Tensor]) -> None:
     """Raises if the gradients that these parameters do not have were released by an optimizer that is still alive."""
-    if any(param.grad is None and _owners.of(param) is not None for param in params):
+    if any(param.grad is None and Release.of(param) is not None for param in params):
         raise RuntimeError(
             "another optimizer that is still alive releases the gradients of these parameters inside backward, and "
             "steps them: call release_gradients() of this one to take them over, or delete that one"
         )
 
 
-class Release:
+class Release(Owner):
     """The hooks of one optimizer and model, and what is known so far of the step under way.
 
     Args:
         services: the optimizer's.
         model: whose backward passes are hooked.
         step_one: steps a parameter that has a gradient.
+        look: looks at the optimizer's groups, and says by `watch_only` whose parameters those are.
     """
 
-    def __init__(self, services: StepServices, model: nn.Module, step_one: Callable[[Tensor], None]) -> None:
+    _taken_over = (
+        "were taken over by another one's release_gradients(), made later: they are stepped by that one only; "
+        "use it alone"
+    )
+
+    def __init__(
+        self,
+        services: StepServices,
+        model: nn.Module,
+        step_one: Callable[[Tensor], None],
+        look: Callable[[], None],
+    ) -> None:
+        super().__init__()
         self._services = ref(services)  # which has this: an optimizer in no circle is gone, and its hooks, at once
-        self._step_one = weakly(step_one)
+        self._step_one, self._look = weakly(step_one), weakly(look)
         self._lock = threading.Lock()  # gloo's threads come several at a time
         self._accumulating = self._measuring = False
         self._model = model
         self._ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
-        self._params: dict[Tensor, None] = {}
-        self._handles: dict[Tensor, Any] = {}
-        self._taken_over = 0  # parameters by another optimizer
         self._told: set[str] = set()
         self._begin_anew()
         self._verdict: tuple[float, list[str]] | None = None
@@ -86,25 +95,21 @@ class Release:
         self._clipped = False
         self.stepped: set[Tensor] = set()
         self._taken = False
+        self._has_looked = False
 
-    def watch(self, param: Tensor) -> None:
+    def watch(self, param: Tensor) -> bool:
         """Hooks a parameter, and takes it over if another optimizer releases it."""
-        if param in self._params:
-            return
-        self._params[param] = None
-        before: Release | None = _owners.claim(param, self)
-        if before is not None:
-            before.give_up(param)
+        is_taken_over = super().watch(param)
+        if is_taken_over:
             self.tell("parameters are released by this optimizer from now on, and no longer by one made before")
-        if self._ddp is None and param.requires_grad:
-            register: Any = param.register_post_accumulate_grad_hook
-            self._handles[param] = register(weakly(self._complete))
+        return is_taken_over
 
-    def give_up(self, param: Tensor) -> None:
-        """Leaves a parameter to another optimizer."""
-        self._taken_over += 1
-        if param in self._handles:
-            self._handles.pop(param).remove()
+    def _hook(self, param: Tensor) -> tuple[Any, ...]:
+        self._has_looked = False
+        if self._ddp is not None or not param.requires_grad:
+            return ()
+        register: Any = param.register_post_accumulate_grad_hook
+        return (register(weakly(self._complete)),)
 
     def tell(self, what: str) -> None:
         """Warns of something, once."""
@@ -137,6 +142,11 @@ class Release:
 
     def _finish_with(self, param: Tensor) -> None:
         with self._lock:
+            if not self._has_looked:  # once in a backward pass
+                self._look()
+                self._has_looked = True
+            if param not in self._hooks:  # taken out of its group
+                return
             self._step_one(param)
             param.grad = None
             if not self._measuring:
@@ -202,7 +212,7 @@ class Release:
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
         """The backward pass inside only measures; the next one steps by what it has found."""
-        if any(param.grad is not None for param in self._params):
+        if any(param.grad is not None for param in self._hooks):
             raise RuntimeError(
                 "measure() begins without gradients: accumulation and two backward passes do not go together"
             )
@@ -217,14 +227,14 @@ class Release:
             for param, _ in others:
                 param.grad = None
             yield
-            for own in self._params:
+            for own in list(self._hooks):
                 if self._ddp is None and own.grad is not None:  # of checkpoints
                     self._finish_with(own)
         except BaseException:
             self._drop_measurement()
             raise
         finally:
-            self._measuring = False
+            self._measuring = self._has_looked = False
             for param, grad in others:
                 param.grad = grad
         services = self.services
@@ -250,12 +260,10 @@ class Release:
         Raises:
             RuntimeError: gradients are not averaged over processes, or another optimizer has taken parameters over.
         """
-        if self._taken_over:
-            raise RuntimeError(
-                f"{self._taken_over} parameters of this optimizer were taken over by another one's release_gradients(), made "
-                "later: they are stepped by that one only; use it alone"
-            )
-        for param in self._params:
+        self._look()
+        self.check_own()
+        self._has_looked = True
+        for param in list(self._hooks):
             if param in self.stepped:
                 param.grad = None  # the reducer has put it back
             elif param.grad is not None:
