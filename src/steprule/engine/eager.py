@@ -106,8 +106,11 @@ class EagerStep:
         self._place: tuple[Any, ...] | None = None
         self._rows: Callable[[], None] | None = None  # what does it all
         kept = {"param": param, **self._elementwise()}
+        self._conjugated: list[tuple[Any, Any]] = []  # views, and the numbers of each, which take other memory
         if param.is_complex():
-            kept = {name: torch.view_as_real(x.resolve_conj()) for name, x in kept.items()}
+            plain = {name: x.resolve_conj() for name, x in kept.items()}
+            self._conjugated = [(x, plain[name]) for name, x in kept.items() if x.is_conj()]
+            kept = {name: torch.view_as_real(x) for name, x in plain.items()}
         self._originals = kept
         if grad.is_sparse:
             grad = grad.coalesce()
@@ -184,6 +187,8 @@ class EagerStep:
             self._kept[name].copy_(new[name])
             if self._place is not None:
                 self._originals[name].index_put_(self._place, self._kept[name])
+        for view, numbers in reversed(self._conjugated):
+            view.copy_(numbers)
 
 
 def _number(x: Any) -> Any:

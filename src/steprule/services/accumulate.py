@@ -7,6 +7,7 @@ and what rounding took from it is kept beside it, in 8 or 16 bits (``"24bit"``, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.weak import TensorWeakRef
 
 from steprule.engine.cpu import compiled
 from steprule.engine.plan import Plan
+from steprule.engine.team import torch_alone
 from steprule.formats import HALVES, dither, weight_format
 from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
@@ -45,7 +47,6 @@ class Accumulator:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.corrections: dict[Tensor, Tensor] = {}
-        self._frozen: list[Tensor] = []  # to be watched when they thaw
         self._hooks: dict[Tensor, tuple[Any, ...]] = {}  # and their nodes, which autograd would forget
         self._taken_over = 0  # parameters by another optimizer
         self._counts: dict[Tensor, int] = {}
@@ -57,13 +58,11 @@ class Accumulator:
 
     def watch(self, param: Tensor) -> None:
         """Prepares a parameter; only half-precision ones need it. Another optimizer's sums of it are taken over."""
-        if name_of(param.dtype) not in HALVES or param in self.corrections:
-            return
-        if not param.requires_grad:
-            self._frozen.append(param)
-            return
+        if name_of(param.dtype) not in HALVES or param in self.corrections or not param.requires_grad:
+            return  # a frozen one may thaw, and is looked at again with the next plan
         if self.kind == "float32":
-            param.grad_dtype = torch.float32
+            if param.grad_dtype != torch.float32:
+                param.grad_dtype = torch.float32
             return
         before: Accumulator | None = _owners.claim(param, self)
         if before is not None:
@@ -84,8 +83,17 @@ class Accumulator:
         for handle in handles:
             handle.remove()
 
-    def settle(self) -> None:
+    def watch_free(self, params: Iterable[Tensor]) -> None:
+        """Prepares those parameters that are no living optimizer's: a copy takes others over only when it steps."""
+        for param in params:
+            if _owners.of(param) is None:
+                self.watch(param)
+
+    def settle(self, params: Iterable[Tensor]) -> None:
         """Drops corrections of gradients that someone has changed since: they belong to other numbers.
+
+        Args:
+            params: whose gradients are about to be used.
 
         Raises:
             RuntimeError: another optimizer has taken parameters over.
@@ -95,13 +103,12 @@ class Accumulator:
                 f'gradients of {self._taken_over} parameters of this optimizer with grads="{self.kind}" are summed by another '
                 "one, made later, which has their corrections: use that alone"
             )
-        frozen, self._frozen = self._frozen, []
-        for param in frozen:
-            self.watch(param)
-        for param in self.corrections:
-            correction = self._fitting(param)
-            if param.grad is not None and not self._is_untouched(param, param.grad):
-                correction.zero_()
+        for param in params:
+            if param in self.corrections:
+                correction = self._fitting(param)
+                if param.grad is not None and not self._is_untouched(param, param.grad):
+                    with torch_alone():
+                        correction.zero_()
 
     def _fitting(self, param: Tensor) -> Tensor:
         """A parameter's correction, anew where the parameter has another shape or place by now."""
