@@ -1453,6 +1453,7 @@ class _ScheduleFree(Optimizer):
         self._exchange(training=False)
 
     @torch.no_grad()
+    @torch_alone()
     def _exchange(self, training: bool) -> None:
         if training == self._training:
             return

@@ -739,8 +739,7 @@ def _plan(
     }
     sources: list[Any] = [one.source for kernel in kernels for one in (kernel, *kernel.readings)]
     if isinstance(kernel, gpu.Kernel):
-        dtype = steps[0].dtype if steps else torch.float64
-        return GpuPlan(bucket[0].param.device, sources, step_dtype=dtype, **tables)
+        return GpuPlan(bucket[0].param.device, sources, **tables)
     is_double = [step.dtype == torch.float64 for step in steps]
     tallies = max(len(source.tallies) for source in sources)
     return Plan(step_is_double=is_double, own=len(kernel.formula.own), tallies=tallies, **tables)

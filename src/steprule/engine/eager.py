@@ -14,7 +14,7 @@ import numpy as np
 
 from steprule.engine.own import run_together
 from steprule.engine.rows import row_step
-from steprule.engine.trace import Evaluation, has_own, hyper_of, scalar_name, trace
+from steprule.engine.trace import Evaluation, formula_of, hyper_of, scalar_name
 from steprule.pieces import total
 from steprule.rule import Rule
 
@@ -102,7 +102,8 @@ class EagerStep:
         self.rule, self._step, self._hyper = rule, step, hyper
         names = rule.states_for(hyper)
         self._states = {name: state for name, state in zip(names, states, strict=True) if name}
-        self.formula = trace(rule, hyper) if has_own(rule, hyper) else None
+        formula = formula_of(rule, hyper)
+        self.formula = formula if formula.own else None
         self._place: tuple[Any, ...] | None = None
         self._rows: Callable[[], None] | None = None  # what does it all
         kept = {"param": param, **self._elementwise()}
