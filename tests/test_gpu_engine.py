@@ -244,6 +244,16 @@ def test_a_learning_rate_on_the_device_that_is_replaced_by_an_equal_one_is_taken
     assert_same((params, ours), (others, theirs))
 
 
+def test_a_step_of_complex_parameters_that_a_graph_may_record_waits_for_nothing(refusing):
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64, device=GPU_DEVICE))
+    optimizer = steprule.AdamW([param], lr=0.125, capturable=True, weight_decay=0.0)
+    for step in range(3):
+        param.grad = torch.ones_like(param)
+        with refusing() if step else contextlib.nullcontext():
+            optimizer.step()
+    torch.testing.assert_close(param.detach().real, torch.full((3,), 0.625, device=GPU_DEVICE))
+
+
 def test_all_groups_share_a_launch_and_tables_are_sent_where_an_address_changes(monkeypatch):
     params = make_params(GPU_DEVICE, shapes=[(5, 3), (7,), (2, 2), (9,), (4,), (3, 3), (6,), (8, 2)])
     optimizer = steprule.AdamW([{"params": [param], "lr": 0.01 * (i + 1)} for i, param in enumerate(params)])
