@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -82,7 +81,7 @@ def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     wide = {name: size * each // 16 for name, size in sizes.items() if name[1] != "_base"}
     return {
         "update": compiled(kernel.update, capability, types),
-        "prepare": compiled(kernel.prepare, capability, types, STEP=tl.float32, SIZE=gpu.TENSORS_AT_ONCE),
+        "prepare": compiled(kernel.prepare, capability, types, SIZE=gpu.TENSORS_AT_ONCE),
         "expected_loads": sum(count for (name, _), count in wide.items() if name in read),
         "expected_stores": sum(count for (name, _), count in wide.items() if name in written),
         "bytes": sum(size * ((name in read) + (name in written)) / (128 if suffix == "_base" else 1)

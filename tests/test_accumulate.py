@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from functools import partial
 
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import steprule
+from steprule.services.accumulate import Accumulator
 
 MICRO = 16
 KINDS = ["float32", "24bit", "32bit"]
@@ -432,6 +434,41 @@ def test_sums_come_back_when_the_optimizer_that_took_them_is_gone():
     singles = accumulate(model)
     first.step()
     assert_sums("24bit", torch.bfloat16, first, model, singles)
+
+
+def test_a_copy_that_is_not_deep_leaves_the_sums_alone_until_it_steps():
+    model = net(torch.bfloat16)
+    optimizer = look(model.parameters(), "24bit")
+    other = copy.copy(optimizer)
+    singles = accumulate(model)
+    optimizer.step()
+    assert_sums("24bit", torch.bfloat16, optimizer, model, singles)
+    other.step()
+    with pytest.raises(RuntimeError, match=r"4 parameters of this optimizer .* are summed by another"):
+        optimizer.step()
+    optimizer.zero_grad()
+    singles = accumulate(model)
+    other.step()
+    assert_sums("24bit", torch.bfloat16, other, model, singles)
+
+
+@pytest.mark.parametrize("how", ["step", "released"])
+def test_every_parameter_is_looked_at_once_a_step(how, monkeypatch):
+    model = net(torch.bfloat16)
+    optimizer = look(model.parameters(), "24bit")
+    if how == "released":
+        optimizer.release_gradients(model)
+    seen = []
+    monkeypatch.setattr(
+        Accumulator, "_fitting", lambda self, param, old=Accumulator._fitting: (seen.append(param), old(self, param))[1]
+    )
+    for number in range(3):
+        loss(model, number).backward()
+        del seen[: None if how == "step" else 0]
+        optimizer.step()
+        optimizer.zero_grad()
+        assert len(seen) == (4 if how == "step" else 8)  # where nothing is kept, the sum begins anew each time
+        seen.clear()
 
 
 def test_a_group_appended_by_hand_is_summed_exactly_too():

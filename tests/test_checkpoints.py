@@ -159,6 +159,47 @@ def test_states_of_other_shapes_are_refused_at_loading(settings):
     assert equal(everything(optimizer), before)
 
 
+OF_OTHER_DTYPES = {
+    "integers": ({}, "exp_avg", torch.int64, "state exp_avg of parameter 0 of group 0 is torch.int64"),
+    "truths": ({}, "exp_avg_sq", torch.bool, "state exp_avg_sq of parameter 0 of group 0 is torch.bool"),
+    "complex": ({}, "exp_avg", torch.complex64, "state exp_avg of parameter 0 of group 0 is torch.complex64"),
+    "to 8bit": ({"states": "8bit"}, "exp_avg", torch.int64, "state exp_avg of parameter 0 of group 0 is torch.int64"),
+    "average": ({"average": 0.9}, "param_average", torch.int32, "state param_average .* is torch.int32"),
+}
+
+
+@pytest.mark.parametrize(("settings", "name", "dtype", "problem"), OF_OTHER_DTYPES.values(), ids=OF_OTHER_DTYPES)
+def test_states_of_dtypes_that_no_step_can_use_are_refused_at_loading(settings, name, dtype, problem):
+    saved = trained(**{k: v for k, v in settings.items() if k == "average"})[1].state_dict()
+    saved["state"] = {number: {**state} for number, state in saved["state"].items()}
+    saved["state"][0][name] = saved["state"][0][name].to(dtype)
+    params, optimizer = trained(**settings)
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match=problem):
+        optimizer.load_state_dict(saved)
+    assert equal(everything(optimizer), before)
+    train(params, optimizer, 1)
+
+
+def test_a_step_that_is_no_number_is_refused_at_loading():
+    saved = copy.deepcopy(trained()[1].state_dict())
+    saved["state"][0]["step"] = torch.ones(2)
+    optimizer = trained()[1]
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match="state step of parameter 0 of group 0 has the shape"):
+        optimizer.load_state_dict(saved)
+    assert equal(everything(optimizer), before)
+
+
+def test_a_seed_that_was_not_saved_stays_what_it_is():
+    saved = trained()[1].state_dict()
+    optimizer = make(states="8bit", seed=7)[1]
+    assert "seed" not in saved["param_groups"][0]
+    optimizer.param_groups[0]["seed"] = 7
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["seed"] == 7
+
+
 def test_a_state_that_takes_the_place_of_codes_is_read():
     params, optimizer = trained(states="8bit")
     optimizer.state[params[0]]["exp_avg"] = torch.zeros_like(params[0])

@@ -25,7 +25,7 @@ import steprule
 from steprule.cli import app
 from steprule.compare import Task, results, spec, tasks
 from steprule.compare import run as run_module
-from steprule.compare.errors import UsageError
+from steprule.compare.errors import UsageError, place_of
 from steprule.compare.run import Budget, Run, train
 from steprule.compare.summary import curve, rank, rows, sentence
 
@@ -69,6 +69,10 @@ def blocking():
 
 def ending():
     return task("ending", lambda seed: iter([None] * 7))
+
+
+def exhausted():
+    return replace(task("exhausted"), loss=lambda model, batch: next(iter([])))
 
 
 def not_a_task():
@@ -269,11 +273,11 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
         (["--task", "sinetask:x"], "--task 'sinetask:x': x has the type Tensor and is no function"),
         (
             ["--task", "sinetask:raising"],
-            "raising() failed: RuntimeError: no data here (FOLDER/sinetask.py:48, in raising)",
+            "raising() failed: RuntimeError: no data here (FOLDER/sinetask.py:RAISE, in raising)",
         ),
         (
             ["--task", "sinetask:endless"],
-            "Task's steps must be a whole number of at least 1, not -5 (FOLDER/sinetask.py:52, in endless)",
+            "Task's steps must be a whole number of at least 1, not -5 (FOLDER/sinetask.py:REPLACE, in endless)",
         ),
         (["--task", "sinetask:no_model"], "the task 'sine': make_model(0) returned None, not a torch.nn.Module"),
         (
@@ -297,6 +301,10 @@ def test_a_wrong_argument_ends_the_command_with_one_line_and_nothing_trained(fol
     (folder / "broken.py").write_text("undefined + 1")
     result = command("-t", "digits", *args)
     assert result.exit_code == 2
+    written = (folder / "sinetask.py").read_text().splitlines()
+    for word, text in (("RAISE", 'raise RuntimeError("no data'), ("REPLACE", "steps=-5")):
+        line = next(number for number, one in enumerate(written, 1) if text in one)
+        message = message.replace(word, str(line))
     assert message.replace("FOLDER", str(folder)) in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (folder / "steprule-report").exists()
@@ -758,6 +766,20 @@ def test_diverging_alone_is_a_result_and_no_failure():
 def test_batches_that_end_too_soon_are_told(folder):
     assert command("-t", "sinetask:ending", "sgd", "--seeds", "1").exit_code == 1
     assert saved(folder)["tasks"][0]["runs"][0]["error"] == "RuntimeError: the task's batches ended after 7"
+
+
+def test_a_loss_whose_own_iterator_ends_is_not_told_as_the_batches(folder):
+    assert command("-t", "sinetask:exhausted", "sgd", "--seeds", "1").exit_code == 1
+    run = saved(folder)["tasks"][0]["runs"][0]
+    assert run["error"].startswith("StopIteration") and run["where"].endswith("in <lambda>")
+
+
+def test_a_place_in_the_packages_of_the_user_is_none_of_theirs(folder, monkeypatch):
+    packages = folder / "packages"
+    monkeypatch.setattr("site.getusersitepackages", lambda: str(packages))
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("def divide():\n    1 / 0\ndivide()", str(packages / "divide.py"), "exec"), {})
+    assert place_of(caught.value).startswith(__file__)
 
 
 def test_target_steps_seconds_and_threads_are_passed_on(folder):

@@ -39,6 +39,8 @@ from dropin import (
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+import steprule
+
 SIZES = pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
 SPARSE = [config for config in CONFIGS if CLASSES[config.name].sparse_grads]
 FUSED = [config for config in FULL if "fused" in torchs(config.name)([torch.zeros(1)]).defaults]
@@ -1426,3 +1428,26 @@ def test_30_a_step_in_a_thread_of_its_own():
     thread.start()
     thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("options", [{}, {"average": 0.5}], ids=["plain", "average"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_31_a_parameter_that_is_a_conjugated_view(momentum, options):
+    """torch.optim.SGD steps it in its memory; torch.optim.Adam refuses it."""
+    memories = [torch.complex(random((4,), 0), random((4,), 1)) for _ in range(2)]
+    ours, its = (torch.nn.Parameter(memory.conj()) for memory in memories)
+    optimizers = (
+        steprule.SGD([ours], lr=0.1, momentum=momentum, **options),
+        torch.optim.SGD([its], lr=0.1, momentum=momentum),
+    )
+    total = its.detach().clone()
+    for seed in range(3):
+        for param, optimizer in zip((ours, its), optimizers, strict=True):
+            param.grad = torch.complex(random((4,), seed), random((4,), 10 + seed))
+            optimizer.step()
+        total = its.detach().clone() if seed == 0 else (total + its.detach()) / 2
+    assert ours.is_conj()
+    torch.testing.assert_close(ours, its)
+    torch.testing.assert_close(memories[0], memories[1])
+    if options:
+        torch.testing.assert_close(optimizers[0].state[ours]["param_average"], total)

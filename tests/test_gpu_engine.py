@@ -226,6 +226,34 @@ def test_a_learning_rate_on_the_device_is_read_in_every_step(make, monkeypatch):
     assert not filled  # neither other gradients nor another learning rate needed a table to be sent
 
 
+def test_a_learning_rate_on_the_device_that_is_replaced_by_an_equal_one_is_taken_over(refusing):
+    params, others = make_params(GPU_DEVICE), make_params(GPU_DEVICE)
+    ours, theirs = (steprule.AdamW(p, lr=torch.tensor(0.01, device=GPU_DEVICE)) for p in (params, others))
+    lr = torch.tensor(0.01, device=GPU_DEVICE)
+    for step, value in enumerate((0.01, 0.01, 0.03)):
+        for both in (params, others):
+            set_grads(both, step)
+        with refusing() if step == 2 else contextlib.nullcontext():
+            lr.fill_(value)
+            if step == 1:
+                kept, ours.param_groups[0]["lr"] = ours._pass, lr
+            ours.step()
+        theirs.param_groups[0]["lr"].fill_(value)
+        theirs.step()
+    assert ours._pass is kept and all(source.data_ptr() == lr.data_ptr() for source in plans_of(ours)[0]._sources)
+    assert_same((params, ours), (others, theirs))
+
+
+def test_a_step_of_complex_parameters_that_a_graph_may_record_waits_for_nothing(refusing):
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64, device=GPU_DEVICE))
+    optimizer = steprule.AdamW([param], lr=0.125, capturable=True, weight_decay=0.0)
+    for step in range(3):
+        param.grad = torch.ones_like(param)
+        with refusing() if step else contextlib.nullcontext():
+            optimizer.step()
+    torch.testing.assert_close(param.detach().real, torch.full((3,), 0.625, device=GPU_DEVICE))
+
+
 def test_all_groups_share_a_launch_and_tables_are_sent_where_an_address_changes(monkeypatch):
     params = make_params(GPU_DEVICE, shapes=[(5, 3), (7,), (2, 2), (9,), (4,), (3, 3), (6,), (8, 2)])
     optimizer = steprule.AdamW([{"params": [param], "lr": 0.01 * (i + 1)} for i, param in enumerate(params)])

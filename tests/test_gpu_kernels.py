@@ -275,10 +275,10 @@ def tensors_for(rule, sizes, steps):
     operands = [random_operands(rule, hyper, size, torch.float32, 1 + i) for i, size in enumerate(sizes)]
     tensors = [{name: value.to(GPU_DEVICE) for name, value in one.items()} for one in operands]
     for one, step in zip(tensors, steps, strict=True):
-        one["step"] = torch.tensor(step, device=GPU_DEVICE)
+        one["step"] = torch.tensor(step, dtype=torch.float64, device=GPU_DEVICE)
     kernel = gpu.compiled(rule, hyper, False, ["float32"] * (2 + len(rule.tensor_states)))
-    at, dtype = [one["step"].data_ptr() for one in tensors], tensors[0]["step"].dtype
-    return kernel, make_gpu_plan(kernel, tensors, hyper, 1, step_at=at, step_dtype=dtype), tensors
+    at = [one["step"].data_ptr() for one in tensors]
+    return kernel, make_gpu_plan(kernel, tensors, hyper, 1, step_at=at), tensors
 
 
 @pytest.mark.parametrize("name", ["adagrad", "nadam", "lamb", "prodigy"])

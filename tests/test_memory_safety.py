@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import steprule
+from steprule import passes
+from steprule.engine.eager import EagerStep
 
 GUARD = 7.0
 
@@ -41,7 +43,7 @@ def stepped(param: Tensor, *more: Tensor, cls=steprule.AdamW, **settings):
     optimizer = cls([param, *more], lr=0.1, **settings)
     for seed in (1, 2):
         for p in (param, *more):
-            p.grad = random(p.shape, seed)
+            p.grad = random(p.shape, seed).to(p.dtype)
         optimizer.step()
     return optimizer
 
@@ -148,7 +150,7 @@ def test_the_correction_of_a_gradient_is_as_large_as_its_parameter():
 
 @pytest.mark.parametrize(
     ("what", "left"),
-    [("param", 0), ("param", 100), ("exp_avg", 0), ("exp_avg", 100), ("grad", 0)],
+    [(what, left) for what in ("param", "exp_avg", "grad") for left in (0, 100)],
     ids=str,
 )
 def test_a_storage_that_is_too_short_is_refused(what, left):
@@ -252,6 +254,24 @@ def test_states_in_the_same_memory_are_refused(what):
         "another's state": states[1]["exp_avg"], "its other state": states[0]["exp_avg_sq"], "the parameter": params[0].data
     }[what]  # fmt: skip
     assert_refused(optimizer, "the state exp_avg of parameter 0 of group 0.* lie in the same memory")
+
+
+def test_the_advice_for_states_in_the_same_memory_is_a_copy():
+    """Parameters can be tied by assigning one of them, states cannot."""
+    params = [nn.Parameter(random((100,), seed)) for seed in (0, 1)]
+    optimizer = stepped(*params)
+    optimizer.state[params[0]]["exp_avg"] = optimizer.state[params[1]]["exp_avg"]
+    with pytest.raises(RuntimeError, match=r"lie in the same memory.* clone\(\)") as caught:
+        optimizer.step()
+    assert "the same Parameter" not in str(caught.value)
+
+
+def test_averages_of_complex_parameters_in_the_same_memory_are_refused():
+    params = [nn.Parameter(random((4,), seed).to(torch.complex64)) for seed in (0, 1)]
+    optimizer = stepped(*params, cls=steprule.SGD, average=0.9)
+    states = [optimizer.state[param] for param in params]
+    states[0]["param_average"] = states[1]["param_average"]
+    assert_refused(optimizer, "the state param_average of parameter 0 of group 0.* lie in the same memory")
 
 
 def test_gradients_may_share_memory_with_anything():
@@ -404,6 +424,67 @@ def test_real_parameters_in_a_fake_mode_are_refused():
     with FakeTensorMode(), pytest.raises(RuntimeError, match="FakeTensorMode"):
         optimizer.step()
     assert (param == 1).all() and not optimizer.state
+
+
+# What a step that fails leaves
+
+
+@pytest.mark.parametrize("where", ["a state", "the plan"])
+@pytest.mark.parametrize("released", [False, True], ids=["step", "released"])
+def test_a_first_step_without_the_memory_for_it_leaves_nothing(where, released, monkeypatch):
+    """A buffer of zeros would be taken for one that has begun, which dampening treats otherwise."""
+    models = [nn.Linear(5, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    settings = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+    ours, its = steprule.SGD(models[0].parameters(), **settings), torch.optim.SGD(models[1].parameters(), **settings)
+    if released:
+        ours.release_gradients(models[0])
+    name = {"a state": "zeros", "the plan": "_plan"}[where]
+    calls, old = [], getattr(passes, name)
+
+    def fails(*args):
+        calls.append(args)
+        if len(calls) == (2 if where == "a state" and not released else 1):
+            raise MemoryError
+        return old(*args)
+
+    monkeypatch.setattr(passes, name, fails)
+    with pytest.raises(MemoryError):
+        models[0](torch.ones(2, 5)).square().sum().backward()
+        ours.step()
+    assert not any(ours.state.values())
+    for model, optimizer in zip(models, (ours, its), strict=True):
+        optimizer.zero_grad()
+        for _ in range(2):
+            model(torch.ones(2, 5)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@SERVICES
+def test_what_was_stepped_before_another_parameter_failed_keeps_its_states(services, monkeypatch):
+    params = [nn.Parameter(random((6,), seed)) for seed in range(4)]
+    params[2].data, params[3].data = params[2].data.to(torch.complex64), params[3].data.to(torch.complex64)
+    optimizer = steprule.SGD(params, lr=0.1, momentum=0.9, dampening=0.5, **services)
+    for param in params:
+        param.grad = torch.ones(6, dtype=param.dtype)
+    before = [param.detach().clone() for param in params]
+    written = []
+
+    def fails(self, old=EagerStep.write):
+        written.append(self)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        old(self)
+
+    monkeypatch.setattr(EagerStep, "write", fails)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    moved = [not torch.equal(param, old) for param, old in zip(params, before, strict=True)]
+    assert moved == [True, True, True, False]
+    assert [bool(optimizer.state.get(param)) for param in params[:3]] == [True] * 3
 
 
 # What is let go

@@ -74,7 +74,8 @@ MISTAKES = {
     "np.float64(0.5) * grad": "plain Python numbers", "np.sqrt(grad)": "sqrt(...)", "math.exp(lr)": "steprule.pieces",
     "torch.zeros_like(grad)": "a number stands for a tensor", "grad.clone()": "x itself", "grad.float()": "x itself",
     "torch.isfinite(grad)": "math.inf", "torch.logical_and(grad > 0, param > 0)": "(a > 0) & (b > 0)",
-    "torch.erf(grad)": "functions of steprule.pieces: abs, at_first, atan2",
+    "np.arctan2(grad, param)": "atan2(y, x)", "torch.arctan2(grad, param)": "atan2(y, x)", "grad.normal_()": "no random numbers",
+    "grad.floor_()": "floor(x)", "torch.nan_to_num_(grad)": "math.inf", "torch.erf(grad)": "functions of steprule.pieces: abs, at_first, atan2",
     # sums and shapes
     "grad / grad.norm()": "norm(x), over the whole tensor", "grad.mean(dim=1)": "row or column is not possible",
     "grad - torch.sum(grad)": "total(x)", "np.mean(grad)": "mean(x)", "mean(grad, 1)": "row or column is not possible",
@@ -96,7 +97,8 @@ MISTAKES = {
     "where(grad > 0 & param > 0, grad, 0)": "parentheses", "where(~grad, grad, 0)": "parentheses", "where(0 < grad < 1, grad, 0)": "where(condition",
     "max(grad, 0)": "where(condition", "int(step) * grad": "steprule.pieces", "[grad][step]": "steprule.pieces",
     # what is no formula at all
-    "grad + undefined": "NameError: name 'undefined'", "betas[2] * grad": "IndexError", "grad / 0.0 / (1 / 0)": "ZeroDivisionError",
+    "grad + undefined": "NameError: name 'undefined'", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
+    "grad / 0.0 / (1 / 0)": "ZeroDivisionError",
     "sqrt(grad, 2)": "takes 1 positional argument", "grad * 'x'": "numbers, operands", "grad * [1, 2]": "numbers, operands", "grad()": "not callable",
 }  # fmt: skip
 
@@ -105,6 +107,20 @@ MISTAKES = {
 def test_a_mistake_is_told_with_its_line_and_what_to_write(mistake):
     message = refusal(f"x = {mistake}\n    return param - lr * x")
     assert MISTAKES[mistake] in message and "my_rule.py:2, in update" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("a, b, c = betas", "ValueError: not enough values to unpack"),
+        ("assert flag, 'only with the flag'", "AssertionError: only with the flag"),
+        ("raise OSError('mine')", "OSError: mine"),
+    ],
+    ids=["unpacking", "assertion", "any"],
+)
+def test_whatever_a_formula_raises_is_told_with_its_line(line, told):
+    message = refusal(f"{line}\n    return param - lr * grad")
+    assert told in message and "my_rule.py:2, in update" in message
 
 
 def test_a_list_of_new_values_is_as_good_as_a_tuple():

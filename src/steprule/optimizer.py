@@ -24,12 +24,10 @@ from steprule.engine import gpu
 from steprule.engine.team import torch_alone
 from steprule.engine.trace import couples, trace
 from steprule.formats import (
-    FORMATS,
     STATE_FORMATS,
     WEIGHT_FORMATS,
     weight_format,
 )  # fmt: skip
-from steprule.formats.tensors import decode
 from steprule.passes import Entry, Listed, Pass, Seen, find_shared, name_in
 from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
 from steprule.rules.options import OPTIONS, with_options
@@ -59,6 +57,7 @@ from steprule.states import (
     move_resting_average,
     name_of,
     own_copy,
+    read_state,
     state_format,
     state_of,
     step_options,
@@ -576,8 +575,7 @@ class Optimizer(torch.optim.Optimizer):
         if grads is not None:  # a copy, whose parameters have no hooks
             self._accumulator = Accumulator(grads)
             for group in self.param_groups:
-                for param in group["params"]:
-                    self._accumulator.watch(param)
+                self._accumulator.watch_free(group["params"])
         if loading is not None:
             loading.restore(self)
         for group in self.param_groups:
@@ -623,11 +621,7 @@ class Optimizer(torch.optim.Optimizer):
         own = kept(every, name)
         if own is None:
             raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-        kind = kept_format(every, name)
-        if kind not in FORMATS or name in self.rule.scalar_states:  # complex
-            return own.clone()
-        value = decode(kind, arrays_of(every, name), param.shape)
-        return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
+        return own.clone() if name in self.rule.scalar_states else read_state(every, name, param.shape)
 
     def plain_state_dict(self) -> dict[str, Any]:
         """The state dict with every state as a float32 tensor and without formats: torch.optim can load it.
@@ -766,6 +760,7 @@ class Optimizer(torch.optim.Optimizer):
         self._swap("swap_average()")
 
     @torch.no_grad()
+    @torch_alone()
     def _swap(self, who: str) -> None:
         pairs = [
             (param, self.state[param])
@@ -892,6 +887,7 @@ class Optimizer(torch.optim.Optimizer):
             if fresh is not None:
                 self._released[param] = fresh
 
+    @torch_alone()
     def _move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
         """Brings the averages of all other parameters towards those by this weight."""
         services = self._services
@@ -1020,7 +1016,7 @@ class Optimizer(torch.optim.Optimizer):
         self._pass = None
         services = self._services
         if self._accumulator is not None:
-            self._accumulator.settle()
+            self._accumulator.settle([one.param for one in listed])
         entries = [Entry(self, *one) for one in listed if one.param.grad is not None]
         buckets: dict[Any, list[Entry]] = {}
         seen: set[int] = set()
@@ -1047,16 +1043,18 @@ class Optimizer(torch.optim.Optimizer):
             )
         gathers = (False, True) if services is not None and services.telemetry else (False,)
         kernels = [[bucket[0].kernel(gather) for gather in gathers] for bucket in buckets.values()]  # before any change
-        for entry in entries:
-            entry.make_state()
-        fresh = Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)), whole=only is None)
         taken = False
         try:
+            for entry in entries:
+                entry.make_state()
+            fresh = Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)), whole=only is None)
             taken = fresh.launch()
         finally:
             if not taken:
+                begun = {entry.param for entry in entries if entry.has_begun}
                 for entry in entries:
-                    entry.restore_state()
+                    if entry.param not in begun:
+                        entry.restore_state()
         return fresh if taken and fresh.complete else None
 
 
@@ -1196,7 +1194,7 @@ class _Loading:
                         f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
                         "alone and begin anew"
                     )
-                if problem := misfit(rule, state, param, who):
+                if problem := misfit(rule, state, param, who, converted=True):
                     raise ValueError(problem)
 
     def restore(self, optimizer: Optimizer) -> None:
@@ -1207,7 +1205,7 @@ class _Loading:
                 group.pop(name, None)
             group.update(own)
         for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
-            seed = group.get("seed", 0)
+            seed = group.get("seed", own.get("seed", 0))
             for name in FORMAT_OPTIONS:
                 group.pop(name, None)
             group.update({**own, "seed": seed} if own else {})
@@ -1229,7 +1227,7 @@ class _Loading:
                 elif AVERAGE in state and param.dtype in DTYPES:
                     convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
                 if param.dtype not in DTYPES:
-                    for name in optimizer.rule.tensor_states:
+                    for name in (AVERAGE, *optimizer.rule.tensor_states):
                         if isinstance(state.get(name), Tensor):
                             state[name] = state[name].to(param.dtype)
                     continue
@@ -1519,6 +1517,7 @@ class _ScheduleFree(Optimizer):
         self._exchange(training=False)
 
     @torch.no_grad()
+    @torch_alone()
     def _exchange(self, training: bool) -> None:
         if training == self._training:
             return

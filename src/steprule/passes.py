@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from operator import is_, itemgetter
+from operator import is_, itemgetter, le
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ from steprule.states import (
     misfit,
     missing_bytes,
     name_of,
+    read_state,
     set_arrays,
     state_format,
     step_options,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 Kernel = cpu.Kernel | gpu.Kernel
 
 _ADDRESS = Tensor.data_ptr
+_STORAGE, _BYTES, _OFFSET = Tensor.untyped_storage, torch.UntypedStorage.nbytes, Tensor.storage_offset
 _PARAMS = itemgetter("params")
 _count_write = torch._C._increment_version  # kernels write through addresses: this tells autograd
 _END = (object(),)  # where one list ends before the other, it is compared with something else
@@ -113,10 +115,11 @@ def find_shared(written: Sequence[tuple[str, Tensor]]) -> str | None:
     both = first_shared([x for _, x in written])
     if both is None:
         return None
-    one, other = (written[number][0] for number in both)
+    (one, a), (other, b) = (written[number] for number in both)
+    tie = "give one of them only and tie them by assigning the same Parameter, or "  # which states cannot be
     return (
-        f"{one} and {other} lie in the same memory, which would be stepped twice: give one of them only and tie them "
-        "by assigning the same Parameter, or give each memory of its own by clone()"
+        f"{one} and {other} lie in the same memory, which would be stepped twice: "
+        f"{tie if a.requires_grad and b.requires_grad else ''}give each memory of its own by clone()"
     )
 
 
@@ -139,6 +142,7 @@ class Entry:
         self.scalar_states = tuple(name for name in self.names if name in self.rule.scalar_states)
         self.state: dict[str, Any] = optimizer.state.get(param, {})
         self.state_before = dict(self.state)
+        self.has_begun = False  # whether something of its step has been written
         self.services = optimizer._services
         self.averages = self.services is not None and self.services.average is not None
         accumulator = optimizer._accumulator
@@ -212,15 +216,8 @@ class Entry:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if group.get("differentiable") and any(group.get(name) for name in ("states", "weights")):
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
-        if problem := misfit(self.rule, self.state, param, who):
+        if problem := misfit(self.rule, self.state, param, who, converted=group.get("states") is not None):
             raise RuntimeError(problem)
-        for name in (f"{AVERAGE}_correction", "param_correction", AVERAGE, *self.present):
-            state = self.state.get(name)
-            if isinstance(state, Tensor) and not self._knows(name, state.dtype):
-                raise RuntimeError(
-                    f"the state {name} of {who} is {state.dtype}, which a step of {param.dtype} cannot use: convert it, "
-                    "or delete it to begin anew"
-                )
         for what, x in (("", param), ("grad", grad), *self.state.items()):
             if isinstance(x, Tensor) and (missing := missing_bytes(x)):
                 whose = "the gradient of " if what == "grad" else f"the state {what} of " if what else ""
@@ -229,19 +226,10 @@ class Entry:
                     "it was freed or made smaller"
                 )
 
-    def _knows(self, name: str, dtype: torch.dtype) -> bool:
-        """Whether a state may be of this dtype."""
-        if name.endswith("_correction"):
-            return dtype in (torch.int8, torch.int16)
-        if self.param.is_complex():
-            return dtype.is_complex and dtype.itemsize <= self.param.dtype.itemsize
-        if self.group.get("states") is not None or name == AVERAGE:  # it is converted
-            return dtype in DTYPES
-        return dtype in DTYPES and (dtype != torch.float64 or self.param.dtype == torch.float64)
-
     def written(self) -> list[tuple[str, Tensor]]:
         """What its step writes to, but for the numbers that it counts by; each with its name in errors."""
-        names = {*self.present, *self.state_names()} - {*self.scalar_states, "step"}
+        names = {*self.present, *self.state_names(), *([AVERAGE] if self.averages else [])}
+        names -= {*self.scalar_states, "step"}
         written = [(self.who, self.param)]
         for name, x in self.state.items():
             if name in names and isinstance(x, Tensor):
@@ -383,25 +371,25 @@ class Entry:
         if any(kind not in PLAIN for kind in self.formats.values()) or (
             loose is not None and self.param.dtype in HALVES
         ):
-            self._wide = {name: self.optimizer.read(self.param, name) for name in ("param", *self.present)}
+            self._wide = {name: self._read(name) for name in ("param", *self.present)}
         operands = {**own, **self._wide}
         states = [name and operands[name] for name in self.names]
         return EagerStep(self.rule, operands["param"], grad, states, step, hyper, self.group.get("maximize", False))
 
     def finish_eagerly(self, part: EagerStep, loose: Loose | None, gather: bool) -> None:
         """Takes the step."""
-        before = self.optimizer.read(self.param) if gather else None
+        before = self._read("param") if gather else None
+        self.has_begun = True
         part.write()
         if self.keeps_step:
             self.state["step"] += 1
-        step = int(self.state["step"]) if self.keeps_step else 1
         for name, value in self._wide.items():
-            self._store(name, value, step)
+            self._store(name, value)
         new = self._wide.get("param")
-        self._move_average(step, new)
+        self._move_average(new)
         if before is not None and loose is not None:
             is_random = bool(self.formats) and bool(FORMATS[self.formats["param"]].random)
-            after = self.optimizer.read(self.param)
+            after = self._read("param")
             loose.gather(before, after if new is None else new, after, is_random)
 
     def step_eagerly(self, loose: Loose | None, gather: bool) -> None:
@@ -416,13 +404,18 @@ class Entry:
             self.state["step"] += 1
         _count_write([self.param])
 
-    def _store(self, name: str, value: Tensor, step: int) -> None:
+    def _read(self, name: str) -> Tensor:
+        """As `Optimizer.read`."""
+        return read_state({**self.state, "param": self.param.detach()}, name, self.param.shape)
+
+    def _store(self, name: str, value: Tensor) -> None:
+        step = int(self.state["step"]) if self.keeps_step else 1  # which a GPU is waited for to say
         operand, place = [*self.formats].index(name), self.place + FIRST_ELEMENT_KEY
         arrays = encode_rounded(self.formats[name], value, self.group.get("seed", 0), step, operand, place)
         for suffix, array in arrays.items():
             self.tensor(name, suffix).copy_(array)
 
-    def _move_average(self, step: Any, new: Tensor | None = None) -> None:
+    def _move_average(self, new: Tensor | None) -> None:
         """Brings the average towards the new weights, given where they are rounded at random."""
         if self.services is None or not self.averages:
             return
@@ -431,9 +424,9 @@ class Entry:
             return
         weight = FORMATS[self.formats["param"]]
         if new is None or not (weight.random or len(weight.arrays) > 1):
-            new = self.optimizer.read(self.param)
-        average = self.optimizer.read(self.param, AVERAGE)
-        self._store(AVERAGE, average + self.services.average_weight * (new - average), int(step))
+            new = self._read("param")
+        average = self._read(AVERAGE)
+        self._store(AVERAGE, average + self.services.average_weight * (new - average))
 
     def start_average(self) -> None:
         """The first average is a copy of the weights, to the last bit."""
@@ -505,6 +498,7 @@ class Pass:
             tensors = [*self._held, *(entry.grad for entry in fast)]
             self._at = list(map(_ADDRESS, tensors))
             self._same_layout = _layout_check(tensors)
+            self._needed = [entry.grad.numel() * entry.grad.element_size() for entry in fast]  # bytes, without a gap
 
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
@@ -553,12 +547,12 @@ class Pass:
                 states is self._state_of
                 and all(map(is_, objects, self._objects))
                 and self._same_layout(*tensors)
-                and (at == self._at or self._follow(at))
+                and (at == self._at or self._follow(at, tensors))
                 # A key more may be one that a group cannot have; a parameter may have gone to the next group.
                 and list(map(len, [*groups, *lists])) == self._lengths
             ):
                 return False
-            is_changed = list(map(self._settings_of, groups)) != self._settings
+            is_changed = self._settings != list(map(self._settings_of, groups))
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
             return False  # no gradient, a sparse one, a state that is no tensor, a setting that is no number
         if is_changed and not self._refresh(optimizer):
@@ -569,7 +563,7 @@ class Pass:
         if self._idle and any(param.grad is not None for param in self._idle):
             return False
         if self._accumulator is not None:
-            self._accumulator.settle()
+            self._accumulator.settle(self._params)
         if self._on_device is not None:
             self._serve_on(self._on_device)
             return True
@@ -583,10 +577,14 @@ class Pass:
         _count_write(self._params)
         return True
 
-    def _follow(self, at: list[int]) -> bool:
-        """Takes over new addresses of gradients; False if it is others that have changed, or a gradient's was freed."""
+    def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
+        """Takes over new addresses of gradients; False if it is others that have changed, or a gradient's memory was freed."""
         first = len(self._held)
         if at[:first] != self._at[:first] or at.count(0) != self._at.count(0):
+            return False
+        grads = tensors[first:]
+        is_plain = all(map(le, self._needed, map(_BYTES, map(_STORAGE, grads)))) and not any(map(_OFFSET, grads))
+        if not is_plain and any(map(missing_bytes, grads)):
             return False
         for _, plan, part in self._plans:
             plan.set_grads(at[first:][part])
@@ -611,7 +609,10 @@ class Pass:
         return chain(map(states.get, self._params), _END)
 
     def launch(self) -> bool:
-        """The first step, with those entries that are not fast; False if services refuse it."""
+        """The first step, with those entries that are not fast; False if services refuse it, and nothing has changed.
+
+        Each entry's `has_begun` says then, or where it raises, whether something of it has been written.
+        """
         entries, self._entries = self._entries, []
         if not self._launch([entry for entry in entries if not entry.is_abstract]):
             return False
@@ -625,6 +626,7 @@ class Pass:
         if self._services is not None:
             return self._serve(entries, loose)
         steps = self._prepare(entries, [None] * len(loose))
+        self._begin(entries)
         run_together([*self._planned, *(step for step in steps if step is not None)])
         for launch in self._launchers:
             launch()
@@ -632,6 +634,12 @@ class Pass:
         for entry, step in zip(loose, steps, strict=True):
             entry.finish_eagerly(step, None, False) if step is not None else entry.step_eagerly(None, False)
         return True
+
+    @staticmethod
+    def _begin(entries: Sequence[Entry]) -> None:
+        """From here on what kernels step has changed."""
+        for entry in entries:
+            entry.has_begun |= entry.is_fast
 
     @staticmethod
     def _prepare(entries: Sequence[Entry], others: Sequence[Loose | None]) -> list[EagerStep | None]:
@@ -664,6 +672,7 @@ class Pass:
             return False
         gather = services.gathers
         steps = self._prepare(entries, others)
+        self._begin(entries)
         if self._planned or any(steps):
             run_together([*self._planned, *(step for step in steps if step is not None)])
         for work in self._works:
@@ -698,7 +707,7 @@ class Pass:
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """A group's settings with tensors and arrays read, since those may be filled in place."""
-        return tuple(_read(value, self._needs_numbers) for value in self._settings_of(group))
+        return tuple(_seen(value, self._needs_numbers) for value in self._settings_of(group))
 
     def _refresh(self, optimizer: Optimizer) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
@@ -780,8 +789,7 @@ def _plan(
     }
     sources: list[Any] = [one.source for kernel in kernels for one in (kernel, *kernel.readings)]
     if isinstance(kernel, gpu.Kernel):
-        dtype = steps[0].dtype if steps else torch.float64
-        return GpuPlan(bucket[0].param.device, sources, step_dtype=dtype, **tables)
+        return GpuPlan(bucket[0].param.device, sources, **tables)
     is_double = [step.dtype == torch.float64 for step in steps]
     tallies = max(len(source.tallies) for source in sources)
     return Plan(step_is_double=is_double, own=len(kernel.formula.own), tallies=tallies, **tables)
@@ -811,12 +819,36 @@ def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
     return guards.check
 
 
+class _Same:
+    """Equal to a tensor on a GPU and to no other: comparing numbers would wait for them.
+
+    Args:
+        tensor: which is read there in every step.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return self.tensor is (other.tensor if isinstance(other, _Same) else other)
+
+
 def _read(value: Any, all_of_it: bool) -> Any:
     """A setting with tensors and arrays read; tensors on a GPU only if a plan elsewhere needs their numbers."""
     if isinstance(value, (tuple, list)):
         return tuple(_read(item, all_of_it) for item in value)
     is_held = isinstance(value, Tensor) and (all_of_it or not gpu.serves(value.device))
     return value.item() if is_held or isinstance(value, np.ndarray) else value
+
+
+def _seen(value: Any, all_of_it: bool) -> Any:
+    """A setting as `_read` gives it, to be compared with later ones, on their left."""
+    value = _read(value, all_of_it)
+    if isinstance(value, tuple):
+        return tuple(_Same(item) if isinstance(item, Tensor) else item for item in value)
+    return _Same(value) if isinstance(value, Tensor) else value
 
 
 def _layout(x: Tensor) -> list[tuple[int, int]]:

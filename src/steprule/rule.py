@@ -58,6 +58,7 @@ class Rule:
         refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
         needs: what it is good for, of `NEEDS`.
         when: when to use it.
+        counts_steps: whether update asks for ``step``, read off its signature.
         keeps_step: whether ``step`` is kept with each parameter's state. Where it is not, step is 1 at a
             parameter's first step (its states are new) and 2 or more afterwards.
         sparse_grads: whether sparse gradients are accepted. Where weight_decay is 0, only elements that are present
@@ -84,7 +85,7 @@ class Rule:
     decay: ClassVar[str] = "coupled"
     refuses: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
-    _counts_steps: ClassVar[bool] = False
+    counts_steps: ClassVar[bool] = False
     when: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
@@ -97,7 +98,7 @@ class Rule:
         function = getattr(function, "__func__", function)
         cls.update = staticmethod(function)  # type: ignore[attr-defined]
         cls.states, cls.hyperparameters = _read_signature(cls, function)
-        cls._counts_steps = "step" in inspect.signature(function).parameters
+        cls.counts_steps = "step" in inspect.signature(function).parameters
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
         allowed = {"state_when": (), "exact_when": ("always",), "initial": ("param",), "scalar_states": (None,)}
         for attribute, others in allowed.items():
@@ -142,11 +143,6 @@ class Rule:
         return condition == "always" or bool(condition and hyper[condition])
 
     @classmethod
-    def counts_steps(cls) -> bool:
-        """Whether update asks for ``step``."""
-        return cls._counts_steps
-
-    @classmethod
     def evaluate(
         cls, param: Any, grad: Any, states: tuple[Any, ...], step: Any, hyper: Mapping[str, Any]
     ) -> tuple[Any, ...]:
@@ -162,7 +158,7 @@ class Rule:
             RuleError: update returned the wrong number of values, or none for a state that exists.
         """
         settings = {name: hyper[name] for name in cls.hyperparameters}
-        if cls.counts_steps():
+        if cls.counts_steps:
             settings["step"] = step
         result = cls.function()(param, grad, *states, **settings)
         new: tuple[Any, ...] = tuple(result) if isinstance(result, (tuple, list)) else (result,)

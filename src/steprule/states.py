@@ -149,16 +149,17 @@ def with_new_names(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str) -> str | None:
-    """What about the shapes of a parameter's states does not fit it, or None.
+def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False) -> str | None:
+    """What about the shapes and dtypes of a parameter's states does not fit it, or None.
 
     Args:
         rule: whose states they are.
         state: the parameter's.
         param: the parameter.
         who: what to call it.
+        converted: whether states of other dtypes are going to be converted.
     """
-    for name in rule.scalar_states:
+    for name in ("step", *rule.scalar_states):
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
@@ -175,7 +176,23 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str) 
                 f"the state {name}_base of {who} is {base.dtype} of shape {tuple(base.shape)} and must be int16 of shape "
                 f"{base_shape(param.shape)}"
             )
+        value = state.get(name)
+        if isinstance(value, Tensor) and not _is_usable(name, value.dtype, param.dtype, converted):
+            return (
+                f"the state {name} of {who} is {value.dtype}, which a step of {param.dtype} cannot use: convert it, "
+                "or delete it to begin anew"
+            )
     return None
+
+
+def _is_usable(name: str, dtype: torch.dtype, param: torch.dtype, converted: bool) -> bool:
+    """Whether a state of a parameter of this dtype may be of that."""
+    if name.endswith("_correction"):
+        return dtype in (torch.int8, torch.int16)
+    if param.is_complex:
+        return dtype.is_complex and (converted or dtype.itemsize <= param.itemsize)
+    converted = converted or name == AVERAGE
+    return dtype in DTYPES and (converted or dtype != torch.float64 or param == torch.float64)
 
 
 def kept_format(state: Mapping[str, Any], name: str) -> str:
@@ -212,6 +229,15 @@ def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int,
     if FORMATS[kind].random == "element":
         random = element_random(mix(seed, step, place), value)
     return encode(kind, value, random)
+
+
+def read_state(state: Mapping[str, Any], name: str, shape: torch.Size) -> Tensor:
+    """The number behind each element of a state, in a new tensor: float32 at least, or complex."""
+    kind = kept_format(state, name)
+    if kind not in FORMATS:  # complex
+        return state[name].clone()  # type: ignore[no-any-return]
+    value = decode(kind, arrays_of(state, name), shape)
+    return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
 
 
 def set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import site
 import sysconfig
 from importlib.util import find_spec
 from traceback import extract_tb
@@ -15,7 +16,8 @@ class UsageError(ValueError):
 def place_of(error: BaseException) -> str | None:
     """The file, line and function that an exception came from, outside of Python, its packages and steprule."""
     frames = extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*_libraries(), "<"))]
+    others = (*_libraries(), "<")
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
     return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}" if own else None
 
 
@@ -28,6 +30,7 @@ def told(error: BaseException) -> str:
 
 def _libraries() -> list[str]:
     folders = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders.append(site.getusersitepackages())
     for package in ("steprule", "torch"):
         spec = find_spec(package)
         folders += list(spec.submodule_search_locations or []) if spec is not None else []

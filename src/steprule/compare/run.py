@@ -143,10 +143,7 @@ def _train(run: Run, task: Task, spec: Spec, budget: Budget, target: float, prog
 
     finite = evaluate()
     while finite and budget.spent(run.step_count, spent) < 1:
-        try:
-            loss, seconds, step_seconds = _step(task, model, batches, optimizer, synchronize)
-        except StopIteration:
-            raise RuntimeError(f"the task's batches ended after {run.step_count}") from None
+        loss, seconds, step_seconds = _step(task, model, batches, run.step_count, optimizer, synchronize)
         step_times.append(step_seconds)
         spent += seconds
         run.step_count += 1
@@ -189,20 +186,20 @@ def _take_a_step(task: Task, spec: Spec, seed: int) -> None:
     """Steps a model that is thrown away: imports and the compilation of kernels shall not count as time of a step."""
     model, batches = _start(task, seed)
     optimizer = spec.build(model)
-    try:
-        _step(task, model, batches, optimizer, _synchronizer(model))
-    except StopIteration:
-        raise RuntimeError("the task's batches ended after 0") from None
+    _step(task, model, batches, 0, optimizer, _synchronizer(model))
 
 
 def _step(
-    task: Task, model: nn.Module, batches: Iterator[Any], optimizer: torch.optim.Optimizer,
+    task: Task, model: nn.Module, batches: Iterator[Any], number: int, optimizer: torch.optim.Optimizer,
     synchronize: Callable[[], None],
 ) -> tuple[float, float, float]:  # fmt: skip
-    """One step: the training loss, and the seconds that it took and that the optimizer took of them."""
+    """One step, after so many: the training loss, and the seconds that it took and that the optimizer took of them."""
     model.train()
     start = perf_counter()
-    batch = next(batches)
+    try:
+        batch = next(batches)
+    except StopIteration:
+        raise RuntimeError(f"the task's batches ended after {number}") from None
     optimizer.zero_grad()
     loss = task.loss(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:

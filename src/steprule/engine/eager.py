@@ -14,7 +14,7 @@ import numpy as np
 
 from steprule.engine.own import run_together
 from steprule.engine.rows import row_step
-from steprule.engine.trace import Evaluation, has_own, hyper_of, scalar_name, trace
+from steprule.engine.trace import Evaluation, formula_of, hyper_of, scalar_name
 from steprule.pieces import total
 from steprule.rule import Rule
 
@@ -102,12 +102,16 @@ class EagerStep:
         self.rule, self._step, self._hyper = rule, step, hyper
         names = rule.states_for(hyper)
         self._states = {name: state for name, state in zip(names, states, strict=True) if name}
-        self.formula = trace(rule, hyper) if has_own(rule, hyper) else None
+        formula = formula_of(rule, hyper)
+        self.formula = formula if formula.own else None
         self._place: tuple[Any, ...] | None = None
         self._rows: Callable[[], None] | None = None  # what does it all
         kept = {"param": param, **self._elementwise()}
+        self._conjugated: list[tuple[Any, Any]] = []  # views, and the numbers of each, which take other memory
         if param.is_complex():
-            kept = {name: torch.view_as_real(x.resolve_conj()) for name, x in kept.items()}
+            plain = {name: x.resolve_conj() for name, x in kept.items()}
+            self._conjugated = [(x, plain[name]) for name, x in kept.items() if x.is_conj()]
+            kept = {name: torch.view_as_real(x) for name, x in plain.items()}
         self._originals = kept
         if grad.is_sparse:
             grad = grad.coalesce()
@@ -184,6 +188,8 @@ class EagerStep:
             self._kept[name].copy_(new[name])
             if self._place is not None:
                 self._originals[name].index_put_(self._place, self._kept[name])
+        for view, numbers in reversed(self._conjugated):
+            view.copy_(numbers)
 
 
 def _number(x: Any) -> Any:

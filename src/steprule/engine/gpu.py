@@ -86,11 +86,8 @@ class Kernel:
         Args:
             plan: its addresses must be valid whenever the launcher is called, and till the device is through.
         """
-        import triton.language as tl
-
         prepare = self.prepare[(-(-plan.count // TENSORS_AT_ONCE),)]
         update = self.update[(plan.chunk_count,)]
-        step = tl.float64 if plan.step_dtype == torch.float64 else tl.float32
 
         def launch() -> None:
             if not self.formula.own:
@@ -98,7 +95,7 @@ class Kernel:
             with on(plan.device):
                 prepare(
                     plan.step_at, plan.steps, plan.own, plan.groups, plan.numbers, plan.hyper, plan.scalars, plan.bits,
-                    plan.skip, plan.count, STEP=step, SIZE=TENSORS_AT_ONCE, **OPTIONS,
+                    plan.skip, plan.count, SIZE=TENSORS_AT_ONCE, **OPTIONS,
                 )  # fmt: skip
                 if plan.chunk_count:
                     update(

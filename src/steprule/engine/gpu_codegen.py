@@ -49,7 +49,7 @@ from steprule.formats.gpu import *
 
 @triton.jit
 def prepare(
-    step_at, steps, own, groups, numbers, hyper, scalars, bits, skip, count, STEP: tl.constexpr, SIZE: tl.constexpr
+    step_at, steps, own, groups, numbers, hyper, scalars, bits, skip, count, SIZE: tl.constexpr
 ):
     """Counts every tensor's step if nobody has, and computes what no element changes in float64 and random bits."""
     tensor = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -80,10 +80,9 @@ def update(address, sizes, chunks, scalars, bits, factors, partials, skip, count
 
 
 _COUNTS = """
-kept_at = tl.load(step_at + tensor, mask=inside, other=0).to(tl.pointer_type(STEP))
-kept = tl.load(kept_at, mask=inside, other=0.0) + 1.0
-tl.store(kept_at, kept, mask=inside)
-step = kept.to(tl.float64)
+kept_at = tl.load(step_at + tensor, mask=inside, other=0).to(tl.pointer_type(tl.float64))
+step = tl.load(kept_at, mask=inside, other=0.0) + 1.0
+tl.store(kept_at, step, mask=inside)
 """.strip().splitlines()
 _HAS_COUNTED = ["step = tl.load(steps + tensor, mask=inside, other=0.0)"]
 

@@ -69,10 +69,9 @@ class GpuPlanned:
             self._rows["numel"].copy_(torch.tensor(plan.lengths, device=device))
         self._names = [name for name in own if name in self.formula.scalar_outputs]
         kept = [states[name] for name in self._names]
-        is_double = plan.step_dtype == torch.float64
         self._kept_at = torch.tensor([[x.data_ptr() for x in row] for row in kept], dtype=torch.int64, device=device)
         self._are_double = torch.tensor([[x.dtype == torch.float64 for x in row] for row in kept], device=device).int()
-        self._steps_are_double = torch.full((plan.count,), is_double, dtype=torch.int32, device=device)
+        self._steps_are_double = torch.ones(plan.count, dtype=torch.int32, device=device)
         self._constants: dict[str, Tensor] = {}
 
     def count(self) -> None:

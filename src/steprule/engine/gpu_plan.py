@@ -83,8 +83,7 @@ class GpuPlan:
         sizes: each tensor's number of elements.
         groups: each tensor's row in hyper.
         hyper: a row of numbers for each parameter group; a tensor on the device is read there in every step.
-        step_at: the address of each tensor's kept step, or None to keep it in the plan.
-        step_dtype: of the kept steps, float32 or float64.
+        step_at: the address of each tensor's kept step, which is float64, or None to keep it in the plan.
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
         rows: for kernels that work in groups or by row, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element.
@@ -109,7 +108,6 @@ class GpuPlan:
         groups: Sequence[int],
         hyper: Sequence[Sequence[Number]],
         step_at: Sequence[int] | None = None,
-        step_dtype: torch.dtype = torch.float64,
         first_steps: Sequence[float] = (),
         rows: Sequence[int] | None = None,
         numbers: Sequence[int] | None = None,
@@ -129,8 +127,6 @@ class GpuPlan:
         self._own_steps = table(first_steps, np.float64)
         if step_at is None:
             step_at = [self._own_steps.data_ptr() + 8 * i for i in range(count)]
-            step_dtype = torch.float64
-        self.step_dtype = step_dtype
         self.step_at, self.groups = table(step_at), table(groups)
         self.numbers = table(numbers or range(count))
         rows = [max(row, 1) for row in rows or sizes]

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from steprule import pieces
 
-_SUMS = "mean(x), total(x) or norm(x), over the whole tensor; one for each row or column is not possible"
+SUMS = "mean(x), total(x) or norm(x), over the whole tensor; one for each row or column is not possible"
 _ALIKE = "x * 0 or a plain number: a number stands for a tensor of it"
 _SAME = "x itself: values are never changed in place, and all are of one dtype on one device"
 _SHAPES = "the formula of one element: it knows no shapes, of which size(x), the number of elements, is all there is"
-_PRODUCTS = "the formula of one element: products of matrices are not possible (see torch.optim.Muon)"
+PRODUCTS = "the formula of one element: products of matrices are not possible (see torch.optim.Muon)"
 _NO_RANDOM = "a formula without it: rules have no random numbers"
-_ROUNDING = "a formula without it: only hyperparameters and the step can be rounded, by floor(x)"
+ROUNDING = "a formula without it: only hyperparameters and the step can be rounded, by floor(x)"
 _WHOLE = "a formula without it: of a whole tensor there are mean(x), total(x), norm(x) and size(x)"
 _FINITE = "abs(x) < math.inf for finite, x != x for NaN; or give the optimizer nonfinite='zero' or 'skip'"
 _ARITHMETIC = "+, -, *, / and **, with plain Python numbers"
-_TRUTH = "(a > 0) & (b > 0), with | for or and ~ for not"
+TRUTH = "(a > 0) & (b > 0), with | for or and ~ for not"
 _SAVED = "a state: an argument of update after grad, whose new value is returned"
 
 _GROUPS = {
-    "sum mean norm average nanmean nansum var std vector_norm linalg_norm dist": _SUMS,
+    "sum mean norm average nanmean nansum var std vector_norm dist": SUMS,
     "zeros zeros_like ones ones_like full full_like empty empty_like new_zeros new_ones new_full tensor as_tensor": _ALIKE,
     "clone detach copy data item tolist numpy cpu cuda to type float double half bfloat16 int long bool astype contiguous "
-    "requires_grad requires_grad_ dtype device is_cuda": _SAME,
+    "requires_grad dtype device is_cuda": _SAME,
     "shape size numel ndim dim len ndimension reshape view view_as flatten ravel squeeze unsqueeze expand expand_as T mT H "
     "t transpose permute swapaxes broadcast_to repeat tile stride is_sparse layout chunk split cat stack concatenate": _SHAPES,
-    "matmul mm bmm mv dot vdot inner outer ger einsum tensordot addmm linalg svd qr inv inverse eigh": _PRODUCTS,
-    "rand randn randint rand_like randn_like randint_like random normal normal_ uniform uniform_ bernoulli bernoulli_ "
+    "matmul mm bmm mv dot vdot inner outer ger einsum tensordot addmm linalg svd qr inv inverse eigh": PRODUCTS,
+    "rand randn randint rand_like randn_like randint_like random normal uniform bernoulli "
     "dropout multinomial randperm": _NO_RANDOM,
-    "round rint ceil trunc fix floor floor_ round_ frac remainder fmod mod modf divmod floor_divide": _ROUNDING,
+    "round rint ceil trunc fix floor frac remainder fmod mod modf divmod floor_divide": ROUNDING,
     "any all argmax argmin sort argsort topk kthvalue quantile median mode cumsum cumprod prod unique nonzero amax amin "
     "count_nonzero histc": _WHOLE,
-    "isnan isinf isfinite nan_to_num nan_to_num_": _FINITE,
+    "isnan isinf isfinite nan_to_num": _FINITE,
     "add sub subtract mul multiply div divide true_divide neg negative pow power rsub": _ARITHMETIC,
-    "logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not": _TRUTH,
+    "logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not": TRUTH,
     "grad is_leaf backward register_hook state": _SAVED,
 }
 _INSTEAD = {
@@ -53,6 +53,7 @@ _INSTEAD = {
     "relu": "maximum(x, 0.0)",
     "atan": "atan2(x, 1.0)",
     "arctan": "atan2(x, 1.0)",
+    "arctan2": "atan2(y, x)",
     "heaviside": "where(x > 0, 1.0, 0.0)",
     "absolute": "abs(x)",
     "sgn": "sign(x)",
@@ -65,18 +66,17 @@ _KNOWN = sorted(
 )
 
 
+def with_pieces(words: str) -> str:
+    """These words, and where the functions in them are."""
+    return f"{words} (steprule.pieces has the functions)"
+
+
 def instead_of(name: str) -> str:
     """What to write, as the end of a sentence that begins with "Write"."""
     name = name.removeprefix("linalg_")
     for known in (name, name.rstrip("_")):  # clamp_ is clamp, and in place at that
         if known in _INSTEAD:
-            return f"{_INSTEAD[known]} (steprule.pieces has the functions)"
+            return with_pieces(_INSTEAD[known])
         if known in _KNOWN:
             return f"{known}(...), the function of that name from steprule.pieces"
     return f"the formula of one element with + - * / ** and the functions of steprule.pieces: {', '.join(_KNOWN)}"
-
-
-SUMS = f"{_SUMS} (steprule.pieces has the functions)"
-PRODUCTS = _PRODUCTS
-ROUNDING = _ROUNDING
-TRUTH = _TRUTH

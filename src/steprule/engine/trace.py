@@ -17,7 +17,7 @@ from types import CodeType
 from typing import Any, NoReturn
 
 from steprule import pieces
-from steprule.engine.instead import PRODUCTS, ROUNDING, SUMS, TRUTH, instead_of
+from steprule.engine.instead import PRODUCTS, ROUNDING, SUMS, TRUTH, instead_of, with_pieces
 from steprule.pieces import abs, where
 from steprule.rule import Rule, RuleError
 
@@ -237,10 +237,10 @@ def _ask(rule: type[Rule], *arguments: Any) -> tuple[Any, ...]:
         return rule.evaluate(*arguments)
     except RuleError:
         raise
-    except (TypeError, AttributeError, NameError, ArithmeticError, IndexError, RecursionError) as error:
+    except Exception as error:
         frames = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)]
         places = [_place(*one) for one in frames if not _is_ours(one[0]) and one[0] is not _EVALUATE]
-        hint = f". Write {SUMS}" if str(error).startswith(("mean()", "total()", "norm()")) else ""
+        hint = f". Write {with_pieces(SUMS)}" if str(error).startswith(("mean()", "total()", "norm()")) else ""
         where_ = places[-1] if places else rule.__name__
         raise RuleError(f"{rule.__name__}.update: {type(error).__name__}: {error} ({where_}){hint}") from error
 
@@ -290,6 +290,7 @@ class Formula:
         scalars: the hyperparameters as (name, index) pairs, index None for plain numbers; step apart.
         outputs: for "param" and each state that exists, its new value.
         nonnegative: the states that are seen to stay at 0 or above: sums, averages and maxima of squares, and such.
+        extreme: the running maxima and minima among the states, and those that they are compared with.
         factor: whether there is a ``grad_factor``, a number that each tensor or row has for itself.
         by_row: whether it is each row that has one.
         counted: what is 1 where an element counts as zeroed and 0 elsewhere, or None.
@@ -306,6 +307,7 @@ class Formula:
     scalars: tuple[tuple[str, int | None], ...]
     outputs: dict[str, Expression]
     nonnegative: frozenset[str]
+    extreme: frozenset[str] = frozenset()
     factor: bool = False
     by_row: bool = False
     counted: Expression | None = None
@@ -418,7 +420,7 @@ def trace(
         name for name, first in rule.initial.items() if first == "param" or (isinstance(first, float) and first < 0)
     ]
     nonnegative = _nonnegative({name: new for name, new in outputs.items() if name not in begun}, own["own"])
-    gathered = {}
+    extreme, gathered = _extremes(outputs), {}
     if services.gather:
         gathered = {"grad": seen, "update": outputs["param"] - param, "param": outputs["param"]}
     if services.average:
@@ -431,6 +433,7 @@ def trace(
         scalars=tuple(scalars),
         outputs=outputs,
         nonnegative=nonnegative,
+        extreme=extreme,
         factor=bool(services.factor),
         by_row=services.factor == "row",
         counted=counted,
@@ -608,34 +611,30 @@ def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ..
     return (*settings, *rule.states_for(hyper))
 
 
-_own: dict[Any, bool] = {}
+_formulas: dict[Any, Formula] = {}
+
+
+def formula_of(rule: type[Rule], hyper: Mapping[str, Any]) -> Formula:
+    """The rule's formula for these hyperparameters and nothing else, traced when first asked for."""
+    key = (rule, static_settings(rule, hyper))
+    if key not in _formulas:
+        _formulas[key] = trace(rule, hyper)
+    return _formulas[key]
 
 
 def has_own(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
     """Whether tensors have numbers for themselves besides the step: scalar states, or sums over elements."""
-    key = (rule, static_settings(rule, hyper))
-    if key not in _own:
-        _own[key] = bool(trace(rule, hyper).own)
-    return _own[key]
+    return bool(formula_of(rule, hyper).own)
 
 
 def couples(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
     """Whether the formula has sums over all tensors, so that none can be stepped without the others."""
-    return has_own(rule, hyper) and any(one.of_all for one in trace(rule, hyper).sums.values())
-
-
-_nonnegative_states: dict[Any, frozenset[str]] = {}
+    return any(one.of_all for one in formula_of(rule, hyper).sums.values())
 
 
 def nonnegative_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
     """`Formula.nonnegative` for these hyperparameters."""
-    key = (rule, static_settings(rule, hyper))
-    if key not in _nonnegative_states:
-        _nonnegative_states[key] = trace(rule, hyper).nonnegative
-    return _nonnegative_states[key]
-
-
-_extreme_states: dict[Any, frozenset[str]] = {}
+    return formula_of(rule, hyper).nonnegative
 
 
 def exact_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
@@ -644,10 +643,7 @@ def exact_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
     Such a one never forgets: of a state that it is compared with it would keep the largest rounding there ever was.
     So that state is exact too.
     """
-    key = (rule, static_settings(rule, hyper))
-    if key not in _extreme_states:
-        _extreme_states[key] = _extremes(trace(rule, hyper).outputs)
-    return _extreme_states[key].union(name for name in rule.states if rule.is_exact(name, hyper))
+    return formula_of(rule, hyper).extreme.union(name for name in rule.states if rule.is_exact(name, hyper))
 
 
 def _extremes(outputs: Mapping[str, Expression]) -> frozenset[str]:

@@ -7,6 +7,7 @@ and what rounding took from it is kept beside it, in 8 or 16 bits (``"24bit"``, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.weak import TensorWeakRef
 
 from steprule.engine.cpu import compiled
 from steprule.engine.plan import Plan
+from steprule.engine.team import torch_alone
 from steprule.formats import HALVES, dither, weight_format
 from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
@@ -84,17 +86,28 @@ class Accumulator(Owner):
         self._counts.pop(param, None)
         self._left.pop(param, None)
 
-    def settle(self) -> None:
+    def watch_free(self, params: Iterable[Tensor]) -> None:
+        """Prepares those parameters that are no living optimizer's: a copy takes others over only when it steps."""
+        for param in params:
+            if self.of(param) is None:
+                self.watch(param)
+
+    def settle(self, params: Iterable[Tensor]) -> None:
         """Drops corrections of gradients that someone has changed since: they belong to other numbers.
+
+        Args:
+            params: whose gradients are about to be used.
 
         Raises:
             RuntimeError: another optimizer has taken parameters over.
         """
         self.check_own()
-        for param in self.corrections:
-            correction = self._fitting(param)
-            if param.grad is not None and not self._is_untouched(param, param.grad):
-                correction.zero_()
+        for param in params:
+            if param in self.corrections:
+                correction = self._fitting(param)
+                if param.grad is not None and not self._is_untouched(param, param.grad):
+                    with torch_alone():
+                        correction.zero_()
 
     def _fitting(self, param: Tensor) -> Tensor:
         """A parameter's correction, anew where the parameter has another shape or place by now."""
