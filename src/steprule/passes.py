@@ -103,6 +103,7 @@ class Entry:
         self.state_before = dict(self.state)
         self.services = optimizer._services
         self.averages = self.services is not None and self.services.average is not None
+        self.is_last = True  # of those of its parameter, which moves the average
         accumulator = optimizer._accumulator
         self.corrected = (
             accumulator is not None
@@ -390,7 +391,7 @@ class Entry:
 
     def _move_average(self, step: Any, new: Tensor | None = None) -> None:
         """Brings the average towards the new weights, given where they are rounded at random."""
-        if self.services is None or not self.averages:
+        if self.services is None or not self.averages or not self.is_last:
             return
         if not self.formats:  # complex
             self.state[AVERAGE].lerp_(self.param.detach(), self.services.average_weight)

@@ -198,6 +198,55 @@ def weight_arrays(param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return arrays_of({**state, "param": param.detach()}, "param")
 
 
+class Aside:
+    """Where a parameter's weights are while it has its average: where that was, or in a copy if formats differ.
+
+    Args:
+        param: is given its average.
+        state: the parameter's.
+    """
+
+    def __init__(self, param: Tensor, state: Mapping[str, Any]) -> None:
+        own, average = weight_arrays(param, state), arrays_of(state, AVERAGE)
+        self._is_exchanged = {name: x.dtype for name, x in own.items()} == {
+            name: x.dtype for name, x in average.items()
+        }
+        if self._is_exchanged:
+            self._weights = average
+            self._exchange(own)
+        else:
+            self._weights = {"": own[""].clone()}
+            own[""].copy_(average[""])
+
+    def give_back(self, param: Tensor, state: dict[str, Any]) -> None:
+        """Gives the parameter its weights, and the state the average if it has one still."""
+        own, weights, now = weight_arrays(param, state), self._weights, param.detach()
+        is_converted = now.dtype != weights[""].dtype or now.shape != weights[""].shape
+        if is_converted:
+            own[""] = now.to(weights[""].dtype) if now.shape == weights[""].shape else weights[""].clone()
+        if self._is_exchanged:
+            self._exchange(own)
+        else:
+            own[""].copy_(weights[""])
+        if is_converted:
+            kind = kept_format({f"param{suffix}": x for suffix, x in own.items()}, "param")
+            wide = decode(kind, own, own[""].shape) if kind in FORMATS else own[""]
+            if now.shape != wide.shape:
+                param.data = now.new_empty(wide.shape)
+            param.copy_(wide)
+            if "_correction" in own:  # of another dtype's numbers
+                own["_correction"].zero_()
+        if self._is_exchanged and AVERAGE in state:
+            set_arrays(state, AVERAGE, weights)
+
+    def _exchange(self, own: Mapping[str, Tensor]) -> None:
+        for name, x in self._weights.items():
+            if name in own:
+                kept = x.clone()
+                x.copy_(own[name])
+                own[name].copy_(kept)
+
+
 def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int, place: int) -> dict[str, Tensor]:
     """`encode`, rounded as the format wants it at a step.
 
