@@ -981,13 +981,16 @@ class Optimizer(torch.optim.Optimizer):
         seen: set[int] = set()
         last = {id(entry.param): entry for entry in entries}
         written: list[tuple[str, Tensor]] = []
+        grads: list[tuple[str, Tensor, range]] = []
         for entry in entries:
             entry.is_last = last[id(entry.param)] is entry
             entry.is_fast = entry.is_fast and (entry.is_last or not entry.averages)
             if id(entry.param) in seen:  # listed twice, stepped twice: after the pass, not during it
                 entry.is_fast = entry.is_new = False
             else:
+                first = len(written)
                 written += entry.written()
+                grads.append((f"the gradient of {entry.who}", entry.grad, range(first, len(written))))
             seen.add(id(entry.param))
             if entry.is_fast:
                 buckets.setdefault(entry.kernel_key(), []).append(entry)
@@ -996,7 +999,7 @@ class Optimizer(torch.optim.Optimizer):
                         "a CUDA graph cannot record an optimizer's first step, or the first after a change of its parameters, "
                         "groups or states: take one before the recording"
                     )
-        wrong = find_shared(written)
+        wrong = find_shared(written, grads)
         if wrong is not None:
             raise RuntimeError(wrong)
         if is_abstract(torch.empty(0, device="cpu")) and not all(entry.is_abstract for entry in entries):

@@ -45,6 +45,7 @@ from steprule.states import (
     missing_bytes,
     name_of,
     set_arrays,
+    span,
     state_format,
     step_options,
     weight_arrays,
@@ -70,11 +71,35 @@ def name_in(group: dict[str, Any], number: int, index: int) -> str:
     return f"parameter {index} of group {number}" + (f" ({names[index]})" if names else "")
 
 
-def find_shared(written: Sequence[tuple[str, Tensor]]) -> str | None:
-    """What is wrong if two tensors, each with its name in errors, lie in the same memory; None if none do."""
-    both = first_shared([x for _, x in written])
+def find_shared(written: Sequence[tuple[str, Tensor]], grads: Sequence[tuple[str, Tensor, range]] = ()) -> str | None:
+    """What is wrong if two tensors lie in the same memory; None if none do.
+
+    Args:
+        written: with their names in errors.
+        grads: that are only read, and may lie where others do; and which of written are of the same parameter. A gradient
+            may be one of those, each element at its place.
+    """
+    tensors, first = [*(x for _, x in written), *(x for _, x, _ in grads)], len(written)
+
+    def may(a: int, b: int) -> bool:
+        a, b = sorted((a, b))
+        return b >= first and (
+            a >= first
+            or (
+                a in grads[b - first][2]
+                and (tensors[a].data_ptr(), tensors[a].dtype) == (tensors[b].data_ptr(), tensors[b].dtype)
+                and _layout(tensors[a]) == _layout(tensors[b])
+            )
+        )
+
+    both = first_shared(tensors, may)
     if both is None:
         return None
+    if both[1] >= first:
+        return (
+            f"{grads[both[1] - first][0]} lies in the memory of {written[both[0]][0]}, which is written while it is read: "
+            "clone() it"
+        )
     one, other = (written[number][0] for number in both)
     return (
         f"{one} and {other} lie in the same memory, which would be stepped twice: give one of them only and tie them "
@@ -466,6 +491,9 @@ class Pass:
         if self.complete:
             tensors = [*self._held, *(entry.grad for entry in fast)]
             self._at = list(map(_ADDRESS, tensors))
+            spans = np.array([one for one in map(span, self._held) if one[0] != one[1]], np.uint64).reshape(-1, 2)
+            self._starts, self._ends = np.sort(spans, 0).T  # of what is written
+            self._grad_sizes = np.array([end - start for start, end in (span(entry.grad) for entry in fast)], np.uint64)
             self._same_layout = _layout_check(tensors)
 
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
@@ -543,9 +571,16 @@ class Pass:
         return True
 
     def _follow(self, at: list[int]) -> bool:
-        """Takes over new addresses of gradients; False if it is others that have changed, or a gradient's was freed."""
+        """Takes over new addresses of gradients.
+
+        False if it is others that have changed, or a gradient was freed or lies where something is written.
+        """
         first = len(self._held)
         if at[:first] != self._at[:first] or at.count(0) != self._at.count(0):
+            return False
+        grads = np.array(at[first:], np.uint64)
+        before = self._starts.searchsorted(grads + self._grad_sizes)  # how many begin before its end, how many end
+        if not np.array_equal(before, self._ends.searchsorted(grads, "right")):  # before it begins
             return False
         for _, plan, part in self._plans:
             plan.set_grads(at[first:][part])

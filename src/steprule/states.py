@@ -61,7 +61,7 @@ def is_abstract(x: Tensor) -> bool:
     return x.is_meta or (_FAKES in sys.modules and bool(sys.modules[_FAKES].is_fake(x)))
 
 
-def _span(x: Tensor) -> tuple[int, int]:
+def span(x: Tensor) -> tuple[int, int]:
     """The address of x's first byte and that after its last; nowhere if it is not in memory."""
     if type(x) not in _PLAIN_TYPES and (type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_lazy(x)):
         return 0, 0
@@ -76,19 +76,24 @@ def _span(x: Tensor) -> tuple[int, int]:
 
 def missing_bytes(x: Tensor) -> int:
     """How many bytes x's storage is too short for its elements, as one that was freed is."""
-    start, end = _span(x)
+    start, end = span(x)
     if start == end:
         return 0
     return max(int(x.storage_offset() * x.element_size() + end - start - x.untyped_storage().nbytes()), 0)
 
 
-def first_shared(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
-    """The numbers of the first two tensors that have an element in common, or None; those without memory have none."""
-    spans = [span if span[0] else (0, 0) for span in map(_span, tensors)]  # a freed one is nowhere
+def first_shared(tensors: Sequence[Tensor], may: Callable[[int, int], bool]) -> tuple[int, int] | None:
+    """The numbers of the first two tensors that have an element in common, or None; those without memory have none.
+
+    Args:
+        tensors: which.
+        may: whether two may, for those that may overlap.
+    """
+    spans = [one if one[0] else (0, 0) for one in map(span, tensors)]  # a freed one is nowhere
     elements = cache(lambda number: np.asarray(_Elements(tensors[number])))
 
     def share(a: int, b: int) -> bool:
-        return tensors[a].device == tensors[b].device and np.shares_memory(elements(a), elements(b))
+        return tensors[a].device == tensors[b].device and not may(a, b) and np.shares_memory(elements(a), elements(b))
 
     return first_overlap(spans, share)
 
