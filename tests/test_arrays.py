@@ -397,6 +397,31 @@ def test_a_gradient_may_be_the_parameter_and_gradients_each_other():
     assert all((x == 0.5).all() for x in (a, b, c))
 
 
+SHIFTED = {
+    "earlier": lambda a: (a[1:], a[:-1]),
+    "later": lambda a: (a[:-1], a[1:]),
+    "reversed": lambda a: (a, a[::-1]),
+    "one element": lambda a: (a, np.broadcast_to(a[50:51], a.shape)),
+}
+
+
+@pytest.mark.parametrize("views", SHIFTED)
+def test_a_gradient_that_overlaps_what_is_written_is_refused(views):
+    param, grad = SHIFTED[views](np.arange(1001.0))
+    optimizer = arrays.SGD([np.ones(3), param], lr=0.1)
+    message = "grads[1] lies in the memory of params[1], which is written while it is read: give a copy() of it"
+    before = param.copy()
+    refuses(ValueError, message, lambda: optimizer.step([np.ones(3), grad]))
+    assert (param == before).all() and (optimizer.params[0] == 1).all()
+    optimizer.step([np.ones(3), grad.copy()])
+
+
+def test_a_gradient_that_is_another_parameter_is_refused():
+    a, b = np.ones(3), np.ones(3)
+    message = "grads[0] lies in the memory of params[1]"
+    refuses(ValueError, message, lambda: arrays.SGD([a, b]).step([b, np.ones(3)]))
+
+
 OTHERS = {
     "missing": (arrays.Lion, arrays.Adam, "params[0] is not Adam's: it lacks exp_avg_sq"),
     "unknown": (arrays.Adam, arrays.Lion, "params[0] is not Lion's: it has exp_avg_sq, which it does not know"),

@@ -415,6 +415,114 @@ def test_while_swapped_there_is_no_step_and_no_checkpoint(dtype, options, steps)
     optimizer.step()
 
 
+CONVERSIONS = [
+    (torch.float32, {}, torch.bfloat16), (torch.float32, {}, torch.float64), (torch.bfloat16, {}, torch.float32),
+    (torch.bfloat16, {"weights": "24bit"}, torch.float32), (torch.bfloat16, {"weights": "24bit"}, torch.float16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "options", "other"), CONVERSIONS, ids=str)
+def test_a_model_that_is_converted_while_it_has_averages_has_its_weights_in_that_dtype(dtype, options, other):
+    optimizer = make(dtype, **options, average=DECAY)
+    train(optimizer, range(1, 4))
+    params = all_params(optimizer)
+    weights = [optimizer.read(p) for p in params]
+    averages = [optimizer.read(p, "param_average") for p in params]
+    with optimizer.averaged():
+        nn.ParameterList(params).to(other)
+    for p, weight, average in zip(params, weights, averages, strict=True):
+        assert p.dtype == other and torch.equal(p.detach(), weight.to(other))
+        narrow = average.to(other).float() if dtype == torch.float32 else average  # as the model had it
+        assert torch.equal(optimizer.read(p, "param_average"), narrow)
+    if other == torch.float16:  # whose correction is counted from nothing that was lost
+        assert all(torch.equal(optimizer.read(p), p.detach().float()) for p in params)
+
+
+def take_out_the_group(optimizer):
+    optimizer.param_groups.pop()
+
+
+def take_out_a_parameter(optimizer):
+    optimizer.param_groups[0]["params"].pop()
+
+
+def clear_a_state(optimizer):
+    optimizer.state[all_params(optimizer)[0]].clear()
+
+
+def replace_the_states(optimizer):
+    for p in all_params(optimizer):
+        optimizer.state[p] = copy.deepcopy(optimizer.state[p])
+
+
+def drop_the_averages(optimizer):
+    for p in all_params(optimizer):
+        del optimizer.state[p]["param_average"]
+
+
+def empty_a_parameter(optimizer):
+    all_params(optimizer)[0].data = torch.empty(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        take_out_the_group, take_out_a_parameter, clear_a_state, replace_the_states, drop_the_averages, empty_a_parameter,
+        lambda optimizer: optimizer.state.clear(),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_come_back_whatever_happens_to_groups_and_states(dtype, change):
+    optimizer = make(dtype, average=DECAY)
+    optimizer.add_param_group({"params": make_params(dtype, [(7,)])})
+    train(optimizer, range(1, 4))
+    params = all_params(optimizer)
+    weights = [p.detach().clone() for p in params]
+    with optimizer.averaged():
+        change(optimizer)
+    assert all(torch.equal(p.detach(), weight) for p, weight in zip(params, weights, strict=True))
+    train(optimizer, [4])
+    with optimizer.averaged():
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_that_is_listed_twice_has_one_average():
+    """It is stepped twice and averaged once, as by torch's AveragedModel, whether it has gradients or not."""
+
+    def twice():
+        params = make_params()
+        return [params[0], params[1], params[0], params[2]]
+
+    twins = Twins(RULES["sgd"], RULES["sgd"].hyperparameters, twice)
+    twins.averaged = AveragedModel(nn.ParameterList(twins.its_params), multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    for seed, active in enumerate([None, None, (1,), None, ()], 1):
+        twins.step(seed, active)
+    before = snapshot(twins.mine)
+    averages = [average_of(twins.mine, p) for p in twins.params]
+    with twins.mine.averaged():
+        assert all(torch.equal(p.double(), average) for p, average in zip(twins.params, averages, strict=True))
+    assert_unchanged(before, twins.mine)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_that_is_listed_twice_is_exchanged_once():
+    weights = []
+    for repeat in (1, 2):
+        p = nn.Parameter(torch.ones(3))
+        optimizer = steprule.ScheduleFreeSGD([p] * repeat, lr=0.1)
+        p.grad = torch.ones(3)
+        optimizer.step()
+        with torch.no_grad():
+            p.fill_(0.5)
+            optimizer.state[p]["z"].fill_(0.25)
+        optimizer.eval()
+        weights.append(p.detach().clone())
+        optimizer.train()
+        torch.testing.assert_close(p.detach(), torch.full((3,), 0.5))
+    torch.testing.assert_close(*weights)
+
+
 @pytest.mark.parametrize(("average", "steps"), [(None, 2), (DECAY, 0)])
 def test_nothing_to_swap_with(average, steps):
     optimizer = make(average=average)

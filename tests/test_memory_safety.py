@@ -274,6 +274,65 @@ def test_averages_of_complex_parameters_in_the_same_memory_are_refused():
     assert_refused(optimizer, "the state param_average of parameter 0 of group 0.* lie in the same memory")
 
 
+SHIFTED = {
+    "earlier": lambda memory, state: (memory[1:101], memory[:100]),
+    "later": lambda memory, state: (memory[:100], memory[1:101]),
+    "strided": lambda memory, state: (memory[:100], memory[::2][:100]),
+    "transposed": lambda memory, state: (memory[:100].view(10, 10), memory[:100].view(10, 10).t()),
+    "one element": lambda memory, state: (memory[:100], memory[50].expand(100)),
+    "a state": lambda memory, state: (memory[:100], state[1:101]),
+}
+
+
+@SERVICES
+@pytest.mark.parametrize("when", ["at first", "later", "each step anew"])
+@pytest.mark.parametrize("views", SHIFTED)
+def test_a_gradient_that_overlaps_what_is_written_is_refused(views, when, services):
+    memory, state = random((200,), 0), random((200,), 1)
+    own, grad = SHIFTED[views](memory, state)
+    param = nn.Parameter(own)
+    optimizer = steprule.SGD([param], lr=0.1, momentum=0.9, **services)
+    optimizer.state[param]["momentum_buffer"] = state[:100].view(own.shape)
+    for _ in range({"at first": 0, "later": 1, "each step anew": 3}[when]):
+        param.grad = random(param.shape, 2)
+        optimizer.step()
+    param.grad = grad
+    which = "the state momentum_buffer of " if views == "a state" else ""
+    for _ in range(2):
+        assert_refused(
+            optimizer, f"the gradient of parameter 0 of group 0 lies in the memory of {which}parameter 0 of group 0"
+        )
+    param.grad = grad.clone()
+    optimizer.step()
+
+
+def test_a_gradient_that_is_another_parameter_is_refused():
+    """Which of them is stepped first would decide."""
+    params = [nn.Parameter(random((100,), seed)) for seed in (0, 1)]
+    optimizer = stepped(*params)
+    params[0].grad = params[1].data
+    assert_refused(optimizer, "the gradient of parameter 0 of group 0 lies in the memory of parameter 1 of group 0")
+
+
+@pytest.mark.parametrize("which", ["parameter", "state"])
+def test_a_gradient_may_be_its_parameter_or_a_state(which):
+    ours, its = (nn.Parameter(random((100,), 0)) for _ in range(2))
+    for cls, param in ((steprule.SGD, ours), (torch.optim.SGD, its)):
+        optimizer = cls([param], lr=0.1, momentum=0.9, foreach=False)
+        for step in range(5):
+            param.grad = random((100,), 1)
+            if step > 1:
+                param.grad = param.data if which == "parameter" else optimizer.state[param]["momentum_buffer"].clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, its)
+    optimizer = stepped(ours, cls=steprule.Lion)
+    kept = optimizer.state[ours]["exp_avg"]
+    expected = ours.detach() - 0.1 * kept.sign()
+    ours.grad = kept
+    optimizer.step()
+    torch.testing.assert_close(ours.detach(), expected)
+
+
 def test_gradients_may_share_memory_with_anything():
     ours, its = ([nn.Parameter(random((100,), seed)) for seed in (0, 1)] for _ in range(2))
     for cls, params in ((steprule.SGD, ours), (torch.optim.SGD, its)):

@@ -127,14 +127,17 @@ class Optimizer:
         self._check_settings()
         names = tuple(filter(None, self.rule.states_for(self.settings)))
         written: list[tuple[str, Array]] = []
+        read: list[tuple[str, Array, range]] = []
         for index, (param, grad, state) in enumerate(zip(self.params, grads, self.state, strict=True)):
             if grad is not None:
                 _check_param(index, param)
                 _check_grad(index, param, grad)
                 self._check_state(index, names)
+                first = len(written)
                 written.append((f"params[{index}]", param))
                 written += [(f"the state {name} of params[{index}]", state[name]) for name in names if name in state]
-        _check_apart(written)
+                read.append((f"grads[{index}]", grad, range(first, len(written))))
+        _check_apart(written, read)
         present = tuple(name for name in names if name in self.rule.tensor_states)
         buckets: dict[str, list[int]] = {}
         kernels = {}
@@ -260,16 +263,38 @@ class Optimizer:
         self.state = state
 
 
-def _check_apart(written: Sequence[tuple[str, Array]]) -> None:
-    """Raises if two arrays, each with its name, have an element in common."""
-    both = first_overlap(
-        [_span(x) for _, x in written], lambda a, b: bool(np.shares_memory(written[a][1], written[b][1]))
-    )
+def _check_apart(written: Sequence[tuple[str, Array]], grads: Sequence[tuple[str, Array, range]] = ()) -> None:
+    """Raises if two arrays have an element in common.
+
+    Args:
+        written: with their names.
+        grads: that are only read, and may have some in common; and which of written are of the same parameter. A gradient
+            may be one of those, each element at its place.
+    """
+    arrays, first = [*(x for _, x in written), *(x for _, x, _ in grads)], len(written)
+
+    def share(a: int, b: int) -> bool:
+        a, b = sorted((a, b))
+        if a >= first or (b >= first and a in grads[b - first][2] and _place(arrays[a]) == _place(arrays[b])):
+            return False
+        return bool(np.shares_memory(arrays[a], arrays[b]))
+
+    both = first_overlap([_span(x) for x in arrays], share)
+    if both is not None and both[1] >= first:
+        raise ValueError(
+            f"{grads[both[1] - first][0]} lies in the memory of {written[both[0]][0]}, which is written while it is read: "
+            "give a copy() of it"
+        )
     if both is not None:
         one, other = (written[number][0] for number in both)
         raise ValueError(
             f"{one} and {other} lie in the same memory, which would be stepped twice: give one of them only, or a copy()"
         )
+
+
+def _place(x: Array) -> tuple[Any, ...]:
+    """Where x lies and how."""
+    return x.__array_interface__["data"], x.dtype, x.shape, x.strides
 
 
 def _span(x: Array) -> tuple[int, int]:

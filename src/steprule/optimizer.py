@@ -45,6 +45,7 @@ from steprule.states import (
     FORMAT_OPTIONS,
     HALVES,
     MIXABLE,
+    Aside,
     arrays_of,
     bring_up_to_date,
     convert,
@@ -61,7 +62,6 @@ from steprule.states import (
     state_format,
     state_of,
     step_options,
-    weight_arrays,
     with_new_names,
 )
 
@@ -181,7 +181,7 @@ class Optimizer(torch.optim.Optimizer):
     _schedules: Schedules | None = None
     _begun_with: dict[Tensor, float]
     _is_made = False
-    _swapped: dict[Tensor, Any] | None = None
+    _swapped: dict[Tensor, Aside] | None = None
 
     def __init_subclass__(
         cls,
@@ -705,6 +705,11 @@ class Optimizer(torch.optim.Optimizer):
         self._services.set_clip(wanted)
         self._forget_plans()
 
+    def _each(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Every parameter with its group, once: it may be listed twice."""
+        groups = {param: group for group in self.param_groups for param in group["params"]}
+        return ((group, param) for param, group in groups.items())
+
     def _forget_plans(self) -> None:
         """Makes the next step look at everything anew; called where a change could go unnoticed."""
         self._pass, self._released, self._looked_at = None, {}, None
@@ -752,7 +757,8 @@ class Optimizer(torch.optim.Optimizer):
         """Exchanges the weights with their averages; a second call exchanges them back, bit for bit.
 
         In between `step` and `state_dict` refuse. Averages of another format than the weights' (float32 ones of
-        bfloat16 weights) are rounded on the way, and the weights kept aside.
+        bfloat16 weights) are rounded on the way, and the weights kept aside. Parameters have their weights again
+        whatever happened to groups and states in between; one that has another dtype by then has them in that.
 
         Raises:
             RuntimeError: there is no average yet.
@@ -762,29 +768,20 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     @torch_alone()
     def _swap(self, who: str) -> None:
-        pairs = [
-            (param, self.state[param])
-            for group in self.param_groups
-            for param in group["params"]
-            if AVERAGE in self.state.get(param, {})
-        ]
-        if not pairs:
+        if self._swapped is not None:
+            self._forget_plans()
+            while self._swapped:
+                param, aside = self._swapped.popitem()
+                aside.give_back(param, self.state.get(param, {}))
+            self._swapped = None
+            return
+        states = {param: self.state[param] for _, param in self._each() if AVERAGE in self.state.get(param, {})}
+        if not states:
             raise RuntimeError(f"{who} needs averages: an optimizer with average=... that has taken a step")
-        aside, self._swapped = self._swapped, None if self._swapped is not None else {}
         self._forget_plans()
-        for param, state in pairs:
-            own, other = weight_arrays(param, state), arrays_of(state, AVERAGE)
-            if {name: x.dtype for name, x in own.items()} == {name: x.dtype for name, x in other.items()}:
-                for name, x in own.items():
-                    kept = x.clone()
-                    x.copy_(other[name])
-                    other[name].copy_(kept)
-            elif aside is not None:
-                param.copy_(aside[param])
-            else:
-                assert self._swapped is not None
-                self._swapped[param] = param.detach().clone()
-                param.copy_(other[""])
+        self._swapped = {}
+        for param, state in states.items():
+            self._swapped[param] = Aside(param, state)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -892,10 +889,9 @@ class Optimizer(torch.optim.Optimizer):
         """Brings the averages of all other parameters towards those by this weight."""
         services = self._services
         assert services is not None
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param not in stepped and AVERAGE in self.state.get(param, {}):
-                    move_resting_average(param, group, self.state[param], weight, lambda: self._known("averaged"))
+        for group, param in self._each():
+            if param not in stepped and AVERAGE in self.state.get(param, {}):
+                move_resting_average(param, group, self.state[param], weight, lambda: self._known("averaged"))
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -1020,12 +1016,18 @@ class Optimizer(torch.optim.Optimizer):
         entries = [Entry(self, *one) for one in listed if one.param.grad is not None]
         buckets: dict[Any, list[Entry]] = {}
         seen: set[int] = set()
+        last = {id(entry.param): entry for entry in entries}
         written: list[tuple[str, Tensor]] = []
+        grads: list[tuple[str, Tensor, range]] = []
         for entry in entries:
+            entry.is_last = last[id(entry.param)] is entry
+            entry.is_fast = entry.is_fast and (entry.is_last or not entry.averages)
             if id(entry.param) in seen:  # listed twice, stepped twice: after the pass, not during it
                 entry.is_fast = entry.is_new = False
             else:
+                first = len(written)
                 written += entry.written()
+                grads.append((f"the gradient of {entry.who}", entry.grad, range(first, len(written))))
             seen.add(id(entry.param))
             if entry.is_fast:
                 buckets.setdefault(entry.kernel_key(), []).append(entry)
@@ -1034,7 +1036,7 @@ class Optimizer(torch.optim.Optimizer):
                         "a CUDA graph cannot record an optimizer's first step, or the first after a change of its parameters, "
                         "groups or states: take one before the recording"
                     )
-        wrong = find_shared(written)
+        wrong = find_shared(written, grads)
         if wrong is not None:
             raise RuntimeError(wrong)
         if is_abstract(torch.empty(0, device="cpu")) and not all(entry.is_abstract for entry in entries):
@@ -1528,12 +1530,11 @@ class _ScheduleFree(Optimizer):
             )
         self._training = training
         self._forget_plans()
-        for group in self.param_groups:
+        for group, param in self._each():
             beta = group["betas"][0] if "betas" in group else group["momentum"]
             share = 1 - beta if training else 1 - 1 / beta
-            for param in group["params"]:
-                if kept(self.state.get(param, {}), "z") is not None:
-                    param.lerp_(self.read(param, "z").to(param.dtype), float(share))
+            if kept(self.state.get(param, {}), "z") is not None:
+                param.lerp_(self.read(param, "z").to(param.dtype), float(share))
 
     def _extras(self) -> dict[str, Any]:
         return {**super()._extras(), **({} if self._training else {"training": False})}

@@ -46,6 +46,7 @@ from steprule.states import (
     name_of,
     read_state,
     set_arrays,
+    span,
     state_format,
     step_options,
     weight_arrays,
@@ -110,11 +111,35 @@ def name_in(group: dict[str, Any], number: int, index: int) -> str:
     return f"parameter {index} of group {number}" + (f" ({name})" if name else "")
 
 
-def find_shared(written: Sequence[tuple[str, Tensor]]) -> str | None:
-    """What is wrong if two tensors, each with its name in errors, lie in the same memory; None if none do."""
-    both = first_shared([x for _, x in written])
+def find_shared(written: Sequence[tuple[str, Tensor]], grads: Sequence[tuple[str, Tensor, range]] = ()) -> str | None:
+    """What is wrong if two tensors lie in the same memory; None if none do.
+
+    Args:
+        written: with their names in errors.
+        grads: that are only read, and may lie where others do; and which of written are of the same parameter. A gradient
+            may be one of those, each element at its place.
+    """
+    tensors, first = [*(x for _, x in written), *(x for _, x, _ in grads)], len(written)
+
+    def may(a: int, b: int) -> bool:
+        a, b = sorted((a, b))
+        return b >= first and (
+            a >= first
+            or (
+                a in grads[b - first][2]
+                and (tensors[a].data_ptr(), tensors[a].dtype) == (tensors[b].data_ptr(), tensors[b].dtype)
+                and _layout(tensors[a]) == _layout(tensors[b])
+            )
+        )
+
+    both = first_shared(tensors, may)
     if both is None:
         return None
+    if both[1] >= first:
+        return (
+            f"{grads[both[1] - first][0]} lies in the memory of {written[both[0]][0]}, which is written while it is read: "
+            "clone() it"
+        )
     (one, a), (other, b) = (written[number] for number in both)
     tie = "give one of them only and tie them by assigning the same Parameter, or "  # which states cannot be
     return (
@@ -145,6 +170,7 @@ class Entry:
         self.has_begun = False  # whether something of its step has been written
         self.services = optimizer._services
         self.averages = self.services is not None and self.services.average is not None
+        self.is_last = True  # of those of its parameter, which moves the average
         accumulator = optimizer._accumulator
         self.corrected = (
             accumulator is not None
@@ -417,7 +443,7 @@ class Entry:
 
     def _move_average(self, new: Tensor | None) -> None:
         """Brings the average towards the new weights, given where they are rounded at random."""
-        if self.services is None or not self.averages:
+        if self.services is None or not self.averages or not self.is_last:
             return
         if not self.formats:  # complex
             self.state[AVERAGE].lerp_(self.param.detach(), self.services.average_weight)
@@ -497,6 +523,9 @@ class Pass:
         if self.complete:
             tensors = [*self._held, *(entry.grad for entry in fast)]
             self._at = list(map(_ADDRESS, tensors))
+            spans = np.array([one for one in map(span, self._held) if one[0] != one[1]], np.uint64).reshape(-1, 2)
+            self._starts, self._ends = np.sort(spans, 0).T  # of what is written
+            self._grad_sizes = np.array([end - start for start, end in (span(entry.grad) for entry in fast)], np.uint64)
             self._same_layout = _layout_check(tensors)
             self._needed = [entry.grad.numel() * entry.grad.element_size() for entry in fast]  # bytes, without a gap
 
@@ -578,13 +607,20 @@ class Pass:
         return True
 
     def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
-        """Takes over new addresses of gradients; False if it is others that have changed, or a gradient's memory was freed."""
+        """Takes over new addresses of gradients.
+
+        False if it is others that have changed, or a gradient's memory was freed or lies where something is written.
+        """
         first = len(self._held)
         if at[:first] != self._at[:first] or at.count(0) != self._at.count(0):
             return False
         grads = tensors[first:]
         is_plain = all(map(le, self._needed, map(_BYTES, map(_STORAGE, grads)))) and not any(map(_OFFSET, grads))
         if not is_plain and any(map(missing_bytes, grads)):
+            return False
+        starts = np.array(at[first:], np.uint64)
+        before = self._starts.searchsorted(starts + self._grad_sizes)  # how many begin before its end, how many end
+        if not np.array_equal(before, self._ends.searchsorted(starts, "right")):  # before it begins
             return False
         for _, plan, part in self._plans:
             plan.set_grads(at[first:][part])

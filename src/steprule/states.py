@@ -61,7 +61,7 @@ def is_abstract(x: Tensor) -> bool:
     return x.is_meta or (_FAKES in sys.modules and bool(sys.modules[_FAKES].is_fake(x)))
 
 
-def _span(x: Tensor) -> tuple[int, int]:
+def span(x: Tensor) -> tuple[int, int]:
     """The address of x's first byte and that after its last; nowhere if it is not in memory."""
     if type(x) not in _PLAIN_TYPES and (type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_lazy(x)):
         return 0, 0
@@ -76,19 +76,24 @@ def _span(x: Tensor) -> tuple[int, int]:
 
 def missing_bytes(x: Tensor) -> int:
     """How many bytes x's storage is too short for its elements, as one that was freed is."""
-    start, end = _span(x)
+    start, end = span(x)
     if start == end:
         return 0
     return max(int(x.storage_offset() * x.element_size() + end - start - x.untyped_storage().nbytes()), 0)
 
 
-def first_shared(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
-    """The numbers of the first two tensors that have an element in common, or None; those without memory have none."""
-    spans = [span if span[0] else (0, 0) for span in map(_span, tensors)]  # a freed one is nowhere
+def first_shared(tensors: Sequence[Tensor], may: Callable[[int, int], bool]) -> tuple[int, int] | None:
+    """The numbers of the first two tensors that have an element in common, or None; those without memory have none.
+
+    Args:
+        tensors: which.
+        may: whether two may, for those that may overlap.
+    """
+    spans = [one if one[0] else (0, 0) for one in map(span, tensors)]  # a freed one is nowhere
     elements = cache(lambda number: np.asarray(_Elements(tensors[number])))
 
     def share(a: int, b: int) -> bool:
-        return tensors[a].device == tensors[b].device and np.shares_memory(elements(a), elements(b))
+        return tensors[a].device == tensors[b].device and not may(a, b) and np.shares_memory(elements(a), elements(b))
 
     return first_overlap(spans, share)
 
@@ -213,6 +218,55 @@ def arrays_of(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 def weight_arrays(param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The arrays that a weight consists of: the parameter and, where there is one, its error-correction."""
     return arrays_of({**state, "param": param.detach()}, "param")
+
+
+class Aside:
+    """Where a parameter's weights are while it has its average: where that was, or in a copy if formats differ.
+
+    Args:
+        param: is given its average.
+        state: the parameter's.
+    """
+
+    def __init__(self, param: Tensor, state: Mapping[str, Any]) -> None:
+        own, average = weight_arrays(param, state), arrays_of(state, AVERAGE)
+        self._is_exchanged = {name: x.dtype for name, x in own.items()} == {
+            name: x.dtype for name, x in average.items()
+        }
+        if self._is_exchanged:
+            self._weights = average
+            self._exchange(own)
+        else:
+            self._weights = {"": own[""].clone()}
+            own[""].copy_(average[""])
+
+    def give_back(self, param: Tensor, state: dict[str, Any]) -> None:
+        """Gives the parameter its weights, and the state the average if it has one still."""
+        own, weights, now = weight_arrays(param, state), self._weights, param.detach()
+        is_converted = now.dtype != weights[""].dtype or now.shape != weights[""].shape
+        if is_converted:
+            own[""] = now.to(weights[""].dtype) if now.shape == weights[""].shape else weights[""].clone()
+        if self._is_exchanged:
+            self._exchange(own)
+        else:
+            own[""].copy_(weights[""])
+        if is_converted:
+            kind = kept_format({f"param{suffix}": x for suffix, x in own.items()}, "param")
+            wide = decode(kind, own, own[""].shape) if kind in FORMATS else own[""]
+            if now.shape != wide.shape:
+                param.data = now.new_empty(wide.shape)
+            param.copy_(wide)
+            if "_correction" in own:  # of another dtype's numbers
+                own["_correction"].zero_()
+        if self._is_exchanged and AVERAGE in state:
+            set_arrays(state, AVERAGE, weights)
+
+    def _exchange(self, own: Mapping[str, Tensor]) -> None:
+        for name, x in self._weights.items():
+            if name in own:
+                kept = x.clone()
+                x.copy_(own[name])
+                own[name].copy_(kept)
 
 
 def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int, place: int) -> dict[str, Tensor]:
