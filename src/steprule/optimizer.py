@@ -321,25 +321,24 @@ class Optimizer(torch.optim.Optimizer):
             param_group: a dict with "params" and any settings that differ from the defaults.
         """
         functions: dict[str, Schedule] = {}
-        if isinstance(param_group, dict):
-            if not self._is_made:
-                param_group.pop(SCHEDULES, None)  # of another optimizer
-            for name, function in (self._schedules.defaults if self._schedules is not None else {}).items():
-                param_group.setdefault(name, function)
-            functions = self._take_functions(param_group)
-            self._check_keys(param_group)
-            self._check(
-                {
-                    **self.defaults,
-                    **{k: v for k, v in param_group.items() if k in self.defaults or k in FORMAT_OPTIONS},
-                }
-            )
-        self._pass = None
-        _add_param_group(self, param_group)
+        number = len(self.param_groups)
         try:
-            self._check_parameters(len(self.param_groups) - 1)
-        except ValueError:
-            del self.param_groups[-1]
+            if isinstance(param_group, dict):
+                if not self._is_made:
+                    param_group.pop(SCHEDULES, None)  # of another optimizer
+                for name, function in (self._schedules.defaults if self._schedules is not None else {}).items():
+                    param_group.setdefault(name, function)
+                functions = self._take_functions(param_group)
+                self._check_keys(param_group)
+                own = {k: v for k, v in param_group.items() if k in self.defaults or k in FORMAT_OPTIONS}
+                self._check({**self.defaults, **own})
+            self._pass = None
+            _add_param_group(self, param_group)
+            self._check_parameters(number)
+        except Exception:
+            del self.param_groups[number:]
+            if functions:  # which another try is to find
+                param_group.update(functions)
             raise
         self._schedule(self.param_groups[-1], functions)
         self._complete_formats()
