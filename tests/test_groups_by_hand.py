@@ -570,6 +570,25 @@ def test_a_function_is_kept_where_something_else_is_wrong():
     assert param.tolist() == pytest.approx([-0.5 - half(1) - half(2)] * 2)
 
 
+WRONG = {"a setting": ({"momentum": -1.0}, "Invalid momentum"), "parameters": ({"states": "8bit"}, "does not take")}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_function_is_kept_in_a_group_that_could_not_be_added(wrong):
+    optimizer, _ = made(steps=1)
+    settings, text = WRONG[wrong]
+    (param,) = zeros(1)
+    other = torch.zeros(2, dtype=torch.complex64, requires_grad=True)
+    group = {"params": [param, other], "lr": half, **settings}
+    with pytest.raises(ValueError, match=text):
+        optimizer.add_param_group(group)
+    assert group["lr"] is half and len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [param], "lr": group["lr"]})
+    for _ in range(2):
+        step(optimizer)
+    assert param.tolist() == pytest.approx([distance(half, (1, 2))] * 2)
+
+
 def test_formats_of_a_later_group_are_followed():
     first, second, _ = zeros()
     optimizer = steprule.AdamW([{"params": [first]}, {"params": [second]}], lr=0.5)

@@ -144,10 +144,13 @@ def test_a_measured_batch_that_is_dropped_leaves_nothing(fails):
     assert torch.equal(model.weight, twin.weight)
 
 
-def test_sums_of_parameters_that_thaw_are_corrected_from_the_next_step_on():
+@pytest.mark.parametrize("released", [False, True], ids=["", "released"])
+def test_sums_of_parameters_that_thaw_are_corrected_from_the_next_step_on(released):
     model = layer(torch.bfloat16)
     model.weight.requires_grad_(False)
     optimizer = SGD(model.parameters(), grads="32bit")
+    if released:
+        optimizer.release_gradients(model)
     train(model, optimizer)
     model.weight.requires_grad_(True)
     train(model, optimizer)

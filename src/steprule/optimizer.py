@@ -155,8 +155,11 @@ class Optimizer(torch.optim.Optimizer):
     or, without a class, by `Optimizer.of`. Its arguments are params, the rule's hyperparameters in the formula's
     order, the flags and the options. Any hyperparameter may be a function of the step, which counts from 1: its value
     for the step to come is in the group, and set anew after every step. What a scheduler writes over it is put back,
-    with a warning. Settings that are put into groups later are checked at the next step, before it changes anything;
-    what torch.optim takes there, such as a negative lr of its own rules, is taken.
+    with a warning. One that fails says so before the step that its value is for.
+
+    Groups may be changed by hand. Settings that are put into them are checked at the next step before it changes
+    anything, or with released gradients before it changes parameters of the group; what torch.optim takes there of the
+    rules that it has, such as a negative lr, is taken.
 
     Class arguments:
         rule: the formula.
@@ -317,25 +320,24 @@ class Optimizer(torch.optim.Optimizer):
             param_group: a dict with "params" and any settings that differ from the defaults.
         """
         functions: dict[str, Schedule] = {}
-        if isinstance(param_group, dict):
-            if not self._is_made:
-                param_group.pop(SCHEDULES, None)  # of another optimizer
-            for name, function in (self._schedules.defaults if self._schedules is not None else {}).items():
-                param_group.setdefault(name, function)
-            functions = self._take_functions(param_group)
-            self._check_keys(param_group)
-            self._check(
-                {
-                    **self.defaults,
-                    **{k: v for k, v in param_group.items() if k in self.defaults or k in FORMAT_OPTIONS},
-                }
-            )
-        self._pass = None
-        _add_param_group(self, param_group)
+        number = len(self.param_groups)
         try:
-            self._check_parameters(len(self.param_groups) - 1)
-        except ValueError:
-            del self.param_groups[-1]
+            if isinstance(param_group, dict):
+                if not self._is_made:
+                    param_group.pop(SCHEDULES, None)  # of another optimizer
+                for name, function in (self._schedules.defaults if self._schedules is not None else {}).items():
+                    param_group.setdefault(name, function)
+                functions = self._take_functions(param_group)
+                self._check_keys(param_group)
+                own = {k: v for k, v in param_group.items() if k in self.defaults or k in FORMAT_OPTIONS}
+                self._check({**self.defaults, **own})
+            self._pass = None
+            _add_param_group(self, param_group)
+            self._check_parameters(number)
+        except Exception:
+            del self.param_groups[number:]
+            if functions:  # which another try is to find
+                param_group.update(functions)
             raise
         self._schedule(self.param_groups[-1], functions)
         self._complete_formats()
@@ -524,14 +526,16 @@ class Optimizer(torch.optim.Optimizer):
         """Takes over a state dict, torch.optim's or one's own, as copies.
 
         Formats stay those of this optimizer, and what was saved in others is converted; the seed is taken over.
-        Without formats, states come in the parameter's dtype, or in that of the state that they replace.
+        Without formats, states come in the parameter's dtype, or in that of the state that they replace. Functions of the step
+        and averages go on where the saved ones were; where that was not saved, as by torch.optim, at the states' own step.
 
         Args:
             state_dict: what `state_dict` returned.
 
         Raises:
             ValueError: its groups have other sizes, or it is another rule's: a parameter that has states lacks some that its
-                settings need, has another rule's, or has one of another shape. Nothing has changed then.
+                settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
+                has changed then.
         """
         if self._swapped is not None:
             raise RuntimeError(
@@ -676,16 +680,16 @@ class Optimizer(torch.optim.Optimizer):
     def _take_extras(self, saved: Mapping[str, Any]) -> None:
         """Takes that over from a state dict."""
         states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
-        steps = max((int(state["step"]) for state in states if "step" in state), default=0)  # 0 if it is not known
         if self._schedules is not None:
-            self._schedules.count(saved.get("calls", steps or self._schedules.calls))
+            calls = saved["calls"] if "calls" in saved else _steps_of(states) or self._schedules.calls
+            self._schedules.count(calls)
         if self._services is None:
             return
         self._services.load_state_dict(saved.get("services", {}))
         if not any(AVERAGE in state for state in states):
             self._services.averaged = 0
         elif "services" not in saved:  # taken off by someone who knows states and groups only
-            self._services.averaged = max(steps, 1)
+            self._services.averaged = _steps_of(states) or 1
 
     # Services
 
@@ -1012,6 +1016,8 @@ class Optimizer(torch.optim.Optimizer):
         self._pass = None
         services = self._services
         if self._accumulator is not None:
+            if only is not None:  # it may have been frozen
+                self._accumulator.watch(only)
             self._accumulator.settle([one.param for one in listed])
         entries = [Entry(self, *one) for one in listed if one.param.grad is not None]
         buckets: dict[Any, list[Entry]] = {}
@@ -1063,6 +1069,11 @@ class Optimizer(torch.optim.Optimizer):
 _made: dict[type[Rule], type[Optimizer]] = {}
 _TORCHS = [rule for rule in rules.RULES.values() if hasattr(torch.optim, rule.__name__)]
 """The rules that torch.optim has too."""
+
+
+def _steps_of(states: Iterable[Mapping[str, Any]]) -> int:
+    """How many steps these states have seen, 0 if they do not know."""
+    return max((int(state["step"]) for state in states if state.get("step") is not None), default=0)
 
 
 def _is_elsewhere(value: Any) -> bool:

@@ -512,7 +512,7 @@ class Pass:
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._params = [entry.param for entry in fast]
         active = set(map(id, self._params))
-        self._idle = [p for group in groups for p in group["params"] if whole and id(p) not in active]
+        self._idle = [p for group in groups for p in group["params"] if id(p) not in active] if whole else []
         self._state_of = optimizer.state
         self._whole = whole
         self._objects = list(self._objects_now(groups, optimizer.state))
