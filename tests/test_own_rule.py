@@ -217,3 +217,20 @@ def test_what_python_keeps_between_steps_is_refused_at_construction(front):
 
     with pytest.raises(steprule.RuleError, match=r"asked for twice: 1.0 became 2.0 .*must be a state"):
         ArrayCounting([np.ones(2)]) if front == "numpy" else steprule.Optimizer.of(Counting)([torch.ones(2)])
+
+
+def test_what_a_rule_uses_may_not_change_under_its_kernels():
+    """As when a notebook's cell with a helper runs again: kernels of the old formula are kept for the rule."""
+    scale = {"factor": 1.0}
+
+    class Scaled(steprule.Rule):
+        def update(param, grad, *, lr=0.1):
+            return param - lr * scale["factor"] * grad
+
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    steprule.Optimizer.of(Scaled)([param]).step()
+    scale["factor"] = 100.0
+    with pytest.raises(steprule.RuleError, match=r"1\.0 became 100\.0 .* defined anew, define the rule anew"):
+        steprule.Optimizer.of(Scaled)([param])
+    torch.testing.assert_close(param.detach(), torch.full((3,), 0.9))

@@ -245,8 +245,8 @@ def _ask(rule: type[Rule], *arguments: Any) -> tuple[Any, ...]:
         raise RuleError(f"{rule.__name__}.update: {type(error).__name__}: {error} ({where_}){hint}") from error
 
 
-_steady: set[Any] = set()
-"""The rules, with their flags, whose formula has been asked for twice."""
+_steady: dict[Any, Sequence[Any]] = {}
+"""What formulas returned, by rule and flags: kernels that were made of it are used again."""
 
 
 def _check_steady(rule: type[Rule], first: Sequence[Any], second: Sequence[Any]) -> None:
@@ -271,7 +271,7 @@ def _check_steady(rule: type[Rule], first: Sequence[Any], second: Sequence[Any])
         raise RuleError(
             f"{rule.__name__}.update is not the same formula when it is asked for twice: {change} "
             f"({code.co_filename}:{code.co_firstlineno}). What changes between steps must be a state, a hyperparameter or "
-            "depend on step; rules have no random numbers."
+            "depend on step; rules have no random numbers. Where what it uses was defined anew, define the rule anew too."
         )
 
 
@@ -401,10 +401,13 @@ def trace(
         grad = where(grad > clip_value, clip_value, where(grad < -clip_value, -clip_value, grad))
     arguments = (param, -grad if maximize else grad, states, step, settings)
     param_new, *states_new = result = _ask(rule, *arguments)
-    key = (rule, static_settings(rule, hyper))
-    if key not in _steady:
-        _check_steady(rule, result, _ask(rule, *arguments))
-        _steady.add(key)
+    key = (rule, static_settings(rule, hyper), maximize, services.factor, services.limit, services.zero)
+    if key in _steady:
+        _check_steady(rule, _steady[key], result)
+    else:
+        again = _ask(rule, *arguments)
+        _check_steady(rule, result, again)
+        _steady[key] = again
     outputs = {"param": param_new}
     outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
     outputs = {name: new if isinstance(new, Expression) else _constant(new) for name, new in outputs.items()}
