@@ -64,6 +64,7 @@ from steprule.states import (
     state_of,
     step_options,
     with_new_names,
+    wrong_step,
 )
 
 __all__ = [
@@ -1125,14 +1126,19 @@ class _Loading:
                 state = self._source["state"].get(key, {})
                 has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
                 missing = [name for name in needed if name not in state and f"{name}_8bit" not in state]
+                who = f"parameter {index} of group {number}" + (f" ({names[index]})" if names else "")
+                if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
+                    raise ValueError(problem)
                 if missing and not has_begun and not float(state.get("step") or 0) > 0:
                     missing = []  # it begins anew
+                own = type(optimizer).rule
+                if has_begun and own.keeps_step and own.counts_steps() and state.get("step") is None:
+                    missing.append("step")
                 foreign = [
                     name
                     for name in state
                     if state_of(name, rule.states) is None and state_of(name, _every_state()) is not None
                 ]
-                who = f"parameter {index} of group {number}" + (f" ({names[index]})" if names else "")
                 if missing or foreign:
                     parts = [f"lacks {', '.join(missing)}"] * bool(missing)
                     parts += [f"has {', '.join(foreign)}, which it does not keep"] * bool(foreign)

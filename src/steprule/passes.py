@@ -41,6 +41,7 @@ from steprule.states import (
     is_abstract,
     is_readable,
     kept,
+    lacking,
     misfit,
     missing_bytes,
     name_of,
@@ -49,6 +50,7 @@ from steprule.states import (
     state_format,
     step_options,
     weight_arrays,
+    wrong_step,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -147,6 +149,7 @@ class Entry:
             else []
         )
         self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
+        self._check_begun()
         self.is_fast = self._fits_an_engine()
         self.engine = "gpu" if gpu.serves(param.device) else "cpu"
 
@@ -220,6 +223,20 @@ class Entry:
                     f"the storage of {whose}{who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
                     "it was freed or made smaller"
                 )
+
+    def _check_begun(self) -> None:
+        """Raises for a step that is no number of steps, and for states that someone has taken out from beside others."""
+        step = self.state.get("step")
+        if self.keeps_step and step is not None:
+            if not isinstance(step, Tensor) or step.numel() != 1:
+                raise RuntimeError(f"the state step of {self.who} is {step!r} and must be a tensor of one number")
+            if step.is_cpu and (problem := wrong_step(step, self.who)):  # elsewhere it would have to be waited for
+                raise RuntimeError(problem)
+        if missing := lacking(type(self.optimizer).rule, self.state, self.group):
+            raise RuntimeError(
+                f"the state of {self.who} lacks {', '.join(missing)} beside {', '.join(self.state)}: put it back, or "
+                "clear all of that state to begin anew"
+            )
 
     def _knows(self, name: str, dtype: torch.dtype) -> bool:
         """Whether a state may be of this dtype."""

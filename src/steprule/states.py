@@ -183,6 +183,37 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str) 
     return None
 
 
+def wrong_step(step: Any, who: str) -> str | None:
+    """What is wrong with a parameter's number of steps, or None; it may be a plain number, as in old checkpoints."""
+    if isinstance(step, Tensor) and is_abstract(step):
+        return None
+    try:
+        is_right = not isinstance(step, str) and float(step) >= 0 and float(step).is_integer()
+    except (TypeError, ValueError, RuntimeError):  # a vector, nothing of the kind
+        is_right = False
+    return None if is_right else f"the state step of {who} is {step!r} and must be a number of steps, 0 or more"
+
+
+def lacking(rule: type[Rule], state: Mapping[str, Any], hyper: Mapping[str, Any]) -> list[str]:
+    """Which states a parameter that has begun lacks; those that a setting asks for may begin later.
+
+    Args:
+        rule: the formula, without options: what those add may begin later too.
+        state: the parameter's.
+        hyper: its settings.
+    """
+    names = [name for name in rule.states_for(hyper) if name is not None]
+    has_begun = any(kept(state, name) is not None for name in names)
+    counts = rule.keeps_step and rule.counts_steps()
+    step = state.get("step")
+    if not has_begun and not (
+        counts and isinstance(step, Tensor) and step.is_cpu and not is_abstract(step) and step > 0
+    ):
+        return []
+    missing = [name for name in names if kept(state, name) is None and name not in rule.state_when]
+    return missing + ["step"] * (counts and step is None)
+
+
 def kept_format(state: Mapping[str, Any], name: str) -> str:
     """The format that a state is in."""
     if state.get(name) is None:
