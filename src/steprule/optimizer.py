@@ -320,6 +320,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         functions: dict[str, Schedule] = {}
         if isinstance(param_group, dict):
+            param_group = self._keep_functions(param_group)
             if not self._is_made:
                 param_group.pop(SCHEDULES, None)  # of another optimizer
             for name, function in (self._schedules.defaults if self._schedules is not None else {}).items():
@@ -341,6 +342,16 @@ class Optimizer(torch.optim.Optimizer):
             raise
         self._follow(self.param_groups[-1], functions)
         self._admit(self.param_groups[-1])
+
+    def _keep_functions(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The caller's dict, as torch.optim has it, or a copy where that would lose the functions in it, which another
+        optimizer may want too."""
+        has_own = any(callable(group.get(name)) for name in self.rule.hyperparameters)
+        if not has_own and SCHEDULES not in group and self._schedules is None:
+            return group
+        if isinstance(group.get("params"), Iterator):
+            group["params"] = list(group["params"])
+        return dict(group)
 
     def _admit(self, group: dict[str, Any]) -> None:
         """Makes a group that has been checked one of this optimizer's."""
@@ -364,10 +375,13 @@ class Optimizer(torch.optim.Optimizer):
         known = (*self.rule.hyperparameters, *self._flags, *self._fixed, *FORMAT_OPTIONS)
         defaults = {name: self.defaults[name] for name in known if name in self.defaults}
         defaults |= self._schedules.defaults if self._schedules is not None else {}
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             if isinstance(group["params"], Tensor):
                 group["params"] = [group["params"]]
             self._check_keys(group)
+            gone = [name for name in self.rule.hyperparameters if name not in group]
+            if gone and any(group["params"] is known for known in self._admitted):
+                raise KeyError(f"{gone[0]} was taken out of group {number}, which had it: give it a value again")
             for name, default in defaults.items():
                 group.setdefault(name, default)
             functions = self._take_functions(group)
@@ -1093,6 +1107,8 @@ class _Loading:
     def __init__(self, optimizer: Optimizer) -> None:
         self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
         self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in optimizer.param_groups]
+        numbers = [name for name, value in optimizer.rule.hyperparameters.items() if not isinstance(value, bool)]
+        self._numbers = [{k: g[k] for k in numbers if k in g} for g in optimizer.param_groups]
         self._dtypes = {
             (param, name): kept_format(state, name)
             for param, state in optimizer.state.items()
@@ -1157,6 +1173,9 @@ class _Loading:
             for name in ("clip", SCHEDULES):
                 group.pop(name, None)
             group.update(own)
+        for group, numbers in zip(optimizer.param_groups, self._numbers, strict=True):
+            for name, value in numbers.items():  # what was not saved stays as it is
+                group.setdefault(name, value)
         for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", 0)
             for name in FORMAT_OPTIONS:

@@ -490,7 +490,7 @@ class Pass:
         self._reads = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
-        self._lengths = list(map(len, groups))
+        self._names = list(map(list, groups))
 
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._params = [entry.param for entry in fast]
@@ -559,7 +559,7 @@ class Pass:
                 and all(map(is_, objects, self._objects))
                 and self._same_layout(*tensors)
                 and (at == self._at or self._follow(at))
-                and list(map(len, groups)) == self._lengths  # a key more may be one that a group cannot have
+                and list(map(list, groups)) == self._names  # another key may be one that a group cannot have
             ):
                 return False
             is_changed = list(map(self._settings_of, groups)) != self._settings
