@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing
 
 import steprule
-from steprule.services import Telemetry
+from steprule.services import ClipQuantile, Telemetry
 
 
 def make(cls=steprule.AdamW, shapes=((4, 64), (3,)), seed=0, **settings):
@@ -106,6 +106,39 @@ def test_the_settings_that_are_loaded_say_which_states_are_needed():
     saved["param_groups"][0]["amsgrad"] = True
     with pytest.raises(ValueError, match="lacks max_exp_avg_sq"):
         make()[1].load_state_dict(saved)
+
+
+DROPPED = {
+    "average": ({"average": 0.9}, {}, "averages of weights (average)"),
+    "average beside clip": ({"average": 0.9}, {"clip": 1.0}, "averages of weights (average)"),
+    "norms": ({"clip": ClipQuantile()}, {"average": 0.9}, "recent norms (clip=ClipQuantile(...))"),
+    "counts": ({"clip": 1e-6}, {}, "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)"),
+    "functions": ({"lr": lambda step: 0.1 / step}, {}, "how many steps functions of hyperparameters have seen"),
+    "two": (
+        {"average": 0.9, "lr": lambda step: 0.1 / step}, {},
+        "averages of weights (average) and how many steps functions of hyperparameters have seen",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("saved", "loading", "what"), DROPPED.values(), ids=DROPPED)
+def test_what_is_dropped_at_loading_is_told_once(saved, loading, what, caplog):
+    state = trained(**saved)[1].state_dict()
+    optimizer = make(**loading)[1]
+    optimizer.load_state_dict(state)
+    assert caplog.messages == [
+        f"steprule: the loaded state dict has {what}, which this AdamW was made without, and which are dropped"
+    ]
+    assert [record.name for record in caplog.records] == ["steprule"]
+
+
+@pytest.mark.parametrize(
+    "saved", [{}, *(case[0] for case in DROPPED.values()), {"clip": 1e6}], ids=["plain", *DROPPED, "clip"]
+)
+def test_what_is_not_dropped_is_not_told(saved, caplog):
+    state = trained(**saved)[1].state_dict()
+    make(**({} if saved == {"clip": 1e6} else saved))[1].load_state_dict(state)
+    assert caplog.messages == []
 
 
 def test_the_refusal_names_the_parameter():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import pickle
@@ -107,6 +108,46 @@ def test_a_subclass_with_arguments_of_its_own_shows_them():
 
     assert list(inspect.signature(Scaled).parameters) == ["params", "lr", "scale"]
     assert Scaled([torch.nn.Parameter(torch.ones(2))], scale=2.0).defaults["lr"] == 0.2
+
+
+ATTRIBUTES = {
+    "nonfinite": ("skip", "is chosen when an optimizer is made"), "average": (0.9, "is chosen when an optimizer is made"),
+    "lookahead": (5, "is chosen when an optimizer is made"), "grads": ("24bit", "is chosen when an optimizer is made"),
+    "states": ("8bit", "is a setting of parameter groups"), "lr": (0.5, "is a setting of parameter groups"),
+    "maximize": (True, "is a setting of parameter groups"), "betas": ((0.5, 0.5), "is a setting of parameter groups"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_attribute_that_would_do_nothing_is_refused(name, copied):
+    value, message = ATTRIBUTES[name]
+    optimizer = steprule.AdamW([torch.ones(2, requires_grad=True)], clip=1.0)
+    optimizer = copy.deepcopy(optimizer) if copied else optimizer
+    with pytest.raises(AttributeError, match=f"an attribute {name} would do nothing: {name} {message}"):
+        setattr(optimizer, name, value)
+    assert not hasattr(optimizer, name) or getattr(optimizer, name) is None
+    optimizer.clip = 2.0
+    optimizer.mine = 3
+    with pytest.raises(AttributeError):
+        optimizer.telemetry = 5
+
+
+def test_a_class_may_have_attributes_of_its_own():
+    class Warm(steprule.SGD):
+        lr = 0.0
+
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+            self.lr = lr
+
+    assert Warm([torch.ones(2, requires_grad=True)], 0.5).lr == 0.5
+
+
+def test_an_attribute_of_an_array_optimizer_is_refused():
+    optimizer = arrays.SGD([np.ones(2)], lr=0.1)
+    with pytest.raises(AttributeError, match=r"an attribute lr would do nothing: assign to settings\['lr'\]"):
+        optimizer.lr = 0.5
 
 
 class Normed(steprule.Rule):

@@ -106,6 +106,12 @@ class Optimizer:
         _check_apart([(f"params[{index}]", param) for index, param in enumerate(self.params)])
         self.state: list[dict[str, Any]] = [{"step": 0} for _ in self.params]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what would look like a setting and be none; what a class has for itself is its own."""
+        if name in self.rule.hyperparameters and not hasattr(type(self), name):
+            raise AttributeError(f"an attribute {name} would do nothing: assign to settings[{name!r}]")
+        super().__setattr__(name, value)
+
     def step(self, grads: Sequence[Array | None]) -> None:
         """Takes one step.
 

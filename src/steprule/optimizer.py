@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -109,6 +110,7 @@ __all__ = [
     "Yogi",
 ]
 
+logger = logging.getLogger("steprule")
 _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
 }  # fmt: skip
@@ -271,6 +273,18 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"{wanted[0]} is for bfloat16 and float16 parameters; these are all float32, which lose nothing"
             )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what would look like a setting and be none; what a class has for itself is its own."""
+        if self._is_made and name in self._signature.parameters and not hasattr(type(self), name):
+            is_constant = name in _SERVICE_OPTIONS or name in OPTIONS
+            remedy = (
+                "is chosen when an optimizer is made: make another, and give it this one's state_dict()"
+                if is_constant
+                else f"is a setting of parameter groups: for group in optimizer.param_groups: group[{name!r}] = ..."
+            )
+            raise AttributeError(f"an attribute {name} would do nothing: {name} {remedy}")
+        super().__setattr__(name, value)
 
     def _use(self, options: dict[str, Any]) -> None:
         """Takes the rule with these options around it."""
@@ -654,6 +668,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take_extras(self, saved: Mapping[str, Any]) -> None:
         """Takes that over from a state dict."""
+        self._tell_what_is_dropped(saved)
         if self._schedules is not None:
             self._schedules.calls = saved.get("calls", self._schedules.calls)
         if self._services is None:
@@ -664,6 +679,24 @@ class Optimizer(torch.optim.Optimizer):
             self._services.averaged = 0
         elif "services" not in saved:  # taken off by someone who knows states and groups only
             self._services.averaged = max(int(state.get("step", 1)) for state in averaged)
+
+    def _tell_what_is_dropped(self, saved: Mapping[str, Any]) -> None:
+        """Warns of what a state dict has and this optimizer was not made for: its own will not have it."""
+        own, services = self._services, saved.get("services", {})
+        states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
+        dropped = {
+            "averages of weights (average)": any(AVERAGE in state for state in states)
+            and (own is None or own.average is None),
+            "recent norms (clip=ClipQuantile(...))": services.get("recent") and (own is None or not own.recent.maxlen),
+            "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)": own is None
+            and any(services.get(name) for name in ("clipped", "skipped", "zeroed")),
+            "how many steps functions of hyperparameters have seen": saved.get("calls") and self._schedules is None,
+        }
+        if any(dropped.values()):
+            logger.warning(
+                "steprule: the loaded state dict has %s, which this %s was made without, and which are dropped",
+                " and ".join(what for what, is_lost in dropped.items() if is_lost), type(self).__name__,
+            )  # fmt: skip
 
     # Services
 
