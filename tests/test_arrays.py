@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 
 import numpy as np
@@ -183,6 +184,30 @@ def test_it_takes_a_torch_optim_checkpoint():
     torchs.step()
     for param, peer in zip(params, peers, strict=True):
         np.testing.assert_allclose(param, peer.detach().numpy(), rtol=1e-9)
+
+
+def test_it_takes_what_went_through_json():
+    """Whose keys are texts, and whose arrays and tuples are lists."""
+    first, second = arrays.AdamW(make_params(), lr=0.05), arrays.AdamW(make_params())
+    first.step(make_grads(first.params, 0))
+    saved = json.loads(json.dumps(first.state_dict(), default=lambda x: x.tolist()))
+    second.load_state_dict(saved)
+    for a, b in zip(first.params, second.params, strict=True):
+        b[...] = a
+    for optimizer in (first, second):
+        optimizer.step(make_grads(optimizer.params, 1))
+    for a, b in zip(first.params, second.params, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("key", ["w", 9, "9", -1, None], ids=str)
+def test_states_of_no_param_are_refused(key):
+    saved = stepped(np.ones(3)).state_dict()
+    saved["state"][key] = saved["state"].pop(0)
+    optimizer = arrays.Adam([np.ones(3)])
+    refuses(ValueError, "which is no index of the 1 params", lambda: optimizer.load_state_dict(saved))
+    assert optimizer.state == [{"step": 0}]
+    refuses(KeyError, "state_dict has no 'param_groups'", lambda: optimizer.load_state_dict({"w": np.ones(3)}))
 
 
 def refuses(error, message, call):

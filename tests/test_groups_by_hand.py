@@ -264,6 +264,30 @@ def test_what_a_scheduler_writes_over_a_function_is_put_back_with_one_warning(ow
     assert param.tolist() == pytest.approx([distance(third, range(1, 6))] * 2)
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("functions", ["in the group", "for all groups"])
+def test_a_function_ends_as_the_warning_says(steps, functions):
+    (param,) = zeros(1)
+    if functions == "for all groups":
+        optimizer = steprule.SGD([param], lr=third)
+    else:
+        optimizer = steprule.SGD([{"params": [param], "lr": third}], lr=9.0)
+    for _ in range(steps):
+        step(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.5
+    with pytest.warns(UserWarning, match=r"del optimizer.param_groups\[0\]\['schedules'\] ends the functions"):
+        step(optimizer)
+    before = param[0].item()
+    del optimizer.param_groups[0]["schedules"]
+    optimizer.param_groups[0]["lr"] = 0.5
+    for _ in range(3):
+        step(optimizer)
+    assert param[0].item() == pytest.approx(before - 1.5)
+    fresh = steprule.SGD(zeros(1), lr=0.1)
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh.param_groups[0]["lr"] == 0.5
+
+
 def test_a_run_with_a_function_and_a_scheduler_resumes():
     def run(first, then):
         (param,) = zeros(1)

@@ -110,6 +110,29 @@ def test_a_subclass_with_arguments_of_its_own_shows_them():
     assert Scaled([torch.nn.Parameter(torch.ones(2))], scale=2.0).defaults["lr"] == 0.2
 
 
+@pytest.mark.parametrize("make", [lambda: Normed, lambda: steprule.chain(steprule.rules.Lion, name="Mine")])
+def test_a_formula_that_is_called_says_what_its_optimizer_is(make):
+    rule = make()
+    with pytest.raises(TypeError, match=rf"{rule.__name__} is a formula .* steprule.Optimizer.of\({rule.__name__}\)"):
+        rule([torch.ones(2, requires_grad=True)], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("Rprop", {"weight_decay": 0.1}, "'weight_decay'; it has no weight_decay; it takes params, lr, "),
+        ("Rprop", {"wd": 0.1}, "'wd'; it has no weight_decay; it takes params, lr, "),
+        ("Rprop", {"momentum": 0.1}, "'momentum'; it has no momentum; it takes params, lr, "),
+        ("AdamW", {"weight_decai": 0.1}, "'weight_decai'; did you mean 'weight_decay'?"),
+        ("AdamW", {"beta": 0.1}, "'beta'; did you mean 'betas'?"), ("AdamW", {"wd": 0.1}, "'wd'; did you mean 'weight_decay'?"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_argument_that_only_other_rules_have(name, arguments, message):
+    with pytest.raises(TypeError, match=message.replace("?", r"\?")):
+        getattr(steprule, name)([torch.ones(2, requires_grad=True)], **arguments)
+
+
 ATTRIBUTES = {
     "nonfinite": ("skip", "is chosen when an optimizer is made"), "average": (0.9, "is chosen when an optimizer is made"),
     "lookahead": (5, "is chosen when an optimizer is made"), "grads": ("24bit", "is chosen when an optimizer is made"),

@@ -235,8 +235,12 @@ class Optimizer:
         """Takes over what `state_dict` returned, as copies.
 
         Raises:
+            KeyError: it is no optimizer's.
             ValueError: it belongs to other arrays or another rule; nothing has changed.
         """
+        for key in ("param_groups", "state"):
+            if key not in state_dict:
+                raise KeyError(f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned")
         groups = state_dict["param_groups"]
         if len(groups) != 1 or len(groups[0]["params"]) != len(self.params):
             raise ValueError(
@@ -244,9 +248,17 @@ class Optimizer:
             )
         settings = {name: value for name, value in groups[0].items() if name in self.rule.hyperparameters}
         check_hyperparameters(self.rule, settings)
+        saved = {
+            int(key) if isinstance(key, str) and key.isdigit() else key: x for key, x in state_dict["state"].items()
+        }
+        strangers = [key for key in saved if key not in range(len(self.params))]  # JSON has texts as keys
+        if strangers:
+            raise ValueError(
+                f"state_dict has a state for {strangers[0]!r}, which is no index of the {len(self.params)} params"
+            )
         state: list[dict[str, Any]] = []
         for index, param in enumerate(self.params):
-            loaded = {name: x for name, x in state_dict["state"].get(index, {}).items() if x is not None}
+            loaded = {name: x for name, x in saved.get(index, {}).items() if x is not None}
             step = loaded.pop("step", None if loaded and self.rule.keeps_step else int(bool(loaded)))
             fresh: dict[str, Any] = {"step": _count_of(index, step)}
             always = [name for name in self.rule.states if name not in self.rule.state_when]

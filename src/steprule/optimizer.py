@@ -516,6 +516,7 @@ class Optimizer(torch.optim.Optimizer):
             state_dict: what `state_dict` returned.
 
         Raises:
+            KeyError: it is no optimizer's.
             ValueError: its groups have other sizes, or it is another rule's: a parameter that has states lacks some that its
                 settings need, has another rule's, or has one of another shape. Nothing has changed then.
         """
@@ -829,10 +830,13 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: nonfinite="raise" or differentiable=True, which would have to undo steps, or a parameter
                 that is not the model's.
+            TypeError: model is no module.
             RuntimeError: it is on already.
         """
         if self._release is not None:
             raise RuntimeError("release_gradients() was called before: gradients are released already")
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"release_gradients() takes the model whose backward passes it hooks, not {model!r}")
         if self._services is not None and self._services.nonfinite == "raise":
             raise ValueError(
                 'nonfinite="raise" does not go with release_gradients(): by the time a gradient is found not to be finite, '
@@ -1153,6 +1157,12 @@ class _Loading:
 
     def remember(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The last of the pre-hooks: this is what will be loaded, if it fits."""
+        for key in ("param_groups", "state"):
+            if key not in state_dict:
+                raise KeyError(
+                    f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned; it has "
+                    f"{', '.join(map(str, [*state_dict][:5])) or 'nothing'}"
+                )
         numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
         states = {
             number: with_new_names(state) if number in numbers else state

@@ -173,11 +173,12 @@ class Entry:
 
     def member(self) -> Member:
         """The parameter as services see it: with its gradient if the eager engine steps it."""
-        name = self._given_name() or f"{self.number}.{self.index}"
+        given = self._given_name()
+        name, who = given or f"{self.number}.{self.index}", given or self.who
         free = self.group.get("clip") is False
         if self.is_fast:
-            return Member(name, self.place, self.param, free)
-        return Loose(name, self.place, self.param, free, self.wide_grad())
+            return Member(name, self.place, self.param, free, who)
+        return Loose(name, self.place, self.param, free, self.wide_grad(), who)
 
     def wide_grad(self) -> Tensor:
         """The gradient, with its correction if it has one and no kernel adds that."""
