@@ -351,6 +351,19 @@ def test_a_parameter_that_was_resized_in_place_is_refused_until_its_states_are_m
     assert optimizer.state[0]["exp_avg"].shape == (5,)
 
 
+@pytest.mark.parametrize("gone", [["exp_avg_sq"], ["exp_avg", "exp_avg_sq"]], ids=str)
+def test_a_state_that_is_taken_out_is_missed(gone):
+    """To begin it anew beside an old step would be a step of another size."""
+    optimizer = stepped(np.ones(3))
+    for name in gone:
+        del optimizer.state[0][name]
+    refused(optimizer, ValueError, f"the state of params[0] lacks {', '.join(gone)} beside step")
+    optimizer.state[0] = {"step": 0}
+    optimizer.step([np.ones(3)])
+    optimizer.settings["amsgrad"] = True  # which may begin later
+    optimizer.step([np.ones(3)])
+
+
 def test_as_many_states_as_params():
     optimizer = stepped(np.ones(3))
     optimizer.params.append(np.ones(3))

@@ -208,7 +208,13 @@ class Optimizer:
     def _check_state(self, index: int, names: Sequence[str]) -> None:
         """Raises for a state that is not as `step` would make it."""
         param, state = self.params[index], self.state[index]
-        _count_of(index, state.get("step"))
+        has_begun = _count_of(index, state.get("step")) or any(name in state for name in names)
+        missing = [name for name in names if name not in state and name not in self.rule.state_when]
+        if has_begun and missing:
+            raise ValueError(
+                f"the state of params[{index}] lacks {', '.join(missing)} beside {', '.join(state)}: put it back; "
+                f"state[{index}] = {{'step': 0}} begins anew"
+            )
         for name in names:
             if name not in state:
                 continue
@@ -219,7 +225,7 @@ class Optimizer:
             if value.shape != shape or value.dtype != dtype:
                 raise ValueError(
                     f"{what} has shape {value.shape} and dtype {value.dtype} and must have {shape} and {dtype}; "
-                    "delete it to begin anew"
+                    f"state[{index}] = {{'step': 0}} begins anew"
                 )
             if not value.flags.writeable:
                 raise ValueError(f"{what} is read-only")

@@ -781,9 +781,9 @@ class Optimizer(torch.optim.Optimizer):
     def _swap(self, who: str) -> None:
         if self._swapped is not None:
             self._forget_plans()
-            while self._swapped:
-                param, aside = self._swapped.popitem()
+            for param, aside in [*self._swapped.items()]:
                 aside.give_back(param, self.state.get(param, {}))
+                del self._swapped[param]  # and if one fails, its weights are still there
             self._swapped = None
             return
         states = {param: self.state[param] for _, param in self._each() if AVERAGE in self.state.get(param, {})}

@@ -215,7 +215,7 @@ class Entry:
             if isinstance(state, Tensor) and not self._knows(name, state.dtype):
                 raise RuntimeError(
                     f"the state {name} of {who} is {state.dtype}, which a step of {param.dtype} cannot use: convert it, "
-                    "or delete it to begin anew"
+                    "or clear that parameter's state to begin anew"
                 )
         for what, x in (("", param), ("grad", grad), *self.state.items()):
             if isinstance(x, Tensor) and (missing := missing_bytes(x)):
@@ -236,7 +236,7 @@ class Entry:
         if missing := lacking(type(self.optimizer).rule, self.state, self.group):
             raise RuntimeError(
                 f"the state of {self.who} lacks {', '.join(missing)} beside {', '.join(self.state)}: put it back, or "
-                "clear all of that state to begin anew"
+                "clear that parameter's state to begin anew"
             )
 
     def _knows(self, name: str, dtype: torch.dtype) -> bool:
