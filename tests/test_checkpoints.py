@@ -97,6 +97,17 @@ def test_what_an_option_remembers_is_not_lost(saved, loading):
     train(params, optimizer, 1)
 
 
+def test_numbers_of_parameters_that_have_become_texts_are_taken():
+    """As by JSON; a text that is no number of a parameter is the user's own."""
+    params, first = trained()
+    saved = first.state_dict()
+    saved["state"] = {**{str(number): state for number, state in saved["state"].items()}, "mine": 7, "9": 8}
+    _, second = make()
+    second.load_state_dict(saved)
+    assert equal([second.state[p] for p in second.param_groups[0]["params"]], [first.state[p] for p in params])
+    assert second.state["mine"] == 7 and second.state["9"] == 8
+
+
 def test_the_settings_that_are_loaded_say_which_states_are_needed():
     params, optimizer = make(steprule.AdamW, amsgrad=True)
     optimizer.load_state_dict(trained(amsgrad=False)[1].state_dict())  # which brings amsgrad=False

@@ -1164,10 +1164,9 @@ class _Loading:
                     f"{', '.join(map(str, [*state_dict][:5])) or 'nothing'}"
                 )
         numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
-        states = {
-            number: with_new_names(state) if number in numbers else state
-            for number, state in state_dict["state"].items()
-        }
+        by_text = {str(number): number for number in numbers if number not in state_dict["state"]}  # as JSON has them
+        keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
+        states = {number: with_new_names(state) if number in numbers else state for number, state in keyed.items()}
         self._source = {**state_dict, "state": states}
         self._check(optimizer)
         return self._source
