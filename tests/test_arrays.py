@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 
 import numpy as np
@@ -189,6 +190,30 @@ def test_it_takes_a_torch_optim_checkpoint():
         np.testing.assert_allclose(param, peer.detach().numpy(), rtol=1e-9)
 
 
+def test_it_takes_what_went_through_json():
+    """Whose keys are texts, and whose arrays and tuples are lists."""
+    first, second = arrays.AdamW(make_params(), lr=0.05), arrays.AdamW(make_params())
+    first.step(make_grads(first.params, 0))
+    saved = json.loads(json.dumps(first.state_dict(), default=lambda x: x.tolist()))
+    second.load_state_dict(saved)
+    for a, b in zip(first.params, second.params, strict=True):
+        b[...] = a
+    for optimizer in (first, second):
+        optimizer.step(make_grads(optimizer.params, 1))
+    for a, b in zip(first.params, second.params, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("key", ["w", 9, "9", -1, None], ids=str)
+def test_states_of_no_param_are_refused(key):
+    saved = stepped(np.ones(3)).state_dict()
+    saved["state"][key] = saved["state"].pop(0)
+    optimizer = arrays.Adam([np.ones(3)])
+    refuses(ValueError, "which is no index of the 1 params", lambda: optimizer.load_state_dict(saved))
+    assert optimizer.state == [{"step": 0}]
+    refuses(KeyError, "state_dict has no 'param_groups'", lambda: optimizer.load_state_dict({"w": np.ones(3)}))
+
+
 def refuses(error, message, call):
     with pytest.raises(error, match=re.escape(message)):
         call()
@@ -328,6 +353,19 @@ def test_a_parameter_that_was_resized_in_place_is_refused_until_its_states_are_m
     optimizer.state[0] = {"step": 0}
     optimizer.step([np.ones(5)])
     assert optimizer.state[0]["exp_avg"].shape == (5,)
+
+
+@pytest.mark.parametrize("gone", [["exp_avg_sq"], ["exp_avg", "exp_avg_sq"]], ids=str)
+def test_a_state_that_is_taken_out_is_missed(gone):
+    """To begin it anew beside an old step would be a step of another size."""
+    optimizer = stepped(np.ones(3))
+    for name in gone:
+        del optimizer.state[0][name]
+    refused(optimizer, ValueError, f"the state of params[0] lacks {', '.join(gone)} beside step")
+    optimizer.state[0] = {"step": 0}
+    optimizer.step([np.ones(3)])
+    optimizer.settings["amsgrad"] = True  # which may begin later
+    optimizer.step([np.ones(3)])
 
 
 def test_as_many_states_as_params():

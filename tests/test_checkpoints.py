@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.multiprocessing
 
 import steprule
-from steprule.services import Telemetry
+from steprule.services import ClipQuantile, Telemetry
 
 
 def make(cls=steprule.AdamW, shapes=((4, 64), (3,)), seed=0, **settings):
@@ -46,7 +47,7 @@ def everything(optimizer):
 
 def equal(a, b):
     if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
+        return a.dtype == b.dtype and a.shape == b.shape and torch.allclose(a, b, 0.0, 0.0, equal_nan=True)
     if isinstance(a, dict):
         return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
@@ -96,6 +97,17 @@ def test_what_an_option_remembers_is_not_lost(saved, loading):
     train(params, optimizer, 1)
 
 
+def test_numbers_of_parameters_that_have_become_texts_are_taken():
+    """As by JSON; a text that is no number of a parameter is the user's own."""
+    params, first = trained()
+    saved = first.state_dict()
+    saved["state"] = {**{str(number): state for number, state in saved["state"].items()}, "mine": 7, "9": 8}
+    _, second = make()
+    second.load_state_dict(saved)
+    assert equal([second.state[p] for p in second.param_groups[0]["params"]], [first.state[p] for p in params])
+    assert second.state["mine"] == 7 and second.state["9"] == 8
+
+
 def test_the_settings_that_are_loaded_say_which_states_are_needed():
     params, optimizer = make(steprule.AdamW, amsgrad=True)
     optimizer.load_state_dict(trained(amsgrad=False)[1].state_dict())  # which brings amsgrad=False
@@ -105,6 +117,39 @@ def test_the_settings_that_are_loaded_say_which_states_are_needed():
     saved["param_groups"][0]["amsgrad"] = True
     with pytest.raises(ValueError, match="lacks max_exp_avg_sq"):
         make()[1].load_state_dict(saved)
+
+
+DROPPED = {
+    "average": ({"average": 0.9}, {}, "averages of weights (average)"),
+    "average beside clip": ({"average": 0.9}, {"clip": 1.0}, "averages of weights (average)"),
+    "norms": ({"clip": ClipQuantile()}, {"average": 0.9}, "recent norms (clip=ClipQuantile(...))"),
+    "counts": ({"clip": 1e-6}, {}, "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)"),
+    "functions": ({"lr": lambda step: 0.1 / step}, {}, "how many steps functions of hyperparameters have seen"),
+    "two": (
+        {"average": 0.9, "lr": lambda step: 0.1 / step}, {},
+        "averages of weights (average) and how many steps functions of hyperparameters have seen",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("saved", "loading", "what"), DROPPED.values(), ids=DROPPED)
+def test_what_is_dropped_at_loading_is_told_once(saved, loading, what, caplog):
+    state = trained(**saved)[1].state_dict()
+    optimizer = make(**loading)[1]
+    optimizer.load_state_dict(state)
+    assert caplog.messages == [
+        f"steprule: the loaded state dict has {what}, which this AdamW was made without, and which are dropped"
+    ]
+    assert [record.name for record in caplog.records] == ["steprule"]
+
+
+@pytest.mark.parametrize(
+    "saved", [{}, *(case[0] for case in DROPPED.values()), {"clip": 1e6}], ids=["plain", *DROPPED, "clip"]
+)
+def test_what_is_not_dropped_is_not_told(saved, caplog):
+    state = trained(**saved)[1].state_dict()
+    make(**({} if saved == {"clip": 1e6} else saved))[1].load_state_dict(state)
+    assert caplog.messages == []
 
 
 def test_the_refusal_names_the_parameter():
@@ -118,15 +163,101 @@ def test_the_refusal_names_the_parameter():
         optimizer.load_state_dict(saved)
 
 
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "ScheduleFreeSGD"])
+@pytest.mark.parametrize("states", [None, "8bit"])
+@pytest.mark.parametrize("how", ["missing", "None"])
+def test_states_without_the_step_that_they_are_debiased_by_are_refused(name, states, how):
+    _, optimizer = trained(getattr(steprule, name), states=states)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][1]["step"] = None
+    if how == "missing":
+        del saved["state"][1]["step"]
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match="the state of parameter 1 of group 0 lacks step;"):
+        optimizer.load_state_dict(saved)
+    assert equal(everything(optimizer), before)
+
+
+IMPOSSIBLE = {
+    "negative": -1, "negative tensor": torch.tensor(-1.0), "nan": torch.tensor(float("nan")), "half": 2.5, "inf": math.inf,
+    "vector": torch.ones(2), "text": "3", "list": [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", IMPOSSIBLE)
+@pytest.mark.parametrize("name", ["AdamW", "Lion"])
+def test_a_step_that_is_no_number_of_steps_is_refused_at_loading(name, step):
+    _, optimizer = trained(getattr(steprule, name))
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][1]["step"] = IMPOSSIBLE[step]
+    before = everything(optimizer)
+    with pytest.raises(
+        ValueError, match=r"the state step of parameter 1 of group 0 is .* and must be a number of steps"
+    ):
+        optimizer.load_state_dict(saved)
+    assert equal(everything(optimizer), before)
+
+
+@pytest.mark.parametrize("step", [*IMPOSSIBLE, "int"])
+@pytest.mark.parametrize("settings", [{}, {"clip": 1.0}], ids=str)
+def test_a_step_that_is_put_in_by_hand_must_be_one(step, settings):
+    params, optimizer = make(**settings)
+    train(params, optimizer, 2)
+    optimizer.state[params[1]]["step"] = {**IMPOSSIBLE, "int": 0}[step]
+    before = everything(optimizer)
+    with pytest.raises(RuntimeError, match=r"the state step of parameter 1 of group 0 is .* and must be a"):
+        train(params, optimizer, 1)
+    assert equal(everything(optimizer), before)
+    optimizer.state[params[1]].clear()
+    train(params, optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "lacks"),
+    [
+        ("AdamW", ["exp_avg_sq"], "exp_avg_sq"), ("AdamW", ["exp_avg", "exp_avg_sq"], "exp_avg, exp_avg_sq"),
+        ("AdamW", ["step"], "step"), ("NAdam", ["mu_product"], "mu_product"), ("Adan", ["exp_avg_diff"], "exp_avg_diff"),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("settings", [{}, {"clip": 1.0}, {"states": "8bit"}], ids=str)
+def test_a_state_that_is_taken_out_from_beside_others_is_missed(name, gone, lacks, settings):
+    """As by torch.optim, which raises KeyError; to begin it anew beside an old step would be a step of another size."""
+    params, optimizer = trained(getattr(steprule, name), **settings)
+    for array in gone:
+        for suffix in ("", "_8bit", "_base"):
+            optimizer.state[params[1]].pop(array + suffix, None)
+    before = everything(optimizer)
+    with pytest.raises(RuntimeError, match=f"the state of parameter 1 of group 0 lacks {lacks} beside "):
+        train(params, optimizer, 1)
+    assert equal(everything(optimizer), before)
+    optimizer.state[params[1]].clear()
+    train(params, optimizer, 1)
+    assert float(optimizer.state[params[1]]["step"]) == 1
+
+
+def test_a_state_that_a_setting_asks_for_may_begin_beside_others():
+    params, optimizer = trained()
+    optimizer.param_groups[0]["amsgrad"] = True
+    train(params, optimizer, 1)
+    params, optimizer = trained(steprule.Lion)
+    del optimizer.state[params[0]]["step"]  # which its formula does not ask for
+    train(params, optimizer, 1)
+
+
 def test_what_may_be_absent():
-    """All states, step, and what torch.optim keeps as None."""
+    """All states, the step of a formula that does not ask for it, and what torch.optim keeps as None."""
     params, optimizer = trained()
     saved = copy.deepcopy(optimizer.state_dict())
     del saved["state"][1]
+    optimizer.load_state_dict(saved)
+    train(params, optimizer, 1)
+    assert float(optimizer.state[params[0]]["step"]) == 4 and float(optimizer.state[params[1]]["step"]) == 1
+    params, optimizer = trained(steprule.Lion)
+    saved = copy.deepcopy(optimizer.state_dict())
     del saved["state"][0]["step"]
     optimizer.load_state_dict(saved)
     train(params, optimizer, 1)
-    assert float(optimizer.state[params[0]]["step"]) == 1 and float(optimizer.state[params[1]]["step"]) == 1
     its_params = [torch.nn.Parameter(torch.ones(4))]
     its = torch.optim.SGD(its_params, lr=0.1)
     train(its_params, its, 1)
@@ -179,16 +310,6 @@ def test_states_of_dtypes_that_no_step_can_use_are_refused_at_loading(settings, 
         optimizer.load_state_dict(saved)
     assert equal(everything(optimizer), before)
     train(params, optimizer, 1)
-
-
-def test_a_step_that_is_no_number_is_refused_at_loading():
-    saved = copy.deepcopy(trained()[1].state_dict())
-    saved["state"][0]["step"] = torch.ones(2)
-    optimizer = trained()[1]
-    before = everything(optimizer)
-    with pytest.raises(ValueError, match="state step of parameter 0 of group 0 has the shape"):
-        optimizer.load_state_dict(saved)
-    assert equal(everything(optimizer), before)
 
 
 def test_a_seed_that_was_not_saved_stays_what_it_is():

@@ -165,6 +165,76 @@ def test_a_function_may_be_put_into_a_group():
     assert param.tolist() == pytest.approx([-1.0 - 1.0 * half(1) - half(2)] * 2)
 
 
+@pytest.mark.parametrize("how", ["in the group", "for all groups", "a generator", "of an optimizer"])
+def test_groups_with_functions_serve_two_optimizers(how):
+    """What someone has put into a dict is there after the first has taken it."""
+    params = zeros()
+    groups = [{"params": [param], "lr": function} for param, function in zip(params, FUNCTIONS, strict=True)]
+    first, second = (steprule.SGD(groups, lr=9.0) for _ in range(2))
+    if how == "for all groups":
+        groups = [{"params": [param]} for param in params]
+        first, second = (steprule.SGD(groups, lr=third) for _ in range(2))
+    if how == "a generator":
+        groups = [{"params": iter([param]), "lr": function} for param, function in zip(params, FUNCTIONS, strict=True)]
+        first, second = (steprule.SGD(groups, lr=9.0) for _ in range(2))
+    if how == "of an optimizer":
+        steprule.SGD(first.param_groups, lr=0.1)
+        second = first
+    functions = [third] * 3 if how == "for all groups" else FUNCTIONS
+    for number, optimizer in enumerate([first, second]):
+        for param in params:
+            param.data.zero_()
+        for _ in range(3):
+            step(optimizer)
+        calls = range(4, 7) if how == "of an optimizer" and number else range(1, 4)
+        for param, function in zip(params, functions, strict=True):
+            torch.testing.assert_close(param[0].item(), distance(function, calls))
+
+
+def test_a_group_without_functions_is_the_callers_dict():
+    groups = [{"params": zeros(1)}]
+    assert steprule.SGD(groups, lr=0.1).param_groups[0] is groups[0]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("cls", [steprule.SGD, torch.optim.SGD], ids=["ours", "torch's"])
+def test_a_setting_that_is_taken_out_is_missed(cls, steps):
+    """By torch.optim too; the default was not what this group had."""
+    (param,) = zeros(1)
+    optimizer = cls([{"params": [param], "lr": 0.5}], lr=0.1, foreach=False)
+    for _ in range(steps):
+        step(optimizer)
+    group, before = optimizer.param_groups[0], param.detach().clone()
+    group["learning_rate"] = group.pop("lr") * 5
+    with pytest.raises(KeyError, match="lr"):
+        step(optimizer)
+    assert torch.equal(param.detach(), before)
+    group["lr"] = 0.25
+    step(optimizer)
+    assert torch.equal(param.detach(), before - 0.25)
+
+
+def test_one_key_in_place_of_another_is_noticed():
+    (param,) = zeros(1)
+    optimizer = steprule.SGD([param], lr=0.1)
+    step(optimizer)
+    del optimizer.param_groups[0]["foreach"]
+    optimizer.param_groups[0]["clip"] = 0.001
+    with pytest.raises(ValueError, match=r"clip=0.001 in a parameter group"):
+        step(optimizer)
+
+
+def test_a_setting_that_was_not_saved_stays_as_it_is():
+    params = zeros(2)
+    optimizer = steprule.SGD([{"params": params[0], "lr": 0.5}, {"params": params[1]}], lr=0.25, momentum=0.5)
+    saved = steprule.SGD([{"params": p} for p in zeros(2)], lr=0.1).state_dict()
+    for group in saved["param_groups"]:
+        del group["lr"]
+    optimizer.load_state_dict(saved)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
+    assert [group["momentum"] for group in optimizer.param_groups] == [0, 0]
+
+
 def test_groups_of_another_optimizer_bring_no_functions():
     params = zeros()
     old = scheduled(params)
@@ -194,6 +264,30 @@ def test_what_a_scheduler_writes_over_a_function_is_put_back_with_one_warning(ow
             scheduler.step()
     assert len(seen) == 1
     assert param.tolist() == pytest.approx([distance(third, range(1, 6))] * 2)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("functions", ["in the group", "for all groups"])
+def test_a_function_ends_as_the_warning_says(steps, functions):
+    (param,) = zeros(1)
+    if functions == "for all groups":
+        optimizer = steprule.SGD([param], lr=third)
+    else:
+        optimizer = steprule.SGD([{"params": [param], "lr": third}], lr=9.0)
+    for _ in range(steps):
+        step(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.5
+    with pytest.warns(UserWarning, match=r"del optimizer.param_groups\[0\]\['schedules'\] ends the functions"):
+        step(optimizer)
+    before = param[0].item()
+    del optimizer.param_groups[0]["schedules"]
+    optimizer.param_groups[0]["lr"] = 0.5
+    for _ in range(3):
+        step(optimizer)
+    assert param[0].item() == pytest.approx(before - 1.5)
+    fresh = steprule.SGD(zeros(1), lr=0.1)
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh.param_groups[0]["lr"] == 0.5
 
 
 def test_a_run_with_a_function_and_a_scheduler_resumes():

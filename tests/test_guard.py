@@ -111,10 +111,11 @@ def test_skips_for_any_parameter(wrong, where, options, caplog):
 
 
 def test_all_names_are_logged_up_to_five(caplog):
-    """Numbers of group and parameter, where there are no names."""
+    """As other messages call them, where there are no names."""
     params = leaves([(2,)] * 8, torch.float32)
     mine = steprule.SGD([{"params": params[:6]}, {"params": params[6:]}], lr=0.05, nonfinite="skip")
-    for count, expected in ((2, "1.0, 1.1"), (7, "0.1, 0.2, 0.3, 0.4, 0.5 and 2 more")):
+    several = ", ".join(f"parameter {index} of group 0" for index in range(1, 6)) + " and 2 more"
+    for count, expected in ((2, "parameter 0 of group 1, parameter 1 of group 1"), (7, several)):
         give([mine], 0)
         for p in params[-count:]:
             p.grad[0] = math.nan
@@ -279,7 +280,7 @@ def test_overflow_of_float16(nonfinite, options):
                 all_params(optimizer)[0].grad[3, 63] = torch.tensor(70_000.0).half()
             before = snapshot(mine)
             if nonfinite == "raise":
-                with pytest.raises(RuntimeError, match=r"not finite: 0\.0;"):
+                with pytest.raises(RuntimeError, match=r"not finite: parameter 0 of group 0;"):
                     mine.step()
             else:
                 mine.step()
@@ -536,7 +537,7 @@ def test_overflows_under_a_scaler_are_no_warnings(caplog):
             twins.backward(math.inf)
             twins.step(unscale=unscale)
     assert [record.levelno for record in caplog.records] == [logging.INFO] * 2
-    assert "not finite: 0.2" in caplog.messages[0]
+    assert "not finite: parameter 2 of group 0" in caplog.messages[0]
 
 
 def test_a_step_by_hand_after_a_scaler_is_none_of_its():

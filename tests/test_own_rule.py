@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import pickle
@@ -107,6 +108,69 @@ def test_a_subclass_with_arguments_of_its_own_shows_them():
 
     assert list(inspect.signature(Scaled).parameters) == ["params", "lr", "scale"]
     assert Scaled([torch.nn.Parameter(torch.ones(2))], scale=2.0).defaults["lr"] == 0.2
+
+
+@pytest.mark.parametrize("make", [lambda: Normed, lambda: steprule.chain(steprule.rules.Lion, name="Mine")])
+def test_a_formula_that_is_called_says_what_its_optimizer_is(make):
+    rule = make()
+    with pytest.raises(TypeError, match=rf"{rule.__name__} is a formula .* steprule.Optimizer.of\({rule.__name__}\)"):
+        rule([torch.ones(2, requires_grad=True)], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("Rprop", {"weight_decay": 0.1}, "'weight_decay'; it has no weight_decay; it takes params, lr, "),
+        ("Rprop", {"wd": 0.1}, "'wd'; it has no weight_decay; it takes params, lr, "),
+        ("Rprop", {"momentum": 0.1}, "'momentum'; it has no momentum; it takes params, lr, "),
+        ("AdamW", {"weight_decai": 0.1}, "'weight_decai'; did you mean 'weight_decay'?"),
+        ("AdamW", {"beta": 0.1}, "'beta'; did you mean 'betas'?"), ("AdamW", {"wd": 0.1}, "'wd'; did you mean 'weight_decay'?"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_argument_that_only_other_rules_have(name, arguments, message):
+    with pytest.raises(TypeError, match=message.replace("?", r"\?")):
+        getattr(steprule, name)([torch.ones(2, requires_grad=True)], **arguments)
+
+
+ATTRIBUTES = {
+    "nonfinite": ("skip", "is chosen when an optimizer is made"), "average": (0.9, "is chosen when an optimizer is made"),
+    "lookahead": (5, "is chosen when an optimizer is made"), "grads": ("24bit", "is chosen when an optimizer is made"),
+    "states": ("8bit", "is a setting of parameter groups"), "lr": (0.5, "is a setting of parameter groups"),
+    "maximize": (True, "is a setting of parameter groups"), "betas": ((0.5, 0.5), "is a setting of parameter groups"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_attribute_that_would_do_nothing_is_refused(name, copied):
+    value, message = ATTRIBUTES[name]
+    optimizer = steprule.AdamW([torch.ones(2, requires_grad=True)], clip=1.0)
+    optimizer = copy.deepcopy(optimizer) if copied else optimizer
+    with pytest.raises(AttributeError, match=f"an attribute {name} would do nothing: {name} {message}"):
+        setattr(optimizer, name, value)
+    assert not hasattr(optimizer, name) or getattr(optimizer, name) is None
+    optimizer.clip = 2.0
+    optimizer.mine = 3
+    with pytest.raises(AttributeError):
+        optimizer.telemetry = 5
+
+
+def test_a_class_may_have_attributes_of_its_own():
+    class Warm(steprule.SGD):
+        lr = 0.0
+
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+            self.lr = lr
+
+    assert Warm([torch.ones(2, requires_grad=True)], 0.5).lr == 0.5
+
+
+def test_an_attribute_of_an_array_optimizer_is_refused():
+    optimizer = arrays.SGD([np.ones(2)], lr=0.1)
+    with pytest.raises(AttributeError, match=r"an attribute lr would do nothing: assign to settings\['lr'\]"):
+        optimizer.lr = 0.5
 
 
 class Normed(steprule.Rule):

@@ -760,6 +760,42 @@ def test_a_second_backward_pass_before_step_is_refused():
     model(batch).sum().backward()
 
 
+def test_a_pass_that_was_interrupted_is_closed_by_step():
+    """As the message says, whether it raised or someone stopped between it and step()."""
+    model = net()
+    optimizer = steprule.SGD(model.parameters(), lr=0.1)
+    optimizer.release_gradients(model)
+    batch = torch.ones(4, 8)
+
+    def fail(_):
+        raise ZeroDivisionError
+
+    first = next(iter(model.children()))
+    out = model(batch)
+    handle = next(first.parameters()).register_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        out.sum().backward()
+    handle.remove()
+    optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match=r"If the pass before was interrupted, step\(\) closes it"):
+        model(batch).sum().backward()
+    optimizer.zero_grad()
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    model(batch).sum().backward()
+    optimizer.step()
+    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("model", [lambda m: m.parameters(), lambda m: list(m.parameters()), lambda m: None])
+def test_release_takes_a_model(model):
+    own = net()
+    optimizer = steprule.SGD(own.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"release_gradients\(\) takes the model .*, not "):
+        optimizer.release_gradients(model(own))
+    optimizer.release_gradients(own)
+
+
 def test_a_scaler_is_refused():
     run, scaler = Run(), torch.amp.GradScaler("cpu")
     scaler.scale(run.loss(0)).backward()

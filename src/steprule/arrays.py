@@ -106,6 +106,12 @@ class Optimizer:
         _check_apart([(f"params[{index}]", param) for index, param in enumerate(self.params)])
         self.state: list[dict[str, Any]] = [{"step": 0} for _ in self.params]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what would look like a setting and be none; what a class has for itself is its own."""
+        if name in self.rule.hyperparameters and not hasattr(type(self), name):
+            raise AttributeError(f"an attribute {name} would do nothing: assign to settings[{name!r}]")
+        super().__setattr__(name, value)
+
     def step(self, grads: Sequence[Array | None]) -> None:
         """Takes one step.
 
@@ -202,7 +208,13 @@ class Optimizer:
     def _check_state(self, index: int, names: Sequence[str]) -> None:
         """Raises for a state that is not as `step` would make it."""
         param, state = self.params[index], self.state[index]
-        _count_of(index, state.get("step"))
+        has_begun = _count_of(index, state.get("step")) or any(name in state for name in names)
+        missing = [name for name in names if name not in state and name not in self.rule.state_when]
+        if has_begun and missing:
+            raise ValueError(
+                f"the state of params[{index}] lacks {', '.join(missing)} beside {', '.join(state)}: put it back; "
+                f"state[{index}] = {{'step': 0}} begins anew"
+            )
         for name in names:
             if name not in state:
                 continue
@@ -213,7 +225,7 @@ class Optimizer:
             if value.shape != shape or value.dtype != dtype:
                 raise ValueError(
                     f"{what} has shape {value.shape} and dtype {value.dtype} and must have {shape} and {dtype}; "
-                    "delete it to begin anew"
+                    f"state[{index}] = {{'step': 0}} begins anew"
                 )
             if not value.flags.writeable:
                 raise ValueError(f"{what} is read-only")
@@ -229,8 +241,12 @@ class Optimizer:
         """Takes over what `state_dict` returned, as copies.
 
         Raises:
+            KeyError: it is no optimizer's.
             ValueError: it belongs to other arrays or another rule; nothing has changed.
         """
+        for key in ("param_groups", "state"):
+            if key not in state_dict:
+                raise KeyError(f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned")
         groups = state_dict["param_groups"]
         if len(groups) != 1 or len(groups[0]["params"]) != len(self.params):
             raise ValueError(
@@ -238,9 +254,17 @@ class Optimizer:
             )
         settings = {name: value for name, value in groups[0].items() if name in self.rule.hyperparameters}
         check_hyperparameters(self.rule, settings)
+        saved = {
+            int(key) if isinstance(key, str) and key.isdigit() else key: x for key, x in state_dict["state"].items()
+        }
+        strangers = [key for key in saved if key not in range(len(self.params))]  # JSON has texts as keys
+        if strangers:
+            raise ValueError(
+                f"state_dict has a state for {strangers[0]!r}, which is no index of the {len(self.params)} params"
+            )
         state: list[dict[str, Any]] = []
         for index, param in enumerate(self.params):
-            loaded = {name: x for name, x in state_dict["state"].get(index, {}).items() if x is not None}
+            loaded = {name: x for name, x in saved.get(index, {}).items() if x is not None}
             step = loaded.pop("step", None if loaded and self.rule.keeps_step else int(bool(loaded)))
             fresh: dict[str, Any] = {"step": _count_of(index, step)}
             always = [name for name in self.rule.states if name not in self.rule.state_when]

@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -63,6 +64,7 @@ from steprule.states import (
     state_of,
     step_options,
     with_new_names,
+    wrong_step,
 )
 
 __all__ = [
@@ -107,6 +109,7 @@ __all__ = [
     "Yogi",
 ]
 
+logger = logging.getLogger("steprule")
 _FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
 }  # fmt: skip
@@ -183,6 +186,7 @@ class Optimizer(torch.optim.Optimizer):
     _options: dict[str, Any] = OPTIONS
     _schedules: Schedules | None = None
     _begun_with: dict[Tensor, float]
+    _completed: list[dict[str, Any]]
     _is_made = False
     _swapped: dict[Tensor, Aside] | None = None
 
@@ -248,6 +252,7 @@ class Optimizer(torch.optim.Optimizer):
         functions = self._take_functions(settings)
         self._schedules = Schedules(functions) if functions else None
         self._begun_with = {}
+        self._completed = []  # groups that have all settings
         chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
         if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
@@ -272,6 +277,18 @@ class Optimizer(torch.optim.Optimizer):
         if wanted and not any(p.dtype in HALVES for group in self.param_groups for p in group["params"]):
             dtypes = sorted({name_of(p.dtype) for group in self.param_groups for p in group["params"]})
             raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {' or '.join(dtypes)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what would look like a setting and be none; what a class has for itself is its own."""
+        if self._is_made and name in self._signature.parameters and not hasattr(type(self), name):
+            is_constant = name in _SERVICE_OPTIONS or name in OPTIONS
+            remedy = (
+                "is chosen when an optimizer is made: make another, and give it this one's state_dict()"
+                if is_constant
+                else f"is a setting of parameter groups: for group in optimizer.param_groups: group[{name!r}] = ..."
+            )
+            raise AttributeError(f"an attribute {name} would do nothing: {name} {remedy}")
+        super().__setattr__(name, value)
 
     def _use(self, options: dict[str, Any]) -> None:
         """Takes the rule with these options around it."""
@@ -321,6 +338,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         functions: dict[str, Schedule] = {}
         number = len(self.param_groups)
+        if isinstance(param_group, dict):
+            param_group = self._keep_functions(param_group)
         try:
             if isinstance(param_group, dict):
                 if not self._is_made:
@@ -341,7 +360,18 @@ class Optimizer(torch.optim.Optimizer):
             raise
         self._schedule(self.param_groups[-1], functions)
         self._complete_formats()
+        self._completed.append(self.param_groups[-1])
         self._watch()
+
+    def _keep_functions(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The caller's dict, as torch.optim has it, or a copy where that would lose the functions in it, which another
+        optimizer may want too."""
+        has_own = any(callable(group.get(name)) for name in self.rule.hyperparameters)
+        if not has_own and SCHEDULES not in group and self._schedules is None:
+            return group
+        if isinstance(group.get("params"), Iterator):
+            group["params"] = list(group["params"])
+        return dict(group)
 
     def _complete_formats(self) -> None:
         """Gives all groups formats if one has some."""
@@ -364,11 +394,15 @@ class Optimizer(torch.optim.Optimizer):
             ValueError: a setting makes no sense, or is for the whole optimizer.
             TypeError: it is of the wrong kind.
         """
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
+            gone = [name for name in self.rule.hyperparameters if name not in group]
+            if gone and any(group is known for known in self._completed):
+                raise KeyError(f"{gone[0]} was taken out of group {number}, which had it: give it a value again")
             self._look_at_settings(group)
         self._complete_formats()
         for number in range(len(self.param_groups)):
             self._check_parameters(number)
+        self._completed = list(self.param_groups)
         self._begun_with = {param: begun for param, begun in self._begun_with.items() if self.state.get(param)}
         self._check_constants(self._list())
         self._watch()
@@ -533,6 +567,7 @@ class Optimizer(torch.optim.Optimizer):
             state_dict: what `state_dict` returned.
 
         Raises:
+            KeyError: it is no optimizer's.
             ValueError: its groups have other sizes, or it is another rule's: a parameter that has states lacks some that its
                 settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
                 has changed then.
@@ -575,6 +610,7 @@ class Optimizer(torch.optim.Optimizer):
         if "_options" in state:
             self._use(state["_options"])
         self.__dict__.setdefault("_begun_with", {})
+        self._completed = list(self.param_groups)
         self._is_made = True
         if grads is not None:  # a copy, whose parameters have no hooks
             self._accumulator = Accumulator(grads)
@@ -679,6 +715,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take_extras(self, saved: Mapping[str, Any]) -> None:
         """Takes that over from a state dict."""
+        self._tell_what_is_dropped(saved)
         states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
         if self._schedules is not None:
             calls = saved["calls"] if "calls" in saved else _steps_of(states) or self._schedules.calls
@@ -690,6 +727,24 @@ class Optimizer(torch.optim.Optimizer):
             self._services.averaged = 0
         elif "services" not in saved:  # taken off by someone who knows states and groups only
             self._services.averaged = _steps_of(states) or 1
+
+    def _tell_what_is_dropped(self, saved: Mapping[str, Any]) -> None:
+        """Warns of what a state dict has and this optimizer was not made for: its own will not have it."""
+        own, services = self._services, saved.get("services", {})
+        states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
+        dropped = {
+            "averages of weights (average)": any(AVERAGE in state for state in states)
+            and (own is None or own.average is None),
+            "recent norms (clip=ClipQuantile(...))": services.get("recent") and (own is None or not own.recent.maxlen),
+            "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)": own is None
+            and any(services.get(name) for name in ("clipped", "skipped", "zeroed")),
+            "how many steps functions of hyperparameters have seen": saved.get("calls") and self._schedules is None,
+        }
+        if any(dropped.values()):
+            logger.warning(
+                "steprule: the loaded state dict has %s, which this %s was made without, and which are dropped",
+                " and ".join(what for what, is_lost in dropped.items() if is_lost), type(self).__name__,
+            )  # fmt: skip
 
     # Services
 
@@ -717,6 +772,7 @@ class Optimizer(torch.optim.Optimizer):
     def _forget_plans(self) -> None:
         """Makes the next step look at everything anew; called where a change could go unnoticed."""
         self._pass, self._released, self._looked_at = None, {}, None
+        self._completed = [group for group in self._completed if any(group is other for other in self.param_groups)]
 
     @property
     def telemetry(self) -> Telemetry | None:
@@ -774,9 +830,9 @@ class Optimizer(torch.optim.Optimizer):
     def _swap(self, who: str) -> None:
         if self._swapped is not None:
             self._forget_plans()
-            while self._swapped:
-                param, aside = self._swapped.popitem()
+            for param, aside in [*self._swapped.items()]:
                 aside.give_back(param, self.state.get(param, {}))
+                del self._swapped[param]  # and if one fails, its weights are still there
             self._swapped = None
             return
         states = {param: self.state[param] for _, param in self._each() if AVERAGE in self.state.get(param, {})}
@@ -823,10 +879,13 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: nonfinite="raise" or differentiable=True, which would have to undo steps, or a parameter
                 that is not the model's.
+            TypeError: model is no module.
             RuntimeError: it is on already.
         """
         if self._release is not None:
             raise RuntimeError("release_gradients() was called before: gradients are released already")
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"release_gradients() takes the model whose backward passes it hooks, not {model!r}")
         if self._services is not None and self._services.nonfinite == "raise":
             raise ValueError(
                 'nonfinite="raise" does not go with release_gradients(): by the time a gradient is found not to be finite, '
@@ -1159,6 +1218,8 @@ class _Loading:
     def __init__(self, optimizer: Optimizer) -> None:
         self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
         self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in optimizer.param_groups]
+        numbers = [name for name, value in optimizer.rule.hyperparameters.items() if not isinstance(value, bool)]
+        self._numbers = [{k: g[k] for k in numbers if k in g} for g in optimizer.param_groups]
         self._dtypes = {
             (param, name): kept_format(state, name)
             for param, state in optimizer.state.items()
@@ -1170,11 +1231,16 @@ class _Loading:
 
     def remember(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The last of the pre-hooks: this is what will be loaded, if it fits."""
+        for key in ("param_groups", "state"):
+            if key not in state_dict:
+                raise KeyError(
+                    f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned; it has "
+                    f"{', '.join(map(str, [*state_dict][:5])) or 'nothing'}"
+                )
         numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
-        states = {
-            number: with_new_names(state) if number in numbers else state
-            for number, state in state_dict["state"].items()
-        }
+        by_text = {str(number): number for number in numbers if number not in state_dict["state"]}  # as JSON has them
+        keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
+        states = {number: with_new_names(state) if number in numbers else state for number, state in keyed.items()}
         self._source = {**state_dict, "state": states}
         self._check(optimizer)
         return self._source
@@ -1191,14 +1257,19 @@ class _Loading:
                 state = self._source["state"].get(key, {})
                 has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
                 missing = [name for name in needed if name not in state and f"{name}_8bit" not in state]
+                who = name_in(group, number, index)
+                if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
+                    raise ValueError(problem)
                 if missing and not has_begun and not float(state.get("step") or 0) > 0:
                     missing = []  # it begins anew
+                own = type(optimizer).rule
+                if has_begun and own.keeps_step and own.counts_steps and state.get("step") is None:
+                    missing.append("step")
                 foreign = [
                     name
                     for name in state
                     if state_of(name, rule.states) is None and state_of(name, _every_state()) is not None
                 ]
-                who = name_in(group, number, index)
                 if missing or foreign:
                     parts = [f"lacks {', '.join(missing)}"] * bool(missing)
                     parts += [f"has {', '.join(foreign)}, which it does not keep"] * bool(foreign)
@@ -1217,6 +1288,9 @@ class _Loading:
             for name in ("clip", SCHEDULES):
                 group.pop(name, None)
             group.update(own)
+        for group, numbers in zip(optimizer.param_groups, self._numbers, strict=True):
+            for name, value in numbers.items():  # what was not saved stays as it is
+                group.setdefault(name, value)
         for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", own.get("seed", 0))
             for name in FORMAT_OPTIONS:

@@ -41,6 +41,7 @@ from steprule.states import (
     is_abstract,
     is_readable,
     kept,
+    lacking,
     misfit,
     missing_bytes,
     name_of,
@@ -50,6 +51,7 @@ from steprule.states import (
     state_format,
     step_options,
     weight_arrays,
+    wrong_step,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -189,6 +191,7 @@ class Entry:
             else []
         )
         self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
+        self._check_begun()
         self.is_fast = self._fits_an_engine()
         self.engine = "gpu" if gpu.serves(param.device) else "cpu"
 
@@ -212,11 +215,12 @@ class Entry:
 
     def member(self) -> Member:
         """The parameter as services see it: with its gradient if the eager engine steps it."""
-        name = given_name(self.group, self.index) or f"{self.number}.{self.index}"
+        given = given_name(self.group, self.index)
+        name, who = given or f"{self.number}.{self.index}", given or self.who
         free = self.group.get("clip") is False
         if self.is_fast:
-            return Member(name, self.place, self.param, free)
-        return Loose(name, self.place, self.param, free, self.wide_grad())
+            return Member(name, self.place, self.param, free, who)
+        return Loose(name, self.place, self.param, free, self.wide_grad(), who)
 
     def wide_grad(self) -> Tensor:
         """The gradient, with its correction if it has one and no kernel adds that."""
@@ -251,6 +255,20 @@ class Entry:
                     f"the storage of {whose}{who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
                     "it was freed or made smaller"
                 )
+
+    def _check_begun(self) -> None:
+        """Raises for a step that is no number of steps, and for states that someone has taken out from beside others."""
+        step = self.state.get("step")
+        if self.keeps_step and step is not None:
+            if not isinstance(step, Tensor) or step.numel() != 1:
+                raise RuntimeError(f"the state step of {self.who} is {step!r} and must be a tensor of one number")
+            if step.is_cpu and (problem := wrong_step(step, self.who)):  # elsewhere it would have to be waited for
+                raise RuntimeError(problem)
+        if missing := lacking(type(self.optimizer).rule, self.state, self.group):
+            raise RuntimeError(
+                f"the state of {self.who} lacks {', '.join(missing)} beside {', '.join(self.state)}: put it back, or "
+                "clear that parameter's state to begin anew"
+            )
 
     def written(self) -> list[tuple[str, Tensor]]:
         """What its step writes to, but for the numbers that it counts by; each with its name in errors."""
@@ -507,7 +525,8 @@ class Pass:
         self._needs_numbers = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
-        self._lengths = list(map(len, [*groups, *(map(_PARAMS, groups) if whole else ())]))
+        self._names = list(map(list, groups))
+        self._lengths = list(map(len, map(_PARAMS, groups))) if whole else []
 
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._params = [entry.param for entry in fast]
@@ -577,8 +596,8 @@ class Pass:
                 and all(map(is_, objects, self._objects))
                 and self._same_layout(*tensors)
                 and (at == self._at or self._follow(at, tensors))
-                # A key more may be one that a group cannot have; a parameter may have gone to the next group.
-                and list(map(len, [*groups, *lists])) == self._lengths
+                and list(map(list, groups)) == self._names  # another key may be one that a group cannot have
+                and list(map(len, lists)) == self._lengths  # a parameter may have gone to the next group
             ):
                 return False
             is_changed = self._settings != list(map(self._settings_of, groups))

@@ -88,6 +88,13 @@ class Rule:
     counts_steps: ClassVar[bool] = False
     when: ClassVar[str] = ""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Rule:
+        """Refused: there is nothing to make of a formula but an optimizer."""
+        raise TypeError(
+            f"{cls.__name__} is a formula and has no instances: steprule.Optimizer.of({cls.__name__}) is its optimizer, and "
+            "takes parameters"
+        )
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "update" not in vars(cls):
@@ -186,11 +193,18 @@ def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in given:
         if name not in known:
-            near = (
-                [_ALSO_CALLED[name]] if _ALSO_CALLED.get(name) in known else difflib.get_close_matches(name, known, 1)
-            )
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            is_others = name in _hyperparameters_of_all() or name in _ALSO_CALLED  # and seldom misspelt
+            near = difflib.get_close_matches(name, known, 1, 0.85 if is_others else 0.6)
+            near = [_ALSO_CALLED[name]] if _ALSO_CALLED.get(name) in known else near
+            none = f"it has no {_ALSO_CALLED.get(name, name)}; " if is_others else ""
+            hint = f"did you mean {near[0]!r}?" if near else f"{none}it takes {', '.join(known)}"
             raise TypeError(f"{who} got an unexpected argument {name!r}; {hint}")
+
+
+def _hyperparameters_of_all() -> set[str]:
+    from steprule.rules import RULES  # which are made of what is here
+
+    return {name for rule in RULES.values() for name in rule.hyperparameters}
 
 
 def check_hyperparameters(

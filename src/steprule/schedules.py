@@ -74,7 +74,8 @@ class Schedules:
                     warnings.warn(
                         f"{name} of parameter group {index} is a function of the step, which gave {value}, and "
                         f"{written} was written over it, as by a learning rate scheduler. The function wins, here and in "
-                        f"every step: give {name} a number to use a scheduler",
+                        f"every step. del optimizer.param_groups[{index}][{KEY!r}] ends the functions of that group, which "
+                        f"then keeps what is written; for a scheduler make the optimizer with a number as {name}",
                         UserWarning,
                         stacklevel=2,
                     )

@@ -164,7 +164,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         who: what to call it.
         converted: whether states of other dtypes are going to be converted.
     """
-    for name in ("step", *rule.scalar_states):
+    for name in rule.scalar_states:
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
@@ -185,7 +185,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         if isinstance(value, Tensor) and not _is_usable(name, value.dtype, param.dtype, converted):
             return (
                 f"the state {name} of {who} is {value.dtype}, which a step of {param.dtype} cannot use: convert it, "
-                "or delete it to begin anew"
+                "or clear that parameter's state to begin anew"
             )
     return None
 
@@ -198,6 +198,37 @@ def _is_usable(name: str, dtype: torch.dtype, param: torch.dtype, converted: boo
         return dtype.is_complex and (converted or dtype.itemsize <= param.itemsize)
     converted = converted or name == AVERAGE
     return dtype in DTYPES and (converted or dtype != torch.float64 or param == torch.float64)
+
+
+def wrong_step(step: Any, who: str) -> str | None:
+    """What is wrong with a parameter's number of steps, or None; it may be a plain number, as in old checkpoints."""
+    if isinstance(step, Tensor) and is_abstract(step):
+        return None
+    try:
+        is_right = not isinstance(step, str) and float(step) >= 0 and float(step).is_integer()
+    except (TypeError, ValueError, RuntimeError):  # a vector, nothing of the kind
+        is_right = False
+    return None if is_right else f"the state step of {who} is {step!r} and must be a number of steps, 0 or more"
+
+
+def lacking(rule: type[Rule], state: Mapping[str, Any], hyper: Mapping[str, Any]) -> list[str]:
+    """Which states a parameter that has begun lacks; those that a setting asks for may begin later.
+
+    Args:
+        rule: the formula, without options: what those add may begin later too.
+        state: the parameter's.
+        hyper: its settings.
+    """
+    names = [name for name in rule.states_for(hyper) if name is not None]
+    has_begun = any(kept(state, name) is not None for name in names)
+    counts = rule.keeps_step and rule.counts_steps
+    step = state.get("step")
+    if not has_begun and not (
+        counts and isinstance(step, Tensor) and step.is_cpu and not is_abstract(step) and step > 0
+    ):
+        return []
+    missing = [name for name in names if kept(state, name) is None and name not in rule.state_when]
+    return missing + ["step"] * (counts and step is None)
 
 
 def kept_format(state: Mapping[str, Any], name: str) -> str:

@@ -25,10 +25,12 @@ class Member:
         place: its number among all parameters.
         param: the tensor.
         free: whether it is left out of clipping.
+        who: what messages call it. Default: name.
     """
 
-    def __init__(self, name: str, place: int, param: Tensor, free: bool) -> None:
+    def __init__(self, name: str, place: int, param: Tensor, free: bool, who: str | None = None) -> None:
         self.name = name
+        self.who = who or name
         self.place = place
         self.param = param
         self.free = free

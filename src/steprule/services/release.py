@@ -136,7 +136,8 @@ class Release(Owner):
         if param in self.stepped:
             raise RuntimeError(
                 "a second backward pass before step() would step the released parameters twice: run all passes but the last "
-                "in accumulate(); checkpoints of what is used elsewhere too need use_reentrant=False"
+                "in accumulate(); checkpoints of what is used elsewhere too need use_reentrant=False. If the pass before was "
+                "interrupted, step() closes it: what it reached has been stepped"
             )
         self._finish_with(param)
 

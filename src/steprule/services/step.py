@@ -119,15 +119,15 @@ class Loose(Member):
     """A member that the eager engine steps.
 
     Args:
-        name, place, param, free: as for `Member`.
+        name, place, param, free, who: as for `Member`.
         grad: its gradient.
 
     Attributes:
         factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
     """
 
-    def __init__(self, name: str, place: int, param: Tensor, free: bool, grad: Tensor) -> None:
-        super().__init__(name, place, param, free)
+    def __init__(self, name: str, place: int, param: Tensor, free: bool, grad: Tensor, who: str | None = None) -> None:
+        super().__init__(name, place, param, free, who)
         self.grad = grad
         self.factor: Any = 1.0
         self.exempt = np.array([free])
@@ -368,7 +368,7 @@ class StepServices:
         if not self.guards:
             return []
         return [
-            member.name
+            member.who
             for part, own in zip(parts, norms, strict=True)
             if not np.isfinite(own).all()
             for member, largest in zip(part.members, part.largest(self, own), strict=True)
