@@ -39,6 +39,7 @@ from steprule.states import (
     encode_rounded,
     first_shared,
     is_abstract,
+    is_near,
     is_readable,
     kept,
     lacking,
@@ -262,7 +263,7 @@ class Entry:
         if self.keeps_step and step is not None:
             if not isinstance(step, Tensor) or step.numel() != 1:
                 raise RuntimeError(f"the state step of {self.who} is {step!r} and must be a tensor of one number")
-            if step.is_cpu and (problem := wrong_step(step, self.who)):  # elsewhere it would have to be waited for
+            if is_near(step) and (problem := wrong_step(step, self.who)):
                 raise RuntimeError(problem)
         if missing := lacking(type(self.optimizer).rule, self.state, self.group):
             raise RuntimeError(

@@ -112,6 +112,11 @@ class _Elements:
         }
 
 
+def is_near(x: Tensor) -> bool:
+    """Whether x's numbers can be read without waiting for a device."""
+    return x.is_cpu and not serves(x.device) and not is_abstract(x)
+
+
 def name_of(dtype: torch.dtype) -> str:
     """As formats are called: "float32"."""
     return str(dtype).removeprefix("torch.")
@@ -223,9 +228,7 @@ def lacking(rule: type[Rule], state: Mapping[str, Any], hyper: Mapping[str, Any]
     has_begun = any(kept(state, name) is not None for name in names)
     counts = rule.keeps_step and rule.counts_steps
     step = state.get("step")
-    if not has_begun and not (
-        counts and isinstance(step, Tensor) and step.is_cpu and not is_abstract(step) and step > 0
-    ):
+    if not has_begun and not (counts and isinstance(step, Tensor) and is_near(step) and step > 0):
         return []
     missing = [name for name in names if kept(state, name) is None and name not in rule.state_when]
     return missing + ["step"] * (counts and step is None)
