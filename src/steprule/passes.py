@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from operator import is_, itemgetter, le
+from operator import attrgetter, is_, itemgetter, le
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -65,6 +65,7 @@ Kernel = cpu.Kernel | gpu.Kernel
 _ADDRESS = Tensor.data_ptr
 _STORAGE, _BYTES, _OFFSET = Tensor.untyped_storage, torch.UntypedStorage.nbytes, Tensor.storage_offset
 _PARAMS = itemgetter("params")
+_GRAD = attrgetter("grad")
 _count_write = torch._C._increment_version  # kernels write through addresses: this tells autograd
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 _ZERO = torch.zeros((), device="cpu")
@@ -514,9 +515,7 @@ class Pass:
         self._rule = optimizer.rule
         groups = self._groups = optimizer.param_groups if whole else [entries[0].group]
         keys = [
-            name
-            for name in (*optimizer.rule.hyperparameters, "maximize", "differentiable", *FORMAT_OPTIONS)
-            if name in groups[0]
+            name for name in (*optimizer.rule.hyperparameters, *optimizer._flags, *FORMAT_OPTIONS) if name in groups[0]
         ]
         self._keys = keys
         settings_of = itemgetter(*keys, keys[0])
@@ -526,8 +525,7 @@ class Pass:
         self._needs_numbers = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
-        self._names = list(map(list, groups))
-        self._lengths = list(map(len, map(_PARAMS, groups))) if whole else []
+        self._lengths = list(map(len, [*groups, *(map(_PARAMS, groups) if whole else ())]))
 
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._params = [entry.param for entry in fast]
@@ -590,15 +588,15 @@ class Pass:
                 objects = chain(*lists, states.values(), _END)
             else:
                 groups, lists, objects = self._groups, [], chain(map(states.get, self._params), _END)
-            tensors: list[Any] = [*chain.from_iterable(self._fixed), *[param.grad for param in self._params]]
+            tensors: list[Any] = [*chain.from_iterable(self._fixed), *map(_GRAD, self._params)]
             at = list(map(_ADDRESS, tensors))
             if not (
                 states is self._state_of
                 and all(map(is_, objects, self._objects))
                 and self._same_layout(*tensors)
                 and (at == self._at or self._follow(at, tensors))
-                and list(map(list, groups)) == self._names  # another key may be one that a group cannot have
-                and list(map(len, lists)) == self._lengths  # a parameter may have gone to the next group
+                # A key more may be one that a group cannot have; a parameter may have gone to the next group.
+                and list(map(len, [*groups, *lists])) == self._lengths
             ):
                 return False
             is_changed = self._settings != list(map(self._settings_of, groups))
