@@ -18,18 +18,44 @@ def _need(*modules: str) -> None:
 _need("typer")
 
 import typer  # noqa: E402
+from typer.core import TyperCommand  # noqa: E402
 
+from steprule import __version__  # noqa: E402
 from steprule.rule import NEEDS  # noqa: E402
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Command(TyperCommand):
+    """A command whose line in ``steprule --help`` is not cut."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """The first sentence of its help."""
+        return super().get_short_help_str(1000)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"steprule {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def steprule() -> None:
+def steprule(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Every optimizer written once, as the formula in the paper, and run in one pass."""
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
     optimizers: Annotated[
         list[str] | None,
@@ -88,7 +114,7 @@ def compare(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=Command)
 def memory(
     model: Annotated[
         str,
@@ -120,7 +146,7 @@ def memory(
         raise typer.Exit(2) from None
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_optimizers(
     need: Annotated[
         list[str] | None,
@@ -141,7 +167,7 @@ def list_optimizers(
         raise typer.Exit(2) from None
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     optimizer: Annotated[
         str, typer.Argument(help="A name of steprule's, perhaps with settings: adamw:amsgrad=True,cautious=True.")
@@ -164,4 +190,8 @@ def show(
 
 def main() -> None:
     """Runs the command with the arguments of the process."""
-    app()
+    app(prog_name="steprule")
+
+
+if __name__ == "__main__":
+    main()
