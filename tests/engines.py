@@ -48,8 +48,9 @@ def random_operands(
             value = torch.tensor(first if is_first else (first or 1.0) * (0.2 + 0.7 * share), dtype=torch.float64)
         elif is_first and name in rule.states:
             value = value * 0 + first
-        kept = torch.float64 if rule.scalar_dtype == "float64" else torch.float32
-        kept = kept if name in rule.scalar_states else dtype
+        kept = dtype
+        if name in rule.scalar_states:
+            kept = torch.float32 if rule.states[name].dtype == "step" else torch.float64
         operands[name] = value.clamp(-torch.finfo(kept).max, torch.finfo(kept).max).to(kept)
     if "grad_avg" in operands:  # a mean square is at least the square of the mean
         operands["square_avg"] = (operands["square_avg"].double() + operands["grad_avg"].double() ** 2).to(dtype)

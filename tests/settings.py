@@ -12,10 +12,11 @@ from steprule.rules import RULES, SGD, Adam, AdamW, RMSprop
 def variants(rule: type[Rule]) -> list[dict[str, Any]]:
     """Hyperparameters for every kernel that a rule has: all flags, and each optional state present and absent."""
     choices: dict[str, list[Any]] = {}
+    conditions = {state.when for state in rule.states.values()}
     for name, default in rule.hyperparameters.items():
         if isinstance(default, bool):
             choices[name] = [False, True]
-        elif name in rule.state_when.values():
+        elif name in conditions:
             choices[name] = [0.0, 0.9]
     found = []
     for values in itertools.product(*choices.values()):

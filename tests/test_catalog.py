@@ -107,10 +107,10 @@ def test_show_has_what_there_is_to_know(name):
         (line,) = re.findall(rf"│ {state} +│.*", result.output)
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         begins_at, kept, *sizes = cells[1:]
-        assert begins_at == str(rule.initial.get(state, 0))
-        assert kept == (f"with {rule.state_when[state]}" if state in rule.state_when else "always")
+        assert begins_at == str(rule.states[state].begins or 0)
+        assert kept == (f"with {rule.states[state].when}" if rule.states[state].when else "always")
         assert sizes[0] == ("4" if state in rule.tensor_states else "one number a tensor")
-    for state, condition in rule.state_when.items():
+    for state, condition in ((name, one.when) for name, one in rule.states.items() if one.when):
         if not rule.hyperparameters[condition]:
             value = True if rule.hyperparameters[condition] is False else 0.9
             assert f"With {condition}:\n\n{formula_text(rule, {condition: value})}\n" in result.output

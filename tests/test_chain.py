@@ -79,7 +79,7 @@ def test_a_rule_goes_on_from_what_comes_before_it():
 
 def test_names_that_come_twice_are_numbered_and_defaults_can_be_given():
     rule = chain(transforms.mean, transforms.sign, partial(transforms.mean, beta=0.5), lr=0.3)
-    assert rule.states == ("exp_avg", "exp_avg_2")
+    assert [*rule.states] == ["exp_avg", "exp_avg_2"]
     assert dict(rule.hyperparameters) == {"lr": 0.3, "beta": 0.9, "beta_2": 0.5}
     given = {**rule.hyperparameters, "beta": 0.2, "beta_2": 0.4}
     param, states = oracle(

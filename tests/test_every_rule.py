@@ -111,7 +111,7 @@ def test_it_trains_as_in_float64(rule, way):
         for name in filter(None, rule.states_for(optimizer.param_groups[0])):
             own, truth = kept(optimizer.state[p], name), exact.state[q][name]
             if name in rule.scalar_states:
-                assert own.dtype == (torch.float32 if rule.scalar_dtype == "step" else torch.float64)
+                assert own.dtype == (torch.float32 if rule.states[name].dtype == "step" else torch.float64)
                 torch.testing.assert_close(own.double(), truth.double(), rtol=bound, atol=0)
             elif rule.is_exact(name, optimizer.param_groups[0]):
                 assert own.dtype == torch.float32

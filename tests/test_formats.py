@@ -560,7 +560,9 @@ def test_states_called_nonnegative_are(rule, hyper):
 
 def test_a_state_that_may_begin_below_0_or_follows_a_number_of_its_tensors_own_is_not_called_nonnegative():
     class Mine(steprule.Rule):
-        initial = {"anchor": "param", "low": -1.0, "high": 1.0}
+        anchor = steprule.State(begins="param")
+        low = steprule.State(begins=-1)
+        high = steprule.State(begins=1.0)
 
         def update(param, grad, anchor, low, high, drift, *, lr=0.1):
             return param - lr * grad, anchor, 0.5 * low, 0.5 * high, drift + steprule.total(grad)

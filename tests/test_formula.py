@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from settings import IDS, VARIANTS
 
-from steprule import Rule, pieces
+from steprule import Rule, State, pieces
 from steprule.engine.trace import Expression
 from steprule.formula import formula_latex, formula_text
 from steprule.rules import SGD, AdamW, Adan, Lion
@@ -79,9 +79,9 @@ ARRAY_FUNCTIONS = {
 
 def some_hyper(rule, hyper):
     """The same flags, and numbers that make every term count."""
-    changed = {}
+    changed, conditions = {}, {state.when for state in rule.states.values()}
     for name, value in hyper.items():
-        if type(value) in (int, float) and value == 0 and name not in rule.state_when.values():
+        if type(value) in (int, float) and value == 0 and name not in conditions:
             try:
                 rule.check(**{**hyper, **changed, name: 0.3})
             except ValueError:
@@ -285,13 +285,13 @@ def test_pieces_that_are_traced_as_arithmetic_are_recognised():
         angle = pieces.atan2(-grad, pieces.cbrt(param))
         return param - lr * pieces.sign(angle) / pieces.floor(step), total + length, pieces.at_first(step, 1e-30, count)
 
-    text = printed(update, scalar_states=("total", "count")).splitlines()
+    text = printed(update, total=State("scalar"), count=State("scalar")).splitlines()
     assert text == [
         "total ← total + ‖grad‖/mean(grad) + numel·sum_all(param)",
         "count ← 1e-30 if step = 1 else count",
         "param ← param − lr·sign(atan2(−grad, cbrt(param)))/floor(step)",
     ]
-    assert printed(update, formula_latex, scalar_states=("total", "count")).splitlines()[1:-1] == [
+    assert printed(update, formula_latex, total=State("scalar"), count=State("scalar")).splitlines()[1:-1] == [
         r"\mathrm{total}_t &= \mathrm{total}_{t-1} + \frac{\lVert g_t \rVert}{\operatorname{mean}(g_t)} + n"
         r" \operatorname{sum\_all}(\theta_{t-1}) \\",
         r"\mathrm{count}_t &= \begin{cases} 10^{-30} & \text{if } t = 1 \\ \mathrm{count}_{t-1} & \text{otherwise} \end{cases} \\",
@@ -472,7 +472,7 @@ def check_latex(latex):
 
 def matters_not(rule):
     """torch.optim's Rprop only begins with lr."""
-    return {"lr"} if "lr" in rule.initial.values() else set()
+    return {"lr"} if any(state.begins == "lr" for state in rule.states.values()) else set()
 
 
 LATEX_NAMES = {"lr": r"\\eta|\\mathrm{lr}", "eps": r"\\epsilon", "weight_decay": r"\\lambda", "momentum": r"\\mu"}

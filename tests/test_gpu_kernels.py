@@ -8,7 +8,7 @@ import torch
 from engines import GPU_DEVICE, make_gpu_plan, random_operands, step_cpu, step_gpu
 from settings import VARIANTS, label, telling
 
-from steprule import Rule, floor, mean, norm, total, total_of_all, where
+from steprule import Rule, State, floor, mean, norm, total, total_of_all, where
 from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.plan import Plan
@@ -35,8 +35,8 @@ AROUND = with_options(
 class Levels(Rule):
     """Sums of sums, scalar states of each other and of nothing, and a state that stays as it is."""
 
-    scalar_states = ("spread", "longest", "three")
-    initial = {"spread": 1.0}
+    spread = State("scalar", begins=1.0)
+    longest = three = State("scalar")
 
     @staticmethod
     def update(param, grad, avg, rest, spread, longest, three, *, step, lr=0.1):

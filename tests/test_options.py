@@ -226,3 +226,21 @@ def test_the_share_of_the_slow_copy_may_be_a_schedule():
     optimizer = steprule.AdamW(params(), lookahead=2, lookahead_alpha=lambda step: 1 / step)
     train(optimizer, 3)
     assert optimizer.param_groups[0]["lookahead_alpha"] == 0.25
+
+
+def test_what_an_option_keeps_is_float64_beside_numbers_in_steps_dtype():
+    """NAdam keeps mu_product as torch.optim does, in float32; a checkpoint that has lr_max so too goes on."""
+    (one,), (other,) = params(1), params(1)
+    optimizer, loaded = (steprule.NAdam([p], lr=0.1, weight_decay=0.5, decay="corrected") for p in (one, other))
+    train(optimizer, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["lr_max"] = saved["state"][0]["lr_max"].float()
+    with torch.no_grad():
+        other.copy_(one)
+    loaded.load_state_dict(saved)
+    for its in (optimizer, loaded):
+        train(its, 1, seed=1)
+    for state in (optimizer.state[one], loaded.state[other]):
+        assert (state["mu_product"].dtype, state["lr_max"].dtype) == (torch.float32, torch.float64)
+    assert float(optimizer.state[one]["lr_max"]) == 0.1
+    torch.testing.assert_close(one, other)

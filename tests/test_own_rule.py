@@ -176,9 +176,9 @@ def test_an_attribute_of_an_array_optimizer_is_refused():
 class Normed(steprule.Rule):
     """Momentum of normalised gradients, which slows down as the weights leave where they began."""
 
-    scalar_states = ("longest", "steps")
-    initial = {"anchor": "param", "longest": "floor_"}
-    exact_when = {"anchor": "always"}
+    longest = steprule.State("scalar", begins="floor_")
+    steps = steprule.State("scalar")
+    anchor = steprule.State(begins="param", exact=True)
 
     def update(param, grad, longest, steps, anchor, mean, *, lr=0.1, beta=0.9, floor_=0.5):
         longest = steprule.maximum(longest, steprule.norm(grad))
@@ -244,13 +244,15 @@ def test_what_does_not_fit_a_rule_is_refused_when_it_is_made():
     def define(**attributes):
         return type("Mine", (steprule.Rule,), {"update": lambda param, grad, m, *, lr=0.1: (param, m), **attributes})
 
-    for attribute in ({"initial": {"mm": 0.5}}, {"scalar_states": ("mm",)}):
-        with pytest.raises(steprule.RuleError, match="names the unknown state 'mm'; update's states are m"):
-            define(**attribute)
-    with pytest.raises(steprule.RuleError, match="names the unknown hyperparameter 'first'; update has lr"):
-        define(initial={"m": "first"})
-    assert define(initial={"m": "lr"}).begins_at("m", None, {"lr": 0.25}) == 0.25
-    assert define(initial={"m": 0.5}).begins_at("m", None, {"lr": 0.25}) == 0.5
+    for state in (steprule.State(), steprule.State("scalar")):
+        with pytest.raises(steprule.RuleError, match=r"Mine.mm is a State, .*; did you mean 'm'"):
+            define(mm=state)
+    with pytest.raises(
+        steprule.RuleError, match=r"Mine.m = State\(begins='first'\) names an unknown .*; update has lr"
+    ):
+        define(m=steprule.State(begins="first"))
+    assert define(m=steprule.State(begins="lr")).begins_at("m", None, {"lr": 0.25}) == 0.25
+    assert define(m=steprule.State(begins=0.5)).begins_at("m", None, {"lr": 0.25}) == 0.5
 
 
 def test_what_a_signature_gets_wrong_is_told_with_what_to_write():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
-from steprule import Rule, RuleError
+from steprule import Rule, RuleError, State, chain
 from steprule.engine.eager import oracle
 from steprule.rules import (
     ADOPT,
@@ -47,6 +48,7 @@ from steprule.rules import (
     StableAdamW,
     Yogi,
 )
+from steprule.rules.options import OPTIONS, with_options
 
 
 def run(rule, grads, param=1.0, maximize=False, **changed):
@@ -417,7 +419,7 @@ def test_every_rule_names_its_paper(rule):
 
 
 def test_what_is_read_off_a_signature():
-    assert AdamW.states == ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    assert [*AdamW.states] == ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
     assert list(AdamW.hyperparameters) == ["lr", "betas", "eps", "weight_decay", "amsgrad"]
     assert AdamW.states_for({**AdamW.hyperparameters}) == ("exp_avg", "exp_avg_sq", None)
     assert SGD.states_for({**SGD.hyperparameters, "momentum": 0.9}) == ("momentum_buffer",)
@@ -441,7 +443,146 @@ def test_signatures_that_do_not_fit():
         define(lambda param, grad, **rest: param)
     with pytest.raises(RuleError, match="take step after the"):
         define(lambda param, grad, step: param)
-    with pytest.raises(RuleError, match="names the unknown state 'momentum'; update's states are exp_avg"):
-        define(lambda param, grad, exp_avg, *, lr=1.0: (param, exp_avg), state_when={"momentum": "lr"})
-    with pytest.raises(RuleError, match="names the unknown hyperparameter 'beta'; update has lr"):
-        define(lambda param, grad, exp_avg, *, lr=1.0: (param, exp_avg), state_when={"exp_avg": "beta"})
+
+
+def of_one_state(param, grad, exp_avg, *, lr=1.0, flag=False):
+    return param, exp_avg
+
+
+@pytest.mark.parametrize(
+    ("table", "value", "instead"),
+    [
+        ("initial", {"exp_avg": "param"}, 'z = State(begins="param")'),
+        ("state_when", {"exp_avg": "flag"}, 'max_exp_avg_sq = State(when="amsgrad")'),
+        ("exact_when", {"exp_avg": "always"}, "z = State(exact=True)"),
+        ("scalar_states", ("exp_avg",), 'd = State("scalar")'),
+        ("scalar_dtype", "step", 'mu_product = State("scalar", dtype="step")'),
+        ("tensor_states", ("exp_avg",), "exp_avg = State()"),
+        ("states", {"exp_avg": State()}, "exp_avg = State()"),
+    ],
+    ids=lambda x: x if isinstance(x, str) and x.isidentifier() else "",
+)
+def test_tables_of_states_are_refused_with_what_to_write(table, value, instead):
+    message = re.escape(f"Mine.{table}: say it of each state, in a class attribute of its name: {instead}")
+    with pytest.raises(RuleError, match=message):
+        define(of_one_state, **{table: value})
+    with pytest.raises(RuleError, match=message):  # of a parent that is no rule
+        type("Mine", (type("Mixed", (), {table: value}), Rule), {"update": of_one_state})
+    with pytest.raises(RuleError, match=message):  # of a rule that has another's formula
+        type("Mine", (define(of_one_state),), {table: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("momentum", State(), "Mine.momentum is a State, and update has no state of that name; its states are exp_avg"),
+        ("exp_ag", State(), "Mine.exp_ag is a State, and update has no state of that name; did you mean 'exp_avg'?"),
+        ("lr", State(), "Mine.lr is a State, and update has no state of that name; its states are exp_avg"),
+        ("decay", State(), "Mine: a state cannot be called 'decay', which every rule has; choose another name"),
+        ("evaluate", State(), "Mine: a state cannot be called 'evaluate', which every rule has; choose another name"),
+        ("exp_avg", "param", "Mine.exp_avg must be a State, since update has a state of that name; it is 'param'"),
+        ("exp_avg", State, "Mine.exp_avg must be a State, since update has a state of that name; it is <class"),
+        ("exp_avg", State(when="beta"),
+         "Mine.exp_avg = State(when='beta') names an unknown hyperparameter; update has lr, flag"),
+        ("exp_avg", State(begins="flg"), "Mine.exp_avg = State(begins='flg') names an unknown hyperparameter"),
+        ("exp_avg", State(exact="always"), "Mine.exp_avg = State(exact='always') names an unknown hyperparameter"),
+        ("exp_avg", State(when="param"), "Mine.exp_avg = State(when='param') names an unknown hyperparameter"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_said_of_a_state_and_does_not_fit(name, value, message):
+    with pytest.raises(RuleError, match=re.escape(message)):
+        define(of_one_state, **{name: value})
+
+
+def test_a_state_cannot_have_a_name_that_every_rule_has():
+    with pytest.raises(RuleError, match="a state cannot be called 'needs', which every rule has"):
+        define(lambda param, grad, needs, *, lr=1.0: (param, needs))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"extent": "rows"}, "State(extent='rows'): 'elements' or 'scalar'"),
+        ({"extent": "param"}, "State(extent='param'): 'elements' or 'scalar'"),
+        ({"begins": None}, "State(begins=None): a number, a hyperparameter's name or 'param'"),
+        ({"exact": None}, "State(exact=None): True, False or a hyperparameter's name"),
+        ({"when": True}, "State(when=True): a hyperparameter's name or None"),
+        (
+            {"extent": "scalar", "dtype": "float32"},
+            "State(dtype='float32'): None for float64, or 'step' for step's dtype",
+        ),
+        ({"dtype": "step"}, "State(dtype='step'): only a scalar state has a dtype of its own"),
+        ({"extent": "scalar", "begins": "param"}, "State(begins='param'): one number cannot begin at all of"),
+        ({"extent": "scalar", "exact": True}, "State(exact=True): one number is always exact"),
+    ],
+    ids=str,
+)
+def test_a_state_that_makes_no_sense(given, message):
+    with pytest.raises(RuleError, match=re.escape(message)):
+        State(**given)
+
+
+class Parent(Rule):
+    first = State(begins="param", exact=True)
+    second = State(when="flag")
+
+    @staticmethod
+    def update(param, grad, first, second, *, lr=1.0, flag=False):
+        return param - lr * grad, first, second
+
+
+def test_a_rule_made_of_another_has_its_states_and_may_say_more():
+    class Checked(Parent):
+        @classmethod
+        def check(cls, **hyper):
+            raise ValueError("never")
+
+    class Exact(Parent):
+        second = State(when="flag", exact=True)
+
+    class Fewer(Parent):
+        @staticmethod
+        def update(param, grad, first, third, *, lr=1.0):
+            return param - lr * grad, first, third
+
+    class Again(Fewer):
+        update = Parent.update
+
+    assert Checked.states == Parent.states == {"first": State(begins="param", exact=True), "second": State(when="flag")}
+    assert Exact.states == {**Parent.states, "second": State(when="flag", exact=True)}
+    assert Exact.is_exact("second", {}) and not Parent.is_exact("second", {})
+    assert Fewer.states == {"first": Parent.first, "third": State()} and Fewer.tensor_states == ("first", "third")
+    assert Again.states == Parent.states
+    with pytest.raises(
+        RuleError, match=r"names an unknown hyperparameter; update has lr; it is a parent's: write second ="
+    ):
+        type("Mine", (Parent,), {"update": lambda param, grad, second, *, lr=1.0: (param, second)})
+    with pytest.raises(RuleError, match=r"Mine.frist is a State, .*; did you mean 'first'"):
+        type("Mine", (Parent,), {"frist": State()})
+
+
+def test_what_is_said_of_states_is_not_to_be_changed():
+    with pytest.raises(TypeError):
+        AdamW.states["exp_avg"] = State(exact=True)
+    with pytest.raises(AttributeError):
+        AdamW.states["exp_avg"].exact = True
+
+
+def test_options_and_chains_pass_on_what_is_said_of_states():
+    around = with_options(Parent, **{**OPTIONS, "lookahead": 3})
+    assert around.states == {**Parent.states, "slow_param": State(begins="param", exact=True)}
+    corrected = with_options(NAdam, **{**OPTIONS, "decay": "corrected"})
+    assert corrected.states == {**NAdam.states, "lr_max": State("scalar")}
+    assert corrected.scalar_states == ("mu_product", "lr_max")
+    twice = chain(RMSprop, RMSprop)
+    assert twice.states == {
+        "square_avg": State(exact="centered"),
+        "momentum_buffer": State(when="momentum"),
+        "grad_avg": State(when="centered", exact="centered"),
+        "square_avg_2": State(exact="centered_2"),
+        "momentum_buffer_2": State(when="momentum_2"),
+        "grad_avg_2": State(when="centered_2", exact="centered_2"),
+    }
+    assert chain(Yogi, Yogi).states["exp_avg_2"] == State(begins="initial_accumulator_value_2")
+    assert chain(NAdam).states["mu_product"] == State("scalar", begins=1.0)

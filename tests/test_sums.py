@@ -226,7 +226,7 @@ def test_weights_that_are_listed_twice_are_stepped_twice(name):
 FOLLOWED = [
     rule.__name__
     for rule in RULES.values()
-    if rule.scalar_states or rule.__name__ in OF_EACH or "param" in rule.initial.values()
+    if rule.scalar_states or rule.__name__ in OF_EACH or any(state.begins == "param" for state in rule.states.values())
 ]
 
 

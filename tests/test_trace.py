@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import steprule.pieces
-from steprule import Rule, RuleError, exp, norm, total, total_of_all, where
+from steprule import Rule, RuleError, State, exp, norm, total, total_of_all, where
 from steprule.engine.codegen import write_kernel
 from steprule.engine.trace import trace
 from steprule.rules import AdamW
@@ -161,7 +161,7 @@ def test_nothing_for_a_state():
 
 def test_a_value_for_every_element_is_no_number():
     class Mine(Rule):
-        scalar_states = ("count",)
+        count = State("scalar")
 
         def update(param, grad, count, *, lr=0.1):
             return param - lr * grad, count + abs(grad)
@@ -176,7 +176,7 @@ def test_sums_come_before_what_is_made_of_them():
     """A sum of something that a sum is in takes a reading more; equal ones are taken once."""
 
     class Mine(Rule):
-        scalar_states = ("seen",)
+        seen = State("scalar")
 
         def update(param, grad, seen, *, lr=0.1):
             unit = grad / norm(grad)
@@ -194,7 +194,7 @@ def test_sums_come_before_what_is_made_of_them():
 
 def test_flags_and_missing_states_may_be_branched_on():
     class Mine(Rule):
-        state_when = {"exp_avg": "flag"}
+        exp_avg = State(when="flag")
 
         def update(param, grad, exp_avg, *, lr=0.1, flag=False):
             return (param - lr * grad if exp_avg is None or not flag else param), exp_avg

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from steprule.pieces import where as where
     from steprule.rule import Rule as Rule
     from steprule.rule import RuleError as RuleError
+    from steprule.rule import State as State
     from steprule.together import Together as Together
 
 __version__ = "0.1.0"
@@ -151,7 +152,7 @@ _HOME = {
     "chains": ("chain",),
     "create": ("create_optimizer", "parameter_groups"),
     "together": ("Together",),
-    "rule": ("Rule", "RuleError"),
+    "rule": ("Rule", "RuleError", "State"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 

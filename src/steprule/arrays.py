@@ -209,7 +209,7 @@ class Optimizer:
         """Raises for a state that is not as `step` would make it."""
         param, state = self.params[index], self.state[index]
         has_begun = _count_of(index, state.get("step")) or any(name in state for name in names)
-        missing = [name for name in names if name not in state and name not in self.rule.state_when]
+        missing = [name for name in names if name not in state and not self.rule.states[name].when]
         if has_begun and missing:
             raise ValueError(
                 f"the state of params[{index}] lacks {', '.join(missing)} beside {', '.join(state)}: put it back; "
@@ -267,7 +267,7 @@ class Optimizer:
             loaded = {name: x for name, x in saved.get(index, {}).items() if x is not None}
             step = loaded.pop("step", None if loaded and self.rule.keeps_step else int(bool(loaded)))
             fresh: dict[str, Any] = {"step": _count_of(index, step)}
-            always = [name for name in self.rule.states if name not in self.rule.state_when]
+            always = [name for name, state in self.rule.states.items() if not state.when]
             missing = [name for name in always if name not in loaded] if loaded or fresh["step"] else []
             unknown = [name for name in loaded if name not in self.rule.states]
             if missing or unknown:

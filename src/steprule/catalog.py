@@ -54,7 +54,8 @@ def state_bytes(rule: type[Rule], state: str, states: str) -> float:
         state: one of its states that is no scalar.
         states: one of `steprule.formats.STATE_FORMATS`.
     """
-    hyper = {**rule.hyperparameters, **{condition: True for condition in _condition(rule, state)}}
+    condition = rule.states[state].when
+    hyper = {**rule.hyperparameters, **({condition: True} if condition else {})}
     kind = state_format(states, "float32", _SHAPE, False, state in exact_states(rule, hyper))
     return bytes_of(kind, _SHAPE) / math.prod(_SHAPE)
 
@@ -164,8 +165,8 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> Non
     write = formula_latex if latex else formula_text
     settings = ", ".join(f"{key}={value!r}" for key, value in hyper.items())
     parts = [f"{rule.__name__}(params, {settings})", inspect.cleandoc(rule.__doc__ or ""), write(rule, hyper)]
-    for condition in dict.fromkeys(rule.state_when.values()):
-        if not hyper[condition]:
+    for condition in dict.fromkeys(state.when for state in rule.states.values()):
+        if condition and not hyper[condition]:
             value = True if isinstance(rule.hyperparameters[condition], bool) else 0.9
             parts.append(f"With {condition}:\n\n{write(rule, {**hyper, condition: value})}")
     if not latex:
@@ -177,22 +178,16 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> Non
         output.add_column(heading)
     for heading in STATE_FORMATS:
         output.add_column(heading, justify="right")
-    for state in rule.states:
+    for state, said in rule.states.items():
         sizes = ["one number a tensor"]
         if state in rule.tensor_states:
             sizes = [f"{state_bytes(rule, state, kind):.3g}" for kind in STATE_FORMATS]
-        conditions = " and ".join(_condition(rule, state))
-        output.add_row(state, str(rule.initial.get(state, 0)), f"with {conditions}" if conditions else "always", *sizes)
+        output.add_row(state, str(said.begins or 0), f"with {said.when}" if said.when else "always", *sizes)
     Console().print(output)
     for need in rule.needs:
         print(f"{need}: {NEEDS[need]}")
     if rule.when:
         print(f"\nWhen: {rule.when}")
-
-
-def _condition(rule: type[Rule], state: str) -> list[str]:
-    """The hyperparameter that a state is kept for, if it is for one."""
-    return [rule.state_when[state]] if state in rule.state_when else []
 
 
 def _nearest(word: str, choices: Any) -> str:

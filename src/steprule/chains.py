@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from steprule.pieces import Value
-from steprule.rule import Rule, RuleError, check_names
+from steprule.rule import Rule, RuleError, State, check_names
 from steprule.rules.options import movement
 
 Transform = Callable[..., Any]
@@ -66,9 +67,8 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
     signature += [kind(one, kind.KEYWORD_ONLY, default=default) for one, default in hyper.items()]
     update.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     attributes: dict[str, Any] = {"update": update, "decay": "own"}
-    for which in ("state_when", "exact_when", "initial"):
-        attributes[which] = {k: v for link in links for k, v in link.renamed(which).items()}
-    attributes["scalar_states"] = tuple(link.states[one] for link in links for one in link.scalar_states)
+    for link in links:
+        attributes |= link.kept()
     attributes["check"] = staticmethod(check)
     attributes["__doc__"] = f"{' -> '.join(link.name for link in links)}: a chain of your own."
     attributes["__module__"] = __name__
@@ -93,14 +93,13 @@ class _Link:
             raise RuleError(f"chain() got the optimizer {plain.__name__}; its rule is {plain.__name__}.rule")
         if self._rule is not None:
             self.name = self._rule.__name__
-            if self._rule.refuses or "lr" in self._rule.initial.values():
+            if self._rule.refuses or any(state.begins == "lr" for state in self._rule.states.values()):
                 reason = self._rule.refuses or "its states begin at its learning rate"
                 raise RuleError(f"{self.name} cannot be a part of a chain: {reason}")
             own, self._takes_param, self._takes_step = list(self._rule.states), True, True
             self.defaults = {one: value for one, value in self._rule.hyperparameters.items() if one != "lr"}
             check_names(self.name, given, self.defaults)
             self.defaults |= given
-            self.scalar_states = self._rule.scalar_states
         else:
             if not callable(part):
                 raise RuleError(f"chain() got {part!r}, which is neither a function nor a rule")
@@ -110,7 +109,6 @@ class _Link:
             self._takes_param = own[:1] == ["param"]
             own = own[1:] if self._takes_param else own
             self._transform: Transform = part
-            self.scalar_states = ()
         self.states = {one: _free(one, taken) for one in own}
         self.hyper = {one: _free(one, taken) for one in self.defaults}
 
@@ -119,10 +117,13 @@ class _Link:
         if self._rule is not None:
             self._rule.check(**{one: given[its] for one, its in self.hyper.items() if its in given})
 
-    def renamed(self, which: str) -> dict[str, Any]:
-        """One of a rule's tables about its states, with the chain's names."""
-        table = getattr(self._rule, which) if self._rule is not None else {}
-        return {self.states[state]: self.hyper.get(value, value) for state, value in table.items()}
+    def kept(self) -> dict[str, State]:
+        """What its rule says of its states, with the chain's names. One number a tensor is float64 in all chains."""
+        kept = {}
+        for name, state in self._rule.states.items() if self._rule is not None else ():
+            asked: dict[str, Any] = {what: self.hyper.get(one, one) for what, one in state.asks().items()}
+            kept[self.states[name]] = replace(state, **asked, dtype=None)
+        return kept
 
     def __call__(
         self, direction: Value, param: Value, states: list[Value], step: Value, hyper: dict[str, Any]

@@ -353,7 +353,7 @@ class Entry:
                 continue
             first = self.rule.begins_at(name, begun, self.group)
             if name in self.scalar_states:
-                like = {} if self.rule.scalar_dtype == "step" else {"dtype": torch.float64}
+                like = {} if self.rule.states[name].dtype == "step" else {"dtype": torch.float64}
                 fresh = torch.empty((), **{**step_options(self.group, self.param), **like})
                 self.state[name] = fresh.copy_(_filled(fresh, first))
             elif self.formats and not isinstance(first, Tensor) and first == 0:

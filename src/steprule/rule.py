@@ -7,8 +7,10 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, get_args
 
 NEEDS = {
     "baseline": "what others are compared with",
@@ -26,6 +28,61 @@ class RuleError(TypeError):
     """A rule that no engine can run; the message says what to write instead."""
 
 
+Extent = Literal["elements", "scalar"]
+"""What a state has one value for: each element, or the whole tensor."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a rule says of one of its states, as a class attribute of the state's name::
+
+        class Prodigy(Rule):
+            d = State("scalar", begins="d0")
+            s = State(exact=True)
+
+    A state that has the parameter's shape, begins at 0 and may be kept in any format needs none.
+
+    Attributes:
+        extent: "elements" for a state of the parameter's shape, or "scalar" for one number a tensor, like step.
+        begins: what it begins at: a number, a hyperparameter's name, or "param", the parameter itself.
+        exact: whether it is kept in float32 at least, or the name of a hyperparameter that must be true for that: for
+            a state that a coarse format would make noise of, since it is subtracted from another or its errors add
+            up. Running maxima and minima, and states that they are compared with, need not say so.
+        when: for a state that only some settings need, the hyperparameter that must be true or nonzero for it to
+            exist; otherwise update is given None.
+        dtype: how a scalar state is kept: in float64 (None), or in step's dtype ("step").
+
+    Raises:
+        RuleError: a value makes no sense, or not beside the others.
+    """
+
+    extent: Extent = "elements"
+    begins: float | str = 0.0
+    exact: bool | str = False
+    when: str | None = None
+    dtype: Literal["step"] | None = None
+
+    def __post_init__(self) -> None:
+        is_scalar = self.extent == "scalar"
+        for what, is_right, hint in (
+            ("extent", self.extent in get_args(Extent), "'elements' or 'scalar'"),
+            ("begins", isinstance(self.begins, (int, float, str)), "a number, a hyperparameter's name or 'param'"),
+            ("begins", not is_scalar or self.begins != "param", "one number cannot begin at all of the parameter"),
+            ("exact", isinstance(self.exact, (bool, str)), "True, False or a hyperparameter's name"),
+            ("exact", not is_scalar or not self.exact, "one number is always exact; leave this out"),
+            ("when", isinstance(self.when, (str, type(None))), "a hyperparameter's name or None"),
+            ("dtype", self.dtype in (None, "step"), "None for float64, or 'step' for step's dtype"),
+            ("dtype", is_scalar or self.dtype is None, "only a scalar state has a dtype of its own"),
+        ):
+            if not is_right:
+                raise RuleError(f"State({what}={getattr(self, what)!r}): {hint}")
+
+    def asks(self) -> dict[str, str]:
+        """The hyperparameters that it names, by what for."""
+        named = {"begins": self.begins, "exact": self.exact, "when": self.when}
+        return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) != ("begins", "param")}
+
+
 class Rule:
     """One optimizer's formula.
 
@@ -41,18 +98,11 @@ class Rule:
     that is what `steprule.where` is for.
 
     Attributes:
-        states: the names of update's states, read off its signature. Each has the parameter's shape and
-            begins at 0, unless the following say otherwise.
-        initial: what states begin at: a number, a hyperparameter's name, or "param", the parameter itself.
-        scalar_states: those that are one number for each tensor, like step.
-        scalar_dtype: how these are kept: "float64", or "step" for step's dtype.
-        tensor_states: those that are not in scalar_states.
+        states: update's states, read off its signature and in its order, each with its `State`: the class attribute
+            of its name, here or in a parent, or else State().
+        scalar_states: the names of those that are one number a tensor.
+        tensor_states: the names of the others.
         hyperparameters: update's hyperparameters and their defaults, in order.
-        state_when: for a state that only some settings need, the hyperparameter that must be true or
-            nonzero for it to exist; otherwise update is given None.
-        exact_when: for a state that a coarse format would make noise of, since it is subtracted from another or its
-            errors add up, the hyperparameter that must be true for that, or "always"; it is then kept in float32 at
-            least. Running maxima and minima, and states that they are compared with, need not be named.
         decay: what the formula makes of its hyperparameter weight_decay: a key of `steprule.rules.options.DECAYS`, or
             "own" for what is none of those.
         refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
@@ -67,17 +117,13 @@ class Rule:
         sparse_only: whether gradients must be sparse.
 
     Raises:
-        RuleError: when the class is made, if update's signature, state_when or exact_when does not fit.
+        RuleError: when the class is made, if update's signature or a State does not fit.
     """
 
-    states: ClassVar[tuple[str, ...]] = ()
+    states: ClassVar[Mapping[str, State]] = MappingProxyType({})
+    scalar_states: ClassVar[tuple[str, ...]] = ()
     tensor_states: ClassVar[tuple[str, ...]] = ()
     hyperparameters: ClassVar[Mapping[str, Any]] = {}
-    state_when: ClassVar[Mapping[str, str]] = {}
-    exact_when: ClassVar[Mapping[str, str]] = {}
-    initial: ClassVar[Mapping[str, float | str]] = {}
-    scalar_states: ClassVar[tuple[str, ...]] = ()
-    scalar_dtype: ClassVar[str] = "float64"
     keeps_step: ClassVar[bool] = True
     sparse_grads: ClassVar[bool] = False
     touches_states: ClassVar[bool] = False
@@ -97,31 +143,16 @@ class Rule:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "update" not in vars(cls):
-            if not hasattr(cls, "update"):
-                raise RuleError(f"{cls.__name__} has no update(param, grad, ...): that is where its formula goes")
-            return
-        function = vars(cls)["update"]
-        function = getattr(function, "__func__", function)
-        cls.update = staticmethod(function)  # type: ignore[attr-defined]
-        cls.states, cls.hyperparameters = _read_signature(cls, function)
-        cls.counts_steps = "step" in inspect.signature(function).parameters
+        if "update" in vars(cls):
+            function = vars(cls)["update"]
+            cls.update = staticmethod(getattr(function, "__func__", function))  # type: ignore[attr-defined]
+        elif not hasattr(cls, "update"):
+            raise RuleError(f"{cls.__name__} has no update(param, grad, ...): that is where its formula goes")
+        names, cls.hyperparameters = _read_signature(cls, cls.function())
+        cls.states = MappingProxyType(_read_states(cls, names))
+        cls.scalar_states = tuple(name for name, state in cls.states.items() if state.extent == "scalar")
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
-        allowed = {"state_when": (), "exact_when": ("always",), "initial": ("param",), "scalar_states": (None,)}
-        for attribute, others in allowed.items():
-            named = getattr(cls, attribute)
-            for state in named:
-                condition = named[state] if isinstance(named, Mapping) else None
-                if state not in cls.states:
-                    raise RuleError(
-                        f"{cls.__name__}.{attribute} names the unknown state {state!r}; update's states are "
-                        f"{', '.join(cls.states) or 'none'}"
-                    )
-                if condition not in (*cls.hyperparameters, *others) and not isinstance(condition, float):
-                    raise RuleError(
-                        f"{cls.__name__}.{attribute}[{state!r}] names the unknown hyperparameter {condition!r}; "
-                        f"update has {', '.join(cls.hyperparameters) or 'none'}"
-                    )
+        cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
 
     @classmethod
     def function(cls) -> Callable[..., Any]:
@@ -135,19 +166,19 @@ class Rule:
     @classmethod
     def states_for(cls, hyper: Mapping[str, Any]) -> tuple[str | None, ...]:
         """The states that these hyperparameters need, in update's order, None for each it does without."""
-        return tuple(name if name not in cls.state_when or hyper[cls.state_when[name]] else None for name in cls.states)
+        return tuple(name if not one.when or hyper[one.when] else None for name, one in cls.states.items())
 
     @classmethod
     def begins_at(cls, state: str, param: Any, hyper: Mapping[str, Any]) -> Any:
         """What a state begins at: a number, or param."""
-        value = cls.initial.get(state, 0.0)
-        return value if isinstance(value, float) else param if value == "param" else hyper[value]
+        value = cls.states[state].begins
+        return float(value) if not isinstance(value, str) else param if value == "param" else hyper[value]
 
     @classmethod
     def is_exact(cls, state: str, hyper: Mapping[str, Any]) -> bool:
         """Whether a state is to be kept in float32 at least."""
-        condition = cls.exact_when.get(state)
-        return condition == "always" or bool(condition and hyper[condition])
+        exact = cls.states[state].exact
+        return exact if isinstance(exact, bool) else bool(hyper[exact])
 
     @classmethod
     def evaluate(
@@ -322,6 +353,45 @@ def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple
         if not name.isidentifier() or name.startswith("_"):
             raise RuleError(f"{rule.__name__}.update: a state cannot be called {name!r} {where}")
     return tuple(states), hyperparameters
+
+
+_ONCE_TABLES = {
+    "states": "exp_avg = State()",
+    "tensor_states": "exp_avg = State()",
+    "scalar_states": 'd = State("scalar")',
+    "scalar_dtype": 'mu_product = State("scalar", dtype="step")',
+    "initial": 'z = State(begins="param")',
+    "exact_when": 'z = State(exact=True), or exact="centered" to name a hyperparameter',
+    "state_when": 'max_exp_avg_sq = State(when="amsgrad")',
+}
+"""What is not how to speak of states, and what is."""
+
+
+def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
+    """What the rule's class attributes say of update's states."""
+    who = rule.__name__
+    bodies = [vars(one) for one in rule.__mro__ if one is rule or not issubclass(one, Rule)]
+    for table, instead in _ONCE_TABLES.items():
+        if any(not isinstance(body.get(table, State()), State) for body in bodies):
+            raise RuleError(f"{who}.{table}: say it of each state, in a class attribute of its name: {instead}")
+    for name in (*names, *(name for name, value in vars(rule).items() if isinstance(value, State))):
+        if hasattr(Rule, name):
+            raise RuleError(f"{who}: a state cannot be called {name!r}, which every rule has; choose another name")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its states are {', '.join(names) or 'none'}"
+            raise RuleError(f"{who}.{name} is a State, and update has no state of that name; {hint}")
+    states = {name: getattr(rule, name, State()) for name in names}
+    for name, state in states.items():
+        if not isinstance(state, State):
+            raise RuleError(f"{who}.{name} must be a State, since update has a state of that name; it is {state!r}")
+        for what, hyperparameter in state.asks().items():
+            if hyperparameter not in rule.hyperparameters:
+                anew = "" if name in vars(rule) else f"; it is a parent's: write {name} = State(...) anew"
+                known = ", ".join(rule.hyperparameters) or "none"
+                asked = f"{who}.{name} = State({what}={hyperparameter!r})"
+                raise RuleError(f"{asked} names an unknown hyperparameter; update has {known}{anew}")
+    return states
 
 
 def _where(function: Callable[..., Any]) -> str:

@@ -230,7 +230,7 @@ def lacking(rule: type[Rule], state: Mapping[str, Any], hyper: Mapping[str, Any]
     step = state.get("step")
     if not has_begun and not (counts and isinstance(step, Tensor) and is_near(step) and step > 0):
         return []
-    missing = [name for name in names if kept(state, name) is None and name not in rule.state_when]
+    missing = [name for name in names if kept(state, name) is None and not rule.states[name].when]
     return missing + ["step"] * (counts and step is None)
 
 
@@ -355,7 +355,7 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
     """A loaded state, not shared with the dict it came from and laid out as the engines want it."""
     if name in rule.scalar_states:
         options = step_options(group, param)
-        options |= {"dtype": torch.float64} if rule.scalar_dtype != "step" else {}
+        options |= {"dtype": torch.float64} if rule.states[name].dtype != "step" else {}
         value = value if isinstance(value, Tensor) else float(value)
         return torch.as_tensor(value, **options).reshape(()).clone()
     if name == "step":

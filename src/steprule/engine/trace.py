@@ -420,7 +420,9 @@ def trace(
             )
     own = _separate(rule.scalar_states, outputs)
     begun = [
-        name for name, first in rule.initial.items() if first == "param" or (isinstance(first, float) and first < 0)
+        name
+        for name, state in rule.states.items()
+        if state.begins == "param" or (not isinstance(state.begins, str) and state.begins < 0)
     ]
     nonnegative = _nonnegative({name: new for name, new in outputs.items() if name not in begun}, own["own"])
     extreme, gathered = _extremes(outputs), {}

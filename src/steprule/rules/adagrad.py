@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, cbrt, clip, ema, ema_sq, l2, sign, sqrt, where
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 
 
 class Adagrad(Rule):
@@ -14,7 +14,7 @@ class Adagrad(Rule):
     lr_decay as in torch.optim: lr / (1 + (step - 1) * lr_decay).
     """
 
-    initial = {"sum": "initial_accumulator_value"}
+    sum = State(begins="initial_accumulator_value")
     sparse_grads = True
     touches_states = True
     needs = ("sparse", "memory")
@@ -35,7 +35,7 @@ class Adadelta(Rule):
     arXiv:1212.5701, algorithm 1."""
 
     needs = ("tuning-free",)
-    exact_when = {"square_avg": "always", "acc_delta": "always"}  # steps follow from steps: what is off stays off
+    square_avg = acc_delta = State(exact=True)  # steps follow from steps: what is off stays off
     when = "Where old code asks for it; it has no learning rate to speak of, and starts slowly."
 
     @staticmethod
@@ -55,12 +55,8 @@ class MADGRAD(Rule):
     eps is added to the cube root and to lr, as in the authors' code; momentum is theirs, 1 - c of the paper.
     """
 
-    initial = {"initial_param": "param"}
-    exact_when = {
-        "initial_param": "always",
-        "grad_sum": "always",
-        "grad_sum_sq": "always",
-    }  # all the way follows from them
+    grad_sum_sq = grad_sum = State(exact=True)  # all the way follows from them
+    initial_param = State(begins="param", exact=True)
     refuses = "the weights are computed anew from the first ones in every step"
     when = "Where SGD generalises better than Adam but needs more tuning: with little or no weight decay."
 
@@ -88,8 +84,7 @@ class Rprop(Rule):
     A gradient that has turned counts as 0, once. NaN counts as 0 too, as in torch.optim.
     """
 
-    initial = {"step_size": "lr"}
-    exact_when = {"step_size": "always"}
+    step_size = State(begins="lr", exact=True)
     when = "Full batches, deterministic losses: it looks at nothing but signs, which noise makes worthless."
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, abs, debias, ema, ema_sq, l2, maximum, sqrt, where
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 
 
 def adam_direction(
@@ -28,7 +28,7 @@ class AdamW(Rule):
     amsgrad: Reddi et al. 2018, arXiv:1904.09237, the maximum taken before bias correction as in torch.optim.
     """
 
-    state_when = {"max_exp_avg_sq": "amsgrad"}
+    max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
     needs = ("baseline",)
     when = "The default for transformers, and for most else: try it first, with a warm-up and a decaying schedule."
@@ -49,7 +49,7 @@ class Adam(Rule):
     decoupled_weight_decay turns it into AdamW, as in torch.optim.
     """
 
-    state_when = {"max_exp_avg_sq": "amsgrad"}
+    max_exp_avg_sq = State(when="amsgrad")
     needs = ("baseline",)
     when = "Where a paper to be reproduced used it; with weight decay AdamW is the better of the two."
 
@@ -75,8 +75,8 @@ class AdamC(Rule):
     max_lr: the largest learning rate of the schedule; where it is smaller than lr has been, the largest so far.
     """
 
-    state_when = {"max_exp_avg_sq": "amsgrad"}
-    scalar_states = ("lr_max",)
+    max_exp_avg_sq = State(when="amsgrad")
+    lr_max = State("scalar")
     decay = "corrected"
     when = "Where gradients grow towards the end of a run with AdamW, a decaying schedule and normalisation layers."
 
@@ -98,9 +98,7 @@ class NAdam(Rule):
     The momentum is warmed up as there, with momentum_decay for its psi. Decay: L2, or decoupled as in AdamW.
     """
 
-    scalar_states = ("mu_product",)
-    scalar_dtype = "step"
-    initial = {"mu_product": 1.0}
+    mu_product = State("scalar", begins=1.0, dtype="step")
     when = "Where Adam is used and a little more momentum helps; differences are small."
 
     @staticmethod

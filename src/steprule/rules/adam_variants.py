@@ -22,7 +22,7 @@ from steprule.pieces import (
     sqrt,
     where,
 )
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 from steprule.rules.adam import adam_direction
 
 
@@ -32,7 +32,7 @@ class AdaBelief(Rule):
     amsgrad as in Adam. The authors' code rectifies as RAdam does by default; the paper does not.
     """
 
-    state_when = {"max_exp_avg_var": "amsgrad"}
+    max_exp_avg_var = State(when="amsgrad")
     decay = "decoupled"
     needs = ("noise",)
     when = "In place of Adam where its steps are too small along directions that gradients agree on."
@@ -59,7 +59,7 @@ class Yogi(Rule):
     Both averages begin at initial_accumulator_value, and are debiased as in optax.
     """
 
-    initial = {"exp_avg": "initial_accumulator_value", "exp_avg_sq": "initial_accumulator_value"}
+    exp_avg = exp_avg_sq = State(begins="initial_accumulator_value")
     decay = "decoupled"
     needs = ("noise",)
     when = "Where gradients are sparse or heavy-tailed and Adam's steps grow too fast after them."
@@ -82,7 +82,7 @@ class LaProp(Rule):
     """Momentum of normalised gradients, where Adam normalises the momentum. Ziyin et al. 2020, arXiv:2002.04839,
     algorithm 1."""
 
-    state_when = {"max_exp_avg_sq": "amsgrad"}
+    max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
     needs = ("noise",)
     when = "Where Adam diverges with a small beta2 or large noise: its momentum cannot meet a wrong mean square."
@@ -228,7 +228,7 @@ class MARS(Rule):
     corrected gradient of each tensor is scaled to a norm of 1 where it is longer.
     """
 
-    state_when = {"max_exp_avg_sq": "amsgrad"}
+    max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
     needs = ("noise",)
     when = "Language models, with a learning rate a few times AdamW's."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steprule.pieces import Value, at_first, ema, norm, sqrt, total, where
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 from steprule.rules.adam import adam_direction
 
 
@@ -62,7 +62,7 @@ class NovoGrad(Rule):
     eps is there in the first step too, where the paper leaves it out and divides by a norm that may be 0.
     """
 
-    scalar_states = ("exp_avg_sq",)
+    exp_avg_sq = State("scalar")
     decay = "own"
     needs = ("memory", "large-batch")
     when = "Speech and vision with large batches, at one state an element; it is robust to the learning rate."

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steprule.pieces import Value, floor, l2, maximum, size, total, where
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 
 DECAYS = {
     "coupled": "grad + weight_decay * param: L2 regularisation",
@@ -95,6 +95,14 @@ def with_options(
     return _rules[key]
 
 
+_ADDED = {
+    "initial_param": State(begins="param", exact=True),
+    "lr_max": State("scalar"),
+    "slow_param": State(begins="param", exact=True),
+}
+"""The states that options keep."""
+
+
 def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay: bool, lookahead: bool) -> type[Rule]:
     """The rule whose formula has these around it."""
     added = {"initial_param": decay == "initial", "lr_max": decay == "corrected", "slow_param": lookahead}
@@ -129,17 +137,14 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
         return new, *new_states, *extra.values()
 
     update.__signature__ = inspect.Signature([*positional, *keywords])  # type: ignore[attr-defined]
-    begins_at_param = [names[name] for name in ("initial_param", "slow_param") if name in names]
     attributes: dict[str, Any] = {
         name: getattr(rule, name)
         for name in (
-            "state_when",
             "keeps_step",
             "sparse_grads",
             "sparse_only",
             "needs",
             "when",
-            "scalar_dtype",
             "__doc__",
             "__module__",
         )
@@ -149,9 +154,8 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
         "check": rule.check,
         "touches_states": rule.touches_states and not lookahead,
         "decay": decay or rule.decay,
-        "initial": {**rule.initial, **dict.fromkeys(begins_at_param, "param")},
-        "exact_when": {**rule.exact_when, **dict.fromkeys(begins_at_param, "always")},
-        "scalar_states": (*rule.scalar_states, *(names[name] for name in ("lr_max",) if name in names)),
+        **rule.states,
+        **{names[name]: _ADDED[name] for name in names},
     }
     if lookahead:
         attributes["keeps_step"] = True

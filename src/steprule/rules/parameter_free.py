@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from steprule.pieces import Value, abs, at_first, ema, ema_sq, l2, maximum, minimum, sqrt, total_of_all, where
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 
 
 class Prodigy(Rule):
@@ -18,9 +18,10 @@ class Prodigy(Rule):
     bias_correction multiplies lr by Adam's.
     """
 
-    scalar_states = ("d", "d_max", "d_numerator")
-    initial = {"d": "d0", "d_max": "d0", "initial_param": "param"}
-    exact_when = {"initial_param": "always", "s": "always"}
+    d = d_max = State("scalar", begins="d0")
+    d_numerator = State("scalar")
+    s = State(exact=True)
+    initial_param = State(begins="param", exact=True)
     decay = "own"
     needs = ("tuning-free",)
     when = "Adam without a learning rate to tune: leave lr at 1 and use a cosine schedule without warm-up."
@@ -55,9 +56,9 @@ class DAdaptAdam(Rule):
     As the authors' code: d0 is the first estimate of the distance to the solution, growth_rate bounds its growth.
     """
 
-    scalar_states = ("d", "numerator")
-    initial = {"d": "d0"}
-    exact_when = {"s": "always"}
+    d = State("scalar", begins="d0")
+    numerator = State("scalar")
+    s = State(exact=True)
     decay = "own"
     needs = ("tuning-free",)
     when = "The predecessor of Prodigy, which is the better first choice."
@@ -90,9 +91,8 @@ class DoG(Rule):
     reps_rel: the first distance, relative to 1 + the norm of the first weights. lr multiplies all steps; leave it at 1.
     """
 
-    scalar_states = ("distance", "grad_sum_sq")
-    initial = {"initial_param": "param"}
-    exact_when = {"initial_param": "always"}
+    distance = grad_sum_sq = State("scalar")
+    initial_param = State(begins="param", exact=True)
     needs = ("tuning-free", "memory", "no-schedule")
     when = "SGD without a learning rate to tune, for fine-tuning above all; evaluate an average of the weights."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steprule.pieces import Value, ema, ema_sq, l2, maximum, sqrt
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 
 
 class RMSprop(Rule):
@@ -12,10 +12,11 @@ class RMSprop(Rule):
     Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013, arXiv:1308.0850, equations 38-41.
     """
 
-    state_when = {"momentum_buffer": "momentum", "grad_avg": "centered"}
+    square_avg = State(exact="centered")  # from which the square of grad_avg is subtracted, and the rest divided by
+    momentum_buffer = State(when="momentum")
+    grad_avg = State(when="centered", exact="centered")
     needs = ("baseline", "memory")
     when = "Reinforcement learning, and recurrent networks of old; Adam is this with momentum and bias correction."
-    exact_when = {"square_avg": "centered", "grad_avg": "centered"}  # their difference is divided by
 
     @staticmethod
     def update(

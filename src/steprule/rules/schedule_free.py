@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, debias, ema_sq, maximum, minimum, sqrt, where
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 from steprule.rules.adam import rectification
 
 
@@ -34,9 +34,8 @@ class ScheduleFreeSGD(Rule):
     steps by step**r times the largest lr so far to the power weight_lr_power. Decay at y.
     """
 
-    scalar_states = ("lr_max", "weight_sum")
-    initial = {"z": "param"}
-    exact_when = {"z": "always"}
+    lr_max = weight_sum = State("scalar")
+    z = State(begins="param", exact=True)
     needs = ("no-schedule", "memory")
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
@@ -66,9 +65,8 @@ class ScheduleFreeAdamW(Rule):
     Hyperparameters as `ScheduleFreeSGD`, betas[0] for its momentum.
     """
 
-    scalar_states = ("lr_max", "weight_sum")
-    initial = {"z": "param"}
-    exact_when = {"z": "always"}
+    lr_max = weight_sum = State("scalar")
+    z = State(begins="param", exact=True)
     needs = ("no-schedule",)
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
@@ -101,9 +99,8 @@ class ScheduleFreeRAdam(Rule):
     silent_sgd_phase: no step at all while RAdam would take one of SGD. Others as `ScheduleFreeSGD`.
     """
 
-    scalar_states = ("lr_max", "weight_sum")
-    initial = {"z": "param"}
-    exact_when = {"z": "always"}
+    lr_max = weight_sum = State("scalar")
+    z = State(begins="param", exact=True)
     needs = ("no-schedule",)
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"

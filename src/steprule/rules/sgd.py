@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, ema, l2, maximum, sign, where
-from steprule.rule import Rule
+from steprule.rule import Rule, State
 
 
 class SGD(Rule):
@@ -15,7 +15,7 @@ class SGD(Rule):
     buffer holds gradients, lr multiplies what is subtracted, and the first gradient enters undampened.
     """
 
-    state_when = {"momentum_buffer": "momentum"}
+    momentum_buffer = State(when="momentum")
     keeps_step = False  # torch.optim keeps none: the first step is the one with a new momentum_buffer
     sparse_grads = True
     needs = ("baseline", "memory", "sparse")
@@ -45,7 +45,7 @@ class Signum(Rule):
     nesterov: the mean is moved towards the gradient once more before its sign is taken.
     """
 
-    state_when = {"momentum_buffer": "momentum"}
+    momentum_buffer = State(when="momentum")
     decay = "decoupled"
     needs = ("memory",)
     when = "Where one state is all there is room for and Adam's kind of steps are wanted; compare with Lion."
@@ -93,10 +93,9 @@ class ASGD(Rule):
     after t0 steps.
     """
 
-    scalar_states = ("eta", "mu")
-    scalar_dtype = "step"
-    initial = {"eta": "lr", "mu": 1.0}
-    exact_when = {"ax": "always"}
+    eta = State("scalar", begins="lr", dtype="step")
+    mu = State("scalar", begins=1.0, dtype="step")
+    ax = State(exact=True)
     refuses = "ax averages the weights as the formula leaves them"
     when = "Convex problems and averages of their iterates; for networks use the argument average of any optimizer."
 
