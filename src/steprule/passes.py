@@ -57,7 +57,7 @@ from steprule.states import (
 
 if TYPE_CHECKING:
     from steprule.engine.gpu_own import GpuPlanned
-    from steprule.optimizer import Optimizer
+    from steprule.optimizer.front import Optimizer
     from steprule.services.device import OnDevice
 
 Kernel = cpu.Kernel | gpu.Kernel

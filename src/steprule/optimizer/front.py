@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import itertools
@@ -20,132 +19,55 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
-from steprule import rules
 from steprule.engine import gpu
 from steprule.engine.team import torch_alone
 from steprule.engine.trace import couples, trace
-from steprule.formats import (
-    STATE_FORMATS,
-    WEIGHT_FORMATS,
-    weight_format,
-)  # fmt: skip
+from steprule.optimizer.arguments import (
+    ALL_OPTIONS,
+    FLAGS,
+    SERVICE_OPTIONS,
+    TORCHS,
+    check_clip,
+    check_formats,
+    docstring,
+    equal_defaults,
+    is_elsewhere,
+    make_accumulator,
+    make_services,
+)
+from steprule.optimizer.checkpoint import Loading, steps_of
+from steprule.optimizer.schedules import KEY as SCHEDULES
+from steprule.optimizer.schedules import Schedule, Schedules
+from steprule.optimizer.uncompiled import leave_uncompiled
 from steprule.passes import Entry, Listed, Pass, Seen, find_shared, name_in
 from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
 from steprule.rules.options import OPTIONS, with_options
-from steprule.schedules import KEY as SCHEDULES
-from steprule.schedules import Schedule, Schedules
 from steprule.services import Telemetry
-from steprule.services.accumulate import GRAD_FORMATS, Accumulator
+from steprule.services.accumulate import Accumulator
 from steprule.services.average import STATE as AVERAGE
-from steprule.services.average import as_average, average_format
-from steprule.services.clip import Clip, ClipValue, as_clip
+from steprule.services.clip import Clip, as_clip
 from steprule.services.release import Release, check_not_released
-from steprule.services.step import NONFINITE, RESERVED, StepServices
+from steprule.services.step import RESERVED, StepServices
 from steprule.states import (
-    DTYPES,
     FORMAT_OPTIONS,
     HALVES,
     MIXABLE,
     Aside,
-    arrays_of,
     bring_up_to_date,
-    convert,
-    correction_dtype,
     is_abstract,
     is_fake,
     kept,
-    kept_format,
-    misfit,
     move_resting_average,
     name_of,
     own_copy,
     read_state,
-    state_format,
     state_of,
-    step_options,
-    with_new_names,
-    wrong_step,
 )
 
-__all__ = [
-    "ADOPT",
-    "ASGD",
-    "LAMB",
-    "LARS",
-    "LBFGS",
-    "MADGRAD",
-    "MARS",
-    "SGD",
-    "AdEMAMix",
-    "AdaBelief",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamAtan2",
-    "AdamC",
-    "AdamW",
-    "Adamax",
-    "Adan",
-    "DAdaptAdam",
-    "DoG",
-    "Grams",
-    "LaProp",
-    "Lion",
-    "Muon",
-    "NAdam",
-    "NovoGrad",
-    "Optimizer",
-    "Prodigy",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "ScheduleFreeAdamW",
-    "ScheduleFreeRAdam",
-    "ScheduleFreeSGD",
-    "Signum",
-    "SparseAdam",
-    "StableAdamW",
-    "Yogi",
-]
-
 logger = logging.getLogger("steprule")
-_FLAGS: dict[str, Any] = {
-    "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
-}  # fmt: skip
-_SERVICE_OPTIONS: dict[str, Any] = {
-    "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None,
-}  # fmt: skip
-_OPTIONS = {**FORMAT_OPTIONS, **_SERVICE_OPTIONS, **OPTIONS}
+
 _PASSING = "GradScaler is going to stop passing itself"
-_FLAG_DOCS = """
-    maximize: follow the gradient upwards. Default: False.
-    differentiable: let autograd pass through the step (slower). Default: False.
-    foreach, fused, capturable: accepted for torch.optim's sake and kept in the groups; the engine is chosen by
-        what the tensors are. fused=True, as there, refuses parameters that are not floating point.
-    states: how states are kept: "float32", "bfloat16" or "8bit" (a code each and a base for every 128, in tensors
-        whose rows have 32 or more; others keep float32). Default: the parameter's dtype.
-    weights: how bfloat16 and float16 parameters are kept: "stochastic" (rounded up or down at random, so that small
-        updates count on average), "24bit" or "32bit" (with an error-correction of 8 or 16 bits in the state, in
-        place of a float32 master copy). Default: rounded to nearest, which loses small updates.
-    seed: for random roundings, an int from 0 to 2**53; the same on every replica. Default: 0.
-    clip: how gradients are clipped inside the step: a number, the largest norm of all together, or ClipNorm,
-        ClipValue, ClipAdaptive or ClipQuantile from steprule.services. A group with "clip": False is left out.
-        Gradients themselves stay as they are; `grad_norm` has their norm. Default: not at all.
-    nonfinite: what happens if a gradient is not finite: "skip" the step, "zero" those elements, or "raise".
-        Default: they spread, as in torch.optim.
-    average: an exponential average of the weights: its decay, or an Average from steprule.services. Default: none.
-    telemetry: gather norms and more every so many steps: an int, or a Telemetry from steprule.services.
-        Default: never.
-    grads: how gradients of bfloat16 and float16 parameters are summed over micro-batches: "float32", or "24bit" or
-        "32bit" (with an error-correction beside param.grad). Default: in the parameter's dtype.
-    decay: what weight_decay means: "coupled" (added to the gradient, L2), "decoupled" (times lr), "independent" (of
-        lr), "corrected" (times lr**2 / max_lr) or "initial" (towards the first weights, times lr). Default: what the
-        formula says.
-    cautious: leave out the part of a step that goes up the gradient. Default: False.
-    cautious_decay: decay a weight only in steps that bring it nearer to 0. Default: False.
-    lookahead: after how many steps the weights go back to a slower copy that has moved lookahead_alpha (0.5) of the
-        way to them; 0 for never. Default: 0."""
+_profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -193,7 +115,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init_subclass__(
         cls,
         rule: type[Rule] | None = None,
-        flags: Sequence[str] = tuple(_FLAGS),
+        flags: Sequence[str] = tuple(FLAGS),
         positional_flags: Sequence[str] = (),
         keyword_only: Sequence[str] = (),
         fixed: Mapping[str, Any] | None = None,
@@ -205,7 +127,7 @@ class Optimizer(torch.optim.Optimizer):
                 cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
             return
         for name in (*rule.hyperparameters, *rule.states):
-            if name in (*_OPTIONS, *RESERVED, AVERAGE):
+            if name in (*ALL_OPTIONS, *RESERVED, AVERAGE):
                 raise RuleError(f"{rule.__name__}: {name!r} is a name that every optimizer has; choose another")
         for name in rule.states:
             other = state_of(name, {"param", *rule.states} - {name})
@@ -216,21 +138,21 @@ class Optimizer(torch.optim.Optimizer):
         cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
         kind = inspect.Parameter
         parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
-        defaults = {**rule.hyperparameters, **_equal_defaults(rule)}
+        defaults = {**rule.hyperparameters, **equal_defaults(rule)}
         parameters += [
             kind(name, kind.POSITIONAL_OR_KEYWORD, default=defaults[name])
             for name in rule.hyperparameters
             if name not in keyword_only
         ]
-        parameters += [kind(name, kind.POSITIONAL_OR_KEYWORD, default=_FLAGS[name]) for name in positional_flags]
+        parameters += [kind(name, kind.POSITIONAL_OR_KEYWORD, default=FLAGS[name]) for name in positional_flags]
         parameters += [
-            kind(name, kind.KEYWORD_ONLY, default=_FLAGS[name]) for name in flags if name not in positional_flags
+            kind(name, kind.KEYWORD_ONLY, default=FLAGS[name]) for name in flags if name not in positional_flags
         ]
         parameters += [kind(name, kind.KEYWORD_ONLY, default=rule.hyperparameters[name]) for name in keyword_only]
-        parameters += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in _OPTIONS.items()]
+        parameters += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in ALL_OPTIONS.items()]
         cls._signature = cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         if cls.__doc__ is None:
-            cls.__doc__ = _docstring(cls)
+            cls.__doc__ = docstring(rule)
 
     @staticmethod
     def of(rule: type[Rule]) -> type[Optimizer]:
@@ -253,20 +175,20 @@ class Optimizer(torch.optim.Optimizer):
         self._schedules = Schedules(functions) if functions else None
         self._begun_with = {}
         self._completed = []  # groups that have all settings
-        chosen = {name: settings.pop(name) for name in _SERVICE_OPTIONS}
+        chosen = {name: settings.pop(name) for name in SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
         if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
             options["decay"] = "decoupled"  # which the options around the formula then see
         self._use(options)
         settings |= {name: options[name] for name in self.rule.hyperparameters if name in OPTIONS}
-        self._accumulator = _make_accumulator(chosen.pop("grads"))
-        self._services = _make_services(**chosen)
+        self._accumulator = make_accumulator(chosen.pop("grads"))
+        self._services = make_services(**chosen)
         self._check(settings)
         if all(settings[name] == default for name, default in FORMAT_OPTIONS.items()):
             for name in FORMAT_OPTIONS:  # as absent as in torch.optim
                 del settings[name]
         self._pass: Pass | None = None
-        self._loading: _Loading | None = None
+        self._loading: Loading | None = None
         super().__init__(params, {**settings, **self._fixed})
         self._is_made = True
         for group in self.param_groups:
@@ -281,7 +203,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses what would look like a setting and be none; what a class has for itself is its own."""
         if self._is_made and name in self._signature.parameters and not hasattr(type(self), name):
-            is_constant = name in _SERVICE_OPTIONS or name in OPTIONS
+            is_constant = name in SERVICE_OPTIONS or name in OPTIONS
             remedy = (
                 "is chosen when an optimizer is made: make another, and give it this one's state_dict()"
                 if is_constant
@@ -325,7 +247,7 @@ class Optimizer(torch.optim.Optimizer):
         every = settings.get("lookahead", 1)
         if "lookahead" in self.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
             raise ValueError(f"Invalid lookahead value: {every!r}; it is a number of steps")
-        _check_formats(settings)
+        check_formats(settings)
         for name in self._flags:
             if settings.get(name) not in (None, True, False):
                 raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
@@ -450,8 +372,8 @@ class Optimizer(torch.optim.Optimizer):
             strictly: also for what torch.optim's own rules take in groups, as a negative lr. Default: False.
         """
         names = self.rule.hyperparameters if names is None else names
-        near = [name for name in names if not _is_elsewhere(settings[name])]
-        check_hyperparameters(self.rule, settings, type(self).rule in _TORCHS and not strictly, near)
+        near = [name for name in names if not is_elsewhere(settings[name])]
+        check_hyperparameters(self.rule, settings, type(self).rule in TORCHS and not strictly, near)
 
     def _check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """Checks numbers that have changed in groups, as `_look_at_groups` does; False if there are functions now."""
@@ -465,13 +387,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_keys(self, group: Mapping[str, Any]) -> None:
         """Raises for what a group cannot have for itself."""
-        for name in (*_SERVICE_OPTIONS, *OPTIONS):
+        for name in (*SERVICE_OPTIONS, *OPTIONS):
             is_free = name == "clip" and group.get(name) is False
             if name in group and name not in self.rule.hyperparameters and not is_free:
                 exception = "; a group may only have 'clip': False, to be left out of clipping"
                 raise ValueError(
                     f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
-                    f"its constructor{exception if name in _SERVICE_OPTIONS else ''}"
+                    f"its constructor{exception if name in SERVICE_OPTIONS else ''}"
                 )
 
     def _check_constants(self, listed: Iterable[Listed]) -> None:
@@ -504,7 +426,7 @@ class Optimizer(torch.optim.Optimizer):
                     f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
                 )
                 raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
-        _check_clip(services.clip if services is not None else None, [group])
+        check_clip(services.clip if services is not None else None, [group])
 
     def _check_memory(self) -> None:
         """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
@@ -576,7 +498,7 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 "the weights are swapped with their averages: call swap_average() before load_state_dict()"
             )
-        self._loading = _Loading(self)
+        self._loading = Loading(self)
         hook = self.register_load_state_dict_pre_hook(self._loading.remember)
         try:
             super().load_state_dict(state_dict)
@@ -635,7 +557,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
         """Adds to a saved group what it had not yet when it was saved."""
-        missing = {**_FLAGS, **self.rule.hyperparameters, **self._options}
+        missing = {**FLAGS, **self.rule.hyperparameters, **self._options}
         for name in (*self.rule.hyperparameters, *self._flags):
             group.setdefault(name, missing[name])
         group.update(self._fixed)
@@ -718,7 +640,7 @@ class Optimizer(torch.optim.Optimizer):
         self._tell_what_is_dropped(saved)
         states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
         if self._schedules is not None:
-            calls = saved["calls"] if "calls" in saved else _steps_of(states) or self._schedules.calls
+            calls = saved["calls"] if "calls" in saved else steps_of(states) or self._schedules.calls
             self._schedules.count(calls)
         if self._services is None:
             return
@@ -726,7 +648,7 @@ class Optimizer(torch.optim.Optimizer):
         if not any(AVERAGE in state for state in states):
             self._services.averaged = 0
         elif "services" not in saved:  # taken off by someone who knows states and groups only
-            self._services.averaged = _steps_of(states) or 1
+            self._services.averaged = steps_of(states) or 1
 
     def _tell_what_is_dropped(self, saved: Mapping[str, Any]) -> None:
         """Warns of what a state dict has and this optimizer was not made for: its own will not have it."""
@@ -760,7 +682,7 @@ class Optimizer(torch.optim.Optimizer):
             return
         if self._services is None:
             raise AttributeError(f"clip={value!r} needs an optimizer that was made with a clip, nonfinite, ...")
-        _check_clip(wanted, self.param_groups)
+        check_clip(wanted, self.param_groups)
         self._services.set_clip(wanted)
         self._forget_plans()
 
@@ -1126,29 +1048,6 @@ class Optimizer(torch.optim.Optimizer):
 
 
 _made: dict[type[Rule], type[Optimizer]] = {}
-_TORCHS = [rule for rule in rules.RULES.values() if hasattr(torch.optim, rule.__name__)]
-"""The rules that torch.optim has too."""
-
-
-def _steps_of(states: Iterable[Mapping[str, Any]]) -> int:
-    """How many steps these states have seen, 0 if they do not know."""
-    return max((int(state["step"]) for state in states if state.get("step") is not None), default=0)
-
-
-def _is_elsewhere(value: Any) -> bool:
-    """Whether a setting is in tensors of another device, which would have to be waited for."""
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    return any(isinstance(one, Tensor) and one.device.type != "cpu" for one in values)
-
-
-def _equal_defaults(rule: type[Rule]) -> dict[str, Any]:
-    """torch.optim's defaults for its rules where they are ours but for the type: 0 and not 0.0."""
-    its = inspect.signature(getattr(torch.optim, rule.__name__)).parameters if rule in _TORCHS else {}
-    return {
-        name: its[name].default
-        for name, value in rule.hyperparameters.items()
-        if name in its and its[name].default == value
-    }
 
 
 def _by_rule(self: Optimizer) -> tuple[Any, ...]:
@@ -1178,473 +1077,5 @@ def _outermost(step: Callable[..., Any]) -> Callable[..., Any]:
     return outer
 
 
-def _leave_uncompiled(name: str) -> None:
-    """Makes torch.compile run a method, and what it calls, as it is: what torch.compiler.disable does, but that
-    would import the compiler now and cost a microsecond at every call."""
-    function: Any = getattr(Optimizer, name)
-    frames: Any = torch._C._dynamo.eval_frame
-    if hasattr(frames, "set_code_exec_strategy"):
-        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-        frames.set_code_exec_strategy(function.__code__, skip)
-    else:
-        function = _outside_frames(function, frames)
-        setattr(Optimizer, name, function)
-    function._torchdynamo_disable = True
-    function._torchdynamo_disable_msg = "steprule's engines are compiled already"
-    function._torchdynamo_disable_recursive = True
-
-
-def _outside_frames(function: Any, frames: Any) -> Any:
-    """For torch 2.6, which can skip a function, but not what that calls, without importing the compiler."""
-
-    def outside(*args: Any, **kwargs: Any) -> Any:
-        compiler = frames.set_eval_frame(None)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            frames.set_eval_frame(compiler)
-
-    frames.skip_code(outside.__code__)
-    return functools.wraps(function)(outside)
-
-
 for _name in ("step", "add_param_group", "zero_grad"):
-    _leave_uncompiled(_name)
-
-
-class _Loading:
-    """What load_state_dict must know beyond what torch.optim's does with a state dict."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
-        self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in optimizer.param_groups]
-        numbers = [name for name, value in optimizer.rule.hyperparameters.items() if not isinstance(value, bool)]
-        self._numbers = [{k: g[k] for k in numbers if k in g} for g in optimizer.param_groups]
-        self._dtypes = {
-            (param, name): kept_format(state, name)
-            for param, state in optimizer.state.items()
-            if isinstance(param, Tensor)
-            for name in optimizer.rule.tensor_states
-            if kept(state, name) is not None
-        }
-        self._source: dict[str, Any] = {}
-
-    def remember(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The last of the pre-hooks: this is what will be loaded, if it fits."""
-        for key in ("param_groups", "state"):
-            if key not in state_dict:
-                raise KeyError(
-                    f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned; it has "
-                    f"{', '.join(map(str, [*state_dict][:5])) or 'nothing'}"
-                )
-        numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
-        by_text = {str(number): number for number in numbers if number not in state_dict["state"]}  # as JSON has them
-        keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
-        states = {number: with_new_names(state) if number in numbers else state for number, state in keyed.items()}
-        self._source = {**state_dict, "state": states}
-        self._check(optimizer)
-        return self._source
-
-    def _check(self, optimizer: Optimizer) -> None:
-        """Raises for states that are another rule's, or another parameter's."""
-        rule, groups = optimizer.rule, self._source["param_groups"]
-        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
-            return  # which torch.optim is about to refuse
-        for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
-            present = rule.states_for(optimizer._complete({**saved}))
-            needed = [name for name in type(optimizer).rule.states if name in present]  # what options add may begin now
-            for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
-                state = self._source["state"].get(key, {})
-                has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
-                missing = [name for name in needed if name not in state and f"{name}_8bit" not in state]
-                who = name_in(group, number, index)
-                if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
-                    raise ValueError(problem)
-                if missing and not has_begun and not float(state.get("step") or 0) > 0:
-                    missing = []  # it begins anew
-                own = type(optimizer).rule
-                if has_begun and own.keeps_step and own.counts_steps and state.get("step") is None:
-                    missing.append("step")
-                foreign = [
-                    name
-                    for name in state
-                    if state_of(name, rule.states) is None and state_of(name, _every_state()) is not None
-                ]
-                if missing or foreign:
-                    parts = [f"lacks {', '.join(missing)}"] * bool(missing)
-                    parts += [f"has {', '.join(foreign)}, which it does not keep"] * bool(foreign)
-                    raise ValueError(
-                        f"the loaded state dict is not one of {type(optimizer).__name__} with these options: the state of {who} "
-                        f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
-                        "alone and begin anew"
-                    )
-                if problem := misfit(rule, state, param, who, converted=True):
-                    raise ValueError(problem)
-
-    def restore(self, optimizer: Optimizer) -> None:
-        """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
-        optimizer._take_extras(self._source)
-        for group, own in zip(optimizer.param_groups, self._own, strict=True):
-            for name in ("clip", SCHEDULES):
-                group.pop(name, None)
-            group.update(own)
-        for group, numbers in zip(optimizer.param_groups, self._numbers, strict=True):
-            for name, value in numbers.items():  # what was not saved stays as it is
-                group.setdefault(name, value)
-        for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
-            seed = group.get("seed", own.get("seed", 0))
-            for name in FORMAT_OPTIONS:
-                group.pop(name, None)
-            group.update({**own, "seed": seed} if own else {})
-            for number, param in zip(saved["params"], group["params"], strict=True):
-                for name, value in self._source["state"].get(number, {}).items():
-                    is_known = state_of(name, ("step", "param", AVERAGE, *optimizer.rule.states)) is not None
-                    if isinstance(value, Tensor) and is_known:
-                        is_number = name == "step" or name in optimizer.rule.scalar_states  # which lies elsewhere
-                        optimizer.state[param][name] = value if is_number else value.to(param.device)
-
-    def convert(self, optimizer: Optimizer) -> None:
-        """Brings loaded states into this optimizer's formats."""
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                state = optimizer.state.get(param, {})
-                if optimizer._services is None or optimizer._services.average is None:
-                    for suffix in ("", "_correction"):
-                        state.pop(AVERAGE + suffix, None)
-                elif AVERAGE in state and param.dtype in DTYPES:
-                    convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
-                if param.dtype not in DTYPES:
-                    for name in (AVERAGE, *optimizer.rule.tensor_states):
-                        if isinstance(state.get(name), Tensor):
-                            state[name] = state[name].to(param.dtype)
-                    continue
-                dtype = name_of(param.dtype)
-                for name in optimizer.rule.tensor_states:
-                    if kept(state, name) is not None:
-                        kind = self._dtypes.get((param, name), dtype)
-                        if group.get("states") is not None:
-                            kind = state_format(optimizer.rule, name, group, param)
-                        convert(state, name, kind, param)
-                wanted = correction_dtype(weight_format(group.get("weights"), dtype))
-                correction = state.get("param_correction")
-                if correction is not None and name_of(correction.dtype) != wanted:
-                    del state["param_correction"]
-
-
-@functools.cache
-def _every_state() -> frozenset[str]:
-    """The names of all rules' states. A state of another name is the user's own, and left alone."""
-    options = ("initial_param", "lr_max", "slow_param", "row_var", "col_var", "variance")  # and torch.optim.Adafactor's
-    return frozenset(itertools.chain(options, *(rule.states for rule in rules.RULES.values())))
-
-
-def _make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> StepServices | None:
-    """The services that a constructor's arguments ask for, or None."""
-    if nonfinite not in (None, *NONFINITE):
-        raise ValueError(f"Invalid nonfinite value: {nonfinite!r}; {_hint(nonfinite, NONFINITE)}")
-    if telemetry is not None and not isinstance(telemetry, Telemetry):
-        telemetry = Telemetry(every=telemetry)
-    chosen = as_clip(clip), nonfinite, as_average(average), telemetry
-    return StepServices(*chosen) if any(one is not None for one in chosen) else None
-
-
-def _make_accumulator(grads: Any) -> Accumulator | None:
-    if grads not in (None, *GRAD_FORMATS):
-        raise ValueError(f"Invalid grads value: {grads!r}; {_hint(grads, GRAD_FORMATS)}")
-    if grads == "float32" and not hasattr(Tensor, "grad_dtype"):
-        raise ValueError(
-            'grads="float32" needs a torch whose tensors have grad_dtype; grads="32bit" does the same in any'
-        )
-    return Accumulator(grads) if grads is not None else None
-
-
-def _hint(value: Any, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), choices, 1, 0.4)
-    return f"did you mean {near[0]!r}?" if near else "it can be " + ", ".join(map(repr, (None, *choices)))
-
-
-def _check_formats(settings: Mapping[str, Any]) -> None:
-    for name, choices in (("states", STATE_FORMATS), ("weights", WEIGHT_FORMATS)):
-        value = settings.get(name)
-        if value is not None and value not in choices:
-            raise ValueError(f"Invalid {name} value: {value!r}; {_hint(value, choices)}")
-    seed = settings.get("seed", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**53:
-        raise ValueError(f"Invalid seed value: {seed!r}; it must be an int from 0 to 2**53")
-
-
-def _check_clip(clip: Clip | None, groups: Sequence[Mapping[str, Any]]) -> None:
-    for group in groups:
-        for index, param in enumerate(group["params"]):
-            if isinstance(clip, ClipValue) and param.is_complex():
-                raise ValueError(f"clip={clip} does not take {param.dtype} (parameter {index} of its group)")
-
-
-_profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
-
-
-def _docstring(cls: type[Optimizer]) -> str:
-    lines = [inspect.cleandoc(cls.rule.__doc__ or cls.rule.__name__), "", "Args:"]
-    lines.append("    params: parameters, (name, parameter) pairs, or dicts of those with settings of their own.")
-    for name, default in cls.rule.hyperparameters.items():
-        lines.append(f"    {name}: {_HYPER_DOCS.get(name, 'see the formula')}. Default: {default}.")
-    return "\n".join(lines) + _FLAG_DOCS + "\n\nRaises:\n    ValueError: a hyperparameter is out of range.\n"
-
-
-_HYPER_DOCS = {
-    "lr": "learning rate, a float or a 1-element tensor, at least 0",
-    "momentum": "share of the buffer that a step keeps, at least 0",
-    "dampening": "share of the gradient that is kept out of the buffer",
-    "weight_decay": "weight decay, at least 0",
-    "nesterov": "Nesterov's momentum; needs momentum and no dampening",
-    "alpha": "beta of the mean square, at least 0",
-    "eps": "added to the denominator, at least 0",
-    "centered": "divide by the standard deviation instead of the root mean square",
-    "betas": "betas of the mean and the mean square, each in [0, 1)",
-    "amsgrad": "divide by the largest mean square so far",
-    "decoupled_weight_decay": "decay as AdamW does",
-}
-
-
-def _of_torch(name: str, since: str) -> Any:
-    """An optimizer of torch's own, as it is; where torch is older, one that says so when it is made."""
-
-    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(
-            f"{name} is torch.optim's own, and torch {torch.__version__} has none yet; it needs torch {since} or newer"
-        )
-
-    return getattr(torch.optim, name, None) or type(name, (torch.optim.Optimizer,), {"__init__": refuse})
-
-
-# No formula of elements, and none written here yet.
-Adafactor, LBFGS, Muon = torch.optim.Adafactor, torch.optim.LBFGS, _of_torch("Muon", since="2.9")
-
-
-class SGD(Optimizer, rule=rules.SGD, flags=("maximize", "foreach", "differentiable", "fused")): ...
-
-
-class RMSprop(
-    Optimizer, rule=rules.RMSprop, flags=(flags := ("capturable", "foreach", "maximize", "differentiable")),
-    positional_flags=flags,
-): ...  # fmt: skip
-
-
-class _AdamFront(Optimizer):
-    """torch.optim's rules for lr and betas as tensors."""
-
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        settings = super()._bind(args, kwargs)
-        if isinstance(settings["betas"], (tuple, list)):
-            settings["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in settings["betas"])
-        return settings
-
-    def _check(self, settings: Mapping[str, Any]) -> None:
-        unsupported = settings.get("foreach") and not settings.get("capturable")
-        if isinstance(settings.get("lr"), Tensor) and unsupported:
-            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        super()._check(settings)
-        if "betas" in settings:
-            betas = settings["betas"]
-            if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
-                raise ValueError("betas must be either both floats or both Tensors")
-            if isinstance(betas[0], Tensor) and unsupported:
-                raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
-
-
-class Adam(_AdamFront, rule=rules.Adam, keyword_only=("decoupled_weight_decay",)): ...
-
-
-class AdamW(
-    _AdamFront, rule=rules.AdamW, flags=("maximize", "foreach", "capturable", "differentiable", "fused"),
-    fixed={"decoupled_weight_decay": True},
-): ...  # fmt: skip
-
-
-class NAdam(Optimizer, rule=rules.NAdam, flags=("foreach", "maximize", "capturable", "differentiable")): ...
-
-
-class RAdam(Optimizer, rule=rules.RAdam, flags=("foreach", "maximize", "capturable", "differentiable")): ...
-
-
-class Adamax(
-    Optimizer, rule=rules.Adamax, flags=("foreach", "maximize", "differentiable", "capturable"),
-    positional_flags=("foreach",),
-): ...  # fmt: skip
-
-
-class Adadelta(
-    Optimizer, rule=rules.Adadelta, flags=("foreach", "capturable", "maximize", "differentiable"),
-    positional_flags=("foreach",),
-): ...  # fmt: skip
-
-
-class ASGD(
-    Optimizer, rule=rules.ASGD, flags=(flags := ("foreach", "maximize", "differentiable", "capturable")),
-    positional_flags=flags,
-): ...  # fmt: skip
-
-
-class Rprop(Optimizer, rule=rules.Rprop, flags=("capturable", "foreach", "maximize", "differentiable")): ...
-
-
-class Adagrad(
-    Optimizer, rule=rules.Adagrad, flags=("foreach", "maximize", "differentiable", "fused"),
-    positional_flags=("foreach",),
-):  # fmt: skip
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for group in self.param_groups:  # as torch.optim's, whose states are there before the first step
-            for param in group["params"]:
-                self.state[param]["step"] = torch.zeros((), **step_options(group, param))
-                first = group["initial_accumulator_value"]
-                first = complex(first, first) if param.is_complex() else first
-                self.state[param]["sum"] = torch.full_like(param, first, memory_format=torch.preserve_format)
-                if group.get("states") is not None:  # as it is to stay, since share_memory may be called now
-                    convert(self.state[param], "sum", state_format(self.rule, "sum", group, param), param)
-
-    def share_memory(self) -> None:
-        """Moves the sums of squares to memory that processes share.
-
-        Of other optimizers, and of other states, only those that exist when a worker is started can be shared: take a step first.
-        """
-        for group in self.param_groups:
-            for param in group["params"]:
-                for array in arrays_of(self.state[param], "sum").values():
-                    array.share_memory_()  # type: ignore[no-untyped-call]
-
-
-class SparseAdam(Optimizer, rule=rules.SparseAdam, flags=("maximize",), positional_flags=("maximize",)):
-    def _check_parameters(self, number: int) -> None:
-        super()._check_parameters(number)
-        group = self.param_groups[number]
-        sparse = [[number, i] for i, p in enumerate(group["params"]) if p.is_sparse]
-        if sparse:
-            raise ValueError(f"Sparse params at indices {sparse}: SparseAdam requires dense parameter tensors")
-        wide = [[number, i] for i, p in enumerate(group["params"]) if p.is_complex()]
-        if wide:
-            raise ValueError(f"Complex params at indices {wide}: SparseAdam does not support complex parameters")
-
-
-class Lion(Optimizer, rule=rules.Lion): ...
-
-
-class Signum(Optimizer, rule=rules.Signum): ...
-
-
-class AdaBelief(Optimizer, rule=rules.AdaBelief): ...
-
-
-class Yogi(Optimizer, rule=rules.Yogi): ...
-
-
-class LaProp(Optimizer, rule=rules.LaProp): ...
-
-
-class ADOPT(Optimizer, rule=rules.ADOPT): ...
-
-
-class AdEMAMix(Optimizer, rule=rules.AdEMAMix): ...
-
-
-class Adan(Optimizer, rule=rules.Adan): ...
-
-
-class AdamAtan2(Optimizer, rule=rules.AdamAtan2): ...
-
-
-class Grams(Optimizer, rule=rules.Grams): ...
-
-
-class AdamC(Optimizer, rule=rules.AdamC): ...
-
-
-class StableAdamW(Optimizer, rule=rules.StableAdamW): ...
-
-
-class MARS(Optimizer, rule=rules.MARS): ...
-
-
-class MADGRAD(Optimizer, rule=rules.MADGRAD): ...
-
-
-class LARS(Optimizer, rule=rules.LARS): ...
-
-
-class LAMB(Optimizer, rule=rules.LAMB): ...
-
-
-class NovoGrad(Optimizer, rule=rules.NovoGrad): ...
-
-
-class Prodigy(Optimizer, rule=rules.Prodigy):
-    _constant = {"d0": "its sums are kept in units of it"}
-
-
-class DAdaptAdam(Optimizer, rule=rules.DAdaptAdam): ...
-
-
-class DoG(Optimizer, rule=rules.DoG): ...
-
-
-_MIXED = "weights and their average are mixed by it"
-
-
-class _ScheduleFree(Optimizer):
-    """Weights that are exchanged for their average to be evaluated or saved, and back to be trained."""
-
-    _training: bool = True
-
-    def train(self) -> None:
-        """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
-        self._exchange(training=True)
-
-    def eval(self) -> None:
-        """Gives the model the averaged weights, to evaluate or to save. Twice changes nothing."""
-        self._exchange(training=False)
-
-    @torch.no_grad()
-    @torch_alone()
-    def _exchange(self, training: bool) -> None:
-        if training == self._training:
-            return
-        self._check_constants(self._list())
-        if self._swapped is not None:
-            raise RuntimeError(
-                f"the weights are swapped with their averages: call swap_average() before {'train' if training else 'eval'}()"
-            )
-        self._training = training
-        self._forget_plans()
-        for group, param in self._each():
-            beta = group["betas"][0] if "betas" in group else group["momentum"]
-            share = 1 - beta if training else 1 - 1 / beta
-            if kept(self.state.get(param, {}), "z") is not None:
-                param.lerp_(self.read(param, "z").to(param.dtype), float(share))
-
-    def _extras(self) -> dict[str, Any]:
-        return {**super()._extras(), **({} if self._training else {"training": False})}
-
-    def _take_extras(self, saved: Mapping[str, Any]) -> None:
-        """The model is to have the weights that the state dict was saved with."""
-        super()._take_extras(saved)
-        self._training = saved.get("training", True)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_training": self._training}
-
-    def _take_step(self) -> None:
-        if not self._training:
-            raise RuntimeError("the model has the averaged weights: call train() of the optimizer before step()")
-        super()._take_step()
-
-
-class ScheduleFreeSGD(_ScheduleFree, rule=rules.ScheduleFreeSGD):
-    _constant = {"momentum": _MIXED}
-
-
-class ScheduleFreeAdamW(_ScheduleFree, rule=rules.ScheduleFreeAdamW):
-    _constant = {"betas": _MIXED}
-
-
-class ScheduleFreeRAdam(_ScheduleFree, rule=rules.ScheduleFreeRAdam):
-    _constant = {"betas": _MIXED}
+    leave_uncompiled(Optimizer, _name)

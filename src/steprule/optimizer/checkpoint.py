@@ -1,0 +1,167 @@
+"""What a checkpoint has beyond torch.optim's, and how one is taken over."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from steprule import rules
+from steprule.formats import (
+    weight_format,
+)  # fmt: skip
+from steprule.optimizer.schedules import KEY as SCHEDULES
+from steprule.passes import name_in
+from steprule.services.average import STATE as AVERAGE
+from steprule.services.average import average_format
+from steprule.states import (
+    DTYPES,
+    FORMAT_OPTIONS,
+    convert,
+    correction_dtype,
+    kept,
+    kept_format,
+    misfit,
+    name_of,
+    state_format,
+    state_of,
+    with_new_names,
+    wrong_step,
+)
+
+if TYPE_CHECKING:
+    from steprule.optimizer.front import Optimizer
+
+
+def steps_of(states: Iterable[Mapping[str, Any]]) -> int:
+    """How many steps these states have seen, 0 if they do not know."""
+    return max((int(state["step"]) for state in states if state.get("step") is not None), default=0)
+
+
+class Loading:
+    """What load_state_dict must know beyond what torch.optim's does with a state dict."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
+        self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in optimizer.param_groups]
+        numbers = [name for name, value in optimizer.rule.hyperparameters.items() if not isinstance(value, bool)]
+        self._numbers = [{k: g[k] for k in numbers if k in g} for g in optimizer.param_groups]
+        self._dtypes = {
+            (param, name): kept_format(state, name)
+            for param, state in optimizer.state.items()
+            if isinstance(param, Tensor)
+            for name in optimizer.rule.tensor_states
+            if kept(state, name) is not None
+        }
+        self._source: dict[str, Any] = {}
+
+    def remember(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The last of the pre-hooks: this is what will be loaded, if it fits."""
+        for key in ("param_groups", "state"):
+            if key not in state_dict:
+                raise KeyError(
+                    f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned; it has "
+                    f"{', '.join(map(str, [*state_dict][:5])) or 'nothing'}"
+                )
+        numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
+        by_text = {str(number): number for number in numbers if number not in state_dict["state"]}  # as JSON has them
+        keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
+        states = {number: with_new_names(state) if number in numbers else state for number, state in keyed.items()}
+        self._source = {**state_dict, "state": states}
+        self._check(optimizer)
+        return self._source
+
+    def _check(self, optimizer: Optimizer) -> None:
+        """Raises for states that are another rule's, or another parameter's."""
+        rule, groups = optimizer.rule, self._source["param_groups"]
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+            return  # which torch.optim is about to refuse
+        for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
+            present = rule.states_for(optimizer._complete({**saved}))
+            needed = [name for name in type(optimizer).rule.states if name in present]  # what options add may begin now
+            for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
+                state = self._source["state"].get(key, {})
+                has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
+                missing = [name for name in needed if name not in state and f"{name}_8bit" not in state]
+                who = name_in(group, number, index)
+                if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
+                    raise ValueError(problem)
+                if missing and not has_begun and not float(state.get("step") or 0) > 0:
+                    missing = []  # it begins anew
+                own = type(optimizer).rule
+                if has_begun and own.keeps_step and own.counts_steps and state.get("step") is None:
+                    missing.append("step")
+                foreign = [
+                    name
+                    for name in state
+                    if state_of(name, rule.states) is None and state_of(name, _every_state()) is not None
+                ]
+                if missing or foreign:
+                    parts = [f"lacks {', '.join(missing)}"] * bool(missing)
+                    parts += [f"has {', '.join(foreign)}, which it does not keep"] * bool(foreign)
+                    raise ValueError(
+                        f"the loaded state dict is not one of {type(optimizer).__name__} with these options: the state of {who} "
+                        f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
+                        "alone and begin anew"
+                    )
+                if problem := misfit(rule, state, param, who, converted=True):
+                    raise ValueError(problem)
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
+        optimizer._take_extras(self._source)
+        for group, own in zip(optimizer.param_groups, self._own, strict=True):
+            for name in ("clip", SCHEDULES):
+                group.pop(name, None)
+            group.update(own)
+        for group, numbers in zip(optimizer.param_groups, self._numbers, strict=True):
+            for name, value in numbers.items():  # what was not saved stays as it is
+                group.setdefault(name, value)
+        for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
+            seed = group.get("seed", own.get("seed", 0))
+            for name in FORMAT_OPTIONS:
+                group.pop(name, None)
+            group.update({**own, "seed": seed} if own else {})
+            for number, param in zip(saved["params"], group["params"], strict=True):
+                for name, value in self._source["state"].get(number, {}).items():
+                    is_known = state_of(name, ("step", "param", AVERAGE, *optimizer.rule.states)) is not None
+                    if isinstance(value, Tensor) and is_known:
+                        is_number = name == "step" or name in optimizer.rule.scalar_states  # which lies elsewhere
+                        optimizer.state[param][name] = value if is_number else value.to(param.device)
+
+    def convert(self, optimizer: Optimizer) -> None:
+        """Brings loaded states into this optimizer's formats."""
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                state = optimizer.state.get(param, {})
+                if optimizer._services is None or optimizer._services.average is None:
+                    for suffix in ("", "_correction"):
+                        state.pop(AVERAGE + suffix, None)
+                elif AVERAGE in state and param.dtype in DTYPES:
+                    convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
+                if param.dtype not in DTYPES:
+                    for name in (AVERAGE, *optimizer.rule.tensor_states):
+                        if isinstance(state.get(name), Tensor):
+                            state[name] = state[name].to(param.dtype)
+                    continue
+                dtype = name_of(param.dtype)
+                for name in optimizer.rule.tensor_states:
+                    if kept(state, name) is not None:
+                        kind = self._dtypes.get((param, name), dtype)
+                        if group.get("states") is not None:
+                            kind = state_format(optimizer.rule, name, group, param)
+                        convert(state, name, kind, param)
+                wanted = correction_dtype(weight_format(group.get("weights"), dtype))
+                correction = state.get("param_correction")
+                if correction is not None and name_of(correction.dtype) != wanted:
+                    del state["param_correction"]
+
+
+@functools.cache
+def _every_state() -> frozenset[str]:
+    """The names of all rules' states. A state of another name is the user's own, and left alone."""
+    options = ("initial_param", "lr_max", "slow_param", "row_var", "col_var", "variance")  # and torch.optim.Adafactor's
+    return frozenset(itertools.chain(options, *(rule.states for rule in rules.RULES.values())))
