@@ -97,7 +97,7 @@ def small_models() -> list[dict[str, Any]]:
     ]:
         ours = make(steprule.AdamW, shapes)
         ours.step()
-        chosen = ours._pass
+        chosen = ours._core.plan
         seconds = interleaved(
             {
                 "steprule": ours.step,

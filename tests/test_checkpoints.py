@@ -36,12 +36,12 @@ def trained(*args, steps=3, **settings):
 
 def calls(optimizer):
     """How many steps its schedules have seen."""
-    return optimizer._schedules.calls if optimizer._schedules is not None else 0
+    return optimizer._core.schedules.calls if optimizer._core.schedules is not None else 0
 
 
 def everything(optimizer):
     """What may not change where loading is refused."""
-    services = optimizer._services.state_dict() if optimizer._services is not None else None
+    services = optimizer._core.services.state_dict() if optimizer._core.services is not None else None
     return copy.deepcopy((optimizer.state_dict(), services, calls(optimizer), list(optimizer.state.values())))
 
 
@@ -424,7 +424,9 @@ def test_hooks_of_state_dict_see_and_move_all_of_it():
     after = []
     fresh.register_load_state_dict_post_hook(lambda it: after.append((calls(it), it.param_groups[0]["lr"])))
     fresh.load_state_dict(optimizer.state_dict())
-    assert calls(fresh) == 3 and fresh._services.steps == 3 and float(fresh.grad_norm) == float(optimizer.grad_norm)
+    assert (
+        calls(fresh) == 3 and fresh._core.services.steps == 3 and float(fresh.grad_norm) == float(optimizer.grad_norm)
+    )
     assert after == [(3, 0.1 / 4)]
 
 
@@ -436,8 +438,8 @@ def test_loading_reads_only_what_the_last_hook_has_given():
         lambda _, saved: {key: value for key, value in saved.items() if key in ("state", "param_groups")}
     )
     fresh.load_state_dict(optimizer.state_dict())
-    assert calls(fresh) == 0 and fresh._services.steps == 0
-    assert fresh._services.averaged == 1  # without a step beside them
+    assert calls(fresh) == 0 and fresh._core.services.steps == 0
+    assert fresh._core.services.averaged == 1  # without a step beside them
     handle.remove()
 
 
@@ -449,10 +451,10 @@ def test_hooks_of_schedule_free_see_and_move_whether_it_trains():
     _, fresh = make(steprule.ScheduleFreeSGD)
     fresh.register_load_state_dict_pre_hook(lambda _, saved: saved["mine"])
     fresh.load_state_dict(optimizer.state_dict())
-    assert fresh._training is False
+    assert fresh._core.training is False
     fresh.register_load_state_dict_pre_hook(lambda _, saved: {k: v for k, v in saved.items() if k != "training"})
     fresh.load_state_dict(optimizer.state_dict())
-    assert fresh._training is True
+    assert fresh._core.training is True
 
 
 # Copies, and other processes

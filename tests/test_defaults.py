@@ -126,7 +126,7 @@ p = torch.nn.Parameter(torch.ones(3, device="cpu"))
 optimizer = steprule.AdamW([p], lr=0.5)
 p.grad = torch.ones(3, device="cpu")
 optimizer.step()
-assert p.max() < 0.6 and optimizer._pass is not None
+assert p.max() < 0.6 and optimizer._core.plan is not None
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

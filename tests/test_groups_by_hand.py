@@ -565,7 +565,7 @@ def test_gradients_of_what_is_appended_in_place_are_summed_with_corrections():
     optimizer.zero_grad()
     for share in (1.0, 2.0**-9, 2.0**-9):
         (second * share).sum().backward()
-    wide = optimizer._accumulator.wide(second, second.grad)
+    wide = optimizer._core.accumulator.wide(second, second.grad)
     assert wide.tolist() == [1 + 2.0**-8] * 2
 
 

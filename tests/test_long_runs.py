@@ -74,7 +74,7 @@ def test_steps_are_counted_and_lookahead_syncs_when_it_is_due(start, way, eager_
         assert steps_of(optimizer) == [step, step]
         assert torch.equal(slow, optimizer.state[params[0]]["slow_param"]) == (step % 5 != 0)
         assert not torch.equal(before, params[0])
-    assert (optimizer._pass is None) == (way == "eager")
+    assert (optimizer._core.plan is None) == (way == "eager")
     assert optimizer.state[params[0]]["step"].dtype == torch.float64
 
 

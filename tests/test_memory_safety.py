@@ -139,7 +139,7 @@ def test_the_correction_of_a_gradient_is_as_large_as_its_parameter():
     param = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     optimizer = steprule.SGD([param], lr=0.5, grads="24bit")
     memory = torch.full((24,), 100, dtype=torch.int8)
-    optimizer._accumulator.corrections[param].data = memory[8:16]
+    optimizer._core.accumulator.corrections[param].data = memory[8:16]
     for size in (8, 16):
         param.data = torch.ones(size, dtype=torch.bfloat16)
         param.grad = torch.ones(size, dtype=torch.bfloat16)
@@ -168,11 +168,11 @@ def test_a_storage_that_is_too_short_is_refused(what, left):
 def test_gradients_of_empty_parameters_go_on_without_a_new_plan():
     param, empty = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(0))
     optimizer = stepped(param, empty)
-    plan = optimizer._pass
+    plan = optimizer._core.plan
     for p in (param, empty):
         p.grad = torch.ones(p.shape)
     optimizer.step()
-    assert optimizer._pass is plan
+    assert optimizer._core.plan is plan
 
 
 # Two that lie in the same memory
@@ -595,21 +595,21 @@ def test_a_parameter_that_was_released_is_let_go_at_zero_grad():
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     gone = lone(optimizer, model.bias)[1:]
-    plan = optimizer._released[model.weight]
+    plan = optimizer._core.released[model.weight]
     del optimizer.state[model.bias]
     optimizer.zero_grad()
     assert [reference() for reference in gone] == [None] * 3
-    assert optimizer._released == {model.weight: plan}
+    assert optimizer._core.released == {model.weight: plan}
 
 
 def test_a_plan_that_fits_outlives_zero_grad():
     param = nn.Parameter(random((100,), 0))
     optimizer = stepped(param)
-    plan = optimizer._pass
+    plan = optimizer._core.plan
     optimizer.zero_grad()
     param.grad = torch.ones(100)
     optimizer.step()
-    assert plan is not None and optimizer._pass is plan
+    assert plan is not None and optimizer._core.plan is plan
 
 
 @pytest.mark.parametrize("foreach", [None, True])

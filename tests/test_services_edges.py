@@ -154,7 +154,7 @@ def test_sums_of_parameters_that_thaw_are_corrected_from_the_next_step_on(releas
     train(model, optimizer)
     model.weight.requires_grad_(True)
     train(model, optimizer)
-    assert model.weight in optimizer._accumulator.corrections
+    assert model.weight in optimizer._core.accumulator.corrections
 
 
 def test_sparse_gradients_pass_an_accumulator():
@@ -171,7 +171,7 @@ def test_copies_accumulate_as_well():
     optimizer, (weight, _) = copy.deepcopy(
         (SGD(model.parameters(), lr=0.5, grads="24bit"), list(model.parameters()))
     )  # fmt: skip
-    assert weight in optimizer._accumulator.corrections
+    assert weight in optimizer._core.accumulator.corrections
 
 
 def test_swapped_weights_are_not_copied():

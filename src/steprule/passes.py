@@ -160,7 +160,7 @@ class Entry:
     ) -> None:
         self.optimizer = optimizer
         self.place = place
-        self.rule = optimizer.rule
+        self.rule = optimizer._core.rule
         self.number = number
         self.index = index
         self.group = group
@@ -172,10 +172,10 @@ class Entry:
         self.state: dict[str, Any] = optimizer.state.get(param, {})
         self.state_before = dict(self.state)
         self.has_begun = False  # whether something of its step has been written
-        self.services = optimizer._services
+        self.services = optimizer._core.services
         self.averages = self.services is not None and self.services.average is not None
         self.is_last = True  # of those of its parameter, which moves the average
-        accumulator = optimizer._accumulator
+        accumulator = optimizer._core.accumulator
         self.corrected = (
             accumulator is not None
             and param in accumulator.corrections
@@ -227,7 +227,7 @@ class Entry:
     def wide_grad(self) -> Tensor:
         """The gradient, with its correction if it has one and no kernel adds that."""
         if self.corrected and not self.is_fast:
-            return self.optimizer._accumulator.wide(self.param, self.grad)  # type: ignore[union-attr]
+            return self.optimizer._core.accumulator.wide(self.param, self.grad)  # type: ignore[union-attr]
         return self.grad
 
     def _check(self, who: str) -> None:
@@ -291,7 +291,7 @@ class Entry:
         dtype, chosen = name_of(self.param.dtype), self.group.get("states")
         formats = {"param": weight_format(self.group.get("weights"), dtype), "grad": name_of(self.grad.dtype)}
         if self.corrected:
-            formats["grad"] = self.optimizer._accumulator.format(dtype)  # type: ignore[union-attr]
+            formats["grad"] = self.optimizer._core.accumulator.format(dtype)  # type: ignore[union-attr]
         for name in self.present:
             if chosen is not None:
                 formats[name] = state_format(self.rule, name, self.group, self.param)
@@ -396,7 +396,7 @@ class Entry:
     def tensor(self, name: str, suffix: str) -> Tensor:
         """One of the arrays of a kernel."""
         if name == "grad" and suffix:
-            return self.optimizer._accumulator.corrections[self.param]  # type: ignore[union-attr]
+            return self.optimizer._core.accumulator.corrections[self.param]  # type: ignore[union-attr]
         if suffix or name not in ("param", "grad"):
             return self.state[name + suffix]  # type: ignore[no-any-return]
         return self.param if name == "param" else self.grad
@@ -512,15 +512,14 @@ class Pass:
         buckets: list[tuple[list[Kernel], list[Entry]]],
         whole: bool = True,
     ) -> None:
-        self._rule = optimizer.rule
+        core = optimizer._core
+        self._rule = core.rule
         groups = self._groups = optimizer.param_groups if whole else [entries[0].group]
-        keys = [
-            name for name in (*optimizer.rule.hyperparameters, *optimizer._flags, *FORMAT_OPTIONS) if name in groups[0]
-        ]
+        keys = [name for name in (*core.rule.hyperparameters, *optimizer._flags, *FORMAT_OPTIONS) if name in groups[0]]
         self._keys = keys
         settings_of = itemgetter(*keys, keys[0])
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = settings_of
-        if optimizer._services is not None:
+        if core.services is not None:
             self._settings_of = lambda group: (*settings_of(group), group.get("clip"))
         self._needs_numbers = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
         self._settings = [self._plain(group) for group in groups]
@@ -549,7 +548,7 @@ class Pass:
 
         self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
         start = 0
-        self._services = services = optimizer._services
+        self._services = services = core.services
         self._counters: list[Any] = []
         self._works: list[Any] = []
         self._launchers: list[Callable[[], None]] = []
@@ -574,7 +573,7 @@ class Pass:
             from steprule.services.device import OnDevice
 
             self._on_device = OnDevice(services, self._works)
-        self._accumulator = optimizer._accumulator
+        self._accumulator = core.accumulator
         self._move_resting_averages = weakly(optimizer._move_resting_averages)
         self._stepped = {entry.param for entry in entries}
         self._entries = entries

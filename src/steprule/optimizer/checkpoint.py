@@ -47,13 +47,13 @@ class Loading:
     def __init__(self, optimizer: Optimizer) -> None:
         self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
         self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in optimizer.param_groups]
-        numbers = [name for name, value in optimizer.rule.hyperparameters.items() if not isinstance(value, bool)]
+        numbers = [name for name, value in optimizer._core.rule.hyperparameters.items() if not isinstance(value, bool)]
         self._numbers = [{k: g[k] for k in numbers if k in g} for g in optimizer.param_groups]
         self._dtypes = {
             (param, name): kept_format(state, name)
             for param, state in optimizer.state.items()
             if isinstance(param, Tensor)
-            for name in optimizer.rule.tensor_states
+            for name in optimizer._core.rule.tensor_states
             if kept(state, name) is not None
         }
         self._source: dict[str, Any] = {}
@@ -76,7 +76,7 @@ class Loading:
 
     def _check(self, optimizer: Optimizer) -> None:
         """Raises for states that are another rule's, or another parameter's."""
-        rule, groups = optimizer.rule, self._source["param_groups"]
+        rule, groups = optimizer._core.rule, self._source["param_groups"]
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
             return  # which torch.optim is about to refuse
         for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
@@ -127,9 +127,9 @@ class Loading:
             group.update({**own, "seed": seed} if own else {})
             for number, param in zip(saved["params"], group["params"], strict=True):
                 for name, value in self._source["state"].get(number, {}).items():
-                    is_known = state_of(name, ("step", "param", AVERAGE, *optimizer.rule.states)) is not None
+                    is_known = state_of(name, ("step", "param", AVERAGE, *optimizer._core.rule.states)) is not None
                     if isinstance(value, Tensor) and is_known:
-                        is_number = name == "step" or name in optimizer.rule.scalar_states  # which lies elsewhere
+                        is_number = name == "step" or name in optimizer._core.rule.scalar_states  # which lies elsewhere
                         optimizer.state[param][name] = value if is_number else value.to(param.device)
 
     def convert(self, optimizer: Optimizer) -> None:
@@ -137,22 +137,22 @@ class Loading:
         for group in optimizer.param_groups:
             for param in group["params"]:
                 state = optimizer.state.get(param, {})
-                if optimizer._services is None or optimizer._services.average is None:
+                if optimizer._core.services is None or optimizer._core.services.average is None:
                     for suffix in ("", "_correction"):
                         state.pop(AVERAGE + suffix, None)
                 elif AVERAGE in state and param.dtype in DTYPES:
                     convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
                 if param.dtype not in DTYPES:
-                    for name in (AVERAGE, *optimizer.rule.tensor_states):
+                    for name in (AVERAGE, *optimizer._core.rule.tensor_states):
                         if isinstance(state.get(name), Tensor):
                             state[name] = state[name].to(param.dtype)
                     continue
                 dtype = name_of(param.dtype)
-                for name in optimizer.rule.tensor_states:
+                for name in optimizer._core.rule.tensor_states:
                     if kept(state, name) is not None:
                         kind = self._dtypes.get((param, name), dtype)
                         if group.get("states") is not None:
-                            kind = state_format(optimizer.rule, name, group, param)
+                            kind = state_format(optimizer._core.rule, name, group, param)
                         convert(state, name, kind, param)
                 wanted = correction_dtype(weight_format(group.get("weights"), dtype))
                 correction = state.get("param_correction")

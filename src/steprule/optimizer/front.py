@@ -36,14 +36,14 @@ from steprule.optimizer.arguments import (
     make_services,
 )
 from steprule.optimizer.checkpoint import Loading, steps_of
+from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.optimizer.uncompiled import leave_uncompiled
 from steprule.passes import Entry, Listed, Pass, Seen, find_shared, name_in
 from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
-from steprule.rules.options import OPTIONS, with_options
+from steprule.rules.options import OPTIONS
 from steprule.services import Telemetry
-from steprule.services.accumulate import Accumulator
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.clip import Clip, as_clip
 from steprule.services.release import Release, check_not_released
@@ -99,18 +99,7 @@ class Optimizer(torch.optim.Optimizer):
     _signature: ClassVar[inspect.Signature]
     _fixed: ClassVar[Mapping[str, Any]] = {}
     _constant: ClassVar[Mapping[str, str]] = {}
-    _services: StepServices | None = None
-    _release: Release | None = None
-    _accumulator: Accumulator | None = None
-    _released: dict[Tensor, Pass]
-    _looked_at: Seen | None = None
-    _listed: dict[Tensor, list[Listed]]
-    _options: dict[str, Any] = OPTIONS
-    _schedules: Schedules | None = None
-    _begun_with: dict[Tensor, float]
-    _completed: list[dict[str, Any]]
-    _is_made = False
-    _swapped: dict[Tensor, Aside] | None = None
+    _core: Core
 
     def __init_subclass__(
         cls,
@@ -135,7 +124,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuleError(
                     f"{rule.__name__}: {name!r} is what an array of {other!r} may be called; choose another"
                 )
-        cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
+        cls.rule, cls._flags, cls._fixed = RuleOf(rule), tuple(flags), dict(fixed or {})  # type: ignore[assignment]
         kind = inspect.Parameter
         parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
         defaults = {**rule.hyperparameters, **equal_defaults(rule)}
@@ -171,38 +160,35 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         settings = self._bind(args, kwargs)
-        functions = self._take_functions(settings)
-        self._schedules = Schedules(functions) if functions else None
-        self._begun_with = {}
-        self._completed = []  # groups that have all settings
+        functions = self._take_functions(settings, calls=0)
         chosen = {name: settings.pop(name) for name in SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
         if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
             options["decay"] = "decoupled"  # which the options around the formula then see
-        self._use(options)
-        settings |= {name: options[name] for name in self.rule.hyperparameters if name in OPTIONS}
-        self._accumulator = make_accumulator(chosen.pop("grads"))
-        self._services = make_services(**chosen)
+        self._core = Core(type(self).rule, options)
+        self._core.schedules = Schedules(functions) if functions else None
+        settings |= {name: options[name] for name in self._core.rule.hyperparameters if name in OPTIONS}
+        self._core.accumulator = make_accumulator(chosen.pop("grads"))
+        self._core.services = make_services(**chosen)
         self._check(settings)
         if all(settings[name] == default for name, default in FORMAT_OPTIONS.items()):
             for name in FORMAT_OPTIONS:  # as absent as in torch.optim
                 del settings[name]
-        self._pass: Pass | None = None
-        self._loading: Loading | None = None
         super().__init__(params, {**settings, **self._fixed})
-        self._is_made = True
+        self._core.is_made = True
         for group in self.param_groups:
-            trace(self.rule, group)  # a formula that cannot run says so now
+            trace(self._core.rule, group)  # a formula that cannot run says so now
         self._check_memory()
         wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
-        wanted += [f"grads={self._accumulator.kind!r}"] if self._accumulator is not None else []
+        wanted += [f"grads={self._core.accumulator.kind!r}"] if self._core.accumulator is not None else []
         if wanted and not any(p.dtype in HALVES for group in self.param_groups for p in group["params"]):
             dtypes = sorted({name_of(p.dtype) for group in self.param_groups for p in group["params"]})
             raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {' or '.join(dtypes)}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses what would look like a setting and be none; what a class has for itself is its own."""
-        if self._is_made and name in self._signature.parameters and not hasattr(type(self), name):
+        is_argument = name in self._signature.parameters and not hasattr(type(self), name)
+        if is_argument and (core := getattr(self, "_core", None)) is not None and core.is_made:
             is_constant = name in SERVICE_OPTIONS or name in OPTIONS
             remedy = (
                 "is chosen when an optimizer is made: make another, and give it this one's state_dict()"
@@ -211,13 +197,6 @@ class Optimizer(torch.optim.Optimizer):
             )
             raise AttributeError(f"an attribute {name} would do nothing: {name} {remedy}")
         super().__setattr__(name, value)
-
-    def _use(self, options: dict[str, Any]) -> None:
-        """Takes the rule with these options around it."""
-        self._options = options
-        rule = with_options(type(self).rule, **options)
-        if rule is not type(self).rule:
-            self.rule = rule  # type: ignore[misc]
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         signature = self._signature
@@ -229,7 +208,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
-        check_hyperparameters(self.rule, settings)
+        check_hyperparameters(self._core.rule, settings)
         self._check_options(settings)
         if settings.get("fused"):
             if settings.get("differentiable"):
@@ -238,14 +217,14 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
     def _check_options(self, settings: Mapping[str, Any]) -> None:
-        decay = self._options["decay"]
-        if "decoupled_weight_decay" in self.rule.hyperparameters and settings.get("decoupled_weight_decay"):
+        decay = self._core.options["decay"]
+        if "decoupled_weight_decay" in self._core.rule.hyperparameters and settings.get("decoupled_weight_decay"):
             if decay not in (None, "decoupled"):
                 raise ValueError(f"decay={decay!r} and decoupled_weight_decay=True contradict each other")
-            if decay is None and self.rule is not type(self).rule:
+            if decay is None and self._core.rule is not type(self).rule:
                 raise ValueError('decoupled_weight_decay=True in a group needs decay="decoupled" beside other options')
         every = settings.get("lookahead", 1)
-        if "lookahead" in self.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
+        if "lookahead" in self._core.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
             raise ValueError(f"Invalid lookahead value: {every!r}; it is a number of steps")
         check_formats(settings)
         for name in self._flags:
@@ -264,15 +243,17 @@ class Optimizer(torch.optim.Optimizer):
             param_group = self._keep_functions(param_group)
         try:
             if isinstance(param_group, dict):
-                if not self._is_made:
+                if not self._core.is_made:
                     param_group.pop(SCHEDULES, None)  # of another optimizer
-                for name, function in (self._schedules.defaults if self._schedules is not None else {}).items():
+                for name, function in (
+                    self._core.schedules.defaults if self._core.schedules is not None else {}
+                ).items():
                     param_group.setdefault(name, function)
-                functions = self._take_functions(param_group)
+                functions = self._take_functions(param_group, self._core.calls)
                 self._check_keys(param_group)
                 own = {k: v for k, v in param_group.items() if k in self.defaults or k in FORMAT_OPTIONS}
                 self._check({**self.defaults, **own})
-            self._pass = None
+            self._core.plan = None
             _add_param_group(self, param_group)
             self._check_parameters(number)
         except Exception:
@@ -282,14 +263,14 @@ class Optimizer(torch.optim.Optimizer):
             raise
         self._schedule(self.param_groups[-1], functions)
         self._complete_formats()
-        self._completed.append(self.param_groups[-1])
+        self._core.completed.append(self.param_groups[-1])
         self._watch()
 
     def _keep_functions(self, group: dict[str, Any]) -> dict[str, Any]:
         """The caller's dict, as torch.optim has it, or a copy where that would lose the functions in it, which another
         optimizer may want too."""
-        has_own = any(callable(group.get(name)) for name in self.rule.hyperparameters)
-        if not has_own and SCHEDULES not in group and self._schedules is None:
+        has_own = any(callable(group.get(name)) for name in self._core.rule.hyperparameters)
+        if not has_own and SCHEDULES not in group and self._core.schedules is None:
             return group
         if isinstance(group.get("params"), Iterator):
             group["params"] = list(group["params"])
@@ -305,7 +286,7 @@ class Optimizer(torch.optim.Optimizer):
     def _watch(self) -> None:
         """Tells those who hook into gradients whose they are."""
         own = dict.fromkeys(param for group in self.param_groups for param in group["params"])
-        for one in (self._accumulator, self._release):
+        for one in (self._core.accumulator, self._core.release):
             if one is not None:
                 one.watch_only(own)
 
@@ -317,28 +298,30 @@ class Optimizer(torch.optim.Optimizer):
             TypeError: it is of the wrong kind.
         """
         for number, group in enumerate(self.param_groups):
-            gone = [name for name in self.rule.hyperparameters if name not in group]
-            if gone and any(group is known for known in self._completed):
+            gone = [name for name in self._core.rule.hyperparameters if name not in group]
+            if gone and any(group is known for known in self._core.completed):
                 raise KeyError(f"{gone[0]} was taken out of group {number}, which had it: give it a value again")
             self._look_at_settings(group)
         self._complete_formats()
         for number in range(len(self.param_groups)):
             self._check_parameters(number)
-        self._completed = list(self.param_groups)
-        self._begun_with = {param: begun for param, begun in self._begun_with.items() if self.state.get(param)}
+        self._core.completed = list(self.param_groups)
+        self._core.begun_with = {
+            param: begun for param, begun in self._core.begun_with.items() if self.state.get(param)
+        }
         self._check_constants(self._list())
         self._watch()
 
     def _look_at_settings(self, group: dict[str, Any]) -> None:
         """Checks and completes one group, which stays as it is if anything is wrong."""
-        known = (*self.rule.hyperparameters, *self._flags, *self._fixed, *FORMAT_OPTIONS)
+        known = (*self._core.rule.hyperparameters, *self._flags, *self._fixed, *FORMAT_OPTIONS)
         defaults = {name: self.defaults[name] for name in known if name in self.defaults}
-        defaults |= self._schedules.defaults if self._schedules is not None else {}
+        defaults |= self._core.schedules.defaults if self._core.schedules is not None else {}
         settings = {**group, **{name: default for name, default in defaults.items() if name not in group}}
         if isinstance(settings["params"], Tensor):
             settings["params"] = [settings["params"]]
         self._check_keys(settings)
-        functions = self._take_functions(settings)
+        functions = self._take_functions(settings, self._core.calls)
         self._check_settings(settings)
         self._check_options(settings)
         group.update(settings)
@@ -347,12 +330,12 @@ class Optimizer(torch.optim.Optimizer):
     def _look_before_release(self) -> None:
         """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
         self._insist_on_schedules()
-        if self._looked_at is None or not self._looked_at.holds(self.param_groups):
+        if self._core.looked_at is None or not self._core.looked_at.holds(self.param_groups):
             self._look_at_groups()
-            self._released, self._listed = {}, {}
+            self._core.released, self._core.listed = {}, {}
             for one in self._list():
-                self._listed.setdefault(one.param, []).append(one)
-            self._looked_at = Seen(self.param_groups)
+                self._core.listed.setdefault(one.param, []).append(one)
+            self._core.looked_at = Seen(self.param_groups)
 
     def _list(self) -> Iterator[Listed]:
         """All parameters, with their places."""
@@ -371,9 +354,9 @@ class Optimizer(torch.optim.Optimizer):
             names: those to look at. Default: all.
             strictly: also for what torch.optim's own rules take in groups, as a negative lr. Default: False.
         """
-        names = self.rule.hyperparameters if names is None else names
+        names = self._core.rule.hyperparameters if names is None else names
         near = [name for name in names if not is_elsewhere(settings[name])]
-        check_hyperparameters(self.rule, settings, type(self).rule in TORCHS and not strictly, near)
+        check_hyperparameters(self._core.rule, settings, type(self).rule in TORCHS and not strictly, near)
 
     def _check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """Checks numbers that have changed in groups, as `_look_at_groups` does; False if there are functions now."""
@@ -389,7 +372,7 @@ class Optimizer(torch.optim.Optimizer):
         """Raises for what a group cannot have for itself."""
         for name in (*SERVICE_OPTIONS, *OPTIONS):
             is_free = name == "clip" and group.get(name) is False
-            if name in group and name not in self.rule.hyperparameters and not is_free:
+            if name in group and name not in self._core.rule.hyperparameters and not is_free:
                 exception = "; a group may only have 'clip': False, to be left out of clipping"
                 raise ValueError(
                     f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
@@ -402,18 +385,18 @@ class Optimizer(torch.optim.Optimizer):
             for name, why in self._constant.items():
                 is_first = isinstance(group[name], (tuple, list))
                 value = float(group[name][0] if is_first else group[name])
-                begun = self._begun_with.get(param, value) if self.state.get(param) else value
+                begun = self._core.begun_with.get(param, value) if self.state.get(param) else value
                 if begun != value:
                     raise ValueError(
                         f"{name}{'[0]' * is_first} of group {number} was changed from {begun} to {value}; "
                         f"{type(self).__name__} needs it constant: {why}. A scheduler that cycles it takes "
                         "cycle_momentum=False"
                     )
-                self._begun_with[param] = value
+                self._core.begun_with[param] = value
 
     def _check_parameters(self, number: int) -> None:
         """Raises for parameters that a group's formats or the services cannot serve."""
-        group, services = self.param_groups[number], self._services
+        group, services = self.param_groups[number], self._core.services
         chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
         for index, param in enumerate(group["params"]):
             is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_fake(param)
@@ -439,44 +422,43 @@ class Optimizer(torch.optim.Optimizer):
         if wrong is not None:
             raise ValueError(wrong)
 
-    def _take_functions(self, settings: dict[str, Any]) -> dict[str, Schedule]:
-        """Takes functions of the step out of settings, and leaves what they give for the next."""
+    def _take_functions(self, settings: dict[str, Any], calls: int) -> dict[str, Schedule]:
+        """Takes functions of the step out of settings, and leaves what they give for the next after so many."""
         names = (*type(self).rule.hyperparameters, "lookahead_alpha")
         functions = {name: settings[name] for name in names if name in settings and callable(settings[name])}
         for name, why in self._constant.items():
             if name in functions:
                 raise ValueError(f"{name} of {type(self).__name__} cannot be a schedule: {why}")
-        calls = self._schedules.calls if self._schedules is not None else 0
         settings |= {name: function(calls + 1) for name, function in functions.items()}
         return functions
 
     def _schedule(self, group: dict[str, Any], functions: Mapping[str, Schedule]) -> None:
         """Makes a group follow functions, whose values it has."""
         if functions:
-            self._schedules = self._schedules or Schedules({})
-            self._schedules.take(group, functions)
-            self._pass = None
+            self._core.schedules = self._core.schedules or Schedules({})
+            self._core.schedules.take(group, functions)
+            self._core.plan = None
 
     def _set_scheduled(self) -> None:
         """Sets what functions give for the next step."""
-        assert self._schedules is not None
-        values = self._schedules.values(self.param_groups)
+        assert self._core.schedules is not None
+        values = self._core.schedules.values(self.param_groups)
         for own in values.values():
             self._check_settings(own, own, strictly=True)
-        self._schedules.set(self.param_groups, values)
+        self._core.schedules.set(self.param_groups, values)
 
     def _set_scheduled_if_possible(self) -> None:
         """Sets them to be seen already; a function that fails says so when the step that wants its value comes."""
-        if self._schedules is not None:
+        if self._core.schedules is not None:
             with contextlib.suppress(Exception):
                 self._set_scheduled()
 
     def _insist_on_schedules(self) -> None:
         """Sees to it before a step that groups have what their functions give."""
-        if self._schedules is not None:
-            if not self._schedules.is_set:
+        if self._core.schedules is not None:
+            if not self._core.schedules.is_set:
                 self._set_scheduled()
-            self._schedules.insist(self.param_groups)
+            self._core.schedules.insist(self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -494,50 +476,40 @@ class Optimizer(torch.optim.Optimizer):
                 settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
                 has changed then.
         """
-        if self._swapped is not None:
+        if self._core.swapped is not None:
             raise RuntimeError(
                 "the weights are swapped with their averages: call swap_average() before load_state_dict()"
             )
-        self._loading = Loading(self)
-        hook = self.register_load_state_dict_pre_hook(self._loading.remember)
+        self._core.loading = Loading(self)
+        hook = self.register_load_state_dict_pre_hook(self._core.loading.remember)
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
-            self._loading = None
+            self._core.loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._swapped is not None:
+        if self._core.swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before copying")
-        if self._release is not None:
-            self._release.tell(
+        if self._core.release is not None:
+            self._core.release.tell(
                 "a copy of an optimizer releases no gradients until its own release_gradients() is called"
             )
-        own: dict[str, Any] = {"_services": self._services} if self._services is not None else {}
-        if self._options != OPTIONS:
-            own["_options"] = self._options
-        if self._schedules is not None:
-            own["_schedules"] = self._schedules
-        if self._constant:
-            own["_begun_with"] = self._begun_with
-        if self._accumulator is not None:
-            own["_grads"] = self._accumulator.kind
-        return {**super().__getstate__(), **own}
+        saved = self._core.saved()
+        return {**super().__getstate__(), **({"_core": saved} if saved else {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        grads = state.get("_grads")
-        loading = self.__dict__.setdefault("_loading", None)
-        super().__setstate__({name: value for name, value in state.items() if name != "_grads"})
-        self._pass = None
-        if "_options" in state:
-            self._use(state["_options"])
-        self.__dict__.setdefault("_begun_with", {})
-        self._completed = list(self.param_groups)
-        self._is_made = True
-        if grads is not None:  # a copy, whose parameters have no hooks
-            self._accumulator = Accumulator(grads)
+        is_copy = "_core" not in self.__dict__
+        if is_copy:
+            self._core = Core.restored(type(self).rule, state.get("_core", {}))
+        core = self._core
+        loading = core.loading
+        super().__setstate__({name: value for name, value in state.items() if name != "_core"})
+        core.plan = None
+        core.completed = list(self.param_groups)
+        if is_copy and core.accumulator is not None:
             for group in self.param_groups:
-                self._accumulator.watch_free(group["params"])
+                core.accumulator.watch_free(group["params"])
         if loading is not None:
             loading.restore(self)
         for group in self.param_groups:
@@ -546,19 +518,19 @@ class Optimizer(torch.optim.Optimizer):
                 if param not in self.state:
                     continue
                 if loading is None:  # whose states are its own already, or shared on purpose
-                    bring_up_to_date(self.state[param], param, group, self.rule)
+                    bring_up_to_date(self.state[param], param, group, self._core.rule)
                     continue
                 for name, value in self.state[param].items():
-                    self.state[param][name] = own_copy(name, value, param, group, self.rule)
+                    self.state[param][name] = own_copy(name, value, param, group, self._core.rule)
         if loading is not None:
             loading.convert(self)
-            self._begun_with = {}
+            self._core.begun_with = {}
             self._set_scheduled_if_possible()
 
     def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
         """Adds to a saved group what it had not yet when it was saved."""
-        missing = {**FLAGS, **self.rule.hyperparameters, **self._options}
-        for name in (*self.rule.hyperparameters, *self._flags):
+        missing = {**FLAGS, **self._core.rule.hyperparameters, **self._core.options}
+        for name in (*self._core.rule.hyperparameters, *self._flags):
             group.setdefault(name, missing[name])
         group.update(self._fixed)
         return group
@@ -583,7 +555,7 @@ class Optimizer(torch.optim.Optimizer):
         own = kept(every, name)
         if own is None:
             raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-        return own.clone() if name in self.rule.scalar_states else read_state(every, name, param.shape)
+        return own.clone() if name in self._core.rule.scalar_states else read_state(every, name, param.shape)
 
     def plain_state_dict(self) -> dict[str, Any]:
         """The state dict with every state as a float32 tensor and without formats: torch.optim can load it.
@@ -598,10 +570,10 @@ class Optimizer(torch.optim.Optimizer):
             if number in state:
                 plain = {}
                 for array, value in state[number].items():
-                    name = state_of(array, self.rule.states)
+                    name = state_of(array, self._core.rule.states)
                     if name is not None and kept(state[number], name) is not None:
                         plain[name] = self.read(param, name)
-                    elif array != "step" or self.rule.keeps_step:
+                    elif array != "step" or self._core.rule.keeps_step:
                         plain[array] = value
                 state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
         groups = [
@@ -618,7 +590,7 @@ class Optimizer(torch.optim.Optimizer):
         What services must remember, such as how many steps were skipped, is under "services"; how many steps schedules have
         seen under "calls"; where Schedule-Free's model has the averaged weights, "training" is False. Hooks see all of it.
         """
-        if self._swapped is not None:
+        if self._core.swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before state_dict()")
         hook = self.register_state_dict_post_hook(lambda _, saved: saved.update(self._extras()), prepend=True)
         try:
@@ -629,30 +601,30 @@ class Optimizer(torch.optim.Optimizer):
     def _extras(self) -> dict[str, Any]:
         """What a state dict has besides states and groups."""
         extras: dict[str, Any] = {}
-        if self._services is not None:
-            extras["services"] = self._services.state_dict()
-        if self._schedules is not None:
-            extras["calls"] = self._schedules.calls
+        if self._core.services is not None:
+            extras["services"] = self._core.services.state_dict()
+        if self._core.schedules is not None:
+            extras["calls"] = self._core.schedules.calls
         return extras
 
     def _take_extras(self, saved: Mapping[str, Any]) -> None:
         """Takes that over from a state dict."""
         self._tell_what_is_dropped(saved)
         states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
-        if self._schedules is not None:
-            calls = saved["calls"] if "calls" in saved else steps_of(states) or self._schedules.calls
-            self._schedules.count(calls)
-        if self._services is None:
+        if self._core.schedules is not None:
+            calls = saved["calls"] if "calls" in saved else steps_of(states) or self._core.schedules.calls
+            self._core.schedules.count(calls)
+        if self._core.services is None:
             return
-        self._services.load_state_dict(saved.get("services", {}))
+        self._core.services.load_state_dict(saved.get("services", {}))
         if not any(AVERAGE in state for state in states):
-            self._services.averaged = 0
+            self._core.services.averaged = 0
         elif "services" not in saved:  # taken off by someone who knows states and groups only
-            self._services.averaged = steps_of(states) or 1
+            self._core.services.averaged = steps_of(states) or 1
 
     def _tell_what_is_dropped(self, saved: Mapping[str, Any]) -> None:
         """Warns of what a state dict has and this optimizer was not made for: its own will not have it."""
-        own, services = self._services, saved.get("services", {})
+        own, services = self._core.services, saved.get("services", {})
         states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
         dropped = {
             "averages of weights (average)": any(AVERAGE in state for state in states)
@@ -660,7 +632,8 @@ class Optimizer(torch.optim.Optimizer):
             "recent norms (clip=ClipQuantile(...))": services.get("recent") and (own is None or not own.recent.maxlen),
             "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)": own is None
             and any(services.get(name) for name in ("clipped", "skipped", "zeroed")),
-            "how many steps functions of hyperparameters have seen": saved.get("calls") and self._schedules is None,
+            "how many steps functions of hyperparameters have seen": saved.get("calls")
+            and self._core.schedules is None,
         }
         if any(dropped.values()):
             logger.warning(
@@ -673,17 +646,17 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def clip(self) -> Clip | None:
         """How gradients are clipped; may be set between steps to anything that the argument takes."""
-        return self._services.clip if self._services is not None else None
+        return self._core.services.clip if self._core.services is not None else None
 
     @clip.setter
     def clip(self, value: Any) -> None:
         wanted = as_clip(value)
-        if wanted is None and self._services is None:
+        if wanted is None and self._core.services is None:
             return
-        if self._services is None:
+        if self._core.services is None:
             raise AttributeError(f"clip={value!r} needs an optimizer that was made with a clip, nonfinite, ...")
         check_clip(wanted, self.param_groups)
-        self._services.set_clip(wanted)
+        self._core.services.set_clip(wanted)
         self._forget_plans()
 
     def _each(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -693,13 +666,15 @@ class Optimizer(torch.optim.Optimizer):
 
     def _forget_plans(self) -> None:
         """Makes the next step look at everything anew; called where a change could go unnoticed."""
-        self._pass, self._released, self._looked_at = None, {}, None
-        self._completed = [group for group in self._completed if any(group is other for other in self.param_groups)]
+        self._core.plan, self._core.released, self._core.looked_at = None, {}, None
+        self._core.completed = [
+            group for group in self._core.completed if any(group is other for other in self.param_groups)
+        ]
 
     @property
     def telemetry(self) -> Telemetry | None:
         """What was gathered, if the argument telemetry was given."""
-        return self._services.telemetry if self._services is not None else None
+        return self._core.services.telemetry if self._core.services is not None else None
 
     @property
     def grad_norm(self) -> Tensor:
@@ -708,7 +683,7 @@ class Optimizer(torch.optim.Optimizer):
         It lies on the CPU, or on the GPU if the step's decisions are taken there. Of the clip's norm_type; 0 after a step without
         gradients, which with released ones is none. NaN if no step has read them: clip by a norm and nonfinite="skip" or "raise" do.
         """
-        services = self._services
+        services = self._core.services
         if services is not None and services.ahead is not None:
             return services.ahead.norm.float()  # type: ignore[no-any-return]
         norm = services.norm if services is not None else float("nan")
@@ -730,10 +705,10 @@ class Optimizer(torch.optim.Optimizer):
         return self._known("zeroed")
 
     def _known(self, name: str) -> int:
-        if self._services is None:
+        if self._core.services is None:
             return 0
-        self._services.look()
-        return int(getattr(self._services, name))
+        self._core.services.look()
+        return int(getattr(self._core.services, name))
 
     def swap_average(self) -> None:
         """Exchanges the weights with their averages; a second call exchanges them back, bit for bit.
@@ -750,20 +725,20 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     @torch_alone()
     def _swap(self, who: str) -> None:
-        if self._swapped is not None:
+        if self._core.swapped is not None:
             self._forget_plans()
-            for param, aside in [*self._swapped.items()]:
+            for param, aside in [*self._core.swapped.items()]:
                 aside.give_back(param, self.state.get(param, {}))
-                del self._swapped[param]  # and if one fails, its weights are still there
-            self._swapped = None
+                del self._core.swapped[param]  # and if one fails, its weights are still there
+            self._core.swapped = None
             return
         states = {param: self.state[param] for _, param in self._each() if AVERAGE in self.state.get(param, {})}
         if not states:
             raise RuntimeError(f"{who} needs averages: an optimizer with average=... that has taken a step")
         self._forget_plans()
-        self._swapped = {}
+        self._core.swapped = {}
         for param, state in states.items():
-            self._swapped[param] = Aside(param, state)
+            self._core.swapped[param] = Aside(param, state)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -774,13 +749,13 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: there is no average yet.
         """
-        had_them = self._swapped is not None
+        had_them = self._core.swapped is not None
         if not had_them:
             self._swap("averaged()")
         try:
             yield
         finally:
-            if (self._swapped is not None) != had_them:  # someone may have called swap_average() within
+            if (self._core.swapped is not None) != had_them:  # someone may have called swap_average() within
                 self._swap("averaged()")
 
     def release_gradients(self, model: torch.nn.Module) -> None:
@@ -804,18 +779,18 @@ class Optimizer(torch.optim.Optimizer):
             TypeError: model is no module.
             RuntimeError: it is on already.
         """
-        if self._release is not None:
+        if self._core.release is not None:
             raise RuntimeError("release_gradients() was called before: gradients are released already")
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"release_gradients() takes the model whose backward passes it hooks, not {model!r}")
-        if self._services is not None and self._services.nonfinite == "raise":
+        if self._core.services is not None and self._core.services.nonfinite == "raise":
             raise ValueError(
                 'nonfinite="raise" does not go with release_gradients(): by the time a gradient is found not to be finite, '
                 'others have been used; nonfinite="skip" leaves its parameter alone, and with measure() all of them'
             )
         own = set(model.parameters())
         for number, group in enumerate(self.param_groups):
-            if couples(self.rule, group):
+            if couples(self._core.rule, group):
                 raise ValueError(
                     f"{type(self).__name__} does not go with release_gradients(): it adds up over all parameters, which "
                     "then are stepped one at a time"
@@ -832,10 +807,10 @@ class Optimizer(torch.optim.Optimizer):
                         f"parameter {index} of group {number} has no shape yet: run one forward pass before "
                         "release_gradients(), which gives the parameters of lazy modules theirs"
                     )
-        self._services = self._services or StepServices(None, None, None, None)
+        self._core.services = self._core.services or StepServices(None, None, None, None)
         self._forget_plans()
-        release = Release(self._services, model, self._step_one, self._look_before_release)
-        self._release = self._services.release = release
+        release = Release(self._core.services, model, self._step_one, self._look_before_release)
+        self._core.release = self._core.services.release = release
         self._watch()
 
     def accumulate(self) -> contextlib.AbstractContextManager[None]:
@@ -843,7 +818,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Does nothing without `release_gradients`; with DistributedDataParallel it is its `no_sync` as well.
         """
-        return self._release.accumulate() if self._release is not None else contextlib.nullcontext()
+        return self._core.release.accumulate() if self._core.release is not None else contextlib.nullcontext()
 
     def measure(self) -> contextlib.AbstractContextManager[None]:
         """A context for a first backward pass that only measures, so that released steps clip and skip exactly::
@@ -856,23 +831,23 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: gradients are not released, or have been accumulated already.
         """
-        if self._release is None:
+        if self._core.release is None:
             raise RuntimeError("measure() is for released gradients: call release_gradients(model) first")
-        return self._release.measure()
+        return self._core.release.measure()
 
     def _step_one(self, param: Tensor) -> None:
         """Steps one parameter."""
-        current = self._released.get(param)
+        current = self._core.released.get(param)
         if current is None or not current.run(self):
             with torch.no_grad(), torch_alone():
                 fresh = self._step_anew(param)
             if fresh is not None:
-                self._released[param] = fresh
+                self._core.released[param] = fresh
 
     @torch_alone()
     def _move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
         """Brings the averages of all other parameters towards those by this weight."""
-        services = self._services
+        services = self._core.services
         assert services is not None
         for group, param in self._each():
             if param not in stepped and AVERAGE in self.state.get(param, {}):
@@ -881,7 +856,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by GradScaler, whose unscaling and check are then part of the pass."""
-        if self._services is None:
+        if self._core.services is None:
             return False
         # It is passed to step by a way that torch means to replace; both ways are served.
         if not any(pattern is not None and pattern.match(_PASSING) for _, pattern, *_ in warnings.filters):
@@ -901,8 +876,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient does not fit its parameter, or is sparse where the rule takes none.
         """
-        if self._services is not None and (grad_scaler is not None or hasattr(self, "found_inf")):
-            self._services.step_scaled(self, grad_scaler, self._take_step)
+        if self._core.services is not None and (grad_scaler is not None or hasattr(self, "found_inf")):
+            self._core.services.step_scaled(self, grad_scaler, self._take_step)
             return None
         loss = None
         if closure is not None:
@@ -919,28 +894,28 @@ class Optimizer(torch.optim.Optimizer):
                 to 0. Default: True.
         """
         _zero_grad(self, set_to_none)
-        if self._pass is not None and not self._pass.holds_only(self):
-            if self._services is not None:
-                self._services.look()  # what decides on a GPU keeps them too
-            self._pass = None
-        if self._release is not None:
+        if self._core.plan is not None and not self._core.plan.holds_only(self):
+            if self._core.services is not None:
+                self._core.services.look()  # what decides on a GPU keeps them too
+            self._core.plan = None
+        if self._core.release is not None:
             own = {param for group in self.param_groups for param in group["params"]}
-            self._released = {
-                param: plan for param, plan in self._released.items() if param in own and plan.holds_only(self)
+            self._core.released = {
+                param: plan for param, plan in self._core.released.items() if param in own and plan.holds_only(self)
             }
 
     def _take_step(self) -> None:
-        if self._release is not None:
+        if self._core.release is not None:
             with torch.no_grad():
-                self._release.step(self._move_resting_averages)
+                self._core.release.step(self._move_resting_averages)
         else:
             self._insist_on_schedules()
-            current = self._pass
+            current = self._core.plan
             if current is None or not current.run(self):
                 with torch.set_grad_enabled(self.defaults.get("differentiable", False)), torch_alone():
-                    self._pass = self._step_anew()
-        if self._schedules is not None:
-            self._schedules.count(self._schedules.calls + 1)
+                    self._core.plan = self._step_anew()
+        if self._core.schedules is not None:
+            self._core.schedules.count(self._core.schedules.calls + 1)
             self._set_scheduled_if_possible()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -955,9 +930,10 @@ class Optimizer(torch.optim.Optimizer):
             or _profiling()
         ) and type(self).step is Optimizer.step:
             return self._hooked_step(*args, **kwargs)
-        current = self._pass
-        if not args and not kwargs and current is not None and self._schedules is None:
-            is_scaled = self._services is not None and hasattr(self, "found_inf")
+        core = self._core
+        current = core.plan
+        if not args and not kwargs and current is not None and core.schedules is None:
+            is_scaled = core.services is not None and hasattr(self, "found_inf")
             if not is_scaled and current.run(self):
                 return None
         return self._step(*args, **kwargs)
@@ -977,11 +953,11 @@ class Optimizer(torch.optim.Optimizer):
 
         Returns what can do the next step, if something can.
         """
-        listed = [] if only is None else self._listed[only]
+        listed = [] if only is None else self._core.listed[only]
         groups = self.param_groups if only is None else [one.group for one in listed]
         if any(group.get("capturable") for group in groups):
             self._accelerator_graph_capture_health_check()
-        if self._swapped is not None:
+        if self._core.swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before step()")
         if only is None:
             self._look_at_groups()
@@ -992,14 +968,14 @@ class Optimizer(torch.optim.Optimizer):
             self._check_constants(listed)
         if not self.param_groups:  # all taken out
             return None
-        if self._release is None:
+        if self._core.release is None:
             check_not_released(one.param for one in listed)
-        self._pass = None
-        services = self._services
-        if self._accumulator is not None:
+        self._core.plan = None
+        services = self._core.services
+        if self._core.accumulator is not None:
             if only is not None:  # it may have been frozen
-                self._accumulator.watch(only)
-            self._accumulator.settle([one.param for one in listed])
+                self._core.accumulator.watch(only)
+            self._core.accumulator.settle([one.param for one in listed])
         entries = [Entry(self, *one) for one in listed if one.param.grad is not None]
         buckets: dict[Any, list[Entry]] = {}
         seen: set[int] = set()

@@ -157,7 +157,7 @@ class Adagrad(
                 first = complex(first, first) if param.is_complex() else first
                 self.state[param]["sum"] = torch.full_like(param, first, memory_format=torch.preserve_format)
                 if group.get("states") is not None:  # as it is to stay, since share_memory may be called now
-                    convert(self.state[param], "sum", state_format(self.rule, "sum", group, param), param)
+                    convert(self.state[param], "sum", state_format(self._core.rule, "sum", group, param), param)
 
     def share_memory(self) -> None:
         """Moves the sums of squares to memory that processes share.
@@ -249,8 +249,6 @@ _MIXED = "weights and their average are mixed by it"
 class _ScheduleFree(Optimizer):
     """Weights that are exchanged for their average to be evaluated or saved, and back to be trained."""
 
-    _training: bool = True
-
     def train(self) -> None:
         """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
         self._exchange(training=True)
@@ -262,14 +260,14 @@ class _ScheduleFree(Optimizer):
     @torch.no_grad()
     @torch_alone()
     def _exchange(self, training: bool) -> None:
-        if training == self._training:
+        if training == self._core.training:
             return
         self._check_constants(self._list())
-        if self._swapped is not None:
+        if self._core.swapped is not None:
             raise RuntimeError(
                 f"the weights are swapped with their averages: call swap_average() before {'train' if training else 'eval'}()"
             )
-        self._training = training
+        self._core.training = training
         self._forget_plans()
         for group, param in self._each():
             beta = group["betas"][0] if "betas" in group else group["momentum"]
@@ -278,18 +276,15 @@ class _ScheduleFree(Optimizer):
                 param.lerp_(self.read(param, "z").to(param.dtype), float(share))
 
     def _extras(self) -> dict[str, Any]:
-        return {**super()._extras(), **({} if self._training else {"training": False})}
+        return {**super()._extras(), **({} if self._core.training else {"training": False})}
 
     def _take_extras(self, saved: Mapping[str, Any]) -> None:
         """The model is to have the weights that the state dict was saved with."""
         super()._take_extras(saved)
-        self._training = saved.get("training", True)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_training": self._training}
+        self._core.training = saved.get("training", True)
 
     def _take_step(self) -> None:
-        if not self._training:
+        if not self._core.training:
             raise RuntimeError("the model has the averaged weights: call train() of the optimizer before step()")
         super()._take_step()
 

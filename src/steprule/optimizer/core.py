@@ -1,0 +1,102 @@
+"""What one optimizer has for itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from steprule.optimizer.schedules import Schedules
+from steprule.passes import Listed, Pass, Seen
+from steprule.rule import Rule
+from steprule.rules.options import OPTIONS, with_options
+from steprule.services.accumulate import Accumulator
+from steprule.services.release import Release
+from steprule.services.step import StepServices
+from steprule.states import Aside
+
+if TYPE_CHECKING:
+    from steprule.optimizer.checkpoint import Loading
+
+
+class Core:
+    """All that belongs to one optimizer and not to its class, but for torch.optim's state, param_groups and defaults.
+
+    It is one object, which the optimizer's `__init__` or `__setstate__` makes, and no class has one. Frameworks wrap an optimizer
+    in an object that has its class among its own and finds attributes by `__getattr__`: such a wrapper finds the same one, so
+    that what is called on it reads and changes what the optimizer does.
+
+    Args:
+        base: the rule, without options.
+        options: what goes around its formula, by the names of `steprule.rules.options.OPTIONS`.
+
+    Attributes:
+        rule: the rule with its options.
+        is_made: whether the constructor is over.
+        completed: groups that have all settings.
+        begun_with: for each parameter the constants that it began with.
+        training: whether the model has the weights that gradients are taken at, and not their average in a rule that has one.
+        swapped: where weights are while the model has their averages.
+        plan: what can do the next step, if something can.
+        released, looked_at, listed: the same for parameters that are stepped one by one, and what was looked at for them.
+        loading: what a load_state_dict that is under way knows.
+    """
+
+    def __init__(self, base: type[Rule], options: dict[str, Any]) -> None:
+        self.base, self.options = base, options
+        self.rule = with_options(base, **options)
+        self.services: StepServices | None = None
+        self.accumulator: Accumulator | None = None
+        self.release: Release | None = None
+        self.schedules: Schedules | None = None
+        self.is_made = False
+        self.completed: list[dict[str, Any]] = []
+        self.begun_with: dict[Tensor, Any] = {}
+        self.training = True
+        self.swapped: dict[Tensor, Aside] | None = None
+        self.plan: Pass | None = None
+        self.released: dict[Tensor, Pass] = {}
+        self.looked_at: Seen | None = None
+        self.listed: dict[Tensor, list[Listed]] = {}
+        self.loading: Loading | None = None
+
+    @property
+    def calls(self) -> int:
+        """How many steps functions of the step have seen."""
+        return self.schedules.calls if self.schedules is not None else 0
+
+    def saved(self) -> dict[str, Any]:
+        """What a copy needs to be made like it; nothing where it is as made for the rule alone."""
+        grads = self.accumulator.kind if self.accumulator is not None else None
+        own = {name: getattr(self, name) for name in ("options", "services", "schedules", "begun_with", "training")}
+        plain = {
+            "options": OPTIONS,
+            "services": None,
+            "schedules": None,
+            "grads": None,
+            "begun_with": {},
+            "training": True,
+        }
+        return {name: value for name, value in {**own, "grads": grads}.items() if value != plain[name]}
+
+    @classmethod
+    def restored(cls, base: type[Rule], saved: dict[str, Any]) -> Core:
+        """That of a copy, whose parameters have no hooks."""
+        core = cls(base, saved.get("options", OPTIONS))
+        if "grads" in saved:
+            core.accumulator = Accumulator(saved["grads"])
+        for name in ("services", "schedules", "begun_with", "training"):
+            if name in saved:
+                setattr(core, name, saved[name])
+        core.is_made = True
+        return core
+
+
+class RuleOf:
+    """A class's rule; asked of an optimizer, the rule with its options around it."""
+
+    def __init__(self, rule: type[Rule]) -> None:
+        self._rule = rule
+
+    def __get__(self, instance: Any, owner: type) -> type[Rule]:
+        return self._rule if instance is None else instance._core.rule
