@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from steprule.states import Aside
 
 if TYPE_CHECKING:
     from steprule.optimizer.checkpoint import Loading
+    from steprule.optimizer.front import Optimizer
 
 
 class Core:
@@ -27,7 +29,7 @@ class Core:
     that what is called on it reads and changes what the optimizer does.
 
     Args:
-        base: the rule, without options.
+        optimizer: whose.
         options: what goes around its formula, by the names of `steprule.rules.options.OPTIONS`.
 
     Attributes:
@@ -42,8 +44,10 @@ class Core:
         loading: what a load_state_dict that is under way knows.
     """
 
-    def __init__(self, base: type[Rule], options: dict[str, Any]) -> None:
-        self.base, self.options = base, options
+    def __init__(self, optimizer: Optimizer, options: dict[str, Any]) -> None:
+        base = type(optimizer).rule
+        self._optimizer = ref(optimizer)
+        self.options = options
         self.rule = with_options(base, **options)
         self.services: StepServices | None = None
         self.accumulator: Accumulator | None = None
@@ -59,6 +63,13 @@ class Core:
         self.looked_at: Seen | None = None
         self.listed: dict[Tensor, list[Listed]] = {}
         self.loading: Loading | None = None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer itself, also where a wrapper asks."""
+        optimizer = self._optimizer()
+        assert optimizer is not None
+        return optimizer
 
     @property
     def calls(self) -> int:
@@ -80,9 +91,9 @@ class Core:
         return {name: value for name, value in {**own, "grads": grads}.items() if value != plain[name]}
 
     @classmethod
-    def restored(cls, base: type[Rule], saved: dict[str, Any]) -> Core:
+    def restored(cls, optimizer: Optimizer, saved: dict[str, Any]) -> Core:
         """That of a copy, whose parameters have no hooks."""
-        core = cls(base, saved.get("options", OPTIONS))
+        core = cls(optimizer, saved.get("options", OPTIONS))
         if "grads" in saved:
             core.accumulator = Accumulator(saved["grads"])
         for name in ("services", "schedules", "begun_with", "training"):

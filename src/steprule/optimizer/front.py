@@ -165,7 +165,7 @@ class Optimizer(torch.optim.Optimizer):
         options = {name: settings.pop(name) for name in OPTIONS}
         if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
             options["decay"] = "decoupled"  # which the options around the formula then see
-        self._core = Core(type(self).rule, options)
+        self._core = Core(self, options)
         self._core.schedules = Schedules(functions) if functions else None
         settings |= {name: options[name] for name in self._core.rule.hyperparameters if name in OPTIONS}
         self._core.accumulator = make_accumulator(chosen.pop("grads"))
@@ -476,6 +476,9 @@ class Optimizer(torch.optim.Optimizer):
                 settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
                 has changed then.
         """
+        if self is not self._core.optimizer:  # but a wrapper of it, which would get states of its own
+            self._core.optimizer.load_state_dict(state_dict)
+            return
         if self._core.swapped is not None:
             raise RuntimeError(
                 "the weights are swapped with their averages: call swap_average() before load_state_dict()"
@@ -501,7 +504,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_copy = "_core" not in self.__dict__
         if is_copy:
-            self._core = Core.restored(type(self).rule, state.get("_core", {}))
+            self._core = Core.restored(self, state.get("_core", {}))
         core = self._core
         loading = core.loading
         super().__setstate__({name: value for name, value in state.items() if name != "_core"})
@@ -809,7 +812,8 @@ class Optimizer(torch.optim.Optimizer):
                     )
         self._core.services = self._core.services or StepServices(None, None, None, None)
         self._forget_plans()
-        release = Release(self._core.services, model, self._step_one, self._look_before_release)
+        its = self._core.optimizer
+        release = Release(self._core.services, model, its._step_one, its._look_before_release)
         self._core.release = self._core.services.release = release
         self._watch()
 
@@ -855,8 +859,9 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Asked by GradScaler, whose unscaling and check are then part of the pass."""
-        if self._core.services is None:
+        """Asked by GradScaler, whose unscaling and check are then part of the pass: where gradients are looked at anyway."""
+        services = self._core.services
+        if services is None or not (services.clip or services.nonfinite or services.release):
             return False
         # It is passed to step by a way that torch means to replace; both ways are served.
         if not any(pattern is not None and pattern.match(_PASSING) for _, pattern, *_ in warnings.filters):
