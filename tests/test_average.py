@@ -565,7 +565,10 @@ def test_a_checkpoint_resumes_bit_for_bit(dtype, options, kind):
     for side in (optimizer, resumed):
         train(side, range(4, 8))
     assert_same(optimizer, resumed)
-    assert str(optimizer.state_dict()["services"]) == str(resumed.state_dict()["services"])
+    notes = [
+        repr(one.state_dict()["param_groups"][0]["services"]) for one in (optimizer, resumed)
+    ]  # in which nan is nan
+    assert notes[0] == notes[1]
 
 
 @EVERY_KIND
@@ -670,7 +673,7 @@ def test_the_plain_state_dict_has_neither_averages_nor_services(dtype, options):
     assert {number: list(state) for number, state in mine["state"].items()} == {
         number: list(state) for number, state in theirs["state"].items()
     }
-    assert "services" in optimizer.state_dict()
+    assert "services" in optimizer.state_dict()["param_groups"][0] and "services" not in mine["param_groups"][0]
 
 
 # Arguments

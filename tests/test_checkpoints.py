@@ -12,6 +12,7 @@ import torch.multiprocessing
 
 import steprule
 from steprule.services import ClipQuantile, Telemetry
+from steprule.services.clip import unpacked
 
 
 def make(cls=steprule.AdamW, shapes=((4, 64), (3,)), seed=0, **settings):
@@ -409,11 +410,42 @@ def with_extras(seed=0):
     return make(steprule.SGD, **{**settings, "lr": lambda step: 0.1 / step})
 
 
+def without(saved, *names):
+    """A state dict whose groups have none of these."""
+    groups = [{key: value for key, value in group.items() if key not in names} for group in saved["param_groups"]]
+    return {**saved, "param_groups": groups}
+
+
+def of_old(saved, **names):
+    """A state dict as it once was, with what groups have under these names beside the groups."""
+    beside = {old: saved["param_groups"][0][now] for old, now in names.items()}
+    if "recent" in beside.get("services", {}):
+        beside["services"] = {**beside["services"], "recent": unpacked(beside["services"]["recent"])}
+    return {**without(saved, *names.values()), **beside}
+
+
+def test_older_checkpoints_with_counts_beside_the_groups_load():
+    settings = {"clip": ClipQuantile(0.5, window=3), "average": 0.5, "lr": lambda step: 0.1 / step}
+    params, optimizer = make(steprule.SGD, **settings)
+    train(params, optimizer, 2)
+    _, fresh = make(steprule.SGD, **settings)
+    fresh.load_state_dict(of_old(optimizer.state_dict(), services="services", calls="calls"))
+    assert repr(fresh.state_dict()) == repr(optimizer.state_dict())
+    assert list(fresh._core.services.recent) == list(optimizer._core.services.recent) and calls(fresh) == 2
+    params, optimizer = trained(steprule.ScheduleFreeSGD)
+    optimizer.eval()
+    _, fresh = make(steprule.ScheduleFreeSGD)
+    fresh.load_state_dict(of_old(optimizer.state_dict(), training="train_mode"))
+    with pytest.raises(RuntimeError, match="averaged weights"):
+        fresh.step()
+
+
 def test_hooks_of_state_dict_see_and_move_all_of_it():
     params, optimizer = with_extras()
     train(params, optimizer, 3)
     plain = optimizer.state_dict()
-    assert plain["services"]["steps"] == 3 and plain["calls"] == 3
+    assert set(plain) == {"state", "param_groups"}
+    assert all(group["services"]["steps"] == 3 and group["calls"] == 3 for group in plain["param_groups"])
     seen = []
     optimizer.register_state_dict_post_hook(lambda _, saved: seen.append(set(saved)))
     optimizer.register_state_dict_post_hook(lambda _, saved: {"mine": {**saved}}, prepend=True)
@@ -434,9 +466,7 @@ def test_loading_reads_only_what_the_last_hook_has_given():
     params, optimizer = with_extras()
     train(params, optimizer, 3)
     _, fresh = with_extras()
-    handle = fresh.register_load_state_dict_pre_hook(
-        lambda _, saved: {key: value for key, value in saved.items() if key in ("state", "param_groups")}
-    )
+    handle = fresh.register_load_state_dict_pre_hook(lambda _, saved: without(saved, "services", "calls"))
     fresh.load_state_dict(optimizer.state_dict())
     assert calls(fresh) == 0 and fresh._core.services.steps == 0
     assert fresh._core.services.averaged == 1  # without a step beside them
@@ -447,12 +477,12 @@ def test_hooks_of_schedule_free_see_and_move_whether_it_trains():
     _, optimizer = trained(steprule.ScheduleFreeSGD)
     optimizer.eval()
     optimizer.register_state_dict_post_hook(lambda _, saved: {"mine": {**saved}})
-    assert optimizer.state_dict()["mine"]["training"] is False
+    assert optimizer.state_dict()["mine"]["param_groups"][0]["train_mode"] is False
     _, fresh = make(steprule.ScheduleFreeSGD)
     fresh.register_load_state_dict_pre_hook(lambda _, saved: saved["mine"])
     fresh.load_state_dict(optimizer.state_dict())
     assert fresh._core.training is False
-    fresh.register_load_state_dict_pre_hook(lambda _, saved: {k: v for k, v in saved.items() if k != "training"})
+    fresh.register_load_state_dict_pre_hook(lambda _, saved: without(saved, "train_mode"))
     fresh.load_state_dict(optimizer.state_dict())
     assert fresh._core.training is True
 

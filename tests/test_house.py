@@ -58,12 +58,12 @@ LONG = {
     "engine.trace:trace": 93,
     "formats.gpu": 438,
     "formats.kernel": 419,
-    "optimizer.front": 1057,
+    "optimizer.front": 1026,
     "optimizer.front:Optimizer._step_anew": 73,
     "passes": 922,
     "passes:Pass.__init__": 72,
     "rules.options:with_options": 62,
-    "services.step": 552,
+    "services.step": 554,
     "states": 432,
 }
 """Lines of what is longer."""

@@ -125,7 +125,7 @@ def test_gradients_are_released_by_the_optimizer():
 
 
 def test_groups_are_added_to_the_optimizer():
-    model, optimizer, wrapper = made(average=0.5)
+    _, optimizer, wrapper = made(average=0.5)
     more = torch.nn.Parameter(torch.ones(2))
     wrapper.add_param_group({"params": [more], "lr": 0.5})
     assert len(optimizer.param_groups) == 2 and optimizer.param_groups[1]["params"] == [more]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.passes import name_in
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.average import average_format
+from steprule.services.clip import unpacked
 from steprule.states import (
     DTYPES,
     FORMAT_OPTIONS,
@@ -33,12 +35,72 @@ from steprule.states import (
 )
 
 if TYPE_CHECKING:
+    from steprule.optimizer.core import Core
     from steprule.optimizer.front import Optimizer
+
+logger = logging.getLogger("steprule")
 
 
 def steps_of(states: Iterable[Mapping[str, Any]]) -> int:
     """How many steps these states have seen, 0 if they do not know."""
     return max((int(state["step"]) for state in states if state.get("step") is not None), default=0)
+
+
+NOTES = ("services", "calls", "train_mode")
+"""What groups have besides settings, if the optimizer has what it is about. Older checkpoints had it beside the groups."""
+
+
+def notes_of(core: Core) -> dict[str, Any]:
+    """What the next step depends on besides states and settings."""
+    notes: dict[str, Any] = {}
+    if core.services is not None:
+        notes["services"] = core.services.state_dict()
+    if core.schedules is not None:
+        notes["calls"] = core.schedules.calls
+    if core.has_modes:
+        notes["train_mode"] = core.training
+    return notes
+
+
+def take_notes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Takes that over from a state dict."""
+    core = optimizer._core
+    notes = {name: group[name] for group in saved["param_groups"] for name in NOTES if name in group}
+    notes |= {name: saved[name] for name in NOTES if name in saved}
+    notes.setdefault("train_mode", saved.get("training", True))
+    states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
+    _tell_what_is_dropped(optimizer, notes, states)
+    if core.has_modes:  # the model is to have the weights that it was saved with
+        core.training = bool(notes["train_mode"])
+    if core.schedules is not None:
+        core.schedules.count(int(notes["calls"]) if "calls" in notes else steps_of(states) or core.schedules.calls)
+    if core.services is None:
+        return
+    core.services.load_state_dict(notes.get("services", {}))
+    if not any(AVERAGE in state for state in states):
+        core.services.averaged = 0
+    elif "services" not in notes:  # taken off by someone who knows states and settings only
+        core.services.averaged = steps_of(states) or 1
+
+
+def _tell_what_is_dropped(optimizer: Optimizer, notes: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> None:
+    """Warns of what was saved and this optimizer was not made for: its own checkpoints will not have it."""
+    core = optimizer._core
+    own, services = core.services, notes.get("services", {})
+    dropped = {
+        "averages of weights (average)": any(AVERAGE in state for state in states)
+        and (own is None or own.average is None),
+        "recent norms (clip=ClipQuantile(...))": unpacked(services.get("recent", ()))
+        and (own is None or not own.recent.maxlen),
+        "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)": own is None
+        and any(services.get(name) for name in ("clipped", "skipped", "zeroed")),
+        "how many steps functions of hyperparameters have seen": notes.get("calls") and core.schedules is None,
+    }
+    if any(dropped.values()):
+        logger.warning(
+            "steprule: the loaded state dict has %s, which this %s was made without, and which are dropped",
+            " and ".join(what for what, is_lost in dropped.items() if is_lost), type(optimizer).__name__,
+        )  # fmt: skip
 
 
 class Loading:
@@ -112,9 +174,9 @@ class Loading:
 
     def restore(self, optimizer: Optimizer) -> None:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
-        optimizer._take_extras(self._source)
+        take_notes(optimizer, self._source)
         for group, own in zip(optimizer.param_groups, self._own, strict=True):
-            for name in ("clip", SCHEDULES):
+            for name in ("clip", SCHEDULES, *NOTES):
                 group.pop(name, None)
             group.update(own)
         for group, numbers in zip(optimizer.param_groups, self._numbers, strict=True):

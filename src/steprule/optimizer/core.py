@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 from torch import Tensor
@@ -15,10 +15,6 @@ from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.states import Aside
-
-if TYPE_CHECKING:
-    from steprule.optimizer.checkpoint import Loading
-    from steprule.optimizer.front import Optimizer
 
 
 class Core:
@@ -37,22 +33,22 @@ class Core:
         is_made: whether the constructor is over.
         completed: groups that have all settings.
         begun_with: for each parameter the constants that it began with.
+        has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
         training: whether the model has the weights that gradients are taken at, and not their average in a rule that has one.
         swapped: where weights are while the model has their averages.
         plan: what can do the next step, if something can.
         released, looked_at, listed: the same for parameters that are stepped one by one, and what was looked at for them.
-        loading: what a load_state_dict that is under way knows.
     """
 
-    def __init__(self, optimizer: Optimizer, options: dict[str, Any]) -> None:
-        base = type(optimizer).rule
+    def __init__(self, optimizer: Any, options: dict[str, Any]) -> None:
         self._optimizer = ref(optimizer)
         self.options = options
-        self.rule = with_options(base, **options)
+        self.rule = with_options(type(optimizer).rule, **options)
         self.services: StepServices | None = None
         self.accumulator: Accumulator | None = None
         self.release: Release | None = None
         self.schedules: Schedules | None = None
+        self.has_modes = type(optimizer)._has_modes
         self.is_made = False
         self.completed: list[dict[str, Any]] = []
         self.begun_with: dict[Tensor, Any] = {}
@@ -62,10 +58,9 @@ class Core:
         self.released: dict[Tensor, Pass] = {}
         self.looked_at: Seen | None = None
         self.listed: dict[Tensor, list[Listed]] = {}
-        self.loading: Loading | None = None
 
     @property
-    def optimizer(self) -> Optimizer:
+    def optimizer(self) -> Any:
         """The optimizer itself, also where a wrapper asks."""
         optimizer = self._optimizer()
         assert optimizer is not None
@@ -91,7 +86,7 @@ class Core:
         return {name: value for name, value in {**own, "grads": grads}.items() if value != plain[name]}
 
     @classmethod
-    def restored(cls, optimizer: Optimizer, saved: dict[str, Any]) -> Core:
+    def restored(cls, optimizer: Any, saved: dict[str, Any]) -> Core:
         """That of a copy, whose parameters have no hooks."""
         core = cls(optimizer, saved.get("options", OPTIONS))
         if "grads" in saved:

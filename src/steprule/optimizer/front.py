@@ -35,7 +35,7 @@ from steprule.optimizer.arguments import (
     make_accumulator,
     make_services,
 )
-from steprule.optimizer.checkpoint import Loading, steps_of
+from steprule.optimizer.checkpoint import NOTES, Loading, notes_of
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
@@ -99,6 +99,7 @@ class Optimizer(torch.optim.Optimizer):
     _signature: ClassVar[inspect.Signature]
     _fixed: ClassVar[Mapping[str, Any]] = {}
     _constant: ClassVar[Mapping[str, str]] = {}
+    _has_modes: ClassVar[bool] = False
     _core: Core
 
     def __init_subclass__(
@@ -116,7 +117,7 @@ class Optimizer(torch.optim.Optimizer):
                 cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
             return
         for name in (*rule.hyperparameters, *rule.states):
-            if name in (*ALL_OPTIONS, *RESERVED, AVERAGE):
+            if name in (*ALL_OPTIONS, *RESERVED, *NOTES, SCHEDULES, AVERAGE):
                 raise RuleError(f"{rule.__name__}: {name!r} is a name that every optimizer has; choose another")
         for name in rule.states:
             other = state_of(name, {"param", *rule.states} - {name})
@@ -263,6 +264,7 @@ class Optimizer(torch.optim.Optimizer):
             raise
         self._schedule(self.param_groups[-1], functions)
         self._complete_formats()
+        self._note()
         self._core.completed.append(self.param_groups[-1])
         self._watch()
 
@@ -305,6 +307,7 @@ class Optimizer(torch.optim.Optimizer):
         self._complete_formats()
         for number in range(len(self.param_groups)):
             self._check_parameters(number)
+        self._note()
         self._core.completed = list(self.param_groups)
         self._core.begun_with = {
             param: begun for param, begun in self._core.begun_with.items() if self.state.get(param)
@@ -483,13 +486,13 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 "the weights are swapped with their averages: call swap_average() before load_state_dict()"
             )
-        self._core.loading = Loading(self)
-        hook = self.register_load_state_dict_pre_hook(self._core.loading.remember)
+        self._loading = Loading(self)
+        hook = self.register_load_state_dict_pre_hook(self._loading.remember)
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
-            self._core.loading = None
+            del self._loading
 
     def __getstate__(self) -> dict[str, Any]:
         if self._core.swapped is not None:
@@ -506,7 +509,7 @@ class Optimizer(torch.optim.Optimizer):
         if is_copy:
             self._core = Core.restored(self, state.get("_core", {}))
         core = self._core
-        loading = core.loading
+        loading: Loading | None = self.__dict__.get("_loading")
         super().__setstate__({name: value for name, value in state.items() if name != "_core"})
         core.plan = None
         core.completed = list(self.param_groups)
@@ -529,6 +532,7 @@ class Optimizer(torch.optim.Optimizer):
             loading.convert(self)
             self._core.begun_with = {}
             self._set_scheduled_if_possible()
+            self._note()
 
     def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
         """Adds to a saved group what it had not yet when it was saved."""
@@ -580,69 +584,29 @@ class Optimizer(torch.optim.Optimizer):
                         plain[array] = value
                 state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
         groups = [
-            {k: v for k, v in group.items() if k not in (*FORMAT_OPTIONS, SCHEDULES)}
+            {k: v for k, v in group.items() if k not in (*FORMAT_OPTIONS, *NOTES, SCHEDULES)}
             for group in result["param_groups"]
         ]
-        result.pop("services", None)
         return {**result, "state": state, "param_groups": groups}
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's, with states in 8 bits under names of their own ("exp_avg_8bit" and "exp_avg_base"), and with averages of
         weights as states named "param_average".
 
-        What services must remember, such as how many steps were skipped, is under "services"; how many steps schedules have
-        seen under "calls"; where Schedule-Free's model has the averaged weights, "training" is False. Hooks see all of it.
+        All that the next step depends on is under torch.optim's two keys, where whatever saves an optimizer looks for it. What
+        services must remember, such as how many steps were skipped, is in every group as "services"; how many steps functions
+        have seen as "calls"; whether Schedule-Free's model has the weights that are trained as "train_mode".
         """
         if self._core.swapped is not None:
             raise RuntimeError("the weights are swapped with their averages: call swap_average() before state_dict()")
-        hook = self.register_state_dict_post_hook(lambda _, saved: saved.update(self._extras()), prepend=True)
-        try:
-            return super().state_dict()
-        finally:
-            hook.remove()
+        self._note()
+        return super().state_dict()
 
-    def _extras(self) -> dict[str, Any]:
-        """What a state dict has besides states and groups."""
-        extras: dict[str, Any] = {}
-        if self._core.services is not None:
-            extras["services"] = self._core.services.state_dict()
-        if self._core.schedules is not None:
-            extras["calls"] = self._core.schedules.calls
-        return extras
-
-    def _take_extras(self, saved: Mapping[str, Any]) -> None:
-        """Takes that over from a state dict."""
-        self._tell_what_is_dropped(saved)
-        states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
-        if self._core.schedules is not None:
-            calls = saved["calls"] if "calls" in saved else steps_of(states) or self._core.schedules.calls
-            self._core.schedules.count(calls)
-        if self._core.services is None:
-            return
-        self._core.services.load_state_dict(saved.get("services", {}))
-        if not any(AVERAGE in state for state in states):
-            self._core.services.averaged = 0
-        elif "services" not in saved:  # taken off by someone who knows states and groups only
-            self._core.services.averaged = steps_of(states) or 1
-
-    def _tell_what_is_dropped(self, saved: Mapping[str, Any]) -> None:
-        """Warns of what a state dict has and this optimizer was not made for: its own will not have it."""
-        own, services = self._core.services, saved.get("services", {})
-        states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
-        dropped = {
-            "averages of weights (average)": any(AVERAGE in state for state in states)
-            and (own is None or own.average is None),
-            "recent norms (clip=ClipQuantile(...))": services.get("recent") and (own is None or not own.recent.maxlen),
-            "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)": own is None
-            and any(services.get(name) for name in ("clipped", "skipped", "zeroed")),
-            "how many steps functions of hyperparameters have seen": saved.get("calls")
-            and self._core.schedules is None,
-        }
-        if any(dropped.values()):
-            logger.warning(
-                "steprule: the loaded state dict has %s, which this %s was made without, and which are dropped",
-                " and ".join(what for what, is_lost in dropped.items() if is_lost), type(self).__name__,
-            )  # fmt: skip
+    def _note(self) -> None:
+        """Writes into all groups what the next step depends on besides states and settings."""
+        notes = notes_of(self._core)
+        for group in self.param_groups:
+            group.update(notes)
 
     # Services
 

@@ -249,6 +249,8 @@ _MIXED = "weights and their average are mixed by it"
 class _ScheduleFree(Optimizer):
     """Weights that are exchanged for their average to be evaluated or saved, and back to be trained."""
 
+    _has_modes = True
+
     def train(self) -> None:
         """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
         self._exchange(training=True)
@@ -274,14 +276,6 @@ class _ScheduleFree(Optimizer):
             share = 1 - beta if training else 1 - 1 / beta
             if kept(self.state.get(param, {}), "z") is not None:
                 param.lerp_(self.read(param, "z").to(param.dtype), float(share))
-
-    def _extras(self) -> dict[str, Any]:
-        return {**super()._extras(), **({} if self._core.training else {"training": False})}
-
-    def _take_extras(self, saved: Mapping[str, Any]) -> None:
-        """The model is to have the weights that the state dict was saved with."""
-        super()._take_extras(saved)
-        self._core.training = saved.get("training", True)
 
     def _take_step(self) -> None:
         if not self._core.training:

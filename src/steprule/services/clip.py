@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -132,3 +136,18 @@ def norm_factor(norm: Any, max_norm: float) -> Any:
 def _check(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"Invalid {name} value: {value!r}; it must be a number from {low:g} to {high:g}")
+
+
+_NO_NORM = -1.0
+"""Where there is no norm yet."""
+
+
+def packed(recent: deque[float]) -> Tensor:
+    """The norms of the last steps in a tensor whose size depends on the clip alone, so that one can be read into another's place."""
+    norms = [*recent, *[_NO_NORM] * (recent.maxlen or 0)][: recent.maxlen]
+    return torch.tensor(norms, dtype=torch.float64, device="cpu")
+
+
+def unpacked(norms: Iterable[Any]) -> list[float]:
+    """The norms in what `packed` returned; older checkpoints have a list."""
+    return [float(norm) for norm in norms if float(norm) != _NO_NORM]

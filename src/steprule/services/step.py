@@ -20,7 +20,7 @@ from steprule.engine.reading import Reading
 from steprule.engine.trace import Services
 from steprule.formats import FORMATS
 from steprule.services.average import Average
-from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor
+from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor, packed, unpacked
 from steprule.services.member import COLUMNS, REMEMBERED, Member, row_of
 from steprule.services.telemetry import Telemetry
 
@@ -535,7 +535,8 @@ class StepServices:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
         self.look()
-        return {name: getattr(self, name) for name in REMEMBERED} | {"recent": list(self.recent)}
+        saved = {name: getattr(self, name) for name in REMEMBERED}
+        return saved | ({"recent": packed(self.recent)} if self.recent.maxlen else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned; what is missing stays as it is."""
@@ -543,7 +544,8 @@ class StepServices:
         for name in REMEMBERED:
             setattr(self, name, state.get(name, getattr(self, name)))
         self.calls = self.steps
-        self.recent = deque(state.get("recent", self.recent), self.recent.maxlen)
+        if "recent" in state:
+            self.recent = deque(unpacked(state["recent"]), self.recent.maxlen)
 
 
 RESERVED = ("clip_value", "average_weight", "grad_factor")
