@@ -72,6 +72,7 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
     attributes["check"] = staticmethod(check)
     attributes["__doc__"] = f"{' -> '.join(link.name for link in links)}: a chain of your own."
     attributes["__module__"] = __name__
+    attributes["made_by"] = functools.partial(chain, *parts, name=name, lr=lr)
     made: type[Rule] = type(name, (Rule,), attributes)
     return made
 

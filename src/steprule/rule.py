@@ -108,6 +108,7 @@ class Rule:
         refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
         needs: what it is good for, of `NEEDS`.
         when: when to use it.
+        made_by: what makes it again in another process, where it has no name to be found by.
         counts_steps: whether update asks for ``step``, read off its signature.
         keeps_step: whether ``step`` is kept with each parameter's state. Where it is not, step is 1 at a
             parameter's first step (its states are new) and 2 or more afterwards.
@@ -133,6 +134,7 @@ class Rule:
     needs: ClassVar[tuple[str, ...]] = ()
     counts_steps: ClassVar[bool] = False
     when: ClassVar[str] = ""
+    made_by: ClassVar[Callable[[], Any] | None] = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Rule:
         """Refused: there is nothing to make of a formula but an optimizer."""

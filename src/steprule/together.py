@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -57,6 +58,15 @@ class Together(torch.optim.Optimizer):
     def param_groups(self, _: Any) -> None:
         """Nothing: torch.optim makes a list of its own."""
 
+    @property
+    def state(self) -> defaultdict[torch.Tensor, Any]:
+        """The states of all, to be read: the very dicts of theirs."""
+        return defaultdict(dict, {param: state for one in self.optimizers for param, state in one.state.items()})
+
+    @state.setter
+    def state(self, _: Any) -> None:
+        """Nothing, as well."""
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes a step of each; returns what closure, called once and before them, returned."""
         loss = None
@@ -95,8 +105,18 @@ class Together(torch.optim.Optimizer):
             raise TypeError("Together takes no param_group: add it to one of its optimizers")
 
     def state_dict(self) -> dict[str, Any]:
-        """The state dicts of all, under "optimizers"."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        """The states and groups of all, as torch.optim's: parameters are numbered through."""
+        saved: dict[str, Any] = {"state": {}, "param_groups": []}
+        for optimizer in self.optimizers:
+            own = optimizer.state_dict()
+            numbers = {
+                old: old + _count(saved["param_groups"]) for group in own["param_groups"] for old in group["params"]
+            }
+            saved["state"] |= {numbers.get(key, key): state for key, state in own["state"].items()}
+            saved["param_groups"] += [
+                {**group, "params": [numbers[old] for old in group["params"]]} for group in own["param_groups"]
+            ]
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` returned.
@@ -104,10 +124,10 @@ class Together(torch.optim.Optimizer):
         Raises:
             ValueError: it is of other optimizers; nothing has changed.
         """
-        saved = state_dict.get("optimizers")
+        saved = state_dict.get("optimizers")  # as it once was
         if saved is None:
-            raise ValueError("state_dict is not that of a Together: it has no 'optimizers'")
-        if len(saved) != len(self.optimizers):
+            saved = self._split(state_dict)
+        elif len(saved) != len(self.optimizers):
             raise ValueError(f"state_dict holds {len(saved)} optimizers where there are {len(self.optimizers)}")
         before = [optimizer.state_dict() for optimizer in self.optimizers]
         done: list[int] = []
@@ -120,5 +140,26 @@ class Together(torch.optim.Optimizer):
                 self.optimizers[number].load_state_dict(before[number])
             raise
 
+    def _split(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each of the optimizers has in a state dict of all."""
+        for key in ("param_groups", "state"):
+            if key not in state_dict:
+                raise ValueError(f"state_dict is not that of a Together: it has no {key!r}")
+        groups = list(state_dict["param_groups"])
+        sizes = [len(optimizer.param_groups) for optimizer in self.optimizers]
+        if len(groups) != sum(sizes):
+            raise ValueError(f"state_dict holds {len(groups)} groups where there are {sum(sizes)}")
+        parts = []
+        for size in sizes:
+            own, groups = groups[:size], groups[size:]
+            numbers = {number for group in own for number in group["params"]}
+            parts.append({"state": {n: x for n, x in state_dict["state"].items() if n in numbers}, "param_groups": own})
+        return parts
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "optimizers": self.optimizers}
+
+
+def _count(groups: Sequence[dict[str, Any]]) -> int:
+    """How many parameters these groups have."""
+    return sum(len(group["params"]) for group in groups)

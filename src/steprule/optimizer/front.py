@@ -877,6 +877,12 @@ class Optimizer(torch.optim.Optimizer):
         if self._core.release is not None:
             with torch.no_grad():
                 self._core.release.step(self._move_resting_averages)
+        elif self._only_asks_for_states():
+            with torch.no_grad():
+                for one in list(self._list()):
+                    if one.param.grad is not None:
+                        Entry(self, *one).make_state()
+            return
         else:
             self._insist_on_schedules()
             current = self._core.plan
@@ -886,6 +892,13 @@ class Optimizer(torch.optim.Optimizer):
         if self._core.schedules is not None:
             self._core.schedules.count(self._core.schedules.calls + 1)
             self._set_scheduled_if_possible()
+
+    def _only_asks_for_states(self) -> bool:
+        """Whether a step is none, but torch.distributed.checkpoint's way to have states: the first, with lr and gradients of 0."""
+        if self.state or any(is_elsewhere(lr := group.get("lr", 1.0)) or float(lr) for group in self.param_groups):
+            return False
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
@@ -997,12 +1010,30 @@ _made: dict[type[Rule], type[Optimizer]] = {}
 
 def _by_rule(self: Optimizer) -> tuple[Any, ...]:
     """To pickle or copy one whose class has no name of its own."""
-    return _new, (type(self).rule,), self.__getstate__()
+    return _new, (_Formula(type(self).rule),), self.__getstate__()
 
 
-def _new(rule: type[Rule]) -> Optimizer:
-    made = Optimizer.of(rule)
+def _new(formula: _Formula) -> Optimizer:
+    made = Optimizer.of(formula.rule)
     return made.__new__(made)
+
+
+class _Formula:
+    """A rule on its way into a pickle: by its name, or as what it was made of. In a copy it is the same one."""
+
+    def __init__(self, rule: type[Rule]) -> None:
+        self.rule = rule
+
+    def __deepcopy__(self, _: Any) -> _Formula:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = self.rule.made_by
+        return (_Formula, (self.rule,)) if again is None else (_remade, (again,))
+
+
+def _remade(again: Callable[[], type[Rule]]) -> _Formula:
+    return _Formula(again())
 
 
 # torch.optim's own, without the wrapper that imports the whole of torch.compile (seconds) to keep out of its way.
