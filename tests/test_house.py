@@ -58,7 +58,7 @@ LONG = {
     "engine.trace:trace": 93,
     "formats.gpu": 438,
     "formats.kernel": 419,
-    "optimizer.front": 1057,
+    "optimizer.front": 1065,
     "optimizer.front:Optimizer._step_anew": 73,
     "passes": 922,
     "passes:Pass.__init__": 72,

@@ -31,6 +31,7 @@ class Core:
     Attributes:
         rule: the rule with its options.
         is_made: whether the constructor is over.
+        shapes: how many dimensions the parameters had that it was made for, by their identities.
         completed: groups that have all settings.
         begun_with: for each parameter the constants that it began with.
         has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
@@ -50,6 +51,7 @@ class Core:
         self.schedules: Schedules | None = None
         self.has_modes = type(optimizer)._has_modes
         self.is_made = False
+        self.shapes: dict[int, int] = {}
         self.completed: list[dict[str, Any]] = []
         self.begun_with: dict[Tensor, Any] = {}
         self.training = True

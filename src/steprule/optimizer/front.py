@@ -37,6 +37,7 @@ from steprule.optimizer.arguments import (
 )
 from steprule.optimizer.checkpoint import NOTES, Loading, notes_of
 from steprule.optimizer.core import Core, RuleOf
+from steprule.optimizer.parts import check_whole, is_sharded, shapes_of
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.optimizer.uncompiled import leave_uncompiled
@@ -177,6 +178,7 @@ class Optimizer(torch.optim.Optimizer):
                 del settings[name]
         super().__init__(params, {**settings, **self._fixed})
         self._core.is_made = True
+        self._core.shapes = shapes_of(self.param_groups)
         for group in self.param_groups:
             trace(self._core.rule, group)  # a formula that cannot run says so now
         self._check_memory()
@@ -413,6 +415,7 @@ class Optimizer(torch.optim.Optimizer):
                 )
                 raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
         check_clip(services.clip if services is not None else None, [group])
+        check_whole(self._core, self.param_groups, [number])
 
     def _check_memory(self) -> None:
         """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
@@ -765,6 +768,11 @@ class Optimizer(torch.optim.Optimizer):
             if group.get("differentiable"):
                 raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")
             for index, param in enumerate(group["params"]):
+                if is_sharded(param):
+                    raise ValueError(
+                        f"parameter {index} of group {number} is a DTensor, whose gradients release_gradients() does not "
+                        "take: step() them after backward"
+                    )
                 if param not in own:
                     raise ValueError(
                         f"parameter {index} of group {number} is not one of the model that release_gradients() was given"

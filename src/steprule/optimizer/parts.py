@@ -1,0 +1,87 @@
+"""Parameters that are parts of larger tensors: what needs the whole of them is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from steprule.engine.trace import formula_of
+from steprule.optimizer.core import Core
+from steprule.passes import name_in
+from steprule.services.clip import ClipValue
+
+_FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
+
+
+def check_whole(core: Core, groups: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
+    """Raises if parameters are parts, and something that was asked for needs what other processes have of them.
+
+    Args:
+        core: the optimizer's.
+        groups: all.
+        numbers: which of them to look at.
+
+    Raises:
+        ValueError: something needs the whole.
+    """
+    is_flattened = core.is_made and _is_flattened(core.shapes, groups)
+    for number in numbers:
+        group = groups[number]
+        for index, param in enumerate(group["params"]):
+            kind = _FLAT if is_flattened else _kind_of(param)
+            wanting = next(_wanting(core, group, is_flattened), None) if kind else None
+            if wanting is not None:
+                raise ValueError(
+                    f"{wanting}, and {name_in(dict(group), number, index)} {kind}: a step here would see its own part "
+                    "alone and go wrong without a word. Rules, clips and options that look at each element by itself "
+                    "take such parameters"
+                )
+
+
+def is_sharded(param: Tensor) -> bool:
+    """Whether a parameter is a DTensor."""
+    return hasattr(param, "device_mesh") and hasattr(param, "placements")
+
+
+def shapes_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """How many dimensions each parameter has, by its identity."""
+    return {id(param): param.dim() for group in groups for param in group["params"]}
+
+
+def _is_flattened(before: Mapping[int, int], groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether none of the parameters is there any longer, and of their shapes only vectors are left."""
+    now = shapes_of(groups)
+    return bool(now) and max(now.values()) <= 1 < max(before.values(), default=0) and before.keys().isdisjoint(now)
+
+
+def _kind_of(param: Tensor) -> str | None:
+    if is_sharded(param):
+        return "is a DTensor, of which other processes have parts"
+    if getattr(param, "_fsdp_flattened", False):  # FSDP's mark
+        return "belongs to FSDP, which gives each process a piece of several tensors laid end to end"
+    return None
+
+
+def _wanting(core: Core, group: Mapping[str, Any], is_flattened: bool) -> Iterator[str]:
+    """What was asked for and needs whole tensors."""
+    services = core.services
+    if formula_of(core.rule, group).sums:
+        yield f"{core.rule.__name__} adds up over all elements of a tensor"
+    if core.accumulator is not None:
+        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
+    if group.get("states") == "8bit":
+        yield 'states="8bit" has a base for every 128 elements of a row'
+    if is_flattened and core.has_modes:
+        yield "eval() exchanges the model's weights"
+    if services is None:
+        return
+    if services.clip is not None and not isinstance(services.clip, ClipValue) and group.get("clip") is not False:
+        yield f"clip={services.clip} looks at norms"
+    if services.nonfinite in ("skip", "raise"):
+        yield f"nonfinite={services.nonfinite!r} decides for all parts at once"
+    if services.telemetry is not None:
+        yield "telemetry gathers norms"
+    if is_flattened and services.average is not None:
+        yield "swap_average() exchanges the model's weights"

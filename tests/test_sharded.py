@@ -1,0 +1,146 @@
+"""Parameters that are parts of larger tensors: what needs whole ones is refused, and the rest goes as ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import steprule
+from steprule.services import ClipValue
+
+ALONE = r"""
+import os, sys, torch, steprule
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+
+def leaf(shard=True):
+    param = torch.linspace(-1, 1, 24).reshape(6, 4)
+    grad = torch.linspace(2, -1, 24).reshape(6, 4)
+    if shard:
+        param, grad = (distribute_tensor(x, mesh, [Shard(0)]) for x in (param, grad))
+    param = torch.nn.Parameter(param)
+    param.grad = grad
+    return param
+
+def refused(make, *words):
+    param = leaf()
+    before = param.detach().to_local().clone()
+    try:
+        make(param).step()
+    except ValueError as error:
+        assert all(word in str(error) for word in words), error
+    else:
+        raise AssertionError(f"taken: {words}")
+    assert torch.equal(before, param.detach().to_local())
+
+for name in ("LAMB", "LARS", "NovoGrad", "StableAdamW", "MARS", "Prodigy", "DAdaptAdam", "DoG"):
+    refused(lambda p: getattr(steprule, name)([p]), name, "DTensor", "adds up", "parameter 0 of group 0")
+refused(lambda p: steprule.AdamW([p], cautious=True), "DTensor", "adds up")
+refused(lambda p: steprule.AdamW([p], clip=1.0), "DTensor")
+
+def switched(p):  # as accelerate does
+    optimizer = steprule.AdamW([torch.nn.Parameter(torch.zeros(6, 4))], clip=1.0)
+    optimizer.param_groups[0]["params"] = [p]
+    return optimizer
+
+refused(switched, "DTensor")
+
+def released(p):
+    model = torch.nn.Linear(4, 6)
+    model.weight = p
+    optimizer = steprule.SGD(model.parameters(), lr=0.1)
+    optimizer.release_gradients(model)
+    return optimizer
+
+refused(released, "DTensor", "release_gradients()")
+for name in ("AdamW", "SGD", "Lion", "RMSprop", "Rprop", "Yogi"):
+    sharded, whole = leaf(), leaf(shard=False)
+    for param in (sharded, whole):
+        optimizer = getattr(steprule, name)([param], lr=0.1)
+        optimizer.step()
+        optimizer.step()
+    torch.testing.assert_close(sharded.full_tensor(), whole, rtol=1e-6, atol=1e-7, msg=lambda m: f"{name}: {m}")
+dist.destroy_process_group()
+"""
+
+
+def test_dtensors_on_two_ranks(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(steprule.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALONE, f"file://{tmp_path}/meeting", str(rank)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+
+
+def leaf(*shape, marked=False):
+    param = torch.nn.Parameter(torch.linspace(-1, 1, 256).reshape(shape or 256))
+    param.grad = torch.ones_like(param)
+    if marked:
+        param._fsdp_flattened = True
+    return param
+
+
+WHOLE = {
+    "LAMB": lambda params: steprule.LAMB(params),
+    "cautious": lambda params: steprule.AdamW(params, cautious=True),
+    "8bit": lambda params: steprule.AdamW(params, states="8bit"),
+    "clip": lambda params: steprule.AdamW(params, clip=1.0),
+    "nonfinite": lambda params: steprule.AdamW(params, nonfinite="skip"),
+    "telemetry": lambda params: steprule.AdamW(params, telemetry=1),
+}
+ONLY_FLAT = {
+    "average": lambda params: steprule.AdamW(params, average=0.9),
+    "eval()": lambda params: steprule.ScheduleFreeAdamW(params),
+}
+FINE = {
+    "plain": lambda params: steprule.AdamW(params),
+    "by value": lambda params: steprule.AdamW(params, clip=ClipValue(1.0), nonfinite="zero"),
+    "rows": lambda params: steprule.SGD(params, lr=0.1, momentum=0.9, states="bfloat16"),
+}
+
+
+@pytest.mark.parametrize("what", WHOLE)
+def test_what_needs_whole_tensors_refuses_fsdps_pieces(what):
+    with pytest.raises(ValueError, match="parameter 0 of group 0 belongs to FSDP"):
+        WHOLE[what]([leaf(marked=True)])
+
+
+@pytest.mark.parametrize("what", [*WHOLE, *ONLY_FLAT])
+def test_what_needs_whole_tensors_refuses_flat_pieces_that_took_their_place(what):
+    optimizer, piece = {**WHOLE, **ONLY_FLAT}[what]([leaf(16, 16)]), leaf()
+    optimizer.param_groups[0]["params"] = [piece]
+    before = piece.detach().clone()
+    with pytest.raises(ValueError, match="parameter 0 of group 0 has been put in the place"):
+        optimizer.step()
+    assert torch.equal(before, piece)
+
+
+@pytest.mark.parametrize("what", FINE)
+def test_what_looks_at_elements_takes_pieces(what):
+    make = FINE[what]
+    whole, marked, flat = leaf(16, 16), leaf(marked=True), leaf()
+    late = make([leaf(16, 16)])
+    late.param_groups[0]["params"] = [flat]
+    for optimizer in (make([whole]), make([marked]), late):
+        optimizer.step()
+    assert torch.equal(whole.flatten(), marked) and torch.equal(marked, flat)
+
+
+def test_vectors_beside_matrices_or_in_the_place_of_vectors_are_no_pieces():
+    for params in ([leaf(16, 16), leaf()], [leaf()]):
+        optimizer = steprule.LAMB(params)
+        optimizer.param_groups[0]["params"][-1] = leaf()
+        optimizer.step()
