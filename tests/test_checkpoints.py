@@ -481,10 +481,10 @@ def test_hooks_of_schedule_free_see_and_move_whether_it_trains():
     _, fresh = make(steprule.ScheduleFreeSGD)
     fresh.register_load_state_dict_pre_hook(lambda _, saved: saved["mine"])
     fresh.load_state_dict(optimizer.state_dict())
-    assert fresh._core.training is False
+    assert fresh._core.modes.training is False
     fresh.register_load_state_dict_pre_hook(lambda _, saved: without(saved, "train_mode"))
     fresh.load_state_dict(optimizer.state_dict())
-    assert fresh._core.training is True
+    assert fresh._core.modes.training is True
 
 
 # Copies, and other processes

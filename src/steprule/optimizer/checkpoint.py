@@ -58,7 +58,7 @@ def notes_of(core: Core) -> dict[str, Any]:
     if core.schedules is not None:
         notes["calls"] = core.schedules.calls
     if core.has_modes:
-        notes["train_mode"] = core.training
+        notes["train_mode"] = core.modes.training
     return notes
 
 
@@ -71,7 +71,7 @@ def take_notes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
     _tell_what_is_dropped(optimizer, notes, states)
     if core.has_modes:  # the model is to have the weights that it was saved with
-        core.training = bool(notes["train_mode"])
+        core.modes.training = bool(notes["train_mode"])
     if core.schedules is not None:
         core.schedules.count(int(notes["calls"]) if "calls" in notes else steps_of(states) or core.schedules.calls)
     if core.services is None:

@@ -7,6 +7,7 @@ from weakref import ref
 
 from torch import Tensor
 
+from steprule.optimizer.modes import Modes
 from steprule.optimizer.schedules import Schedules
 from steprule.passes import Listed, Pass, Seen
 from steprule.rule import Rule
@@ -14,7 +15,6 @@ from steprule.rules.options import OPTIONS, with_options
 from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
-from steprule.states import Aside
 
 
 class Core:
@@ -35,8 +35,7 @@ class Core:
         completed: groups that have all settings.
         begun_with: for each parameter the constants that it began with.
         has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
-        training: whether the model has the weights that gradients are taken at, and not their average in a rule that has one.
-        swapped: where weights are while the model has their averages.
+        modes: which weights the model has.
         plan: what can do the next step, if something can.
         released, looked_at, listed: the same for parameters that are stepped one by one, and what was looked at for them.
     """
@@ -54,8 +53,7 @@ class Core:
         self.shapes: dict[int, int] = {}
         self.completed: list[dict[str, Any]] = []
         self.begun_with: dict[Tensor, Any] = {}
-        self.training = True
-        self.swapped: dict[Tensor, Aside] | None = None
+        self.modes = Modes()
         self.plan: Pass | None = None
         self.released: dict[Tensor, Pass] = {}
         self.looked_at: Seen | None = None
@@ -76,7 +74,8 @@ class Core:
     def saved(self) -> dict[str, Any]:
         """What a copy needs to be made like it; nothing where it is as made for the rule alone."""
         grads = self.accumulator.kind if self.accumulator is not None else None
-        own = {name: getattr(self, name) for name in ("options", "services", "schedules", "begun_with", "training")}
+        own = {name: getattr(self, name) for name in ("options", "services", "schedules", "begun_with")}
+        own["training"] = self.modes.training
         plain = {
             "options": OPTIONS,
             "services": None,
@@ -93,9 +92,10 @@ class Core:
         core = cls(optimizer, saved.get("options", OPTIONS))
         if "grads" in saved:
             core.accumulator = Accumulator(saved["grads"])
-        for name in ("services", "schedules", "begun_with", "training"):
+        for name in ("services", "schedules", "begun_with"):
             if name in saved:
                 setattr(core, name, saved[name])
+        core.modes.training = saved.get("training", True)
         core.is_made = True
         return core
 

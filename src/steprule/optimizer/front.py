@@ -53,7 +53,6 @@ from steprule.states import (
     FORMAT_OPTIONS,
     HALVES,
     MIXABLE,
-    Aside,
     bring_up_to_date,
     is_abstract,
     is_fake,
@@ -485,10 +484,7 @@ class Optimizer(torch.optim.Optimizer):
         if self is not self._core.optimizer:  # but a wrapper of it, which would get states of its own
             self._core.optimizer.load_state_dict(state_dict)
             return
-        if self._core.swapped is not None:
-            raise RuntimeError(
-                "the weights are swapped with their averages: call swap_average() before load_state_dict()"
-            )
+        self._core.modes.must_have_weights("load_state_dict()")
         self._loading = Loading(self)
         hook = self.register_load_state_dict_pre_hook(self._loading.remember)
         try:
@@ -498,8 +494,7 @@ class Optimizer(torch.optim.Optimizer):
             del self._loading
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._core.swapped is not None:
-            raise RuntimeError("the weights are swapped with their averages: call swap_average() before copying")
+        self._core.modes.must_have_weights("copying")
         if self._core.release is not None:
             self._core.release.tell(
                 "a copy of an optimizer releases no gradients until its own release_gradients() is called"
@@ -600,8 +595,7 @@ class Optimizer(torch.optim.Optimizer):
         services must remember, such as how many steps were skipped, is in every group as "services"; how many steps functions
         have seen as "calls"; whether Schedule-Free's model has the weights that are trained as "train_mode".
         """
-        if self._core.swapped is not None:
-            raise RuntimeError("the weights are swapped with their averages: call swap_average() before state_dict()")
+        self._core.modes.must_have_weights("state_dict()")
         self._note()
         return super().state_dict()
 
@@ -692,23 +686,9 @@ class Optimizer(torch.optim.Optimizer):
         """
         self._swap("swap_average()")
 
-    @torch.no_grad()
-    @torch_alone()
     def _swap(self, who: str) -> None:
-        if self._core.swapped is not None:
-            self._forget_plans()
-            for param, aside in [*self._core.swapped.items()]:
-                aside.give_back(param, self.state.get(param, {}))
-                del self._core.swapped[param]  # and if one fails, its weights are still there
-            self._core.swapped = None
-            return
-        states = {param: self.state[param] for _, param in self._each() if AVERAGE in self.state.get(param, {})}
-        if not states:
-            raise RuntimeError(f"{who} needs averages: an optimizer with average=... that has taken a step")
+        self._core.modes.swap(who, (param for _, param in self._each()), self.state)
         self._forget_plans()
-        self._core.swapped = {}
-        for param, state in states.items():
-            self._core.swapped[param] = Aside(param, state)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -719,13 +699,13 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: there is no average yet.
         """
-        had_them = self._core.swapped is not None
+        had_them = self._core.modes.is_swapped
         if not had_them:
             self._swap("averaged()")
         try:
             yield
         finally:
-            if (self._core.swapped is not None) != had_them:  # someone may have called swap_average() within
+            if self._core.modes.is_swapped != had_them:  # someone may have called swap_average() within
                 self._swap("averaged()")
 
     def release_gradients(self, model: torch.nn.Module) -> None:
@@ -947,8 +927,7 @@ class Optimizer(torch.optim.Optimizer):
         groups = self.param_groups if only is None else [one.group for one in listed]
         if any(group.get("capturable") for group in groups):
             self._accelerator_graph_capture_health_check()
-        if self._core.swapped is not None:
-            raise RuntimeError("the weights are swapped with their averages: call swap_average() before step()")
+        self._core.modes.must_have_weights("step()")
         if only is None:
             self._look_at_groups()
             listed = list(self._list())

@@ -262,14 +262,12 @@ class _ScheduleFree(Optimizer):
     @torch.no_grad()
     @torch_alone()
     def _exchange(self, training: bool) -> None:
-        if training == self._core.training:
+        modes = self._core.modes
+        if training == modes.training:
             return
         self._check_constants(self._list())
-        if self._core.swapped is not None:
-            raise RuntimeError(
-                f"the weights are swapped with their averages: call swap_average() before {'train' if training else 'eval'}()"
-            )
-        self._core.training = training
+        modes.must_have_weights(f"{'train' if training else 'eval'}()")
+        modes.training = training
         self._forget_plans()
         for group, param in self._each():
             beta = group["betas"][0] if "betas" in group else group["momentum"]
@@ -278,8 +276,7 @@ class _ScheduleFree(Optimizer):
                 param.lerp_(self.read(param, "z").to(param.dtype), float(share))
 
     def _take_step(self) -> None:
-        if not self._core.training:
-            raise RuntimeError("the model has the averaged weights: call train() of the optimizer before step()")
+        self._core.modes.must_train("step()")
         super()._take_step()
 
 
