@@ -25,22 +25,26 @@ from steprule.engine.trace import couples, trace
 from steprule.optimizer.arguments import (
     ALL_OPTIONS,
     FLAGS,
+    OPTION_DOCS,
     SERVICE_OPTIONS,
-    TORCHS,
     check_clip,
     check_formats,
+    check_sparse_only,
+    check_tensors,
     docstring,
-    equal_defaults,
+    flags_of,
     is_elsewhere,
+    is_torchs,
     make_accumulator,
     make_services,
+    signature_of,
 )
 from steprule.optimizer.checkpoint import Loading, steps_of
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.optimizer.uncompiled import leave_uncompiled
 from steprule.passes import Entry, Listed, Pass, Seen, find_shared, name_in
-from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
+from steprule.rule import Rule, RuleError
 from steprule.rules.options import OPTIONS, with_options
 from steprule.services import Telemetry
 from steprule.services.accumulate import Accumulator
@@ -48,6 +52,7 @@ from steprule.services.average import STATE as AVERAGE
 from steprule.services.clip import Clip, as_clip
 from steprule.services.release import Release, check_not_released
 from steprule.services.step import RESERVED, StepServices
+from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
 from steprule.states import (
     FORMAT_OPTIONS,
     HALVES,
@@ -88,10 +93,6 @@ class Optimizer(torch.optim.Optimizer):
 
     Class arguments:
         rule: the formula.
-        flags: which of torch.optim's flags it takes, in torch.optim's order.
-        positional_flags: those flags that may be given by position, as RMSprop's may.
-        keyword_only: hyperparameters that may not.
-        fixed: entries of every parameter group that are not arguments.
     """
 
     rule: ClassVar[type[Rule]]
@@ -112,19 +113,9 @@ class Optimizer(torch.optim.Optimizer):
     _is_made = False
     _swapped: dict[Tensor, Aside] | None = None
 
-    def __init_subclass__(
-        cls,
-        rule: type[Rule] | None = None,
-        flags: Sequence[str] = tuple(FLAGS),
-        positional_flags: Sequence[str] = (),
-        keyword_only: Sequence[str] = (),
-        fixed: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init_subclass__(cls, rule: type[Rule] | None = None) -> None:
         super().__init_subclass__()
         if rule is None:
-            if "__init__" in vars(cls):  # arguments of its own
-                own = list(inspect.signature(cls.__init__).parameters.values())[1:]
-                cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
             return
         for name in (*rule.hyperparameters, *rule.states):
             if name in (*ALL_OPTIONS, *RESERVED, AVERAGE):
@@ -135,22 +126,11 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuleError(
                     f"{rule.__name__}: {name!r} is what an array of {other!r} may be called; choose another"
                 )
-        cls.rule, cls._flags, cls._fixed = rule, tuple(flags), dict(fixed or {})
-        kind = inspect.Parameter
-        parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
-        defaults = {**rule.hyperparameters, **equal_defaults(rule)}
-        parameters += [
-            kind(name, kind.POSITIONAL_OR_KEYWORD, default=defaults[name])
-            for name in rule.hyperparameters
-            if name not in keyword_only
-        ]
-        parameters += [kind(name, kind.POSITIONAL_OR_KEYWORD, default=FLAGS[name]) for name in positional_flags]
-        parameters += [
-            kind(name, kind.KEYWORD_ONLY, default=FLAGS[name]) for name in flags if name not in positional_flags
-        ]
-        parameters += [kind(name, kind.KEYWORD_ONLY, default=rule.hyperparameters[name]) for name in keyword_only]
-        parameters += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in ALL_OPTIONS.items()]
-        cls._signature = cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        cls.rule, cls._flags, cls._constant = rule, flags_of(rule), rule.constants
+        cls._fixed = rule.like_torch.fixed if rule.like_torch is not None else {}
+        cls._signature = signature_of(rule)
+        if "__init__" not in vars(cls):
+            cls.__init__ = constructor(cls, cls._signature)  # type: ignore[method-assign]
         if cls.__doc__ is None:
             cls.__doc__ = docstring(rule)
 
@@ -225,10 +205,17 @@ class Optimizer(torch.optim.Optimizer):
         bound = signature.bind(None, *args, **kwargs)
         bound.apply_defaults()
         del bound.arguments["params"]
-        return dict(bound.arguments)
+        settings = dict(bound.arguments)
+        its = type(self).rule.like_torch
+        if its is not None and its.tensor_betas and isinstance(settings["betas"], (tuple, list)):
+            settings["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in settings["betas"])
+        return settings
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
+        its = type(self).rule.like_torch
+        if its is not None and its.tensor_betas:
+            check_tensors(settings, "lr")
         check_hyperparameters(self.rule, settings)
         self._check_options(settings)
         if settings.get("fused"):
@@ -236,6 +223,8 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError("`fused` does not support `differentiable`")
             if settings.get("foreach"):
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        if its is not None and its.tensor_betas:
+            check_tensors(settings, "betas")
 
     def _check_options(self, settings: Mapping[str, Any]) -> None:
         decay = self._options["decay"]
@@ -373,7 +362,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         names = self.rule.hyperparameters if names is None else names
         near = [name for name in names if not is_elsewhere(settings[name])]
-        check_hyperparameters(self.rule, settings, type(self).rule in TORCHS and not strictly, near)
+        check_hyperparameters(self.rule, settings, is_torchs(type(self).rule) and not strictly, near)
 
     def _check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """Checks numbers that have changed in groups, as `_look_at_groups` does; False if there are functions now."""
@@ -427,6 +416,8 @@ class Optimizer(torch.optim.Optimizer):
                 )
                 raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
         check_clip(services.clip if services is not None else None, [group])
+        if self.rule.sparse_only:
+            check_sparse_only(self.rule, number, group["params"])
 
     def _check_memory(self) -> None:
         """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
@@ -441,6 +432,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take_functions(self, settings: dict[str, Any]) -> dict[str, Schedule]:
         """Takes functions of the step out of settings, and leaves what they give for the next."""
+        settings |= as_tuples(settings, type(self).rule)
         names = (*type(self).rule.hyperparameters, "lookahead_alpha")
         functions = {name: settings[name] for name in names if name in settings and callable(settings[name])}
         for name, why in self._constant.items():
@@ -1046,6 +1038,8 @@ class Optimizer(torch.optim.Optimizer):
                         entry.restore_state()
         return fresh if taken and fresh.complete else None
 
+
+Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n{OPTION_DOCS}"
 
 _made: dict[type[Rule], type[Optimizer]] = {}
 
