@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test versions bench bench-rules docs lint clean
+.PHONY: demo test versions bench bench-rules docs lint types stubs clean
 
 demo: $(INSTALLED)  ## train two small models with four optimizers, in under two minutes
 	$(BIN)/steprule compare
@@ -21,6 +21,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing tools
+	$(BIN)/basedpyright -p tests/typing --pythonpath $(BIN)/python
+
+types: $(INSTALLED)  ## hold the stubs against what is there when it runs
+	$(BIN)/stubtest steprule --mypy-config-file pyproject.toml --allowlist tests/typing/allowlist.txt
+
+stubs: $(INSTALLED)  ## the .pyi files, from the rules
+	$(BIN)/python tools/write_stubs.py
 
 bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/*.txt
 	$(BIN)/python benchmarks/bench.py

@@ -157,7 +157,7 @@ def test_names():
     assert run("show", "Schedule-Free_ADAMW").output == run("show", "schedulefreeadamw").output
     bad = {
         ("adamww",): "steprule show: unknown optimizer 'adamww'; did you mean 'adamw'?",
-        ("qqqq",): "unknown optimizer 'qqqq'; choose from sgd, ",
+        ("qqqq",): "unknown optimizer 'qqqq'; choose from adagrad, ",
         ("sgd", "--kernel", "tpu"): "--kernel 'tpu' must be cpu or gpu",
         ("adamw:amsgard=True",): "adamw has no hyperparameter 'amsgard'; did you mean 'amsgrad'?",
         ("adamw:lr=-1",): "Invalid learning rate: -1",

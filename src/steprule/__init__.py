@@ -6,124 +6,15 @@ costs nothing that is not used.
 
 from __future__ import annotations
 
+import difflib
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from steprule.chains import chain as chain
-    from steprule.create import create_optimizer as create_optimizer
-    from steprule.create import parameter_groups as parameter_groups
-    from steprule.optimizer import ADOPT as ADOPT
-    from steprule.optimizer import ASGD as ASGD
-    from steprule.optimizer import LAMB as LAMB
-    from steprule.optimizer import LARS as LARS
-    from steprule.optimizer import LBFGS as LBFGS
-    from steprule.optimizer import MADGRAD as MADGRAD
-    from steprule.optimizer import MARS as MARS
-    from steprule.optimizer import SGD as SGD
-    from steprule.optimizer import AdaBelief as AdaBelief
-    from steprule.optimizer import Adadelta as Adadelta
-    from steprule.optimizer import Adafactor as Adafactor
-    from steprule.optimizer import Adagrad as Adagrad
-    from steprule.optimizer import Adam as Adam
-    from steprule.optimizer import AdamAtan2 as AdamAtan2
-    from steprule.optimizer import Adamax as Adamax
-    from steprule.optimizer import AdamC as AdamC
-    from steprule.optimizer import AdamW as AdamW
-    from steprule.optimizer import Adan as Adan
-    from steprule.optimizer import AdEMAMix as AdEMAMix
-    from steprule.optimizer import DAdaptAdam as DAdaptAdam
-    from steprule.optimizer import DoG as DoG
-    from steprule.optimizer import Grams as Grams
-    from steprule.optimizer import LaProp as LaProp
-    from steprule.optimizer import Lion as Lion
-    from steprule.optimizer import Muon as Muon
-    from steprule.optimizer import NAdam as NAdam
-    from steprule.optimizer import NovoGrad as NovoGrad
-    from steprule.optimizer import Optimizer as Optimizer
-    from steprule.optimizer import Prodigy as Prodigy
-    from steprule.optimizer import RAdam as RAdam
-    from steprule.optimizer import RMSprop as RMSprop
-    from steprule.optimizer import Rprop as Rprop
-    from steprule.optimizer import ScheduleFreeAdamW as ScheduleFreeAdamW
-    from steprule.optimizer import ScheduleFreeRAdam as ScheduleFreeRAdam
-    from steprule.optimizer import ScheduleFreeSGD as ScheduleFreeSGD
-    from steprule.optimizer import Signum as Signum
-    from steprule.optimizer import SparseAdam as SparseAdam
-    from steprule.optimizer import StableAdamW as StableAdamW
-    from steprule.optimizer import Yogi as Yogi
-    from steprule.pieces import at_first as at_first
-    from steprule.pieces import atan2 as atan2
-    from steprule.pieces import cbrt as cbrt
-    from steprule.pieces import clip as clip
-    from steprule.pieces import debias as debias
-    from steprule.pieces import debiased_beta as debiased_beta
-    from steprule.pieces import ema as ema
-    from steprule.pieces import ema_sq as ema_sq
-    from steprule.pieces import exp as exp
-    from steprule.pieces import floor as floor
-    from steprule.pieces import l2 as l2
-    from steprule.pieces import log as log
-    from steprule.pieces import maximum as maximum
-    from steprule.pieces import mean as mean
-    from steprule.pieces import minimum as minimum
-    from steprule.pieces import norm as norm
-    from steprule.pieces import running_ema as running_ema
-    from steprule.pieces import sign as sign
-    from steprule.pieces import size as size
-    from steprule.pieces import sqrt as sqrt
-    from steprule.pieces import total as total
-    from steprule.pieces import total_of_all as total_of_all
-    from steprule.pieces import where as where
-    from steprule.rule import Rule as Rule
-    from steprule.rule import RuleError as RuleError
-    from steprule.rule import State as State
-    from steprule.together import Together as Together
+from typing import Any
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "optimizer": (
-        "ADOPT",
-        "ASGD",
-        "AdEMAMix",
-        "AdaBelief",
-        "Adadelta",
-        "Adafactor",
-        "Adagrad",
-        "Adam",
-        "AdamAtan2",
-        "AdamC",
-        "AdamW",
-        "Adamax",
-        "Adan",
-        "DAdaptAdam",
-        "DoG",
-        "Grams",
-        "LAMB",
-        "LARS",
-        "LBFGS",
-        "LaProp",
-        "Lion",
-        "MADGRAD",
-        "MARS",
-        "Muon",
-        "NAdam",
-        "NovoGrad",
-        "Optimizer",
-        "Prodigy",
-        "RAdam",
-        "RMSprop",
-        "Rprop",
-        "SGD",
-        "ScheduleFreeAdamW",
-        "ScheduleFreeRAdam",
-        "ScheduleFreeSGD",
-        "Signum",
-        "SparseAdam",
-        "StableAdamW",
-        "Yogi",
-    ),
+    "optimizer": ("Optimizer",),
     "pieces": (
         "at_first",
         "atan2",
@@ -155,16 +46,32 @@ _HOME = {
     "rule": ("Rule", "RuleError", "State"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
+_SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", "rules", "services", "transforms")
 
-__all__ = sorted(_MODULES)
+
+def _optimizers() -> list[str]:
+    """The names of all classes, which come from the registry."""
+    from steprule.rule import TORCHS_OWN
+    from steprule.rules import RULES
+
+    return [*TORCHS_OWN.values(), *(rule.__name__ for rule in RULES.values())]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'steprule' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"steprule.{_MODULES[name]}"), name)
+    if name in _SUBMODULES:
+        return import_module(f"steprule.{name}")
+    if (
+        name == "__all__" and sys._getframe(1).f_globals.get("__name__") != "pydoc"
+    ):  # help() would print all that classes have
+        return sorted({*_MODULES, *_optimizers()})
+    known = [*_MODULES, *(_optimizers() if not name.startswith("_") and name not in _MODULES else ())]
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, *_SUBMODULES], 1) if not name.startswith("_") else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"module 'steprule' has no attribute {name!r}{hint}")
+    value = globals()[name] = getattr(import_module(f"steprule.{_MODULES.get(name, 'optimizer')}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES, *_SUBMODULES, *_optimizers()})

@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from steprule.pieces import Value
-from steprule.rule import Rule, RuleError, State, check_names
+from steprule.rule import Rule, RuleError, State
 from steprule.rules.options import movement
+from steprule.settings import check_names
 
 Transform = Callable[..., Any]
 """(grad, [param], <states>, *, [step], <hyperparameters>) -> the new direction, or that and the new states."""

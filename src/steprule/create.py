@@ -15,8 +15,9 @@ from torch.nn.parameter import is_lazy
 
 from steprule import optimizer
 from steprule.optimizer import Optimizer
-from steprule.rule import Rule, check_hyperparameters, check_names
+from steprule.rule import Rule
 from steprule.rules import RULES
+from steprule.settings import check_hyperparameters, check_names
 
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
 

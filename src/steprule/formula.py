@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from steprule.engine.trace import Expression, Formula, scalar_name, trace
-from steprule.rule import Rule, check_hyperparameters, check_names
+from steprule.rule import Rule
+from steprule.settings import check_hyperparameters, check_names
 
 
 def formula_text(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
-import re
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
@@ -83,6 +80,25 @@ class State:
         return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) != ("begins", "param")}
 
 
+@dataclass(frozen=True)
+class TorchArguments:
+    """How torch.optim's class of a rule's name takes its arguments.
+
+    Attributes:
+        flags: those of torch.optim's flags that it takes, in its order, with spaces between.
+        positional: those of them that may be given by position.
+        keyword_only: hyperparameters that may not.
+        fixed: entries of every parameter group that are no arguments.
+        tensor_betas: whether betas may be tensors, and which flags go with tensors is checked.
+    """
+
+    flags: str
+    positional: str = ""
+    keyword_only: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    tensor_betas: bool = False
+
+
 class Rule:
     """One optimizer's formula.
 
@@ -116,6 +132,11 @@ class Rule:
             are then touched, and their states, if `touches_states` holds or there are none.
         touches_states: whether a sparse gradient leaves the states of absent elements as they are.
         sparse_only: whether gradients must be sparse.
+        like_torch: how torch.optim takes arguments, for a rule that stands in for its class of that name. A subclass
+            is another formula and does not inherit it.
+        constants: hyperparameters that must stay what they were at a parameter's first step, and why.
+        begins_early: whether states are there before the first step.
+        exchanges: whether the weights that gradients are taken at are exchanged for an average to be evaluated.
 
     Raises:
         RuleError: when the class is made, if update's signature or a State does not fit.
@@ -135,6 +156,10 @@ class Rule:
     counts_steps: ClassVar[bool] = False
     when: ClassVar[str] = ""
     made_by: ClassVar[Callable[[], Any] | None] = None
+    like_torch: ClassVar[TorchArguments | None] = None
+    constants: ClassVar[Mapping[str, str]] = {}
+    begins_early: ClassVar[bool] = False
+    exchanges: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Rule:
         """Refused: there is nothing to make of a formula but an optimizer."""
@@ -143,7 +168,12 @@ class Rule:
             "takes parameters"
         )
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, listed: bool | None = None) -> None:
+        """Reads the formula.
+
+        Args:
+            listed: whether it is entered in `RULES`. Default: what is written in steprule.rules is.
+        """
         super().__init_subclass__()
         if "update" in vars(cls):
             function = vars(cls)["update"]
@@ -155,6 +185,9 @@ class Rule:
         cls.scalar_states = tuple(name for name, state in cls.states.items() if state.extent == "scalar")
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
+        cls.like_torch = vars(cls).get("like_torch")
+        if cls.__module__.startswith("steprule.rules.") if listed is None else listed:
+            enter(cls)
 
     @classmethod
     def function(cls) -> Callable[..., Any]:
@@ -217,112 +250,29 @@ class Rule:
         return new
 
 
-_ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
-"""What other libraries call hyperparameters."""
+RULES: dict[str, type[Rule]] = {}
+"""Every rule by the name that the command line and the tests know it by; `steprule.rules` fills it."""
+
+TORCHS_OWN = {"adafactor": "Adafactor", "lbfgs": "LBFGS", "muon": "Muon"}
+"""Optimizers that no rule is written for yet: steprule has torch.optim's classes of these names, as they are."""
 
 
-def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises TypeError for the first argument of who that is not known, with the nearest name that is."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            is_others = name in _hyperparameters_of_all() or name in _ALSO_CALLED  # and seldom misspelt
-            near = difflib.get_close_matches(name, known, 1, 0.85 if is_others else 0.6)
-            near = [_ALSO_CALLED[name]] if _ALSO_CALLED.get(name) in known else near
-            none = f"it has no {_ALSO_CALLED.get(name, name)}; " if is_others else ""
-            hint = f"did you mean {near[0]!r}?" if near else f"{none}it takes {', '.join(known)}"
-            raise TypeError(f"{who} got an unexpected argument {name!r}; {hint}")
-
-
-def _hyperparameters_of_all() -> set[str]:
-    from steprule.rules import RULES  # which are made of what is here
-
-    return {name for rule in RULES.values() for name in rule.hyperparameters}
-
-
-def check_hyperparameters(
-    rule: type[Rule], hyper: Mapping[str, Any], as_torch: bool = False, only: Iterable[str] | None = None
-) -> None:
-    """Raises for a value that makes no sense, naming the argument and the value, with torch.optim's words.
-
-    Args:
-        rule: whose hyperparameters they are.
-        hyper: values for some or all of the rule's hyperparameters, floats or 1-element tensors.
-        as_torch: take what torch.optim takes in its groups, where it checks nothing, if it means something: a negative
-            lr goes up the gradient. Default: False.
-        only: those to look at, where others have been. Default: all.
+def enter(rule: type[Rule]) -> None:
+    """Enters a rule in `RULES`.
 
     Raises:
-        ValueError: a value is out of range.
-        TypeError: a value is of the wrong kind.
+        RuleError: another has its name.
     """
-    for name in hyper if only is None else only:
-        if name not in rule.hyperparameters:
-            continue
-        value = hyper[name]
-        default = rule.hyperparameters[name]
-        if isinstance(default, bool):
-            if isinstance(value, str) or (value not in (True, False)):
-                raise TypeError(f"{name} must be True or False, not {value!r}")
-        elif isinstance(default, tuple):
-            if not isinstance(value, (tuple, list)) or len(value) != len(default):
-                raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
-            for index, item in enumerate(value):
-                _check_number(f"{name}[{index}]", item)
-                if not _is_in_range(name, item, as_torch):
-                    raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
-        elif default is None or isinstance(default, str):
-            continue
-        else:
-            _check_number(name, value)
-            if not _is_in_range(name, value, as_torch):
-                raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
-    if not as_torch:
-        rule.check(**hyper)
+    name = rule.__name__.lower()
+    known = RULES.get(name, rule)
+    taken = f"torch.optim.{TORCHS_OWN[name]}" if name in TORCHS_OWN else _place(known)
+    if taken != _place(rule):
+        raise RuleError(f"{_place(rule)} cannot be called {name!r}, which {taken} is; choose another name")
+    RULES[name] = rule
 
 
-# torch.optim's words where they are not "Invalid <name> value".
-_WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
-_FROM_0 = (0.0, math.inf)
-_BELOW_1 = (0.0, 1.0)
-_RANGES = {
-    **dict.fromkeys(
-        ("lr", "eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value"), _FROM_0
-    ),
-    **dict.fromkeys(("momentum_decay", "lambd", "t0", "step_sizes", "warmup", "warmup_steps", "max_lr"), _FROM_0),
-    **dict.fromkeys(
-        ("trust_coefficient", "a", "b", "gamma", "d_coef", "reps_rel", "weight_lr_power", "lookahead"), _FROM_0
-    ),
-    "betas": _BELOW_1,
-    "beta": _BELOW_1,
-    "rho": (0.0, math.nextafter(1.0, 2.0)),
-    "lookahead_alpha": (0.0, math.nextafter(1.0, 2.0)),
-    "d0": (math.ulp(0.0), math.inf),
-    "growth_rate": (1.0, None),
-}
-"""From where to below where; None where infinity is a value like others."""
-_NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead", "lookahead_alpha")
-"""What means nothing outside its range, in whatever formula of torch.optim."""
-_FINITE = (-sys.float_info.max, math.inf)
-
-
-def _is_in_range(name: str, value: Any, as_torch: bool = False) -> bool:
-    if name == "etas" and not as_torch:  # which Rprop checks together
-        return True
-    name = name if name in _RANGES else re.sub(r"_\d+$", "", name)  # a chain's second beta is beta_2
-    low, high = _RANGES.get(name, _FINITE) if not as_torch or name in _NEVER_BEYOND else _FINITE
-    return bool(low <= value and (high is None or value < high))
-
-
-def _check_number(name: str, value: Any) -> None:
-    if hasattr(value, "numel"):
-        if value.numel() != 1:
-            raise ValueError(f"Tensor {name} must be 1-element")
-    elif callable(value) and "[" in name:
-        whole = name.partition("[")[0]
-        raise TypeError(f"{name} must be a number; a schedule gives all of {whole}: {whole}=lambda step: (..., ...)")
-    elif isinstance(value, (str, bytes, type(None))) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+def _place(rule: type[Rule]) -> str:
+    return f"{rule.__module__}.{rule.__qualname__}"
 
 
 def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:

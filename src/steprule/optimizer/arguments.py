@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
-from steprule import rules
 from steprule.formats import (
     STATE_FORMATS,
     WEIGHT_FORMATS,
 )  # fmt: skip
 from steprule.rule import Rule
-from steprule.rules.options import OPTIONS
-from steprule.services import Telemetry
+from steprule.rules.options import DECAYS, OPTIONS
+from steprule.services import Average, Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import as_average
 from steprule.services.clip import Clip, ClipValue, as_clip
@@ -33,7 +33,8 @@ SERVICE_OPTIONS: dict[str, Any] = {
     "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None,
 }  # fmt: skip
 ALL_OPTIONS = {**FORMAT_OPTIONS, **SERVICE_OPTIONS, **OPTIONS}
-_FLAG_DOCS = """
+OPTION_DOCS = """
+Arguments that all optimizers take, by name:
     maximize: follow the gradient upwards. Default: False.
     differentiable: let autograd pass through the step (slower). Default: False.
     foreach, fused, capturable: accepted for torch.optim's sake and kept in the groups; the engine is chosen by
@@ -60,11 +61,63 @@ _FLAG_DOCS = """
     cautious: leave out the part of a step that goes up the gradient. Default: False.
     cautious_decay: decay a weight only in steps that bring it nearer to 0. Default: False.
     lookahead: after how many steps the weights go back to a slower copy that has moved lookahead_alpha (0.5) of the
-        way to them; 0 for never. Default: 0."""
+        way to them; 0 for never. Default: 0.
+"""
+
+_literal: Any = Literal
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("foreach", "fused"), bool | None),
+    **dict.fromkeys(("maximize", "capturable", "differentiable", "cautious", "cautious_decay"), bool),
+    "states": _literal[STATE_FORMATS] | None,
+    "weights": _literal[WEIGHT_FORMATS] | None,
+    "seed": int,
+    "clip": float | Clip | None,
+    "nonfinite": _literal[NONFINITE] | None,
+    "average": float | Average | None,
+    "telemetry": int | Telemetry | None,
+    "grads": _literal[GRAD_FORMATS] | None,
+    "decay": _literal[tuple(DECAYS)] | None,
+    "lookahead": int,
+    "lookahead_alpha": float | Tensor | Callable[[int], float],
+}
 
 
-TORCHS = [rule for rule in rules.RULES.values() if hasattr(torch.optim, rule.__name__)]
-"""The rules that torch.optim has too."""
+def is_torchs(rule: type[Rule]) -> bool:
+    """Whether a rule stands in for a class of torch.optim."""
+    return rule.like_torch is not None and hasattr(torch.optim, rule.__name__)
+
+
+def flags_of(rule: type[Rule]) -> tuple[str, ...]:
+    """The flags of torch.optim that a rule's optimizer takes."""
+    return tuple(rule.like_torch.flags.split() if rule.like_torch is not None else FLAGS)
+
+
+def signature_of(rule: type[Rule]) -> inspect.Signature:
+    """The arguments of a rule's optimizer, as its users see them."""
+    its = rule.like_torch
+    by_position = its.positional.split() if its is not None else []
+    by_name = its.keyword_only.split() if its is not None else []
+    defaults = {**rule.hyperparameters, **_equal_defaults(rule)}
+    flags = flags_of(rule)
+    ordered = [name for name in rule.hyperparameters if name not in by_name] + by_position
+    named = [*(name for name in flags if name not in by_position), *by_name, *ALL_OPTIONS]
+    types = {name: _type_of(default) for name, default in rule.hyperparameters.items()}
+    types |= {name: _TYPES[name] for name in (*flags, *ALL_OPTIONS)}
+    defaults |= {**{name: FLAGS[name] for name in flags}, **ALL_OPTIONS}
+    kind = inspect.Parameter
+    kinds = dict.fromkeys(ordered, kind.POSITIONAL_OR_KEYWORD) | dict.fromkeys(named, kind.KEYWORD_ONLY)
+    parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD, annotation=ParamsT)]
+    parameters += [kind(n, one, default=defaults[n], annotation=types[n]) for n, one in kinds.items()]
+    return inspect.Signature(parameters)
+
+
+def _type_of(default: Any) -> Any:
+    """What a hyperparameter may be, seen from its default: any of them may be a function of the step."""
+    if isinstance(default, bool):
+        return bool | Callable[[int], bool]
+    if isinstance(default, (int, float)):
+        return float | Tensor | Callable[[int], float | Tensor]
+    return Sequence[float | Tensor] | Callable[[int], Sequence[float | Tensor]] if isinstance(default, tuple) else Any
 
 
 def is_elsewhere(value: Any) -> bool:
@@ -73,9 +126,9 @@ def is_elsewhere(value: Any) -> bool:
     return any(isinstance(one, Tensor) and one.device.type != "cpu" for one in values)
 
 
-def equal_defaults(rule: type[Rule]) -> dict[str, Any]:
+def _equal_defaults(rule: type[Rule]) -> dict[str, Any]:
     """torch.optim's defaults for its rules where they are ours but for the type: 0 and not 0.0."""
-    its = inspect.signature(getattr(torch.optim, rule.__name__)).parameters if rule in TORCHS else {}
+    its = inspect.signature(getattr(torch.optim, rule.__name__)).parameters if is_torchs(rule) else {}
     return {
         name: its[name].default
         for name, value in rule.hyperparameters.items()
@@ -128,13 +181,41 @@ def check_clip(clip: Clip | None, groups: Sequence[Mapping[str, Any]]) -> None:
                 raise ValueError(f"clip={clip} does not take {param.dtype} (parameter {index} of its group)")
 
 
+def check_tensors(settings: Mapping[str, Any], name: Literal["lr", "betas"]) -> None:
+    """Raises for lr or betas as tensors where torch.optim's Adam does."""
+    unsupported = settings.get("foreach") and not settings.get("capturable")
+    if name == "lr" and isinstance(settings.get("lr"), Tensor) and unsupported:
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    if name == "betas" and "betas" in settings:
+        betas = settings["betas"]
+        if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
+            raise ValueError("betas must be either both floats or both Tensors")
+        if isinstance(betas[0], Tensor) and unsupported:
+            raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
+
+
+def check_sparse_only(rule: type[Rule], number: int, params: Sequence[Tensor]) -> None:
+    """Raises for parameters of a group that a rule of sparse gradients does not take."""
+    sparse = [[number, index] for index, param in enumerate(params) if param.is_sparse]
+    if sparse:
+        raise ValueError(f"Sparse params at indices {sparse}: {rule.__name__} requires dense parameter tensors")
+    wide = [[number, index] for index, param in enumerate(params) if param.is_complex()]
+    if wide:
+        raise ValueError(f"Complex params at indices {wide}: {rule.__name__} does not support complex parameters")
+
+
 def docstring(rule: type[Rule]) -> str:
-    """What a class says of itself: what its rule does, and all arguments."""
+    """What a class says of itself: what its rule does, and its own arguments."""
     lines = [inspect.cleandoc(rule.__doc__ or rule.__name__), "", "Args:"]
     lines.append("    params: parameters, (name, parameter) pairs, or dicts of those with settings of their own.")
     for name, default in rule.hyperparameters.items():
         lines.append(f"    {name}: {_HYPER_DOCS.get(name, 'see the formula')}. Default: {default}.")
-    return "\n".join(lines) + _FLAG_DOCS + "\n\nRaises:\n    ValueError: a hyperparameter is out of range.\n"
+    lines.append(f"    {', '.join(flags_of(rule))}: as in torch.optim.")
+    lines.append("    states, weights, seed, grads: how states, weights and sums of gradients are kept.")
+    lines.append("    clip, nonfinite, average, telemetry: what else happens in a step.")
+    lines.append(f"    {', '.join(OPTIONS)}: what goes around the formula.")
+    lines += ["", "help(steprule.Optimizer) has those that all optimizers take in full.", ""]
+    return "\n".join([*lines, "Raises:", "    ValueError: a hyperparameter is out of range.", ""])
 
 
 _HYPER_DOCS = {

@@ -48,7 +48,7 @@ class Core:
         self.accumulator: Accumulator | None = None
         self.release: Release | None = None
         self.schedules: Schedules | None = None
-        self.has_modes = type(optimizer)._has_modes
+        self.has_modes = type(optimizer).rule.exchanges
         self.is_made = False
         self.shapes: dict[int, int] = {}
         self.completed: list[dict[str, Any]] = []

@@ -25,15 +25,19 @@ from steprule.engine.trace import couples, trace
 from steprule.optimizer.arguments import (
     ALL_OPTIONS,
     FLAGS,
+    OPTION_DOCS,
     SERVICE_OPTIONS,
-    TORCHS,
     check_clip,
     check_formats,
+    check_sparse_only,
+    check_tensors,
     docstring,
-    equal_defaults,
+    flags_of,
     is_elsewhere,
+    is_torchs,
     make_accumulator,
     make_services,
+    signature_of,
 )
 from steprule.optimizer.checkpoint import NOTES, Loading, notes_of
 from steprule.optimizer.core import Core, RuleOf
@@ -42,13 +46,14 @@ from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.optimizer.uncompiled import leave_uncompiled
 from steprule.passes import Entry, Listed, Pass, Seen, find_shared, name_in
-from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
+from steprule.rule import Rule, RuleError
 from steprule.rules.options import OPTIONS
 from steprule.services import Telemetry
 from steprule.services.average import STATE as AVERAGE
 from steprule.services.clip import Clip, as_clip
 from steprule.services.release import Release, check_not_released
 from steprule.services.step import RESERVED, StepServices
+from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
 from steprule.states import (
     FORMAT_OPTIONS,
     HALVES,
@@ -88,10 +93,6 @@ class Optimizer(torch.optim.Optimizer):
 
     Class arguments:
         rule: the formula.
-        flags: which of torch.optim's flags it takes, in torch.optim's order.
-        positional_flags: those flags that may be given by position, as RMSprop's may.
-        keyword_only: hyperparameters that may not.
-        fixed: entries of every parameter group that are not arguments.
     """
 
     rule: ClassVar[type[Rule]]
@@ -99,22 +100,11 @@ class Optimizer(torch.optim.Optimizer):
     _signature: ClassVar[inspect.Signature]
     _fixed: ClassVar[Mapping[str, Any]] = {}
     _constant: ClassVar[Mapping[str, str]] = {}
-    _has_modes: ClassVar[bool] = False
     _core: Core
 
-    def __init_subclass__(
-        cls,
-        rule: type[Rule] | None = None,
-        flags: Sequence[str] = tuple(FLAGS),
-        positional_flags: Sequence[str] = (),
-        keyword_only: Sequence[str] = (),
-        fixed: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init_subclass__(cls, rule: type[Rule] | None = None) -> None:
         super().__init_subclass__()
         if rule is None:
-            if "__init__" in vars(cls):  # arguments of its own
-                own = list(inspect.signature(cls.__init__).parameters.values())[1:]
-                cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
             return
         for name in (*rule.hyperparameters, *rule.states):
             if name in (*ALL_OPTIONS, *RESERVED, *NOTES, SCHEDULES, AVERAGE):
@@ -125,22 +115,11 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuleError(
                     f"{rule.__name__}: {name!r} is what an array of {other!r} may be called; choose another"
                 )
-        cls.rule, cls._flags, cls._fixed = RuleOf(rule), tuple(flags), dict(fixed or {})  # type: ignore[assignment]
-        kind = inspect.Parameter
-        parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
-        defaults = {**rule.hyperparameters, **equal_defaults(rule)}
-        parameters += [
-            kind(name, kind.POSITIONAL_OR_KEYWORD, default=defaults[name])
-            for name in rule.hyperparameters
-            if name not in keyword_only
-        ]
-        parameters += [kind(name, kind.POSITIONAL_OR_KEYWORD, default=FLAGS[name]) for name in positional_flags]
-        parameters += [
-            kind(name, kind.KEYWORD_ONLY, default=FLAGS[name]) for name in flags if name not in positional_flags
-        ]
-        parameters += [kind(name, kind.KEYWORD_ONLY, default=rule.hyperparameters[name]) for name in keyword_only]
-        parameters += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in ALL_OPTIONS.items()]
-        cls._signature = cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        cls.rule, cls._flags, cls._constant = RuleOf(rule), flags_of(rule), rule.constants  # type: ignore[assignment]
+        cls._fixed = rule.like_torch.fixed if rule.like_torch is not None else {}
+        cls._signature = signature_of(rule)
+        if "__init__" not in vars(cls):
+            cls.__init__ = constructor(cls, cls._signature)  # type: ignore[method-assign]
         if cls.__doc__ is None:
             cls.__doc__ = docstring(rule)
 
@@ -206,10 +185,17 @@ class Optimizer(torch.optim.Optimizer):
         bound = signature.bind(None, *args, **kwargs)
         bound.apply_defaults()
         del bound.arguments["params"]
-        return dict(bound.arguments)
+        settings = dict(bound.arguments)
+        its = type(self).rule.like_torch
+        if its is not None and its.tensor_betas and isinstance(settings["betas"], (tuple, list)):
+            settings["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in settings["betas"])
+        return settings
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
+        its = type(self).rule.like_torch
+        if its is not None and its.tensor_betas:
+            check_tensors(settings, "lr")
         check_hyperparameters(self._core.rule, settings)
         self._check_options(settings)
         if settings.get("fused"):
@@ -217,6 +203,8 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError("`fused` does not support `differentiable`")
             if settings.get("foreach"):
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        if its is not None and its.tensor_betas:
+            check_tensors(settings, "betas")
 
     def _check_options(self, settings: Mapping[str, Any]) -> None:
         decay = self._core.options["decay"]
@@ -360,7 +348,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         names = self._core.rule.hyperparameters if names is None else names
         near = [name for name in names if not is_elsewhere(settings[name])]
-        check_hyperparameters(self._core.rule, settings, type(self).rule in TORCHS and not strictly, near)
+        check_hyperparameters(self._core.rule, settings, is_torchs(type(self).rule) and not strictly, near)
 
     def _check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """Checks numbers that have changed in groups, as `_look_at_groups` does; False if there are functions now."""
@@ -415,6 +403,8 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
         check_clip(services.clip if services is not None else None, [group])
         check_whole(self._core, self.param_groups, [number])
+        if self._core.rule.sparse_only:
+            check_sparse_only(self._core.rule, number, group["params"])
 
     def _check_memory(self) -> None:
         """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
@@ -429,6 +419,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take_functions(self, settings: dict[str, Any], calls: int) -> dict[str, Schedule]:
         """Takes functions of the step out of settings, and leaves what they give for the next after so many."""
+        settings |= as_tuples(settings, type(self).rule)
         names = (*type(self).rule.hyperparameters, "lookahead_alpha")
         functions = {name: settings[name] for name in names if name in settings and callable(settings[name])}
         for name, why in self._constant.items():
@@ -991,6 +982,8 @@ class Optimizer(torch.optim.Optimizer):
                         entry.restore_state()
         return fresh if taken and fresh.complete else None
 
+
+Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n{OPTION_DOCS}"
 
 _made: dict[type[Rule], type[Optimizer]] = {}
 

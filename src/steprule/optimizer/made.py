@@ -1,16 +1,14 @@
-"""A class for each rule."""
+"""What makes a class of a rule, and what some of these have beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from steprule import rules
 from steprule.engine.team import torch_alone
 from steprule.optimizer.front import Optimizer
+from steprule.rule import Rule
 from steprule.states import (
     arrays_of,
     convert,
@@ -19,237 +17,57 @@ from steprule.states import (
     step_options,
 )
 
-__all__ = [
-    "ADOPT",
-    "ASGD",
-    "LAMB",
-    "LARS",
-    "LBFGS",
-    "MADGRAD",
-    "MARS",
-    "SGD",
-    "AdEMAMix",
-    "AdaBelief",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamAtan2",
-    "AdamC",
-    "AdamW",
-    "Adamax",
-    "Adan",
-    "DAdaptAdam",
-    "DoG",
-    "Grams",
-    "LaProp",
-    "Lion",
-    "Muon",
-    "NAdam",
-    "NovoGrad",
-    "Optimizer",
-    "Prodigy",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "ScheduleFreeAdamW",
-    "ScheduleFreeRAdam",
-    "ScheduleFreeSGD",
-    "Signum",
-    "SparseAdam",
-    "StableAdamW",
-    "Yogi",
-]
+
+def make(rule: type[Rule], module: str) -> type[Optimizer]:
+    """The optimizer of a rule that is an attribute of a module."""
+    base = _ScheduleFree if rule.exchanges else _BegunEarly if rule.begins_early else Optimizer
+    return type(rule.__name__, (base,), {"__module__": module}, rule=rule)
 
 
-def _of_torch(name: str, since: str) -> Any:
+def of_torch(name: str) -> Any:
     """An optimizer of torch's own, as it is; where torch is older, one that says so when it is made."""
 
     def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            f"{name} is torch.optim's own, and torch {torch.__version__} has none yet; it needs torch {since} or newer"
+            f"{name} is torch.optim's own, and torch {torch.__version__} has none yet; it needs torch {_SINCE[name]} or newer"
         )
 
     return getattr(torch.optim, name, None) or type(name, (torch.optim.Optimizer,), {"__init__": refuse})
 
 
-# No formula of elements, and none written here yet.
-Adafactor, LBFGS, Muon = torch.optim.Adafactor, torch.optim.LBFGS, _of_torch("Muon", since="2.9")
+_SINCE = {"Muon": "2.9"}
+"""Of torch.optim's own, from which torch on there are those that are newer than the oldest torch that steprule takes."""
 
 
-class SGD(Optimizer, rule=rules.SGD, flags=("maximize", "foreach", "differentiable", "fused")): ...
+class _BegunEarly(Optimizer):
+    """States that are there before the first step, as torch.optim's Adagrad has them."""
 
-
-class RMSprop(
-    Optimizer, rule=rules.RMSprop, flags=(flags := ("capturable", "foreach", "maximize", "differentiable")),
-    positional_flags=flags,
-): ...  # fmt: skip
-
-
-class _AdamFront(Optimizer):
-    """torch.optim's rules for lr and betas as tensors."""
-
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        settings = super()._bind(args, kwargs)
-        if isinstance(settings["betas"], (tuple, list)):
-            settings["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in settings["betas"])
-        return settings
-
-    def _check(self, settings: Mapping[str, Any]) -> None:
-        unsupported = settings.get("foreach") and not settings.get("capturable")
-        if isinstance(settings.get("lr"), Tensor) and unsupported:
-            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        super()._check(settings)
-        if "betas" in settings:
-            betas = settings["betas"]
-            if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
-                raise ValueError("betas must be either both floats or both Tensors")
-            if isinstance(betas[0], Tensor) and unsupported:
-                raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
-
-
-class Adam(_AdamFront, rule=rules.Adam, keyword_only=("decoupled_weight_decay",)): ...
-
-
-class AdamW(
-    _AdamFront, rule=rules.AdamW, flags=("maximize", "foreach", "capturable", "differentiable", "fused"),
-    fixed={"decoupled_weight_decay": True},
-): ...  # fmt: skip
-
-
-class NAdam(Optimizer, rule=rules.NAdam, flags=("foreach", "maximize", "capturable", "differentiable")): ...
-
-
-class RAdam(Optimizer, rule=rules.RAdam, flags=("foreach", "maximize", "capturable", "differentiable")): ...
-
-
-class Adamax(
-    Optimizer, rule=rules.Adamax, flags=("foreach", "maximize", "differentiable", "capturable"),
-    positional_flags=("foreach",),
-): ...  # fmt: skip
-
-
-class Adadelta(
-    Optimizer, rule=rules.Adadelta, flags=("foreach", "capturable", "maximize", "differentiable"),
-    positional_flags=("foreach",),
-): ...  # fmt: skip
-
-
-class ASGD(
-    Optimizer, rule=rules.ASGD, flags=(flags := ("foreach", "maximize", "differentiable", "capturable")),
-    positional_flags=flags,
-): ...  # fmt: skip
-
-
-class Rprop(Optimizer, rule=rules.Rprop, flags=("capturable", "foreach", "maximize", "differentiable")): ...
-
-
-class Adagrad(
-    Optimizer, rule=rules.Adagrad, flags=("foreach", "maximize", "differentiable", "fused"),
-    positional_flags=("foreach",),
-):  # fmt: skip
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for group in self.param_groups:  # as torch.optim's, whose states are there before the first step
+        for group in self.param_groups:
             for param in group["params"]:
                 self.state[param]["step"] = torch.zeros((), **step_options(group, param))
-                first = group["initial_accumulator_value"]
-                first = complex(first, first) if param.is_complex() else first
-                self.state[param]["sum"] = torch.full_like(param, first, memory_format=torch.preserve_format)
-                if group.get("states") is not None:  # as it is to stay, since share_memory may be called now
-                    convert(self.state[param], "sum", state_format(self._core.rule, "sum", group, param), param)
+                for name in self._core.rule.tensor_states:
+                    first = self._core.rule.begins_at(name, param, group)
+                    first = complex(first, first) if param.is_complex() else first
+                    self.state[param][name] = torch.full_like(param, first, memory_format=torch.preserve_format)
+                    if group.get("states") is not None:  # as it is to stay, since share_memory may be called now
+                        convert(self.state[param], name, state_format(self._core.rule, name, group, param), param)
 
     def share_memory(self) -> None:
-        """Moves the sums of squares to memory that processes share.
+        """Moves the states to memory that processes share.
 
         Of other optimizers, and of other states, only those that exist when a worker is started can be shared: take a step first.
         """
         for group in self.param_groups:
             for param in group["params"]:
-                for array in arrays_of(self.state[param], "sum").values():
-                    array.share_memory_()  # type: ignore[no-untyped-call]
-
-
-class SparseAdam(Optimizer, rule=rules.SparseAdam, flags=("maximize",), positional_flags=("maximize",)):
-    def _check_parameters(self, number: int) -> None:
-        super()._check_parameters(number)
-        group = self.param_groups[number]
-        sparse = [[number, i] for i, p in enumerate(group["params"]) if p.is_sparse]
-        if sparse:
-            raise ValueError(f"Sparse params at indices {sparse}: SparseAdam requires dense parameter tensors")
-        wide = [[number, i] for i, p in enumerate(group["params"]) if p.is_complex()]
-        if wide:
-            raise ValueError(f"Complex params at indices {wide}: SparseAdam does not support complex parameters")
-
-
-class Lion(Optimizer, rule=rules.Lion): ...
-
-
-class Signum(Optimizer, rule=rules.Signum): ...
-
-
-class AdaBelief(Optimizer, rule=rules.AdaBelief): ...
-
-
-class Yogi(Optimizer, rule=rules.Yogi): ...
-
-
-class LaProp(Optimizer, rule=rules.LaProp): ...
-
-
-class ADOPT(Optimizer, rule=rules.ADOPT): ...
-
-
-class AdEMAMix(Optimizer, rule=rules.AdEMAMix): ...
-
-
-class Adan(Optimizer, rule=rules.Adan): ...
-
-
-class AdamAtan2(Optimizer, rule=rules.AdamAtan2): ...
-
-
-class Grams(Optimizer, rule=rules.Grams): ...
-
-
-class AdamC(Optimizer, rule=rules.AdamC): ...
-
-
-class StableAdamW(Optimizer, rule=rules.StableAdamW): ...
-
-
-class MARS(Optimizer, rule=rules.MARS): ...
-
-
-class MADGRAD(Optimizer, rule=rules.MADGRAD): ...
-
-
-class LARS(Optimizer, rule=rules.LARS): ...
-
-
-class LAMB(Optimizer, rule=rules.LAMB): ...
-
-
-class NovoGrad(Optimizer, rule=rules.NovoGrad): ...
-
-
-class Prodigy(Optimizer, rule=rules.Prodigy):
-    _constant = {"d0": "its sums are kept in units of it"}
-
-
-class DAdaptAdam(Optimizer, rule=rules.DAdaptAdam): ...
-
-
-class DoG(Optimizer, rule=rules.DoG): ...
-
-
-_MIXED = "weights and their average are mixed by it"
+                for name in self.rule.tensor_states:
+                    for array in arrays_of(self.state[param], name).values():
+                        array.share_memory_()  # type: ignore[no-untyped-call]
 
 
 class _ScheduleFree(Optimizer):
     """Weights that are exchanged for their average to be evaluated or saved, and back to be trained."""
-
-    _has_modes = True
 
     def train(self) -> None:
         """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
@@ -278,15 +96,3 @@ class _ScheduleFree(Optimizer):
     def _take_step(self) -> None:
         self._core.modes.must_train("step()")
         super()._take_step()
-
-
-class ScheduleFreeSGD(_ScheduleFree, rule=rules.ScheduleFreeSGD):
-    _constant = {"momentum": _MIXED}
-
-
-class ScheduleFreeAdamW(_ScheduleFree, rule=rules.ScheduleFreeAdamW):
-    _constant = {"betas": _MIXED}
-
-
-class ScheduleFreeRAdam(_ScheduleFree, rule=rules.ScheduleFreeRAdam):
-    _constant = {"betas": _MIXED}

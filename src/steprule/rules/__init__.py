@@ -1,71 +1,33 @@
-"""The formulas, one short file a family."""
+"""The formulas, one short file a family, and those of other packages. A class in a file here is entered by being there."""
 
 from __future__ import annotations
 
-from steprule.rule import Rule
-from steprule.rules.adagrad import MADGRAD, Adadelta, Adagrad, Rprop
-from steprule.rules.adam import Adam, Adamax, AdamC, AdamW, NAdam, RAdam, SparseAdam
-from steprule.rules.adam_variants import (
-    ADOPT,
-    MARS,
-    AdaBelief,
-    AdamAtan2,
-    Adan,
-    AdEMAMix,
-    Grams,
-    LaProp,
-    StableAdamW,
-    Yogi,
-)
-from steprule.rules.layerwise import LAMB, LARS, NovoGrad
-from steprule.rules.parameter_free import DAdaptAdam, DoG, Prodigy
-from steprule.rules.rmsprop import RMSprop
-from steprule.rules.schedule_free import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
-from steprule.rules.sgd import ASGD, SGD, Lion, Signum
+import pkgutil
+import warnings
+from importlib import import_module
+from importlib.metadata import entry_points
 
-_ALL: tuple[type[Rule], ...] = (
-    SGD, RMSprop, Adam, AdamW, NAdam, RAdam, Adagrad, Adadelta, Adamax, ASGD, Rprop, SparseAdam,
-    Lion, Signum, AdaBelief, Yogi, LaProp, ADOPT, AdEMAMix, Adan, AdamAtan2, Grams, AdamC, StableAdamW, MARS,
-    MADGRAD, LARS, LAMB, NovoGrad, Prodigy, DAdaptAdam, DoG, ScheduleFreeSGD, ScheduleFreeAdamW, ScheduleFreeRAdam,
-)  # fmt: skip
-RULES: dict[str, type[Rule]] = {rule.__name__.lower(): rule for rule in _ALL}
-"""Every rule by the name that the command line and the tests know it by: torch.optim's, then in families."""
+from steprule.rule import RULES as RULES
+from steprule.rule import Rule, enter
 
-__all__ = [
-    "ADOPT",
-    "ASGD",
-    "LAMB",
-    "LARS",
-    "MADGRAD",
-    "MARS",
-    "RULES",
-    "SGD",
-    "AdEMAMix",
-    "AdaBelief",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamAtan2",
-    "AdamC",
-    "AdamW",
-    "Adamax",
-    "Adan",
-    "DAdaptAdam",
-    "DoG",
-    "Grams",
-    "LaProp",
-    "Lion",
-    "NAdam",
-    "NovoGrad",
-    "Prodigy",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "ScheduleFreeAdamW",
-    "ScheduleFreeRAdam",
-    "ScheduleFreeSGD",
-    "Signum",
-    "SparseAdam",
-    "StableAdamW",
-    "Yogi",
-]
+for _file in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")
+
+_own = sorted(RULES.values(), key=lambda rule: rule.like_torch is None)  # torch.optim's, then the others, by family
+RULES.clear()
+RULES.update({rule.__name__.lower(): rule for rule in _own})
+globals().update({rule.__name__: rule for rule in _own})
+
+__all__ = sorted(["RULES", *(rule.__name__ for rule in _own)])
+
+for _entry in entry_points(group="steprule.rules"):
+    try:
+        _found = _entry.load()
+        if not (isinstance(_found, type) and issubclass(_found, Rule)):
+            raise TypeError(f"it is {_found!r}, not a subclass of steprule.Rule")
+        enter(_found)
+    except Exception as _error:  # whatever somebody's package does
+        warnings.warn(
+            f"the rule {_entry.name} = {_entry.value} of another package is left out: {type(_error).__name__}: {_error}",
+            stacklevel=1,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, cbrt, clip, ema, ema_sq, l2, sign, sqrt, where
-from steprule.rule import Rule, State
+from steprule.rule import Rule, State, TorchArguments
 
 
 class Adagrad(Rule):
@@ -18,6 +18,8 @@ class Adagrad(Rule):
     sparse_grads = True
     touches_states = True
     needs = ("sparse", "memory")
+    like_torch = TorchArguments("foreach maximize differentiable fused", positional="foreach")
+    begins_early = True
     when = "Sparse features and convex problems; for long runs its steps become too small."
 
     @staticmethod
@@ -36,6 +38,7 @@ class Adadelta(Rule):
 
     needs = ("tuning-free",)
     square_avg = acc_delta = State(exact=True)  # steps follow from steps: what is off stays off
+    like_torch = TorchArguments("foreach capturable maximize differentiable", positional="foreach")
     when = "Where old code asks for it; it has no learning rate to speak of, and starts slowly."
 
     @staticmethod
@@ -85,6 +88,7 @@ class Rprop(Rule):
     """
 
     step_size = State(begins="lr", exact=True)
+    like_torch = TorchArguments("capturable foreach maximize differentiable")
     when = "Full batches, deterministic losses: it looks at nothing but signs, which noise makes worthless."
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, abs, debias, ema, ema_sq, l2, maximum, sqrt, where
-from steprule.rule import Rule, State
+from steprule.rule import Rule, State, TorchArguments
 
 
 def adam_direction(
@@ -31,6 +31,9 @@ class AdamW(Rule):
     max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
     needs = ("baseline",)
+    like_torch = TorchArguments(
+        "maximize foreach capturable differentiable fused", fixed={"decoupled_weight_decay": True}, tensor_betas=True
+    )
     when = "The default for transformers, and for most else: try it first, with a warm-up and a decaying schedule."
 
     @staticmethod
@@ -51,6 +54,9 @@ class Adam(Rule):
 
     max_exp_avg_sq = State(when="amsgrad")
     needs = ("baseline",)
+    like_torch = TorchArguments(
+        "foreach maximize capturable differentiable fused", keyword_only="decoupled_weight_decay", tensor_betas=True
+    )
     when = "Where a paper to be reproduced used it; with weight decay AdamW is the better of the two."
 
     @staticmethod
@@ -99,6 +105,7 @@ class NAdam(Rule):
     """
 
     mu_product = State("scalar", begins=1.0, dtype="step")
+    like_torch = TorchArguments("foreach maximize capturable differentiable")
     when = "Where Adam is used and a little more momentum helps; differences are small."
 
     @staticmethod
@@ -132,6 +139,7 @@ def rectification(beta2: Value, step: Value, threshold: float) -> tuple[Value, V
 class RAdam(Rule):
     """Adam that is momentum until its mean square can be relied on. Liu et al. 2020, arXiv:1908.03265, algorithm 2."""
 
+    like_torch = TorchArguments("foreach maximize capturable differentiable")
     when = "Where Adam needs a warm-up that you would rather not tune."
 
     @staticmethod
@@ -155,6 +163,7 @@ class RAdam(Rule):
 class Adamax(Rule):
     """Adam with the largest gradient, decaying, in place of the root mean square. Kingma & Ba 2015, algorithm 2."""
 
+    like_torch = TorchArguments("foreach maximize differentiable capturable", positional="foreach")
     when = "Where single huge gradients must not disappear in an average: embeddings, reinforcement learning."
 
     @staticmethod
@@ -178,6 +187,7 @@ class SparseAdam(Rule):
     sparse_grads = sparse_only = True
     touches_states = True
     needs = ("sparse",)
+    like_torch = TorchArguments("maximize", positional="maximize")
     when = "Embeddings with sparse=True, of which a batch touches a few rows."
 
     @staticmethod

@@ -159,7 +159,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     }
     if lookahead:
         attributes["keeps_step"] = True
-    return type(rule.__name__, (Rule,), attributes)
+    return type(rule.__name__, (Rule,), attributes, listed=False)
 
 
 def _pull(

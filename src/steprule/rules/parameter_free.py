@@ -24,6 +24,7 @@ class Prodigy(Rule):
     initial_param = State(begins="param", exact=True)
     decay = "own"
     needs = ("tuning-free",)
+    constants = {"d0": "its sums are kept in units of it"}
     when = "Adam without a learning rate to tune: leave lr at 1 and use a cosine schedule without warm-up."
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steprule.pieces import Value, ema, ema_sq, l2, maximum, sqrt
-from steprule.rule import Rule, State
+from steprule.rule import Rule, State, TorchArguments
 
 
 class RMSprop(Rule):
@@ -16,6 +16,9 @@ class RMSprop(Rule):
     momentum_buffer = State(when="momentum")
     grad_avg = State(when="centered", exact="centered")
     needs = ("baseline", "memory")
+    like_torch = TorchArguments(
+        "capturable foreach maximize differentiable", positional="capturable foreach maximize differentiable"
+    )
     when = "Reinforcement learning, and recurrent networks of old; Adam is this with momentum and bias correction."
 
     @staticmethod

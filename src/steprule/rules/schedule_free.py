@@ -13,6 +13,8 @@ from steprule.pieces import Value, debias, ema_sq, maximum, minimum, sqrt, where
 from steprule.rule import Rule, State
 from steprule.rules.adam import rectification
 
+_MIXED = "weights and their average are mixed by it"
+
 
 def schedule_free_step(
     param: Value, direction: Value, z: Value, lr_max: Value, weight_sum: Value, step: Value, lr: Value, momentum: Value,
@@ -39,6 +41,8 @@ class ScheduleFreeSGD(Rule):
     needs = ("no-schedule", "memory")
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
+    constants = {"momentum": _MIXED}
+    exchanges = True
     when = "In place of SGD with momentum where the number of steps is not known beforehand; larger lr than SGD's."
 
     @staticmethod
@@ -70,6 +74,8 @@ class ScheduleFreeAdamW(Rule):
     needs = ("no-schedule",)
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
+    constants = {"betas": _MIXED}
+    exchanges = True
     when = "In place of AdamW where the number of steps is not known beforehand; lr 1 to 10 times AdamW's."
 
     @staticmethod
@@ -104,6 +110,8 @@ class ScheduleFreeRAdam(Rule):
     needs = ("no-schedule",)
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
+    constants = {"betas": _MIXED}
+    exchanges = True
     when = "As ScheduleFreeAdamW, without a warm-up to choose."
 
     @staticmethod

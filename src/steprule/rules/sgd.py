@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, ema, l2, maximum, sign, where
-from steprule.rule import Rule, State
+from steprule.rule import Rule, State, TorchArguments
 
 
 class SGD(Rule):
@@ -19,6 +19,7 @@ class SGD(Rule):
     keeps_step = False  # torch.optim keeps none: the first step is the one with a new momentum_buffer
     sparse_grads = True
     needs = ("baseline", "memory", "sparse")
+    like_torch = TorchArguments("maximize foreach differentiable fused")
     when = "Convolutional networks, with momentum 0.9 and a schedule; without momentum, where no state may be kept."
 
     @staticmethod
@@ -97,6 +98,9 @@ class ASGD(Rule):
     mu = State("scalar", begins=1.0, dtype="step")
     ax = State(exact=True)
     refuses = "ax averages the weights as the formula leaves them"
+    like_torch = TorchArguments(
+        "foreach maximize differentiable capturable", positional="foreach maximize differentiable capturable"
+    )
     when = "Convex problems and averages of their iterates; for networks use the argument average of any optimizer."
 
     @staticmethod

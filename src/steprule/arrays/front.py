@@ -1,66 +1,34 @@
-"""Optimizers over NumPy arrays, with gradients given by hand. Needs no torch.
-
->>> from steprule.arrays import Adam
->>> opt = Adam([w, b], lr=1e-3)
->>> opt.step([grad_w, grad_b])      # w and b change in place
-"""
+"""The front of NumPy arrays."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from steprule import rules
 from steprule.engine.cpu import available_threads, compiled
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
 from steprule.engine.trace import trace
-from steprule.rule import Rule, check_hyperparameters, check_names
-
-__all__ = [
-    "ADOPT",
-    "ASGD",
-    "LAMB",
-    "LARS",
-    "MADGRAD",
-    "MARS",
-    "SGD",
-    "AdEMAMix",
-    "AdaBelief",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamAtan2",
-    "AdamC",
-    "AdamW",
-    "Adamax",
-    "Adan",
-    "DAdaptAdam",
-    "DoG",
-    "Grams",
-    "LaProp",
-    "Lion",
-    "NAdam",
-    "NovoGrad",
-    "Optimizer",
-    "Prodigy",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "ScheduleFreeAdamW",
-    "ScheduleFreeRAdam",
-    "ScheduleFreeSGD",
-    "Signum",
-    "SparseAdam",
-    "StableAdamW",
-    "Yogi",
-]
+from steprule.rule import Rule
+from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
 
 Array = np.ndarray[Any, Any]
+
+
+def signature_of(rule: type[Rule]) -> inspect.Signature:
+    """The arguments of a rule's optimizer, as its users see them."""
+    kind = inspect.Parameter
+    parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD, annotation=Sequence[Array])]
+    for name, default in rule.hyperparameters.items():
+        number: Any = bool if isinstance(default, bool) else float if isinstance(default, (int, float)) else Any
+        kept = Sequence[float] if isinstance(default, tuple) else number
+        parameters.append(kind(name, kind.KEYWORD_ONLY, default=default, annotation=kept))
+    return inspect.Signature(parameters)
 
 
 class Optimizer:
@@ -89,10 +57,13 @@ class Optimizer:
         if rule is not None:
             cls.rule = rule
             cls.__doc__ = cls.__doc__ or rule.__doc__
+            if "__init__" not in vars(cls):
+                cls.__init__ = constructor(cls, signature_of(rule))  # type: ignore[method-assign]
 
     def __init__(self, params: Sequence[Array], **settings: Any) -> None:
         known = self.rule.hyperparameters
         check_names(type(self).__name__, settings, known)
+        settings |= as_tuples(settings, self.rule)
         self.settings: dict[str, Any] = {**known, **settings}
         check_hyperparameters(self.rule, self.settings)
         trace(self.rule, self.settings)
@@ -358,108 +329,3 @@ def _check_grad(index: int, param: Array, grad: Any) -> None:
         raise ValueError(f"grads[{index}] has shape {grad.shape}, its parameter {param.shape}")
     if grad.dtype != param.dtype:
         raise ValueError(f"grads[{index}] has dtype {grad.dtype}, its parameter {param.dtype}")
-
-
-class SGD(Optimizer, rule=rules.SGD): ...
-
-
-class RMSprop(Optimizer, rule=rules.RMSprop): ...
-
-
-class Adam(Optimizer, rule=rules.Adam): ...
-
-
-class AdamW(Optimizer, rule=rules.AdamW): ...
-
-
-class NAdam(Optimizer, rule=rules.NAdam): ...
-
-
-class RAdam(Optimizer, rule=rules.RAdam): ...
-
-
-class Adagrad(Optimizer, rule=rules.Adagrad): ...
-
-
-class Adadelta(Optimizer, rule=rules.Adadelta): ...
-
-
-class Adamax(Optimizer, rule=rules.Adamax): ...
-
-
-class ASGD(Optimizer, rule=rules.ASGD): ...
-
-
-class Rprop(Optimizer, rule=rules.Rprop): ...
-
-
-class SparseAdam(Optimizer, rule=rules.SparseAdam): ...
-
-
-class Lion(Optimizer, rule=rules.Lion): ...
-
-
-class Signum(Optimizer, rule=rules.Signum): ...
-
-
-class AdaBelief(Optimizer, rule=rules.AdaBelief): ...
-
-
-class Yogi(Optimizer, rule=rules.Yogi): ...
-
-
-class LaProp(Optimizer, rule=rules.LaProp): ...
-
-
-class ADOPT(Optimizer, rule=rules.ADOPT): ...
-
-
-class AdEMAMix(Optimizer, rule=rules.AdEMAMix): ...
-
-
-class Adan(Optimizer, rule=rules.Adan): ...
-
-
-class AdamAtan2(Optimizer, rule=rules.AdamAtan2): ...
-
-
-class Grams(Optimizer, rule=rules.Grams): ...
-
-
-class AdamC(Optimizer, rule=rules.AdamC): ...
-
-
-class StableAdamW(Optimizer, rule=rules.StableAdamW): ...
-
-
-class MARS(Optimizer, rule=rules.MARS): ...
-
-
-class MADGRAD(Optimizer, rule=rules.MADGRAD): ...
-
-
-class LARS(Optimizer, rule=rules.LARS): ...
-
-
-class LAMB(Optimizer, rule=rules.LAMB): ...
-
-
-class NovoGrad(Optimizer, rule=rules.NovoGrad): ...
-
-
-class Prodigy(Optimizer, rule=rules.Prodigy): ...
-
-
-class DAdaptAdam(Optimizer, rule=rules.DAdaptAdam): ...
-
-
-class DoG(Optimizer, rule=rules.DoG): ...
-
-
-class ScheduleFreeSGD(Optimizer, rule=rules.ScheduleFreeSGD): ...
-
-
-class ScheduleFreeAdamW(Optimizer, rule=rules.ScheduleFreeAdamW): ...
-
-
-class ScheduleFreeRAdam(Optimizer, rule=rules.ScheduleFreeRAdam): ...

@@ -1,0 +1,153 @@
+# Written by tools/write_stubs.py: make stubs
+from steprule import arrays as arrays
+from steprule import catalog as catalog
+from steprule import compare as compare
+from steprule import memory as memory
+from steprule import optimizer as optimizer
+from steprule import pieces as pieces
+from steprule import rules as rules
+from steprule import services as services
+from steprule import transforms as transforms
+from steprule.optimizer import Optimizer as Optimizer
+from steprule.optimizer import Adafactor as Adafactor
+from steprule.optimizer import LBFGS as LBFGS
+from steprule.optimizer import Muon as Muon
+from steprule.optimizer import Adagrad as Adagrad
+from steprule.optimizer import Adadelta as Adadelta
+from steprule.optimizer import Rprop as Rprop
+from steprule.optimizer import AdamW as AdamW
+from steprule.optimizer import Adam as Adam
+from steprule.optimizer import NAdam as NAdam
+from steprule.optimizer import RAdam as RAdam
+from steprule.optimizer import Adamax as Adamax
+from steprule.optimizer import SparseAdam as SparseAdam
+from steprule.optimizer import RMSprop as RMSprop
+from steprule.optimizer import SGD as SGD
+from steprule.optimizer import ASGD as ASGD
+from steprule.optimizer import MADGRAD as MADGRAD
+from steprule.optimizer import AdamC as AdamC
+from steprule.optimizer import AdaBelief as AdaBelief
+from steprule.optimizer import Yogi as Yogi
+from steprule.optimizer import LaProp as LaProp
+from steprule.optimizer import ADOPT as ADOPT
+from steprule.optimizer import AdEMAMix as AdEMAMix
+from steprule.optimizer import Adan as Adan
+from steprule.optimizer import StableAdamW as StableAdamW
+from steprule.optimizer import AdamAtan2 as AdamAtan2
+from steprule.optimizer import MARS as MARS
+from steprule.optimizer import Grams as Grams
+from steprule.optimizer import LARS as LARS
+from steprule.optimizer import LAMB as LAMB
+from steprule.optimizer import NovoGrad as NovoGrad
+from steprule.optimizer import Prodigy as Prodigy
+from steprule.optimizer import DAdaptAdam as DAdaptAdam
+from steprule.optimizer import DoG as DoG
+from steprule.optimizer import ScheduleFreeSGD as ScheduleFreeSGD
+from steprule.optimizer import ScheduleFreeAdamW as ScheduleFreeAdamW
+from steprule.optimizer import ScheduleFreeRAdam as ScheduleFreeRAdam
+from steprule.optimizer import Signum as Signum
+from steprule.optimizer import Lion as Lion
+from steprule.pieces import at_first as at_first
+from steprule.pieces import atan2 as atan2
+from steprule.pieces import cbrt as cbrt
+from steprule.pieces import clip as clip
+from steprule.pieces import debias as debias
+from steprule.pieces import debiased_beta as debiased_beta
+from steprule.pieces import ema as ema
+from steprule.pieces import ema_sq as ema_sq
+from steprule.pieces import exp as exp
+from steprule.pieces import floor as floor
+from steprule.pieces import l2 as l2
+from steprule.pieces import log as log
+from steprule.pieces import maximum as maximum
+from steprule.pieces import mean as mean
+from steprule.pieces import minimum as minimum
+from steprule.pieces import norm as norm
+from steprule.pieces import running_ema as running_ema
+from steprule.pieces import sign as sign
+from steprule.pieces import size as size
+from steprule.pieces import sqrt as sqrt
+from steprule.pieces import total as total
+from steprule.pieces import total_of_all as total_of_all
+from steprule.pieces import where as where
+from steprule.chains import chain as chain
+from steprule.create import create_optimizer as create_optimizer
+from steprule.create import parameter_groups as parameter_groups
+from steprule.together import Together as Together
+from steprule.rule import Rule as Rule
+from steprule.rule import RuleError as RuleError
+from steprule.rule import State as State
+
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "AdEMAMix",
+    "AdaBelief",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamAtan2",
+    "AdamC",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "DAdaptAdam",
+    "DoG",
+    "Grams",
+    "LAMB",
+    "LARS",
+    "LBFGS",
+    "LaProp",
+    "Lion",
+    "MADGRAD",
+    "MARS",
+    "Muon",
+    "NAdam",
+    "NovoGrad",
+    "Optimizer",
+    "Prodigy",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "Rule",
+    "RuleError",
+    "SGD",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
+    "Signum",
+    "SparseAdam",
+    "StableAdamW",
+    "State",
+    "Together",
+    "Yogi",
+    "at_first",
+    "atan2",
+    "cbrt",
+    "chain",
+    "clip",
+    "create_optimizer",
+    "debias",
+    "debiased_beta",
+    "ema",
+    "ema_sq",
+    "exp",
+    "floor",
+    "l2",
+    "log",
+    "maximum",
+    "mean",
+    "minimum",
+    "norm",
+    "parameter_groups",
+    "running_ema",
+    "sign",
+    "size",
+    "sqrt",
+    "total",
+    "total_of_all",
+    "where",
+]
+
+__version__: str

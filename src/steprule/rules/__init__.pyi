@@ -1,0 +1,76 @@
+# Written by tools/write_stubs.py: make stubs
+from steprule.rule import RULES as RULES
+from steprule.rules.adagrad import Adagrad as Adagrad
+from steprule.rules.adagrad import Adadelta as Adadelta
+from steprule.rules.adagrad import Rprop as Rprop
+from steprule.rules.adam import AdamW as AdamW
+from steprule.rules.adam import Adam as Adam
+from steprule.rules.adam import NAdam as NAdam
+from steprule.rules.adam import RAdam as RAdam
+from steprule.rules.adam import Adamax as Adamax
+from steprule.rules.adam import SparseAdam as SparseAdam
+from steprule.rules.rmsprop import RMSprop as RMSprop
+from steprule.rules.sgd import SGD as SGD
+from steprule.rules.sgd import ASGD as ASGD
+from steprule.rules.adagrad import MADGRAD as MADGRAD
+from steprule.rules.adam import AdamC as AdamC
+from steprule.rules.adam_variants import AdaBelief as AdaBelief
+from steprule.rules.adam_variants import Yogi as Yogi
+from steprule.rules.adam_variants import LaProp as LaProp
+from steprule.rules.adam_variants import ADOPT as ADOPT
+from steprule.rules.adam_variants import AdEMAMix as AdEMAMix
+from steprule.rules.adam_variants import Adan as Adan
+from steprule.rules.adam_variants import StableAdamW as StableAdamW
+from steprule.rules.adam_variants import AdamAtan2 as AdamAtan2
+from steprule.rules.adam_variants import MARS as MARS
+from steprule.rules.adam_variants import Grams as Grams
+from steprule.rules.layerwise import LARS as LARS
+from steprule.rules.layerwise import LAMB as LAMB
+from steprule.rules.layerwise import NovoGrad as NovoGrad
+from steprule.rules.parameter_free import Prodigy as Prodigy
+from steprule.rules.parameter_free import DAdaptAdam as DAdaptAdam
+from steprule.rules.parameter_free import DoG as DoG
+from steprule.rules.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
+from steprule.rules.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
+from steprule.rules.schedule_free import ScheduleFreeRAdam as ScheduleFreeRAdam
+from steprule.rules.sgd import Signum as Signum
+from steprule.rules.sgd import Lion as Lion
+
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "AdEMAMix",
+    "AdaBelief",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamAtan2",
+    "AdamC",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "DAdaptAdam",
+    "DoG",
+    "Grams",
+    "LAMB",
+    "LARS",
+    "LaProp",
+    "Lion",
+    "MADGRAD",
+    "MARS",
+    "NAdam",
+    "NovoGrad",
+    "Prodigy",
+    "RAdam",
+    "RMSprop",
+    "RULES",
+    "Rprop",
+    "SGD",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
+    "Signum",
+    "SparseAdam",
+    "StableAdamW",
+    "Yogi",
+]

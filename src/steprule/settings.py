@@ -1,0 +1,144 @@
+"""Arguments of optimizers in general: their names, kinds and ranges, and a constructor that shows them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from steprule.rule import RULES, Rule
+
+_ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
+"""What other libraries call hyperparameters."""
+
+
+def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises TypeError for the first argument of who that is not known, with the nearest name that is."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            is_others = name in _ALSO_CALLED or any(
+                name in rule.hyperparameters for rule in RULES.values()
+            )  # and seldom misspelt
+            near = difflib.get_close_matches(name, known, 1, 0.85 if is_others else 0.6)
+            near = [_ALSO_CALLED[name]] if _ALSO_CALLED.get(name) in known else near
+            none = f"it has no {_ALSO_CALLED.get(name, name)}; " if is_others else ""
+            hint = f"did you mean {near[0]!r}?" if near else f"{none}it takes {', '.join(known)}"
+            raise TypeError(f"{who} got an unexpected argument {name!r}; {hint}")
+
+
+def check_hyperparameters(
+    rule: type[Rule], hyper: Mapping[str, Any], as_torch: bool = False, only: Iterable[str] | None = None
+) -> None:
+    """Raises for a value that makes no sense, naming the argument and the value, with torch.optim's words.
+
+    Args:
+        rule: whose hyperparameters they are.
+        hyper: values for some or all of the rule's hyperparameters, floats or 1-element tensors.
+        as_torch: take what torch.optim takes in its groups, where it checks nothing, if it means something: a negative
+            lr goes up the gradient. Default: False.
+        only: those to look at, where others have been. Default: all.
+
+    Raises:
+        ValueError: a value is out of range.
+        TypeError: a value is of the wrong kind.
+    """
+    for name in hyper if only is None else only:
+        if name not in rule.hyperparameters:
+            continue
+        value = hyper[name]
+        default = rule.hyperparameters[name]
+        if isinstance(default, bool):
+            if isinstance(value, str) or (value not in (True, False)):
+                raise TypeError(f"{name} must be True or False, not {value!r}")
+        elif isinstance(default, tuple):
+            if not isinstance(value, (tuple, list)) or len(value) != len(default):
+                raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
+            for index, item in enumerate(value):
+                _check_number(f"{name}[{index}]", item)
+                if not _is_in_range(name, item, as_torch):
+                    raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
+        elif default is None or isinstance(default, str):
+            continue
+        else:
+            _check_number(name, value)
+            if not _is_in_range(name, value, as_torch):
+                raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
+    if not as_torch:
+        rule.check(**hyper)
+
+
+# torch.optim's words where they are not "Invalid <name> value".
+_WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
+_FROM_0 = (0.0, math.inf)
+_BELOW_1 = (0.0, 1.0)
+_RANGES = {
+    **dict.fromkeys(
+        ("lr", "eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value"), _FROM_0
+    ),
+    **dict.fromkeys(("momentum_decay", "lambd", "t0", "step_sizes", "warmup", "warmup_steps", "max_lr"), _FROM_0),
+    **dict.fromkeys(
+        ("trust_coefficient", "a", "b", "gamma", "d_coef", "reps_rel", "weight_lr_power", "lookahead"), _FROM_0
+    ),
+    "betas": _BELOW_1,
+    "beta": _BELOW_1,
+    "rho": (0.0, math.nextafter(1.0, 2.0)),
+    "lookahead_alpha": (0.0, math.nextafter(1.0, 2.0)),
+    "d0": (math.ulp(0.0), math.inf),
+    "growth_rate": (1.0, None),
+}
+"""From where to below where; None where infinity is a value like others."""
+_NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead", "lookahead_alpha")
+"""What means nothing outside its range, in whatever formula of torch.optim."""
+_FINITE = (-sys.float_info.max, math.inf)
+
+
+def _is_in_range(name: str, value: Any, as_torch: bool = False) -> bool:
+    if name == "etas" and not as_torch:  # which Rprop checks together
+        return True
+    name = name if name in _RANGES else re.sub(r"_\d+$", "", name)  # a chain's second beta is beta_2
+    low, high = _RANGES.get(name, _FINITE) if not as_torch or name in _NEVER_BEYOND else _FINITE
+    return bool(low <= value and (high is None or value < high))
+
+
+def _check_number(name: str, value: Any) -> None:
+    if hasattr(value, "numel"):
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element")
+    elif callable(value) and "[" in name:
+        whole = name.partition("[")[0]
+        raise TypeError(f"{name} must be a number; a schedule gives all of {whole}: {whole}=lambda step: (..., ...)")
+    elif isinstance(value, (str, bytes, type(None))) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def as_tuples(settings: Mapping[str, Any], rule: type[Rule]) -> dict[str, tuple[Any, ...]]:
+    """Those of a rule's hyperparameters that are sequences of numbers of another kind, as a configuration's, as tuples."""
+    tuples = {}
+    for name, default in rule.hyperparameters.items():
+        value: Any = settings.get(name)
+        if isinstance(default, tuple) and not isinstance(value, (tuple, list, str, bytes)):
+            if isinstance(value, Sequence):
+                tuples[name] = tuple(value)
+            elif hasattr(value, "__array_interface__") and value.ndim == 1 and not hasattr(value, "numel"):
+                tuples[name] = tuple(value.tolist())
+    return tuples
+
+
+def constructor(owner: Any, signature: inspect.Signature) -> Any:
+    """An `__init__` for a class whose parent takes any arguments, which shows those that there are."""
+
+    def __init__(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
+        super(owner, self).__init__(params, *args, **kwargs)
+
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    shown = signature.replace(parameters=[this, *signature.parameters.values()], return_annotation=None)
+    annotations = {name: one.annotation for name, one in signature.parameters.items()}
+    __init__.__signature__ = shown  # type: ignore[attr-defined]
+    __init__.__annotations__ = {**annotations, "return": None}
+    __init__.__module__, __init__.__qualname__ = owner.__module__, f"{owner.__qualname__}.__init__"
+    return __init__
