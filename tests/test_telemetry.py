@@ -262,7 +262,8 @@ def test_gradients_are_shown_unscaled(make_them):
     before = [as_numpy(p) for p in all_params(optimizer)]
     scaler.step(optimizer)
     after = [as_numpy(p) for p in all_params(optimizer)]
-    grads = [as_numpy(p.grad) / 1024 for p in all_params(optimizer)]
+    grads = [as_numpy(p.grad) for p in all_params(optimizer)]  # which the scaler has unscaled
+    assert max(float(np.abs(grad).max()) for grad in grads) < 100
     check(optimizer.telemetry.latest, list(zip(grads, before, after, strict=True)))
 
 

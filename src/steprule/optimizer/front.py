@@ -860,7 +860,9 @@ class Optimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 for one in list(self._list()):
                     if one.param.grad is not None:
-                        Entry(self, *one).make_state()
+                        entry = Entry(self, *one)
+                        entry.make_state()
+                        entry.count()  # as torch.optim's
             return
         else:
             self._insist_on_schedules()
@@ -874,7 +876,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _only_asks_for_states(self) -> bool:
         """Whether a step is none, but torch.distributed.checkpoint's way to have states: the first, with lr and gradients of 0."""
-        if self.state or any(is_elsewhere(lr := group.get("lr", 1.0)) or float(lr) for group in self.param_groups):
+        rates = [group.get("lr") for group in self.param_groups]
+        if self.state or any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
+            return False
+        if any(map(torch.count_nonzero, map(torch.as_tensor, rates))):
             return False
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)

@@ -61,7 +61,7 @@ class _BegunEarly(Optimizer):
         """
         for group in self.param_groups:
             for param in group["params"]:
-                for name in self.rule.tensor_states:
+                for name in type(self).rule.tensor_states:
                     for array in arrays_of(self.state[param], name).values():
                         array.share_memory_()  # type: ignore[no-untyped-call]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule.engine.trace import formula_of
 from steprule.optimizer.core import Core
@@ -47,7 +48,7 @@ def is_sharded(param: Tensor) -> bool:
 
 def shapes_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     """How many dimensions each parameter has, by its identity."""
-    return {id(param): param.dim() for group in groups for param in group["params"]}
+    return {id(param): param.dim() for group in groups for param in group["params"] if not is_lazy(param)}
 
 
 def _is_flattened(before: Mapping[int, int], groups: Sequence[Mapping[str, Any]]) -> bool:
