@@ -99,16 +99,20 @@ SEQUENCES = {"a sequence": UserList([0.5, 0.75]), "an array": np.array([0.5, 0.7
 @pytest.mark.parametrize("kind", SEQUENCES)
 def test_betas_may_be_any_sequence(kind):
     betas = SEQUENCES[kind]
-    by_hand = steprule.AdamW(leaves())
-    by_hand.param_groups[0]["betas"] = betas
-    by_hand.param_groups[0]["params"][0].grad = torch.ones(3)
-    by_hand.step()
+    by_hand, numpys = steprule.AdamW(leaves()), arrays.AdamW([np.ones(3)])
+    for step in range(3):
+        if step in (0, 2):  # before there is a plan, and when there is one
+            by_hand.param_groups[0]["betas"] = numpys.settings["betas"] = betas
+        by_hand.param_groups[0]["params"][0].grad = torch.ones(3)
+        by_hand.step()
+        numpys.step([np.ones(3)])
     for found in (
         steprule.AdamW(leaves(), betas=betas).param_groups[0]["betas"],
         steprule.AdamW([{"params": leaves(), "betas": betas}]).param_groups[0]["betas"],
         steprule.create_optimizer(torch.nn.Linear(1, 1), "lion", betas=betas).param_groups[0]["betas"],
         arrays.AdamW([np.ones(3)], betas=betas).settings["betas"],
         by_hand.param_groups[0]["betas"],
+        numpys.settings["betas"],
     ):
         assert isinstance(found, (tuple, list)) and list(found) == [0.5, 0.75]
 
@@ -156,7 +160,7 @@ def test_help_of_a_class_begins_with_its_rule_and_its_own_arguments():
         "Loshchilov & Hutter 2019",
         "Args:",
         "lr: ",
-        "amsgrad: ",
+        "amsgrad: divide",
         "states, weights, seed, grads: ",
         "Method resolution",
     ]
