@@ -173,3 +173,10 @@ def test_show_takes_settings():
     assert output.startswith("AdamW(params, lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=True)")
     assert "With amsgrad" not in output and "lr·weight_decay" not in output
     assert "max_exp_avg_sq_at" in run("show", "adamw:amsgrad=True", "--kernel", "cpu").output
+
+
+def test_torchs_own_are_named_in_a_line():
+    found = CliRunner().invoke(app, ["list"]).output
+    assert "as torch.optim has them: adafactor, lbfgs, muon" in " ".join(found.split())
+    shown = CliRunner().invoke(app, ["show", "Muon"])
+    assert shown.exit_code == 0 and len(shown.output.splitlines()) == 1 and "help(steprule.Muon)" in shown.output

@@ -45,7 +45,7 @@ def test_the_wheel_of_the_sdist_passes_the_tests_of_the_sdist(tmp_path):
     with tarfile.open(build("sdist", tmp_path / "tree", tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path / "unpacked")
     (source,) = (tmp_path / "unpacked").iterdir()
-    for folder in ("src", "tests", "docs", "examples", "benchmarks"):
+    for folder in ("src", "tests", "docs", "examples", "benchmarks", "tools"):
         wanted = files(tmp_path / "tree" / folder, "*.*")
         assert {name for name in wanted if "egg-info" not in name} <= files(source / folder, "*.*")
     for name in (

@@ -1,7 +1,16 @@
 """steprule: every optimizer written once, as the formula in the paper, and run in one pass.
 
-Names are loaded when first asked for, so that ``steprule.arrays`` does without torch and importing steprule
-costs nothing that is not used.
+    optimizer = steprule.AdamW(model.parameters(), lr=1e-3)     # as torch.optim.AdamW; dir(steprule) has all names
+    optimizer = steprule.create_optimizer(model, "adamw", lr=1e-3, weight_decay=0.1)
+    help(steprule.AdamW)                                        # its formula's paper, and its arguments
+    help(steprule.Optimizer)                                    # the arguments and methods that all have
+
+`steprule.arrays` has them for NumPy arrays, `steprule.services` what clips, averages and gathers telemetry,
+`steprule.Rule`, `steprule.chain` and `steprule.transforms` what new ones are made of. In a shell, `steprule list` and
+`steprule show NAME` print what there is, and `steprule compare` trains with it.
+
+Names are loaded when first asked for, so that `steprule.arrays` does without torch and importing steprule costs
+nothing that is not used.
 """
 
 from __future__ import annotations
@@ -60,17 +69,21 @@ def _optimizers() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f"steprule.{name}")
-    if (
-        name == "__all__" and sys._getframe(1).f_globals.get("__name__") != "pydoc"
-    ):  # help() would print all that classes have
-        return sorted({*_MODULES, *_optimizers()})
-    known = [*_MODULES, *(_optimizers() if not name.startswith("_") and name not in _MODULES else ())]
-    if name not in known:
-        near = difflib.get_close_matches(name, [*known, *_SUBMODULES], 1) if not name.startswith("_") else []
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise AttributeError(f"module 'steprule' has no attribute {name!r}{hint}")
+    if name == "__all__" and not _is_asked_by("pydoc"):  # help() would print all methods of all classes
+        return sorted([*_MODULES, *_optimizers()])
+    if name not in _MODULES:
+        known = {} if name.startswith("_") else {one.lower(): one for one in __dir__()}
+        if known.get(name.lower()) != name or name not in _optimizers():
+            near = difflib.get_close_matches(name.lower(), known, 1)
+            hint = f"; did you mean {known[near[0]]!r}?" if near else ""
+            raise AttributeError(f"module 'steprule' has no attribute {name!r}{hint}")
     value = globals()[name] = getattr(import_module(f"steprule.{_MODULES.get(name, 'optimizer')}"), name)
     return value
+
+
+def _is_asked_by(module: str) -> bool:
+    """Whether an attribute of this module is wanted by that one."""
+    return sys._getframe(2).f_globals.get("__name__") == module
 
 
 def __dir__() -> list[str]:

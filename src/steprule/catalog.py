@@ -11,7 +11,7 @@ from typing import Any
 
 from steprule.engine.trace import exact_states
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
-from steprule.rule import NEEDS, Rule
+from steprule.rule import NEEDS, TORCHS_OWN, Rule
 from steprule.rules import RULES
 
 KERNELS = ("cpu", "gpu")
@@ -30,9 +30,17 @@ def find(name: str) -> type[Rule]:
         ValueError: there is none.
     """
     plain = re.sub("[-_]", "", name.lower())
+    if plain in TORCHS_OWN:
+        raise ValueError(told_of_torchs(plain))
     if plain not in RULES:
-        raise ValueError(f"unknown optimizer {name!r}; {_nearest(plain, RULES)}")
+        raise ValueError(f"unknown optimizer {name!r}; {_nearest(plain, [*RULES, *TORCHS_OWN])}")
     return RULES[plain]
+
+
+def told_of_torchs(name: str) -> str:
+    """What there is to say of one of torch.optim's own."""
+    found = TORCHS_OWN[name]
+    return f"{name} is torch.optim's own, with no formula here: help(steprule.{found}) has its arguments"
 
 
 def paper(rule: type[Rule]) -> str:
@@ -139,6 +147,7 @@ def print_list(needs: Sequence[str] = ()) -> None:
         )
     console = Console()
     console.print(output)
+    console.print(f"There too, as torch.optim has them: {', '.join(TORCHS_OWN)}.")
     console.print("Bytes are those of float32 states; states in parentheses are only there with other settings.")
 
 
@@ -158,6 +167,9 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> Non
 
     from steprule.formula import formula_latex, formula_text
 
+    if name.lower() in TORCHS_OWN and kernel is None:
+        print(told_of_torchs(name.lower()))
+        return
     rule, hyper = settled(name)
     if kernel is not None:
         print(kernel_text(rule, kernel, hyper))

@@ -8,16 +8,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import optimizer
 from steprule.optimizer import Optimizer
-from steprule.rule import Rule
+from steprule.optimizer.arguments import ALL_OPTIONS
+from steprule.rule import TORCHS_OWN, Rule
 from steprule.rules import RULES
-from steprule.settings import check_hyperparameters, check_names
+from steprule.settings import as_tuples, check_hyperparameters, check_names
 
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
 
@@ -249,8 +251,9 @@ def _matches(where: str, pattern: Pattern, named: Mapping[str, Tensor]) -> list[
     return found
 
 
-def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[Optimizer]:
-    """The optimizer of a name as `steprule.rules.RULES` has it; case, "-" and "_" do not matter. Or of a rule; or itself.
+def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.optim.Optimizer]:
+    """The optimizer of a name as `steprule.rules.RULES` has it, or of torch.optim's own "adafactor", "lbfgs" and "muon";
+    case, "-" and "_" do not matter. Or of a rule; or itself.
 
     Raises:
         ValueError: there is none.
@@ -260,19 +263,34 @@ def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[Optimizer]
     if isinstance(name, type) and issubclass(name, Optimizer):
         return name
     plain = re.sub("[-_]", "", str(name).lower())
-    if plain not in RULES:
-        near = difflib.get_close_matches(plain, RULES, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RULES)}"
+    names = {**{key: rule.__name__ for key, rule in RULES.items()}, **TORCHS_OWN}
+    if plain not in names:
+        near = difflib.get_close_matches(plain, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
         raise ValueError(f"unknown optimizer {name!r}; {hint}")
-    found: type[Optimizer] = getattr(optimizer, RULES[plain].__name__)
+    found: type[torch.optim.Optimizer] = getattr(optimizer, names[plain])
     return found
+
+
+@overload
+def create_optimizer(
+    model: Model, name: Literal["adafactor", "lbfgs", "muon"], **settings: Any
+) -> torch.optim.Optimizer: ...
+
+
+@overload
+def create_optimizer(
+    model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
+    no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
+    layer_of: Callable[[str], int] | None = None, groups: Groups = (), show: bool = False, **settings: Any,
+) -> Optimizer: ...  # fmt: skip
 
 
 def create_optimizer(
     model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
     layer_of: Callable[[str], int] | None = None, groups: Groups = (), show: bool = False, **settings: Any,
-) -> Optimizer:  # fmt: skip
+) -> torch.optim.Optimizer:  # fmt: skip
     """Makes an optimizer by its name, over the groups of `parameter_groups`::
 
         create_optimizer(model, "adamw", lr=3e-4, weight_decay=0.1, groups=[("head.*", {"lr": 3e-3})], clip=1.0)
@@ -293,9 +311,8 @@ def create_optimizer(
     cls = optimizer_class(name)
     known = {key: value.default for key, value in inspect.signature(cls).parameters.items() if key != "params"}
     given = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None} | settings
-    check_names(cls.__name__, given, [*known, "no_decay", "layer_decay", "layer_of", "groups", "show"])
-    at_first = {name: value(1) if callable(value) else value for name, value in {**known, **given}.items()}  # schedules
-    check_hyperparameters(cls.rule, at_first)
+    ways = ("no_decay", "layer_decay", "layer_of", "groups", "show")
+    _check(cls.__name__, cls, known, given, ways)
     if layer_decay is not None and callable(lr):
         raise ValueError(
             f"lr={lr!r} is a schedule, which layer_decay={layer_decay} cannot multiply; give groups their own"
@@ -307,9 +324,28 @@ def create_optimizer(
         layer_decay=layer_decay, layer_of=layer_of, groups=groups,
     )  # fmt: skip
     for number, (_, own) in enumerate(groups):
-        check_names(f"groups[{number}] of {cls.__name__}", own, known)
-        check_hyperparameters(cls.rule, {**at_first, **{k: v(1) if callable(v) else v for k, v in own.items()}})
-    made = cls(split.groups, **given)
+        _check(f"groups[{number}] of {cls.__name__}", cls, {**known, **given}, own)
+    made: torch.optim.Optimizer = cls(split.groups, **given)
     if show:
         print(split)
     return made
+
+
+def _check(
+    who: str,
+    cls: type[torch.optim.Optimizer],
+    known: Mapping[str, Any],
+    given: Mapping[str, Any],
+    more: Iterable[str] = (),
+) -> None:
+    """Raises for arguments that an optimizer, or one of its groups, does not take."""
+    rule: type[Rule] | None = getattr(cls, "rule", None)
+    for name, value in given.items() if rule is None else ():
+        if name in ALL_OPTIONS and name not in known:
+            raise TypeError(f"{who} is torch.optim's own and takes no {name}, which steprule's optimizers do")
+        if callable(value):
+            raise TypeError(f"{who} is torch.optim's own and takes no functions of the step, as {name}={value!r}")
+    check_names(who, given, [*known, *more])
+    if rule is not None:
+        at_first = {name: value(1) if callable(value) else value for name, value in {**known, **given}.items()}
+        check_hyperparameters(rule, {**at_first, **as_tuples(at_first, rule)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -188,6 +189,8 @@ class Rule:
         cls.like_torch = vars(cls).get("like_torch")
         if cls.__module__.startswith("steprule.rules.") if listed is None else listed:
             enter(cls)
+        elif f"{cls.__module__}:{cls.__qualname__}" in AWAITED:
+            enter_others(cls)
 
     @classmethod
     def function(cls) -> Callable[..., Any]:
@@ -269,6 +272,18 @@ def enter(rule: type[Rule]) -> None:
     if taken != _place(rule):
         raise RuleError(f"{_place(rule)} cannot be called {name!r}, which {taken} is; choose another name")
     RULES[name] = rule
+
+
+AWAITED: set[str] = set()
+"""Rules of other packages, as "module:class", whose files were being read when they were looked for."""
+
+
+def enter_others(rule: type[Rule]) -> None:
+    """Enters a rule of another package in `RULES`, or warns that its name is taken."""
+    try:
+        enter(rule)
+    except RuleError as error:
+        warnings.warn(f"a rule of another package is left out: {error}", stacklevel=3)
 
 
 def _place(rule: type[Rule]) -> str:

@@ -174,6 +174,7 @@ class Optimizer:
         missing = [name for name in known if name not in self.settings]
         if missing:
             raise ValueError(f"{missing[0]} is missing in settings; its default is {known[missing[0]]!r}")
+        self.settings |= as_tuples(self.settings, self.rule)
         check_hyperparameters(self.rule, self.settings)
 
     def _check_state(self, index: int, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 import steprule.optimizer
 from steprule.compare.errors import UsageError, told
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
+from steprule.rule import TORCHS_OWN
 from steprule.rules import RULES
 from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
@@ -141,9 +142,10 @@ def import_dotted(module: str, name: str, what: str, choices: Callable[[Any], Se
 def _find(name: str) -> type[torch.optim.Optimizer]:
     module, dot, last = name.rpartition(".")
     if not dot:
-        if name not in RULES:
-            raise UsageError(f"unknown optimizer {name!r}{suggestion(name, [*RULES, *_torch_names()])}")
-        optimizer: type[torch.optim.Optimizer] = getattr(steprule.optimizer, RULES[name].__name__)
+        names = {**{key: rule.__name__ for key, rule in RULES.items()}, **TORCHS_OWN}
+        if name not in names:
+            raise UsageError(f"unknown optimizer {name!r}{suggestion(name, [*names, *_torch_names()])}")
+        optimizer: type[torch.optim.Optimizer] = getattr(steprule.optimizer, names[name])
         return optimizer
     if module == "torch":
         if name not in _torch_names():

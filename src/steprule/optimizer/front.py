@@ -351,9 +351,9 @@ class Optimizer(torch.optim.Optimizer):
         check_hyperparameters(self._core.rule, settings, is_torchs(type(self).rule) and not strictly, near)
 
     def _check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
-        """Checks numbers that have changed in groups, as `_look_at_groups` does; False if there are functions now."""
+        """Checks numbers that have changed in groups, as `_look_at_groups` does; False if that has more to do."""
         for group in groups:
-            if any(callable(group[name]) for name in names):
+            if any(callable(group[name]) for name in names) or as_tuples(group, self.rule):
                 return False
             self._check_settings(group, names)
         if not names.isdisjoint(self._constant):

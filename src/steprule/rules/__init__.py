@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pkgutil
+import sys
 import warnings
 from importlib import import_module
 from importlib.metadata import entry_points
 
+from steprule.rule import AWAITED, Rule, enter_others
 from steprule.rule import RULES as RULES
-from steprule.rule import Rule, enter
 
 for _file in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_file.name}")
@@ -25,9 +26,10 @@ for _entry in entry_points(group="steprule.rules"):
         _found = _entry.load()
         if not (isinstance(_found, type) and issubclass(_found, Rule)):
             raise TypeError(f"it is {_found!r}, not a subclass of steprule.Rule")
-        enter(_found)
+        enter_others(_found)
     except Exception as _error:  # whatever somebody's package does
-        warnings.warn(
-            f"the rule {_entry.name} = {_entry.value} of another package is left out: {type(_error).__name__}: {_error}",
-            stacklevel=1,
-        )
+        if getattr(getattr(sys.modules.get(_entry.module), "__spec__", None), "_initializing", False):
+            AWAITED.add(_entry.value)  # that package is being imported, and has imported this one
+        else:
+            _told = f"{_entry.name} = {_entry.value}: {type(_error).__name__}: {_error}"
+            warnings.warn(f"a rule of another package is left out: {_told}", stacklevel=1)

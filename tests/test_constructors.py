@@ -1,0 +1,169 @@
+"""What tools see of the classes: real constructors, with all arguments and their types; names; help."""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import pickle
+import pydoc
+import typing
+from collections import UserList
+
+import jsonargparse
+import numpy as np
+import pytest
+import torch
+from torch.optim.optimizer import ParamsT
+
+import steprule
+from steprule import arrays, rules
+from steprule.rules import RULES
+
+FRONTS = {"torch": steprule.optimizer, "numpy": arrays}
+NAMES = [rule.__name__ for rule in RULES.values()]
+
+
+def leaves():
+    return [torch.nn.Parameter(torch.ones(3))]
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_every_constructor_shows_all_arguments_with_types(front):
+    for name in NAMES:
+        cls = getattr(FRONTS[front], name)
+        shown = inspect.signature(cls.__init__).parameters
+        assert list(shown)[:2] == ["self", "params"] and set(cls.rule.hyperparameters) < set(shown)
+        assert all(one.annotation is not one.empty for one in list(shown.values())[1:])
+        assert list(inspect.signature(cls).parameters) == list(shown)[1:]
+        assert not any("__signature__" in vars(one) for one in cls.__mro__)
+        assert cls.__init__.__qualname__ == f"{name}.__init__" and cls.__module__ == FRONTS[front].__name__
+
+
+def test_the_types_are_what_may_be_given():
+    hints = typing.get_type_hints(steprule.AdamW.__init__)
+    number = float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor]
+    assert hints["params"] == ParamsT and hints["lr"] == hints["eps"] == number
+    assert hints["states"] == typing.Literal["float32", "bfloat16", "8bit"] | None
+    assert hints["fused"] == bool | None and hints["seed"] is int and hints["return"] is type(None)
+
+
+def test_classes_of_ones_own_show_theirs():
+    class Mine(steprule.Optimizer, rule=rules.Lion):
+        pass
+
+    class Fixed(steprule.Lion):
+        def __init__(self, params, width):
+            super().__init__(params, lr=1 / width)
+
+    own = list(inspect.signature(steprule.Lion.__init__).parameters)
+    assert list(inspect.signature(Mine.__init__).parameters) == own
+    assert Mine.__init__.__qualname__.endswith("Mine.__init__")
+    assert list(inspect.signature(Fixed).parameters) == ["params", "width"]
+    assert Fixed(leaves(), width=4).param_groups[0]["lr"] == Mine(leaves(), lr=0.25).param_groups[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_classes_are_pickled_by_name(front):
+    for name in NAMES:
+        cls = getattr(FRONTS[front], name)
+        assert pickle.loads(pickle.dumps(cls)) is cls
+
+
+# jsonargparse, which LightningCLI reads command lines with
+
+
+def parser():
+    made = jsonargparse.ArgumentParser(exit_on_error=False)
+    made.add_subclass_arguments(torch.optim.Optimizer, "opt", skip={"params"}, instantiate=False)
+    return made
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "ScheduleFreeAdamW", "Adagrad", "Prodigy"])
+def test_jsonargparse_sets_arguments(name):
+    found = parser().parse_args([f"--opt=steprule.{name}", "--opt.lr=0.01", "--opt.states=8bit", "--opt.clip=1"]).opt
+    assert found.class_path.endswith(name)
+    group = getattr(steprule, name)(leaves(), **found.init_args).param_groups[0]
+    assert group["lr"] == 0.01 and group["states"] == "8bit"
+
+
+def test_jsonargparse_refuses_what_makes_no_sense():
+    with pytest.raises(jsonargparse.ArgumentError, match="9bit"):
+        parser().parse_args(["--opt=steprule.AdamW", "--opt.states=9bit"])
+
+
+# Sequences of numbers, of whatever kind a configuration has
+
+SEQUENCES = {"a sequence": UserList([0.5, 0.75]), "an array": np.array([0.5, 0.75], np.float32), "a list": [0.5, 0.75]}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_betas_may_be_any_sequence(kind):
+    betas = SEQUENCES[kind]
+    by_hand, numpys = steprule.AdamW(leaves()), arrays.AdamW([np.ones(3)])
+    for step in range(3):
+        if step in (0, 2):  # before there is a plan, and when there is one
+            by_hand.param_groups[0]["betas"] = numpys.settings["betas"] = betas
+        by_hand.param_groups[0]["params"][0].grad = torch.ones(3)
+        by_hand.step()
+        numpys.step([np.ones(3)])
+    for found in (
+        steprule.AdamW(leaves(), betas=betas).param_groups[0]["betas"],
+        steprule.AdamW([{"params": leaves(), "betas": betas}]).param_groups[0]["betas"],
+        steprule.create_optimizer(torch.nn.Linear(1, 1), "lion", betas=betas).param_groups[0]["betas"],
+        arrays.AdamW([np.ones(3)], betas=betas).settings["betas"],
+        by_hand.param_groups[0]["betas"],
+        numpys.settings["betas"],
+    ):
+        assert isinstance(found, (tuple, list)) and list(found) == [0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    "betas", [UserList([0.5]), np.ones((2, 2)), torch.tensor([0.5, 0.75]), "ab", {0.5: 1, 0.75: 2}], ids=repr
+)
+def test_betas_that_are_none_are_refused(betas):
+    with pytest.raises(TypeError, match="betas must be a tuple of 2 numbers"):
+        steprule.Lion(leaves(), betas=betas)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["arrays", "services", "transforms", "rules", "compare", "memory", "catalog"])
+def test_modules_are_attributes(name):
+    assert getattr(steprule, name).__name__ == f"steprule.{name}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("Adamw", "AdamW"), ("Schedulefree_AdamW", "ScheduleFreeAdamW"), ("servces", "services")]
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(wrong, right):
+    with pytest.raises(AttributeError, match=f"no attribute '{wrong}'; did you mean '{right}'"):
+        getattr(steprule, wrong)
+    assert not hasattr(steprule, "__wrapped__") and not hasattr(steprule, "qqqq")
+
+
+# Help
+
+
+def plain_help(thing):
+    return pydoc.plain(pydoc.render_doc(thing)).splitlines()
+
+
+def test_help_of_the_package_fits_a_few_screens():
+    shown = plain_help(steprule)
+    assert len(shown) < 100 and any("steprule.AdamW(" in line for line in shown)
+
+
+def test_help_of_a_class_begins_with_its_rule_and_its_own_arguments():
+    shown = "\n".join(line.lstrip(" |") for line in plain_help(steprule.AdamW)[4:32])  # after the signature
+    order = [
+        "Loshchilov & Hutter 2019",
+        "Args:",
+        "lr: ",
+        "amsgrad: divide",
+        "states, weights, seed, grads: ",
+        "Method resolution",
+    ]
+    places = [shown.find(one) for one in order]
+    assert -1 not in places and places == sorted(places)
+    assert "states: how states are kept" in "\n".join(plain_help(steprule.Optimizer))

@@ -1,0 +1,122 @@
+"""One place for an optimizer: what is written in steprule.rules, or named by another package's entry point, is everywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import steprule
+
+SRC = Path(steprule.__file__).parent
+RULE = """
+from steprule.rule import Rule
+
+
+class Halving(Rule):
+    \"\"\"Half of a gradient. Nobody 2026.\"\"\"
+
+    @staticmethod
+    def update(param, grad, *, lr=1e-3):
+        return param - lr * (grad / 2)
+"""
+EVERYWHERE = """
+import pickle
+import numpy as np, torch, steprule
+from steprule import Halving, arrays
+from steprule.compare.spec import parse
+from steprule.rules import RULES
+
+param, array = torch.nn.Parameter(torch.ones(2)), np.ones(2)
+param.grad = torch.ones(2)
+optimizer = Halving([param], lr=0.5)
+optimizer.step()
+arrays.Halving([array], lr=0.5).step([np.ones(2)])
+assert param.tolist() == array.tolist() == [0.75, 0.75]
+made = steprule.create_optimizer(torch.nn.Linear(2, 2), "halving", lr=0.5)
+assert type(made) is steprule.optimizer.Halving is type(pickle.loads(pickle.dumps(made)))
+assert "Halving" in dir(steprule) and "Halving" in steprule.__all__
+assert list(RULES)[-1] == "halving", "it is after steprule's own"
+parse("halving:lr=0.5")
+
+from typer.testing import CliRunner
+from steprule.cli import app
+
+assert "Halving" in CliRunner().invoke(app, ["list"]).output
+assert "Nobody 2026" in CliRunner().invoke(app, ["show", "halving"]).output
+"""
+
+
+def run(code, *folders):
+    path = os.pathsep.join(map(str, folders))
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "160", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_file_in_rules_is_all_that_an_optimizer_takes(tmp_path):
+    shutil.copytree(SRC, tmp_path / "steprule", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "steprule" / "rules" / "zzz.py").write_text(RULE)
+    run(EVERYWHERE + "assert 'Halving' in steprule.rules.__all__ and steprule.rules.Halving is Halving.rule", tmp_path)
+
+
+@pytest.fixture
+def install(tmp_path):
+    """Puts a package into a folder as pip would, and returns the folders to run with."""
+
+    def install(files, *entries):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        folder = tmp_path / "halving-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: halving\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text("\n".join(["[steprule.rules]", *entries]))
+        return tmp_path, SRC.parent
+
+    return install
+
+
+def test_other_packages_register_theirs(install):
+    folders = install({"halving.py": RULE}, "Halving = halving:Halving")
+    assert "left out" not in run(EVERYWHERE, *folders)[1]
+
+
+def test_a_package_that_uses_steprule_may_be_imported_first(install):
+    folders = install({"halving.py": "from steprule import AdamW\n" + RULE}, "Halving = halving:Halving")
+    same = "; import steprule; assert steprule.Halving.rule is halving.Halving is steprule.rules.RULES['halving']"
+    for first in ("halving", "steprule.rules, halving"):
+        assert run(f"import {first}{same}", *folders)[1] == ""
+
+
+@pytest.mark.parametrize("first", ["steprule", "halving"])
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_a_name_that_is_taken_is_refused(install, name, first):
+    own = ("from steprule import SGD\n" + RULE).replace("Halving", name)
+    folders = install({"halving.py": own}, f"{name} = halving:{name}")
+    told = run(
+        f"import {first}, steprule; print([rule.__module__ for rule in steprule.rules.RULES.values()])", *folders
+    )
+    taken = {"AdamW": "steprule.rules.adam.AdamW", "Muon": "torch.optim.Muon"}[name]
+    assert f"halving.{name} cannot be called {name.lower()!r}, which {taken} is" in told[1]
+    assert "halving" not in told[0]
+
+
+BROKEN = {
+    "a package that fails": ("1 / 0", "Halving", "ZeroDivisionError"),
+    "a name that it has not": (RULE, "Thirds", "Thirds"),
+    "no rule": ("Halving = 3", "Halving", "it is 3, not a subclass of steprule.Rule"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_package_breaks_nothing_else(install, case):
+    text, name, told = BROKEN[case]
+    folders = install({"halving.py": text}, f"it = halving:{name}")
+    output, errors = run("import steprule; print(steprule.rules.AdamW.__name__)", *folders)
+    assert output == "AdamW\n"
+    assert f"it = halving:{name}" in errors and told in errors
