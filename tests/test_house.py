@@ -56,7 +56,7 @@ LONG = {
     "engine.trace:trace": 93,
     "formats.gpu": 438,
     "formats.kernel": 419,
-    "optimizer.front": 1037,
+    "optimizer.front": 1046,
     "optimizer.front:Optimizer._step_anew": 72,
     "passes": 922,
     "passes:Pass.__init__": 72,
