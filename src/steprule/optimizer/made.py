@@ -48,7 +48,7 @@ class _BegunEarly(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 self.state[param]["step"] = torch.zeros((), **step_options(group, param))
-                for name in self.rule.tensor_states:
+                for name in type(self).rule.tensor_states:
                     first = self.rule.begins_at(name, param, group)
                     first = complex(first, first) if param.is_complex() else first
                     self.state[param][name] = torch.full_like(param, first, memory_format=torch.preserve_format)
@@ -62,7 +62,7 @@ class _BegunEarly(Optimizer):
         """
         for group in self.param_groups:
             for param in group["params"]:
-                for name in self.rule.tensor_states:
+                for name in type(self).rule.tensor_states:
                     for array in arrays_of(self.state[param], name).values():
                         array.share_memory_()  # type: ignore[no-untyped-call]
 
