@@ -150,7 +150,7 @@ def test_results_do_not_depend_on_which_tensors_share_a_call(name):
 
 def test_every_thread_of_the_team_is_used_and_waited_for():
     """1,000 launches in a row: a chunk that was left out or done twice would show."""
-    rule, hyper = VARIANTS[0]
+    rule, hyper = RULES["sgd"], RULES["sgd"].hyperparameters
     operands = {"param": torch.zeros(cpu.PARALLEL_FROM * 2), "grad": torch.ones(cpu.PARALLEL_FROM * 2)}
     kernel = cpu.compiled(rule, hyper, False, ["float32"] * 2)
     launch = kernel.launcher(make_plan(kernel, [operands], {**hyper, "lr": 1.0}, 1), lambda: 2)
