@@ -883,7 +883,7 @@ class Optimizer(torch.optim.Optimizer):
         rates = [group.get("lr") for group in self.param_groups]
         if self.state or any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
             return False
-        if any(map(torch.count_nonzero, map(torch.as_tensor, rates))):
+        if any(lr.any() if isinstance(lr, Tensor) else lr for lr in rates):
             return False
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
