@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test versions bench bench-rules docs lint types stubs clean
+.PHONY: demo test versions frameworks bench bench-rules docs lint types stubs clean
 
 demo: $(INSTALLED)  ## train two small models with four optimizers, in under two minutes
 	$(BIN)/steprule compare
@@ -16,6 +16,10 @@ test: lint  ## lint, types and tests
 versions: $(INSTALLED)  ## what depends on versions, on the oldest and the newest set that steprule takes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nox
 	$(BIN)/nox
+
+frameworks: $(INSTALLED)  ## what stands between users and steprule: Lightning and Fabric
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check nox
+	$(BIN)/nox -s frameworks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

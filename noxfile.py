@@ -14,6 +14,7 @@ from __future__ import annotations
 import nox
 
 nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["oldest", "newest"]
 
 TESTS = [
     f"tests/test_{topic}.py"
@@ -47,3 +48,10 @@ def oldest(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """Everything at the highest release that pip finds."""
     test(session)
+
+
+@nox.session(python="3.11")
+def frameworks(session: nox.Session) -> None:
+    """Lightning and Fabric as they are on PyPI, over the torch of constraints.txt."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]", "lightning>=2.5", "jsonargparse[signatures]")
+    session.run("python", "-m", "pytest", "-q", "tests/frameworks", *session.posargs)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steprule import debias, ema, exp, log, maximum, minimum, running_ema, sign, sqrt, where
@@ -46,6 +46,7 @@ def test_bias_correction_by_hand():
     assert debias(2.9, 0.9, 2) == pytest.approx(2.9 / 0.19)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(0, 0.9999), st.integers(1, 60))
 def test_a_constant_series_has_its_value_as_debiased_average(value, beta, length):
     assert running_ema([value] * length, beta, bias_correction=True) == pytest.approx([value] * length, rel=1e-9)

@@ -132,3 +132,36 @@ def test_fabric_saves_and_loads(tmp_path):
     train(model, optimizer)
     train(other_model, other)
     assert torch.equal(model.weight, other_model.weight) and other.clipped_steps == 8
+
+
+class Plain(lightning.LightningModule):
+    """A module whose optimizer the command line chooses."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def training_step(self, batch, index):
+        return self.layer(batch[0]).square().sum()
+
+
+class Data(lightning.LightningDataModule):
+    def train_dataloader(self):
+        return batches()
+
+
+def test_the_command_line_sets_arguments():
+    from lightning.pytorch.cli import LightningCLI
+
+    options = [
+        "--optimizer=steprule.AdamW",
+        "--optimizer.lr=0.05",
+        "--optimizer.betas=[0.8, 0.9]",
+        "--optimizer.clip=1.0",
+    ]
+    settings = [f"--trainer.{name}={str(value).lower()}" for name, value in QUIET.items()]
+    cli = LightningCLI(Plain, Data, run=False, args=[*options, *settings], save_config_callback=None)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    (optimizer,) = cli.trainer.optimizers
+    assert type(optimizer) is steprule.AdamW and optimizer.clip.max_norm == 1.0
+    assert (optimizer.param_groups[0]["lr"], tuple(optimizer.param_groups[0]["betas"])) == (0.05, (0.8, 0.9))
