@@ -17,7 +17,7 @@ from settings import IDS, STRUCTURES, VARIANTS, telling
 import steprule
 from steprule.rules import RULES
 from steprule.services import ClipAdaptive, ClipValue
-from steprule.states import kept
+from steprule.tensors.state import kept
 
 SHAPES = ((6, 160), (40,))
 MOVING = {

@@ -33,7 +33,7 @@ from steprule.formats import (
 )
 from steprule.formats.tensors import decode, element_random, encode
 from steprule.rules import RULES
-from steprule.states import kept
+from steprule.tensors.state import kept
 
 COMBINATIONS = [
     ("bfloat16", "bfloat16", "8bit", "24bit"), ("bfloat16", "float32", "bfloat16", "stochastic"),

@@ -21,39 +21,42 @@ from steprule.engine.plan import FULL, Plan
 from steprule.engine.trace import NO_SERVICES, Services, has_own, static_settings
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, weight_format
 from steprule.formats.tensors import zeros
-from steprule.services.average import STATE as AVERAGE
-from steprule.services.average import average_format
 from steprule.services.hooks import weakly
 from steprule.services.member import Member, row_of
 from steprule.services.step import Loose, StepServices, Work
-from steprule.states import (
+from steprule.tensors.memory import (
     DTYPES,
-    FORMAT_OPTIONS,
     HALVES,
     MIXABLE,
     PLAIN,
+    is_abstract,
+    is_dense,
+    is_readable,
+    layout,
+    missing_bytes,
+    name_of,
+    span,
+)
+from steprule.tensors.state import (
+    AVERAGE,
+    FORMAT_OPTIONS,
     arrays_of,
+    average_format,
     convert,
     correction_dtype,
     counting,
     encode_rounded,
-    first_shared,
-    is_abstract,
     is_near,
-    is_readable,
     kept,
     lacking,
     misfit,
-    missing_bytes,
-    name_of,
     read_state,
     set_arrays,
-    span,
     state_format,
     step_options,
     weight_arrays,
     wrong_step,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from steprule.engine.gpu_own import GpuPlanned
@@ -113,43 +116,6 @@ def name_in(group: dict[str, Any], number: int, index: int) -> str:
     """What errors call a parameter."""
     name = given_name(group, index)
     return f"parameter {index} of group {number}" + (f" ({name})" if name else "")
-
-
-def find_shared(written: Sequence[tuple[str, Tensor]], grads: Sequence[tuple[str, Tensor, range]] = ()) -> str | None:
-    """What is wrong if two tensors lie in the same memory; None if none do.
-
-    Args:
-        written: with their names in errors.
-        grads: that are only read, and may lie where others do; and which of written are of the same parameter. A gradient
-            may be one of those, each element at its place.
-    """
-    tensors, first = [*(x for _, x in written), *(x for _, x, _ in grads)], len(written)
-
-    def may(a: int, b: int) -> bool:
-        a, b = sorted((a, b))
-        return b >= first and (
-            a >= first
-            or (
-                a in grads[b - first][2]
-                and (tensors[a].data_ptr(), tensors[a].dtype) == (tensors[b].data_ptr(), tensors[b].dtype)
-                and _layout(tensors[a]) == _layout(tensors[b])
-            )
-        )
-
-    both = first_shared(tensors, may)
-    if both is None:
-        return None
-    if both[1] >= first:
-        return (
-            f"{grads[both[1] - first][0]} lies in the memory of {written[both[0]][0]}, which is written while it is read: "
-            "clone() it"
-        )
-    (one, a), (other, b) = (written[number] for number in both)
-    tie = "give one of them only and tie them by assigning the same Parameter, or "  # which states cannot be
-    return (
-        f"{one} and {other} lie in the same memory, which would be stepped twice: "
-        f"{tie if a.requires_grad and b.requires_grad else ''}give each memory of its own by clone()"
-    )
 
 
 class Entry:
@@ -306,7 +272,7 @@ class Entry:
     def _fits_an_engine(self) -> bool:
         """Whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read."""
         param = self.param
-        if self.group.get("differentiable") or not self.formats or not _is_dense(param):
+        if self.group.get("differentiable") or not self.formats or not is_dense(param):
             return False
         on_gpu = gpu.serves(param.device)
         if param.device.type != "cpu" and not on_gpu:
@@ -326,12 +292,12 @@ class Entry:
         by_row = self.services is not None and self.services.static(self.group).factor == "row"
         if by_row and param.dim() > 1 and param.numel() and param.stride(0) != param[0].numel():
             return False  # rows that have factors of their own must lie in one stretch
-        layout = _layout(param)
+        own = layout(param)
         kept_at = [self.state.get(name + suffix) for name, suffix in self.arrays if suffix != "_base"]
         others = [self.grad, *(x for x in kept_at if isinstance(x, Tensor))]
         if self.corrected:
             others.append(self.tensor("grad", "_correction"))
-        return all(is_readable(x, param.device) and _layout(x) == layout for x in (param, *others))
+        return all(is_readable(x, param.device) and layout(x) == own for x in (param, *others))
 
     def make_state(self) -> None:
         """Creates the states that are missing and converts those that are kept otherwise."""
@@ -902,21 +868,3 @@ def _seen(value: Any, all_of_it: bool) -> Any:
     if isinstance(value, tuple):
         return tuple(_Same(item) if isinstance(item, Tensor) else item for item in value)
     return _Same(value) if isinstance(value, Tensor) else value
-
-
-def _layout(x: Tensor) -> list[tuple[int, int]]:
-    """x's sizes and strides, but for dimensions of size 1, whose strides say nothing."""
-    return [(size, stride) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Whether x fills one stretch of memory, each place once, in whatever order of dimensions."""
-    if x.layout is not torch.strided:
-        return False
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True

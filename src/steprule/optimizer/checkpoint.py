@@ -15,17 +15,16 @@ from steprule.formats import (
 )  # fmt: skip
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.passes import name_in
-from steprule.services.average import STATE as AVERAGE
-from steprule.services.average import average_format
-from steprule.states import (
-    DTYPES,
+from steprule.tensors.memory import DTYPES, name_of
+from steprule.tensors.state import (
+    AVERAGE,
     FORMAT_OPTIONS,
+    average_format,
     convert,
     correction_dtype,
     kept,
     kept_format,
     misfit,
-    name_of,
     state_format,
     state_of,
     with_new_names,

@@ -13,7 +13,7 @@ from steprule.rules.options import OPTIONS, with_options
 from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
-from steprule.states import Aside
+from steprule.tensors.average import Aside
 
 if TYPE_CHECKING:
     from steprule.optimizer.checkpoint import Loading

@@ -40,29 +40,16 @@ from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.optimizer.uncompiled import leave_uncompiled
-from steprule.passes import Entry, Listed, Pass, Seen, find_shared, name_in
+from steprule.passes import Entry, Listed, Pass, Seen, name_in
 from steprule.rule import Rule, RuleError, check_hyperparameters, check_names
 from steprule.rules.options import OPTIONS
 from steprule.services import Telemetry
-from steprule.services.average import STATE as AVERAGE
 from steprule.services.clip import Clip, as_clip
 from steprule.services.release import Release, check_not_released
 from steprule.services.step import RESERVED, StepServices
-from steprule.states import (
-    FORMAT_OPTIONS,
-    HALVES,
-    MIXABLE,
-    Aside,
-    bring_up_to_date,
-    is_abstract,
-    is_fake,
-    kept,
-    move_resting_average,
-    name_of,
-    own_copy,
-    read_state,
-    state_of,
-)
+from steprule.tensors.average import Aside, move_resting_average
+from steprule.tensors.memory import HALVES, MIXABLE, find_shared, is_abstract, is_fake, name_of
+from steprule.tensors.state import AVERAGE, FORMAT_OPTIONS, bring_up_to_date, kept, own_copy, read_state, state_of
 
 logger = logging.getLogger("steprule")
 

@@ -11,13 +11,7 @@ from torch import Tensor
 from steprule import rules
 from steprule.engine.team import torch_alone
 from steprule.optimizer.front import Optimizer
-from steprule.states import (
-    arrays_of,
-    convert,
-    kept,
-    state_format,
-    step_options,
-)
+from steprule.tensors.state import arrays_of, convert, kept, state_format, step_options
 
 __all__ = [
     "ADOPT",

@@ -22,7 +22,7 @@ from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
 from steprule.rule import Rule
 from steprule.services.hooks import Owner, processes, weakly
-from steprule.states import name_of
+from steprule.tensors.memory import name_of
 
 GRAD_FORMATS = ("float32", "24bit", "32bit")
 
