@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from steprule.optimizer.schedules import Schedules
-from steprule.passes import Listed, Pass, Seen
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
+from steprule.step.plans import Plans
 from steprule.tensors.average import Aside
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ class Core:
         begun_with: for each parameter the constants that it began with.
         training: whether the model has the weights that gradients are taken at, and not their average in a rule that has one.
         swapped: where weights are while the model has their averages.
-        plan: what can do the next step, if something can.
-        released, looked_at, listed: the same for parameters that are stepped one by one, and what was looked at for them.
+        plans: what can do the next steps, if something can.
         loading: what a load_state_dict that is under way knows.
     """
 
@@ -54,10 +53,7 @@ class Core:
         self.begun_with: dict[Tensor, Any] = {}
         self.training = True
         self.swapped: dict[Tensor, Aside] | None = None
-        self.plan: Pass | None = None
-        self.released: dict[Tensor, Pass] = {}
-        self.looked_at: Seen | None = None
-        self.listed: dict[Tensor, list[Listed]] = {}
+        self.plans = Plans()
         self.loading: Loading | None = None
 
     @property

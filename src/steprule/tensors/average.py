@@ -95,3 +95,10 @@ def move_resting_average(
     step = averaged() if FORMATS[kind].random else 0
     for suffix, array in encode_rounded(kind, new, group.get("seed", 0), step, 0, 0).items():
         state[AVERAGE + suffix].copy_(array)
+
+
+def start_average(param: Tensor, state: Mapping[str, Any]) -> None:
+    """The first average is a copy of the weights, to the last bit."""
+    own = weight_arrays(param, state)
+    for suffix, array in arrays_of(state, AVERAGE).items():
+        array.copy_(own[suffix])

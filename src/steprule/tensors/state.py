@@ -16,7 +16,7 @@ from steprule.engine.gpu import serves
 from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.engine.trace import exact_states, nonnegative_states
 from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix, weight_format
-from steprule.formats.tensors import decode, element_random, encode
+from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.tensors.memory import DTYPES, PLAIN, is_abstract, name_of
 
@@ -46,6 +46,45 @@ def average_format(weights: str | None, dtype: str) -> str:
 def correction_dtype(kind: str) -> str | None:
     """The dtype of a weight format's error-correction, None if it has none."""
     return dict(FORMATS[kind].arrays).get("_correction")
+
+
+def begin_correction(state: dict[str, Any], kind: str, param: Tensor) -> None:
+    """Gives a weight the error-correction of its format, or takes it out if that has none."""
+    drop_other_correction(state, kind)
+    if correction_dtype(kind) is not None and state.get("param_correction") is None:
+        state["param_correction"] = zeros(kind, param)["_correction"]
+
+
+def drop_other_correction(state: dict[str, Any], kind: str) -> None:
+    """Takes out a weight's error-correction unless it is one of its format."""
+    correction = state.get("param_correction")
+    if correction is not None and name_of(correction.dtype) != correction_dtype(kind):
+        del state["param_correction"]
+
+
+def arrays_in(formats: Mapping[str, str], by_element: bool = False) -> list[tuple[str, str]]:
+    """The arrays of operands in these formats, as their names and suffixes.
+
+    Args:
+        formats: by name.
+        by_element: only those with something for each element, and not what groups of elements share.
+    """
+    return [
+        (name, suffix)
+        for name, kind in formats.items()
+        for suffix, _ in FORMATS[kind].arrays
+        if not (by_element and suffix == "_base")
+    ]
+
+
+def corrected(x: Tensor, correction: Tensor) -> dict[str, Tensor]:
+    """The arrays of what has an error-correction, by suffix."""
+    return {"": x, "_correction": correction}
+
+
+def has_arrays(state: Mapping[str, Any], name: str) -> bool:
+    """Whether there is anything of a state's numbers."""
+    return name in state or f"{name}_8bit" in state
 
 
 def kept(state: Mapping[str, Any], name: str) -> Tensor | None:
