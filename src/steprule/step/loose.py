@@ -49,6 +49,9 @@ class Loose(Member):
     @cached_property
     def grad(self) -> Tensor:
         """Its gradient, with the correction if it has one."""
+        return self._wide_grad()
+
+    def _wide_grad(self) -> Tensor:
         entry = self._entry
         if entry.corrected and entry.accumulator is not None:
             return entry.accumulator.wide(self.param, entry.grad)
@@ -162,7 +165,7 @@ class Loose(Member):
         """The step: nothing has changed yet."""
         entry = self._entry
         rule, group, state = entry.rule, entry.group, entry.state
-        grad = self.grad if entry.services is None else self._served_grad(entry.services)
+        grad = self._wide_grad() if entry.services is None else self._served_grad(entry.services)
         if entry.keeps_step:
             step = state["step"] + 1
             step = step.double() if group.get("capturable") or step.device.type != "cpu" else float(step)
