@@ -53,7 +53,7 @@ LONG = {
     "engine.trace:trace": 93,
     "formats.gpu": 438,
     "formats.kernel": 419,
-    "optimizer.front": 983,
+    "optimizer.front": 985,
     "rules.options:with_options": 62,
     "services.step": 476,
 }

@@ -899,9 +899,11 @@ class Optimizer(torch.optim.Optimizer):
         """Looks at everything, has a plan made and steps."""
         self._check_ready(self.param_groups)
         self._look_at_groups()
-        if self.param_groups:  # not all taken out
-            check_not_released(param for group in self.param_groups for param in group["params"])
-            self._core.plans.renew(self._job())
+        if not self.param_groups:  # all taken out
+            self._core.plans.current = None
+            return
+        check_not_released(param for group in self.param_groups for param in group["params"])
+        self._core.plans.renew(self._job())
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 

@@ -246,9 +246,8 @@ class StepPlan:
         steps = _prepare(entries, loose) if loose else []
         for entry in entries:  # from here on what kernels step has changed
             entry.has_begun |= entry.is_fast
-        together = [*self._planned, *(step for step in steps if step is not None)]
-        if together:
-            run_together(together)
+        if self._planned or steps:
+            run_together([*self._planned, *(step for step in steps if step is not None)])
         for launch in self._launchers:
             launch()
         for work in self._works:
