@@ -97,7 +97,7 @@ def small_models() -> list[dict[str, Any]]:
     ]:
         ours = make(steprule.AdamW, shapes)
         ours.step()
-        chosen = ours._core.plan
+        chosen = ours._core.plans.current
         seconds = interleaved(
             {
                 "steprule": ours.step,

@@ -81,7 +81,10 @@ def main() -> None:
     torch.set_num_threads(1)  # in cache, on one core: what the arithmetic alone takes
     small: Shapes = [(32, 768)]
     in_cache = interleaved(
-        {name: make(steprule.AdamW, small, dtype, **s)._core.plan.launch for name, (dtype, s) in CONTENDERS.items()},
+        {
+            name: make(steprule.AdamW, small, dtype, **s)._core.plans.current.go
+            for name, (dtype, s) in CONTENDERS.items()
+        },
         400,
         5,
     )

@@ -65,7 +65,7 @@ def _go(rule, hyper, streams, states):
         update = (p.detach() - before).abs().view(gone.shape)
         largest = largest.maximum(update.amax((1, 2)))
         gone += update
-    assert optimizer._core.plan is None
+    assert optimizer._core.plans.current is None
     return largest, gone
 
 

@@ -132,7 +132,7 @@ def test_as_torch_averages(rule, hyper, dtype):
     twins = Twins(rule, hyper, lambda: make_params(dtype))
     for seed in range(1, 6):
         twins.step(seed)
-    assert twins.mine._core.plan is not None  # it was the compiled engine
+    assert twins.mine._core.plans.current is not None  # it was the compiled engine
 
 
 def strided():
@@ -149,7 +149,7 @@ def test_as_torch_averages_what_the_compiled_engine_does_not_take(rule, make_the
     twins = Twins(RULES[rule], RULES[rule].hyperparameters, make_them)
     for seed in range(1, 6):
         twins.step(seed)
-    assert twins.mine._core.plan is None
+    assert twins.mine._core.plans.current is None
     assert all("param_average" in twins.mine.state[p] for p in twins.params)
 
 
@@ -641,7 +641,7 @@ def test_an_average_is_converted_to_the_loading_optimizers_format(dtype, options
         a, b = average_of(optimizer, p), average_of(loader, q)
         assert bool(((a - b).abs() <= 2.0**-15 * a.abs()).all())
     train(loader, [4])
-    assert loader._core.plan is not None
+    assert loader._core.plans.current is not None
 
 
 @pytest.mark.parametrize(("rule", "hyper"), IN_TORCH, ids=IN_TORCH_IDS)

@@ -100,10 +100,35 @@ def test_to_be_asked_for_states_moves_nothing(case):
     optimizer, before = MADE[case](net), [param.detach().clone() for param in net.parameters()]
     saved = get_optimizer_state_dict(net, optimizer)
     assert all(map(torch.equal, before, net.parameters()))
-    assert all(state and float(state["step"]) == 1 for state in saved["state"].values() if "step" in state)
+    assert all(state and float(state["step"]) == 0 for state in saved["state"].values() if "step" in state)
     assert len(saved["state"]) == 4
     for group in optimizer.param_groups:
         assert group.get("services", {}).get("steps", 0) == 0 and group.get("calls", 0) == 0
+    other = model()
+    plain = MADE[case](other)
+    train(net, optimizer, range(3)), train(other, plain, range(3))
+    assert all(map(torch.equal, net.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("case", ["Lion", "a function as lr", "services"])
+def test_a_first_step_with_lr_and_gradients_of_0_is_one(case):
+    """Unless it is called as torch.distributed.checkpoint does."""
+    net = torch.nn.Linear(2, 2)
+    optimizer = {
+        "Lion": lambda params: steprule.Lion(params, lr=0.0, weight_decay=0.25, decay="independent"),
+        "a function as lr": lambda params: steprule.Lion(params, lr=lambda step: (step - 1) * 0.5),
+        "services": lambda params: steprule.Lion(params, lr=0.0, nonfinite="skip", telemetry=1),
+    }[case](net.parameters())
+    before = net.weight.detach().clone()
+    for param in net.parameters():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    if case == "Lion":
+        assert torch.equal(net.weight, 0.75 * before)
+    elif case == "services":
+        assert float(optimizer.grad_norm) == 0 and optimizer.telemetry.latest["step"] == 1
+    else:
+        assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_a_first_step_with_lr_0_and_gradients_is_one():

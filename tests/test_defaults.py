@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import steprule
-from steprule.passes import Entry
 from steprule.rules import RULES
 from steprule.rules.options import DECAYS
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, Telemetry
+from steprule.step.entry import Entry
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ p = torch.nn.Parameter(torch.ones(3, device="cpu"))
 optimizer = steprule.AdamW([p], lr=0.5)
 p.grad = torch.ones(3, device="cpu")
 optimizer.step()
-assert p.max() < 0.6 and optimizer._core.plan is not None
+assert p.max() < 0.6 and optimizer._core.plans.current is not None
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -110,7 +110,7 @@ def test_6_7_an_array_may_be_filled_between_steps(name, held, strided):
             else:
                 group[key] = tuple(values) if len(arrays) > 1 else values[0]
             run(optimizer, [step])
-        assert (optimizer._core.plan is None) == strided
+        assert (optimizer._core.plans.current is None) == strided
         runs.append(params)
     assert all(map(torch.equal, *runs))
 

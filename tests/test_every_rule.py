@@ -17,7 +17,7 @@ from settings import IDS, STRUCTURES, VARIANTS, telling
 import steprule
 from steprule.rules import RULES
 from steprule.services import ClipAdaptive, ClipValue
-from steprule.states import kept
+from steprule.tensors.state import kept
 
 SHAPES = ((6, 160), (40,))
 MOVING = {
@@ -97,7 +97,7 @@ def test_it_trains_as_in_float64(rule, way):
     for one in (exact, optimizer):
         train(rule, one, range(STEPS), nonfinite)
     if rule is not RULES["sparseadam"]:
-        assert (optimizer._core.plan is not None) == (engine == "compiled")
+        assert (optimizer._core.plans.current is not None) == (engine == "compiled")
     bound *= 4 if rule.__name__ in CHOPPY else 1
     names = ["param", *(["param_average"] if options.get("average") else [])]
     for p, q, first in zip(
@@ -162,4 +162,4 @@ def test_a_checkpoint_goes_on_with_the_same_bits(rule, hyper, form):
     same_bits(optimizer, resumed)
     same_bits(optimizer, copied)
     if engine == "compiled" and rule is not RULES["sparseadam"]:
-        assert all(one._core.plan is not None for one in (optimizer, resumed, copied))
+        assert all(one._core.plans.current is not None for one in (optimizer, resumed, copied))

@@ -33,7 +33,7 @@ from steprule.formats import (
 )
 from steprule.formats.tensors import decode, element_random, encode
 from steprule.rules import RULES
-from steprule.states import kept
+from steprule.tensors.state import kept
 
 COMBINATIONS = [
     ("bfloat16", "bfloat16", "8bit", "24bit"), ("bfloat16", "float32", "bfloat16", "stochastic"),
@@ -518,7 +518,7 @@ def test_what_is_quantised_follows_from_the_shape_but_not_its_first_number():
     params, optimizer = make(shapes=[(8, 256), (300,), (8, 30)], states="8bit")
     train(params, optimizer, 1)
     assert [kept(optimizer.state[p], "exp_avg").dtype for p in params] == [torch.int8, torch.float32, torch.float32]
-    assert optimizer._core.plan is not None
+    assert optimizer._core.plans.current is not None
     empty, optimizer = make(shapes=[(0, 256), (3, 256)], states="8bit", weights="24bit")
     train(empty, optimizer, 2)
 
@@ -583,7 +583,7 @@ def test_gradients_of_any_dtype(weight, grad, options):
                 p.grad_dtype = dtype
                 p.grad = torch.randn(p.shape, generator=g).to(grad).to(dtype)
             optimizer.step()
-        assert optimizer._core.plan is not None
+        assert optimizer._core.plans.current is not None
         runs.append((params, optimizer))
     assert_same(*runs)
 
@@ -652,7 +652,7 @@ def test_a_change_of_the_weights_format_changes_the_correction():
         train(params, optimizer, 2)
         kept = optimizer.state[params[0]].get("param_correction")
         assert (kept is None) if dtype is None else kept.dtype == dtype
-        assert optimizer._core.plan is not None
+        assert optimizer._core.plans.current is not None
 
 
 @pytest.mark.parametrize("name", ["exp_avg_base", "param_correction"])
@@ -730,4 +730,4 @@ def test_a_rule_with_many_low_bit_states():
     optimizer = ManyStates([p], states="8bit", weights="24bit")
     train([p], optimizer, 3)
     assert optimizer.state[p]["h_8bit"].dtype == torch.uint8 and optimizer.state[p]["a_8bit"].dtype == torch.int8
-    assert optimizer._core.plan is not None
+    assert optimizer._core.plans.current is not None

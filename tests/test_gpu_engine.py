@@ -63,7 +63,7 @@ def train(make, device, dtype=torch.float32, steps=4, bad=None, **settings):
 
 
 def plans_of(optimizer):
-    return [plan for _, plan, _ in optimizer._core.plan._plans]
+    return [plan for _, plan, _ in optimizer._core.plans.current._plans]
 
 
 def assert_same(one, other, rtol=0.0):
@@ -195,14 +195,14 @@ def test_a_step_waits_for_nothing(make, settings, refusing):
     set_grads(params, 0)
     optimizer.step()
     set_grads(params, 1)
-    kept = optimizer._core.plan
+    kept = optimizer._core.plans.current
     with refusing():
         optimizer.step()
         lr.fill_(0.001)
         optimizer.step()
         if optimizer._core.services is not None:
             optimizer.grad_norm  # noqa: B018
-    assert optimizer._core.plan is kept
+    assert optimizer._core.plans.current is kept
 
 
 @pytest.mark.parametrize("make", [steprule.AdamW, steprule.ScheduleFreeAdamW])
@@ -236,11 +236,13 @@ def test_a_learning_rate_on_the_device_that_is_replaced_by_an_equal_one_is_taken
         with refusing() if step == 2 else contextlib.nullcontext():
             lr.fill_(value)
             if step == 1:
-                kept, ours.param_groups[0]["lr"] = ours._core.plan, lr
+                kept, ours.param_groups[0]["lr"] = ours._core.plans.current, lr
             ours.step()
         theirs.param_groups[0]["lr"].fill_(value)
         theirs.step()
-    assert ours._core.plan is kept and all(source.data_ptr() == lr.data_ptr() for source in plans_of(ours)[0]._sources)
+    assert ours._core.plans.current is kept and all(
+        source.data_ptr() == lr.data_ptr() for source in plans_of(ours)[0]._sources
+    )
     assert_same((params, ours), (others, theirs))
 
 
@@ -260,7 +262,7 @@ def test_all_groups_share_a_launch_and_tables_are_sent_where_an_address_changes(
     set_grads(params, 0)
     optimizer.step()
     assert len(plans_of(optimizer)) == 1
-    first = optimizer._core.plan
+    first = optimizer._core.plans.current
     sent = []
     monkeypatch.setattr(Table, "fill", lambda self, values, fill=Table.fill: (sent.append(1), fill(self, values)))
     optimizer.step()
@@ -272,7 +274,7 @@ def test_all_groups_share_a_launch_and_tables_are_sent_where_an_address_changes(
     optimizer.param_groups[3]["lr"] = 1.0
     optimizer.step()
     assert len(sent) == 2
-    assert optimizer._core.plan is first
+    assert optimizer._core.plans.current is first
     assert kept
 
 
@@ -432,7 +434,7 @@ def test_what_is_stepped_tensor_by_tensor_shares_sums_with_the_rest():
         return params, optimizer
 
     apart, together = run(True), run(False)
-    assert apart[1]._core.plan is None and together[1]._core.plan is not None
+    assert apart[1]._core.plans.current is None and together[1]._core.plans.current is not None
     for param, its in zip(apart[0], together[0], strict=True):
         torch.testing.assert_close(param.detach(), its.detach())
         for name in steprule.rules.Prodigy.scalar_states:
@@ -443,7 +445,7 @@ def test_what_is_stepped_tensor_by_tensor_shares_sums_with_the_rest():
 def test_without_triton_the_formula_runs_tensor_by_tensor(monkeypatch):
     monkeypatch.setattr(gpu, "is_available", lambda: False)
     params, optimizer = train(steprule.AdamW, GPU_DEVICE)
-    assert optimizer._core.plan is None or not any(isinstance(plan, GpuPlan) for plan in plans_of(optimizer))
+    assert optimizer._core.plans.current is None or not any(isinstance(plan, GpuPlan) for plan in plans_of(optimizer))
     assert all(param.isfinite().all() for param in params)
 
 
@@ -574,4 +576,4 @@ def test_steps_are_counted_where_float32_would_stand_still():
         optimizer.step()
     assert {float(state["step"]) for state in optimizer.state.values()} == {2**24 + 4}
     assert torch.equal(optimizer.state[params[0]]["slow_param"], params[0])  # 2**24 + 4 is a multiple of 5
-    assert optimizer._core.plan is not None
+    assert optimizer._core.plans.current is not None

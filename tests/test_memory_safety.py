@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import steprule
-from steprule import passes
 from steprule.engine.eager import EagerStep
+from steprule.step import entry
+from steprule.step import plan as step_plan
 
 GUARD = 7.0
 
@@ -168,11 +169,11 @@ def test_a_storage_that_is_too_short_is_refused(what, left):
 def test_gradients_of_empty_parameters_go_on_without_a_new_plan():
     param, empty = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(0))
     optimizer = stepped(param, empty)
-    plan = optimizer._core.plan
+    plan = optimizer._core.plans.current
     for p in (param, empty):
         p.grad = torch.ones(p.shape)
     optimizer.step()
-    assert optimizer._core.plan is plan
+    assert optimizer._core.plans.current is plan
 
 
 # Two that lie in the same memory
@@ -498,8 +499,8 @@ def test_a_first_step_without_the_memory_for_it_leaves_nothing(where, released, 
     ours, its = steprule.SGD(models[0].parameters(), **settings), torch.optim.SGD(models[1].parameters(), **settings)
     if released:
         ours.release_gradients(models[0])
-    name = {"a state": "zeros", "the plan": "_plan"}[where]
-    calls, old = [], getattr(passes, name)
+    module, name = {"a state": (entry, "zeros"), "the plan": (step_plan, "plan_of")}[where]
+    calls, old = [], getattr(module, name)
 
     def fails(*args):
         calls.append(args)
@@ -507,7 +508,7 @@ def test_a_first_step_without_the_memory_for_it_leaves_nothing(where, released, 
             raise MemoryError
         return old(*args)
 
-    monkeypatch.setattr(passes, name, fails)
+    monkeypatch.setattr(module, name, fails)
     with pytest.raises(MemoryError):
         models[0](torch.ones(2, 5)).square().sum().backward()
         ours.step()
@@ -595,21 +596,21 @@ def test_a_parameter_that_was_released_is_let_go_at_zero_grad():
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     gone = lone(optimizer, model.bias)[1:]
-    plan = optimizer._core.released[model.weight]
+    plan = optimizer._core.plans.single[model.weight]
     del optimizer.state[model.bias]
     optimizer.zero_grad()
     assert [reference() for reference in gone] == [None] * 3
-    assert optimizer._core.released == {model.weight: plan}
+    assert optimizer._core.plans.single == {model.weight: plan}
 
 
 def test_a_plan_that_fits_outlives_zero_grad():
     param = nn.Parameter(random((100,), 0))
     optimizer = stepped(param)
-    plan = optimizer._core.plan
+    plan = optimizer._core.plans.current
     optimizer.zero_grad()
     param.grad = torch.ones(100)
     optimizer.step()
-    assert plan is not None and optimizer._core.plan is plan
+    assert plan is not None and optimizer._core.plans.current is plan
 
 
 @pytest.mark.parametrize("foreach", [None, True])

@@ -230,7 +230,7 @@ def test_sums_scalar_states_and_first_values_in_every_front(front):
                 tensor.grad = torch.tensor(grad)
             optimizer.step()
         params, states = [p.numpy() for p in tensors], [optimizer.state[p] for p in tensors]
-        assert (optimizer._core.plan is not None) == (front != "torch, strided")
+        assert (optimizer._core.plans.current is not None) == (front != "torch, strided")
         assert states[0]["longest"].dtype == torch.float64 and states[0]["anchor"].dtype == torch.float32
         assert states[0]["mean_8bit" if "8bit" in front else "mean"].dtype == (
             torch.int8 if "8bit" in front else torch.float32

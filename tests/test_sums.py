@@ -10,9 +10,9 @@ from dropin import random
 from test_every_rule import MOVING, strided
 
 import steprule
-from steprule import passes
 from steprule.engine.trace import trace
 from steprule.rules import RULES
+from steprule.step import plan
 
 COUPLED = ["Prodigy", "DAdaptAdam", "DoG"]
 OF_EACH = ["LAMB", "LARS", "NovoGrad", "MARS", "StableAdamW"]
@@ -90,7 +90,7 @@ SOME = [*COUPLED, "LAMB", "NovoGrad"]
 def test_a_run_is_float64s_whatever_its_tensors_are_stepped_by(name, mixture, monkeypatch):
     dtypes, layouts, plans, loose = MIXTURES[mixture]
     kinds = []
-    together = passes.run_together
+    together = plan.run_together
 
     def run_together(parts):
         kinds.append([type(part).__name__ for part in parts])
@@ -98,7 +98,7 @@ def test_a_run_is_float64s_whatever_its_tensors_are_stepped_by(name, mixture, mo
 
     expected, exact = make(name, DOUBLE, [strided] * 5)
     train(expected, exact)
-    monkeypatch.setattr(passes, "run_together", run_together)
+    monkeypatch.setattr(plan, "run_together", run_together)
     params, optimizer = make(name, dtypes, layouts)
     train(params, optimizer)
     assert kinds[0].count("Planned") == plans and kinds[0].count("EagerStep") == loose
@@ -141,7 +141,7 @@ def test_results_depend_neither_on_threads_nor_on_order_nor_on_groups(name):
             torch.set_num_threads(threads)
             params, optimizer = make(name, SINGLE, groups=groups)
             train(params, optimizer)
-            assert optimizer._core.plan is not None
+            assert optimizer._core.plans.current is not None
             runs.append(bits(params, optimizer))
     finally:
         torch.set_num_threads(before)

@@ -118,7 +118,7 @@ def test_numbers_of_a_step(rule, hyper, dtype, options):
         set_grads(optimizer, seed)
         seen = as_stepped(optimizer)
         check(optimizer.telemetry.latest, seen, names=["0.0", "0.1", "0.2", "0.3", "0.4"])
-    assert optimizer._core.plan is not None  # it was the compiled engine
+    assert optimizer._core.plans.current is not None  # it was the compiled engine
 
 
 def test_numbers_of_seven_bytes():
@@ -138,7 +138,7 @@ def test_numbers_of_seven_bytes():
                 assert mine[weight] == pytest.approx(its[weight], rel=1e-5, abs=spacing)
             assert mine["update_to_weight"] == pytest.approx(mine["update_norm"] / mine["weight_norm"], rel=1e-9)
             assert mine["lost_share"] == 0
-    assert optimizer._core.plan is not None
+    assert optimizer._core.plans.current is not None
 
 
 def halves(layout, **options):
@@ -196,7 +196,7 @@ def test_numbers_of_what_the_compiled_engine_does_not_take(rule, make_them, opti
         set_grads(optimizer, seed)
         seen = as_stepped(optimizer)
         check(optimizer.telemetry.latest, seen)
-    assert optimizer._core.plan is None
+    assert optimizer._core.plans.current is None
 
 
 def test_numbers_of_sparse_gradients():

@@ -67,14 +67,23 @@ class Together(torch.optim.Optimizer):
     def state(self, _: Any) -> None:
         """Nothing, as well."""
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes a step of each; returns what closure, called once and before them, returned."""
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes a step of each.
+
+        Args:
+            closure: evaluates the model again, calls backward and returns the loss. It is called once, before all steps.
+
+        Returns:
+            What closure returned, or None.
+        """
+        closure = _closure(*args, **kwargs)
         loss = None
         if closure is not None:
+            kwargs = {}
             with torch.enable_grad():
                 loss = closure()
         for optimizer in self.optimizers:
-            optimizer.step()
+            optimizer.step(**kwargs)  # closure=None is torch.distributed.checkpoint's way to ask for states
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -163,3 +172,7 @@ class Together(torch.optim.Optimizer):
 def _count(groups: Sequence[dict[str, Any]]) -> int:
     """How many parameters these groups have."""
     return sum(len(group["params"]) for group in groups)
+
+
+def _closure(closure: Callable[[], Any] | None = None) -> Callable[[], Any] | None:
+    return closure

@@ -60,7 +60,7 @@ def row_step(
     """
     import torch
 
-    from steprule.states import DTYPES, is_readable
+    from steprule.tensors.memory import DTYPES, is_readable
 
     values, rows = grad.values().contiguous(), grad.indices()[0].numpy(force=True)
     tensors = {"param": operands["param"], "grad": values, **operands}

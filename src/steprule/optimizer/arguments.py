@@ -22,9 +22,7 @@ from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import as_average
 from steprule.services.clip import Clip, ClipValue, as_clip
 from steprule.services.step import NONFINITE, StepServices
-from steprule.states import (
-    FORMAT_OPTIONS,
-)
+from steprule.tensors.state import FORMAT_OPTIONS
 
 FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,

@@ -15,19 +15,20 @@ from steprule.formats import (
     weight_format,
 )  # fmt: skip
 from steprule.optimizer.schedules import KEY as SCHEDULES
-from steprule.passes import name_in
-from steprule.services.average import STATE as AVERAGE
-from steprule.services.average import average_format
 from steprule.services.clip import unpacked
-from steprule.states import (
-    DTYPES,
+from steprule.step.listed import name_in
+from steprule.tensors.memory import DTYPES, name_of
+from steprule.tensors.state import (
+    AVERAGE,
     FORMAT_OPTIONS,
+    average_format,
     convert,
-    correction_dtype,
+    drop_other_correction,
+    has_arrays,
     kept,
     kept_format,
     misfit,
-    name_of,
+    set_arrays,
     state_format,
     state_of,
     with_new_names,
@@ -147,7 +148,7 @@ class Loading:
             for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = self._source["state"].get(key, {})
                 has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
-                missing = [name for name in needed if name not in state and f"{name}_8bit" not in state]
+                missing = [name for name in needed if not has_arrays(state, name)]
                 who = name_in(group, number, index)
                 if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
                     raise ValueError(problem)
@@ -200,8 +201,7 @@ class Loading:
             for param in group["params"]:
                 state = optimizer.state.get(param, {})
                 if optimizer._core.services is None or optimizer._core.services.average is None:
-                    for suffix in ("", "_correction"):
-                        state.pop(AVERAGE + suffix, None)
+                    set_arrays(state, AVERAGE, {})
                 elif AVERAGE in state and param.dtype in DTYPES:
                     convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
                 if param.dtype not in DTYPES:
@@ -216,10 +216,7 @@ class Loading:
                         if group.get("states") is not None:
                             kind = state_format(optimizer._core.rule, name, group, param)
                         convert(state, name, kind, param)
-                wanted = correction_dtype(weight_format(group.get("weights"), dtype))
-                correction = state.get("param_correction")
-                if correction is not None and name_of(correction.dtype) != wanted:
-                    del state["param_correction"]
+                drop_other_correction(state, weight_format(group.get("weights"), dtype))
 
 
 @functools.cache

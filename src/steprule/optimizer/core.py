@@ -9,12 +9,12 @@ from torch import Tensor
 
 from steprule.optimizer.modes import Modes
 from steprule.optimizer.schedules import Schedules
-from steprule.passes import Listed, Pass, Seen
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
+from steprule.step.plans import Plans
 
 
 class Core:
@@ -36,8 +36,7 @@ class Core:
         begun_with: for each parameter the constants that it began with.
         has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
         modes: which weights the model has.
-        plan: what can do the next step, if something can.
-        released, looked_at, listed: the same for parameters that are stepped one by one, and what was looked at for them.
+        plans: what can do the next steps, if something can.
     """
 
     def __init__(self, optimizer: Any, options: dict[str, Any]) -> None:
@@ -54,10 +53,7 @@ class Core:
         self.completed: list[dict[str, Any]] = []
         self.begun_with: dict[Tensor, Any] = {}
         self.modes = Modes()
-        self.plan: Pass | None = None
-        self.released: dict[Tensor, Pass] = {}
-        self.looked_at: Seen | None = None
-        self.listed: dict[Tensor, list[Listed]] = {}
+        self.plans = Plans()
 
     @property
     def optimizer(self) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
-from steprule.engine import gpu
 from steprule.engine.team import torch_alone
 from steprule.engine.trace import couples, trace
 from steprule.optimizer.arguments import (
@@ -45,29 +43,19 @@ from steprule.optimizer.parts import check_whole, is_sharded, shapes_of
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.optimizer.uncompiled import leave_uncompiled
-from steprule.passes import Entry, Listed, Pass, Seen, find_shared, name_in
 from steprule.rule import Rule, RuleError
 from steprule.rules.options import OPTIONS
 from steprule.services import Telemetry
-from steprule.services.average import STATE as AVERAGE
 from steprule.services.clip import Clip, as_clip
 from steprule.services.release import Release, check_not_released
 from steprule.services.step import RESERVED, StepServices
 from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
-from steprule.states import (
-    FORMAT_OPTIONS,
-    HALVES,
-    MIXABLE,
-    bring_up_to_date,
-    is_abstract,
-    is_fake,
-    kept,
-    move_resting_average,
-    name_of,
-    own_copy,
-    read_state,
-    state_of,
-)
+from steprule.step.entry import Job
+from steprule.step.listed import Listed, list_all, name_in
+from steprule.step.plans import make_states
+from steprule.tensors.average import move_resting_average
+from steprule.tensors.memory import HALVES, MIXABLE, find_shared, is_abstract, is_fake, name_of
+from steprule.tensors.state import AVERAGE, FORMAT_OPTIONS, bring_up_to_date, kept, own_copy, read_state, state_of
 
 logger = logging.getLogger("steprule")
 
@@ -243,7 +231,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._check_keys(param_group)
                 own = {k: v for k, v in param_group.items() if k in self.defaults or k in FORMAT_OPTIONS}
                 self._check({**self.defaults, **own})
-            self._core.plan = None
+            self._core.plans.current = None
             _add_param_group(self, param_group)
             self._check_parameters(number)
         except Exception:
@@ -322,19 +310,13 @@ class Optimizer(torch.optim.Optimizer):
     def _look_before_release(self) -> None:
         """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
         self._insist_on_schedules()
-        if self._core.looked_at is None or not self._core.looked_at.holds(self.param_groups):
+        if not self._core.plans.knows(self.param_groups):
             self._look_at_groups()
-            self._core.released, self._core.listed = {}, {}
-            for one in self._list():
-                self._core.listed.setdefault(one.param, []).append(one)
-            self._core.looked_at = Seen(self.param_groups)
+            self._core.plans.list_single(self.param_groups)
 
     def _list(self) -> Iterator[Listed]:
         """All parameters, with their places."""
-        place = itertools.count()  # of all, so that one's number does not depend on the others' gradients
-        for number, group in enumerate(self.param_groups):
-            for index, param in enumerate(group["params"]):
-                yield Listed(number, group, index, param, next(place))
+        return list_all(self.param_groups)
 
     def _check_settings(
         self, settings: Mapping[str, Any], names: Iterable[str] | None = None, strictly: bool = False
@@ -433,7 +415,7 @@ class Optimizer(torch.optim.Optimizer):
         if functions:
             self._core.schedules = self._core.schedules or Schedules({})
             self._core.schedules.take(group, functions)
-            self._core.plan = None
+            self._core.plans.current = None
 
     def _set_scheduled(self) -> None:
         """Sets what functions give for the next step."""
@@ -500,7 +482,7 @@ class Optimizer(torch.optim.Optimizer):
         core = self._core
         loading: Loading | None = self.__dict__.get("_loading")
         super().__setstate__({name: value for name, value in state.items() if name != "_core"})
-        core.plan = None
+        core.plans.current = None
         core.completed = list(self.param_groups)
         if is_copy and core.accumulator is not None:
             for group in self.param_groups:
@@ -621,7 +603,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _forget_plans(self) -> None:
         """Makes the next step look at everything anew; called where a change could go unnoticed."""
-        self._core.plan, self._core.released, self._core.looked_at = None, {}, None
+        self._core.plans.forget()
         self._core.completed = [
             group for group in self._core.completed if any(group is other for other in self.param_groups)
         ]
@@ -640,7 +622,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         services = self._core.services
         if services is not None and services.ahead is not None:
-            return services.ahead.norm.float()  # type: ignore[no-any-return]
+            return services.ahead.norm.float()
         norm = services.norm if services is not None else float("nan")
         return torch.tensor(norm, dtype=torch.float32, device="cpu")
 
@@ -784,12 +766,17 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step_one(self, param: Tensor) -> None:
         """Steps one parameter."""
-        current = self._core.released.get(param)
-        if current is None or not current.run(self):
-            with torch.no_grad(), torch_alone():
-                fresh = self._step_anew(param)
-            if fresh is not None:
-                self._core.released[param] = fresh
+        plans = self._core.plans
+        current = plans.single.get(param)
+        if current is not None and current.run(self.param_groups, self.state):
+            return
+        with torch.no_grad(), torch_alone():
+            listed = plans.listed[param]
+            self._check_ready([one.group for one in listed])
+            for one in listed:  # others are looked at when their turn comes, and all together where groups have changed
+                self._look_at_settings(one.group)
+            self._check_constants(listed)
+            plans.renew_single(self._job(), param)
 
     @torch_alone()
     def _move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
@@ -842,44 +829,24 @@ class Optimizer(torch.optim.Optimizer):
                 to 0. Default: True.
         """
         _zero_grad(self, set_to_none)
-        if self._core.plan is not None and not self._core.plan.holds_only(self):
-            if self._core.services is not None:
-                self._core.services.look()  # what decides on a GPU keeps them too
-            self._core.plan = None
-        if self._core.release is not None:
-            own = {param for group in self.param_groups for param in group["params"]}
-            self._core.released = {
-                param: plan for param, plan in self._core.released.items() if param in own and plan.holds_only(self)
-            }
+        self._core.plans.let_go(self.param_groups, self.state, self._core.services)
 
     def _take_step(self) -> None:
         if self._core.release is not None:
             with torch.no_grad():
                 self._core.release.step(self._move_resting_averages)
-        elif self._only_asks_for_states():
-            with torch.no_grad():
-                for one in list(self._list()):
-                    if one.param.grad is not None:
-                        entry = Entry(self, *one)
-                        entry.make_state()
-                        entry.count()  # as torch.optim's
-            return
         else:
             self._insist_on_schedules()
-            current = self._core.plan
-            if current is None or not current.run(self):
+            current = self._core.plans.current
+            if current is None or not current.run(self.param_groups, self.state):
                 with torch.set_grad_enabled(self.defaults.get("differentiable", False)), torch_alone():
-                    self._core.plan = self._step_anew()
+                    self._step_anew()
         if self._core.schedules is not None:
             self._core.schedules.count(self._core.schedules.calls + 1)
             self._set_scheduled_if_possible()
 
     def _only_asks_for_states(self) -> bool:
-        """Whether a step is none, but torch.distributed.checkpoint's way to have states: the first, with lr and gradients of 0."""
-        core = self._core
-        is_plain = core.services is None and core.schedules is None and core.options == OPTIONS
-        if is_plain and is_torchs(type(self).rule):  # whose step with lr 0 moves nothing
-            return False
+        """Whether a step is the one by which torch.distributed.checkpoint has states made: the first, with lr and gradients of 0."""
         rates = [group.get("lr") for group in self.param_groups]
         if self.state or any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
             return False
@@ -888,10 +855,24 @@ class Optimizer(torch.optim.Optimizer):
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
 
+    def _step_anew(self) -> None:
+        """Looks at everything, has a plan made and steps."""
+        self._check_ready(self.param_groups)
+        self._look_at_groups()
+        if not self.param_groups:  # all taken out
+            self._core.plans.current = None
+            return
+        check_not_released(param for group in self.param_groups for param in group["params"])
+        self._core.plans.renew(self._job())
+
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one step, with its hooks."""
+        if "closure" in kwargs and kwargs["closure"] is None and self._only_asks_for_states():
+            with torch.no_grad():
+                make_states(self._job())
+            return None
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -901,10 +882,10 @@ class Optimizer(torch.optim.Optimizer):
         ) and type(self).step is Optimizer.step:
             return self._hooked_step(*args, **kwargs)
         core = self._core
-        current = core.plan
+        current = core.plans.current
         if not args and not kwargs and current is not None and core.schedules is None:
             is_scaled = core.services is not None and hasattr(self, "found_inf")
-            if not is_scaled and current.run(self):
+            if not is_scaled and current.run(self.param_groups, self.state):
                 return None
         return self._step(*args, **kwargs)
 
@@ -918,78 +899,19 @@ class Optimizer(torch.optim.Optimizer):
         if not getattr(type(self).step, "hooked", False):
             setattr(type(self), "step", _outermost(type(self).step))  # noqa: B010 - mypy refuses to assign to a method
 
-    def _step_anew(self, only: Tensor | None = None) -> Pass | None:
-        """Looks at every parameter (or one), makes the plan for those that an engine with kernels takes, and steps.
-
-        Returns what can do the next step, if something can.
-        """
-        listed = [] if only is None else self._core.listed[only]
-        groups = self.param_groups if only is None else [one.group for one in listed]
+    def _check_ready(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raises where a step of these groups cannot be taken now."""
         if any(group.get("capturable") for group in groups):
             self._accelerator_graph_capture_health_check()
-        self._core.modes.must_have_weights("step()")
-        if only is None:
-            self._look_at_groups()
-            listed = list(self._list())
-        else:  # the others are looked at when their turn comes, and all together where groups have changed
-            for group in groups:
-                self._look_at_settings(group)
-            self._check_constants(listed)
-        if not self.param_groups:  # all taken out
-            return None
-        if self._core.release is None:
-            check_not_released(one.param for one in listed)
-        self._core.plan = None
-        services = self._core.services
-        if self._core.accumulator is not None:
-            if only is not None:  # it may have been frozen
-                self._core.accumulator.watch(only)
-            self._core.accumulator.settle([one.param for one in listed])
-        entries = [Entry(self, *one) for one in listed if one.param.grad is not None]
-        buckets: dict[Any, list[Entry]] = {}
-        seen: set[int] = set()
-        last = {id(entry.param): entry for entry in entries}
-        written: list[tuple[str, Tensor]] = []
-        grads: list[tuple[str, Tensor, range]] = []
-        for entry in entries:
-            entry.is_last = last[id(entry.param)] is entry
-            entry.is_fast = entry.is_fast and (entry.is_last or not entry.averages)
-            if id(entry.param) in seen:  # listed twice, stepped twice: after the pass, not during it
-                entry.is_fast = entry.is_new = False
-            else:
-                first = len(written)
-                written += entry.written()
-                grads.append((f"the gradient of {entry.who}", entry.grad, range(first, len(written))))
-            seen.add(id(entry.param))
-            if entry.is_fast:
-                buckets.setdefault(entry.kernel_key(), []).append(entry)
-                if gpu.is_recording(entry.param.device):
-                    raise RuntimeError(
-                        "a CUDA graph cannot record an optimizer's first step, or the first after a change of its parameters, "
-                        "groups or states: take one before the recording"
-                    )
-        wrong = find_shared(written, grads)
-        if wrong is not None:
-            raise RuntimeError(wrong)
-        if is_abstract(torch.empty(0, device="cpu")) and not all(entry.is_abstract for entry in entries):
-            raise RuntimeError(
-                "a FakeTensorMode is on, and parameters are no fake tensors: make the model in it as well"
-            )
-        gathers = (False, True) if services is not None and services.telemetry else (False,)
-        kernels = [[bucket[0].kernel(gather) for gather in gathers] for bucket in buckets.values()]  # before any change
-        taken = False
-        try:
-            for entry in entries:
-                entry.make_state()
-            fresh = Pass(self, entries, list(zip(kernels, buckets.values(), strict=True)), whole=only is None)
-            taken = fresh.launch()
-        finally:
-            if not taken:
-                begun = {entry.param for entry in entries if entry.has_begun}
-                for entry in entries:
-                    if entry.param not in begun:
-                        entry.restore_state()
-        return fresh if taken and fresh.complete else None
+        self._core.modes.must_train("step()")
+
+    def _job(self) -> Job:
+        """What a step needs to know."""
+        core = self._core
+        return Job(
+            type(self).__name__, type(self).rule, core.rule, self._flags, self.param_groups, self.state, core.services,
+            core.accumulator, self._check_numbers, self._move_resting_averages,
+        )  # fmt: skip
 
 
 Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n{OPTION_DOCS}"

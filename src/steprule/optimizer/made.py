@@ -9,13 +9,7 @@ import torch
 from steprule.engine.team import torch_alone
 from steprule.optimizer.front import Optimizer
 from steprule.rule import Rule
-from steprule.states import (
-    arrays_of,
-    convert,
-    kept,
-    state_format,
-    step_options,
-)
+from steprule.tensors.state import arrays_of, convert, kept, state_format, step_options
 
 
 def make(rule: type[Rule], module: str) -> type[Optimizer]:

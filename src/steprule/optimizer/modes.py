@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from steprule.engine.team import torch_alone
-from steprule.services.average import STATE as AVERAGE
-from steprule.states import Aside
+from steprule.tensors.average import Aside
+from steprule.tensors.state import AVERAGE
 
 
 class Modes:

@@ -10,8 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from steprule.engine.trace import formula_of
 from steprule.optimizer.core import Core
-from steprule.passes import name_in
 from steprule.services.clip import ClipValue
+from steprule.step.listed import name_in
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
 

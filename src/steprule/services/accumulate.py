@@ -22,7 +22,8 @@ from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
 from steprule.rule import Rule
 from steprule.services.hooks import Owner, processes, weakly
-from steprule.states import name_of
+from steprule.tensors.memory import name_of
+from steprule.tensors.state import corrected
 
 GRAD_FORMATS = ("float32", "24bit", "32bit")
 
@@ -119,7 +120,7 @@ class Accumulator(Owner):
     def wide(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient with its correction, in float32."""
         kind = self.format(name_of(param.dtype))
-        return decode(kind, {"": grad, "_correction": self.corrections[param]}, param.shape)
+        return decode(kind, corrected(grad, self.corrections[param]), param.shape)
 
     def _note(self, param: Tensor) -> None:
         if param.grad is not None and not param.grad.is_sparse:
@@ -153,7 +154,7 @@ class Accumulator(Owner):
         ):
             self._add_in_one_pass(kind, dtype, total, correction, grad, count)
         else:
-            exact = decode(kind, {"": total, "_correction": correction}, total.shape) + grad.float()
+            exact = decode(kind, corrected(total, correction), total.shape) + grad.float()
             for suffix, array in encode(kind, exact, dither(0, count, 0)).items():
                 (correction if suffix else total).copy_(array)
         param.grad = None
@@ -162,7 +163,7 @@ class Accumulator(Owner):
     @staticmethod
     def _add_in_one_pass(kind: str, dtype: str, total: Tensor, correction: Tensor, grad: Tensor, count: int) -> None:
         kernel = compiled(Sum, {"seed": 0}, False, [kind, dtype])
-        arrays: dict[Any, Tensor] = {("param", ""): total, ("param", "_correction"): correction, ("grad", ""): grad}
+        arrays = {("param", suffix): x for suffix, x in corrected(total, correction).items()} | {("grad", ""): grad}
         plan = Plan(
             addresses=[[arrays[array].data_ptr()] for array in kernel.source.arrays],
             sizes=[total.numel()],

@@ -5,11 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from steprule.formats import HALVES, weight_format
-
-STATE = "param_average"
-"""The state that holds it."""
-
 
 @dataclass(frozen=True)
 class Average:
@@ -61,8 +56,3 @@ def as_average(value: Any) -> Average | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return Average(value)
     raise TypeError(f"average must be a number (the decay) or Average, not {value!r}")
-
-
-def average_format(weights: str | None, dtype: str) -> str:
-    """The format of the average of parameters: theirs, but float32 where theirs loses what is small."""
-    return "float32" if dtype in HALVES and weights is None else weight_format(weights, dtype)

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +23,6 @@ from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor, packed, unpacked
 from steprule.services.member import COLUMNS, REMEMBERED, Member, row_of
 from steprule.services.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from steprule.services.device import GpuWork, OnDevice
-    from steprule.services.release import Release
 
 logger = logging.getLogger("steprule")
 
@@ -115,125 +111,54 @@ class Work:
         return self.plan.tallied(self._source.tallies)
 
 
-class Loose(Member):
-    """A member that the eager engine steps.
-
-    Args:
-        name, place, param, free, who: as for `Member`.
-        grad: its gradient.
-
-    Attributes:
-        factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
-    """
-
-    def __init__(self, name: str, place: int, param: Tensor, free: bool, grad: Tensor, who: str | None = None) -> None:
-        super().__init__(name, place, param, free, who)
-        self.grad = grad
-        self.factor: Any = 1.0
-        self.exempt = np.array([free])
-        self.counts: dict[str, np.ndarray] = {}
+class Part(Protocol):
+    """Members of a step that are read and stepped together: those of one plan, or one alone."""
 
     @property
-    def members(self) -> list[Loose]:
-        """Itself, so that parts of a step are alike."""
-        return [self]
+    def members(self) -> Sequence[Member]:
+        """Who they are."""
 
-    def _values(self) -> Tensor:
-        return self.grad.coalesce().values() if self.grad.is_sparse else self.grad.detach()
+    @property
+    def exempt(self) -> np.ndarray:
+        """Which of them are left out of clipping."""
+
+    @property
+    def factors(self) -> np.ndarray:
+        """What gradients are multiplied by."""
 
     def norms(self, services: StepServices) -> np.ndarray:
-        """The gradient's norm; factors of adaptive clipping are set on the way."""
-        values = self._values()
-        values = values.to(torch.complex128 if values.is_complex() else torch.float64)
-        finite = torch.isfinite(values)
-        if services.nonfinite == "zero":
-            values = torch.where(finite, values, 0)
-        elif services.guards and not finite.all():
-            return np.array([math.nan])
-        if isinstance(services.clip, ClipAdaptive):
-            self._clip_rows(services)
-        if not values.numel():  # as the sum over none would give
-            return np.array([math.inf if services.norm_type < 0 else 0.0])
-        return np.array([torch.linalg.vector_norm(values, services.norm_type).item()])
+        """The p-norm of each gradient, as it is; factors of adaptive clipping are set on the way."""
 
     def largest(self, services: StepServices, norms: np.ndarray) -> np.ndarray:
-        """As `Work.largest`."""
-        values = self._values().abs()
-        return np.array([values.max().item() if values.numel() else 0.0])
-
-    def _clip_rows(self, services: StepServices) -> None:
-        clip, inverse = services.clip, services.inverse_scale
-        assert isinstance(clip, ClipAdaptive)
-        if not self.param.numel():
-            return
-        grad, param = (
-            x.reshape(-1, row_of(self.param)).to(torch.complex128 if x.is_complex() else torch.float64)
-            for x in (self.grad.to_dense() if self.grad.is_sparse else self.grad.detach(), self.param.detach())
-        )
-        if services.nonfinite == "zero":
-            grad = torch.where(torch.isfinite(grad), grad, 0)
-        norms = [torch.linalg.vector_norm(x, dim=1).cpu().numpy() for x in (grad, param)]
-        factors = torch.from_numpy(clip.factors(norms[0] * inverse, norms[1]) * inverse)
-        self.factor = factors.reshape([-1] + [1] * (self.param.dim() - 1)) if self.param.dim() > 1 else factors.item()
+        """Numbers that are finite where gradients are."""
 
     def set_factors(self, factors: np.ndarray) -> None:
-        """Sets what the gradient is multiplied by."""
-        self.factor = float(factors[0])
+        """Sets what each member's gradient is multiplied by."""
 
     def set_scalar(self, name: str, value: float) -> None:
-        """Nothing: the eager engine asks the services."""
+        """Sets one of the numbers that all share."""
 
     def tallies(self) -> dict[str, np.ndarray]:
-        """What the step has counted."""
-        return self.counts
+        """What the last step has counted, for each member."""
 
-    def served_grad(self, services: StepServices) -> Tensor:
-        """The gradient as the formula is to see it; the parameter's own is left alone."""
-        grad = self.grad
-        if isinstance(self.factor, Tensor) and grad.is_sparse:
-            grad = grad.to_dense()
-        if grad.is_sparse:
-            grad = grad.coalesce()
-            values = self._serve(grad.values(), services)
-            return torch.sparse_coo_tensor(
-                grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
-            )
-        return self._serve(grad, services)
 
-    def _serve(self, values: Tensor, services: StepServices) -> Tensor:
-        factor = self.factor
-        if services.nonfinite == "zero":
-            finite = torch.isfinite(values)
-            self.counts["total_zeroed"] = np.array([float((~finite).sum())])
-            values = torch.where(finite, values, 0)
-        if values.dtype in (torch.bfloat16, torch.float16):
-            values = values.float()
-        if isinstance(factor, Tensor):
-            factor = factor.to(values.device, torch.promote_types(values.dtype, torch.float32).to_real())
-        values = values * factor
-        if isinstance(services.clip, ClipValue) and not self.free:
-            values = values.clamp(-services.clip.clip_value, services.clip.clip_value)
-        return values
+class Around(Protocol):
+    """What is asked before a step and told of it afterwards."""
 
-    def gather(self, before: Tensor, after: Tensor, kept: Tensor, is_random: bool) -> None:
-        """Counts what a kernel would.
+    def begin(self, parts: Sequence[Part]) -> bool:
+        """Whether the step is to be taken."""
 
-        Args:
-            before, after: the weights before and after the step.
-            kept: after as it is stored.
-            is_random: whether storing rounds at random.
-        """
-        grad = self._values()
-        if "total_zeroed" in self.counts:
-            grad = torch.where(torch.isfinite(grad), grad, 0)
-        for name, x in (("grad", grad), ("update", after - before), ("param", after)):
-            wide = x.abs().double()
-            self.counts[f"total_{name}"] = np.array([wide.square().sum().item()])
-            self.counts[f"top_{name}"] = np.array([wide.max().item() if wide.numel() else 0.0])
-        dense = self.grad.to_dense() if self.grad.is_sparse else self.grad
-        moves = (dense != 0) & (torch.isfinite(dense) if "total_zeroed" in self.counts else True)
-        lost = 0.0 if is_random else float(((kept == before) & moves).sum())
-        self.counts["total_lost"] = np.array([lost])
+    def finish(self, parts: Sequence[Part], gathered: bool) -> None:
+        """Takes note of it."""
+
+
+class Ahead(Protocol):
+    """What has taken steps on a GPU that the host does not know of."""
+
+    norm: Tensor
+
+    def look(self) -> dict[str, Any]:
+        """What is known there, by its names here; waits for it."""
 
 
 class StepServices:
@@ -269,8 +194,8 @@ class StepServices:
         self.inverse_scale: Any = 1.0
         self.found: Any = False
         self.already: Tensor | None = None
-        self.ahead: OnDevice | None = None
-        self.release: Release | None = None
+        self.ahead: Ahead | None = None
+        self.release: Around | None = None
 
     @property
     def names(self) -> list[str]:
@@ -408,7 +333,7 @@ class StepServices:
             if self.average is not None:
                 part.set_scalar("average_weight", self.average_weight)
             if isinstance(self.clip, ClipAdaptive) and not part.exempt.all():
-                factors = np.asarray(part.factor if isinstance(part, Loose) else part.factors)
+                factors = part.factors
                 clipped |= bool((factors < inverse).any())
                 continue
             each: Any = factor
@@ -551,4 +476,3 @@ class StepServices:
 RESERVED = ("clip_value", "average_weight", "grad_factor")
 """What services call their numbers in kernels, which no rule may."""
 Row = tuple[Member, float, np.ndarray]
-Part: TypeAlias = "Work | GpuWork | Loose"

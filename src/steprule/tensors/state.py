@@ -1,115 +1,28 @@
-"""States of torch parameters: what each is kept as, and how one becomes another."""
+"""States of torch parameters: what each is kept as, and how one becomes another.
+
+What the arrays of a state are called is known here and in `steprule.formats` alone.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter, is_lazy
 
+from steprule import formats
 from steprule.engine.gpu import serves
-from steprule.engine.overlap import first_overlap
 from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.engine.trace import exact_states, nonnegative_states
-from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix
-from steprule.formats import state_format as choose_state_format
-from steprule.formats.tensors import decode, element_random, encode
+from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix, weight_format
+from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
-from steprule.services.average import STATE as AVERAGE
-from steprule.services.average import average_format
+from steprule.tensors.memory import DTYPES, PLAIN, is_abstract, name_of
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
-PLAIN = ("float64", "float32", "bfloat16", "float16")
-DTYPES = {getattr(torch, name): name for name in PLAIN}
-HALVES = (torch.bfloat16, torch.float16)
-MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and its gradient's dtype
-
-
-_READABLE = {*DTYPES, torch.int8, torch.uint8, torch.int16}
-
-
-def is_readable(x: Tensor, device: torch.device) -> bool:
-    """Whether a kernel on the device may read and write x through its address."""
-    return (
-        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__  # a subclass with its own may hold no memory of its own
-        and x.device == device
-        and x.layout is torch.strided
-        and x.dtype in _READABLE
-        and not x.is_neg()
-        and not x.is_inference()
-    )
-
-
-_FAKES = "torch._subclasses.fake_tensor"  # imported by those who use it
-_PLAIN_TYPES = (Tensor, Parameter)
-
-
-def is_fake(x: Tensor) -> bool:
-    """Whether x was made in torch's FakeTensorMode, which estimates what a model takes."""
-    return type(x) not in _PLAIN_TYPES and _FAKES in sys.modules and isinstance(x, sys.modules[_FAKES].FakeTensor)
-
-
-def is_abstract(x: Tensor) -> bool:
-    """Whether x has a shape and no numbers: fake tensors, what is made of them, and those on the meta device."""
-    if type(x) in _PLAIN_TYPES:
-        return x.is_meta
-    return x.is_meta or (_FAKES in sys.modules and bool(sys.modules[_FAKES].is_fake(x)))
-
-
-def span(x: Tensor) -> tuple[int, int]:
-    """The address of x's first byte and that after its last; nowhere if it is not in memory."""
-    if type(x) not in _PLAIN_TYPES and (type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_lazy(x)):
-        return 0, 0
-    if x.layout is not torch.strided or not (x.is_cpu or x.is_cuda) or not x.numel():
-        return 0, 0
-    start = x.data_ptr()
-    elements = x.numel()
-    if not x.is_contiguous():
-        elements = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return start, start + elements * x.element_size()
-
-
-def missing_bytes(x: Tensor) -> int:
-    """How many bytes x's storage is too short for its elements, as one that was freed is."""
-    start, end = span(x)
-    if start == end:
-        return 0
-    return max(int(x.storage_offset() * x.element_size() + end - start - x.untyped_storage().nbytes()), 0)
-
-
-def first_shared(tensors: Sequence[Tensor], may: Callable[[int, int], bool]) -> tuple[int, int] | None:
-    """The numbers of the first two tensors that have an element in common, or None; those without memory have none.
-
-    Args:
-        tensors: which.
-        may: whether two may, for those that may overlap.
-    """
-    spans = [one if one[0] else (0, 0) for one in map(span, tensors)]  # a freed one is nowhere
-    elements = cache(lambda number: np.asarray(_Elements(tensors[number])))
-
-    def share(a: int, b: int) -> bool:
-        return tensors[a].device == tensors[b].device and not may(a, b) and np.shares_memory(elements(a), elements(b))
-
-    return first_overlap(spans, share)
-
-
-class _Elements:
-    """Where a tensor's elements are, as NumPy asks for it: it reads none of them."""
-
-    def __init__(self, x: Tensor) -> None:
-        size = x.element_size()
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (x.data_ptr(), True),
-            "shape": tuple(x.shape),
-            "strides": tuple(size * stride for stride in x.stride()),
-            "typestr": f"|V{size}",
-        }
+AVERAGE = "param_average"
+"""The state that holds the average of the weights."""
 
 
 def is_near(x: Tensor) -> bool:
@@ -117,22 +30,61 @@ def is_near(x: Tensor) -> bool:
     return x.is_cpu and not serves(x.device) and not is_abstract(x)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """As formats are called: "float32"."""
-    return str(dtype).removeprefix("torch.")
-
-
 def state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: Tensor) -> str:
     """The format that a group's choice of states means for one state of one parameter."""
-    return choose_state_format(
+    return formats.state_format(
         group["states"], name_of(param.dtype), param.shape, name in nonnegative_states(rule, group),
         name in exact_states(rule, group),
     )  # fmt: skip
 
 
+def average_format(weights: str | None, dtype: str) -> str:
+    """The format of the average of parameters: theirs, but float32 where theirs loses what is small."""
+    return "float32" if dtype in formats.HALVES and weights is None else weight_format(weights, dtype)
+
+
 def correction_dtype(kind: str) -> str | None:
     """The dtype of a weight format's error-correction, None if it has none."""
     return dict(FORMATS[kind].arrays).get("_correction")
+
+
+def begin_correction(state: dict[str, Any], kind: str, param: Tensor) -> None:
+    """Gives a weight the error-correction of its format, or takes it out if that has none."""
+    drop_other_correction(state, kind)
+    if correction_dtype(kind) is not None and state.get("param_correction") is None:
+        state["param_correction"] = zeros(kind, param)["_correction"]
+
+
+def drop_other_correction(state: dict[str, Any], kind: str) -> None:
+    """Takes out a weight's error-correction unless it is one of its format."""
+    correction = state.get("param_correction")
+    if correction is not None and name_of(correction.dtype) != correction_dtype(kind):
+        del state["param_correction"]
+
+
+def arrays_in(formats: Mapping[str, str], by_element: bool = False) -> list[tuple[str, str]]:
+    """The arrays of operands in these formats, as their names and suffixes.
+
+    Args:
+        formats: by name.
+        by_element: only those with something for each element, and not what groups of elements share.
+    """
+    return [
+        (name, suffix)
+        for name, kind in formats.items()
+        for suffix, _ in FORMATS[kind].arrays
+        if not (by_element and suffix == "_base")
+    ]
+
+
+def corrected(x: Tensor, correction: Tensor) -> dict[str, Tensor]:
+    """The arrays of what has an error-correction, by suffix."""
+    return {"": x, "_correction": correction}
+
+
+def has_arrays(state: Mapping[str, Any], name: str) -> bool:
+    """Whether there is anything of a state's numbers."""
+    return name in state or f"{name}_8bit" in state
 
 
 def kept(state: Mapping[str, Any], name: str) -> Tensor | None:
@@ -254,55 +206,6 @@ def weight_arrays(param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return arrays_of({**state, "param": param.detach()}, "param")
 
 
-class Aside:
-    """Where a parameter's weights are while it has its average: where that was, or in a copy if formats differ.
-
-    Args:
-        param: is given its average.
-        state: the parameter's.
-    """
-
-    def __init__(self, param: Tensor, state: Mapping[str, Any]) -> None:
-        own, average = weight_arrays(param, state), arrays_of(state, AVERAGE)
-        self._is_exchanged = {name: x.dtype for name, x in own.items()} == {
-            name: x.dtype for name, x in average.items()
-        }
-        if self._is_exchanged:
-            self._weights = average
-            self._exchange(own)
-        else:
-            self._weights = {"": own[""].clone()}
-            own[""].copy_(average[""])
-
-    def give_back(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Gives the parameter its weights, and the state the average if it has one still."""
-        own, weights, now = weight_arrays(param, state), self._weights, param.detach()
-        is_converted = now.dtype != weights[""].dtype or now.shape != weights[""].shape
-        if is_converted:
-            own[""] = now.to(weights[""].dtype) if now.shape == weights[""].shape else weights[""].clone()
-        if self._is_exchanged:
-            self._exchange(own)
-        else:
-            own[""].copy_(weights[""])
-        if is_converted:
-            kind = kept_format({f"param{suffix}": x for suffix, x in own.items()}, "param")
-            wide = decode(kind, own, own[""].shape) if kind in FORMATS else own[""]
-            if now.shape != wide.shape:
-                param.data = now.new_empty(wide.shape)
-            param.copy_(wide)
-            if "_correction" in own:  # of another dtype's numbers
-                own["_correction"].zero_()
-        if self._is_exchanged and AVERAGE in state:
-            set_arrays(state, AVERAGE, weights)
-
-    def _exchange(self, own: Mapping[str, Tensor]) -> None:
-        for name, x in self._weights.items():
-            if name in own:
-                kept = x.clone()
-                x.copy_(own[name])
-                own[name].copy_(kept)
-
-
 def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int, place: int) -> dict[str, Tensor]:
     """`encode`, rounded as the format wants it at a step.
 
@@ -405,28 +308,3 @@ def counting(step: Tensor, param: Tensor) -> Tensor:
     if step.device.type == "cpu" and not serves(param.device) and step < LAST_FLOAT32_STEP:
         return step
     return step.double()
-
-
-def move_resting_average(
-    param: Tensor, group: Mapping[str, Any], state: dict[str, Any], weight: Any, averaged: Callable[[], int]
-) -> None:
-    """Brings the average of a parameter without a gradient towards it.
-
-    Args:
-        param, group, state: the parameter's.
-        weight: by which share; a number or a tensor.
-        averaged: says after how many averages; asked where the average is rounded at random.
-    """
-    if param.is_complex():
-        share = weight.to(param.device, param.dtype) if isinstance(weight, Tensor) else weight
-        state[AVERAGE].lerp_(param.detach(), share)
-        return
-    kind = average_format(group.get("weights"), name_of(param.dtype))
-    convert(state, AVERAGE, kind, param)
-    old = decode(kind, arrays_of(state, AVERAGE), param.shape)
-    value = decode(kept_format({**state, "param": param}, "param"), weight_arrays(param, state), param.shape)
-    share = weight.to(old.device, old.dtype) if isinstance(weight, Tensor) else weight
-    new = old + share * (value - old)
-    step = averaged() if FORMATS[kind].random else 0
-    for suffix, array in encode_rounded(kind, new, group.get("seed", 0), step, 0, 0).items():
-        state[AVERAGE + suffix].copy_(array)

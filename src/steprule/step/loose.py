@@ -1,0 +1,243 @@
+"""A parameter that no kernel steps: the eager engine does."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steprule.engine.eager import EagerStep
+from steprule.engine.own import run_together
+from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
+from steprule.services.clip import ClipAdaptive, ClipValue
+from steprule.services.member import Member, row_of
+from steprule.services.step import StepServices
+from steprule.step.entry import Entry
+from steprule.tensors.memory import HALVES, PLAIN
+from steprule.tensors.state import AVERAGE, encode_rounded, read_state
+
+
+class Loose(Member):
+    """A parameter that the eager engine steps, and a part of a step by itself to services.
+
+    Args:
+        entry: what it needs.
+
+    Attributes:
+        factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(*entry.described())
+        self._entry = entry
+        self.factor: Any = 1.0
+        self.exempt = np.array([self.free])
+        self.counts: dict[str, np.ndarray] = {}
+        self._wide: dict[str, Tensor] = {}
+
+    # As services see it
+
+    @property
+    def members(self) -> list[Loose]:
+        """Itself, so that parts of a step are alike."""
+        return [self]
+
+    @cached_property
+    def grad(self) -> Tensor:
+        """Its gradient, with the correction if it has one."""
+        return self._wide_grad()
+
+    def _wide_grad(self) -> Tensor:
+        entry = self._entry
+        if entry.corrected and entry.accumulator is not None:
+            return entry.accumulator.wide(self.param, entry.grad)
+        return entry.grad
+
+    def _values(self) -> Tensor:
+        return self.grad.coalesce().values() if self.grad.is_sparse else self.grad.detach()
+
+    def norms(self, services: StepServices) -> np.ndarray:
+        """The gradient's norm; factors of adaptive clipping are set on the way."""
+        values = self._values()
+        values = values.to(torch.complex128 if values.is_complex() else torch.float64)
+        finite = torch.isfinite(values)
+        if services.nonfinite == "zero":
+            values = torch.where(finite, values, 0)
+        elif services.guards and not finite.all():
+            return np.array([math.nan])
+        if isinstance(services.clip, ClipAdaptive):
+            self._clip_rows(services)
+        if not values.numel():  # as the sum over none would give
+            return np.array([math.inf if services.norm_type < 0 else 0.0])
+        return np.array([torch.linalg.vector_norm(values, services.norm_type).item()])
+
+    def largest(self, services: StepServices, norms: np.ndarray) -> np.ndarray:
+        """As `Work.largest`."""
+        values = self._values().abs()
+        return np.array([values.max().item() if values.numel() else 0.0])
+
+    def _clip_rows(self, services: StepServices) -> None:
+        clip, inverse = services.clip, services.inverse_scale
+        assert isinstance(clip, ClipAdaptive)
+        if not self.param.numel():
+            return
+        grad, param = (
+            x.reshape(-1, row_of(self.param)).to(torch.complex128 if x.is_complex() else torch.float64)
+            for x in (self.grad.to_dense() if self.grad.is_sparse else self.grad.detach(), self.param.detach())
+        )
+        if services.nonfinite == "zero":
+            grad = torch.where(torch.isfinite(grad), grad, 0)
+        norms = [torch.linalg.vector_norm(x, dim=1).cpu().numpy() for x in (grad, param)]
+        factors = torch.from_numpy(clip.factors(norms[0] * inverse, norms[1]) * inverse)
+        self.factor = factors.reshape([-1] + [1] * (self.param.dim() - 1)) if self.param.dim() > 1 else factors.item()
+
+    @property
+    def factors(self) -> np.ndarray:
+        """What the gradient is multiplied by."""
+        return np.asarray(self.factor)
+
+    def set_factors(self, factors: np.ndarray) -> None:
+        """Sets what the gradient is multiplied by."""
+        self.factor = float(factors[0])
+
+    def set_scalar(self, name: str, value: float) -> None:
+        """Nothing: the eager engine asks the services."""
+
+    def tallies(self) -> dict[str, np.ndarray]:
+        """What the step has counted."""
+        return self.counts
+
+    def _served_grad(self, services: StepServices) -> Tensor:
+        """The gradient as the formula is to see it; the parameter's own is left alone."""
+        grad = self.grad
+        if isinstance(self.factor, Tensor) and grad.is_sparse:
+            grad = grad.to_dense()
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            values = self._serve(grad.values(), services)
+            return torch.sparse_coo_tensor(
+                grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
+            )
+        return self._serve(grad, services)
+
+    def _serve(self, values: Tensor, services: StepServices) -> Tensor:
+        factor = self.factor
+        if services.nonfinite == "zero":
+            finite = torch.isfinite(values)
+            self.counts["total_zeroed"] = np.array([float((~finite).sum())])
+            values = torch.where(finite, values, 0)
+        if values.dtype in (torch.bfloat16, torch.float16):
+            values = values.float()
+        if isinstance(factor, Tensor):
+            factor = factor.to(values.device, torch.promote_types(values.dtype, torch.float32).to_real())
+        values = values * factor
+        if isinstance(services.clip, ClipValue) and not self.free:
+            values = values.clamp(-services.clip.clip_value, services.clip.clip_value)
+        return values
+
+    def _gather(self, before: Tensor, after: Tensor, kept: Tensor, is_random: bool) -> None:
+        """Counts what a kernel would.
+
+        Args:
+            before, after: the weights before and after the step.
+            kept: after as it is stored.
+            is_random: whether storing rounds at random.
+        """
+        grad = self._values()
+        if "total_zeroed" in self.counts:
+            grad = torch.where(torch.isfinite(grad), grad, 0)
+        for name, x in (("grad", grad), ("update", after - before), ("param", after)):
+            wide = x.abs().double()
+            self.counts[f"total_{name}"] = np.array([wide.square().sum().item()])
+            self.counts[f"top_{name}"] = np.array([wide.max().item() if wide.numel() else 0.0])
+        dense = self.grad.to_dense() if self.grad.is_sparse else self.grad
+        moves = (dense != 0) & (torch.isfinite(dense) if "total_zeroed" in self.counts else True)
+        lost = 0.0 if is_random else float(((kept == before) & moves).sum())
+        self.counts["total_lost"] = np.array([lost])
+
+    # Its step
+
+    def prepare(self) -> EagerStep:
+        """The step: nothing has changed yet."""
+        entry = self._entry
+        rule, group, state = entry.rule, entry.group, entry.state
+        grad = self._wide_grad() if entry.services is None else self._served_grad(entry.services)
+        if entry.keeps_step:
+            step = state["step"] + 1
+            step = step.double() if group.get("capturable") or step.device.type != "cpu" else float(step)
+        else:
+            step = 1 if entry.is_new else 2
+        own = {name: state[name] for name in entry.names if name in state}
+        own["param"] = self.param
+        if any(kind not in PLAIN for kind in entry.formats.values()) or (
+            entry.services is not None and self.param.dtype in HALVES
+        ):
+            self._wide = {name: self._read(name) for name in ("param", *entry.present)}
+        operands = {**own, **self._wide}
+        states = [name and operands[name] for name in entry.names]
+        settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
+        return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False))
+
+    def finish(self, part: EagerStep, gather: bool) -> None:
+        """Takes it."""
+        entry = self._entry
+        before = self._read("param") if gather else None
+        entry.has_begun = True
+        part.write()
+        if entry.keeps_step:
+            entry.state["step"] += 1
+        for name, value in self._wide.items():
+            self._store(name, value)
+        new = self._wide.get("param")
+        self._move_average(new)
+        if before is not None:
+            is_random = bool(entry.formats) and bool(FORMATS[entry.formats["param"]].random)
+            after = self._read("param")
+            self._gather(before, after if new is None else new, after, is_random)
+        self._wide = {}
+
+    def step(self, gather: bool) -> None:
+        """Both, where no other parameter need wait for what this one's sums are."""
+        part = self.prepare()
+        run_together([part])
+        self.finish(part, gather)
+
+    def _read(self, name: str) -> Tensor:
+        """As `Optimizer.read`."""
+        return read_state({**self._entry.state, "param": self.param.detach()}, name, self.param.shape)
+
+    def _store(self, name: str, value: Tensor) -> None:
+        entry = self._entry
+        step = int(entry.state["step"]) if entry.keeps_step else 1  # which a GPU is waited for to say
+        operand, place = [*entry.formats].index(name), self.place + FIRST_ELEMENT_KEY
+        arrays = encode_rounded(entry.formats[name], value, entry.group.get("seed", 0), step, operand, place)
+        for suffix, array in arrays.items():
+            entry.tensor(name, suffix).copy_(array)
+
+    def _move_average(self, new: Tensor | None) -> None:
+        """Brings the average towards the new weights, given where they are rounded at random."""
+        entry, services = self._entry, self._entry.services
+        if services is None or not entry.averages or not entry.is_last:
+            return
+        if not entry.formats:  # complex
+            entry.state[AVERAGE].lerp_(self.param.detach(), services.average_weight)
+            return
+        weight = FORMATS[entry.formats["param"]]
+        if new is None or not (weight.random or len(weight.arrays) > 1):
+            new = self._read("param")
+        average = self._read(AVERAGE)
+        self._store(AVERAGE, average + services.average_weight * (new - average))
+
+    def _plain(self, value: Any) -> Any:
+        """Hyperparameters as floats, or as tensors where autograd or a graph must see them."""
+        if isinstance(value, (tuple, list)):
+            return tuple(self._plain(item) for item in value)
+        if not isinstance(value, Tensor):
+            return value.item() if isinstance(value, np.ndarray) else value
+        if self._entry.group.get("differentiable") or self._entry.group.get("capturable"):
+            return value.reshape(())
+        return value.item()

@@ -1,0 +1,118 @@
+"""The tables of addresses and numbers that kernels step a set of parameters by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steprule.engine import gpu
+from steprule.engine.gpu_plan import GpuPlan
+from steprule.engine.own import Planned
+from steprule.engine.plan import Plan
+from steprule.services.member import Member, row_of
+from steprule.services.step import StepServices, Work
+from steprule.step.entry import Entry, Kernel
+
+if TYPE_CHECKING:
+    from steprule.engine.gpu_own import GpuPlanned
+
+
+def launcher_of(kernel: Any, plan: Plan | GpuPlan) -> Callable[[], None]:
+    """What runs a kernel over a plan."""
+    threads = () if isinstance(plan, GpuPlan) else (torch.get_num_threads,)
+    return kernel.launcher(plan, *threads)  # type: ignore[no-any-return]
+
+
+def planned_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned | GpuPlanned:
+    """A plan whose kernel needs sums of its tensors first."""
+    states = {name: [entry.state[name] for entry in bucket] for name in kernel.formula.scalar_outputs}
+    if isinstance(plan, GpuPlan):
+        from steprule.engine.gpu_own import GpuPlanned
+
+        return GpuPlanned(kernel, plan, states)
+    arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
+    return Planned(kernel, plan, arrays, torch.get_num_threads)
+
+
+def work_of(kernels: list[Any], plan: Plan | GpuPlan, members: list[Member], formats: dict[str, str]) -> Any:
+    """A plan with services around it."""
+    if isinstance(plan, GpuPlan):
+        from steprule.services.device import GpuWork
+
+        return GpuWork((kernels[0], kernels[-1]), plan, members, formats)
+    return Work((kernels[0], kernels[-1]), plan, members, formats)
+
+
+def hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
+    """The numbers of every group, as a kernel takes them."""
+    extra = services.numbers() if services is not None else {}
+    names = {"seed", *(name for name, _ in kernel.formula.scalars)}
+    own = [{name: read(group[name], False) for name in names if name in group} for group in groups]
+    return [kernel.numbers({**numbers, **extra}) for numbers in own]
+
+
+def plan_of(
+    kernels: list[Kernel],
+    bucket: list[Entry],
+    groups: list[dict[str, Any]],
+    services: StepServices | None,
+    rows: list[int],
+) -> Plan | GpuPlan:
+    """The plan of kernels for the parameters of a bucket."""
+    kernel = kernels[0]
+    by_row = kernel.formula.by_row
+    keeps_step = bucket[0].keeps_step
+    steps = [entry.state["step"] for entry in bucket] if keeps_step else []
+    tables: dict[str, Any] = {
+        "addresses": [[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
+        "sizes": [entry.param.numel() for entry in bucket],
+        "groups": rows,
+        "hyper": hyper(kernel, groups, services),
+        "step_at": list(map(Tensor.data_ptr, steps)) if keeps_step else None,
+        "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],
+        "rows": [row_of(entry.param) for entry in bucket] if kernel.source.grouped or by_row else None,
+        "numbers": [entry.place for entry in bucket],
+        "by_row": by_row,
+    }
+    sources: list[Any] = [one.source for kernel in kernels for one in (kernel, *kernel.readings)]
+    if isinstance(kernel, gpu.Kernel):
+        return GpuPlan(bucket[0].param.device, sources, **tables)
+    is_double = [step.dtype == torch.float64 for step in steps]
+    tallies = max(len(source.tallies) for source in sources)
+    return Plan(step_is_double=is_double, own=len(kernel.formula.own), tallies=tallies, **tables)
+
+
+class _Same:
+    """Equal to a tensor on a GPU and to no other: comparing numbers would wait for them.
+
+    Args:
+        tensor: which is read there in every step.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return self.tensor is (other.tensor if isinstance(other, _Same) else other)
+
+
+def read(value: Any, all_of_it: bool) -> Any:
+    """A setting with tensors and arrays read; tensors on a GPU only if a plan elsewhere needs their numbers."""
+    if isinstance(value, (tuple, list)):
+        return tuple(read(item, all_of_it) for item in value)
+    is_held = isinstance(value, Tensor) and (all_of_it or not gpu.serves(value.device))
+    return value.item() if is_held or isinstance(value, np.ndarray) else value
+
+
+def seen(value: Any, all_of_it: bool) -> Any:
+    """A setting as `read` gives it, to be compared with later ones, on their left."""
+    value = read(value, all_of_it)
+    if isinstance(value, tuple):
+        return tuple(_Same(item) if isinstance(item, Tensor) else item for item in value)
+    return _Same(value) if isinstance(value, Tensor) else value
