@@ -19,6 +19,8 @@ from steprule import ema, sign
 class LionRule(steprule.Rule):
     """Lion: the sign of an interpolated momentum. Chen et al. 2023, arXiv:2302.06675, algorithm 2."""
 
+    decay = "decoupled"  # what the formula makes of weight_decay
+
     @staticmethod
     def update(param, grad, exp_avg, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):  # type: ignore[no-untyped-def]
         beta1, beta2 = betas

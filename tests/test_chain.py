@@ -380,6 +380,15 @@ def test_what_is_no_part_or_no_rule_says_what_would_be():
             Optimizer.of(wrong)
 
 
+def test_several_as_one_load_a_checkpoint_with_texts_as_numbers():
+    net, other = model(), model()
+    together, fresh = make_together(net), make_together(other)
+    train(net, together, 2)
+    saved = together.state_dict()
+    fresh.load_state_dict({**saved, "state": {str(number): state for number, state in saved["state"].items()}})
+    assert repr(fresh.state_dict()) == repr(saved)
+
+
 def test_older_checkpoints_of_several_as_one_load():
     net, other = model(), model()
     together, fresh = make_together(net), make_together(other)
@@ -421,6 +430,38 @@ def test_chains_of_ones_own_are_copied_to_other_processes(way, tmp_path):
         torch.save((net, optimizer), tmp_path / "saved")
         other, copied = torch.load(tmp_path / "saved", weights_only=False)
     assert type(copied).__name__ == "Mine" and copied.param_groups[0]["betas"] == (0.5, 0.75)
+    train(net, optimizer, 2), train(other, copied, 2)
+    assert all(map(torch.equal, net.parameters(), other.parameters()))
+
+
+Halves = chain(double, name="Halves")
+
+
+class Flipped(Halves):
+    """Another formula over a chain's."""
+
+    @staticmethod
+    def update(param, grad, *, lr=1e-3):
+        return param + lr * grad
+
+
+class Stepping(Optimizer.of(Flipped)):
+    """A class of one's own over one that has no name."""
+
+    def step(self, closure=None):
+        self.steps = getattr(self, "steps", 0) + 1
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("made", [Optimizer.of(Flipped), Stepping], ids=["of", "subclass"])
+def test_what_is_made_of_a_chain_is_copied_as_itself(made, way):
+    net = model()
+    optimizer = made(net.parameters(), lr=0.1)
+    other, copied = way((net, optimizer))
+    assert type(copied) is made and copied.rule is Flipped
     train(net, optimizer, 2), train(other, copied, 2)
     assert all(map(torch.equal, net.parameters(), other.parameters()))
 

@@ -167,3 +167,51 @@ def test_help_of_a_class_begins_with_its_rule_and_its_own_arguments():
     places = [shown.find(one) for one in order]
     assert -1 not in places and places == sorted(places)
     assert "states: how states are kept" in "\n".join(plain_help(steprule.Optimizer))
+
+
+@pytest.mark.parametrize("name", ["ScheduleFreeAdamW", "Adagrad"])
+def test_the_optimizer_of_a_rule_has_the_methods_that_the_rule_needs(name):
+    rule = getattr(steprule.rules, name)
+    made = steprule.Optimizer.of(rule)
+    methods = {"ScheduleFreeAdamW": ("train", "eval"), "Adagrad": ("share_memory",)}[name]
+    assert all(hasattr(made, method) for method in methods)
+    with pytest.raises(TypeError, match=rf"Optimizer\.of\({name}\)"):
+
+        class Mine(steprule.Optimizer, rule=rule): ...
+
+    class Fine(made): ...
+
+    assert all(hasattr(Fine, method) for method in methods)
+
+
+def test_what_has_no_formula_says_so():
+    params = [torch.nn.Parameter(torch.zeros(2))]
+
+    class Bare(steprule.Optimizer): ...
+
+    for cls in (steprule.Optimizer, Bare):
+        with pytest.raises(TypeError, match=f"{cls.__name__} has no formula"):
+            cls(params)
+    for wrong in (steprule.AdamW, "lion", steprule.Rule):
+        with pytest.raises(TypeError, match="takes a rule, a subclass of"):
+            type("Wrong", (steprule.Optimizer,), {}, rule=wrong)
+        with pytest.raises(TypeError, match="takes a rule, a subclass of"):
+            steprule.Optimizer.of(wrong)
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("constants", {"lrr": "why"}), ("needs", ("memry",))])
+def test_a_rule_may_only_name_what_there_is(attribute, value):
+    def update(param, grad, *, lr=0.1):
+        return param - lr * grad
+
+    with pytest.raises(steprule.RuleError, match=f"Mine.{attribute} names the unknown"):
+        type("Mine", (steprule.Rule,), {"update": update, attribute: value})
+
+
+@pytest.mark.parametrize("name", ["maximize", "fused", "param_names"])
+def test_a_hyperparameter_may_not_be_called_what_groups_have(name):
+    namespace: dict = {}
+    exec(f"def update(param, grad, *, {name}=0.1): return param - {name} * grad", namespace)
+    rule = type("Mine", (steprule.Rule,), {"update": namespace["update"]})
+    with pytest.raises(steprule.RuleError, match=f"'{name}' is a name that every optimizer has"):
+        steprule.Optimizer.of(rule)

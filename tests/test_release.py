@@ -707,6 +707,35 @@ def test_a_step_without_a_backward_pass_is_none():
     assert (run.counts(), run.optimizer.state_dict()["param_groups"][0]["services"]) == (counts, saved)
 
 
+def test_contexts_of_accumulation_may_be_nested():
+    model, twin = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    twin.load_state_dict(model.state_dict())
+    released, plain = steprule.SGD(model.parameters(), lr=0.1), steprule.SGD(twin.parameters(), lr=0.1)
+    released.release_gradients(model)
+    for one, optimizer in ((model, released), (twin, plain)):
+        with optimizer.accumulate():
+            with optimizer.accumulate():
+                one(torch.ones(1, 2)).sum().backward()
+            one(torch.full((1, 2), 2.0)).sum().backward()
+        one(torch.full((1, 2), 3.0)).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()))
+
+
+def test_a_backward_pass_does_not_step_averaged_weights():
+    model = torch.nn.Linear(2, 2)
+    optimizer = steprule.ScheduleFreeSGD(model.parameters(), lr=0.1)
+    optimizer.release_gradients(model)
+    for _ in range(2):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    optimizer.eval()
+    before = model.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"call train\(\) of the optimizer before backward\(\)"):
+        model(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(model.weight, before)
+
+
 # What does not go together
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import steprule
+from steprule.optimizer import parts
 from steprule.services import ClipValue
 
 ALONE = r"""
@@ -112,8 +114,13 @@ FINE = {
 }
 
 
+@pytest.fixture
+def two_processes(monkeypatch):
+    monkeypatch.setattr(parts, "processes", lambda: 2)
+
+
 @pytest.mark.parametrize("what", WHOLE)
-def test_what_needs_whole_tensors_refuses_fsdps_pieces(what):
+def test_what_needs_whole_tensors_refuses_fsdps_pieces(what, two_processes):
     with pytest.raises(ValueError, match="parameter 0 of group 0 belongs to FSDP"):
         WHOLE[what]([leaf(marked=True)])
 
@@ -144,3 +151,30 @@ def test_vectors_beside_matrices_or_in_the_place_of_vectors_are_no_pieces():
         optimizer = steprule.LAMB(params)
         optimizer.param_groups[0]["params"][-1] = leaf()
         optimizer.step()
+
+
+@pytest.mark.parametrize("what", WHOLE)
+def test_one_process_has_whole_tensors(what):
+    WHOLE[what]([leaf(marked=True)]).step()
+
+
+@pytest.mark.parametrize("how", ["copied", "added later", "freed"])
+def test_flat_pieces_are_known_however_the_optimizer_came_to_its_parameters(how):
+    params = [leaf() if how == "added later" else leaf(16, 16)]
+    optimizer = steprule.LAMB(params)
+    if how == "added later":
+        optimizer.add_param_group({"params": [leaf(16, 16)]})
+    if how == "copied":
+        optimizer = copy.deepcopy(optimizer)
+    del params
+    for group in optimizer.param_groups:
+        group["params"] = [leaf()]
+    with pytest.raises(ValueError, match="has been put in the place"):
+        optimizer.step()
+
+
+def test_a_vector_that_was_given_is_no_piece():
+    vector = leaf()
+    optimizer = steprule.LAMB([leaf(16, 16), vector])
+    optimizer.param_groups[0]["params"] = [vector]
+    optimizer.step()

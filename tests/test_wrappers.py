@@ -147,3 +147,15 @@ def test_an_attribute_that_would_do_nothing_is_refused():
     _, _, wrapper = made()
     with pytest.raises(AttributeError, match="lr"):
         wrapper.lr = 0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip": 1.0}, {"nonfinite": "skip"}], ids=["plain", "clip", "skip"])
+def test_a_scaler_that_is_given_the_wrapper_unscales(settings):
+    kept = []
+    for wraps in (True, False):
+        model, optimizer, wrapper = made("SGD", lr=0.1, **settings)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler.scale(model(torch.ones(2, 4)).sum()).backward()
+        scaler.step(wrapper if wraps else optimizer)
+        kept.append(model.weight.detach())
+    torch.testing.assert_close(*kept)

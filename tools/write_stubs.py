@@ -29,7 +29,7 @@ HEAD = "# Written by tools/write_stubs.py: make stubs"
 def text(annotation: Any) -> str:
     """An annotation as it stands in a stub, with full names."""
     if annotation == ParamsT:
-        return "torch.optim.optimizer.ParamsT"
+        return "ParamsT"
     if annotation in (None, type(None)):
         return "None"
     origin, args = get_origin(annotation), get_args(annotation)
@@ -76,7 +76,10 @@ def classes(made: Iterable[type]) -> str:
 def imports(body: str) -> str:
     """The modules whose full names the body has."""
     found = set(re.findall(r"\b((?:[a-z_]+\.)*[a-z_]+)\.(?:ndarray|[A-Z]\w*)", body))
-    return "".join(f"import {module}\n" for module in sorted(found))
+    params = "from torch.optim.optimizer import ParamsT\n" * (
+        "ParamsT" in body
+    )  # torch.optim has no attribute optimizer
+    return "".join(f"import {module}\n" for module in sorted(found)) + params
 
 
 def all_of(names: Iterable[str]) -> str:

@@ -187,6 +187,10 @@ class Rule:
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
         cls.like_torch = vars(cls).get("like_torch")
+        for what, given, known in (("constants", cls.constants, cls.hyperparameters), ("needs", cls.needs, NEEDS)):
+            for name in given:
+                if name not in known:
+                    raise RuleError(f"{cls.__name__}.{what} names the unknown {name!r}; there are {', '.join(known)}")
         if cls.__module__.startswith("steprule.rules.") if listed is None else listed:
             enter(cls)
         elif f"{cls.__module__}:{cls.__qualname__}" in AWAITED:

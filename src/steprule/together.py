@@ -161,8 +161,9 @@ class Together(torch.optim.Optimizer):
         parts = []
         for size in sizes:
             own, groups = groups[:size], groups[size:]
-            numbers = {number for group in own for number in group["params"]}
-            parts.append({"state": {n: x for n, x in state_dict["state"].items() if n in numbers}, "param_groups": own})
+            numbers = {str(number) for group in own for number in group["params"]}  # JSON has texts as keys
+            state = {number: x for number, x in state_dict["state"].items() if str(number) in numbers}
+            parts.append({"state": state, "param_groups": own})
         return parts
 
     def __getstate__(self) -> dict[str, Any]:

@@ -45,6 +45,8 @@ Mine(p, lr=1e-3)
 # Wrong
 
 AdamW()  # type: ignore[call-arg]
+AdamW(5)  # type: ignore[arg-type]
+AdamW("abc")  # type: ignore[arg-type]
 AdamW(p, learning_rate=1)  # type: ignore[call-arg]
 AdamW(p, sttaes="8bit")  # type: ignore[call-arg]
 AdamW(p, states="9bit")  # type: ignore[arg-type]
@@ -63,3 +65,4 @@ arrays.Lion([array], states="8bit")  # type: ignore[call-arg]
 arrays.Lion([array], 1e-3)  # type: ignore[call-arg]
 arrays.Lion(array)  # type: ignore[arg-type]
 arrays.Muon([array])  # type: ignore[attr-defined]
+AdamW(p).step(closur=None)  # type: ignore[call-arg]

@@ -4,8 +4,8 @@ import steprule.services.average
 import steprule.services.clip
 import steprule.services.telemetry
 import torch
-import torch.optim.optimizer
 import typing
+from torch.optim.optimizer import ParamsT
 
 from steprule.optimizer.front import Optimizer as Optimizer
 from steprule.optimizer.made import _BegunEarly
@@ -60,7 +60,7 @@ class Adagrad(_BegunEarly):
     """The gradient over the root of the sum of its squares."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         lr_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0,
@@ -90,7 +90,7 @@ class Adadelta(Optimizer):
     """Steps as large as the steps before, over gradients as large as the gradients before."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1.0,
         rho: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.9,
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-06,
@@ -119,7 +119,7 @@ class Rprop(Optimizer):
     """Steps that grow while the gradient's sign lasts and shrink when it turns."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         etas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.5, 1.2),
         step_sizes: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (1e-06, 50),
@@ -147,7 +147,7 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -178,7 +178,7 @@ class Adam(Optimizer):
     """Adaptive moment estimation, with L2 weight decay."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -210,7 +210,7 @@ class NAdam(Optimizer):
     """Adam with Nesterov's momentum."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.002,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -241,7 +241,7 @@ class RAdam(Optimizer):
     """Adam that is momentum until its mean square can be relied on."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -271,7 +271,7 @@ class Adamax(Optimizer):
     """Adam with the largest gradient, decaying, in place of the root mean square."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.002,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -300,7 +300,7 @@ class SparseAdam(Optimizer):
     """Adam for sparse gradients: elements without one rest, and so do their averages."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -325,7 +325,7 @@ class RMSprop(Optimizer):
     """The gradient over the root of its mean square, with optional momentum and L2 weight decay."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         alpha: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.99,
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -356,7 +356,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent, with heavy-ball or Nesterov momentum and L2 weight decay."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0,
         dampening: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0,
@@ -386,7 +386,7 @@ class ASGD(Optimizer):
     """SGD with a decaying step, and in ``ax`` the average of its weights."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         lambd: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0001,
         alpha: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.75,
@@ -416,7 +416,7 @@ class MADGRAD(Optimizer):
     """Momentumized dual averaging with cube roots."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.9,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
@@ -446,7 +446,7 @@ class AdamC(Optimizer):
     """AdamW with the weight decay corrected for the schedule, lr**2 / max_lr."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -478,7 +478,7 @@ class AdaBelief(Optimizer):
     """Divides by how far gradients are from their mean."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-16,
@@ -509,7 +509,7 @@ class Yogi(Optimizer):
     """Adam whose mean square moves by a bounded amount."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
@@ -540,7 +540,7 @@ class LaProp(Optimizer):
     """Momentum of normalised gradients, where Adam normalises the momentum."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0004,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-15,
@@ -571,7 +571,7 @@ class ADOPT(Optimizer):
     """Adam that converges with any beta2."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.9999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-06,
@@ -601,7 +601,7 @@ class AdEMAMix(Optimizer):
     """Adam with a second, much slower mean of gradients."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999, 0.9999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -633,7 +633,7 @@ class Adan(Optimizer):
     """Adam with a mean of the gradients' differences."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.98, 0.92, 0.99),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -663,7 +663,7 @@ class StableAdamW(Optimizer):
     """AdamW with the step of each tensor divided by how wrong its mean square is."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.99),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-06,
@@ -693,7 +693,7 @@ class AdamAtan2(Optimizer):
     """AdamW with an arctangent in place of the division, which needs no eps."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
@@ -724,7 +724,7 @@ class MARS(Optimizer):
     """AdamW on gradients with less variance."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.003,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.95, 0.99),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -756,7 +756,7 @@ class Grams(Optimizer):
     """Adam's step sizes with the gradient's own signs."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-06,
@@ -786,7 +786,7 @@ class LARS(Optimizer):
     """SGD with each tensor's step in proportion to its norm."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
         momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.9,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
@@ -817,7 +817,7 @@ class LAMB(Optimizer):
     """AdamW with each tensor's step in proportion to its norm."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-06,
@@ -847,7 +847,7 @@ class NovoGrad(Optimizer):
     """Momentum of gradients over the root of the mean square of their norm."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.95, 0.98),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -877,7 +877,7 @@ class Prodigy(Optimizer):
     """Adam times an estimate of the distance to the solution."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1.0,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -911,7 +911,7 @@ class DAdaptAdam(Optimizer):
     """Adam with the learning rate of D-Adaptation."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1.0,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -945,7 +945,7 @@ class DoG(Optimizer):
     gradients."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1.0,
         reps_rel: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-06,
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -975,7 +975,7 @@ class ScheduleFreeSGD(_ScheduleFree):
     """SGD that needs no schedule."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1.0,
         momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.9,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
@@ -1007,7 +1007,7 @@ class ScheduleFreeAdamW(_ScheduleFree):
     """AdamW that needs no schedule."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0025,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -1040,7 +1040,7 @@ class ScheduleFreeRAdam(_ScheduleFree):
     """RAdam that needs neither a schedule nor a warm-up."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0025,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
@@ -1073,7 +1073,7 @@ class Signum(Optimizer):
     """The sign of the gradients' mean."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.9,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
@@ -1103,7 +1103,7 @@ class Lion(Optimizer):
     """The sign of a mean that the gradient enters more strongly than the one it keeps."""
     def __init__(
         self,
-        params: torch.optim.optimizer.ParamsT,
+        params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.99),
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,

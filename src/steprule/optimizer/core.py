@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import ref
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule.optimizer.modes import Modes
 from steprule.optimizer.schedules import Schedules
@@ -15,6 +17,25 @@ from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.plans import Plans
+
+
+class Given:
+    """The parameters that an optimizer was made for or was given by `add_param_group`; it keeps none alive."""
+
+    def __init__(self) -> None:
+        self._refs: dict[int, ref[Tensor]] = {}
+        self.had_matrices = False
+
+    def add(self, params: Iterable[Tensor]) -> None:
+        """Takes note of these."""
+        for param in params:
+            self._refs[id(param)] = ref(param)
+            self.had_matrices |= not is_lazy(param) and param.dim() > 1
+
+    def has(self, param: Tensor) -> bool:
+        """Whether this is one of them."""
+        known = self._refs.get(id(param))
+        return known is not None and known() is param
 
 
 class Core:
@@ -31,7 +52,7 @@ class Core:
     Attributes:
         rule: the rule with its options.
         is_made: whether the constructor is over.
-        shapes: how many dimensions the parameters had that it was made for, by their identities.
+        given: the parameters that it was made for.
         completed: groups that have all settings.
         begun_with: for each parameter the constants that it began with.
         has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
@@ -49,7 +70,7 @@ class Core:
         self.schedules: Schedules | None = None
         self.has_modes = type(optimizer).rule.exchanges
         self.is_made = False
-        self.shapes: dict[int, int] = {}
+        self.given = Given()
         self.completed: list[dict[str, Any]] = []
         self.begun_with: dict[Tensor, Any] = {}
         self.modes = Modes()

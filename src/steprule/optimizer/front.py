@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import functools
 import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ from steprule.optimizer.arguments import (
 )
 from steprule.optimizer.checkpoint import NOTES, Loading, notes_of
 from steprule.optimizer.core import Core, RuleOf
-from steprule.optimizer.parts import check_whole, is_sharded, shapes_of
+from steprule.optimizer.parts import check_whole, is_sharded
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.optimizer.uncompiled import leave_uncompiled
@@ -94,8 +95,15 @@ class Optimizer(torch.optim.Optimizer):
         super().__init_subclass__()
         if rule is None:
             return
+        if not (isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule):
+            raise TypeError(f"class {cls.__name__}(Optimizer, rule=...) takes {_what_is_a_rule(rule)}")
+        if not issubclass(cls, base_of(rule)):
+            raise TypeError(
+                f"class {cls.__name__}(Optimizer, rule={rule.__name__}) would lack methods that this rule needs: write "
+                f"class {cls.__name__}(Optimizer.of({rule.__name__}))"
+            )
         for name in (*rule.hyperparameters, *rule.states):
-            if name in (*ALL_OPTIONS, *RESERVED, *NOTES, SCHEDULES, AVERAGE):
+            if name in (*ALL_OPTIONS, *FLAGS, *RESERVED, *NOTES, SCHEDULES, AVERAGE, "params", "param_names", "self"):
                 raise RuleError(f"{rule.__name__}: {name!r} is a name that every optimizer has; choose another")
         for name in rule.states:
             other = state_of(name, {"param", *rule.states} - {name})
@@ -118,15 +126,18 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             TypeError: it is none.
         """
-        if not (isinstance(rule, type) and issubclass(rule, Rule)):
-            hint = " (that is its .rule)" if isinstance(rule, type) and hasattr(rule, "rule") else ""
-            raise TypeError(f"Optimizer.of takes a rule, a subclass of steprule.Rule, not {rule!r}{hint}")
+        if not (isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule):
+            raise TypeError(f"Optimizer.of takes {_what_is_a_rule(rule)}")
         if rule not in _made:
             attributes = {"__module__": __name__, "__reduce__": _by_rule}
-            _made[rule] = type(rule.__name__, (Optimizer,), attributes, rule=rule)
+            _made[rule] = type(rule.__name__, (base_of(rule),), attributes, rule=rule)
         return _made[rule]
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        if not hasattr(self, "_signature"):
+            raise TypeError(
+                f"{type(self).__name__} has no formula: class X(Optimizer, rule=...) has one, and Optimizer.of(rule)"
+            )
         settings = self._bind(args, kwargs)
         functions = self._take_functions(settings, calls=0)
         chosen = {name: settings.pop(name) for name in SERVICE_OPTIONS}
@@ -144,7 +155,6 @@ class Optimizer(torch.optim.Optimizer):
                 del settings[name]
         super().__init__(params, {**settings, **self._fixed})
         self._core.is_made = True
-        self._core.shapes = shapes_of(self.param_groups)
         for group in self.param_groups:
             trace(self._core.rule, group)  # a formula that cannot run says so now
         self._check_memory()
@@ -242,6 +252,7 @@ class Optimizer(torch.optim.Optimizer):
         self._schedule(self.param_groups[-1], functions)
         self._complete_formats()
         self._note()
+        self._core.given.add(self.param_groups[-1]["params"])
         self._core.completed.append(self.param_groups[-1])
         self._watch()
 
@@ -309,6 +320,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _look_before_release(self) -> None:
         """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
+        self._core.modes.must_train("backward()")
         self._insist_on_schedules()
         if not self._core.plans.knows(self.param_groups):
             self._look_at_groups()
@@ -484,6 +496,8 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__({name: value for name, value in state.items() if name != "_core"})
         core.plans.current = None
         core.completed = list(self.param_groups)
+        for group in self.param_groups if is_copy else ():
+            core.given.add(group["params"])
         if is_copy and core.accumulator is not None:
             for group in self.param_groups:
                 core.accumulator.watch_free(group["params"])
@@ -791,6 +805,8 @@ class Optimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by GradScaler, whose unscaling and check are then part of the pass: where gradients are looked at anyway."""
         services = self._core.services
+        if self is not self._core.optimizer:  # but a wrapper of it, which what the scaler sets would be lost on
+            return False
         if services is None or not (services.clip or services.nonfinite or services.release):
             return False
         # It is passed to step by a way that torch means to replace; both ways are served.
@@ -847,6 +863,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _only_asks_for_states(self) -> bool:
         """Whether a step is the one by which torch.distributed.checkpoint has states made: the first, with lr and gradients of 0."""
+        core = self._core
+        is_plain = core.services is None and core.schedules is None and core.options == OPTIONS
+        if is_plain and is_torchs(type(self).rule):  # where it is a step as torch.optim's, and moves nothing
+            return False
         rates = [group.get("lr") for group in self.param_groups]
         if self.state or any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
             return False
@@ -867,7 +887,13 @@ class Optimizer(torch.optim.Optimizer):
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    if TYPE_CHECKING:
+
+        def step(  # noqa: D102 - as below
+            self, closure: Callable[[], Any] | None = None, *, grad_scaler: Any = None
+        ) -> Any: ...
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
         """Takes one step, with its hooks."""
         if "closure" in kwargs and kwargs["closure"] is None and self._only_asks_for_states():
             with torch.no_grad():
@@ -919,8 +945,25 @@ Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n{OPTION_DOCS}
 _made: dict[type[Rule], type[Optimizer]] = {}
 
 
+BASES: dict[str, type[Optimizer]] = {}
+"""What classes of rules that say so inherit, by the attribute of the rule."""
+
+
+def base_of(rule: type[Rule]) -> type[Optimizer]:
+    """What a rule's class inherits."""
+    return next((base for name, base in BASES.items() if getattr(rule, name)), Optimizer)
+
+
+def _what_is_a_rule(given: Any) -> str:
+    hint = " (that is its .rule)" if isinstance(given, type) and hasattr(given, "rule") else ""
+    shown = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
+    return f"a rule, a subclass of steprule.Rule with a formula of its own, not {shown}{hint}"
+
+
 def _by_rule(self: Optimizer) -> tuple[Any, ...]:
     """To pickle or copy one whose class has no name of its own."""
+    if type(self) is not _made.get(type(self).rule):  # a subclass, which has one
+        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
     return _new, (_Formula(type(self).rule),), self.__getstate__()
 
 
@@ -939,7 +982,7 @@ class _Formula:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        again = self.rule.made_by
+        again = vars(self.rule).get("made_by")  # not that of a rule that it goes back to
         return (_Formula, (self.rule,)) if again is None else (_remade, (again,))
 
 

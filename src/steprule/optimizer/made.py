@@ -7,15 +7,14 @@ from typing import Any
 import torch
 
 from steprule.engine.team import torch_alone
-from steprule.optimizer.front import Optimizer
+from steprule.optimizer.front import BASES, Optimizer, base_of
 from steprule.rule import Rule
 from steprule.tensors.state import arrays_of, convert, kept, state_format, step_options
 
 
 def make(rule: type[Rule], module: str) -> type[Optimizer]:
     """The optimizer of a rule that is an attribute of a module."""
-    base = _ScheduleFree if rule.exchanges else _BegunEarly if rule.begins_early else Optimizer
-    return type(rule.__name__, (base,), {"__module__": module}, rule=rule)
+    return type(rule.__name__, (base_of(rule),), {"__module__": module}, rule=rule)
 
 
 def of_torch(name: str) -> Any:
@@ -90,3 +89,6 @@ class _ScheduleFree(Optimizer):
     def _take_step(self) -> None:
         self._core.modes.must_train("step()")
         super()._take_step()
+
+
+BASES.update(exchanges=_ScheduleFree, begins_early=_BegunEarly)

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from steprule.engine.trace import formula_of
 from steprule.optimizer.core import Core
 from steprule.services.clip import ClipValue
+from steprule.services.hooks import processes
 from steprule.step.listed import name_in
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
@@ -27,7 +28,7 @@ def check_whole(core: Core, groups: Sequence[Mapping[str, Any]], numbers: Sequen
     Raises:
         ValueError: something needs the whole.
     """
-    is_flattened = core.is_made and _is_flattened(core.shapes, groups)
+    is_flattened = core.is_made and _is_flattened(core, groups)
     for number in numbers:
         group = groups[number]
         for index, param in enumerate(group["params"]):
@@ -36,8 +37,7 @@ def check_whole(core: Core, groups: Sequence[Mapping[str, Any]], numbers: Sequen
             if wanting is not None:
                 raise ValueError(
                     f"{wanting}, and {name_in(dict(group), number, index)} {kind}: a step here would see its own part "
-                    "alone and go wrong without a word. Rules, clips and options that look at each element by itself "
-                    "take such parameters"
+                    "alone and be wrong without a sign of it. Rules that look at each element by itself take such parameters"
                 )
 
 
@@ -46,21 +46,22 @@ def is_sharded(param: Tensor) -> bool:
     return hasattr(param, "device_mesh") and hasattr(param, "placements")
 
 
-def shapes_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, int]:
-    """How many dimensions each parameter has, by its identity."""
-    return {id(param): param.dim() for group in groups for param in group["params"] if not is_lazy(param)}
-
-
-def _is_flattened(before: Mapping[int, int], groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether none of the parameters is there any longer, and of their shapes only vectors are left."""
-    now = shapes_of(groups)
-    return bool(now) and max(now.values()) <= 1 < max(before.values(), default=0) and before.keys().isdisjoint(now)
+def _is_flattened(core: Core, groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether of the parameters that it was made for none is left, and nothing but vectors is in their place."""
+    params = [param for group in groups for param in group["params"]]
+    return (
+        core.given.had_matrices
+        and bool(params)
+        and not any(is_lazy(param) or param.dim() > 1 or core.given.has(param) for param in params)
+    )
 
 
 def _kind_of(param: Tensor) -> str | None:
+    if processes() == 1:
+        return None
     if is_sharded(param):
         return "is a DTensor, of which other processes have parts"
-    if getattr(param, "_fsdp_flattened", False):  # FSDP's mark
+    if getattr(param, "_fsdp_flattened", False) and param.dim() == 1:  # FSDP's mark
         return "belongs to FSDP, which gives each process a piece of several tensors laid end to end"
     return None
 

@@ -203,12 +203,12 @@ class Release(Owner):
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
         """Backward passes inside only accumulate."""
-        self._accumulating = True
+        before, self._accumulating = self._accumulating, True
         try:
             with self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext():
                 yield
         finally:
-            self._accumulating = False
+            self._accumulating = before
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
