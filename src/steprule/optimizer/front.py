@@ -893,31 +893,33 @@ class Optimizer(torch.optim.Optimizer):
             self, closure: Callable[[], Any] | None = None, *, grad_scaler: Any = None
         ) -> Any: ...
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
-        """Takes one step, with its hooks."""
-        if "closure" in kwargs and kwargs["closure"] is None and self._only_asks_for_states():
-            with torch.no_grad():
-                make_states(self._job())
-            return None
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or _profiling()
-        ) and type(self).step is Optimizer.step:
-            return self._hooked_step(*args, **kwargs)
-        core = self._core
-        current = core.plans.current
-        if not args and not kwargs and current is not None and core.schedules is None:
-            is_scaled = core.services is not None and hasattr(self, "found_inf")
-            if not is_scaled and current.run(self.param_groups, self.state):
-                return None
-        return self._step(*args, **kwargs)
+    else:  # what is given is handed on as it is
 
-    step.__doc__ = _step.__doc__
-    step.__signature__ = inspect.signature(_step)  # type: ignore[attr-defined]
-    step.hooked = True  # type: ignore[attr-defined]  # it runs them itself
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            """Takes one step, with its hooks."""
+            if "closure" in kwargs and kwargs["closure"] is None and self._only_asks_for_states():
+                with torch.no_grad():
+                    make_states(self._job())
+                return None
+            if (
+                self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+                or _profiling()
+            ) and type(self).step is Optimizer.step:
+                return self._hooked_step(*args, **kwargs)
+            core = self._core
+            current = core.plans.current
+            if not args and not kwargs and current is not None and core.schedules is None:
+                is_scaled = core.services is not None and hasattr(self, "found_inf")
+                if not is_scaled and current.run(self.param_groups, self.state):
+                    return None
+            return self._step(*args, **kwargs)
+
+        step.__doc__ = _step.__doc__
+        step.__signature__ = inspect.signature(_step)
+        step.hooked = True  # it runs them itself
 
     def _patch_step_function(self) -> None:
         """torch.optim wraps the step of every class in hooks; one that calls its parent's would run them twice."""
