@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint
 
 import steprule
+from steprule.optimizer.groups import Groups
 from steprule.rules import RULES
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 
@@ -446,11 +447,11 @@ def test_parameters_come_back_when_the_optimizer_that_took_them_is_gone():
 def test_groups_are_looked_at_once(monkeypatch):
     """And each once more where a plan is made for its parameter."""
     calls = []
-    look = steprule.Optimizer._check_keys
+    look = Groups.check_keys
     model = nn.ParameterList(nn.Parameter(torch.zeros(2)) for _ in range(8))
     optimizer = steprule.SGD([{"params": [param]} for param in model], lr=0.5)
     optimizer.release_gradients(model)
-    monkeypatch.setattr(steprule.Optimizer, "_check_keys", lambda self, group: calls.append(look(self, group)))
+    monkeypatch.setattr(Groups, "check_keys", lambda self, group: calls.append(look(self, group)))
     for count in (16, 16):
         sum(param.sum() for param in model).backward()
         optimizer.step()

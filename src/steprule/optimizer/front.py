@@ -8,7 +8,7 @@ import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -27,9 +27,6 @@ from steprule.optimizer.arguments import (
     OPTION_DOCS,
     SERVICE_OPTIONS,
     check_clip,
-    check_formats,
-    check_sparse_only,
-    check_tensors,
     docstring,
     flags_of,
     is_elsewhere,
@@ -38,9 +35,10 @@ from steprule.optimizer.arguments import (
     make_services,
     signature_of,
 )
-from steprule.optimizer.checkpoint import NOTES, Loading, notes_of
+from steprule.optimizer.checkpoint import NOTES, Loading
 from steprule.optimizer.core import Core, RuleOf
-from steprule.optimizer.parts import check_whole, is_sharded
+from steprule.optimizer.groups import Groups
+from steprule.optimizer.parts import is_sharded
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.optimizer.uncompiled import leave_uncompiled
@@ -50,12 +48,12 @@ from steprule.services import Telemetry
 from steprule.services.clip import Clip, as_clip
 from steprule.services.release import Release, check_not_released
 from steprule.services.step import RESERVED, StepServices
-from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
+from steprule.settings import check_names, constructor
 from steprule.step.entry import Job
-from steprule.step.listed import Listed, list_all, name_in
+from steprule.step.listed import Listed, list_all
 from steprule.step.plans import make_states
 from steprule.tensors.average import move_resting_average
-from steprule.tensors.memory import HALVES, MIXABLE, find_shared, is_abstract, is_fake, name_of
+from steprule.tensors.memory import HALVES, is_abstract, name_of
 from steprule.tensors.state import AVERAGE, FORMAT_OPTIONS, bring_up_to_date, kept, own_copy, read_state, state_of
 
 logger = logging.getLogger("steprule")
@@ -90,6 +88,7 @@ class Optimizer(torch.optim.Optimizer):
     _fixed: ClassVar[Mapping[str, Any]] = {}
     _constant: ClassVar[Mapping[str, str]] = {}
     _core: Core
+    _groups: Groups
 
     def __init_subclass__(cls, rule: type[Rule] | None = None) -> None:
         super().__init_subclass__()
@@ -138,8 +137,9 @@ class Optimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"{type(self).__name__} has no formula: class X(Optimizer, rule=...) has one, and Optimizer.of(rule)"
             )
+        self._groups = Groups(self)
         settings = self._bind(args, kwargs)
-        functions = self._take_functions(settings, calls=0)
+        functions = self._groups.take_functions(settings, calls=0)
         chosen = {name: settings.pop(name) for name in SERVICE_OPTIONS}
         options = {name: settings.pop(name) for name in OPTIONS}
         if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
@@ -149,7 +149,7 @@ class Optimizer(torch.optim.Optimizer):
         settings |= {name: options[name] for name in self._core.rule.hyperparameters if name in OPTIONS}
         self._core.accumulator = make_accumulator(chosen.pop("grads"))
         self._core.services = make_services(**chosen)
-        self._check(settings)
+        self._groups.check(settings)
         if all(settings[name] == default for name, default in FORMAT_OPTIONS.items()):
             for name in FORMAT_OPTIONS:  # as absent as in torch.optim
                 del settings[name]
@@ -157,7 +157,7 @@ class Optimizer(torch.optim.Optimizer):
         self._core.is_made = True
         for group in self.param_groups:
             trace(self._core.rule, group)  # a formula that cannot run says so now
-        self._check_memory()
+        self._groups.check_memory()
         wanted = [f"weights={g['weights']!r}" for g in self.param_groups if g.get("weights") is not None]
         wanted += [f"grads={self._core.accumulator.kind!r}"] if self._core.accumulator is not None else []
         if wanted and not any(p.dtype in HALVES for group in self.param_groups for p in group["params"]):
@@ -189,36 +189,6 @@ class Optimizer(torch.optim.Optimizer):
             settings["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in settings["betas"])
         return settings
 
-    def _check(self, settings: Mapping[str, Any]) -> None:
-        """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
-        its = type(self).rule.like_torch
-        if its is not None and its.tensor_betas:
-            check_tensors(settings, "lr")
-        check_hyperparameters(self._core.rule, settings)
-        self._check_options(settings)
-        if settings.get("fused"):
-            if settings.get("differentiable"):
-                raise RuntimeError("`fused` does not support `differentiable`")
-            if settings.get("foreach"):
-                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        if its is not None and its.tensor_betas:
-            check_tensors(settings, "betas")
-
-    def _check_options(self, settings: Mapping[str, Any]) -> None:
-        decay = self._core.options["decay"]
-        if "decoupled_weight_decay" in self._core.rule.hyperparameters and settings.get("decoupled_weight_decay"):
-            if decay not in (None, "decoupled"):
-                raise ValueError(f"decay={decay!r} and decoupled_weight_decay=True contradict each other")
-            if decay is None and self._core.rule is not type(self).rule:
-                raise ValueError('decoupled_weight_decay=True in a group needs decay="decoupled" beside other options')
-        every = settings.get("lookahead", 1)
-        if "lookahead" in self._core.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
-            raise ValueError(f"Invalid lookahead value: {every!r}; it is a number of steps")
-        check_formats(settings)
-        for name in self._flags:
-            if settings.get(name) not in (None, True, False):
-                raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as torch.optim does; its own hyperparameters are checked like the constructor's.
 
@@ -228,7 +198,7 @@ class Optimizer(torch.optim.Optimizer):
         functions: dict[str, Schedule] = {}
         number = len(self.param_groups)
         if isinstance(param_group, dict):
-            param_group = self._keep_functions(param_group)
+            param_group = self._groups.keep_functions(param_group)
         try:
             if isinstance(param_group, dict):
                 if not self._core.is_made:
@@ -237,218 +207,36 @@ class Optimizer(torch.optim.Optimizer):
                     self._core.schedules.defaults if self._core.schedules is not None else {}
                 ).items():
                     param_group.setdefault(name, function)
-                functions = self._take_functions(param_group, self._core.calls)
-                self._check_keys(param_group)
+                functions = self._groups.take_functions(param_group, self._core.calls)
+                self._groups.check_keys(param_group)
                 own = {k: v for k, v in param_group.items() if k in self.defaults or k in FORMAT_OPTIONS}
-                self._check({**self.defaults, **own})
+                self._groups.check({**self.defaults, **own})
             self._core.plans.current = None
             _add_param_group(self, param_group)
-            self._check_parameters(number)
+            self._groups.check_parameters(number)
         except Exception:
             del self.param_groups[number:]
             if functions:  # which another try is to find
                 param_group.update(functions)
             raise
-        self._schedule(self.param_groups[-1], functions)
-        self._complete_formats()
-        self._note()
+        self._groups.schedule(self.param_groups[-1], functions)
+        self._groups.complete_formats()
+        self._groups.note()
         self._core.given.add(self.param_groups[-1]["params"])
         self._core.completed.append(self.param_groups[-1])
-        self._watch()
-
-    def _keep_functions(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The caller's dict, as torch.optim has it, or a copy where that would lose the functions in it, which another
-        optimizer may want too."""
-        has_own = any(callable(group.get(name)) for name in self._core.rule.hyperparameters)
-        if not has_own and SCHEDULES not in group and self._core.schedules is None:
-            return group
-        if isinstance(group.get("params"), Iterator):
-            group["params"] = list(group["params"])
-        return dict(group)
-
-    def _complete_formats(self) -> None:
-        """Gives all groups formats if one has some."""
-        if any(name in group for group in self.param_groups for name in FORMAT_OPTIONS):
-            for group in self.param_groups:
-                for name, default in FORMAT_OPTIONS.items():
-                    group.setdefault(name, default)
-
-    def _watch(self) -> None:
-        """Tells those who hook into gradients whose they are."""
-        own = dict.fromkeys(param for group in self.param_groups for param in group["params"])
-        for one in (self._core.accumulator, self._core.release):
-            if one is not None:
-                one.watch_only(own)
-
-    def _look_at_groups(self) -> None:
-        """Checks what someone has put into groups or their list by hand, and completes it as `add_param_group` does.
-
-        Raises:
-            ValueError: a setting makes no sense, or is for the whole optimizer.
-            TypeError: it is of the wrong kind.
-        """
-        for number, group in enumerate(self.param_groups):
-            gone = [name for name in self._core.rule.hyperparameters if name not in group]
-            if gone and any(group is known for known in self._core.completed):
-                raise KeyError(f"{gone[0]} was taken out of group {number}, which had it: give it a value again")
-            self._look_at_settings(group)
-        self._complete_formats()
-        for number in range(len(self.param_groups)):
-            self._check_parameters(number)
-        self._note()
-        self._core.completed = list(self.param_groups)
-        self._core.begun_with = {
-            param: begun for param, begun in self._core.begun_with.items() if self.state.get(param)
-        }
-        self._check_constants(self._list())
-        self._watch()
-
-    def _look_at_settings(self, group: dict[str, Any]) -> None:
-        """Checks and completes one group, which stays as it is if anything is wrong."""
-        known = (*self._core.rule.hyperparameters, *self._flags, *self._fixed, *FORMAT_OPTIONS)
-        defaults = {name: self.defaults[name] for name in known if name in self.defaults}
-        defaults |= self._core.schedules.defaults if self._core.schedules is not None else {}
-        settings = {**group, **{name: default for name, default in defaults.items() if name not in group}}
-        if isinstance(settings["params"], Tensor):
-            settings["params"] = [settings["params"]]
-        self._check_keys(settings)
-        functions = self._take_functions(settings, self._core.calls)
-        self._check_settings(settings)
-        self._check_options(settings)
-        group.update(settings)
-        self._schedule(group, functions)
+        self._groups.watch()
 
     def _look_before_release(self) -> None:
         """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
         self._core.modes.must_train("backward()")
-        self._insist_on_schedules()
+        self._groups.insist_on_schedules()
         if not self._core.plans.knows(self.param_groups):
-            self._look_at_groups()
+            self._groups.look()
             self._core.plans.list_single(self.param_groups)
 
     def _list(self) -> Iterator[Listed]:
         """All parameters, with their places."""
         return list_all(self.param_groups)
-
-    def _check_settings(
-        self, settings: Mapping[str, Any], names: Iterable[str] | None = None, strictly: bool = False
-    ) -> None:
-        """Raises for hyperparameters that make no sense, if that is known without waiting for another device.
-
-        Args:
-            settings: of a group.
-            names: those to look at. Default: all.
-            strictly: also for what torch.optim's own rules take in groups, as a negative lr. Default: False.
-        """
-        names = self._core.rule.hyperparameters if names is None else names
-        near = [name for name in names if not is_elsewhere(settings[name])]
-        check_hyperparameters(self._core.rule, settings, is_torchs(type(self).rule) and not strictly, near)
-
-    def _check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
-        """Checks numbers that have changed in groups, as `_look_at_groups` does; False if that has more to do."""
-        for group in groups:
-            if any(callable(group[name]) for name in names) or as_tuples(group, self.rule):
-                return False
-            self._check_settings(group, names)
-        if not names.isdisjoint(self._constant):
-            self._check_constants(self._list())
-        return True
-
-    def _check_keys(self, group: Mapping[str, Any]) -> None:
-        """Raises for what a group cannot have for itself."""
-        for name in (*SERVICE_OPTIONS, *OPTIONS):
-            is_free = name == "clip" and group.get(name) is False
-            if name in group and name not in self._core.rule.hyperparameters and not is_free:
-                exception = "; a group may only have 'clip': False, to be left out of clipping"
-                raise ValueError(
-                    f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
-                    f"its constructor{exception if name in SERVICE_OPTIONS else ''}"
-                )
-
-    def _check_constants(self, listed: Iterable[Listed]) -> None:
-        """Raises if what must stay as it was when a parameter began has been changed."""
-        for number, group, _, param, _ in listed if self._constant else ():
-            for name, why in self._constant.items():
-                is_first = isinstance(group[name], (tuple, list))
-                value = float(group[name][0] if is_first else group[name])
-                begun = self._core.begun_with.get(param, value) if self.state.get(param) else value
-                if begun != value:
-                    raise ValueError(
-                        f"{name}{'[0]' * is_first} of group {number} was changed from {begun} to {value}; "
-                        f"{type(self).__name__} needs it constant: {why}. A scheduler that cycles it takes "
-                        "cycle_momentum=False"
-                    )
-                self._core.begun_with[param] = value
-
-    def _check_parameters(self, number: int) -> None:
-        """Raises for parameters that a group's formats or the services cannot serve."""
-        group, services = self.param_groups[number], self._core.services
-        chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
-        for index, param in enumerate(group["params"]):
-            is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_fake(param)
-            for name, value in chosen.items():
-                if param.dtype not in MIXABLE or is_subclass:
-                    kind = param.dtype if param.dtype not in MIXABLE else type(param).__name__
-                    raise ValueError(f"{name}={value!r} does not take {kind} (parameter {index} of its group)")
-            if services is not None and (is_subclass or group.get("differentiable")):
-                what = (
-                    f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
-                )
-                raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
-        check_clip(services.clip if services is not None else None, [group])
-        check_whole(self._core, self.param_groups, [number])
-        if self._core.rule.sparse_only:
-            check_sparse_only(self._core.rule, number, group["params"])
-
-    def _check_memory(self) -> None:
-        """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
-        trained: dict[int, tuple[str, Tensor]] = {}  # one may be listed twice
-        for number, group in enumerate(self.param_groups):
-            for index, param in enumerate(group["params"]):
-                if param.requires_grad:
-                    trained.setdefault(id(param), (name_in(group, number, index), param))
-        wrong = find_shared(list(trained.values()))
-        if wrong is not None:
-            raise ValueError(wrong)
-
-    def _take_functions(self, settings: dict[str, Any], calls: int) -> dict[str, Schedule]:
-        """Takes functions of the step out of settings, and leaves what they give for the next after so many."""
-        settings |= as_tuples(settings, type(self).rule)
-        names = (*type(self).rule.hyperparameters, "lookahead_alpha")
-        functions = {name: settings[name] for name in names if name in settings and callable(settings[name])}
-        for name, why in self._constant.items():
-            if name in functions:
-                raise ValueError(f"{name} of {type(self).__name__} cannot be a schedule: {why}")
-        settings |= {name: function(calls + 1) for name, function in functions.items()}
-        return functions
-
-    def _schedule(self, group: dict[str, Any], functions: Mapping[str, Schedule]) -> None:
-        """Makes a group follow functions, whose values it has."""
-        if functions:
-            self._core.schedules = self._core.schedules or Schedules({})
-            self._core.schedules.take(group, functions)
-            self._core.plans.current = None
-
-    def _set_scheduled(self) -> None:
-        """Sets what functions give for the next step."""
-        assert self._core.schedules is not None
-        values = self._core.schedules.values(self.param_groups)
-        for own in values.values():
-            self._check_settings(own, own, strictly=True)
-        self._core.schedules.set(self.param_groups, values)
-
-    def _set_scheduled_if_possible(self) -> None:
-        """Sets them to be seen already; a function that fails says so when the step that wants its value comes."""
-        if self._core.schedules is not None:
-            with contextlib.suppress(Exception):
-                self._set_scheduled()
-
-    def _insist_on_schedules(self) -> None:
-        """Sees to it before a step that groups have what their functions give."""
-        if self._core.schedules is not None:
-            if not self._core.schedules.is_set:
-                self._set_scheduled()
-            self._core.schedules.insist(self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
@@ -490,6 +278,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_copy = "_core" not in self.__dict__
         if is_copy:
+            self._groups = Groups(self)
             self._core = Core.restored(self, state.get("_core", {}))
         core = self._core
         loading: Loading | None = self.__dict__.get("_loading")
@@ -516,8 +305,8 @@ class Optimizer(torch.optim.Optimizer):
         if loading is not None:
             loading.convert(self)
             self._core.begun_with = {}
-            self._set_scheduled_if_possible()
-            self._note()
+            self._groups.set_scheduled_if_possible()
+            self._groups.note()
 
     def _complete(self, group: dict[str, Any]) -> dict[str, Any]:
         """Adds to a saved group what it had not yet when it was saved."""
@@ -583,14 +372,8 @@ class Optimizer(torch.optim.Optimizer):
         have seen as "calls"; whether Schedule-Free's model has the weights that are trained as "train_mode".
         """
         self._core.modes.must_have_weights("state_dict()")
-        self._note()
+        self._groups.note()
         return super().state_dict()
-
-    def _note(self) -> None:
-        """Writes into all groups what the next step depends on besides states and settings."""
-        notes = notes_of(self._core)
-        for group in self.param_groups:
-            group.update(notes)
 
     # Services
 
@@ -754,7 +537,7 @@ class Optimizer(torch.optim.Optimizer):
         its = self._core.optimizer
         release = Release(self._core.services, model, its._step_one, its._look_before_release)
         self._core.release = self._core.services.release = release
-        self._watch()
+        self._groups.watch()
 
     def accumulate(self) -> contextlib.AbstractContextManager[None]:
         """A context for all but the last micro-batch of a step: backward passes in it release nothing.
@@ -788,8 +571,8 @@ class Optimizer(torch.optim.Optimizer):
             listed = plans.listed[param]
             self._check_ready([one.group for one in listed])
             for one in listed:  # others are looked at when their turn comes, and all together where groups have changed
-                self._look_at_settings(one.group)
-            self._check_constants(listed)
+                self._groups.look_at(one.group)
+            self._groups.check_constants(listed)
             plans.renew_single(self._job(), param)
 
     @torch_alone()
@@ -852,14 +635,14 @@ class Optimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 self._core.release.step(self._move_resting_averages)
         else:
-            self._insist_on_schedules()
+            self._groups.insist_on_schedules()
             current = self._core.plans.current
             if current is None or not current.run(self.param_groups, self.state):
                 with torch.set_grad_enabled(self.defaults.get("differentiable", False)), torch_alone():
                     self._step_anew()
         if self._core.schedules is not None:
             self._core.schedules.count(self._core.schedules.calls + 1)
-            self._set_scheduled_if_possible()
+            self._groups.set_scheduled_if_possible()
 
     def _only_asks_for_states(self) -> bool:
         """Whether a step is the one by which torch.distributed.checkpoint has states made: the first, with lr and gradients of 0."""
@@ -878,7 +661,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step_anew(self) -> None:
         """Looks at everything, has a plan made and steps."""
         self._check_ready(self.param_groups)
-        self._look_at_groups()
+        self._groups.look()
         if not self.param_groups:  # all taken out
             self._core.plans.current = None
             return
@@ -938,7 +721,7 @@ class Optimizer(torch.optim.Optimizer):
         core = self._core
         return Job(
             type(self).__name__, type(self).rule, core.rule, self._flags, self.param_groups, self.state, core.services,
-            core.accumulator, self._check_numbers, self._move_resting_averages,
+            core.accumulator, self._groups.check_numbers, self._move_resting_averages,
         )  # fmt: skip
 
 

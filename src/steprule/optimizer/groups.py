@@ -1,0 +1,281 @@
+"""What parameter groups may have, whoever has put it there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from weakref import ref
+
+from torch import Tensor
+
+from steprule.optimizer.arguments import (
+    SERVICE_OPTIONS,
+    check_clip,
+    check_formats,
+    check_sparse_only,
+    check_tensors,
+    is_elsewhere,
+    is_torchs,
+)
+from steprule.optimizer.checkpoint import notes_of
+from steprule.optimizer.core import Core
+from steprule.optimizer.parts import check_whole
+from steprule.optimizer.schedules import KEY as SCHEDULES
+from steprule.optimizer.schedules import Schedule, Schedules
+from steprule.rules.options import OPTIONS
+from steprule.settings import as_tuples, check_hyperparameters
+from steprule.step.listed import Listed, list_all, name_in
+from steprule.tensors.memory import MIXABLE, find_shared, is_fake
+from steprule.tensors.state import FORMAT_OPTIONS
+
+
+class Groups:
+    """The parameter groups of one optimizer: settings are checked and completed, and functions of the step set.
+
+    Args:
+        optimizer: whose.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = ref(optimizer)
+        made = type(optimizer)
+        self.name, self.base = made.__name__, made.rule
+        self.flags, self.fixed, self.constants = made._flags, made._fixed, made._constant
+
+    @property
+    def core(self) -> Core:
+        """What the optimizer has for itself."""
+        return self._optimizer()._core  # type: ignore[union-attr,no-any-return]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups."""
+        return self._optimizer().param_groups  # type: ignore[union-attr,no-any-return]
+
+    @property
+    def states(self) -> Any:
+        """The states."""
+        return self._optimizer().state  # type: ignore[union-attr]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What groups that say nothing else have."""
+        return self._optimizer().defaults  # type: ignore[union-attr,no-any-return]
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
+        its = self.base.like_torch
+        if its is not None and its.tensor_betas:
+            check_tensors(settings, "lr")
+        check_hyperparameters(self.core.rule, settings)
+        self.check_options(settings)
+        if settings.get("fused"):
+            if settings.get("differentiable"):
+                raise RuntimeError("`fused` does not support `differentiable`")
+            if settings.get("foreach"):
+                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        if its is not None and its.tensor_betas:
+            check_tensors(settings, "betas")
+
+    def check_options(self, settings: Mapping[str, Any]) -> None:
+        """Raises for options, formats and flags that make no sense, alone or together."""
+        decay = self.core.options["decay"]
+        if "decoupled_weight_decay" in self.core.rule.hyperparameters and settings.get("decoupled_weight_decay"):
+            if decay not in (None, "decoupled"):
+                raise ValueError(f"decay={decay!r} and decoupled_weight_decay=True contradict each other")
+            if decay is None and self.core.rule is not self.base:
+                raise ValueError('decoupled_weight_decay=True in a group needs decay="decoupled" beside other options')
+        every = settings.get("lookahead", 1)
+        if "lookahead" in self.core.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
+            raise ValueError(f"Invalid lookahead value: {every!r}; it is a number of steps")
+        check_formats(settings)
+        for name in self.flags:
+            if settings.get(name) not in (None, True, False):
+                raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
+
+    def keep_functions(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The caller's dict, as torch.optim has it, or a copy where that would lose the functions in it, which another
+        optimizer may want too."""
+        has_own = any(callable(group.get(name)) for name in self.core.rule.hyperparameters)
+        if not has_own and SCHEDULES not in group and self.core.schedules is None:
+            return group
+        if isinstance(group.get("params"), Iterator):
+            group["params"] = list(group["params"])
+        return dict(group)
+
+    def complete_formats(self) -> None:
+        """Gives all groups formats if one has some."""
+        if any(name in group for group in self.groups for name in FORMAT_OPTIONS):
+            for group in self.groups:
+                for name, default in FORMAT_OPTIONS.items():
+                    group.setdefault(name, default)
+
+    def watch(self) -> None:
+        """Tells those who hook into gradients whose they are."""
+        own = dict.fromkeys(param for group in self.groups for param in group["params"])
+        for one in (self.core.accumulator, self.core.release):
+            if one is not None:
+                one.watch_only(own)
+
+    def look(self) -> None:
+        """Checks what someone has put into groups or their list by hand, and completes it as `add_param_group` does.
+
+        Raises:
+            ValueError: a setting makes no sense, or is for the whole optimizer.
+            TypeError: it is of the wrong kind.
+        """
+        for number, group in enumerate(self.groups):
+            gone = [name for name in self.core.rule.hyperparameters if name not in group]
+            if gone and any(group is known for known in self.core.completed):
+                raise KeyError(f"{gone[0]} was taken out of group {number}, which had it: give it a value again")
+            self.look_at(group)
+        self.complete_formats()
+        for number in range(len(self.groups)):
+            self.check_parameters(number)
+        self.note()
+        self.core.completed = list(self.groups)
+        self.core.begun_with = {param: begun for param, begun in self.core.begun_with.items() if self.states.get(param)}
+        self.check_constants(list_all(self.groups))
+        self.watch()
+
+    def look_at(self, group: dict[str, Any]) -> None:
+        """Checks and completes one group, which stays as it is if anything is wrong."""
+        known = (*self.core.rule.hyperparameters, *self.flags, *self.fixed, *FORMAT_OPTIONS)
+        defaults = {name: self.defaults[name] for name in known if name in self.defaults}
+        defaults |= self.core.schedules.defaults if self.core.schedules is not None else {}
+        settings = {**group, **{name: default for name, default in defaults.items() if name not in group}}
+        if isinstance(settings["params"], Tensor):
+            settings["params"] = [settings["params"]]
+        self.check_keys(settings)
+        functions = self.take_functions(settings, self.core.calls)
+        self.check_settings(settings)
+        self.check_options(settings)
+        group.update(settings)
+        self.schedule(group, functions)
+
+    def check_settings(
+        self, settings: Mapping[str, Any], names: Iterable[str] | None = None, strictly: bool = False
+    ) -> None:
+        """Raises for hyperparameters that make no sense, if that is known without waiting for another device.
+
+        Args:
+            settings: of a group.
+            names: those to look at. Default: all.
+            strictly: also for what torch.optim's own rules take in groups, as a negative lr. Default: False.
+        """
+        names = self.core.rule.hyperparameters if names is None else names
+        near = [name for name in names if not is_elsewhere(settings[name])]
+        check_hyperparameters(self.core.rule, settings, is_torchs(self.base) and not strictly, near)
+
+    def check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
+        """Checks numbers that have changed in groups, as `look` does; False if that has more to do."""
+        for group in groups:
+            if any(callable(group[name]) for name in names) or as_tuples(group, self.core.rule):
+                return False
+            self.check_settings(group, names)
+        if not names.isdisjoint(self.constants):
+            self.check_constants(list_all(self.groups))
+        return True
+
+    def check_keys(self, group: Mapping[str, Any]) -> None:
+        """Raises for what a group cannot have for itself."""
+        for name in (*SERVICE_OPTIONS, *OPTIONS):
+            is_free = name == "clip" and group.get(name) is False
+            if name in group and name not in self.core.rule.hyperparameters and not is_free:
+                exception = "; a group may only have 'clip': False, to be left out of clipping"
+                raise ValueError(
+                    f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
+                    f"its constructor{exception if name in SERVICE_OPTIONS else ''}"
+                )
+
+    def check_constants(self, listed: Iterable[Listed]) -> None:
+        """Raises if what must stay as it was when a parameter began has been changed."""
+        for number, group, _, param, _ in listed if self.constants else ():
+            for name, why in self.constants.items():
+                is_first = isinstance(group[name], (tuple, list))
+                value = float(group[name][0] if is_first else group[name])
+                begun = self.core.begun_with.get(param, value) if self.states.get(param) else value
+                if begun != value:
+                    raise ValueError(
+                        f"{name}{'[0]' * is_first} of group {number} was changed from {begun} to {value}; "
+                        f"{self.name} needs it constant: {why}. A scheduler that cycles it takes "
+                        "cycle_momentum=False"
+                    )
+                self.core.begun_with[param] = value
+
+    def check_parameters(self, number: int) -> None:
+        """Raises for parameters that a group's formats or the services cannot serve."""
+        group, services = self.groups[number], self.core.services
+        chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
+        for index, param in enumerate(group["params"]):
+            is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_fake(param)
+            for name, value in chosen.items():
+                if param.dtype not in MIXABLE or is_subclass:
+                    kind = param.dtype if param.dtype not in MIXABLE else type(param).__name__
+                    raise ValueError(f"{name}={value!r} does not take {kind} (parameter {index} of its group)")
+            if services is not None and (is_subclass or group.get("differentiable")):
+                what = (
+                    f"{type(param).__name__} (parameter {index} of its group)" if is_subclass else "differentiable=True"
+                )
+                raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
+        check_clip(services.clip if services is not None else None, [group])
+        check_whole(self.core, self.groups, [number])
+        if self.core.rule.sparse_only:
+            check_sparse_only(self.core.rule, number, group["params"])
+
+    def check_memory(self) -> None:
+        """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
+        trained: dict[int, tuple[str, Tensor]] = {}  # one may be listed twice
+        for number, group in enumerate(self.groups):
+            for index, param in enumerate(group["params"]):
+                if param.requires_grad:
+                    trained.setdefault(id(param), (name_in(group, number, index), param))
+        wrong = find_shared(list(trained.values()))
+        if wrong is not None:
+            raise ValueError(wrong)
+
+    def take_functions(self, settings: dict[str, Any], calls: int) -> dict[str, Schedule]:
+        """Takes functions of the step out of settings, and leaves what they give for the next after so many."""
+        settings |= as_tuples(settings, self.base)
+        names = (*self.base.hyperparameters, "lookahead_alpha")
+        functions = {name: settings[name] for name in names if name in settings and callable(settings[name])}
+        for name, why in self.constants.items():
+            if name in functions:
+                raise ValueError(f"{name} of {self.name} cannot be a schedule: {why}")
+        settings |= {name: function(calls + 1) for name, function in functions.items()}
+        return functions
+
+    def schedule(self, group: dict[str, Any], functions: Mapping[str, Schedule]) -> None:
+        """Makes a group follow functions, whose values it has."""
+        if functions:
+            self.core.schedules = self.core.schedules or Schedules({})
+            self.core.schedules.take(group, functions)
+            self.core.plans.current = None
+
+    def set_scheduled(self) -> None:
+        """Sets what functions give for the next step."""
+        assert self.core.schedules is not None
+        values = self.core.schedules.values(self.groups)
+        for own in values.values():
+            self.check_settings(own, own, strictly=True)
+        self.core.schedules.set(self.groups, values)
+
+    def set_scheduled_if_possible(self) -> None:
+        """Sets them to be seen already; a function that fails says so when the step that wants its value comes."""
+        if self.core.schedules is not None:
+            with contextlib.suppress(Exception):
+                self.set_scheduled()
+
+    def insist_on_schedules(self) -> None:
+        """Sees to it before a step that groups have what their functions give."""
+        if self.core.schedules is not None:
+            if not self.core.schedules.is_set:
+                self.set_scheduled()
+            self.core.schedules.insist(self.groups)
+
+    def note(self) -> None:
+        """Writes into all groups what the next step depends on besides states and settings."""
+        notes = notes_of(self.core)
+        for group in self.groups:
+            group.update(notes)
