@@ -51,7 +51,7 @@ LONG = {
     "engine.trace:trace": 93,
     "formats.gpu": 438,
     "formats.kernel": 419,
-    "optimizer.front": 796,
+    "optimizer.front": 791,
     "rules.options:with_options": 62,
     "services.step": 478,
 }

@@ -60,10 +60,10 @@ _SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", 
 
 def _optimizers() -> list[str]:
     """The names of all classes, which come from the registry."""
-    from steprule.rule import TORCHS_OWN
-    from steprule.rules import RULES
+    from steprule.rule import class_names
 
-    return [*TORCHS_OWN.values(), *(rule.__name__ for rule in RULES.values())]
+    import_module("steprule.rules")  # which fills it
+    return [*class_names().values()]
 
 
 def __getattr__(name: str) -> Any:

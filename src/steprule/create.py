@@ -17,8 +17,7 @@ from torch.nn.parameter import is_lazy
 from steprule import optimizer
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
-from steprule.rule import TORCHS_OWN, Rule
-from steprule.rules import RULES
+from steprule.rule import Rule, class_names
 from steprule.settings import as_tuples, check_hyperparameters, check_names
 
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
@@ -263,7 +262,7 @@ def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.opti
     if isinstance(name, type) and issubclass(name, Optimizer):
         return name
     plain = re.sub("[-_]", "", str(name).lower())
-    names = {**{key: rule.__name__ for key, rule in RULES.items()}, **TORCHS_OWN}
+    names = class_names()
     if plain not in names:
         near = difflib.get_close_matches(plain, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"

@@ -264,6 +264,11 @@ TORCHS_OWN = {"adafactor": "Adafactor", "lbfgs": "LBFGS", "muon": "Muon"}
 """Optimizers that no rule is written for yet: steprule has torch.optim's classes of these names, as they are."""
 
 
+def class_names() -> dict[str, str]:
+    """The names of all classes that there are for torch, by those of the command line."""
+    return {name: rule.__name__ for name, rule in RULES.items()} | TORCHS_OWN
+
+
 def enter(rule: type[Rule]) -> None:
     """Enters a rule in `RULES`.
 
@@ -295,7 +300,6 @@ def _place(rule: type[Rule]) -> str:
 
 
 def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    states: list[str] = []
     hyperparameters: dict[str, Any] = {}
     where = f"({_where(update)})"
     positional = []

@@ -118,9 +118,8 @@ class Together(torch.optim.Optimizer):
         saved: dict[str, Any] = {"state": {}, "param_groups": []}
         for optimizer in self.optimizers:
             own = optimizer.state_dict()
-            numbers = {
-                old: old + _count(saved["param_groups"]) for group in own["param_groups"] for old in group["params"]
-            }
+            before = sum(len(group["params"]) for group in saved["param_groups"])
+            numbers = {old: old + before for group in own["param_groups"] for old in group["params"]}
             saved["state"] |= {numbers.get(key, key): state for key, state in own["state"].items()}
             saved["param_groups"] += [
                 {**group, "params": [numbers[old] for old in group["params"]]} for group in own["param_groups"]
@@ -168,11 +167,6 @@ class Together(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "optimizers": self.optimizers}
-
-
-def _count(groups: Sequence[dict[str, Any]]) -> int:
-    """How many parameters these groups have."""
-    return sum(len(group["params"]) for group in groups)
 
 
 def _closure(closure: Callable[[], Any] | None = None) -> Callable[[], Any] | None:

@@ -16,8 +16,7 @@ from torch import nn
 import steprule.optimizer
 from steprule.compare.errors import UsageError, told
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
-from steprule.rule import TORCHS_OWN
-from steprule.rules import RULES
+from steprule.rule import class_names
 from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
 from steprule.services.step import NONFINITE
@@ -142,7 +141,7 @@ def import_dotted(module: str, name: str, what: str, choices: Callable[[Any], Se
 def _find(name: str) -> type[torch.optim.Optimizer]:
     module, dot, last = name.rpartition(".")
     if not dot:
-        names = {**{key: rule.__name__ for key, rule in RULES.items()}, **TORCHS_OWN}
+        names = class_names()
         if name not in names:
             raise UsageError(f"unknown optimizer {name!r}{suggestion(name, [*names, *_torch_names()])}")
         optimizer: type[torch.optim.Optimizer] = getattr(steprule.optimizer, names[name])

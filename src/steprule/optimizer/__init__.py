@@ -6,10 +6,10 @@ from typing import Any
 
 from steprule.optimizer.front import Optimizer as Optimizer
 from steprule.optimizer.made import make, of_torch
-from steprule.rule import TORCHS_OWN
+from steprule.rule import TORCHS_OWN, class_names
 from steprule.rules import RULES
 
-__all__ = sorted(["Optimizer", *TORCHS_OWN.values(), *(rule.__name__ for rule in RULES.values())])
+__all__ = sorted(["Optimizer", *class_names().values()])
 
 
 def __getattr__(name: str) -> Any:

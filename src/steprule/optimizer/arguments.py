@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steprule.formats import (
-    STATE_FORMATS,
-    WEIGHT_FORMATS,
-)  # fmt: skip
+from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
 from steprule.rule import Rule
 from steprule.rules.options import DECAYS, OPTIONS
 from steprule.services import Average, Telemetry

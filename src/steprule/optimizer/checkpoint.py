@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from steprule import rules
-from steprule.formats import (
-    weight_format,
-)  # fmt: skip
+from steprule.formats import weight_format
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.services.clip import unpacked
 from steprule.step.listed import name_in
@@ -51,15 +48,16 @@ NOTES = ("services", "calls", "train_mode")
 """What groups have besides settings, if the optimizer has what it is about. Older checkpoints had it beside the groups."""
 
 
-def notes_of(core: Core) -> dict[str, Any]:
-    """What the next step depends on besides states and settings."""
-    notes: dict[str, Any] = {}
+def notes_of(core: Core) -> dict[str, Callable[[], Any]]:
+    """Says what the next step depends on besides states and settings: to be asked only when it is wanted, since a GPU may be
+    waited for."""
+    notes: dict[str, Callable[[], Any]] = {}
     if core.services is not None:
-        notes["services"] = core.services.state_dict()
+        notes["services"] = core.services.state_dict
     if core.schedules is not None:
-        notes["calls"] = core.schedules.calls
+        notes["calls"] = lambda: core.calls
     if core.has_modes:
-        notes["train_mode"] = core.modes.training
+        notes["train_mode"] = lambda: core.modes.training
     return notes
 
 
@@ -139,7 +137,7 @@ class Loading:
 
     def _check(self, optimizer: Optimizer) -> None:
         """Raises for states that are another rule's, or another parameter's."""
-        rule, groups = optimizer._core.rule, self._source["param_groups"]
+        rule, groups, every = optimizer._core.rule, self._source["param_groups"], _every_state()
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
             return  # which torch.optim is about to refuse
         for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
@@ -158,9 +156,7 @@ class Loading:
                 if has_begun and own.keeps_step and own.counts_steps and state.get("step") is None:
                     missing.append("step")
                 foreign = [
-                    name
-                    for name in state
-                    if state_of(name, rule.states) is None and state_of(name, _every_state()) is not None
+                    name for name in state if state_of(name, rule.states) is None and state_of(name, every) is not None
                 ]
                 if missing or foreign:
                     parts = [f"lacks {', '.join(missing)}"] * bool(missing)
@@ -219,7 +215,6 @@ class Loading:
                 drop_other_correction(state, weight_format(group.get("weights"), dtype))
 
 
-@functools.cache
 def _every_state() -> frozenset[str]:
     """The names of all rules' states. A state of another name is the user's own, and left alone."""
     options = ("initial_param", "lr_max", "slow_param", "row_var", "col_var", "variance")  # and torch.optim.Adafactor's

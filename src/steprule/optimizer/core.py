@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import ref
 
@@ -46,7 +46,7 @@ class Core:
     that what is called on it reads and changes what the optimizer does.
 
     Args:
-        optimizer: whose.
+        base: the rule, without options.
         options: what goes around its formula, by the names of `steprule.rules.options.OPTIONS`.
 
     Attributes:
@@ -60,15 +60,14 @@ class Core:
         plans: what can do the next steps, if something can.
     """
 
-    def __init__(self, optimizer: Any, options: dict[str, Any]) -> None:
-        self._optimizer = ref(optimizer)
+    def __init__(self, base: type[Rule], options: dict[str, Any]) -> None:
         self.options = options
-        self.rule = with_options(type(optimizer).rule, **options)
+        self.rule = with_options(base, **options)
         self.services: StepServices | None = None
         self.accumulator: Accumulator | None = None
         self.release: Release | None = None
         self.schedules: Schedules | None = None
-        self.has_modes = type(optimizer).rule.exchanges
+        self.has_modes = base.exchanges
         self.is_made = False
         self.given = Given()
         self.completed: list[dict[str, Any]] = []
@@ -77,44 +76,38 @@ class Core:
         self.plans = Plans()
 
     @property
-    def optimizer(self) -> Any:
-        """The optimizer itself, also where a wrapper asks."""
-        optimizer = self._optimizer()
-        assert optimizer is not None
-        return optimizer
-
-    @property
     def calls(self) -> int:
         """How many steps functions of the step have seen."""
         return self.schedules.calls if self.schedules is not None else 0
 
     def saved(self) -> dict[str, Any]:
         """What a copy needs to be made like it; nothing where it is as made for the rule alone."""
-        grads = self.accumulator.kind if self.accumulator is not None else None
-        own = {name: getattr(self, name) for name in ("options", "services", "schedules", "begun_with")}
-        own["training"] = self.modes.training
-        plain = {
-            "options": OPTIONS,
-            "services": None,
-            "schedules": None,
-            "grads": None,
-            "begun_with": {},
-            "training": True,
+        own = {
+            "options": self.options,
+            "services": self.services,
+            "schedules": self.schedules,
+            "grads": self.accumulator.kind if self.accumulator is not None else None,
+            "begun_with": self.begun_with,
+            "training": self.modes.training,
         }
-        return {name: value for name, value in {**own, "grads": grads}.items() if value != plain[name]}
+        return {name: value for name, value in own.items() if value != _PLAIN[name]}
 
     @classmethod
-    def restored(cls, optimizer: Any, saved: dict[str, Any]) -> Core:
+    def restored(cls, base: type[Rule], saved: Mapping[str, Any]) -> Core:
         """That of a copy, whose parameters have no hooks."""
-        core = cls(optimizer, saved.get("options", OPTIONS))
-        if "grads" in saved:
-            core.accumulator = Accumulator(saved["grads"])
-        for name in ("services", "schedules", "begun_with"):
-            if name in saved:
-                setattr(core, name, saved[name])
-        core.modes.training = saved.get("training", True)
+        own = {**_PLAIN, **saved}
+        core = cls(base, own["options"])
+        core.services, core.schedules, core.begun_with = own["services"], own["schedules"], dict(own["begun_with"])
+        core.accumulator = Accumulator(own["grads"]) if own["grads"] is not None else None
+        core.modes.training = own["training"]
         core.is_made = True
         return core
+
+
+_PLAIN: Mapping[str, Any] = {
+    "options": OPTIONS, "services": None, "schedules": None, "grads": None, "begun_with": {}, "training": True,
+}  # fmt: skip
+"""What `Core.saved` would say of an optimizer that was made for its rule alone."""
 
 
 class RuleOf:

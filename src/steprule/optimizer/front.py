@@ -50,7 +50,6 @@ from steprule.services.release import Release, check_not_released
 from steprule.services.step import RESERVED, StepServices
 from steprule.settings import check_names, constructor
 from steprule.step.entry import Job
-from steprule.step.listed import Listed, list_all
 from steprule.step.plans import make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import HALVES, is_abstract, name_of
@@ -94,8 +93,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init_subclass__()
         if rule is None:
             return
-        if not (isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule):
-            raise TypeError(f"class {cls.__name__}(Optimizer, rule=...) takes {_what_is_a_rule(rule)}")
+        _check_rule(f"class {cls.__name__}(Optimizer, rule=...)", rule)
         if not issubclass(cls, base_of(rule)):
             raise TypeError(
                 f"class {cls.__name__}(Optimizer, rule={rule.__name__}) would lack methods that this rule needs: write "
@@ -125,8 +123,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             TypeError: it is none.
         """
-        if not (isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule):
-            raise TypeError(f"Optimizer.of takes {_what_is_a_rule(rule)}")
+        _check_rule("Optimizer.of", rule)
         if rule not in _made:
             attributes = {"__module__": __name__, "__reduce__": _by_rule}
             _made[rule] = type(rule.__name__, (base_of(rule),), attributes, rule=rule)
@@ -144,7 +141,7 @@ class Optimizer(torch.optim.Optimizer):
         options = {name: settings.pop(name) for name in OPTIONS}
         if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
             options["decay"] = "decoupled"  # which the options around the formula then see
-        self._core = Core(self, options)
+        self._core = Core(type(self).rule, options)
         self._core.schedules = Schedules(functions) if functions else None
         settings |= {name: options[name] for name in self._core.rule.hyperparameters if name in OPTIONS}
         self._core.accumulator = make_accumulator(chosen.pop("grads"))
@@ -234,10 +231,6 @@ class Optimizer(torch.optim.Optimizer):
             self._groups.look()
             self._core.plans.list_single(self.param_groups)
 
-    def _list(self) -> Iterator[Listed]:
-        """All parameters, with their places."""
-        return list_all(self.param_groups)
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict, torch.optim's or one's own, as copies.
 
@@ -254,8 +247,8 @@ class Optimizer(torch.optim.Optimizer):
                 settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
                 has changed then.
         """
-        if self is not self._core.optimizer:  # but a wrapper of it, which would get states of its own
-            self._core.optimizer.load_state_dict(state_dict)
+        if self is not self._groups.optimizer:  # but a wrapper of it, which would get states of its own
+            self._groups.optimizer.load_state_dict(state_dict)
             return
         self._core.modes.must_have_weights("load_state_dict()")
         self._loading = Loading(self)
@@ -279,7 +272,7 @@ class Optimizer(torch.optim.Optimizer):
         is_copy = "_core" not in self.__dict__
         if is_copy:
             self._groups = Groups(self)
-            self._core = Core.restored(self, state.get("_core", {}))
+            self._core = Core.restored(type(self).rule, state.get("_core", {}))
         core = self._core
         loading: Loading | None = self.__dict__.get("_loading")
         super().__setstate__({name: value for name, value in state.items() if name != "_core"})
@@ -534,7 +527,7 @@ class Optimizer(torch.optim.Optimizer):
                     )
         self._core.services = self._core.services or StepServices(None, None, None, None)
         self._forget_plans()
-        its = self._core.optimizer
+        its = self._groups.optimizer
         release = Release(self._core.services, model, its._step_one, its._look_before_release)
         self._core.release = self._core.services.release = release
         self._groups.watch()
@@ -588,7 +581,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by GradScaler, whose unscaling and check are then part of the pass: where gradients are looked at anyway."""
         services = self._core.services
-        if self is not self._core.optimizer:  # but a wrapper of it, which what the scaler sets would be lost on
+        if self is not self._groups.optimizer:  # but a wrapper of it, which what the scaler sets would be lost on
             return False
         if services is None or not (services.clip or services.nonfinite or services.release):
             return False
@@ -729,7 +722,6 @@ Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n{OPTION_DOCS}
 
 _made: dict[type[Rule], type[Optimizer]] = {}
 
-
 BASES: dict[str, type[Optimizer]] = {}
 """What classes of rules that say so inherit, by the attribute of the rule."""
 
@@ -739,10 +731,13 @@ def base_of(rule: type[Rule]) -> type[Optimizer]:
     return next((base for name, base in BASES.items() if getattr(rule, name)), Optimizer)
 
 
-def _what_is_a_rule(given: Any) -> str:
+def _check_rule(who: str, given: Any) -> None:
+    """Raises for what is no rule."""
+    if isinstance(given, type) and issubclass(given, Rule) and given is not Rule:
+        return
     hint = " (that is its .rule)" if isinstance(given, type) and hasattr(given, "rule") else ""
     shown = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
-    return f"a rule, a subclass of steprule.Rule with a formula of its own, not {shown}{hint}"
+    raise TypeError(f"{who} takes a rule, a subclass of steprule.Rule with a formula of its own, not {shown}{hint}")
 
 
 def _by_rule(self: Optimizer) -> tuple[Any, ...]:

@@ -44,24 +44,31 @@ class Groups:
         self.flags, self.fixed, self.constants = made._flags, made._fixed, made._constant
 
     @property
+    def optimizer(self) -> Any:
+        """The optimizer itself, also where a wrapper of it asks."""
+        optimizer = self._optimizer()
+        assert optimizer is not None
+        return optimizer
+
+    @property
     def core(self) -> Core:
         """What the optimizer has for itself."""
-        return self._optimizer()._core  # type: ignore[union-attr,no-any-return]
+        return self.optimizer._core  # type: ignore[no-any-return]
 
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The groups."""
-        return self._optimizer().param_groups  # type: ignore[union-attr,no-any-return]
+        return self.optimizer.param_groups  # type: ignore[no-any-return]
 
     @property
     def states(self) -> Any:
         """The states."""
-        return self._optimizer().state  # type: ignore[union-attr]
+        return self.optimizer.state
 
     @property
     def defaults(self) -> dict[str, Any]:
         """What groups that say nothing else have."""
-        return self._optimizer().defaults  # type: ignore[union-attr,no-any-return]
+        return self.optimizer.defaults  # type: ignore[no-any-return]
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
@@ -133,10 +140,11 @@ class Groups:
         self.complete_formats()
         for number in range(len(self.groups)):
             self.check_parameters(number)
-        self.note()
+        if any(name not in group for group in self.groups for name in notes_of(self.core)):
+            self.note()
         self.core.completed = list(self.groups)
         self.core.begun_with = {param: begun for param, begun in self.core.begun_with.items() if self.states.get(param)}
-        self.check_constants(list_all(self.groups))
+        self.check_constants()
         self.watch()
 
     def look_at(self, group: dict[str, Any]) -> None:
@@ -175,7 +183,7 @@ class Groups:
                 return False
             self.check_settings(group, names)
         if not names.isdisjoint(self.constants):
-            self.check_constants(list_all(self.groups))
+            self.check_constants()
         return True
 
     def check_keys(self, group: Mapping[str, Any]) -> None:
@@ -189,8 +197,9 @@ class Groups:
                     f"its constructor{exception if name in SERVICE_OPTIONS else ''}"
                 )
 
-    def check_constants(self, listed: Iterable[Listed]) -> None:
-        """Raises if what must stay as it was when a parameter began has been changed."""
+    def check_constants(self, listed: Iterable[Listed] | None = None) -> None:
+        """Raises if what must stay as it was when a parameter began has been changed, of all parameters or of these."""
+        listed = list_all(self.groups) if listed is None else listed
         for number, group, _, param, _ in listed if self.constants else ():
             for name, why in self.constants.items():
                 is_first = isinstance(group[name], (tuple, list))
@@ -220,7 +229,7 @@ class Groups:
                 )
                 raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
         check_clip(services.clip if services is not None else None, [group])
-        check_whole(self.core, self.groups, [number])
+        check_whole(self.core, self.groups, number)
         if self.core.rule.sparse_only:
             check_sparse_only(self.core.rule, number, group["params"])
 
@@ -276,6 +285,6 @@ class Groups:
 
     def note(self) -> None:
         """Writes into all groups what the next step depends on besides states and settings."""
-        notes = notes_of(self.core)
+        notes = {name: ask() for name, ask in notes_of(self.core).items()}
         for group in self.groups:
             group.update(notes)

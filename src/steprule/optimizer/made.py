@@ -76,7 +76,7 @@ class _ScheduleFree(Optimizer):
         modes = self._core.modes
         if training == modes.training:
             return
-        self._groups.check_constants(self._list())
+        self._groups.check_constants()
         modes.must_have_weights(f"{'train' if training else 'eval'}()")
         modes.training = training
         self._forget_plans()

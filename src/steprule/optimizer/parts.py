@@ -17,28 +17,27 @@ from steprule.step.listed import name_in
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
 
 
-def check_whole(core: Core, groups: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
+def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> None:
     """Raises if parameters are parts, and something that was asked for needs what other processes have of them.
 
     Args:
         core: the optimizer's.
         groups: all.
-        numbers: which of them to look at.
+        number: which of them to look at.
 
     Raises:
         ValueError: something needs the whole.
     """
     is_flattened = core.is_made and _is_flattened(core, groups)
-    for number in numbers:
-        group = groups[number]
-        for index, param in enumerate(group["params"]):
-            kind = _FLAT if is_flattened else _kind_of(param)
-            wanting = next(_wanting(core, group, is_flattened), None) if kind else None
-            if wanting is not None:
-                raise ValueError(
-                    f"{wanting}, and {name_in(dict(group), number, index)} {kind}: a step here would see its own part "
-                    "alone and be wrong without a sign of it. Rules that look at each element by itself take such parameters"
-                )
+    group = groups[number]
+    for index, param in enumerate(group["params"]):
+        kind = _FLAT if is_flattened else _kind_of(param)
+        wanting = next(_wanting(core, group, is_flattened), None) if kind else None
+        if wanting is not None:
+            raise ValueError(
+                f"{wanting}, and {name_in(group, number, index)} {kind}: a step here would see its own part alone and be wrong "
+                "without a sign of it. Rules that look at each element by itself take such parameters"
+            )
 
 
 def is_sharded(param: Tensor) -> bool:
@@ -46,7 +45,7 @@ def is_sharded(param: Tensor) -> bool:
     return hasattr(param, "device_mesh") and hasattr(param, "placements")
 
 
-def _is_flattened(core: Core, groups: Sequence[Mapping[str, Any]]) -> bool:
+def _is_flattened(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
     """Whether of the parameters that it was made for none is left, and nothing but vectors is in their place."""
     params = [param for group in groups for param in group["params"]]
     return (
