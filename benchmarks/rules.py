@@ -45,9 +45,10 @@ from shapes import Shapes, gpt2_small
 
 import steprule
 from steprule.engine.codegen import keeps
-from steprule.engine.trace import Expression, trace
 from steprule.rule import Rule
 from steprule.rules import RULES
+from steprule.trace.expression import Expression
+from steprule.trace.tracing import trace
 
 ELEMENTS, REPEATS = "32M", 15
 HERE = Path(__file__).parent

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from steprule.engine.trace import Evaluation, Expression, Formula
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import Expression
+from steprule.trace.program import Formula
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}

@@ -14,8 +14,8 @@ from steprule.engine.eager import step_tensors
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
-from steprule.engine.trace import nonnegative_states
 from steprule.rule import Rule
+from steprule.trace.tracing import nonnegative_states
 
 Operands = dict[str, torch.Tensor]
 

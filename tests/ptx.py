@@ -23,10 +23,12 @@ from triton.compiler import ASTSource
 from steprule.engine import gpu, gpu_own, gpu_reading
 from steprule.engine.codegen import keeps
 from steprule.engine.gpu_codegen import Source
-from steprule.engine.trace import Expression, Formula, Services
 from steprule.formats import ITEM_SIZE
 from steprule.rules import RULES
 from steprule.rules.options import OPTIONS, with_options
+from steprule.trace.around import Services
+from steprule.trace.expression import Expression
+from steprule.trace.program import Formula
 
 TYPES = {
     "address": "*i64", "sizes": "*i64", "chunks": "*i32", "bits": "*i32", "factors": "*fp64", "partials": "*fp64",

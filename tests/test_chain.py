@@ -16,8 +16,8 @@ from torch import nn
 import steprule
 from steprule import Optimizer, Rule, RuleError, Together, arrays, chain, rules, transforms
 from steprule.engine.eager import oracle
-from steprule.engine.trace import trace
 from steprule.formula import formula_text
+from steprule.trace.tracing import trace
 
 
 def run(optimizer_class, steps=5, seed=0, dtype=torch.float64, **settings):

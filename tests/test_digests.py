@@ -18,10 +18,12 @@ from settings import variants
 
 from steprule.engine import codegen, gpu_codegen
 from steprule.engine.reading import write_reading
-from steprule.engine.trace import Formula, Services, exact_states, nonnegative_states, trace
 from steprule.formats import state_format, weight_format
 from steprule.rule import Rule
 from steprule.rules import RULES
+from steprule.trace.around import Services
+from steprule.trace.program import Formula
+from steprule.trace.tracing import exact_states, nonnegative_states, trace
 
 FILE = Path(__file__).with_name("digests.json")
 ENGINES: dict[str, Any] = {"cpu": codegen.write_kernel, "gpu": gpu_codegen.write_kernel}

@@ -17,7 +17,6 @@ from settings import IDS, STRUCTURE_IDS, STRUCTURES, VARIANTS
 import steprule
 from steprule.engine import cpu, plan
 from steprule.engine.plan import Plan
-from steprule.engine.trace import exact_states, nonnegative_states
 from steprule.formats import (
     FIRST_ELEMENT_KEY,
     FORMATS,
@@ -34,6 +33,7 @@ from steprule.formats import (
 from steprule.formats.tensors import decode, element_random, encode
 from steprule.rules import RULES
 from steprule.tensors.state import kept
+from steprule.trace.tracing import exact_states, nonnegative_states
 
 COMBINATIONS = [
     ("bfloat16", "bfloat16", "8bit", "24bit"), ("bfloat16", "float32", "bfloat16", "stochastic"),

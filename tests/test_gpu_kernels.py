@@ -13,11 +13,12 @@ from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading
-from steprule.engine.trace import NO_SERVICES, Services, nonnegative_states, trace
 from steprule.formats import FORMATS
 from steprule.formats.tensors import encode, zeros
 from steprule.rules import RULES
 from steprule.rules.options import OPTIONS, with_options
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.tracing import nonnegative_states, trace
 
 pytest.importorskip("triton")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import steprule
 from steprule.engine.codegen import write_kernel
-from steprule.engine.trace import trace
 from steprule.rules import AdamW
+from steprule.trace.tracing import trace
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

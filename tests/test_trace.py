@@ -13,8 +13,8 @@ import torch
 import steprule.pieces
 from steprule import Rule, RuleError, State, exp, norm, total, total_of_all, where
 from steprule.engine.codegen import write_kernel
-from steprule.engine.trace import trace
 from steprule.rules import AdamW
+from steprule.trace.tracing import trace
 
 
 def define(body, states=""):

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steprule.engine.trace import Expression, Formula, scalar_name, trace
 from steprule.rule import Rule
 from steprule.settings import check_hyperparameters, check_names
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.program import Formula
+from steprule.trace.tracing import trace
 
 
 def formula_text(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> str:

@@ -13,9 +13,9 @@ from steprule.engine.cpu import available_threads, compiled
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
-from steprule.engine.trace import trace
 from steprule.rule import Rule
 from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
+from steprule.trace.tracing import trace
 
 Array = np.ndarray[Any, Any]
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from steprule.engine.functions import WRITTEN_OUT
-from steprule.engine.trace import Expression, Formula, scalar_name
 from steprule.formats import FORMATS, HALVES, ITEM_SIZE, Format
 from steprule.rule import Rule
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.program import Formula
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",

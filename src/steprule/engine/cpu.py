@@ -27,8 +27,10 @@ from typing import Any
 from steprule.engine.codegen import Source, title_of, write_kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
-from steprule.engine.trace import NO_SERVICES, Formula, Services, scalar_values, static_settings, trace
 from steprule.rule import Rule
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.program import Formula, scalar_values
+from steprule.trace.tracing import static_settings, trace
 
 PARALLEL_FROM = 65536
 """Elements from which several threads are worth waking."""

@@ -14,9 +14,12 @@ import numpy as np
 
 from steprule.engine.own import run_together
 from steprule.engine.rows import row_step
-from steprule.engine.trace import Evaluation, formula_of, hyper_of, scalar_name
 from steprule.pieces import total
 from steprule.rule import Rule
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import scalar_name
+from steprule.trace.program import hyper_of
+from steprule.trace.tracing import formula_of
 
 
 def oracle(

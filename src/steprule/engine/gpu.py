@@ -23,8 +23,10 @@ from steprule.engine.codegen import title_of
 from steprule.engine.cpu import cache_folder, logger, temporary_folder
 from steprule.engine.gpu_codegen import Source, write_kernel
 from steprule.engine.gpu_plan import GpuPlan, Number, on
-from steprule.engine.trace import NO_SERVICES, Formula, Services, hyper_of, static_settings, trace
 from steprule.rule import Rule
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.program import Formula, hyper_of
+from steprule.trace.tracing import static_settings, trace
 
 DEVICES = {"cuda"}
 """The types of device that it serves."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steprule.engine.codegen import Writer, compute_dtype, keeps, local_name, purpose_of, stored
-from steprule.engine.trace import Expression, Formula, scalar_name
 from steprule.formats import FORMATS, GROUP, ROOTS, Format
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.program import Formula
 
 _BOTH = {
     "exp": "tl.exp({})",

@@ -13,7 +13,9 @@ from torch import Tensor
 from steprule.engine.gpu import Kernel
 from steprule.engine.gpu_plan import GpuPlan, on
 from steprule.engine.gpu_reading import Combination
-from steprule.engine.trace import Evaluation, Expression, Formula, scalar_name
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.program import Formula
 
 _BLOCK = 128
 

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from steprule.engine.trace import Evaluation, Formula, scalar_name
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import scalar_name
+from steprule.trace.program import Formula
 
 
 class Part(Protocol):

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from steprule.engine.trace import formula_of
 from steprule.optimizer.core import Core
 from steprule.services.clip import ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
+from steprule.trace.tracing import formula_of
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
 

@@ -17,12 +17,12 @@ from torch.amp.grad_scaler import OptState
 from steprule.engine.cpu import Kernel
 from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading
-from steprule.engine.trace import Services
 from steprule.formats import FORMATS
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor, packed, unpacked
 from steprule.services.member import COLUMNS, REMEMBERED, Member, row_of
 from steprule.services.telemetry import Telemetry
+from steprule.trace.around import Services
 
 logger = logging.getLogger("steprule")
 
