@@ -92,7 +92,7 @@ def test_names_that_come_twice_are_numbered_and_defaults_can_be_given():
 
 def test_a_chain_is_one_pass_with_formats_services_and_options():
     rule = chain(transforms.mean, transforms.rms_scaling, transforms.trust, transforms.decay)
-    assert len(trace(rule, rule.hyperparameters).outputs) == 3
+    assert len(trace(rule, rule.hyperparameters).last.outputs) == 3
     plain = run(Optimizer.of(rule), dtype=torch.float32, lr=0.01)
     small = run(
         Optimizer.of(rule), dtype=torch.float32, lr=0.01, clip=1e9, nonfinite="skip", states="bfloat16", average=0.9,

@@ -37,9 +37,9 @@ def assert_within_bound(rule, hyper, operands, step, maximize, result):
         "numel": float(operands["param"].numel()),
     }
     dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in operands.items()}
-    kept = {name: dtypes[name] for name in formula.scalar_outputs}
+    kept = {name: dtypes[name] for name in formula.numbers}
     bound = Bound(formula, inputs, compute_dtype([dtypes["param"]]), kept)
-    for name in (*formula.outputs, *formula.scalar_outputs):
+    for name in (*formula.last.outputs, *formula.numbers):
         exact, allowed = bound.output(name, dtypes[name])
         representable = np.abs(exact) < torch.finfo(operands[name].dtype).max / 2
         got = as_float64(result[name])

@@ -69,9 +69,9 @@ def run_kernel(rule, hyper, formats, arrays, shape, threads=1):
         addresses=[[arrays[array].data_ptr()] for array in kernel.source.arrays],
         sizes=[numel], groups=[0], hyper=[kernel.numbers({**hyper, "seed": SEED})], step_at=None, step_is_double=[],
         first_steps=[STEP - 1.0], rows=[row_length(shape)] if kernel.source.grouped else None, numbers=[PLACE],
-        tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)), own=len(kernel.formula.own),
+        tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)), own=len(kernel.program.own),
     )  # fmt: skip
-    scalars = {name: arrays[name, ""] for name in kernel.formula.scalar_outputs}
+    scalars = {name: arrays[name, ""] for name in kernel.program.numbers}
     step_cpu(kernel, tables, [scalars], threads)
     return arrays
 

@@ -52,7 +52,6 @@ LONG = {
     "optimizer.front": 791,
     "rules.options:with_options": 62,
     "services.step": 478,
-    "trace.tracing:trace": 93,
 }
 """Lines of what is longer."""
 

@@ -110,7 +110,7 @@ def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None =
     write: Any = codegen.write_kernel if kernel == "cpu" else gpu_codegen.write_kernel
     title = codegen.title_of(rule)
     # Sums over elements are kernels of their own, which go before.
-    return "\n\n".join(write(title, one, formats).text for one in (*formula.readings, formula))
+    return "\n\n".join(write(title, one, formats).text for one in (*formula.readings, formula.last))
 
 
 def print_list(needs: Sequence[str] = ()) -> None:

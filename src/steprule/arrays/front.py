@@ -149,10 +149,10 @@ class Optimizer:
                 step_is_double=[],
                 first_steps=[float(self.state[index]["step"]) for index in indices],
                 tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)),
-                own=len(kernel.formula.own),
+                own=len(kernel.program.own),
             )
-            states = {name: [self.state[index][name] for index in indices] for name in kernel.formula.scalar_outputs}
-            if kernel.formula.own:
+            states = {name: [self.state[index][name] for index in indices] for name in kernel.program.numbers}
+            if kernel.program.own:
                 planned.append(Planned(kernel, plan, states, available_threads))
             work.append(kernel.launcher(plan, available_threads))
         run_together(planned)

@@ -120,7 +120,7 @@ class StepPlan:
             start += len(bucket)
             if isinstance(plan, Plan) and bucket[0].keeps_step:
                 self._counters.append(plan.counter.data)
-            if kernel.formula.own:
+            if kernel.program.own:
                 self._planned.append(planned_of(kernel, plan, bucket))
             if services is not None:
                 members = [Member(*entry.described()) for entry in bucket]

@@ -229,9 +229,21 @@ def place_of(code: CodeType, line: int) -> str:
 
 def reads(x: Expression, names: tuple[str, ...]) -> bool:
     """Whether any of these inputs is a part of an expression."""
-    if x.op == "input":
-        return x.args[0] in names
-    return any(reads(arg, names) for arg in x.args if isinstance(arg, Expression))
+    return not inputs_of(x).isdisjoint(names)
+
+
+def inputs_of(x: Expression) -> set[str]:
+    """The inputs that an expression is made of."""
+    found, seen, waiting = set(), set(), [x]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if one.op == "input":
+            found.add(one.args[0])
+        waiting += [arg for arg in one.args if isinstance(arg, Expression)]
+    return found
 
 
 def scalar_name(name: str, index: int | None) -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from traceback import walk_tb
 from typing import Any
 
-from steprule.pieces import abs, where
-from steprule.rule import Rule, RuleError
+from steprule.rule import Rule, RuleError, State
 from steprule.trace.around import NO_SERVICES, Services
-from steprule.trace.cut import separate
-from steprule.trace.expression import Expression, constant, is_ours, node, place_of, scalar_name
+from steprule.trace.cut import cut
+from steprule.trace.expression import Expression, constant, is_ours, place_of, scalar_name
 from steprule.trace.instead import SUMS, with_pieces
-from steprule.trace.program import Formula
+from steprule.trace.program import Program, Stage
 from steprule.trace.signs import extremes, nonnegative
 
 _EVALUATE = Rule.evaluate.__code__
@@ -72,7 +69,7 @@ def _word(value: Any) -> str:
 
 def trace(
     rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False, services: Services = NO_SERVICES
-) -> Formula:
+) -> Program:
     """Calls the rule's formula with symbols.
 
     Args:
@@ -85,7 +82,39 @@ def trace(
     Raises:
         RuleError: the formula does what an elementwise formula cannot; the message names the line.
     """
-    present = rule.states_for(hyper)
+    settings, scalars = _symbols(rule, hyper)
+    param, grad = (Expression("input", (name,), False) for name in ("param", "grad"))
+    states = {name: Expression("input", (name,), name in rule.scalar_states) for name in rule.states_for(hyper) if name}
+    step = Expression("input", ("step",), True)
+    grad, seen, counted = services.grad(grad)
+    every = tuple(name and states[name] for name in rule.states_for(hyper))
+    key = (rule, static_settings(rule, hyper), maximize, services.before)
+    result = _ask_twice(key, rule, param, -grad if maximize else grad, every, step, settings)
+    named = zip(("param", *rule.states_for(hyper)), result, strict=True)
+    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named if name}
+    _check_scalars(rule, outputs)
+    found = cut(rule.scalar_states, outputs)
+    begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
+    signs = nonnegative({name: new for name, new in outputs.items() if name not in begun}, tuple(found.level))
+    extreme, new = extremes(outputs), outputs["param"]
+    stored = {**outputs, **services.averages(new)}
+    last = Stage(
+        operands=("param", "grad", *list(stored)[1:]),
+        scalars=(*scalars, *services.scalars),
+        own=tuple(found.level),
+        factor=bool(services.factor),
+        by_row=services.factor == "row",
+        outputs=stored,
+        counted=counted,
+        gathered=services.gathered(seen, param, new),
+    )
+    program = Program(found.levels(last), last, signs, extreme)
+    program.check()
+    return program
+
+
+def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
+    """What stands for the hyperparameters in a formula, and which of them are numbers."""
     settings: dict[str, Any] = {}
     scalars: list[tuple[str, int | None]] = []
     for name, default in rule.hyperparameters.items():
@@ -100,33 +129,23 @@ def trace(
         else:
             settings[name] = Expression("input", (name,), True)
             scalars.append((name, None))
+    return settings, scalars
 
-    param, grad = (Expression("input", (name,), False) for name in ("param", "grad"))
-    states = tuple(name and Expression("input", (name,), name in rule.scalar_states) for name in present)
-    step = Expression("input", ("step",), True)
-    counted = None
-    if services.zero:
-        finite = abs(grad) < math.inf
-        grad, counted = where(finite, grad, 0.0), where(finite, 0.0, 1.0)
-    seen = grad
-    if services.factor:
-        grad = grad * Expression("input", ("grad_factor",), False)
-    if services.limit:
-        clip_value = Expression("input", ("clip_value",), True)
-        scalars.append(("clip_value", None))
-        grad = where(grad > clip_value, clip_value, where(grad < -clip_value, -clip_value, grad))
-    arguments = (param, -grad if maximize else grad, states, step, settings)
-    param_new, *states_new = result = _ask(rule, *arguments)
-    key = (rule, static_settings(rule, hyper), maximize, services.factor, services.limit, services.zero)
+
+def _ask_twice(key: Any, rule: type[Rule], *arguments: Any) -> tuple[Any, ...]:
+    """What the formula returns, if that is what it always returns."""
+    result = _ask(rule, *arguments)
     if key in _steady:
         _check_steady(rule, _steady[key], result)
     else:
         again = _ask(rule, *arguments)
         _check_steady(rule, result, again)
         _steady[key] = again
-    outputs = {"param": param_new}
-    outputs.update({name: new for name, new in zip(present, states_new, strict=True) if name})
-    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in outputs.items()}
+    return result
+
+
+def _check_scalars(rule: type[Rule], outputs: Mapping[str, Expression]) -> None:
+    """Raises for a scalar state that is to become another number for each element."""
     for name in rule.scalar_states:
         if name in outputs and not outputs[name].scalar:
             code = rule.function().__code__
@@ -134,40 +153,10 @@ def trace(
                 f"{rule.__name__}.update returned a value for every element as {name}, which is one number for each tensor "
                 f"({code.co_filename}:{code.co_firstlineno}). Write a sum over the elements: total, mean or norm of steprule."
             )
-    own = separate(rule.scalar_states, outputs)
-    begun = [
-        name
-        for name, state in rule.states.items()
-        if state.begins == "param" or (not isinstance(state.begins, str) and state.begins < 0)
-    ]
-    signs = nonnegative({name: new for name, new in outputs.items() if name not in begun}, own["own"])
-    extreme, gathered = extremes(outputs), {}
-    if services.gather:
-        gathered = {"grad": seen, "update": outputs["param"] - param, "param": outputs["param"]}
-    if services.average:
-        average = Expression("input", ("param_average",), False)
-        weight = Expression("input", ("average_weight",), True)
-        scalars.append(("average_weight", None))
-        outputs["param_average"] = average + weight * (node("stored", outputs["param"]) - average)
-    formula = Formula(
-        operands=("param", "grad", *list(outputs)[1:]),
-        scalars=tuple(scalars),
-        outputs=outputs,
-        nonnegative=signs,
-        extreme=extreme,
-        factor=bool(services.factor),
-        by_row=services.factor == "row",
-        counted=counted,
-        gathered=gathered,
-        **own,
-    )
-    depth = max((formula.levels[name] for name in formula.sums), default=0)
-    return replace(formula, readings=tuple(_reading(formula, level) for level in range(1, depth + 1)))
 
 
-def _reading(formula: Formula, level: int) -> Formula:
-    sums = {name: one for name, one in formula.sums.items() if formula.levels[name] == level}
-    return replace(formula, outputs={}, counted=None, gathered={}, scalar_outputs={}, sums=sums, readings=())
+def _may_begin_below_0(state: State) -> bool:
+    return state.begins == "param" or (not isinstance(state.begins, str) and state.begins < 0)
 
 
 def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -180,30 +169,30 @@ def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ..
     return (*settings, *rule.states_for(hyper))
 
 
-_formulas: dict[Any, Formula] = {}
+_programs: dict[Any, Program] = {}
 
 
-def formula_of(rule: type[Rule], hyper: Mapping[str, Any]) -> Formula:
-    """The rule's formula for these hyperparameters and nothing else, traced when first asked for."""
+def program_of(rule: type[Rule], hyper: Mapping[str, Any]) -> Program:
+    """The rule's program for these hyperparameters and nothing else, traced when first asked for."""
     key = (rule, static_settings(rule, hyper))
-    if key not in _formulas:
-        _formulas[key] = trace(rule, hyper)
-    return _formulas[key]
+    if key not in _programs:
+        _programs[key] = trace(rule, hyper)
+    return _programs[key]
 
 
 def has_own(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
     """Whether tensors have numbers for themselves besides the step: scalar states, or sums over elements."""
-    return bool(formula_of(rule, hyper).own)
+    return bool(program_of(rule, hyper).own)
 
 
 def couples(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
     """Whether the formula has sums over all tensors, so that none can be stepped without the others."""
-    return any(one.of_all for one in formula_of(rule, hyper).sums.values())
+    return any(one.of_all for one in program_of(rule, hyper).sums.values())
 
 
 def nonnegative_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
-    """`Formula.nonnegative` for these hyperparameters."""
-    return formula_of(rule, hyper).nonnegative
+    """`Program.nonnegative` for these hyperparameters."""
+    return program_of(rule, hyper).nonnegative
 
 
 def exact_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
@@ -212,4 +201,4 @@ def exact_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
     Such a one never forgets: of a state that it is compared with it would keep the largest rounding there ever was.
     So that state is exact too.
     """
-    return formula_of(rule, hyper).extreme.union(name for name in rule.states if rule.is_exact(name, hyper))
+    return program_of(rule, hyper).extreme.union(name for name in rule.states if rule.is_exact(name, hyper))
