@@ -52,7 +52,7 @@ _HOME = {
     "chains": ("chain",),
     "create": ("create_optimizer", "parameter_groups"),
     "together": ("Together",),
-    "rule": ("Rule", "RuleError", "State"),
+    "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 _SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", "rules", "services", "transforms")

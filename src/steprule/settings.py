@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
-import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from steprule.hyper import UNSAID
 from steprule.rule import RULES, Rule
 
 _ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
@@ -60,13 +58,13 @@ def check_hyperparameters(
                 raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
             for index, item in enumerate(value):
                 _check_number(f"{name}[{index}]", item)
-                if not _is_in_range(name, item, as_torch):
+                if not _is_in_range(rule, name, item, as_torch):
                     raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
         elif default is None or isinstance(default, str):
             continue
         else:
             _check_number(name, value)
-            if not _is_in_range(name, value, as_torch):
+            if not _is_in_range(rule, name, value, as_torch):
                 raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
     if not as_torch:
         rule.check(**hyper)
@@ -74,35 +72,13 @@ def check_hyperparameters(
 
 # torch.optim's words where they are not "Invalid <name> value".
 _WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
-_FROM_0 = (0.0, math.inf)
-_BELOW_1 = (0.0, 1.0)
-_RANGES = {
-    **dict.fromkeys(
-        ("lr", "eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value"), _FROM_0
-    ),
-    **dict.fromkeys(("momentum_decay", "lambd", "t0", "step_sizes", "warmup", "warmup_steps", "max_lr"), _FROM_0),
-    **dict.fromkeys(
-        ("trust_coefficient", "a", "b", "gamma", "d_coef", "reps_rel", "weight_lr_power", "lookahead"), _FROM_0
-    ),
-    "betas": _BELOW_1,
-    "beta": _BELOW_1,
-    "rho": (0.0, math.nextafter(1.0, 2.0)),
-    "lookahead_alpha": (0.0, math.nextafter(1.0, 2.0)),
-    "d0": (math.ulp(0.0), math.inf),
-    "growth_rate": (1.0, None),
-}
-"""From where to below where; None where infinity is a value like others."""
 _NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead", "lookahead_alpha")
 """What means nothing outside its range, in whatever formula of torch.optim."""
-_FINITE = (-sys.float_info.max, math.inf)
 
 
-def _is_in_range(name: str, value: Any, as_torch: bool = False) -> bool:
-    if name == "etas" and not as_torch:  # which Rprop checks together
-        return True
-    name = name if name in _RANGES else re.sub(r"_\d+$", "", name)  # a chain's second beta is beta_2
-    low, high = _RANGES.get(name, _FINITE) if not as_torch or name in _NEVER_BEYOND else _FINITE
-    return bool(low <= value and (high is None or value < high))
+def _is_in_range(rule: type[Rule], name: str, value: Any, as_torch: bool = False) -> bool:
+    said = UNSAID if as_torch and name not in _NEVER_BEYOND else rule.meanings.get(name, UNSAID)
+    return said.allows(value)
 
 
 def _check_number(name: str, value: Any) -> None:
