@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dis import opmap
 from typing import Any
 
+from steprule.docstrings import PARAMS, arguments
 from steprule.hyper import UNSAID
 from steprule.rule import RULES, Rule
 
 _ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
 """What other libraries call hyperparameters."""
+
+
+def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question that ends a message with the nearest of the choices, or nothing; case does not matter."""
+    by_lower = {one.lower(): one for one in choices}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def no_attribute(module: str, name: str, known: Iterable[str]) -> Exception:
+    """What a module's `__getattr__` raises for a name that it has not: an ImportError where that is to be imported.
+
+    Python would replace an AttributeError with an ImportError that has no hint.
+    """
+    hint = "" if name.startswith("_") else did_you_mean(name, known)
+    asking = sys._getframe(2)
+    if asking.f_code.co_code[asking.f_lasti] == opmap["IMPORT_FROM"]:
+        return ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)
+    return AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
 
 
 def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -105,8 +127,14 @@ def as_tuples(settings: Mapping[str, Any], rule: type[Rule]) -> dict[str, tuple[
     return tuples
 
 
-def constructor(owner: Any, signature: inspect.Signature) -> Any:
-    """An `__init__` for a class whose parent takes any arguments, which shows those that there are."""
+def constructor(owner: Any, signature: inspect.Signature, params: str = PARAMS) -> Any:
+    """An `__init__` for a class whose parent takes any arguments, which shows those that there are.
+
+    Args:
+        owner: the class, which has its rule.
+        signature: the arguments.
+        params: what params may be.
+    """
 
     def __init__(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
         super(owner, self).__init__(params, *args, **kwargs)
@@ -116,5 +144,6 @@ def constructor(owner: Any, signature: inspect.Signature) -> Any:
     annotations = {name: one.annotation for name, one in signature.parameters.items()}
     __init__.__signature__ = shown  # type: ignore[attr-defined]
     __init__.__annotations__ = {**annotations, "return": None}
+    __init__.__doc__ = f"help({owner.__name__}) has the paper, the states and an example, too.\n\n{arguments(owner.rule, signature, params)}"
     __init__.__module__, __init__.__qualname__ = owner.__module__, f"{owner.__qualname__}.__init__"
     return __init__
