@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from steprule.docstrings import words_of
 from steprule.formula import formula_text
 from steprule.hyper import COMMON, common
 from steprule.rule import NEEDS, Rule
@@ -75,8 +76,8 @@ def paragraph(name: str, rule: type[Rule], entries: list[dict[str, Any]]) -> str
     )
     lines = [f"### {rule.__name__}", "", doc, "", f"**When.** {rule.when}", ""]
     lines += ["```", formula_text(rule), "```", "", f"`{rule.__name__}(params, {defaults})`", ""]
-    special = {one: said for one, said in rule.meanings.items() if said not in common(rule.decay).values()}
-    lines += [f"- `{one}`: {said.words(isinstance(rule.hyperparameters[one], tuple))}" for one, said in special.items()]
+    special = [one for one, said in rule.meanings.items() if said not in common(rule.decay).values()]
+    lines += [f"- `{one}`: {words_of(rule, one)}" for one in special]
     lines.append(f"- States: {states}. Decay: {rule.decay if 'weight_decay' in rule.hyperparameters else 'none'}.")
     if rule.needs:
         lines.append(f"- Good for: {', '.join(rule.needs)}.")

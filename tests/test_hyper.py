@@ -81,6 +81,10 @@ def test_ranges_go_along_into_options_and_chains():
         with pytest.raises(ValueError, match=r"Invalid beta value: 3\.0"):
             steprule.Optimizer.of(Decayed)([param], beta=3.0, **options)
 
+    changed = steprule.Optimizer.of(Decayed)([param], decay="initial")._core.rule
+    assert "decoupled" in Decayed.meanings["weight_decay"].meaning
+    assert "first weights" in changed.meanings["weight_decay"].meaning
+
     @about(beta=Hyperparameter("half of it", "[0, 0.5]"))
     def halves(grad, *, beta=0.25):
         return beta * grad

@@ -48,14 +48,17 @@ RAISES = {
 }
 
 
+def words_of(rule: type[Rule], name: str) -> str:
+    """What a hyperparameter is and which values it may have, in sentences."""
+    return rule.meanings.get(name, UNSAID).words(isinstance(rule.hyperparameters[name], tuple))
+
+
 def arguments(rule: type[Rule], signature: inspect.Signature, params: str) -> str:
     """Sections of what a constructor takes and raises."""
     told = {"params": params}
     for name in signature.parameters:
         if name in rule.hyperparameters:
-            default = rule.hyperparameters[name]
-            words = rule.meanings.get(name, UNSAID).words(isinstance(default, tuple))
-            told[name] = f"{words} Default: {default!r}."
+            told[name] = f"{words_of(rule, name)} Default: {rule.hyperparameters[name]!r}."
         elif name in OPTIONS:
             told[name] = OPTIONS[name]
     return f"{_section('Args', told)}\n\n{_section('Raises', RAISES)}\n"

@@ -74,6 +74,9 @@ _FROM_0 = "[0, inf)"
 _DECAYS = {
     "coupled": "weight decay, added to the gradient (L2)",
     "decoupled": "weight decay, decoupled from the gradient",
+    "independent": "weight decay, decoupled from the gradient and from lr",
+    "corrected": "weight decay, decoupled from the gradient, times lr**2 / max_lr",
+    "initial": "decay towards the first weights, decoupled from the gradient",
 }
 
 COMMON = {

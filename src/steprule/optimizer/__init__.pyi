@@ -1324,8 +1324,8 @@ class AdamC(Optimizer):
             its square. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
-        weight_decay: weight decay, times lr**2 / max_lr. At least 0.
-            Default: 0.01.
+        weight_decay: weight decay, decoupled from the gradient, times lr**2
+            / max_lr. At least 0. Default: 0.01.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
         max_lr: largest learning rate of the schedule; the largest lr so far

@@ -80,7 +80,6 @@ class AdamC(Rule):
     """AdamW with the weight decay corrected for the schedule, lr**2 / max_lr. Defazio 2025, arXiv:2506.02285, algorithm 1."""
 
     betas = BETAS
-    weight_decay = Hyperparameter("weight decay, times lr**2 / max_lr", "[0, inf)")
     max_lr = Hyperparameter(
         "largest learning rate of the schedule; the largest lr so far where that is larger", "[0, inf)"
     )
