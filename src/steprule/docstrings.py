@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -107,8 +108,10 @@ def _section(title: str, told: Mapping[str, str]) -> str:
     names: dict[str, list[str]] = {}
     for name, text in told.items():
         names.setdefault(text, []).append(name)
-    lines = [f"{title}:"]
-    for text, who in names.items():
-        one = f"{', '.join(who)}: {text}"
-        lines += textwrap.wrap(one, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 8, break_long_words=False)
-    return "\n".join(lines)
+    return "\n".join([f"{title}:", *(_entry(f"{', '.join(who)}: {text}") for text, who in names.items())])
+
+
+@functools.cache
+def _entry(text: str) -> str:
+    """An entry of a section; most are in many docstrings."""
+    return textwrap.fill(text, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 8, break_long_words=False)
