@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -148,6 +148,17 @@ def _equal_defaults(rule: type[Rule]) -> dict[str, Any]:
         for name, value in rule.hyperparameters.items()
         if name in its and its[name].default == value
     }
+
+
+def refuse_attribute(name: str) -> NoReturn:
+    """Raises for an attribute with the name of an argument, that would look like a setting and be none."""
+    is_constant = name in SERVICE_OPTIONS or name in OPTIONS
+    remedy = (
+        "is chosen when an optimizer is made: make another, and give it this one's state_dict()"
+        if is_constant
+        else f"is a setting of parameter groups: for group in optimizer.param_groups: group[{name!r}] = ..."
+    )
+    raise AttributeError(f"an attribute {name} would do nothing: {name} {remedy}")
 
 
 def make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> StepServices | None:

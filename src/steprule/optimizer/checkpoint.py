@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from steprule import rules
 from steprule.formats import weight_format
+from steprule.optimizer.core import NOTES
+from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.services.clip import unpacked
+from steprule.services.member import REMEMBERED
 from steprule.step.listed import name_in
 from steprule.tensors.memory import DTYPES, name_of
 from steprule.tensors.state import (
@@ -25,16 +28,14 @@ from steprule.tensors.state import (
     kept,
     kept_format,
     misfit,
+    own_copy,
+    read_state,
     set_arrays,
     state_format,
     state_of,
     with_new_names,
     wrong_step,
 )
-
-if TYPE_CHECKING:
-    from steprule.optimizer.core import Core
-    from steprule.optimizer.front import Optimizer
 
 logger = logging.getLogger("steprule")
 
@@ -44,31 +45,48 @@ def steps_of(states: Iterable[Mapping[str, Any]]) -> int:
     return max((int(state["step"]) for state in states if state.get("step") is not None), default=0)
 
 
-NOTES = ("services", "calls", "train_mode")
-"""What groups have besides settings, if the optimizer has what it is about. Older checkpoints had it beside the groups."""
-
-
-def notes_of(core: Core) -> dict[str, Callable[[], Any]]:
-    """Says what the next step depends on besides states and settings: to be asked only when it is wanted, since a GPU may be
-    waited for."""
-    notes: dict[str, Callable[[], Any]] = {}
-    if core.services is not None:
-        notes["services"] = core.services.state_dict
-    if core.schedules is not None:
-        notes["calls"] = lambda: core.calls
-    if core.has_modes:
-        notes["train_mode"] = lambda: core.modes.training
-    return notes
-
-
-def take_notes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Takes that over from a state dict."""
-    core = optimizer._core
+def notes_in(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state dict says of services, schedules and modes, in this form or an older one."""
     notes = {name: group[name] for group in saved["param_groups"] for name in NOTES if name in group}
     notes |= {name: saved[name] for name in NOTES if name in saved}
     notes.setdefault("train_mode", saved.get("training", True))
+    return notes
+
+
+def check_notes(notes: Mapping[str, Any]) -> None:
+    """Raises for what no optimizer has written.
+
+    Raises:
+        ValueError: a note is not what it should be; the message has its name and value.
+    """
+    calls, services = notes.get("calls", 0), notes.get("services", {})
+    if not _is_count(calls):
+        raise ValueError(f"the loaded state dict has calls={calls!r}, which must be a number of steps")
+    if not isinstance(services, Mapping):
+        raise ValueError(f"the loaded state dict has services={services!r}, which must be a dict")
+    for name, value in services.items():
+        if name == "recent":
+            is_right = isinstance(value, Iterable) and all(map(_is_number, value))
+        else:
+            is_right = name not in REMEMBERED or (_is_number(value) if name == "norm" else _is_count(value))
+        if not is_right:
+            raise ValueError(f"the loaded state dict has services[{name!r}]={value!r}, which no optimizer has written")
+
+
+def _is_number(value: Any) -> bool:
+    is_one = isinstance(value, Tensor) and value.numel() == 1
+    return is_one or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and float(value) >= 0 and float(value).is_integer()
+
+
+def take_notes(groups: Groups, saved: Mapping[str, Any]) -> None:
+    """Takes over what a state dict says of services, schedules and modes."""
+    core, notes = groups.core, notes_in(saved)
     states = [state for state in saved["state"].values() if isinstance(state, Mapping)]
-    _tell_what_is_dropped(optimizer, notes, states)
+    _tell_what_is_dropped(groups, notes, states)
     if core.has_modes:  # the model is to have the weights that it was saved with
         core.modes.training = bool(notes["train_mode"])
     if core.schedules is not None:
@@ -82,9 +100,9 @@ def take_notes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         core.services.averaged = steps_of(states) or 1
 
 
-def _tell_what_is_dropped(optimizer: Optimizer, notes: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> None:
+def _tell_what_is_dropped(groups: Groups, notes: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> None:
     """Warns of what was saved and this optimizer was not made for: its own checkpoints will not have it."""
-    core = optimizer._core
+    core = groups.core
     own, services = core.services, notes.get("services", {})
     dropped = {
         "averages of weights (average)": any(AVERAGE in state for state in states)
@@ -98,28 +116,42 @@ def _tell_what_is_dropped(optimizer: Optimizer, notes: Mapping[str, Any], states
     if any(dropped.values()):
         logger.warning(
             "steprule: the loaded state dict has %s, which this %s was made without, and which are dropped",
-            " and ".join(what for what, is_lost in dropped.items() if is_lost), type(optimizer).__name__,
+            " and ".join(what for what, is_lost in dropped.items() if is_lost), groups.name,
         )  # fmt: skip
 
 
 class Loading:
-    """What load_state_dict must know beyond what torch.optim's does with a state dict."""
+    """What load_state_dict must know beyond what torch.optim's does with a state dict.
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in optimizer.param_groups]
-        self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in optimizer.param_groups]
-        numbers = [name for name, value in optimizer._core.rule.hyperparameters.items() if not isinstance(value, bool)]
-        self._numbers = [{k: g[k] for k in numbers if k in g} for g in optimizer.param_groups]
+    Args:
+        groups: those of the optimizer that loads.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups, self._rule = groups, groups.core.rule
+        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in groups.groups]
+        self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in groups.groups]
+        numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
+        self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
         self._dtypes = {
             (param, name): kept_format(state, name)
-            for param, state in optimizer.state.items()
+            for param, state in groups.states.items()
             if isinstance(param, Tensor)
-            for name in optimizer._core.rule.tensor_states
+            for name in self._rule.tensor_states
             if kept(state, name) is not None
         }
         self._source: dict[str, Any] = {}
 
-    def remember(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    def __enter__(self) -> Loading:
+        """From here to the end torch.optim loads."""
+        self._hook = self._groups.optimizer.register_load_state_dict_pre_hook(self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+        del self._groups.optimizer._loading
+
+    def _remember(self, _: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The last of the pre-hooks: this is what will be loaded, if it fits."""
         for key in ("param_groups", "state"):
             if key not in state_dict:
@@ -132,87 +164,137 @@ class Loading:
         keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
         states = {number: with_new_names(state) if number in numbers else state for number, state in keyed.items()}
         self._source = {**state_dict, "state": states}
-        self._check(optimizer)
+        self._check()
         return self._source
 
-    def _check(self, optimizer: Optimizer) -> None:
+    def _check(self) -> None:
         """Raises for states that are another rule's, or another parameter's."""
-        rule, groups, every = optimizer._core.rule, self._source["param_groups"], _every_state()
-        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+        groups, every = self._source["param_groups"], _every_state()
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self._groups.groups]:
             return  # which torch.optim is about to refuse
-        for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
-            present = rule.states_for(optimizer._complete({**saved}))
-            needed = [name for name in type(optimizer).rule.states if name in present]  # what options add may begin now
+        for number, (group, saved) in enumerate(zip(self._groups.groups, groups, strict=True)):
             for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = self._source["state"].get(key, {})
-                has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
-                missing = [name for name in needed if not has_arrays(state, name)]
-                who = name_in(group, number, index)
-                if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
-                    raise ValueError(problem)
-                if missing and not has_begun and not float(state.get("step") or 0) > 0:
-                    missing = []  # it begins anew
-                own = type(optimizer).rule
-                if has_begun and own.keeps_step and own.counts_steps and state.get("step") is None:
-                    missing.append("step")
-                foreign = [
-                    name for name in state if state_of(name, rule.states) is None and state_of(name, every) is not None
-                ]
-                if missing or foreign:
-                    parts = [f"lacks {', '.join(missing)}"] * bool(missing)
-                    parts += [f"has {', '.join(foreign)}, which it does not keep"] * bool(foreign)
-                    raise ValueError(
-                        f"the loaded state dict is not one of {type(optimizer).__name__} with these options: the state of {who} "
-                        f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
-                        "alone and begin anew"
-                    )
-                if problem := misfit(rule, state, param, who, converted=True):
-                    raise ValueError(problem)
+                self._check_state(state, param, saved, name_in(group, number, index), every)
+        check_notes(notes_in(self._source))
 
-    def restore(self, optimizer: Optimizer) -> None:
+    def _check_state(
+        self, state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str, every: frozenset[str]
+    ) -> None:
+        rule, base = self._rule, self._groups.base
+        present = rule.states_for(self._groups.complete({**saved}))
+        missing = [name for name in base.states if name in present and not has_arrays(state, name)]
+        has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
+        if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
+            raise ValueError(problem)
+        if missing and not has_begun and not float(state.get("step") or 0) > 0:
+            missing = []  # it begins anew
+        if has_begun and base.keeps_step and base.counts_steps and state.get("step") is None:
+            missing.append("step")
+        foreign = [name for name in state if state_of(name, rule.states) is None and state_of(name, every) is not None]
+        if missing or foreign:
+            parts = [f"lacks {', '.join(missing)}"] * bool(missing)
+            parts += [f"has {', '.join(foreign)}, which it does not keep"] * bool(foreign)
+            raise ValueError(
+                f"the loaded state dict is not one of {self._groups.name} with these options: the state of {who} "
+                f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
+                "alone and begin anew"
+            )
+        if problem := misfit(rule, state, param, who, converted=True):
+            raise ValueError(problem)
+
+    def finish(self) -> None:
+        """Makes what torch.optim has put into groups and states this optimizer's own."""
+        core = self._groups.core
+        core.plans.current, core.begun_with = None, {}
+        core.completed = list(self._groups.groups)
+        self._restore()
+        for group in self._groups.groups:
+            self._groups.complete(group)
+        self._convert()
+        self._groups.set_scheduled_if_possible()
+        self._groups.note()
+
+    def _restore(self) -> None:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
-        take_notes(optimizer, self._source)
-        for group, own in zip(optimizer.param_groups, self._own, strict=True):
+        groups, states = self._groups.groups, self._groups.states
+        take_notes(self._groups, self._source)
+        for group, own in zip(groups, self._own, strict=True):
             for name in ("clip", SCHEDULES, *NOTES):
                 group.pop(name, None)
             group.update(own)
-        for group, numbers in zip(optimizer.param_groups, self._numbers, strict=True):
+        for group, numbers in zip(groups, self._numbers, strict=True):
             for name, value in numbers.items():  # what was not saved stays as it is
                 group.setdefault(name, value)
-        for group, saved, own in zip(optimizer.param_groups, self._source["param_groups"], self._formats, strict=True):
+        for group, saved, own in zip(groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", own.get("seed", 0))
             for name in FORMAT_OPTIONS:
                 group.pop(name, None)
             group.update({**own, "seed": seed} if own else {})
             for number, param in zip(saved["params"], group["params"], strict=True):
                 for name, value in self._source["state"].get(number, {}).items():
-                    is_known = state_of(name, ("step", "param", AVERAGE, *optimizer._core.rule.states)) is not None
+                    is_known = state_of(name, ("step", "param", AVERAGE, *self._rule.states)) is not None
                     if isinstance(value, Tensor) and is_known:
-                        is_number = name == "step" or name in optimizer._core.rule.scalar_states  # which lies elsewhere
-                        optimizer.state[param][name] = value if is_number else value.to(param.device)
+                        is_number = name == "step" or name in self._rule.scalar_states  # which lies elsewhere
+                        states[param][name] = value if is_number else value.to(param.device)
 
-    def convert(self, optimizer: Optimizer) -> None:
-        """Brings loaded states into this optimizer's formats."""
-        for group in optimizer.param_groups:
+    def _convert(self) -> None:
+        """Makes loaded states this optimizer's own, in its formats."""
+        rule, services = self._rule, self._groups.core.services
+        for group in self._groups.groups:
             for param in group["params"]:
-                state = optimizer.state.get(param, {})
-                if optimizer._core.services is None or optimizer._core.services.average is None:
+                state = self._groups.states.get(param, {})
+                for name, value in state.items():
+                    state[name] = own_copy(name, value, param, group, rule)
+                if services is None or services.average is None:
                     set_arrays(state, AVERAGE, {})
                 elif AVERAGE in state and param.dtype in DTYPES:
                     convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
                 if param.dtype not in DTYPES:
-                    for name in (AVERAGE, *optimizer._core.rule.tensor_states):
+                    for name in (AVERAGE, *rule.tensor_states):
                         if isinstance(state.get(name), Tensor):
                             state[name] = state[name].to(param.dtype)
                     continue
                 dtype = name_of(param.dtype)
-                for name in optimizer._core.rule.tensor_states:
+                for name in rule.tensor_states:
                     if kept(state, name) is not None:
                         kind = self._dtypes.get((param, name), dtype)
                         if group.get("states") is not None:
-                            kind = state_format(optimizer._core.rule, name, group, param)
+                            kind = state_format(rule, name, group, param)
                         convert(state, name, kind, param)
                 drop_other_correction(state, weight_format(group.get("weights"), dtype))
+
+
+def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict of the optimizer with every state in float32, and without what torch.optim does not know."""
+    rule, state = groups.core.rule, dict(saved["state"])
+    params = [param for group in groups.groups for param in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, param in zip(numbers, params, strict=True):
+        if number in state:
+            plain = {}
+            for array, value in state[number].items():
+                name = state_of(array, rule.states)
+                if name is not None and kept(state[number], name) is not None:
+                    plain[name] = read(groups, param, name)
+                elif array != "step" or rule.keeps_step:
+                    plain[array] = value
+            state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
+    hidden = (*FORMAT_OPTIONS, *NOTES, SCHEDULES)
+    plain_groups = [{k: v for k, v in group.items() if k not in hidden} for group in saved["param_groups"]]
+    return {**saved, "state": state, "param_groups": plain_groups}
+
+
+def read(groups: Groups, param: Tensor, name: str) -> Tensor:
+    """The number behind each element of a parameter or a state; see `Optimizer.read`."""
+    if not any(param is other for group in groups.groups for other in group["params"]):
+        raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
+    state = groups.states.get(param, {})
+    every = {**state, "param": param.detach()}
+    own = kept(every, name)
+    if own is None:
+        raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
+    return own.clone() if name in groups.core.rule.scalar_states else read_state(every, name, param.shape)
 
 
 def _every_state() -> frozenset[str]:

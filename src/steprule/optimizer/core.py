@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -17,6 +19,9 @@ from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.plans import Plans
+
+NOTES = ("services", "calls", "train_mode")
+"""What groups have besides settings. Older checkpoints had it beside the groups."""
 
 
 class Given:
@@ -79,6 +84,41 @@ class Core:
     def calls(self) -> int:
         """How many steps functions of the step have seen."""
         return self.schedules.calls if self.schedules is not None else 0
+
+    def forget_plans(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Makes the next step look at everything anew: called where a plan could not see a change.
+
+        Args:
+            groups: the optimizer's.
+        """
+        self.plans.forget()
+        self.completed = [group for group in self.completed if any(group is other for other in groups)]
+
+    def notes(self) -> dict[str, Callable[[], Any]]:
+        """What the next step depends on besides states and settings, by the names of `NOTES`: to be asked only when it is
+        needed, since a GPU may be waited for."""
+        notes: dict[str, Callable[[], Any]] = {}
+        if self.services is not None:
+            notes["services"] = self.services.state_dict
+        if self.schedules is not None:
+            notes["calls"] = lambda: self.calls
+        if self.has_modes:
+            notes["train_mode"] = lambda: self.modes.training
+        return notes
+
+    def known(self, name: str) -> int:
+        """One of the numbers that services count."""
+        if self.services is None:
+            return 0
+        self.services.look()
+        return int(getattr(self.services, name))
+
+    def grad_norm(self) -> Tensor:
+        """The norm of the last step's gradients, where it is known."""
+        services = self.services
+        if services is not None and services.ahead is not None:
+            return services.ahead.norm.float()
+        return torch.tensor(services.norm if services is not None else math.nan, dtype=torch.float32, device="cpu")
 
     def saved(self) -> dict[str, Any]:
         """What a copy needs to be made like it; nothing where it is as made for the rule alone."""

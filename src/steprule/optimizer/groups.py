@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
 from torch import Tensor
 
 from steprule.optimizer.arguments import (
+    FLAGS,
     SERVICE_OPTIONS,
     check_clip,
     check_formats,
@@ -18,7 +19,6 @@ from steprule.optimizer.arguments import (
     is_elsewhere,
     is_torchs,
 )
-from steprule.optimizer.checkpoint import notes_of
 from steprule.optimizer.core import Core
 from steprule.optimizer.parts import check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
@@ -27,7 +27,7 @@ from steprule.rules.options import OPTIONS
 from steprule.settings import as_tuples, check_hyperparameters
 from steprule.step.listed import Listed, list_all, name_in
 from steprule.tensors.memory import MIXABLE, find_shared, is_fake
-from steprule.tensors.state import FORMAT_OPTIONS
+from steprule.tensors.state import FORMAT_OPTIONS, bring_up_to_date
 
 
 class Groups:
@@ -70,13 +70,18 @@ class Groups:
         """What groups that say nothing else have."""
         return self.optimizer.defaults  # type: ignore[no-any-return]
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Raises for hyperparameters and flags that make no sense; settings may be a part of them."""
-        its = self.base.like_torch
+    def check(self, settings: Mapping[str, Any], core: Core | None = None) -> None:
+        """Raises for hyperparameters and flags that make no sense; settings may be a part of them.
+
+        Args:
+            settings: by name.
+            core: what the optimizer is going to have for itself, while it has nothing yet.
+        """
+        core, its = core or self.core, self.base.like_torch
         if its is not None and its.tensor_betas:
             check_tensors(settings, "lr")
-        check_hyperparameters(self.core.rule, settings)
-        self.check_options(settings)
+        check_hyperparameters(core.rule, settings)
+        self.check_options(settings, core)
         if settings.get("fused"):
             if settings.get("differentiable"):
                 raise RuntimeError("`fused` does not support `differentiable`")
@@ -85,16 +90,16 @@ class Groups:
         if its is not None and its.tensor_betas:
             check_tensors(settings, "betas")
 
-    def check_options(self, settings: Mapping[str, Any]) -> None:
+    def check_options(self, settings: Mapping[str, Any], core: Core) -> None:
         """Raises for options, formats and flags that make no sense, alone or together."""
-        decay = self.core.options["decay"]
-        if "decoupled_weight_decay" in self.core.rule.hyperparameters and settings.get("decoupled_weight_decay"):
+        decay = core.options["decay"]
+        if "decoupled_weight_decay" in core.rule.hyperparameters and settings.get("decoupled_weight_decay"):
             if decay not in (None, "decoupled"):
                 raise ValueError(f"decay={decay!r} and decoupled_weight_decay=True contradict each other")
-            if decay is None and self.core.rule is not self.base:
+            if decay is None and core.rule is not self.base:
                 raise ValueError('decoupled_weight_decay=True in a group needs decay="decoupled" beside other options')
         every = settings.get("lookahead", 1)
-        if "lookahead" in self.core.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
+        if "lookahead" in core.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
             raise ValueError(f"Invalid lookahead value: {every!r}; it is a number of steps")
         check_formats(settings)
         for name in self.flags:
@@ -110,6 +115,71 @@ class Groups:
         if isinstance(group.get("params"), Iterator):
             group["params"] = list(group["params"])
         return dict(group)
+
+    def add(self, group: Any, by_torch: Callable[[Any], None]) -> None:
+        """Adds a group; see `Optimizer.add_param_group`.
+
+        Args:
+            group: as the caller gave it.
+            by_torch: torch.optim's own way to add it.
+        """
+        core, number = self.core, len(self.groups)
+        functions: dict[str, Schedule] = {}
+        if isinstance(group, dict):
+            group = self.keep_functions(group)
+        try:
+            if isinstance(group, dict):
+                if not core.is_made:
+                    group.pop(SCHEDULES, None)  # of another optimizer
+                for name, function in (core.schedules.defaults if core.schedules is not None else {}).items():
+                    group.setdefault(name, function)
+                functions = self.take_functions(group, core.calls)
+                self.check_keys(group)
+                own = {name: x for name, x in group.items() if name in self.defaults or name in FORMAT_OPTIONS}
+                self.check({**self.defaults, **own})
+            core.plans.current = None
+            by_torch(group)
+            self.check_parameters(number)
+        except Exception:
+            del self.groups[number:]
+            if functions:  # which another try is to find
+                group.update(functions)
+            raise
+        self.schedule(self.groups[-1], functions)
+        self.complete_formats()
+        self.note()
+        core.given.add(self.groups[-1]["params"])
+        core.completed.append(self.groups[-1])
+        self.watch()
+
+    def complete(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Adds to a saved group what it had not yet when it was saved."""
+        rule = self.core.rule
+        missing = {**FLAGS, **rule.hyperparameters, **self.core.options}
+        for name in (*rule.hyperparameters, *self.flags):
+            group.setdefault(name, missing[name])
+        group.update(self.fixed)
+        return group
+
+    def take_over(self, is_copy: bool) -> None:
+        """Makes the groups and states of a copy, or those that somebody has given by `__setstate__`, this optimizer's own."""
+        core = self.core
+        core.plans.current = None
+        core.completed = list(self.groups)
+        for group in self.groups:
+            if is_copy:
+                core.given.add(group["params"])
+                if core.accumulator is not None:
+                    core.accumulator.watch_free(group["params"])
+            self.complete(group)
+            for param in group["params"]:
+                if param in self.states:  # which are its own already, or shared on purpose
+                    bring_up_to_date(self.states[param], param, group, core.rule)
+
+    def each(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Every parameter with its group, once: it may be listed twice."""
+        groups = {param: group for group in self.groups for param in group["params"]}
+        return ((group, param) for param, group in groups.items())
 
     def complete_formats(self) -> None:
         """Gives all groups formats if one has some."""
@@ -140,7 +210,7 @@ class Groups:
         self.complete_formats()
         for number in range(len(self.groups)):
             self.check_parameters(number)
-        if any(name not in group for group in self.groups for name in notes_of(self.core)):
+        if any(name not in group for group in self.groups for name in self.core.notes()):
             self.note()
         self.core.completed = list(self.groups)
         self.core.begun_with = {param: begun for param, begun in self.core.begun_with.items() if self.states.get(param)}
@@ -158,7 +228,7 @@ class Groups:
         self.check_keys(settings)
         functions = self.take_functions(settings, self.core.calls)
         self.check_settings(settings)
-        self.check_options(settings)
+        self.check_options(settings, self.core)
         group.update(settings)
         self.schedule(group, functions)
 
@@ -285,6 +355,6 @@ class Groups:
 
     def note(self) -> None:
         """Writes into all groups what the next step depends on besides states and settings."""
-        notes = {name: ask() for name, ask in notes_of(self.core).items()}
+        notes = {name: ask() for name, ask in self.core.notes().items()}
         for group in self.groups:
             group.update(notes)

@@ -79,16 +79,12 @@ class _ScheduleFree(Optimizer):
         self._groups.check_constants()
         modes.must_have_weights(f"{'train' if training else 'eval'}()")
         modes.training = training
-        self._forget_plans()
-        for group, param in self._each():
+        self._core.forget_plans(self.param_groups)
+        for group, param in self._groups.each():
             beta = group["betas"][0] if "betas" in group else group["momentum"]
             share = 1 - beta if training else 1 - 1 / beta
             if kept(self.state.get(param, {}), "z") is not None:
                 param.lerp_(self.read(param, "z").to(param.dtype), float(share))
-
-    def _take_step(self) -> None:
-        self._core.modes.must_train("step()")
-        super()._take_step()
 
 
 BASES.update(exchanges=_ScheduleFree, begins_early=_BegunEarly)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +41,18 @@ class Modes:
         self.must_have_weights(what)
         if not self.training:
             raise RuntimeError(f"the model has the averaged weights: call train() of the optimizer before {what}")
+
+    @contextlib.contextmanager
+    def averaged(self, swap: Callable[[str], None]) -> Iterator[None]:
+        """A context with averages; `swap` exchanges them for whoever it is told."""
+        had_them = self.is_swapped
+        if not had_them:
+            swap("averaged()")
+        try:
+            yield
+        finally:
+            if self.is_swapped != had_them:  # someone may have called swap_average() within
+                swap("averaged()")
 
     @torch.no_grad()
     @torch_alone()

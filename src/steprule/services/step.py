@@ -415,7 +415,7 @@ class StepServices:
         self.already = sum(one.to(found[0].device, non_blocking=True) for one in found) if found else None
         if not self.rescales:
             self.rescales = True
-            optimizer._forget_plans()
+            optimizer._core.forget_plans(optimizer.param_groups)
         try:
             take_step()
         except RuntimeError:

@@ -1,0 +1,82 @@
+"""Optimizers by their formula: what a class may be made of, and how one without a name of its own is pickled."""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Callable
+from typing import Any
+
+from steprule.optimizer.arguments import ALL_OPTIONS, FLAGS
+from steprule.optimizer.core import NOTES
+from steprule.optimizer.schedules import KEY as SCHEDULES
+from steprule.rule import Rule, RuleError
+from steprule.services.step import RESERVED
+from steprule.tensors.state import AVERAGE, state_of
+
+_TAKEN = (*ALL_OPTIONS, *FLAGS, *RESERVED, *NOTES, SCHEDULES, AVERAGE, "params", "param_names", "self")
+
+
+def check_rule(who: str, given: Any) -> None:
+    """Raises for what is no rule."""
+    if isinstance(given, type) and issubclass(given, Rule) and given is not Rule:
+        return
+    hint = " (that is its .rule)" if isinstance(given, type) and hasattr(given, "rule") else ""
+    shown = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
+    raise TypeError(f"{who} takes a rule, a subclass of steprule.Rule with a formula of its own, not {shown}{hint}")
+
+
+def check_base(cls: type, rule: type[Rule], base: type) -> None:
+    """Raises for a class that lacks what its rule's optimizer has."""
+    if not issubclass(cls, base):
+        raise TypeError(
+            f"class {cls.__name__}(Optimizer, rule={rule.__name__}) would lack methods that this rule needs: write "
+            f"class {cls.__name__}(Optimizer.of({rule.__name__}))"
+        )
+
+
+def check_has_formula(cls: type) -> None:
+    """Raises for a class of no rule."""
+    if not hasattr(cls, "_signature"):
+        raise TypeError(f"{cls.__name__} has no formula: class X(Optimizer, rule=...) has one, and Optimizer.of(rule)")
+
+
+def check_free(rule: type[Rule]) -> None:
+    """Raises for names of a rule that an optimizer has for something else."""
+    for name in (*rule.hyperparameters, *rule.states):
+        if name in _TAKEN:
+            raise RuleError(f"{rule.__name__}: {name!r} is a name that every optimizer has; choose another")
+    for name in rule.states:
+        other = state_of(name, {"param", *rule.states} - {name})
+        if other is not None:
+            raise RuleError(f"{rule.__name__}: {name!r} is what an array of {other!r} may be called; choose another")
+
+
+class Formula:
+    """A rule on its way into a pickle: by its name, or as what it was made of. In a copy it is the same one."""
+
+    def __init__(self, rule: type[Rule]) -> None:
+        self.rule = rule
+
+    def __deepcopy__(self, _: Any) -> Formula:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = vars(self.rule).get("made_by")  # not that of a rule that it goes back to
+        return (Formula, (self.rule,)) if again is None else (_remade, (again,))
+
+
+def _remade(again: Callable[[], type[Rule]]) -> Formula:
+    return Formula(again())
+
+
+def reduce(optimizer: Any, of: Callable[[type[Rule]], type]) -> tuple[Any, ...]:
+    """Pickles or copies an optimizer that may be of a class which `of` made, and which has no name to be found by."""
+    cls, state = type(optimizer), optimizer.__getstate__()
+    if cls is of(cls.rule):
+        return _new, (of, Formula(cls.rule)), state
+    return copyreg.__newobj__, (cls,), state  # type: ignore[attr-defined]
+
+
+def _new(of: Callable[[type[Rule]], type], formula: Formula) -> Any:
+    made: Any = of(formula.rule)
+    return made.__new__(made)

@@ -1,0 +1,83 @@
+"""How an optimizer comes to be: from the arguments of its constructor to what it is made of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from steprule.optimizer.arguments import SERVICE_OPTIONS, make_accumulator, make_services
+from steprule.optimizer.core import Core
+from steprule.optimizer.groups import Groups
+from steprule.optimizer.schedules import Schedules
+from steprule.rule import Rule
+from steprule.rules.options import OPTIONS
+from steprule.settings import check_names
+from steprule.tensors.memory import HALVES, name_of
+from steprule.tensors.state import FORMAT_OPTIONS
+from steprule.trace.tracing import trace
+
+
+def bind(
+    name: str, rule: type[Rule], signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A value for each argument but params."""
+    check_names(name, kwargs, signature.parameters)
+    bound = signature.bind(None, *args, **kwargs)
+    bound.apply_defaults()
+    del bound.arguments["params"]
+    settings = dict(bound.arguments)
+    its = rule.like_torch
+    if its is not None and its.tensor_betas and isinstance(settings["betas"], (tuple, list)):
+        settings["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in settings["betas"])
+    return settings
+
+
+def begin(groups: Groups, settings: dict[str, Any]) -> tuple[Core, dict[str, Any]]:
+    """What an optimizer has for itself, and torch.optim's defaults.
+
+    Args:
+        groups: the optimizer's.
+        settings: a value for each argument.
+
+    Raises:
+        ValueError: a value makes no sense, or not beside the others.
+        TypeError: it is of the wrong kind.
+    """
+    functions = groups.take_functions(settings, calls=0)
+    chosen = {name: settings.pop(name) for name in SERVICE_OPTIONS}
+    options = {name: settings.pop(name) for name in OPTIONS}
+    if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
+        options["decay"] = "decoupled"  # which the options around the formula then see
+    core = Core(groups.base, options)
+    core.schedules = Schedules(functions) if functions else None
+    settings |= {name: options[name] for name in core.rule.hyperparameters if name in OPTIONS}
+    core.accumulator = make_accumulator(chosen.pop("grads"))
+    core.services = make_services(**chosen)
+    groups.check(settings, core)
+    if all(settings[name] == default for name, default in FORMAT_OPTIONS.items()):
+        for name in FORMAT_OPTIONS:  # as absent as in torch.optim
+            del settings[name]
+    return core, {**settings, **groups.fixed}
+
+
+def finish(groups: Groups) -> None:
+    """Looks at the parameters once they are there.
+
+    Raises:
+        RuleError: the formula cannot be compiled.
+        ValueError: parameters share memory, or there are none that an argument is for.
+    """
+    core = groups.core
+    core.is_made = True
+    for group in groups.groups:
+        trace(core.rule, group)
+    groups.check_memory()
+    wanted = [f"weights={group['weights']!r}" for group in groups.groups if group.get("weights") is not None]
+    wanted += [f"grads={core.accumulator.kind!r}"] if core.accumulator is not None else []
+    dtypes = {param.dtype for group in groups.groups for param in group["params"]}
+    if wanted and dtypes.isdisjoint(HALVES):
+        names = " or ".join(sorted(map(name_of, dtypes)))
+        raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {names}")

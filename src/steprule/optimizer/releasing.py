@@ -1,0 +1,62 @@
+"""What gradient release asks of an optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from steprule.optimizer.groups import Groups
+from steprule.optimizer.parts import is_sharded
+from steprule.optimizer.steps import Steps
+from steprule.services.release import Release
+from steprule.services.step import StepServices
+from steprule.step.listed import list_all
+from steprule.trace.tracing import couples
+
+
+def release_gradients(groups: Groups, steps: Steps, model: torch.nn.Module) -> None:
+    """Hooks a model's backward passes; see `Optimizer.release_gradients`."""
+    _check(groups, model)
+    core = groups.core
+    core.services = core.services or StepServices(None, None, None, None)
+    core.forget_plans(groups.groups)
+    core.release = core.services.release = Release(core.services, model, steps.take_one, steps.look_before_release)
+    groups.watch()
+
+
+def _check(groups: Groups, model: Any) -> None:
+    """Raises for what cannot be stepped inside backward."""
+    core = groups.core
+    if core.release is not None:
+        raise RuntimeError("release_gradients() was called before: gradients are released already")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"release_gradients() takes the model whose backward passes it hooks, not {model!r}")
+    if core.services is not None and core.services.nonfinite == "raise":
+        raise ValueError(
+            'nonfinite="raise" does not go with release_gradients(): by the time a gradient is found not to be finite, '
+            'others have been used; nonfinite="skip" leaves its parameter alone, and with measure() all of them'
+        )
+    for group in groups.groups:
+        if couples(core.rule, group):
+            raise ValueError(
+                f"{groups.name} does not go with release_gradients(): it adds up over all parameters, which "
+                "then are stepped one at a time"
+            )
+        if group.get("differentiable"):
+            raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")
+    own = set(model.parameters())
+    for number, _, index, param, _ in list_all(groups.groups):
+        who = f"parameter {index} of group {number}"
+        if is_sharded(param):
+            raise ValueError(
+                f"{who} is a DTensor, whose gradients release_gradients() does not take: step() them after backward"
+            )
+        if param not in own:
+            raise ValueError(f"{who} is not one of the model that release_gradients() was given")
+        if is_lazy(param):
+            raise ValueError(
+                f"{who} has no shape yet: run one forward pass before release_gradients(), which gives the parameters of "
+                "lazy modules theirs"
+            )

@@ -1,0 +1,128 @@
+"""How an optimizer takes its steps: by plans that hold, or after a look at everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule.engine.team import torch_alone
+from steprule.optimizer.arguments import is_elsewhere, is_torchs
+from steprule.optimizer.core import Core
+from steprule.optimizer.groups import Groups
+from steprule.rules.options import OPTIONS
+from steprule.services.release import check_not_released
+from steprule.step.entry import Job
+from steprule.step.plans import make_states
+from steprule.tensors.average import move_resting_average
+from steprule.tensors.memory import is_abstract
+from steprule.tensors.state import AVERAGE
+
+
+class Steps:
+    """The steps of one optimizer.
+
+    Args:
+        groups: its groups.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+
+    @property
+    def _core(self) -> Core:
+        return self._groups.core
+
+    def take(self) -> None:
+        """Takes one step of all parameters, or closes one whose parameters were stepped inside backward."""
+        core, groups = self._core, self._groups
+        core.modes.must_train("step()")
+        if core.release is not None:
+            with torch.no_grad():
+                core.release.step(self.move_resting_averages)
+        else:
+            groups.insist_on_schedules()
+            current = core.plans.current
+            if current is None or not current.run(groups.groups, groups.states):
+                with torch.set_grad_enabled(groups.defaults.get("differentiable", False)), torch_alone():
+                    self._take_anew()
+        if core.schedules is not None:
+            core.schedules.count(core.schedules.calls + 1)
+            groups.set_scheduled_if_possible()
+
+    def _take_anew(self) -> None:
+        """Looks at everything, makes a plan and steps."""
+        self.check_ready(self._groups.groups)
+        self._groups.look()
+        if not self._groups.groups:  # all taken out
+            self._core.plans.current = None
+            return
+        check_not_released(param for group in self._groups.groups for param in group["params"])
+        self._core.plans.renew(self.job())
+
+    def take_one(self, param: Tensor) -> None:
+        """Steps one parameter, inside backward."""
+        plans = self._core.plans
+        current = plans.single.get(param)
+        if current is not None and current.run(self._groups.groups, self._groups.states):
+            return
+        with torch.no_grad(), torch_alone():
+            listed = plans.listed[param]
+            self.check_ready([one.group for one in listed])
+            for one in listed:  # others are looked at when their turn comes, and all together where groups have changed
+                self._groups.look_at(one.group)
+            self._groups.check_constants(listed)
+            plans.renew_single(self.job(), param)
+
+    def look_before_release(self) -> None:
+        """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
+        core, groups = self._core, self._groups
+        core.modes.must_train("backward()")
+        groups.insist_on_schedules()
+        if not core.plans.knows(groups.groups):
+            groups.look()
+            core.plans.list_single(groups.groups)
+
+    def check_ready(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raises where a step of these groups cannot be taken now."""
+        if any(group.get("capturable") for group in groups):
+            self._groups.optimizer._accelerator_graph_capture_health_check()
+        self._core.modes.must_train("step()")
+
+    def job(self) -> Job:
+        """What a step needs to know."""
+        core, groups = self._core, self._groups
+        return Job(
+            groups.name, groups.base, core.rule, groups.flags, groups.groups, groups.states, core.services,
+            core.accumulator, groups.check_numbers, self.move_resting_averages,
+        )  # fmt: skip
+
+    @torch_alone()
+    def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
+        """Moves the averages of all parameters but those that were stepped towards the weights, by this share."""
+        assert self._core.services is not None
+        for group, param in self._groups.each():
+            state = self._groups.states.get(param, {})
+            if param not in stepped and AVERAGE in state:
+                move_resting_average(param, group, state, weight, lambda: self._core.known("averaged"))
+
+    def only_asks_for_states(self) -> bool:
+        """Whether a step is the one by which torch.distributed.checkpoint has states made: the first, with lr and gradients of 0."""
+        core, groups = self._core, self._groups.groups
+        is_plain = core.services is None and core.schedules is None and core.options == OPTIONS
+        if is_plain and is_torchs(self._groups.base):  # where it is a step as torch.optim's, and moves nothing
+            return False
+        rates = [group.get("lr") for group in groups]
+        if self._groups.states or any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
+            return False
+        if any(lr.any() if isinstance(lr, Tensor) else lr for lr in rates):
+            return False
+        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
+
+    def make_states(self) -> None:
+        """Makes the states of all parameters that have gradients, and steps none."""
+        with torch.no_grad():
+            make_states(self.job())

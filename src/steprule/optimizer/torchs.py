@@ -1,0 +1,71 @@
+"""What torch.optim.Optimizer and torch.compile do around methods, and how an optimizer of steprule lives with it."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_BASE = torch.optim.Optimizer
+_PASSING = "GradScaler is going to stop passing itself"
+
+# Without the wrapper that imports the whole of torch.compile (seconds) to keep out of its way.
+add_param_group = getattr(_BASE.add_param_group, "__wrapped__", _BASE.add_param_group)
+zero_grad = getattr(_BASE.zero_grad, "__wrapped__", _BASE.zero_grad)
+
+
+def outermost(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A subclass's step, with hooks unless it is called by the step of a subclass of that."""
+    hooked = _BASE.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (hooked if type(self).step is outer else step)(self, *args, **kwargs)
+
+    outer.hooked = True  # type: ignore[attr-defined]
+    return outer
+
+
+def takes_scaler(services: Any) -> bool:
+    """Whether a GradScaler may leave unscaling and its check to the step: where gradients are looked at anyway.
+
+    Then its warning is silenced that it passes itself to step by a way that torch means to replace: both are served.
+    """
+    if services is None or not (services.clip or services.nonfinite or services.release):
+        return False
+    if not any(pattern is not None and pattern.match(_PASSING) for _, pattern, *_ in warnings.filters):
+        warnings.filterwarnings("ignore", _PASSING, FutureWarning)
+    return True
+
+
+def leave_uncompiled(owner: type, name: str) -> None:
+    """Makes torch.compile run a method, and what it calls, as it is: what torch.compiler.disable does, but that
+    would import the compiler now and cost a microsecond at every call."""
+    function: Any = getattr(owner, name)
+    frames: Any = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        frames.set_code_exec_strategy(function.__code__, skip)
+    else:
+        function = _outside_frames(function, frames)
+        setattr(owner, name, function)
+    function._torchdynamo_disable = True
+    function._torchdynamo_disable_msg = "steprule's engines are compiled already"
+    function._torchdynamo_disable_recursive = True
+
+
+def _outside_frames(function: Any, frames: Any) -> Any:
+    """For torch 2.6, which can skip a function, but not what that calls, without importing the compiler."""
+
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        compiler = frames.set_eval_frame(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            frames.set_eval_frame(compiler)
+
+    frames.skip_code(outside.__code__)
+    return functools.wraps(function)(outside)
