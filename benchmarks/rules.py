@@ -45,9 +45,10 @@ from shapes import Shapes, gpt2_small
 
 import steprule
 from steprule.engine.codegen import keeps
-from steprule.engine.trace import Expression, trace
 from steprule.rule import Rule
 from steprule.rules import RULES
+from steprule.trace.expression import Expression
+from steprule.trace.tracing import trace
 
 ELEMENTS, REPEATS = "32M", 15
 HERE = Path(__file__).parent
@@ -239,7 +240,7 @@ def bytes_moved(rule: type[Rule], hyper: dict[str, Any]) -> tuple[int, int]:
     over elements reads what they are made of once more, in each of the readings before.
     """
     formula = trace(rule, hyper)
-    written = {name: new for name, new in formula.outputs.items() if not keeps(name, new)}
+    written = {name: new for name, new in formula.last.outputs.items() if not keeps(name, new)}
     moved = len(_operands(list(written.values()))) + len(written)
     sums = ([one.expression for one in reading.sums.values()] for reading in formula.readings)
     return 4 * moved, 4 * sum(len(_operands(one)) for one in sums)

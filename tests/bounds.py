@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from steprule.engine.trace import Evaluation, Expression, Formula
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import Expression
+from steprule.trace.program import Program
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
@@ -37,7 +39,7 @@ class Bound:
     """
 
     def __init__(
-        self, formula: Formula, inputs: Mapping[str, np.ndarray | float], real: str, kept: Mapping[str, str]
+        self, formula: Program, inputs: Mapping[str, np.ndarray | float], real: str, kept: Mapping[str, str]
     ) -> None:
         self.formula, self.inputs, self.kept = formula, inputs, kept
         self.real = real
@@ -46,9 +48,9 @@ class Bound:
 
     def output(self, name: str, dtype: str) -> Pair:
         """The exact new value of an operand and how far a stored one may be from it."""
-        if name in self.formula.scalar_outputs:
+        if name in self.formula.numbers:
             return self._own(f"new_{name}")
-        return self._rounded(*self(self.formula.outputs[name]), dtype)
+        return self._rounded(*self(self.formula.last.outputs[name]), dtype)
 
     def __call__(self, node: Expression) -> Pair:
         """An expression's value as an element's."""
@@ -86,7 +88,7 @@ class Bound:
                 self.own[name] = values.sum(), (errors + rounding).sum()
             else:
                 state = name.removeprefix("new_")
-                value, error = self._number(self.formula.scalar_outputs[state])
+                value, error = self._number(self.formula.numbers[state])
                 dtype = self.kept[state]
                 stored = np.asarray(value.astype(dtype), np.float64)
                 self.own[name] = (stored, error) if not error else self._rounded(value, error, dtype)

@@ -14,8 +14,8 @@ from steprule.engine.eager import step_tensors
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
-from steprule.engine.trace import nonnegative_states
 from steprule.rule import Rule
+from steprule.trace.tracing import nonnegative_states
 
 Operands = dict[str, torch.Tensor]
 
@@ -74,8 +74,8 @@ def dtypes_of(rule: type[Rule], operands: Operands) -> list[str]:
 
 def step_cpu(kernel: cpu.Kernel, plan: Plan, tensors: Sequence[Mapping[Any, torch.Tensor]], threads: int = 1) -> None:
     """One step of a plan's tensors, of which each has its scalar states by name."""
-    if kernel.formula.own:
-        states = {name: [one[name].numpy() for one in tensors] for name in kernel.formula.scalar_outputs}
+    if kernel.program.own:
+        states = {name: [one[name].numpy() for one in tensors] for name in kernel.program.numbers}
         run_together([Planned(kernel, plan, states, lambda: threads)])
     kernel.launcher(plan, lambda: threads)()
 
@@ -90,7 +90,7 @@ def make_plan(kernel: cpu.Kernel, tensors: Sequence[Operands], hyper: Mapping[st
         step_is_double=[],
         first_steps=[step - 1.0] * len(tensors),
         tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)),
-        own=len(kernel.formula.own),
+        own=len(kernel.program.own),
     )
 
 
@@ -126,10 +126,10 @@ def run_gpu(
 
 def step_gpu(kernel: gpu.Kernel, plan: GpuPlan, tensors: Sequence[Mapping[Any, torch.Tensor]]) -> None:
     """One step of a plan's tensors, of which each has its scalar states by name."""
-    if kernel.formula.own:
+    if kernel.program.own:
         from steprule.engine.gpu_own import GpuPlanned
 
-        states = {name: [one[name] for one in tensors] for name in kernel.formula.scalar_outputs}
+        states = {name: [one[name] for one in tensors] for name in kernel.program.numbers}
         run_together([GpuPlanned(kernel, plan, states)])
     kernel.launcher(plan)()
 

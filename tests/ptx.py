@@ -23,10 +23,12 @@ from triton.compiler import ASTSource
 from steprule.engine import gpu, gpu_own, gpu_reading
 from steprule.engine.codegen import keeps
 from steprule.engine.gpu_codegen import Source
-from steprule.engine.trace import Expression, Formula, Services
 from steprule.formats import ITEM_SIZE
 from steprule.rules import RULES
 from steprule.rules.options import OPTIONS, with_options
+from steprule.trace.around import Services
+from steprule.trace.expression import Expression
+from steprule.trace.program import Stage
 
 TYPES = {
     "address": "*i64", "sizes": "*i64", "chunks": "*i32", "bits": "*i32", "factors": "*fp64", "partials": "*fp64",
@@ -73,7 +75,7 @@ def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
 
 def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     """What became of one of a rule's kernels, a reading perhaps."""
-    source, formula = kernel.source, kernel.formula
+    source, formula = kernel.source, kernel.stage
     types = {"scalars": "*fp64" if source.real == "float64" else "*fp32"}
     each = source.block // 128
     read, written = moved(formula, source)
@@ -89,7 +91,7 @@ def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def moved(formula: Formula, source: Source) -> tuple[set[str], set[str]]:
+def moved(formula: Stage, source: Source) -> tuple[set[str], set[str]]:
     """Which operands a kernel reads, and which it writes."""
     grouped = {name for name, suffix in source.arrays if suffix == "_base"}
     written = {name for name, new in formula.outputs.items() if name in grouped or not keeps(name, new)}

@@ -7,10 +7,10 @@ import torch
 from settings import IDS, VARIANTS
 
 import steprule
-from steprule.engine.trace import exact_states
 from steprule.formats import GROUP
 from steprule.memory import need
 from steprule.rules import RULES
+from steprule.trace.tracing import exact_states
 
 STEPS = 400
 ROWS = 2

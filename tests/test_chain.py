@@ -16,8 +16,8 @@ from torch import nn
 import steprule
 from steprule import Optimizer, Rule, RuleError, Together, arrays, chain, rules, transforms
 from steprule.engine.eager import oracle
-from steprule.engine.trace import trace
 from steprule.formula import formula_text
+from steprule.trace.tracing import trace
 
 
 def run(optimizer_class, steps=5, seed=0, dtype=torch.float64, **settings):
@@ -92,7 +92,7 @@ def test_names_that_come_twice_are_numbered_and_defaults_can_be_given():
 
 def test_a_chain_is_one_pass_with_formats_services_and_options():
     rule = chain(transforms.mean, transforms.rms_scaling, transforms.trust, transforms.decay)
-    assert len(trace(rule, rule.hyperparameters).outputs) == 3
+    assert len(trace(rule, rule.hyperparameters).last.outputs) == 3
     plain = run(Optimizer.of(rule), dtype=torch.float32, lr=0.01)
     small = run(
         Optimizer.of(rule), dtype=torch.float32, lr=0.01, clip=1e9, nonfinite="skip", states="bfloat16", average=0.9,

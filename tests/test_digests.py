@@ -18,10 +18,12 @@ from settings import variants
 
 from steprule.engine import codegen, gpu_codegen
 from steprule.engine.reading import write_reading
-from steprule.engine.trace import Formula, Services, exact_states, nonnegative_states, trace
 from steprule.formats import state_format, weight_format
 from steprule.rule import Rule
 from steprule.rules import RULES
+from steprule.trace.around import Services
+from steprule.trace.program import Program
+from steprule.trace.tracing import exact_states, nonnegative_states, trace
 
 FILE = Path(__file__).with_name("digests.json")
 ENGINES: dict[str, Any] = {"cpu": codegen.write_kernel, "gpu": gpu_codegen.write_kernel}
@@ -40,12 +42,12 @@ def texts(rule: type[Rule], engine: str) -> Iterator[str]:
         for hyper in variants(rule) if kind is KINDS[0] else [dict(rule.hyperparameters)]:
             formula = trace(rule, hyper, services=kind[-1])
             formats = formats_of(rule, hyper, formula, *kind[:-1])
-            for one in (*formula.readings, formula):
+            for one in (*formula.readings, formula.last):
                 yield ENGINES[engine]("", one, formats).text
 
 
 def formats_of(
-    rule: type[Rule], hyper: dict[str, Any], formula: Formula, dtype: str, weights: str | None, states: str | None
+    rule: type[Rule], hyper: dict[str, Any], formula: Program, dtype: str, weights: str | None, states: str | None
 ) -> tuple[str, ...]:
     nonnegative, exact = nonnegative_states(rule, hyper), exact_states(rule, hyper)
     formats = {"param": weight_format(weights, dtype), "grad": dtype, "param_average": weight_format(weights, dtype)}

@@ -14,10 +14,12 @@ from settings import IDS, VARIANTS, telling, variants
 from steprule.engine import cpu, gpu, plan, team
 from steprule.engine.codegen import compute_dtype
 from steprule.engine.eager import oracle
-from steprule.engine.trace import scalar_name, scalar_values, trace
 from steprule.pieces import atan2, cbrt, sqrt
 from steprule.rule import Rule
 from steprule.rules import RULES
+from steprule.trace.expression import scalar_name
+from steprule.trace.program import scalar_values
+from steprule.trace.tracing import trace
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 FIRST = [RULES[name] for name in ("sgd", "rmsprop", "adam", "adamw")]
@@ -35,9 +37,9 @@ def assert_within_bound(rule, hyper, operands, step, maximize, result):
         "numel": float(operands["param"].numel()),
     }
     dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in operands.items()}
-    kept = {name: dtypes[name] for name in formula.scalar_outputs}
+    kept = {name: dtypes[name] for name in formula.numbers}
     bound = Bound(formula, inputs, compute_dtype([dtypes["param"]]), kept)
-    for name in (*formula.outputs, *formula.scalar_outputs):
+    for name in (*formula.last.outputs, *formula.numbers):
         exact, allowed = bound.output(name, dtypes[name])
         representable = np.abs(exact) < torch.finfo(operands[name].dtype).max / 2
         got = as_float64(result[name])

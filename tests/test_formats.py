@@ -17,7 +17,6 @@ from settings import IDS, STRUCTURE_IDS, STRUCTURES, VARIANTS
 import steprule
 from steprule.engine import cpu, plan
 from steprule.engine.plan import Plan
-from steprule.engine.trace import exact_states, nonnegative_states
 from steprule.formats import (
     FIRST_ELEMENT_KEY,
     FORMATS,
@@ -34,6 +33,7 @@ from steprule.formats import (
 from steprule.formats.tensors import decode, element_random, encode
 from steprule.rules import RULES
 from steprule.tensors.state import kept
+from steprule.trace.tracing import exact_states, nonnegative_states
 
 COMBINATIONS = [
     ("bfloat16", "bfloat16", "8bit", "24bit"), ("bfloat16", "float32", "bfloat16", "stochastic"),
@@ -69,9 +69,9 @@ def run_kernel(rule, hyper, formats, arrays, shape, threads=1):
         addresses=[[arrays[array].data_ptr()] for array in kernel.source.arrays],
         sizes=[numel], groups=[0], hyper=[kernel.numbers({**hyper, "seed": SEED})], step_at=None, step_is_double=[],
         first_steps=[STEP - 1.0], rows=[row_length(shape)] if kernel.source.grouped else None, numbers=[PLACE],
-        tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)), own=len(kernel.formula.own),
+        tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)), own=len(kernel.program.own),
     )  # fmt: skip
-    scalars = {name: arrays[name, ""] for name in kernel.formula.scalar_outputs}
+    scalars = {name: arrays[name, ""] for name in kernel.program.numbers}
     step_cpu(kernel, tables, [scalars], threads)
     return arrays
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from settings import IDS, VARIANTS
 
 from steprule import Rule, State, pieces
-from steprule.engine.trace import Expression
 from steprule.formula import formula_latex, formula_text
 from steprule.rules import SGD, AdamW, Adan, Lion
 from steprule.rules.options import DECAYS, with_options
+from steprule.trace.expression import Expression
 
 SYMBOLS = {
     "·": "*", "−": "-", "^": "**", "²": "**2", "√": "sqrt", "∞": "inf", "≤": "<=", "≥": ">=", "≠": "!=", " = ": " == "

@@ -13,11 +13,12 @@ from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading
-from steprule.engine.trace import NO_SERVICES, Services, nonnegative_states, trace
 from steprule.formats import FORMATS
 from steprule.formats.tensors import encode, zeros
 from steprule.rules import RULES
 from steprule.rules.options import OPTIONS, with_options
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.tracing import nonnegative_states, trace
 
 pytest.importorskip("triton")
 
@@ -84,10 +85,10 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
     )
     assert host.source.arrays == device.source.arrays
     assert set(host.source.tallies) == set(device.source.tallies)
-    names = host.formula.operands
+    names = host.program.operands
     mine = [arrays_of((rule, hyper, names), formats, shape, 10 + i) for i, shape in enumerate(shapes)]
     theirs = [{key: array.to(GPU_DEVICE, copy=True) for key, array in tensor.items()} for tensor in mine]
-    by_row = host.formula.by_row
+    by_row = host.program.by_row
     hyper = {"seed": seed, "clip_value": 0.5, "average_weight": 0.25, **hyper}
     common = dict(
         sizes=[int(np.prod(shape)) for shape in shapes],
@@ -104,7 +105,7 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
     sources = [[one.source for one in (kernel, *kernel.readings)] for kernel in (host, device)]
     one = Plan(
         addresses=addresses(mine), hyper=[host.numbers(hyper)], step_at=None, step_is_double=[],
-        tallies=max(len(source.tallies) for source in sources[0]), own=len(host.formula.own), **common,
+        tallies=max(len(source.tallies) for source in sources[0]), own=len(host.program.own), **common,
     )  # fmt: skip
     other = GpuPlan(GPU_DEVICE, sources[1], addresses=addresses(theirs), hyper=[device.numbers(hyper)], **common)
     if services.factor:

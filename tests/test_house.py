@@ -18,9 +18,9 @@ SRC = Path(steprule.__file__).parent
 
 LEVELS = (
     "pieces",
-    "formats rule settings",
+    "formats rule settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
-    "engine.trace engine.instead formula",
+    "trace formula",
     "engine.codegen engine.gpu_codegen engine.functions",
     "engine",
     "tensors",
@@ -42,13 +42,11 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 LONG = {
     "arrays.front:Optimizer.step": 83,
     "compare.command:compare": 100,
-    "engine.codegen": 671,
+    "engine.codegen": 672,
     "engine.codegen:write_kernel": 185,
     "engine.gpu_codegen:_lead": 66,
     "engine.gpu_codegen:write_kernel": 62,
     "engine.plan:Plan.__init__": 70,
-    "engine.trace": 659,
-    "engine.trace:trace": 93,
     "formats.gpu": 438,
     "formats.kernel": 419,
     "optimizer.front": 791,

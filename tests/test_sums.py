@@ -10,9 +10,9 @@ from dropin import random
 from test_every_rule import MOVING, strided
 
 import steprule
-from steprule.engine.trace import trace
 from steprule.rules import RULES
 from steprule.step import plan
+from steprule.trace.tracing import trace
 
 COUPLED = ["Prodigy", "DAdaptAdam", "DoG"]
 OF_EACH = ["LAMB", "LARS", "NovoGrad", "MARS", "StableAdamW"]

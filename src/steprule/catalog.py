@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steprule.engine.trace import exact_states
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
 from steprule.rule import NEEDS, TORCHS_OWN, Rule
 from steprule.rules import RULES
+from steprule.trace.tracing import exact_states
 
 KERNELS = ("cpu", "gpu")
 
@@ -101,7 +101,7 @@ def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None =
         ValueError: kernel is neither.
     """
     from steprule.engine import codegen, gpu_codegen
-    from steprule.engine.trace import trace
+    from steprule.trace.tracing import trace
 
     if kernel not in KERNELS:
         raise ValueError(f"--kernel {kernel!r} must be {' or '.join(KERNELS)}")
@@ -110,7 +110,7 @@ def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None =
     write: Any = codegen.write_kernel if kernel == "cpu" else gpu_codegen.write_kernel
     title = codegen.title_of(rule)
     # Sums over elements are kernels of their own, which go before.
-    return "\n\n".join(write(title, one, formats).text for one in (*formula.readings, formula))
+    return "\n\n".join(write(title, one, formats).text for one in (*formula.readings, formula.last))
 
 
 def print_list(needs: Sequence[str] = ()) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steprule.engine.trace import Expression, Formula, scalar_name, trace
 from steprule.rule import Rule
 from steprule.settings import check_hyperparameters, check_names
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.program import Program
+from steprule.trace.tracing import trace
 
 
 def formula_text(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> str:
@@ -55,7 +57,7 @@ class _Term:
 class _Terms:
     """Makes terms of a formula's expressions: recognises what the functions of `steprule.pieces` have become."""
 
-    def __init__(self, formula: Formula) -> None:
+    def __init__(self, formula: Program) -> None:
         self._formula = formula
         self._known: dict[tuple[Any, ...], _Term] = {}
         self._of: dict[int, _Term] = {}
@@ -74,8 +76,8 @@ class _Terms:
         if x.op == "input" and value in self._formula.sums:
             one = self._formula.sums[value]
             return self._make("total_of_all" if one.of_all else "total", self.of(one.expression))
-        if x.op == "input" and value.removeprefix("new_") in self._formula.scalar_outputs.keys() - {value}:
-            return self.of(self._formula.scalar_outputs[value.removeprefix("new_")])
+        if x.op == "input" and value.removeprefix("new_") in self._formula.numbers.keys() - {value}:
+            return self.of(self._formula.numbers[value.removeprefix("new_")])
         if x.op in ("input", "constant"):
             return self._leaf(x.op, value, x.scalar)
         return self._make(x.op, *map(self.of, x.args))
@@ -205,7 +207,7 @@ class _Writer:
         check_hyperparameters(rule, hyper)
         formula = trace(rule, hyper)
         terms = _Terms(formula)
-        traced = {**formula.outputs, **formula.scalar_outputs}
+        traced = {**formula.last.outputs, **formula.numbers}
         outputs = {name: terms.of(traced[name]) for name in (*rule.states, "param") if name in traced}
         self.lines: list[str] = []
         self._operands = ("grad", *outputs)

@@ -51,7 +51,7 @@ def need(
     settings: dict[str, Any], name: str,
 ) -> Need:  # fmt: skip
     """Adds up what an optimizer keeps for parameters of these shapes; a step's own few numbers are left out."""
-    from steprule.engine.trace import exact_states, nonnegative_states
+    from steprule.trace.tracing import exact_states, nonnegative_states
 
     hyper = {**rule.hyperparameters, **settings}
     present = [state for state in rule.states_for(hyper) if state in rule.tensor_states]

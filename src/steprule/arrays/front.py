@@ -13,9 +13,9 @@ from steprule.engine.cpu import available_threads, compiled
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
-from steprule.engine.trace import trace
 from steprule.rule import Rule
 from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
+from steprule.trace.tracing import trace
 
 Array = np.ndarray[Any, Any]
 
@@ -149,10 +149,10 @@ class Optimizer:
                 step_is_double=[],
                 first_steps=[float(self.state[index]["step"]) for index in indices],
                 tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)),
-                own=len(kernel.formula.own),
+                own=len(kernel.program.own),
             )
-            states = {name: [self.state[index][name] for index in indices] for name in kernel.formula.scalar_outputs}
-            if kernel.formula.own:
+            states = {name: [self.state[index][name] for index in indices] for name in kernel.program.numbers}
+            if kernel.program.own:
                 planned.append(Planned(kernel, plan, states, available_threads))
             work.append(kernel.launcher(plan, available_threads))
         run_together(planned)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from steprule.engine.functions import WRITTEN_OUT
-from steprule.engine.trace import Expression, Formula, scalar_name
 from steprule.formats import FORMATS, HALVES, ITEM_SIZE, Format
 from steprule.rule import Rule
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.program import Stage
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -246,7 +247,7 @@ def compute_dtype(formats: Sequence[str]) -> str:
     return "float64" if "float64" in formats else "float32"
 
 
-def write_kernel(title: str, formula: Formula, formats: Sequence[str]) -> Source:
+def write_kernel(title: str, formula: Stage, formats: Sequence[str]) -> Source:
     """The kernel's source.
 
     Args:
@@ -439,13 +440,13 @@ def title_of(rule: type[Rule]) -> str:
     return title.replace("\\", "/").replace('"', "'")
 
 
-def purpose_of(formula: Formula, formats: Sequence[str], real: str) -> str:
+def purpose_of(formula: Stage, formats: Sequence[str], real: str) -> str:
     """What stands below it."""
     operands = ", ".join(f"{name} {kind}" for name, kind in zip(formula.operands, formats, strict=True))
     return f"Operands: {operands}; computed in {real}."
 
 
-def _read_sums(formula: Formula, by_name: bool = False) -> list[Any]:
+def _read_sums(formula: Stage, by_name: bool = False) -> list[Any]:
     """What a reading sums up, or the names of that; nothing for the formula of a step."""
     sums = {} if formula.outputs else formula.sums
     return [*sums] if by_name else [one.expression for one in sums.values()]
@@ -478,7 +479,7 @@ def stored(param: Format) -> str:
 
 
 def _tally(
-    formula: Formula, param: Format, writer: Writer, lines: list[str], grouped: bool
+    formula: Stage, param: Format, writer: Writer, lines: list[str], grouped: bool
 ) -> tuple[list[str], dict[str, str]]:
     """Adds the lines that keep count of what passes.
 
@@ -534,7 +535,7 @@ def _call(by_row: bool, tallies: Sequence[str], arguments: Sequence[str]) -> str
     return before + _CALL_BY_PIECE.format(call="".join(f"    {line}\n" for line in lines))
 
 
-def _service_tables(formula: Formula, tallies: int) -> str:
+def _service_tables(formula: Stage, tallies: int) -> str:
     lines = []
     if formula.by_row:
         lines = ["first_factor = int64_array(plan[FIRST_FACTOR], tensors + 1)"]
@@ -566,7 +567,7 @@ class Writer:
 
     def __init__(
         self,
-        formula: Formula,
+        formula: Stage,
         real: str,
         stored: str,
         calls: Mapping[str, str] = _CALLS,

@@ -27,8 +27,10 @@ from typing import Any
 from steprule.engine.codegen import Source, title_of, write_kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
-from steprule.engine.trace import NO_SERVICES, Formula, Services, scalar_values, static_settings, trace
 from steprule.rule import Rule
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.program import Program, Stage, scalar_values
+from steprule.trace.tracing import static_settings, trace
 
 PARALLEL_FROM = 65536
 """Elements from which several threads are worth waking."""
@@ -40,16 +42,18 @@ class Kernel:
     """A compiled formula.
 
     Attributes:
-        formula: what it computes.
+        stage: what it computes.
+        program: all that a step computes, if this is the kernel of its last pass.
         source: its text; source.arrays is the order of a plan's addresses.
         path: the file it was made from.
         readings: kernels that go before it, for sums over elements.
     """
 
+    program: Program
     readings: tuple[Kernel, ...] = ()
 
-    def __init__(self, formula: Formula, source: Source, path: Path, address: int) -> None:
-        self.formula = formula
+    def __init__(self, stage: Stage, source: Source, path: Path, address: int) -> None:
+        self.stage = stage
         self.source = source
         self.path = path
         self._address = address
@@ -57,7 +61,7 @@ class Kernel:
 
     def numbers(self, hyper: Mapping[str, Any]) -> list[float]:
         """A plan's row for these hyperparameters, among them ``seed`` if roundings are random."""
-        return scalar_values(self.formula, hyper) + [float(hyper.get("seed", 0))] * self.source.random
+        return scalar_values(self.stage, hyper) + [float(hyper.get("seed", 0))] * self.source.random
 
     def launcher(self, plan: Plan, threads: Callable[[], int]) -> Callable[[], None]:
         """What takes every tensor of the plan one step further.
@@ -67,7 +71,7 @@ class Kernel:
             threads: says how many threads may work on it; the result does not depend on it.
         """
         run, address = self._run, self._address
-        if self.formula.own:
+        if self.stage.own:
             return self.worker(plan, threads)
         if plan.size < PARALLEL_FROM:
             return partial(run, plan.both_header)
@@ -125,16 +129,20 @@ def compiled(
     """
     key = (rule, static_settings(rule, hyper), maximize, tuple(formats), services)
     if key not in _kernels:
-        formula = trace(rule, hyper, maximize, services)
-        _kernels[key] = _compile(rule, formula, formats)
+        _kernels[key] = _compile(rule, trace(rule, hyper, maximize, services), formats)
     return _kernels[key]
 
 
-def _compile(rule: type[Rule], formula: Formula, formats: Sequence[str]) -> Kernel:
-    source = write_kernel(title_of(rule), formula, formats)
-    kernel = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
-    kernel.readings = tuple(_compile(rule, reading, formats) for reading in formula.readings)
+def _compile(rule: type[Rule], program: Program, formats: Sequence[str]) -> Kernel:
+    kernel = _kernel(rule, program.last, formats)
+    kernel.program = program
+    kernel.readings = tuple(_kernel(rule, reading, formats) for reading in program.readings)
     return kernel
+
+
+def _kernel(rule: type[Rule], stage: Stage, formats: Sequence[str]) -> Kernel:
+    source = write_kernel(title_of(rule), stage, formats)
+    return Kernel(stage, source, *load_kernel(rule.__name__, source.text))
 
 
 def available_threads() -> int:

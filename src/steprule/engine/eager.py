@@ -14,9 +14,12 @@ import numpy as np
 
 from steprule.engine.own import run_together
 from steprule.engine.rows import row_step
-from steprule.engine.trace import Evaluation, formula_of, hyper_of, scalar_name
 from steprule.pieces import total
 from steprule.rule import Rule
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import scalar_name
+from steprule.trace.program import hyper_of
+from steprule.trace.tracing import program_of
 
 
 def oracle(
@@ -102,8 +105,8 @@ class EagerStep:
         self.rule, self._step, self._hyper = rule, step, hyper
         names = rule.states_for(hyper)
         self._states = {name: state for name, state in zip(names, states, strict=True) if name}
-        formula = formula_of(rule, hyper)
-        self.formula = formula if formula.own else None
+        program = program_of(rule, hyper)
+        self.program = program if program.own else None
         self._place: tuple[Any, ...] | None = None
         self._rows: Callable[[], None] | None = None  # what does it all
         kept = {"param": param, **self._elementwise()}
@@ -117,7 +120,7 @@ class EagerStep:
             grad = grad.coalesce()
             touches = rule.touches_states or len(kept) == 1
             if touches and grad.dense_dim() == param.dim() - grad.sparse_dim() and hyper.get("weight_decay", 0) == 0:
-                if grad.sparse_dim() == 1 and self.formula is None and not param.is_complex():
+                if grad.sparse_dim() == 1 and self.program is None and not param.is_complex():
                     self._rows = row_step(rule, kept, grad, step, hyper, maximize)
                     if self._rows is not None:
                         return
@@ -137,8 +140,8 @@ class EagerStep:
         grad = grad.to(wide, copy=differentiable)
         self._grad = -grad if maximize else grad
         self._evaluation = Evaluation({})
-        if self.formula is not None:
-            numbers = zip(self.formula.scalars, hyper_of(self.formula, hyper), strict=True)
+        if self.program is not None:
+            numbers = zip(self.program.scalars, hyper_of(self.program, hyper), strict=True)
             self._evaluation.inputs |= {scalar_name(*scalar): value for scalar, value in numbers}
             self._evaluation.inputs |= {**self._wide, "grad": self._grad, "step": step, "numel": self._grad.numel()}
 
@@ -150,38 +153,39 @@ class EagerStep:
 
     def read(self, level: int) -> dict[str, list[Any]]:
         """This level's sums."""
-        assert self.formula is not None
-        sums = {name: one for name, one in self.formula.sums.items() if self.formula.levels[name] == level}
+        assert self.program is not None
+        reading = self.program.levels[level].reading if level < len(self.program.levels) else None
+        sums = reading.sums if reading is not None else {}
         return {name: [_number(total(self._evaluation(one.expression)))] for name, one in sums.items()}
 
     def fill(self, level: int, sums: Mapping[str, Any]) -> None:
         """Takes over sums and computes what follows from them."""
-        formula = self.formula
-        assert formula is not None
+        program = self.program
+        assert program is not None
         inputs = self._evaluation.inputs
         for name, value in sums.items():
-            inputs[name] = value if formula.sums[name].of_all else value[0]
+            inputs[name] = value if program.sums[name].of_all else value[0]
         if level == 0:
-            inputs |= {name: _number(self._states[name]) for name in formula.scalar_outputs}
+            inputs |= {name: _number(self._states[name]) for name in program.numbers}
             self._new_scalars: dict[str, Any] = {}
-        for name, expression in formula.scalar_outputs.items():
-            if formula.levels[f"new_{name}"] == level:
-                state = self._states[name]
-                self._new_scalars[name] = new = _like(state, self._evaluation(expression))
-                inputs[f"new_{name}"] = _number(new)
+        numbers = program.levels[level].numbers if level < len(program.levels) else {}
+        for name, expression in numbers.items():
+            state = self._states[name]
+            self._new_scalars[name] = new = _like(state, self._evaluation(expression))
+            inputs[f"new_{name}"] = _number(new)
 
     def write(self) -> Any:
         """Puts the new values in place of the old."""
         if self._rows is not None:
             self._rows()
             return
-        if self.formula is None:
+        if self.program is None:
             names = self.rule.states_for(self._hyper)
             values = tuple(name and self._wide[name] for name in names)
             result = self.rule.evaluate(self._wide["param"], self._grad, values, self._step, self._hyper)
             new = {name: one for name, one in zip(("param", *names), result, strict=True) if name}
         else:
-            new = {name: self._evaluation(one) for name, one in self.formula.outputs.items()}
+            new = {name: self._evaluation(one) for name, one in self.program.last.outputs.items()}
             for name, value in self._new_scalars.items():
                 self._states[name].copy_(value)
         for name in reversed(new):  # param last, which a state may be about to become

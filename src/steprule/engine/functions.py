@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from numpy.polynomial.chebyshev import cheb2poly
 
-from steprule.engine.trace import Expression
 from steprule.pieces import Value, where
+from steprule.trace.expression import Expression
 
 
 def cbrt(real: str, x: Value) -> Value:

@@ -23,8 +23,10 @@ from steprule.engine.codegen import title_of
 from steprule.engine.cpu import cache_folder, logger, temporary_folder
 from steprule.engine.gpu_codegen import Source, write_kernel
 from steprule.engine.gpu_plan import GpuPlan, Number, on
-from steprule.engine.trace import NO_SERVICES, Formula, Services, hyper_of, static_settings, trace
 from steprule.rule import Rule
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.program import Program, Stage, hyper_of
+from steprule.trace.tracing import static_settings, trace
 
 DEVICES = {"cuda"}
 """The types of device that it serves."""
@@ -56,16 +58,18 @@ class Kernel:
     """A compiled formula.
 
     Attributes:
-        formula: what it computes.
+        stage: what it computes.
+        program: all that a step computes, if this is the kernel of its last pass.
         source: its text; source.arrays is the order of a plan's addresses.
         path: the file it was made from.
         readings: kernels that go before it, for sums over elements.
     """
 
+    program: Program
     readings: tuple[Kernel, ...] = ()
 
-    def __init__(self, formula: Formula, source: Source, path: Path, module: Any) -> None:
-        self.formula = formula
+    def __init__(self, stage: Stage, source: Source, path: Path, module: Any) -> None:
+        self.stage = stage
         self.source = source
         self.path = path
         self.prepare, self.update = module.prepare, module.update
@@ -75,7 +79,7 @@ class Kernel:
 
         Tensors on a device are left there.
         """
-        values = [*hyper_of(self.formula, hyper)] + [hyper.get("seed", 0)] * self.source.random
+        values = [*hyper_of(self.stage, hyper)] + [hyper.get("seed", 0)] * self.source.random
         return [x if isinstance(x, Tensor) and x.device.type in DEVICES else float(x) for x in values]
 
     def launcher(self, plan: GpuPlan) -> Callable[[], None]:
@@ -90,7 +94,7 @@ class Kernel:
         update = self.update[(plan.chunk_count,)]
 
         def launch() -> None:
-            if not self.formula.own:
+            if not self.stage.own:
                 plan.read_hyper()
             with on(plan.device):
                 prepare(
@@ -123,11 +127,16 @@ def compiled(
     return _kernels[key]
 
 
-def _compile(rule: type[Rule], formula: Formula, formats: tuple[str, ...]) -> Kernel:
-    source = write_kernel(title_of(rule), formula, formats)
-    kernel = Kernel(formula, source, *load_kernel(rule.__name__, source.text))
-    kernel.readings = tuple(_compile(rule, reading, formats) for reading in formula.readings)
+def _compile(rule: type[Rule], program: Program, formats: tuple[str, ...]) -> Kernel:
+    kernel = _kernel(rule, program.last, formats)
+    kernel.program = program
+    kernel.readings = tuple(_kernel(rule, reading, formats) for reading in program.readings)
     return kernel
+
+
+def _kernel(rule: type[Rule], stage: Stage, formats: tuple[str, ...]) -> Kernel:
+    source = write_kernel(title_of(rule), stage, formats)
+    return Kernel(stage, source, *load_kernel(rule.__name__, source.text))
 
 
 def load_kernel(name: str, text: str) -> tuple[Path, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steprule.engine.codegen import Writer, compute_dtype, keeps, local_name, purpose_of, stored
-from steprule.engine.trace import Expression, Formula, scalar_name
 from steprule.formats import FORMATS, GROUP, ROOTS, Format
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.program import Stage
 
 _BOTH = {
     "exp": "tl.exp({})",
@@ -117,7 +118,7 @@ class Source:
     own: int
 
 
-def write_kernel(title: str, formula: Formula, formats: tuple[str, ...]) -> Source:
+def write_kernel(title: str, formula: Stage, formats: tuple[str, ...]) -> Source:
     """The kernel's source.
 
     Args:
@@ -220,7 +221,7 @@ def _store(name: str, one: Format, kind: str, real: str) -> list[str]:
     return lines
 
 
-def _tally(formula: Formula, param: Format, writer: Writer, lines: list[str]) -> list[str]:
+def _tally(formula: Stage, param: Format, writer: Writer, lines: list[str]) -> list[str]:
     """Adds the lines that keep count of what passes; returns the tallies' names."""
     names: list[str] = []
 
@@ -244,7 +245,7 @@ def _tally(formula: Formula, param: Format, writer: Writer, lines: list[str]) ->
     return names
 
 
-def _scalar_lines(formula: Formula, writer: Writer, steps_random: list[str], by_element: bool) -> list[str]:
+def _scalar_lines(formula: Stage, writer: Writer, steps_random: list[str], by_element: bool) -> list[str]:
     names = [local_name(scalar_name(*scalar)) for scalar in formula.scalars]
     names += ["seed"] if steps_random or by_element else []
     lines = [f"{name} = tl.load(row_at + {i}, mask=inside, other=0.0)" for i, name in enumerate(names)]
@@ -265,7 +266,7 @@ def _scalar_lines(formula: Formula, writer: Writer, steps_random: list[str], by_
 
 
 def _lead(
-    formula: Formula,
+    formula: Stage,
     arrays: list[tuple[str, str]],
     dtypes: dict[str, str],
     writer: Writer,
@@ -332,7 +333,7 @@ def _lead(
     return lines
 
 
-def _elements(formula: Formula, real: str, block: int) -> tuple[list[str], list[str]]:
+def _elements(formula: Stage, real: str, block: int) -> tuple[list[str], list[str]]:
     """Which elements are worked on, for a whole block and for a part of one."""
     whole = ["first = start", f"i = tl.arange(0, {block})"]
     part = ["first = start + part", f"i = tl.arange(0, {PART})", "inside = first + i < size"]
@@ -343,7 +344,7 @@ def _elements(formula: Formula, real: str, block: int) -> tuple[list[str], list[
     return whole, part
 
 
-def _groups(formula: Formula, real: str, block: int) -> tuple[list[str], list[str]]:
+def _groups(formula: Stage, real: str, block: int) -> tuple[list[str], list[str]]:
     """The same for groups that share a base: rows may end in the middle of one."""
     factor = "grad_factor = lib.load(factor_at + row_number, {})" + f".to(tl.{real})"
     whole = [

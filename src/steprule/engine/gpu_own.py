@@ -13,7 +13,9 @@ from torch import Tensor
 from steprule.engine.gpu import Kernel
 from steprule.engine.gpu_plan import GpuPlan, on
 from steprule.engine.gpu_reading import Combination
-from steprule.engine.trace import Evaluation, Expression, Formula, scalar_name
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.program import Program
 
 _BLOCK = 128
 
@@ -53,9 +55,9 @@ class GpuPlanned:
     """
 
     def __init__(self, kernel: Kernel, plan: GpuPlan, states: Mapping[str, Sequence[Tensor]]) -> None:
-        self.formula: Formula = kernel.formula
+        self.program: Program = kernel.program
         self._plan = plan
-        device, own = plan.device, self.formula.own
+        device, own = plan.device, self.program.own
         self._readings = [
             (
                 one.source.tallies,
@@ -67,7 +69,7 @@ class GpuPlanned:
         self._rows = dict(zip(own, plan.own, strict=True))
         if "numel" in self._rows:
             self._rows["numel"].copy_(torch.tensor(plan.lengths, device=device))
-        self._names = [name for name in own if name in self.formula.scalar_outputs]
+        self._names = [name for name in own if name in self.program.numbers]
         kept = [states[name] for name in self._names]
         self._kept_at = torch.tensor([[x.data_ptr() for x in row] for row in kept], dtype=torch.int64, device=device)
         self._are_double = torch.tensor([[x.dtype == torch.float64 for x in row] for row in kept], device=device).int()
@@ -76,16 +78,16 @@ class GpuPlanned:
 
     def count(self) -> None:
         """Counts their steps, and forgets what held for the last."""
-        plan, formula, names = self._plan, self.formula, self._names
+        plan, program, names = self._plan, self.program, self._names
         plan.read_hyper()
         self._bring(fetch, plan.step_at, self._steps_are_double, plan.steps)
         plan.steps += 1
         self._bring(put, plan.step_at, self._steps_are_double, plan.steps)
         if names:
-            first = formula.own.index(names[0])  # the others follow it
+            first = program.own.index(names[0])  # the others follow it
             self._bring(fetch, self._kept_at, self._are_double, plan.own[first : first + len(names)])
             columns = plan.hyper.index_select(0, plan.groups).T
-            hyper = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(formula.scalars)}
+            hyper = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(program.scalars)}
             self._evaluation = _Evaluation({**hyper, "step": plan.steps, **self._rows}, self._constants, plan.device)
 
     def read(self, level: int) -> dict[str, Any]:
@@ -103,11 +105,11 @@ class GpuPlanned:
         for name, value in sums.items():
             row = self._rows[name]
             row.copy_(value, non_blocking=True) if isinstance(value, Tensor) else row.fill_(value)
-        for name, expression in self.formula.scalar_outputs.items():
-            if self.formula.levels[f"new_{name}"] == level:
-                place, row = self._names.index(name), self._rows[f"new_{name}"]
-                row.copy_(self._evaluation(expression))
-                self._bring(put, self._kept_at[place], self._are_double[place], row)
+        numbers = self.program.levels[level].numbers if level < len(self.program.levels) else {}
+        for name, expression in numbers.items():
+            place, row = self._names.index(name), self._rows[f"new_{name}"]
+            row.copy_(self._evaluation(expression))
+            self._bring(put, self._kept_at[place], self._are_double[place], row)
 
     def _bring(self, function: Any, kept_at: Tensor, are_double: Tensor, numbers: Tensor) -> None:
         size = numbers.numel()

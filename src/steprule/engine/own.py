@@ -9,15 +9,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from steprule.engine.trace import Evaluation, Formula, scalar_name
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import scalar_name
+from steprule.trace.program import Program
 
 
 class Part(Protocol):
     """Some of the tensors that are stepped together."""
 
     @property
-    def formula(self) -> Formula | None:
-        """Their formula; None for one that needs nothing."""
+    def program(self) -> Program | None:
+        """Their program; None where nothing is known before elements change."""
 
     def count(self) -> None:
         """Counts their steps."""
@@ -33,14 +35,14 @@ def run_together(parts: Sequence[Part]) -> None:
     """Counts steps, and brings all numbers that the tensors have for themselves to where the elements can change."""
     for part in parts:
         part.count()
-    parts = [part for part in parts if part.formula is not None]
-    depth = max((len(part.formula.readings) for part in parts if part.formula is not None), default=0)
+    parts = [part for part in parts if part.program is not None]
+    depth = max((len(part.program.readings) for part in parts if part.program is not None), default=0)
     for level in range(depth + 1):
         sums = [part.read(level) if level else {} for part in parts]
         of_all: dict[str, list[Any]] = {}
         for part, own in zip(parts, sums, strict=True):
             for name, values in own.items():
-                if part.formula is not None and part.formula.sums[name].of_all:
+                if part.program is not None and part.program.sums[name].of_all:
                     of_all.setdefault(name, []).append(values)
         totals = {name: add_up(values) for name, values in of_all.items()}
         for part, own in zip(parts, sums, strict=True):
@@ -76,17 +78,17 @@ class Planned:
     def __init__(
         self, kernel: Any, plan: Any, states: Mapping[str, Sequence[np.ndarray]], threads: Callable[[], int]
     ) -> None:
-        self.formula: Formula = kernel.formula
+        self.program: Program = kernel.program
         self._kernel, self._plan, self._states = kernel, plan, states
         self._readings = [(one.source.tallies, one.worker(plan, threads)) for one in kernel.readings]
-        self._columns = {name: number for number, name in enumerate(self.formula.own)}
+        self._columns = {name: number for number, name in enumerate(self.program.own)}
 
     def count(self) -> None:
         """Counts their steps, and forgets what held for the last."""
-        plan, formula = self._plan, self.formula
+        plan, program = self._plan, self.program
         self._kernel.count(plan)
         hyper = plan.hyper[plan.groups].T
-        inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(formula.scalars)}
+        inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(program.scalars)}
         inputs |= {"step": plan.steps.copy(), "numel": plan.sizes.astype(np.float64)}
         inputs |= {name: np.array([float(one) for one in kept]) for name, kept in self._states.items()}
         self._evaluation = Evaluation(inputs)
@@ -103,14 +105,15 @@ class Planned:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
         inputs = self._evaluation.inputs
         inputs |= {name: np.asarray(values, np.float64) for name, values in sums.items()}
-        for name, expression in self.formula.scalar_outputs.items():
-            if self.formula.levels[f"new_{name}"] == level:
-                kept = self._states[name]
-                with np.errstate(all="ignore"):
-                    new = np.broadcast_to(self._evaluation(expression), len(kept))
-                for place, value in zip(kept, new.tolist(), strict=True):
-                    place[...] = value
-                inputs[f"new_{name}"] = np.array([float(one) for one in kept])
-        for name, own_level in self.formula.levels.items():
-            if own_level == level:
-                self._plan.own[:, self._columns[name]] = inputs[name]
+        if level >= len(self.program.levels):
+            return
+        now = self.program.levels[level]
+        for name, expression in now.numbers.items():
+            kept = self._states[name]
+            with np.errstate(all="ignore"):
+                new = np.broadcast_to(self._evaluation(expression), len(kept))
+            for place, value in zip(kept, new.tolist(), strict=True):
+                place[...] = value
+            inputs[f"new_{name}"] = np.array([float(one) for one in kept])
+        for name in now.known:
+            self._plan.own[:, self._columns[name]] = inputs[name]

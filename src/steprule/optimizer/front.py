@@ -20,7 +20,6 @@ from torch.optim.optimizer import (
 )
 
 from steprule.engine.team import torch_alone
-from steprule.engine.trace import couples, trace
 from steprule.optimizer.arguments import (
     ALL_OPTIONS,
     FLAGS,
@@ -54,6 +53,7 @@ from steprule.step.plans import make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import HALVES, is_abstract, name_of
 from steprule.tensors.state import AVERAGE, FORMAT_OPTIONS, bring_up_to_date, kept, own_copy, read_state, state_of
+from steprule.trace.tracing import couples, trace
 
 logger = logging.getLogger("steprule")
 

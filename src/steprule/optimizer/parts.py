@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from steprule.engine.trace import formula_of
 from steprule.optimizer.core import Core
 from steprule.services.clip import ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
+from steprule.trace.tracing import program_of
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
 
@@ -68,7 +68,7 @@ def _kind_of(param: Tensor) -> str | None:
 def _wanting(core: Core, group: Mapping[str, Any], is_flattened: bool) -> Iterator[str]:
     """What was asked for and needs whole tensors."""
     services = core.services
-    if formula_of(core.rule, group).sums:
+    if program_of(core.rule, group).sums:
         yield f"{core.rule.__name__} adds up over all elements of a tensor"
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"

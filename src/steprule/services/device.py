@@ -75,7 +75,7 @@ class GpuWork:
         """
         inverse = self.here(inverse)
         p, clip = services.norm_type, services.clip
-        if not (isinstance(clip, ClipAdaptive) and self.kernel.formula.by_row):
+        if not (isinstance(clip, ClipAdaptive) and self.kernel.program.by_row):
             sums = self._reading(1, p, False, services).by_tensor()
             return sums.clone() if p in (0.0, math.inf, -math.inf) else sums ** (1 / p)
         grads = self._reading(1, 2.0, True, services)
@@ -111,12 +111,12 @@ class GpuWork:
 
     def set_factors(self, factors: Any) -> None:
         """Sets what each member's gradient is multiplied by, where it is by anything."""
-        if self.kernel.formula.factor:
+        if self.kernel.program.factor:
             self.plan.factors.copy_(torch.from_numpy(factors))
 
     def set_scalar(self, name: str, value: Any) -> None:
         """Sets one of the kernel's scalars for all tensors, to a number or a tensor."""
-        column = self.plan.hyper[:, self.kernel.formula.scalars.index((name, None))]
+        column = self.plan.hyper[:, self.kernel.program.scalars.index((name, None))]
         column.copy_(value) if isinstance(value, Tensor) else column.fill_(value)
 
     def launch(self, gather: bool) -> None:

@@ -17,12 +17,12 @@ from torch.amp.grad_scaler import OptState
 from steprule.engine.cpu import Kernel
 from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading
-from steprule.engine.trace import Services
 from steprule.formats import FORMATS
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, norm_factor, packed, unpacked
 from steprule.services.member import COLUMNS, REMEMBERED, Member, row_of
 from steprule.services.telemetry import Telemetry
+from steprule.trace.around import Services
 
 logger = logging.getLogger("steprule")
 
@@ -71,7 +71,7 @@ class Work:
     def norms(self, services: StepServices) -> np.ndarray:
         """The p-norm of each gradient, as it is; factors of adaptive clipping are set on the way."""
         p, clip = services.norm_type, services.clip
-        if not (isinstance(clip, ClipAdaptive) and self.kernel.formula.by_row):
+        if not (isinstance(clip, ClipAdaptive) and self.kernel.program.by_row):
             sums = self._reading(1, p, False, services).by_tensor(self._threads)
             with np.errstate(all="ignore"):
                 return sums if p in (0.0, math.inf, -math.inf) else sums ** (1 / p)
@@ -104,7 +104,7 @@ class Work:
 
     def set_scalar(self, name: str, value: float) -> None:
         """Sets one of the kernel's scalars for all tensors."""
-        self.plan.hyper[:, self.kernel.formula.scalars.index((name, None))] = value
+        self.plan.hyper[:, self.kernel.program.scalars.index((name, None))] = value
 
     def tallies(self) -> dict[str, np.ndarray]:
         """What the last launch has counted, for each member."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from steprule.engine import cpu, gpu
-from steprule.engine.trace import NO_SERVICES, Services, static_settings
 from steprule.formats import FORMATS, weight_format
 from steprule.formats.tensors import zeros
 from steprule.rule import Rule
@@ -46,6 +45,8 @@ from steprule.tensors.state import (
     weight_arrays,
     wrong_step,
 )
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.tracing import static_settings
 
 Kernel = cpu.Kernel | gpu.Kernel
 

@@ -16,7 +16,6 @@ from steprule.engine.eager import EagerStep
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import FULL, Plan
-from steprule.engine.trace import has_own, static_settings
 from steprule.services.hooks import weakly
 from steprule.services.member import Member
 from steprule.services.step import Part, StepServices
@@ -27,6 +26,7 @@ from steprule.step.tables import hyper, launcher_of, plan_of, planned_of, seen, 
 from steprule.tensors.average import start_average
 from steprule.tensors.memory import missing_bytes, span
 from steprule.tensors.state import FORMAT_OPTIONS
+from steprule.trace.tracing import has_own, static_settings
 
 if TYPE_CHECKING:
     from steprule.engine.gpu_own import GpuPlanned
@@ -120,7 +120,7 @@ class StepPlan:
             start += len(bucket)
             if isinstance(plan, Plan) and bucket[0].keeps_step:
                 self._counters.append(plan.counter.data)
-            if kernel.formula.own:
+            if kernel.program.own:
                 self._planned.append(planned_of(kernel, plan, bucket))
             if services is not None:
                 members = [Member(*entry.described()) for entry in bucket]

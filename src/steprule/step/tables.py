@@ -29,7 +29,7 @@ def launcher_of(kernel: Any, plan: Plan | GpuPlan) -> Callable[[], None]:
 
 def planned_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned | GpuPlanned:
     """A plan whose kernel needs sums of its tensors first."""
-    states = {name: [entry.state[name] for entry in bucket] for name in kernel.formula.scalar_outputs}
+    states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
     if isinstance(plan, GpuPlan):
         from steprule.engine.gpu_own import GpuPlanned
 
@@ -50,7 +50,7 @@ def work_of(kernels: list[Any], plan: Plan | GpuPlan, members: list[Member], for
 def hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
     """The numbers of every group, as a kernel takes them."""
     extra = services.numbers() if services is not None else {}
-    names = {"seed", *(name for name, _ in kernel.formula.scalars)}
+    names = {"seed", *(name for name, _ in kernel.program.scalars)}
     own = [{name: read(group[name], False) for name in names if name in group} for group in groups]
     return [kernel.numbers({**numbers, **extra}) for numbers in own]
 
@@ -64,7 +64,7 @@ def plan_of(
 ) -> Plan | GpuPlan:
     """The plan of kernels for the parameters of a bucket."""
     kernel = kernels[0]
-    by_row = kernel.formula.by_row
+    by_row = kernel.program.by_row
     keeps_step = bucket[0].keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
     tables: dict[str, Any] = {
@@ -83,7 +83,7 @@ def plan_of(
         return GpuPlan(bucket[0].param.device, sources, **tables)
     is_double = [step.dtype == torch.float64 for step in steps]
     tallies = max(len(source.tallies) for source in sources)
-    return Plan(step_is_double=is_double, own=len(kernel.formula.own), tallies=tallies, **tables)
+    return Plan(step_is_double=is_double, own=len(kernel.program.own), tallies=tallies, **tables)
 
 
 class _Same:

@@ -14,11 +14,11 @@ from torch import Tensor
 from steprule import formats
 from steprule.engine.gpu import serves
 from steprule.engine.plan import LAST_FLOAT32_STEP
-from steprule.engine.trace import exact_states, nonnegative_states
 from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix, weight_format
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.tensors.memory import DTYPES, PLAIN, is_abstract, name_of
+from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
 AVERAGE = "param_average"

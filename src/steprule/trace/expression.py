@@ -1,0 +1,251 @@
+"""What formulas are made of: an operation on other expressions, an input or a constant, and what an expression refuses.
+
+An expression knows whether it depends on the elements or only on hyperparameters and the step; the
+latter, the scalars, are computed in float64 once a step, whatever the elements' dtype.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import CodeType
+from typing import Any, NoReturn
+
+from steprule import pieces
+from steprule.rule import RuleError
+from steprule.trace.instead import PRODUCTS, ROUNDING, TRUTH, instead_of
+
+_HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+
+
+class Expression:
+    """A node of a formula: an operation on other nodes, an input or a constant.
+
+    Attributes:
+        op: "input", "constant" or the operation's name.
+        args: an input's name, a constant's value or the operands.
+        scalar: whether it is the same for all elements.
+    """
+
+    __slots__ = ("args", "op", "scalar")
+
+    def __init__(self, op: str, args: tuple[Any, ...], scalar: bool) -> None:
+        self.op = op
+        self.args = args
+        self.scalar = scalar
+
+    def __steprule__(self, name: str, *values: Any) -> Expression:
+        return node(name, *values)
+
+    def __add__(self, other: Any) -> Expression:
+        return node("add", self, other)
+
+    def __radd__(self, other: Any) -> Expression:
+        return node("add", other, self)
+
+    def __sub__(self, other: Any) -> Expression:
+        return node("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Expression:
+        return node("sub", other, self)
+
+    def __mul__(self, other: Any) -> Expression:
+        return node("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Expression:
+        return node("mul", other, self)
+
+    def __truediv__(self, other: Any) -> Expression:
+        return node("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Expression:
+        return node("div", other, self)
+
+    def __pow__(self, other: Any) -> Expression:
+        return node("pow", self, other)
+
+    def __rpow__(self, other: Any) -> Expression:
+        return node("pow", other, self)
+
+    def __neg__(self) -> Expression:
+        return node("neg", self)
+
+    def __pos__(self) -> Expression:
+        return self
+
+    def __abs__(self) -> Expression:
+        return node("abs", self)
+
+    def __lt__(self, other: Any) -> Expression:
+        return node("lt", self, other)
+
+    def __le__(self, other: Any) -> Expression:
+        return node("le", self, other)
+
+    def __gt__(self, other: Any) -> Expression:
+        return node("gt", self, other)
+
+    def __ge__(self, other: Any) -> Expression:
+        return node("ge", self, other)
+
+    def __eq__(self, other: object) -> Expression:  # type: ignore[override]
+        return node("eq", self, other)
+
+    def __ne__(self, other: object) -> Expression:  # type: ignore[override]
+        return node("ne", self, other)
+
+    __hash__ = object.__hash__
+
+    def __and__(self, other: Any) -> Expression:
+        return node("and", self, other)
+
+    def __or__(self, other: Any) -> Expression:
+        return node("or", self, other)
+
+    __rand__, __ror__ = __and__, __or__
+
+    def __invert__(self) -> Expression:
+        return node("not", self)
+
+    # What a rule may not do, each with what to write instead.
+
+    def __bool__(self) -> NoReturn:
+        instead = "where(condition, a, b) instead of if, and, or, not, min or max"
+        if reads(self, ("step",)):
+            instead += ", or at_first(step, first, later)"
+        if self.scalar:
+            instead += "; only a hyperparameter whose default is True or False may be branched on"
+        refuse("branches on a number", instead)
+
+    def __float__(self) -> NoReturn:
+        refuse("turns a symbol into one number", "the functions of steprule.pieces instead of math's or float()")
+
+    __int__ = __index__ = __float__
+
+    def __iter__(self) -> NoReturn:
+        refuse("loops over elements", "the formula of one element")
+
+    def __len__(self) -> NoReturn:
+        refuse("asks for a length", "the formula of one element")
+
+    def __getitem__(self, _: Any) -> NoReturn:
+        refuse("indexes an operand", "the formula of one element")
+
+    def __array_ufunc__(self, ufunc: Any, *_: Any, **__: Any) -> NoReturn:
+        refuse(f"calls numpy.{ufunc.__name__}", instead_of(ufunc.__name__))
+
+    def __array_function__(self, function: Any, *_: Any) -> NoReturn:
+        refuse(f"calls numpy.{function.__name__}", instead_of(function.__name__))
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any) -> NoReturn:
+        name = getattr(function, "__name__", str(function))
+        refuse(f"calls torch.{name}", instead_of(name))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        refuse(f"asks an operand for .{name}", instead_of(name))
+
+    def __matmul__(self, _: Any) -> NoReturn:
+        refuse("multiplies matrices", PRODUCTS)
+
+    def _round(self, *_: Any) -> NoReturn:
+        refuse("rounds elements or takes a remainder", ROUNDING)
+
+    def _bits(self, *_: Any) -> NoReturn:
+        refuse("works on bits", "2**n times a number, or a formula without it")
+
+    def _in_place(self, *_: Any) -> NoReturn:
+        refuse("changes an operand in place", "avg = avg + x instead of avg += x, where(condition, a, b) for a part")
+
+    __rmatmul__ = __matmul__
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = _round
+    __round__ = __floor__ = __ceil__ = __trunc__ = _round
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __xor__ = __rxor__ = _bits
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __ifloordiv__ = __imod__ = __imatmul__ = _in_place
+    __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = __setitem__ = __delitem__ = _in_place
+
+
+def node(op: str, *args: Any) -> Expression:
+    """An operation on operands, simplified where one of them is 0."""
+    if op == "size":
+        return Expression("input", ("numel",), True)
+    operands = tuple(arg if isinstance(arg, Expression) else constant(arg) for arg in args)
+    if op in SUM_OPS:
+        return Expression(op, operands, True)
+    zeros = [x.op == "constant" and x.args[0] == 0 for x in operands]
+    if op == "mul" and any(zeros):  # of a decay that is off
+        return constant(0.0)
+    if op in ("add", "sub") and zeros[1]:
+        return operands[0]
+    if op in _LOGIC and not all(map(_is_truth, operands)):
+        refuse("joins numbers by &, | or ~", f"{TRUTH}; comparisons need their parentheses")
+    if op == "floor" and not operands[0].scalar:
+        refuse("takes the floor of elements", "a formula without it: only hyperparameters and the step have floors")
+    is_scalar = all(operand.scalar for operand in operands)
+    if op == "arctan2" and is_scalar:
+        refuse("takes the arctangent of hyperparameters alone", "a formula without it: only elements have arctangents")
+    return Expression(op, operands, is_scalar)
+
+
+SUM_OPS = ("total", "total_of_all")
+_LOGIC = ("and", "or", "not")
+
+
+def _is_truth(x: Expression) -> bool:
+    """Whether it is true or false, and no number."""
+    if x.op == "where":
+        return all(map(_is_truth, x.args[1:]))
+    return x.op in ("lt", "le", "gt", "ge", "eq", "ne", *_LOGIC) or (x.op == "constant" and isinstance(x.args[0], bool))
+
+
+def constant(value: Any) -> Expression:
+    """A number as an expression."""
+    try:
+        return Expression("constant", (value if isinstance(value, bool) else float(value),), True)
+    except (TypeError, ValueError):
+        refuse(f"computes with {value!r}", "numbers, operands and hyperparameters only")
+
+
+def refuse(what: str, instead: str) -> NoReturn:
+    """Raises for the line of the rule (not of this package) that is running."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and is_ours(frame.f_code):
+        frame = frame.f_back
+    where = place_of(frame.f_code, frame.f_lineno)
+    raise RuleError(f"a rule {what}, which an elementwise formula cannot ({where}). Write {instead}.")
+
+
+def is_ours(code: CodeType) -> bool:
+    """Whether it is what rules are read with, and no rule."""
+    return code.co_filename.startswith(_HERE) or code.co_filename == pieces.__file__
+
+
+def place_of(code: CodeType, line: int) -> str:
+    """How a message names a line."""
+    return f"{code.co_filename}:{line}, in {code.co_qualname if sys.version_info >= (3, 11) else code.co_name}"
+
+
+def reads(x: Expression, names: tuple[str, ...]) -> bool:
+    """Whether any of these inputs is a part of an expression."""
+    return not inputs_of(x).isdisjoint(names)
+
+
+def inputs_of(x: Expression) -> set[str]:
+    """The inputs that an expression is made of."""
+    found, seen, waiting = set(), set(), [x]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if one.op == "input":
+            found.add(one.args[0])
+        waiting += [arg for arg in one.args if isinstance(arg, Expression)]
+    return found
+
+
+def scalar_name(name: str, index: int | None) -> str:
+    """What one of formula.scalars is called in an expression."""
+    return name if index is None else f"{name}_{index}"

@@ -1,0 +1,185 @@
+"""A traced rule: the stages of its step, in order."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from steprule.trace.expression import Expression, inputs_of, scalar_name
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over elements.
+
+    Attributes:
+        expression: of what.
+        of_all: whether it is over the elements of all tensors, and not of each.
+    """
+
+    expression: Expression
+    of_all: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass over all elements of all tensors: it stores operands, or adds up what must be known before they change.
+
+    Attributes:
+        operands: "param", "grad" and the states that exist, in order.
+        scalars: the hyperparameters as (name, index) pairs, index None for plain numbers; step apart.
+        own: the numbers that each tensor has for itself besides the step, all of them scalars: "numel", how many
+            elements it has; its scalar states, and as "new_..." their new values; its sums.
+        factor: whether there is a ``grad_factor``, a number that each tensor or row has for itself.
+        by_row: whether it is each row that has one.
+        outputs: for each operand that it stores its new value.
+        sums: what it adds up, by name.
+        counted: what is 1 where an element counts as zeroed and 0 elsewhere, or None.
+        gathered: "grad", "update" and "param" as telemetry wants them, or none.
+    """
+
+    operands: tuple[str, ...]
+    scalars: tuple[tuple[str, int | None], ...]
+    own: tuple[str, ...] = ()
+    factor: bool = False
+    by_row: bool = False
+    outputs: Mapping[str, Expression] = field(default_factory=dict)
+    sums: Mapping[str, Sum] = field(default_factory=dict)
+    counted: Expression | None = None
+    gathered: Mapping[str, Expression] = field(default_factory=dict)
+
+    def expressions(self) -> list[Expression]:
+        """All that it computes."""
+        counted = [self.counted] if self.counted is not None else []
+        return [
+            *self.outputs.values(),
+            *self.gathered.values(),
+            *counted,
+            *(one.expression for one in self.sums.values()),
+        ]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is known before elements change: a pass that adds up, and what follows from its sums for each tensor.
+
+    Attributes:
+        reading: the pass, or None where nothing need be added up.
+        numbers: for each scalar state that can be computed then its new value, in this order.
+        known: which of the tensors' own numbers are known from here on.
+    """
+
+    reading: Stage | None
+    numbers: Mapping[str, Expression]
+    known: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that a step of a rule does.
+
+    Attributes:
+        levels: what comes before elements change, in order. The first has no pass.
+        last: the pass that changes them.
+        nonnegative: the states that are seen to stay at 0 or above: sums, averages and maxima of squares, and such.
+        extreme: the running maxima and minima among the states, and those that they are compared with.
+    """
+
+    levels: tuple[Level, ...]
+    last: Stage
+    nonnegative: frozenset[str]
+    extreme: frozenset[str]
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Those of all passes."""
+        return self.last.operands
+
+    @property
+    def scalars(self) -> tuple[tuple[str, int | None], ...]:
+        """Those of all passes."""
+        return self.last.scalars
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The numbers that each tensor has for itself."""
+        return self.last.own
+
+    @property
+    def factor(self) -> bool:
+        """Whether there is a ``grad_factor``."""
+        return self.last.factor
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it is each row that has one."""
+        return self.last.by_row
+
+    @cached_property
+    def readings(self) -> tuple[Stage, ...]:
+        """The passes that go before the last."""
+        return tuple(level.reading for level in self.levels if level.reading is not None)
+
+    @cached_property
+    def sums(self) -> Mapping[str, Sum]:
+        """All sums by name."""
+        return {name: one for reading in self.readings for name, one in reading.sums.items()}
+
+    @cached_property
+    def numbers(self) -> Mapping[str, Expression]:
+        """For each scalar state its new value."""
+        return {name: new for level in self.levels for name, new in level.numbers.items()}
+
+    def check(self) -> None:
+        """Raises where a stage reads what is not there yet, or what it needs is gone.
+
+        A pass may read operands, hyperparameters, the step and those of the tensors' own numbers that the levels before it
+        have made known. Numbers may read no elements. Nothing reads an operand after the pass that stores it. Every sum and
+        every number has one place.
+
+        Raises:
+            AssertionError: it does; the message says which.
+        """
+        constants = {"step", *(scalar_name(*scalar) for scalar in self.scalars)}
+        elements = {*self.operands, *(["grad_factor"] if self.last.factor else [])}
+        known = set(constants)
+        stored: set[str] = set()
+        for number, level in enumerate(self.levels):
+            if level.reading is not None:
+                _check_reads(f"the pass of level {number}", level.reading.expressions(), known | elements, stored)
+                stored |= set(level.reading.outputs)
+            fresh = {f"new_{name}" for name in level.numbers}
+            made = fresh | set(level.reading.sums if level.reading is not None else ())
+            assert made <= set(level.known), f"level {number} makes {made - set(level.known)} and does not say so"
+            known |= set(level.known) - fresh
+            for name, new in level.numbers.items():
+                _check_reads(f"the new {name} of level {number}", [new], known, stored)
+                known.add(f"new_{name}")
+        own = [name for level in self.levels for name in level.known]
+        assert sorted(own) == sorted(self.own), f"levels know {own}, and tensors have {self.own}"
+        _check_reads("the last pass", self.last.expressions(), known | elements, stored)
+        assert set(self.last.outputs) == set(self.operands) - {"grad"}, f"the last pass stores {[*self.last.outputs]}"
+
+
+def _check_reads(who: str, expressions: Sequence[Expression], known: set[str], stored: set[str]) -> None:
+    for name in _names(expressions):
+        assert name in known, f"{who} reads {name}, which is not known yet"
+        assert name not in stored, f"{who} reads {name}, which has been stored by then"
+
+
+def _names(expressions: Sequence[Expression]) -> Iterator[str]:
+    for expression in expressions:
+        yield from inputs_of(expression)
+
+
+def hyper_of(stage: Stage | Program, hyper: Mapping[str, Any]) -> list[Any]:
+    """What stands for the scalars of a stage: numbers and 1-element tensors."""
+    return [hyper[name] if index is None else operator.getitem(hyper[name], index) for name, index in stage.scalars]
+
+
+def scalar_values(stage: Stage | Program, hyper: Mapping[str, Any]) -> list[float]:
+    """The numbers that stand for the scalars of a stage, as floats; 1-element tensors are read."""
+    return list(map(float, hyper_of(stage, hyper)))

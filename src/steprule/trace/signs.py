@@ -1,0 +1,52 @@
+"""Which states are never negative, and which are running maxima or minima: formats go by that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from steprule.trace.expression import Expression, reads
+
+
+def nonnegative(outputs: Mapping[str, Expression], own: tuple[str, ...]) -> frozenset[str]:
+    """The states whose new value is not negative if their old values are not, hyperparameters being at least 0.
+
+    Of own numbers, such as a sum, nothing is known.
+    """
+    candidates = set(outputs) - {"param"}
+    while True:
+        kept = {name for name in candidates if _is_nonnegative(outputs[name], candidates, own)}
+        if kept == candidates:
+            return frozenset(kept)
+        candidates = kept
+
+
+def _is_nonnegative(x: Expression, states: set[str], own: tuple[str, ...]) -> bool:
+    if x.op == "constant":
+        return bool(x.args[0] >= 0)
+    if x.scalar:  # lr, 1 - beta, ...
+        return x.op != "neg" and not reads(x, own)
+    if x.op == "input":
+        return x.args[0] in states
+    if x.op == "mul" and x.args[0] is x.args[1]:
+        return True
+    if x.op == "add" and x.args[1].op == "mul" and x.args[1].args[0].scalar:
+        difference = x.args[1].args[1]
+        if difference.op == "sub" and difference.args[1] is x.args[0]:  # avg + weight * (value - avg)
+            return _is_nonnegative(x.args[0], states, own) and _is_nonnegative(difference.args[0], states, own)
+    sign = [_is_nonnegative(arg, states, own) for arg in x.args]
+    if x.op in ("add", "mul", "div", "minimum"):
+        return all(sign)
+    if x.op == "where":
+        return all(sign[1:])
+    if x.op == "pow":
+        return sign[0] or (x.args[1].op == "constant" and x.args[1].args[0] % 2 == 0)
+    return x.op in ("abs", "sqrt", "cbrt", "exp") or (x.op == "maximum" and any(sign))
+
+
+def extremes(outputs: Mapping[str, Expression]) -> frozenset[str]:
+    """Running maxima and minima, and the states that they are compared with."""
+    found = set()
+    for name, new in outputs.items():
+        if new.op in ("maximum", "minimum") and any(arg.op == "input" and arg.args[0] == name for arg in new.args):
+            found |= {name, *(other for other, value in outputs.items() if any(arg is value for arg in new.args))}
+    return frozenset(found)

@@ -1,0 +1,204 @@
+"""Turns a rule's formula into an expression, by calling it once with symbols instead of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from traceback import walk_tb
+from typing import Any
+
+from steprule.rule import Rule, RuleError, State
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.cut import cut
+from steprule.trace.expression import Expression, constant, is_ours, place_of, scalar_name
+from steprule.trace.instead import SUMS, with_pieces
+from steprule.trace.program import Program, Stage
+from steprule.trace.signs import extremes, nonnegative
+
+_EVALUATE = Rule.evaluate.__code__
+
+
+def _ask(rule: type[Rule], *arguments: Any) -> tuple[Any, ...]:
+    """What the formula returns; what it stumbles over is told with its line."""
+    try:
+        return rule.evaluate(*arguments)
+    except RuleError:
+        raise
+    except Exception as error:
+        frames = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)]
+        places = [place_of(*one) for one in frames if not is_ours(one[0]) and one[0] is not _EVALUATE]
+        hint = f". Write {with_pieces(SUMS)}" if str(error).startswith(("mean()", "total()", "norm()")) else ""
+        where_ = places[-1] if places else rule.__name__
+        raise RuleError(f"{rule.__name__}.update: {type(error).__name__}: {error} ({where_}){hint}") from error
+
+
+_steady: dict[Any, Sequence[Any]] = {}
+"""What formulas returned, by rule and flags: kernels that were made of it are used again."""
+
+
+def _check_steady(rule: type[Rule], first: Sequence[Any], second: Sequence[Any]) -> None:
+    """Raises for a formula that is another one when it is asked for again: what made it so would be frozen in a kernel."""
+    seen: set[tuple[int, int]] = set()
+    pairs = [*zip(reversed(first), reversed(second), strict=True)]
+    while pairs:
+        one, other = pairs.pop()
+        if (id(one), id(other)) in seen or one is other:
+            continue
+        seen.add((id(one), id(other)))
+        if isinstance(one, Expression) and isinstance(other, Expression):
+            if one.op == other.op and len(one.args) == len(other.args):
+                pairs += zip(reversed(one.args), reversed(other.args), strict=True)
+                continue
+            change = f"{_word(one)} became {_word(other)}"
+        elif repr(one) == repr(other):
+            continue
+        else:
+            change = f"{_word(one)} became {_word(other)}"
+        code = rule.function().__code__
+        raise RuleError(
+            f"{rule.__name__}.update is not the same formula when it is asked for twice: {change} "
+            f"({code.co_filename}:{code.co_firstlineno}). What changes between steps must be a state, a hyperparameter or "
+            "depend on step; rules have no random numbers. Where what it uses was defined anew, define the rule anew too."
+        )
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, Expression):
+        return str(value)
+    return str(value.args[0]) if value.op in ("constant", "input") else f"an operation {value.op!r}"
+
+
+def trace(
+    rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False, services: Services = NO_SERVICES
+) -> Program:
+    """Calls the rule's formula with symbols.
+
+    Args:
+        rule: the rule.
+        hyper: a value for each hyperparameter; only those that are True, False, None or text matter here,
+            and which states they call for.
+        maximize: negate the gradient first.
+        services: what else the pass does; see `Services`.
+
+    Raises:
+        RuleError: the formula does what an elementwise formula cannot; the message names the line.
+    """
+    settings, scalars = _symbols(rule, hyper)
+    param, grad = (Expression("input", (name,), False) for name in ("param", "grad"))
+    states = {name: Expression("input", (name,), name in rule.scalar_states) for name in rule.states_for(hyper) if name}
+    step = Expression("input", ("step",), True)
+    grad, seen, counted = services.grad(grad)
+    every = tuple(name and states[name] for name in rule.states_for(hyper))
+    key = (rule, static_settings(rule, hyper), maximize, services.before)
+    result = _ask_twice(key, rule, param, -grad if maximize else grad, every, step, settings)
+    named = zip(("param", *rule.states_for(hyper)), result, strict=True)
+    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named if name}
+    _check_scalars(rule, outputs)
+    found = cut(rule.scalar_states, outputs)
+    begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
+    signs = nonnegative({name: new for name, new in outputs.items() if name not in begun}, tuple(found.level))
+    extreme, new = extremes(outputs), outputs["param"]
+    stored = {**outputs, **services.averages(new)}
+    last = Stage(
+        operands=("param", "grad", *list(stored)[1:]),
+        scalars=(*scalars, *services.scalars),
+        own=tuple(found.level),
+        factor=bool(services.factor),
+        by_row=services.factor == "row",
+        outputs=stored,
+        counted=counted,
+        gathered=services.gathered(seen, param, new),
+    )
+    program = Program(found.levels(last), last, signs, extreme)
+    program.check()
+    return program
+
+
+def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
+    """What stands for the hyperparameters in a formula, and which of them are numbers."""
+    settings: dict[str, Any] = {}
+    scalars: list[tuple[str, int | None]] = []
+    for name, default in rule.hyperparameters.items():
+        value = hyper[name]
+        if isinstance(default, bool):
+            settings[name] = bool(value)
+        elif isinstance(default, tuple):
+            settings[name] = tuple(Expression("input", (scalar_name(name, i),), True) for i in range(len(default)))
+            scalars += [(name, i) for i in range(len(default))]
+        elif default is None or isinstance(default, str):
+            settings[name] = value
+        else:
+            settings[name] = Expression("input", (name,), True)
+            scalars.append((name, None))
+    return settings, scalars
+
+
+def _ask_twice(key: Any, rule: type[Rule], *arguments: Any) -> tuple[Any, ...]:
+    """What the formula returns, if that is what it always returns."""
+    result = _ask(rule, *arguments)
+    if key in _steady:
+        _check_steady(rule, _steady[key], result)
+    else:
+        again = _ask(rule, *arguments)
+        _check_steady(rule, result, again)
+        _steady[key] = again
+    return result
+
+
+def _check_scalars(rule: type[Rule], outputs: Mapping[str, Expression]) -> None:
+    """Raises for a scalar state that is to become another number for each element."""
+    for name in rule.scalar_states:
+        if name in outputs and not outputs[name].scalar:
+            code = rule.function().__code__
+            raise RuleError(
+                f"{rule.__name__}.update returned a value for every element as {name}, which is one number for each tensor "
+                f"({code.co_filename}:{code.co_firstlineno}). Write a sum over the elements: total, mean or norm of steprule."
+            )
+
+
+def _may_begin_below_0(state: State) -> bool:
+    return state.begins == "param" or (not isinstance(state.begins, str) and state.begins < 0)
+
+
+def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of the hyperparameters is fixed in a kernel."""
+    settings = [
+        bool(hyper[name]) if isinstance(default, bool) else hyper[name]
+        for name, default in rule.hyperparameters.items()
+        if default is None or isinstance(default, (bool, str))
+    ]
+    return (*settings, *rule.states_for(hyper))
+
+
+_programs: dict[Any, Program] = {}
+
+
+def program_of(rule: type[Rule], hyper: Mapping[str, Any]) -> Program:
+    """The rule's program for these hyperparameters and nothing else, traced when first asked for."""
+    key = (rule, static_settings(rule, hyper))
+    if key not in _programs:
+        _programs[key] = trace(rule, hyper)
+    return _programs[key]
+
+
+def has_own(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
+    """Whether tensors have numbers for themselves besides the step: scalar states, or sums over elements."""
+    return bool(program_of(rule, hyper).own)
+
+
+def couples(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
+    """Whether the formula has sums over all tensors, so that none can be stepped without the others."""
+    return any(one.of_all for one in program_of(rule, hyper).sums.values())
+
+
+def nonnegative_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
+    """`Program.nonnegative` for these hyperparameters."""
+    return program_of(rule, hyper).nonnegative
+
+
+def exact_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:
+    """The states that are kept in float32 at least: those that the rule names, and running maxima and minima.
+
+    Such a one never forgets: of a state that it is compared with it would keep the largest rounding there ever was.
+    So that state is exact too.
+    """
+    return program_of(rule, hyper).extreme.union(name for name in rule.states if rule.is_exact(name, hyper))

@@ -1,0 +1,115 @@
+"""What holds of every program: nothing reads what is not there yet, or is gone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from settings import variants
+
+from steprule import Rule, State, norm, total_of_all
+from steprule.rules import RULES
+from steprule.trace.around import Services
+from steprule.trace.expression import Expression
+from steprule.trace.program import Level, Program, Sum
+from steprule.trace.tracing import trace
+
+
+class Mine(Rule):
+    """Two levels of sums, a state for each element and one for each tensor."""
+
+    seen = State("scalar")
+
+    def update(param, grad, exp_avg, seen, *, step, lr=0.1):
+        seen = seen + norm(grad)
+        exp_avg = exp_avg + grad / seen
+        return param - lr * exp_avg / (step + total_of_all(abs(exp_avg))), exp_avg, seen
+
+
+SERVICES = {
+    "none": Services(),
+    "all": Services(factor="row", limit=True, zero=True, average=True, gather=True),
+}
+
+
+@pytest.mark.parametrize("services", SERVICES)
+@pytest.mark.parametrize("name", RULES)
+def test_programs_hold_what_they_promise(name, services):
+    for hyper in variants(RULES[name]):
+        program = trace(RULES[name], hyper, services=SERVICES[services])
+        program.check()
+        assert program.levels[0].reading is None
+        assert all(level.reading is not None for level in program.levels[1:])
+
+
+@pytest.fixture
+def program() -> Program:
+    return trace(Mine, Mine.hyperparameters)
+
+
+def test_stages_are_in_order(program):
+    assert [[*level.numbers] for level in program.levels] == [[], ["seen"], []]
+    assert [level.known for level in program.levels] == [("seen",), ("new_seen", "sum0"), ("sum1",)]
+    assert [[*reading.sums] for reading in program.readings] == [["sum0"], ["sum1"]]
+    assert [*program.last.outputs] == ["param", "exp_avg"]
+
+
+def element(name: str) -> Expression:
+    return Expression("input", (name,), False)
+
+
+def number(name: str) -> Expression:
+    return Expression("input", (name,), True)
+
+
+def with_level(program: Program, place: int, level: Level) -> Program:
+    return replace(program, levels=(*program.levels[:place], level, *program.levels[place + 1 :]))
+
+
+def with_sums(program: Program, place: int, **sums: Sum) -> Program:
+    level = program.levels[place]
+    assert level.reading is not None
+    return with_level(program, place, replace(level, reading=replace(level.reading, sums=sums)))
+
+
+def stored_early(program: Program) -> Program:
+    level = program.levels[1]
+    assert level.reading is not None
+    reading = replace(level.reading, outputs={"exp_avg": element("grad")})
+    return with_level(program, 1, replace(level, reading=reading))
+
+
+BROKEN = {
+    "the pass of level 1 reads sum1, which is not known yet": lambda program: with_sums(
+        program, 1, sum0=Sum(number("sum1"), False)
+    ),
+    "the pass of level 2 reads seen_sq, which is not known yet": lambda program: with_sums(
+        program, 2, sum1=Sum(element("seen_sq"), True)
+    ),
+    "the new seen of level 1 reads grad, which is not known yet": lambda program: with_level(
+        program, 1, replace(program.levels[1], numbers={"seen": element("grad")})
+    ),
+    "the last pass reads momentum, which is not known yet": lambda program: replace(
+        program, last=replace(program.last, outputs={**program.last.outputs, "param": number("momentum")})
+    ),
+    "the last pass reads grad_factor, which is not known yet": lambda program: replace(
+        program, last=replace(program.last, counted=element("grad_factor"))
+    ),
+    "the pass of level 2 reads exp_avg, which has been stored by then": stored_early,
+    "the last pass stores ['param']": lambda program: replace(
+        program, last=replace(program.last, outputs={"param": element("param")})
+    ),
+    "level 1 makes {'sum0'} and does not say so": lambda program: with_level(
+        program, 1, replace(program.levels[1], known=("new_seen",))
+    ),
+    "levels know ['seen', 'new_seen', 'sum0', 'sum1'], and tensors have ('seen',)": lambda program: replace(
+        program, last=replace(program.last, own=("seen",))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("told", BROKEN)
+def test_what_breaks_a_promise_is_told(program, told):
+    with pytest.raises(AssertionError) as error:
+        BROKEN[told](program).check()
+    assert str(error.value).startswith(told)
