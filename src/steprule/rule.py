@@ -22,6 +22,16 @@ NEEDS = {
 """What rules may be good for, and what that means."""
 
 
+DECAYS = {
+    "coupled": "grad + weight_decay * param: L2 regularisation",
+    "decoupled": "lr * weight_decay * param. Loshchilov & Hutter 2019, arXiv:1711.05101",
+    "independent": "weight_decay * param, whatever lr is. Loshchilov & Hutter 2019, section 2",
+    "corrected": "lr**2 / max_lr * weight_decay * param, max_lr the largest so far. Defazio 2025, arXiv:2506.02285",
+    "initial": "lr * weight_decay * (param - initial_param), towards the first weights. Li et al. 2018, arXiv:1802.01483",
+}
+"""What weight_decay may mean: what is added to the gradient or subtracted from the new parameter."""
+
+
 class RuleError(TypeError):
     """A rule that no engine can run; the message says what to write instead."""
 
@@ -120,8 +130,8 @@ class Rule:
         scalar_states: the names of those that are one number a tensor.
         tensor_states: the names of the others.
         hyperparameters: update's hyperparameters and their defaults, in order.
-        decay: what the formula makes of its hyperparameter weight_decay: a key of `steprule.rules.options.DECAYS`, or
-            "own" for what is none of those.
+        decay: what the formula makes of its hyperparameter weight_decay: a key of `DECAYS`, or "own" for what is none
+            of those. None says nothing, and options that must know are refused.
         refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
         needs: what it is good for, of `NEEDS`.
         when: when to use it.
@@ -151,7 +161,7 @@ class Rule:
     sparse_grads: ClassVar[bool] = False
     touches_states: ClassVar[bool] = False
     sparse_only: ClassVar[bool] = False
-    decay: ClassVar[str] = "coupled"
+    decay: ClassVar[str | None] = None
     refuses: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     counts_steps: ClassVar[bool] = False
@@ -191,6 +201,10 @@ class Rule:
             for name in given:
                 if name not in known:
                     raise RuleError(f"{cls.__name__}.{what} names the unknown {name!r}; there are {', '.join(known)}")
+        if cls.decay not in (None, "own", *DECAYS):
+            near = difflib.get_close_matches(str(cls.decay), [*DECAYS, "own"], 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
+            raise RuleError(f"{cls.__name__}.decay = {cls.decay!r}: {hint}")
         if cls.__module__.startswith("steprule.rules.") if listed is None else listed:
             enter(cls)
         elif f"{cls.__module__}:{cls.__qualname__}" in AWAITED:

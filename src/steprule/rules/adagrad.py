@@ -17,6 +17,7 @@ class Adagrad(Rule):
     sum = State(begins="initial_accumulator_value")
     sparse_grads = True
     touches_states = True
+    decay = "coupled"
     needs = ("sparse", "memory")
     like_torch = TorchArguments("foreach maximize differentiable fused", positional="foreach")
     begins_early = True
@@ -36,6 +37,7 @@ class Adadelta(Rule):
     """Steps as large as the steps before, over gradients as large as the gradients before. Zeiler 2012,
     arXiv:1212.5701, algorithm 1."""
 
+    decay = "coupled"
     needs = ("tuning-free",)
     square_avg = acc_delta = State(exact=True)  # steps follow from steps: what is off stays off
     like_torch = TorchArguments("foreach capturable maximize differentiable", positional="foreach")
@@ -60,6 +62,7 @@ class MADGRAD(Rule):
 
     grad_sum_sq = grad_sum = State(exact=True)  # all the way follows from them
     initial_param = State(begins="param", exact=True)
+    decay = "coupled"
     refuses = "the weights are computed anew from the first ones in every step"
     when = "Where SGD generalises better than Adam but needs more tuning: with little or no weight decay."
 

@@ -53,6 +53,7 @@ class Adam(Rule):
     """
 
     max_exp_avg_sq = State(when="amsgrad")
+    decay = "coupled"
     needs = ("baseline",)
     like_torch = TorchArguments(
         "foreach maximize capturable differentiable fused", keyword_only="decoupled_weight_decay", tensor_betas=True
@@ -105,6 +106,7 @@ class NAdam(Rule):
     """
 
     mu_product = State("scalar", begins=1.0, dtype="step")
+    decay = "coupled"
     like_torch = TorchArguments("foreach maximize capturable differentiable")
     when = "Where Adam is used and a little more momentum helps; differences are small."
 
@@ -139,6 +141,7 @@ def rectification(beta2: Value, step: Value, threshold: float) -> tuple[Value, V
 class RAdam(Rule):
     """Adam that is momentum until its mean square can be relied on. Liu et al. 2020, arXiv:1908.03265, algorithm 2."""
 
+    decay = "coupled"
     like_torch = TorchArguments("foreach maximize capturable differentiable")
     when = "Where Adam needs a warm-up that you would rather not tune."
 
@@ -163,6 +166,7 @@ class RAdam(Rule):
 class Adamax(Rule):
     """Adam with the largest gradient, decaying, in place of the root mean square. Kingma & Ba 2015, algorithm 2."""
 
+    decay = "coupled"
     like_torch = TorchArguments("foreach maximize differentiable capturable", positional="foreach")
     when = "Where single huge gradients must not disappear in an average: embeddings, reinforcement learning."
 
