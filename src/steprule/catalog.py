@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
-from steprule.rule import NEEDS, TORCHS_OWN, Rule
+from steprule.registry import TORCHS_OWN
+from steprule.rule import NEEDS, Rule
 from steprule.rules import RULES
 from steprule.trace.tracing import exact_states
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -179,12 +178,8 @@ class Rule:
             "takes parameters"
         )
 
-    def __init_subclass__(cls, listed: bool | None = None) -> None:
-        """Reads the formula.
-
-        Args:
-            listed: whether it is entered in `RULES`. Default: what is written in steprule.rules is.
-        """
+    def __init_subclass__(cls) -> None:
+        """Reads the formula."""
         super().__init_subclass__()
         if "update" in vars(cls):
             function = vars(cls)["update"]
@@ -205,10 +200,6 @@ class Rule:
             near = difflib.get_close_matches(str(cls.decay), [*DECAYS, "own"], 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
             raise RuleError(f"{cls.__name__}.decay = {cls.decay!r}: {hint}")
-        if cls.__module__.startswith("steprule.rules.") if listed is None else listed:
-            enter(cls)
-        elif f"{cls.__module__}:{cls.__qualname__}" in AWAITED:
-            enter_others(cls)
 
     @classmethod
     def function(cls) -> Callable[..., Any]:
@@ -269,48 +260,6 @@ class Rule:
                     f"({_where(cls.function())})"
                 )
         return new
-
-
-RULES: dict[str, type[Rule]] = {}
-"""Every rule by the name that the command line and the tests know it by; `steprule.rules` fills it."""
-
-TORCHS_OWN = {"adafactor": "Adafactor", "lbfgs": "LBFGS", "muon": "Muon"}
-"""Optimizers that no rule is written for yet: steprule has torch.optim's classes of these names, as they are."""
-
-
-def class_names() -> dict[str, str]:
-    """The names of all classes that there are for torch, by those of the command line."""
-    return {name: rule.__name__ for name, rule in RULES.items()} | TORCHS_OWN
-
-
-def enter(rule: type[Rule]) -> None:
-    """Enters a rule in `RULES`.
-
-    Raises:
-        RuleError: another has its name.
-    """
-    name = rule.__name__.lower()
-    known = RULES.get(name, rule)
-    taken = f"torch.optim.{TORCHS_OWN[name]}" if name in TORCHS_OWN else _place(known)
-    if taken != _place(rule):
-        raise RuleError(f"{_place(rule)} cannot be called {name!r}, which {taken} is; choose another name")
-    RULES[name] = rule
-
-
-AWAITED: set[str] = set()
-"""Rules of other packages, as "module:class", whose files were being read when they were looked for."""
-
-
-def enter_others(rule: type[Rule]) -> None:
-    """Enters a rule of another package in `RULES`, or warns that its name is taken."""
-    try:
-        enter(rule)
-    except RuleError as error:
-        warnings.warn(f"a rule of another package is left out: {error}", stacklevel=3)
-
-
-def _place(rule: type[Rule]) -> str:
-    return f"{rule.__module__}.{rule.__qualname__}"
 
 
 def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from steprule.rule import RULES, Rule
+from steprule.registry import RULES
+from steprule.rule import Rule
 
 _ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
 """What other libraries call hyperparameters."""

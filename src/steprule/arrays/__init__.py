@@ -5,19 +5,17 @@
 >>> opt.step([grad_w, grad_b])      # w and b change in place
 """
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any as _Any
 
 from steprule.arrays.front import Optimizer as Optimizer
-from steprule.rules import RULES
-
-__all__ = sorted(["Optimizer", *(rule.__name__ for rule in RULES.values())])
+from steprule.rules import RULES as _RULES
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     """A class, made when it is first asked for: there may be new rules."""
-    rule = RULES.get(name.lower())
+    if name == "__all__":
+        return sorted(["Optimizer", *(rule.__name__ for rule in _RULES.values())])
+    rule = None if name.startswith("_") else _RULES.get(name.lower())
     if rule is None or rule.__name__ != name:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     made = globals()[name] = type(name, (Optimizer,), {"__module__": __name__}, rule=rule)
@@ -25,4 +23,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -163,7 +163,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     }
     if lookahead:
         attributes["keeps_step"] = True
-    return type(rule.__name__, (Rule,), attributes, listed=False)
+    return type(rule.__name__, (Rule,), attributes)
 
 
 def _pull(
