@@ -278,7 +278,8 @@ def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple
         elif name != "step":
             if parameter.default is parameter.empty:
                 raise RuleError(f"{rule.__name__}.update needs a default for the hyperparameter {name} {where}")
-            hyperparameters[name] = parameter.default
+            default = parameter.default
+            hyperparameters[name] = tuple(default) if isinstance(default, list) else default
     if positional[:2] != ["param", "grad"]:
         hint = "; a formula has no self" if positional[:1] == ["self"] else ""
         raise RuleError(
