@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
@@ -240,12 +241,22 @@ class Rule:
             hyper: a value for each hyperparameter; others are ignored.
 
         Raises:
-            RuleError: update returned the wrong number of values, or none for a state that exists.
+            RuleError: update returned the wrong number of values, or none for a state that exists; or it computed with a
+                state that does not exist.
         """
         settings = {name: hyper[name] for name in cls.hyperparameters}
         if cls.counts_steps:
             settings["step"] = step
-        result = cls.function()(param, grad, *states, **settings)
+        try:
+            result = cls.function()(param, grad, *states, **settings)
+        except (TypeError, AttributeError) as error:
+            absent = [name for name, value in zip(cls.states, states, strict=True) if value is None]
+            if not absent or "None" not in str(error):
+                raise
+            raise RuleError(_told_of_absent(cls, absent, error)) from error
+        if result is None:
+            end = f"return {', '.join(['param', *cls.states])}"
+            raise RuleError(f"{cls.__name__}.update returned nothing: it must end in {end} ({_where(cls.function())})")
         new: tuple[Any, ...] = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         expected = ("param", *cls.states)
         if len(new) != len(expected):
@@ -330,9 +341,26 @@ def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
                 known = ", ".join(rule.hyperparameters) or "none"
                 asked = f"{who}.{name} = State({what}={hyperparameter!r})"
                 raise RuleError(f"{asked} names an unknown hyperparameter; update has {known}{anew}")
+            default = rule.hyperparameters[hyperparameter]
+            if isinstance(default, tuple) or (what == "begins" and not hasattr(default, "__float__")):
+                raise RuleError(
+                    f"{who}.{name} = State({what}={hyperparameter!r}): {hyperparameter}={default!r} is no number"
+                )
     return states
 
 
-def _where(function: Callable[..., Any]) -> str:
+def _told_of_absent(rule: type[Rule], absent: Sequence[str], error: Exception) -> str:
+    """What to say of a formula that computes with states that are not there."""
+    said = [
+        f"{name} is only there with {rule.states[name].when}: State(when={rule.states[name].when!r})" for name in absent
+    ]
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code is rule.function().__code__]
+    return (
+        f"{rule.__name__}.update computes with None. {'; '.join(said)}. Ask for it first: if {absent[0]} is not None: ... "
+        f"({_where(rule.function(), *lines[-1:])})"
+    )
+
+
+def _where(function: Callable[..., Any], line: int | None = None) -> str:
     code = function.__code__
-    return f"{code.co_filename}:{code.co_firstlineno}"
+    return f"{code.co_filename}:{line or code.co_firstlineno}"
