@@ -30,7 +30,7 @@ class Together(torch.optim.Optimizer):
     optimizer.
 
     A step is taken by all or by none: what an optimizer of steprule's would refuse is found before the first of them
-    steps. This cannot be asked of other optimizers, of those with step pre-hooks of their own, and of classes that have a
+    steps. This cannot be asked of other optimizers, of those with step pre-hooks, and of classes that have a
     step method of their own. These step first, in the order given: if one raises an error, those before it have stepped.
 
     Args:
