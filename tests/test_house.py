@@ -18,7 +18,7 @@ SRC = Path(steprule.__file__).parent
 
 LEVELS = (
     "names pieces",
-    "formats rule registry settings trace.instead",
+    "formats hyper rule registry docstrings settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
     "trace formula",
     "engine.codegen engine.gpu_codegen engine.functions",

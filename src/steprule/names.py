@@ -32,7 +32,7 @@ HOME = {
     "chains": ("chain",),
     "create": ("create_optimizer", "parameter_groups"),
     "together": ("Together",),
-    "rule": ("Rule", "RuleError", "State"),
+    "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }
 """Names by the module that has them."""
 

@@ -9,6 +9,7 @@ from typing import Any as _Any
 
 from steprule.arrays.front import Optimizer as Optimizer
 from steprule.rules import RULES as _RULES
+from steprule.settings import no_attribute as _no_attribute
 
 
 def __getattr__(name: str) -> _Any:
@@ -17,7 +18,7 @@ def __getattr__(name: str) -> _Any:
         return sorted(["Optimizer", *(rule.__name__ for rule in _RULES.values())])
     rule = None if name.startswith("_") else _RULES.get(name.lower())
     if rule is None or rule.__name__ != name:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise _no_attribute(__name__, name, [] if name.startswith("_") else __getattr__("__all__"))
     made = globals()[name] = type(name, (Optimizer,), {"__module__": __name__}, rule=rule)
     return made
 

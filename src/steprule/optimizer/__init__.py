@@ -7,6 +7,7 @@ from steprule.optimizer.front import Optimizer as Optimizer
 from steprule.registry import TORCHS_OWN as _TORCHS_OWN
 from steprule.registry import class_names as _class_names
 from steprule.rules import RULES as _RULES
+from steprule.settings import no_attribute as _no_attribute
 
 
 def __getattr__(name: str) -> _Any:
@@ -19,7 +20,7 @@ def __getattr__(name: str) -> _Any:
     elif rule is not None and rule.__name__ == name:
         found = made.make(rule, __name__)
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise _no_attribute(__name__, name, [] if name.startswith("_") else __getattr__("__all__"))
     globals()[name] = found
     return found
 
