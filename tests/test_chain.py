@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import os
 import pickle
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -486,3 +489,91 @@ def test_a_chain_of_rules_is_printed_without_what_cancels():
         formula_text(chain(rules.SGD, rules.SGD)).splitlines()[-1]
         == "param ← param \N{MINUS SIGN} lr·(grad + weight_decay·param + weight_decay_2·param)"
     )
+
+
+def halve(grad, *, share=0.5):
+    return grad * share
+
+
+PARTS = {
+    "a function": lambda: chain(double),
+    "a function with other defaults": lambda: chain(functools.partial(halve, share=0.25)),
+    "a rule with a list": lambda: chain(functools.partial(rules.Lion, betas=[0.5, 0.75]), name="Listed", lr=0.5),
+    "a chain": lambda: chain(chain(double, transforms.mean, name="Inner"), transforms.sign),
+    "a chain with other defaults": lambda: chain(functools.partial(chain(transforms.mean), beta=0.5)),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_the_same_parts_make_the_same_class(parts):
+    rule = PARTS[parts]()
+    assert PARTS[parts]() is rule
+    optimizer = Optimizer.of(rule)([torch.ones(2, requires_grad=True)])
+    saved = pickle.dumps(optimizer)
+    for copied in (pickle.loads(saved), pickle.loads(saved), copy.deepcopy(optimizer)):
+        assert type(copied) is type(optimizer) and copied.rule is rule
+        assert repr(copied) == repr(optimizer)
+
+
+def test_other_parts_make_another_class():
+    made = {
+        chain(halve), chain(halve, name="Other"), chain(halve, lr=1), chain(halve, lr=1.0), chain(halve, lr=True), chain(halve, double),
+        chain(double, halve), chain(functools.partial(halve, share=1)), chain(functools.partial(halve, share=1.0)),
+        chain(functools.partial(rules.Lion, betas=(0.5, 0.75))), chain(functools.partial(rules.Lion, betas=[0.5, 0.75])),
+    }  # fmt: skip
+    assert len(made) == 11
+
+
+def test_a_chain_of_chains_is_unpickled_where_there_is_none():
+    optimizer = Optimizer.of(PARTS["a chain"]())([torch.ones(2, requires_grad=True)], lr=0.25)
+    code = (
+        "import pickle, sys; optimizer = pickle.load(sys.stdin.buffer)\n"
+        "print(type(optimizer).__name__, [*optimizer.rule.states], optimizer.param_groups[0]['lr'])"
+    )
+    folder = os.path.dirname(__file__)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(optimizer), env=environment, capture_output=True
+    )
+    assert done.stdout.decode().strip() == "Chain ['exp_avg'] 0.25", done.stderr.decode()
+
+
+class Within:
+    def doubled(grad):
+        return 2 * grad
+
+
+def unnamed(kind):
+    if kind == "rule":
+
+        class Local(Rule):
+            @staticmethod
+            def update(param, grad, *, lr=1e-3):
+                return param - lr * grad
+
+        return Local
+    if kind == "partial":
+        return functools.partial(lambda grad, *, share=1.0: grad * share, share=0.5)
+    return lambda grad: 2 * grad
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["itself", "in a chain of chains"])
+@pytest.mark.parametrize("kind", ["lambda", "partial", "rule"])
+def test_parts_without_a_name_say_why_they_cannot_be_pickled(kind, inside):
+    rule = chain(unnamed(kind), name="Mine")
+    optimizer = Optimizer.of(chain(rule) if inside else rule)([torch.ones(2, requires_grad=True)])
+    word = "class" if kind == "rule" else "def"
+    message = rf"the chain Mine cannot be pickled: .*<locals>.*write it at the top of a module, by {word}"
+    with pytest.raises(pickle.PicklingError, match=message):
+        pickle.dumps(optimizer)
+    assert type(copy.deepcopy(optimizer)) is type(optimizer)
+
+
+def test_parts_within_a_class_have_a_name():
+    pickle.loads(pickle.dumps(Optimizer.of(chain(Within.doubled))([torch.ones(2, requires_grad=True)])))
+
+
+def test_a_library_that_needs_no_names_is_let():
+    cloudpickle = pytest.importorskip("cloudpickle")
+    optimizer = Optimizer.of(chain(unnamed("lambda"), transforms.mean))([torch.ones(2, requires_grad=True)])
+    assert [*cloudpickle.loads(cloudpickle.dumps(optimizer)).rule.states] == ["exp_avg"]

@@ -209,7 +209,7 @@ def test_a_rule_without_weight_decay_is_not_given_one(monkeypatch):
     class Front(steprule.optimizer.Optimizer, rule=Descent):
         pass
 
-    monkeypatch.setitem(RULES, "descent", Descent)
+    monkeypatch.setattr(RULES, "_rules", {**RULES, "descent": Descent})
     monkeypatch.setattr(steprule.optimizer, "Descent", Front, raising=False)
     optimizer = create_optimizer(Transformer(), "descent")
     assert [group["name"] for group in optimizer.param_groups] == ["default"]

@@ -17,8 +17,8 @@ import steprule
 SRC = Path(steprule.__file__).parent
 
 LEVELS = (
-    "pieces",
-    "formats hyper rule docstrings settings trace.instead",
+    "names pieces",
+    "formats hyper rule registry docstrings settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
     "trace formula",
     "engine.codegen engine.gpu_codegen engine.functions",

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import steprule
 from steprule.cli import app
 from steprule.memory import parameter_count, shapes_of, table
+from steprule.registry import TORCHS_OWN
 from steprule.rules import RULES
 from steprule.step.entry import Entry
 
@@ -92,3 +93,50 @@ def test_a_model_of_ones_own_takes_no_memory(monkeypatch):
     assert "did you mean 'adamw'" in run("1M", "adamww").output
     assert "--dtype 'int8'" in run("1M", "--dtype", "int8").output
     assert "24bit" in run("7B", "adamw").output and "24bit" not in run("7B", "--dtype", "float32").output
+
+
+def test_names_are_those_of_the_other_commands():
+    assert run("1M", "Adam-W").output == run("1M", "adamw").output
+    assert (
+        "did you mean 'lbfgs'?" in run("1M", "lbgfs").output
+        and "did you mean 'lion'?" in run("1M", "torch.lionn").output
+    )
+
+
+KEPT = {  # numbers in the states of a matrix of 3 by 5 and a vector of 7, after 12 steps
+    "adafactor": (lambda params: torch.optim.Adafactor(params), {"row_var": 3, "col_var": 5, "variance": 7}),
+    "lbfgs": (
+        lambda params: torch.optim.LBFGS(params, history_size=2, max_iter=12, line_search_fn="strong_wolfe"),
+        {"old_dirs": 2 * 22, "old_stps": 2 * 22, "d": 22, "prev_flat_grad": 22},
+    ),
+    "muon": (lambda params: steprule.Muon(params[:1]), {"momentum_buffer": 15}),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in KEPT if hasattr(torch.optim, TORCHS_OWN[name])])
+def test_of_torchs_own_it_says_what_they_keep(name):
+    make, expected = KEPT[name]
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((3, 5), (7,))]
+
+    def loss():
+        total = sum(((param - 1) ** 4).sum() for param in params)
+        for param in params:
+            param.grad = None
+        total.backward()
+        return total
+
+    optimizer = make(params)
+    optimizer.step(loss)
+    kept = {}
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            arrays = [
+                x for x in (value if isinstance(value, list) else [value]) if isinstance(x, torch.Tensor) and x.dim()
+            ]
+            if arrays:
+                kept[key] = sum(x.numel() for x in arrays)
+    assert kept == expected
+    result = run("1M", name)
+    assert result.exit_code == 2 and f"{name} is torch.optim's own, with no formula here" in result.output
+    assert all(key in result.output for key in expected)

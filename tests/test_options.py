@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import steprule
+from steprule import Optimizer
+from steprule.pieces import sign
+from steprule.rule import Rule, RuleError
 from steprule.rules import RULES
 from steprule.rules.options import DECAYS, OPTIONS
 
@@ -244,3 +247,58 @@ def test_what_an_option_keeps_is_float64_beside_numbers_in_steps_dtype():
         assert (state["mu_product"].dtype, state["lr_max"].dtype) == (torch.float32, torch.float64)
     assert float(optimizer.state[one]["lr_max"]) == 0.1
     torch.testing.assert_close(one, other)
+
+
+def own_rule(decay=None, **more):
+    """A rule of one's own with decoupled decay, of which it says this."""
+
+    def update(param, grad, *, lr=1e-3, weight_decay=0.0):
+        return param - lr * (sign(grad) + weight_decay * param)
+
+    return type("Mine", (Rule,), {"update": update, **({} if decay is None else {"decay": decay}), **more})
+
+
+@pytest.mark.parametrize(
+    "decay, hint",
+    [
+        ("cupled", "did you mean 'coupled'"),
+        ("weigth", "it can be 'coupled', 'decoupled', .* or 'own'"),
+        (3, "it can be"),
+    ],
+    ids=["nearest", "none near", "no text"],
+)
+def test_a_rule_cannot_misspell_its_decay(decay, hint):
+    with pytest.raises(RuleError, match=rf"Mine\.decay = {decay!r}: {hint}"):
+        own_rule(decay)
+
+
+@pytest.mark.parametrize("option", ["cautious", "cautious_decay"])
+def test_what_depends_on_a_rules_decay_must_know_it(option):
+    silent, told = Optimizer.of(own_rule()), Optimizer.of(own_rule("decoupled"))
+    with pytest.raises(
+        ValueError, match=rf"{option} must know what Mine's formula makes of weight_decay.*decay = \"deco"
+    ):
+        silent(params(), **{option: True})
+    told(params(), **{option: True})
+    own, others = params(1), params(1)
+    pair = (
+        silent(own, weight_decay=0.5, decay="decoupled", **{option: True}),
+        told(others, weight_decay=0.5, **{option: True}),
+    )
+    for optimizer in pair:
+        train(optimizer, 3)
+    assert torch.equal(own[0], others[0])
+
+
+def test_a_rule_that_says_nothing_of_its_decay_takes_any():
+    """Even "coupled", which nobody may take its own for."""
+    (own,), (other,) = params(1), params(1)
+    optimizer = Optimizer.of(own_rule())([own], lr=0.1, weight_decay=0.5, decay="coupled")
+    own.grad = torch.linspace(-1, 1, own.numel())
+    optimizer.step()
+    torch.testing.assert_close(own, other - 0.1 * torch.sign(own.grad + 0.5 * other))
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "weight_decay" in rule.hyperparameters])
+def test_steprules_own_rules_say_what_their_decay_is(name):
+    assert RULES[name].decay in (*DECAYS, "own")

@@ -17,7 +17,7 @@ from engines import random_operands, run_cpu, run_eager
 from test_engines import assert_within_bound
 
 import steprule
-from steprule import arrays
+from steprule import Optimizer, arrays
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lion.py"
 
@@ -253,6 +253,77 @@ def test_what_does_not_fit_a_rule_is_refused_when_it_is_made():
         define(m=steprule.State(begins="first"))
     assert define(m=steprule.State(begins="lr")).begins_at("m", None, {"lr": 0.25}) == 0.25
     assert define(m=steprule.State(begins=0.5)).begins_at("m", None, {"lr": 0.25}) == 0.5
+
+
+@pytest.mark.parametrize("default", [(0.9, 0.99), [0.9, 0.99], "x", None], ids=["tuple", "list", "text", "None"])
+def test_a_state_begins_at_a_number(default):
+    def update(param, grad, m, *, lr=0.1, betas=default):
+        return param - lr * m, m
+
+    with pytest.raises(steprule.RuleError, match=r"Mine.m = State\(begins='betas'\): betas=.* is no number"):
+        type("Mine", (steprule.Rule,), {"update": update, "m": steprule.State(begins="betas")})
+
+
+@pytest.mark.parametrize("what", ["when", "exact"])
+def test_a_state_does_not_depend_on_a_tuple(what):
+    def update(param, grad, m, *, lr=0.1, betas=(0.9, 0.99)):
+        return param - lr * m, m
+
+    with pytest.raises(steprule.RuleError, match=rf"Mine.m = State\({what}='betas'\): betas=.* is no number"):
+        type("Mine", (steprule.Rule,), {"update": update, "m": steprule.State(**{what: "betas"})})
+
+
+def absent(line):
+    """A rule whose formula begins so, and has a state that is only there with momentum."""
+    body = (
+        f"def update(param, grad, buffer, *, lr=0.1, momentum=0.0):\n    {line}\n    return param - lr * grad, buffer"
+    )
+    names = {"ema": steprule.ema, "sqrt": steprule.sqrt, "where": steprule.where}
+    names |= {"total": steprule.total, "size": steprule.size}
+    exec(compile(body, "my_rule.py", "exec"), names)
+    attributes = {"update": names["update"], "buffer": steprule.State(when="momentum")}
+    return type("Mine", (steprule.Rule,), attributes)
+
+
+ABSENT = {
+    "arithmetic": "buffer = momentum * buffer + grad",
+    "a piece": "buffer = ema(buffer, grad, momentum)",
+    "a function": "grad = grad / sqrt(buffer)",
+    "a comparison": "grad = where(buffer > 0, grad, 0.0)",
+    "a choice": "grad = where(grad > 0, grad, buffer)",
+    "a sum": "grad = grad * total(buffer)",
+    "a size": "grad = grad / size(buffer)",
+    "a method": "buffer.mul_(momentum)",
+}
+
+
+@pytest.mark.parametrize("front", ["torch", "numpy"])
+@pytest.mark.parametrize("case", ABSENT)
+def test_a_formula_that_uses_a_state_which_is_not_there_is_told_which(case, front):
+    rule = absent(ABSENT[case])
+    message = (
+        r"Mine.update computes with None. buffer is only there with momentum: State\(when='momentum'\). Ask for it first: "
+        r"if buffer is not None: ... \(my_rule.py:2\)"
+    )
+    with pytest.raises(steprule.RuleError, match=message):
+        if front == "torch":
+            Optimizer.of(rule)([torch.ones(2)])
+        else:
+            array = np.ones(2)
+            type("Front", (arrays.Optimizer,), {}, rule=rule)([array]).step([array])
+
+
+def test_none_that_is_no_states_is_told_as_ever():
+    with pytest.raises(steprule.RuleError, match="a rule computes with None, which an elementwise formula cannot"):
+        Optimizer.of(absent("grad = grad + None"))([torch.ones(2)], momentum=0.9)
+
+
+@pytest.mark.parametrize("states", ["", ", m, n"], ids=["no state", "two states"])
+def test_a_formula_without_a_return_is_told_what_to_return(states):
+    names = {}
+    exec(f"def update(param, grad{states}, *, lr=0.1):\n    param = param - lr * grad", names)
+    with pytest.raises(steprule.RuleError, match=f"Mine.update returned nothing: it must end in return param{states} "):
+        Optimizer.of(type("Mine", (steprule.Rule,), {"update": names["update"]}))([torch.ones(2)])
 
 
 def test_what_a_signature_gets_wrong_is_told_with_what_to_write():

@@ -145,7 +145,7 @@ def test_options_go_around_every_rule_that_they_fit(name, options):
     around = dict(options)
     if options.get("cautious") and "decay" not in options and RULES[name].decay in ("decoupled", "corrected"):
         around["decay"] = RULES[name].decay
-    if around.get("decay") == RULES[name].decay and not (options.get("cautious") or options.get("cautious_decay")):
+    if around.get("decay", "") == RULES[name].decay and not (options.get("cautious") or options.get("cautious_decay")):
         del around["decay"]
     expected = papers.around(name, params, grads, **{**in_papers_words(hyper), **around})
     assert_close(train(name, hyper, params, grads, **options), expected, TOLERANCE.get(name, 1e-9))

@@ -106,7 +106,89 @@ def test_a_name_that_is_taken_is_refused(install, name, first):
     assert "halving" not in told[0]
 
 
+WHOLE = """
+import steprule
+
+
+class HalvingRule(steprule.Rule):
+    def update(param, grad, *, lr=1e-3):
+        return param - lr * (grad / 2)
+
+
+class Halving(steprule.Optimizer, rule=HalvingRule):
+    pass
+"""
+CHAINED = """
+import steprule
+
+steprule.AdamW
+HalvingRule = steprule.chain(steprule.transforms.sign, name="HalvingRule")
+"""
+THERE = """
+import steprule
+assert "halvingrule" in steprule.rules.RULES and "HalvingRule" in dir(steprule)
+for module in (steprule, steprule.optimizer, steprule.arrays):
+    assert "HalvingRule" in module.__all__ and module.HalvingRule.rule is steprule.rules.RULES["halvingrule"]
+"""
+
+
+@pytest.mark.parametrize("first", ["halving", "steprule", "steprule.rules, halving", "steprule.create"])
+@pytest.mark.parametrize("text", [WHOLE, CHAINED], ids=["classes", "chain"])
+def test_a_package_may_be_imported_in_any_order(install, text, first):
+    folders = install({"halving.py": text}, "it = halving:HalvingRule")
+    assert run(f"import {first}\n{THERE}", *folders) == ("", "")
+
+
+def test_a_package_may_ask_while_it_is_imported(install):
+    """The rule is in a module that its package imports later."""
+    folders = install({}, "it = halving.rules:HalvingRule")
+    (folders[0] / "halving").mkdir()
+    (folders[0] / "halving" / "rules.py").write_text("from halving import late\n" + WHOLE)
+    (folders[0] / "halving" / "__init__.py").write_text(
+        "import steprule; steprule.AdamW; late = 1\nfrom halving import rules"
+    )
+    assert run(f"import halving\n{THERE}", *folders) == ("", "")
+
+
+def public_names():
+    names = {name for module in (steprule, steprule.optimizer, steprule.arrays) for name in dir(module)}
+    helpers = {"Any", "annotations", "difflib", "import_module", "sys"}
+    return sorted(name for name in names - helpers if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_public_names_are_no_rules(name):
+    from steprule.registry import RULES
+
+    def update(param, grad, *, lr=1e-3):
+        return param - lr * grad
+
+    before = dict(RULES)
+    for spelt in (name, name.capitalize()):
+        with pytest.raises(steprule.RuleError, match=f"cannot be called {name.lower()!r}, which .* is; choose another"):
+            RULES.enter(type(spelt, (steprule.Rule,), {"update": update}))
+    assert dict(RULES) == before
+
+
+def test_two_packages_with_chains_of_one_name(install):
+    other = CHAINED.replace("sign", "mean")
+    folders = install({"halving.py": CHAINED, "other.py": other}, "a = halving:HalvingRule", "b = other:HalvingRule")
+    errors = run(f"{THERE}\nimport halving; assert halving.HalvingRule is steprule.HalvingRule.rule", *folders)[1]
+    assert "b = other:HalvingRule: RuleError" in errors and "which steprule.chains.HalvingRule is" in errors
+
+
+def test_one_warning_as_an_error_keeps_no_others_out(install):
+    folders = install({"halving.py": RULE, "other.py": "1 / 0"}, "a = other:Thirds", "b = halving:Halving")
+    code = (
+        "import warnings, steprule.rules\nwarnings.simplefilter('error')\n"
+        "try: len(steprule.rules.RULES)\nexcept UserWarning as error: print(error)\nprint('halving' in steprule.rules.RULES)"
+    )
+    lines = run(code, *folders)[0].splitlines()
+    assert "a = other:Thirds: ZeroDivisionError" in lines[0] and lines[1] == "True"
+
+
 BROKEN = {
+    "a package that ends the program": ("raise SystemExit(3)", "Halving", "SystemExit: 3"),
     "a package that fails": ("1 / 0", "Halving", "ZeroDivisionError"),
     "a name that it has not": (RULE, "Thirds", "Thirds"),
     "no rule": ("Halving = 3", "Halving", "it is 3, not a subclass of steprule.Rule"),
@@ -117,6 +199,6 @@ BROKEN = {
 def test_a_broken_package_breaks_nothing_else(install, case):
     text, name, told = BROKEN[case]
     folders = install({"halving.py": text}, f"it = halving:{name}")
-    output, errors = run("import steprule; print(steprule.rules.AdamW.__name__)", *folders)
+    output, errors = run("import steprule; print(steprule.AdamW.__name__)", *folders)
     assert output == "AdamW\n"
     assert f"it = halving:{name}" in errors and told in errors

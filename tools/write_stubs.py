@@ -18,7 +18,7 @@ from torch.optim.optimizer import ParamsT
 
 import steprule
 from steprule import arrays, optimizer
-from steprule.rule import TORCHS_OWN
+from steprule.registry import TORCHS_OWN
 from steprule.rules import RULES
 
 SRC = Path(steprule.__file__).parent
@@ -119,7 +119,7 @@ def stubs() -> dict[Path, str]:
         ),
         SRC / "optimizer" / "__init__.pyi": front(optimizer, lines, optimizers),
         SRC / "rules" / "__init__.pyi": (
-            f"{HEAD}\n{reexports('steprule.rule', ['RULES'])}{rules}\n{all_of(['RULES', *made])}"
+            f"{HEAD}\n{reexports('steprule.registry', ['RULES'])}{rules}\n{all_of(['RULES', *made])}"
         ),
     }
 

@@ -19,47 +19,17 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from steprule.names import HOME as _HOME
+from steprule.names import SUBMODULES as _SUBMODULES
+
 __version__ = "0.1.0"
 
-_HOME = {
-    "optimizer": ("Optimizer",),
-    "pieces": (
-        "at_first",
-        "atan2",
-        "cbrt",
-        "clip",
-        "debias",
-        "debiased_beta",
-        "ema",
-        "ema_sq",
-        "exp",
-        "floor",
-        "l2",
-        "log",
-        "maximum",
-        "mean",
-        "minimum",
-        "norm",
-        "running_ema",
-        "sign",
-        "size",
-        "sqrt",
-        "total",
-        "total_of_all",
-        "where",
-    ),
-    "chains": ("chain",),
-    "create": ("create_optimizer", "parameter_groups"),
-    "together": ("Together",),
-    "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
-}
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
-_SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", "rules", "services", "transforms")
 
 
 def _optimizers() -> list[str]:
     """The names of all classes, which come from the registry."""
-    from steprule.rule import class_names
+    from steprule.registry import class_names
 
     import_module("steprule.rules")  # which fills it
     return [*class_names().values()]

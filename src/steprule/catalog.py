@@ -6,12 +6,13 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steprule.docstrings import words_of
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
-from steprule.rule import NEEDS, TORCHS_OWN, Rule
+from steprule.registry import TORCHS_OWN
+from steprule.rule import NEEDS, Rule
 from steprule.rules import RULES
 from steprule.trace.tracing import exact_states
 
@@ -34,14 +35,24 @@ def find(name: str) -> type[Rule]:
     if plain in TORCHS_OWN:
         raise ValueError(told_of_torchs(plain))
     if plain not in RULES:
-        raise ValueError(f"unknown optimizer {name!r}; {_nearest(plain, [*RULES, *TORCHS_OWN])}")
+        raise ValueError(f"unknown optimizer {name!r}; {nearest(plain.rpartition('.')[2], [*RULES, *TORCHS_OWN])}")
     return RULES[plain]
 
 
 def told_of_torchs(name: str) -> str:
     """What there is to say of one of torch.optim's own."""
-    found = TORCHS_OWN[name]
-    return f"{name} is torch.optim's own, with no formula here: help(steprule.{found}) has its arguments"
+    return (
+        f"{name} is torch.optim's own, with no formula here: help(steprule.{TORCHS_OWN[name]}) has its arguments. It keeps "
+        f"{_TORCHS_STATES[name]}, in the parameters' dtype"
+    )
+
+
+_TORCHS_STATES = {
+    "adafactor": "of a matrix one number a row and one a column (row_var, col_var), of a vector one an element (variance)",
+    "lbfgs": "at most 2 * history_size + 2 numbers an element, which is 202 with the default (old_dirs, old_stps, d, prev_flat_grad)",
+    "muon": "one number an element (momentum_buffer), and takes matrices only",
+}
+"""What those keep."""
 
 
 def paper(rule: type[Rule]) -> str:
@@ -129,7 +140,7 @@ def print_list(needs: Sequence[str] = ()) -> None:
 
     for need in needs:
         if need not in NEEDS:
-            raise ValueError(f"--need {need!r} is unknown; {_nearest(need, NEEDS)}")
+            raise ValueError(f"--need {need!r} is unknown; {nearest(need, NEEDS)}")
     chosen = {name: rule for name, rule in RULES.items() if set(needs) <= set(rule.needs)}
     output = Table(title=f"{len(chosen)} of {len(RULES)} optimizers", title_justify="left", show_lines=True)
     output.add_column("name\nclass", no_wrap=True)
@@ -204,6 +215,8 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> Non
         print(f"\nWhen: {rule.when}")
 
 
-def _nearest(word: str, choices: Any) -> str:
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """What to write in place of a word that is none of these."""
+    choices = list(choices)
     near = difflib.get_close_matches(word, choices, 1)
     return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
+import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 from steprule.hyper import COMMON, Hyperparameter
@@ -27,7 +31,8 @@ Transform = Callable[..., Any]
 def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3) -> type[Rule]:
     """A rule whose direction goes through these parts in turn, and then ``param - lr * direction``.
 
-    It is traced, compiled to one pass, printed, saved and loaded as any rule.
+    It is traced, compiled to one pass, printed, saved and loaded as any rule. The same parts make the same class. A
+    chain is pickled by the names of its parts, which lambdas and what is defined in functions have not.
 
     Args:
         parts: transforms, such as those of `steprule.transforms` or functions of your own like them, and rules, each
@@ -42,13 +47,25 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
     """
     if not parts:
         raise RuleError("chain() needs at least one part")
+    recipe, key = _Recipe(parts, name, lr), _key((parts, name, lr))
+    try:
+        made = _chains.get(key)
+    except TypeError:  # a part that has no hash
+        return _make(recipe)
+    if made is None:
+        made = _chains[key] = _make(recipe)
+    return made
+
+
+def _make(recipe: _Recipe) -> type[Rule]:
+    """The rule of such a chain."""
     links: list[_Link] = []
     taken: set[str] = {"param", "grad", "step", "lr"}
-    for part in parts:
+    for part in recipe.parts:
         links.append(_Link(part, taken))
     kind = inspect.Parameter
     positional = ["param", "grad", *(own for link in links for own in link.states.values())]
-    hyper = {"lr": lr} | {link.hyper[one]: value for link in links for one, value in link.defaults.items()}
+    hyper = {"lr": recipe.lr} | {link.hyper[one]: value for link in links for one, value in link.defaults.items()}
 
     def update(param: Value, grad: Value, *states: Value, step: Value, lr: Value, **given: Any) -> tuple[Value, ...]:
         direction, new = grad, []
@@ -74,9 +91,73 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
     attributes["check"] = staticmethod(check)
     attributes["__doc__"] = f"{' -> '.join(link.name for link in links)}: a chain of your own."
     attributes["__module__"] = __name__
-    attributes["made_by"] = functools.partial(chain, *parts, name=name, lr=lr)
-    made: type[Rule] = type(name, (Rule,), attributes)
+    attributes["made_by"] = recipe
+    made: type[Rule] = type(recipe.name, (Rule,), attributes)
     return made
+
+
+_chains: dict[Any, type[Rule]] = {}
+
+
+def _key(value: Any) -> Any:
+    """What is equal for values that make the same chain, and nothing else: 1, 1.0 and True are three."""
+    if isinstance(value, functools.partial):
+        return functools.partial, _key((value.func, value.args, sorted(value.keywords.items())))
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(_key, value)
+    return type(value), value
+
+
+class _Recipe:
+    """What a chain is made of: called, it makes it, here or in another process."""
+
+    def __init__(self, parts: tuple[Any, ...], name: str, lr: float) -> None:
+        self.parts, self.name, self.lr = parts, name, lr
+
+    def __call__(self) -> type[Rule]:
+        return chain(*map(_unpacked, self.parts), name=self.name, lr=self.lr)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Recipe, (tuple(self._packed(part) for part in self.parts), self.name, self.lr)
+
+    def _packed(self, part: Any) -> Any:
+        """A part as it goes into a pickle: chains among them as their recipes.
+
+        Raises:
+            PicklingError: another process could not find it.
+        """
+        if isinstance(part, functools.partial):
+            return functools.partial(self._packed(part.func), *part.args, **part.keywords)
+        if isinstance(part, type) and "made_by" in vars(part):
+            return vars(part)["made_by"]
+        if isinstance(part, (type, FunctionType)) and not (_is_found(part) or _is_pickled_by_value()):
+            raise pickle.PicklingError(
+                f"the chain {self.name} cannot be pickled: another process could not find its part {part.__qualname__} by that "
+                f"name; write it at the top of a module, by {'class' if isinstance(part, type) else 'def'}"
+            )
+        return part
+
+
+def _unpacked(part: Any) -> Any:
+    if isinstance(part, functools.partial):
+        return functools.partial(_unpacked(part.func), *part.args, **part.keywords)
+    return part() if isinstance(part, _Recipe) else part
+
+
+def _is_found(thing: Any) -> bool:
+    """Whether it is what its module has under its name."""
+    try:
+        return operator.attrgetter(thing.__qualname__)(sys.modules[thing.__module__]) is thing
+    except (KeyError, AttributeError):
+        return False
+
+
+def _is_pickled_by_value() -> bool:
+    """Whether a library is at work that pickles functions as they are, and needs no names."""
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] not in ("cloudpickle", "dill"):
+        frame = frame.f_back
+    return frame is not None
 
 
 class _Link:

@@ -17,7 +17,8 @@ from torch.nn.parameter import is_lazy
 from steprule import optimizer
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
-from steprule.rule import Rule, class_names
+from steprule.registry import class_names
+from steprule.rule import Rule
 from steprule.settings import as_tuples, check_hyperparameters, check_names
 
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]

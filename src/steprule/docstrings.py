@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Iterable, Mapping
 
 from steprule.hyper import UNSAID
-from steprule.rule import RULES, Rule
+from steprule.registry import RULES
+from steprule.rule import Rule
 
 WIDTH = 72
 """Columns of a docstring, which help() indents by up to 8."""

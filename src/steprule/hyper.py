@@ -93,10 +93,10 @@ COMMON = {
 """What a name means in every rule that does not say otherwise."""
 
 
-def common(decay: str) -> dict[str, Hyperparameter]:
+def common(decay: str | None) -> dict[str, Hyperparameter]:
     """What names mean in a rule with this kind of weight decay."""
     known = COMMON["weight_decay"]
-    return {**COMMON, "weight_decay": Hyperparameter(_DECAYS.get(decay, known.meaning), known.range)}
+    return {**COMMON, "weight_decay": Hyperparameter(_DECAYS.get(decay or "", known.meaning), known.range)}
 
 
 def about(**said: Hyperparameter) -> Callable[[_Function], _Function]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steprule.catalog import find
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS, bytes_of, state_format, weight_format
 from steprule.rule import Rule
 from steprule.rules import RULES
@@ -168,7 +169,8 @@ def show(model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequ
     """Prints the table.
 
     Raises:
-        ValueError: the model, a dtype or an optimizer's name is none; the message names it.
+        ValueError: the model, a dtype or an optimizer's name is none, and the message names it; or an optimizer is
+            torch.optim's own, and the message says what that keeps.
     """
     from rich.console import Console
     from rich.table import Table
@@ -176,13 +178,7 @@ def show(model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequ
     for what, value in (("--dtype", dtype), ("--grads", grad_dtype)):
         if value is not None and value not in PARAMETER_DTYPES:
             raise ValueError(f"{what} {value!r} must be one of {', '.join(PARAMETER_DTYPES)}")
-    for name in optimizers:
-        if name not in RULES:
-            near = difflib.get_close_matches(name, RULES, 1)
-            raise ValueError(
-                f"unknown optimizer {name!r}; "
-                + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RULES)}")
-            )
+    names = [find(name).__name__.lower() for name in optimizers]
     shapes, description, own = shapes_of(model)
     dtype = dtype or (own if own in PARAMETER_DTYPES else None) or "bfloat16"
     grad_dtype = grad_dtype or dtype
@@ -193,7 +189,7 @@ def show(model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequ
         output.add_column(heading)
     for heading in ("weights", "gradients", "states", "total", "bytes a parameter", "of float32's"):
         output.add_column(heading, justify="right")
-    for _, rows in table(shapes, dtype, grad_dtype, optimizers or USUAL):
+    for _, rows in table(shapes, dtype, grad_dtype, names or USUAL):
         for row in rows:
             output.add_row(
                 row.optimizer, row.states or "", row.weights or "", *map(_size, (row.weight_bytes, row.grad_bytes, row.state_bytes, row.total)),

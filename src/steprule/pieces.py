@@ -171,6 +171,8 @@ def total(x: Value) -> Value:
         return x.__steprule__("total", x)
     if _is_tensor(x):
         return x.sum(dtype=sys.modules["torch"].float64)
+    if x is None:  # which NumPy takes for NaN
+        raise TypeError("total() of None")
     return np.sum(x, dtype=np.float64)
 
 
@@ -188,6 +190,8 @@ def size(x: Value) -> Value:
     """How many elements the tensor has."""
     if hasattr(x, "__steprule__"):
         return x.__steprule__("size", x)
+    if x is None:  # which NumPy takes for one number
+        raise TypeError("size() of None")
     return x.numel() if _is_tensor(x) else np.size(x)
 
 

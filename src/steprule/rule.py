@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
@@ -23,6 +23,16 @@ NEEDS = {
     "noise": "made for noisy or heavy-tailed gradients",
 }
 """What rules may be good for, and what that means."""
+
+
+DECAYS = {
+    "coupled": "grad + weight_decay * param: L2 regularisation",
+    "decoupled": "lr * weight_decay * param. Loshchilov & Hutter 2019, arXiv:1711.05101",
+    "independent": "weight_decay * param, whatever lr is. Loshchilov & Hutter 2019, section 2",
+    "corrected": "lr**2 / max_lr * weight_decay * param, max_lr the largest so far. Defazio 2025, arXiv:2506.02285",
+    "initial": "lr * weight_decay * (param - initial_param), towards the first weights. Li et al. 2018, arXiv:1802.01483",
+}
+"""What weight_decay may mean: what is added to the gradient or subtracted from the new parameter."""
 
 
 class RuleError(TypeError):
@@ -125,8 +135,8 @@ class Rule:
         hyperparameters: update's hyperparameters and their defaults, in order.
         meanings: what they are: for each the `Hyperparameter` that is the class attribute of its name, here or in a parent, or
             what `steprule.hyper.COMMON` has of the name.
-        decay: what the formula makes of its hyperparameter weight_decay: a key of `steprule.rules.options.DECAYS`, or
-            "own" for what is none of those.
+        decay: what the formula makes of its hyperparameter weight_decay: a key of `DECAYS`, or "own" for what is none
+            of those. None says nothing, and options that must know are refused.
         refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
         needs: what it is good for, of `NEEDS`.
         when: when to use it.
@@ -157,7 +167,7 @@ class Rule:
     sparse_grads: ClassVar[bool] = False
     touches_states: ClassVar[bool] = False
     sparse_only: ClassVar[bool] = False
-    decay: ClassVar[str] = "coupled"
+    decay: ClassVar[str | None] = None
     refuses: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     counts_steps: ClassVar[bool] = False
@@ -175,12 +185,8 @@ class Rule:
             "takes parameters"
         )
 
-    def __init_subclass__(cls, listed: bool | None = None) -> None:
-        """Reads the formula.
-
-        Args:
-            listed: whether it is entered in `RULES`. Default: what is written in steprule.rules is.
-        """
+    def __init_subclass__(cls) -> None:
+        """Reads the formula."""
         super().__init_subclass__()
         if "update" in vars(cls):
             function = vars(cls)["update"]
@@ -198,10 +204,10 @@ class Rule:
             for name in given:
                 if name not in known:
                     raise RuleError(f"{cls.__name__}.{what} names the unknown {name!r}; there are {', '.join(known)}")
-        if cls.__module__.startswith("steprule.rules.") if listed is None else listed:
-            enter(cls)
-        elif f"{cls.__module__}:{cls.__qualname__}" in AWAITED:
-            enter_others(cls)
+        if cls.decay not in (None, "own", *DECAYS):
+            near = difflib.get_close_matches(str(cls.decay), [*DECAYS, "own"], 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
+            raise RuleError(f"{cls.__name__}.decay = {cls.decay!r}: {hint}")
 
     @classmethod
     def function(cls) -> Callable[..., Any]:
@@ -242,12 +248,22 @@ class Rule:
             hyper: a value for each hyperparameter; others are ignored.
 
         Raises:
-            RuleError: update returned the wrong number of values, or none for a state that exists.
+            RuleError: update returned the wrong number of values, or none for a state that exists; or it computed with a
+                state that does not exist.
         """
         settings = {name: hyper[name] for name in cls.hyperparameters}
         if cls.counts_steps:
             settings["step"] = step
-        result = cls.function()(param, grad, *states, **settings)
+        try:
+            result = cls.function()(param, grad, *states, **settings)
+        except (TypeError, AttributeError) as error:
+            absent = [name for name, value in zip(cls.states, states, strict=True) if value is None]
+            if not absent or "None" not in str(error):
+                raise
+            raise RuleError(_told_of_absent(cls, absent, error)) from error
+        if result is None:
+            end = f"return {', '.join(['param', *cls.states])}"
+            raise RuleError(f"{cls.__name__}.update returned nothing: it must end in {end} ({_where(cls.function())})")
         new: tuple[Any, ...] = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         expected = ("param", *cls.states)
         if len(new) != len(expected):
@@ -262,48 +278,6 @@ class Rule:
                     f"({_where(cls.function())})"
                 )
         return new
-
-
-RULES: dict[str, type[Rule]] = {}
-"""Every rule by the name that the command line and the tests know it by; `steprule.rules` fills it."""
-
-TORCHS_OWN = {"adafactor": "Adafactor", "lbfgs": "LBFGS", "muon": "Muon"}
-"""Optimizers that no rule is written for yet: steprule has torch.optim's classes of these names, as they are."""
-
-
-def class_names() -> dict[str, str]:
-    """The names of all classes that there are for torch, by those of the command line."""
-    return {name: rule.__name__ for name, rule in RULES.items()} | TORCHS_OWN
-
-
-def enter(rule: type[Rule]) -> None:
-    """Enters a rule in `RULES`.
-
-    Raises:
-        RuleError: another has its name.
-    """
-    name = rule.__name__.lower()
-    known = RULES.get(name, rule)
-    taken = f"torch.optim.{TORCHS_OWN[name]}" if name in TORCHS_OWN else _place(known)
-    if taken != _place(rule):
-        raise RuleError(f"{_place(rule)} cannot be called {name!r}, which {taken} is; choose another name")
-    RULES[name] = rule
-
-
-AWAITED: set[str] = set()
-"""Rules of other packages, as "module:class", whose files were being read when they were looked for."""
-
-
-def enter_others(rule: type[Rule]) -> None:
-    """Enters a rule of another package in `RULES`, or warns that its name is taken."""
-    try:
-        enter(rule)
-    except RuleError as error:
-        warnings.warn(f"a rule of another package is left out: {error}", stacklevel=3)
-
-
-def _place(rule: type[Rule]) -> str:
-    return f"{rule.__module__}.{rule.__qualname__}"
 
 
 def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -322,7 +296,8 @@ def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple
         elif name != "step":
             if parameter.default is parameter.empty:
                 raise RuleError(f"{rule.__name__}.update needs a default for the hyperparameter {name} {where}")
-            hyperparameters[name] = parameter.default
+            default = parameter.default
+            hyperparameters[name] = tuple(default) if isinstance(default, list) else default
     if positional[:2] != ["param", "grad"]:
         hint = "; a formula has no self" if positional[:1] == ["self"] else ""
         raise RuleError(
@@ -367,6 +342,11 @@ def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
                 known = ", ".join(rule.hyperparameters) or "none"
                 asked = f"{who}.{name} = State({what}={hyperparameter!r})"
                 raise RuleError(f"{asked} names an unknown hyperparameter; update has {known}{anew}")
+            default = rule.hyperparameters[hyperparameter]
+            if isinstance(default, tuple) or (what == "begins" and not hasattr(default, "__float__")):
+                raise RuleError(
+                    f"{who}.{name} = State({what}={hyperparameter!r}): {hyperparameter}={default!r} is no number"
+                )
     return states
 
 
@@ -391,6 +371,18 @@ def _check_said(rule: type[Rule], kind: type, what: str, names: Sequence[str], a
             raise RuleError(f"{who}.{name} is a {kind.__name__}, and update has no {what} of that name; {hint}")
 
 
-def _where(function: Callable[..., Any]) -> str:
+def _told_of_absent(rule: type[Rule], absent: Sequence[str], error: Exception) -> str:
+    """What to say of a formula that computes with states that are not there."""
+    said = [
+        f"{name} is only there with {rule.states[name].when}: State(when={rule.states[name].when!r})" for name in absent
+    ]
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code is rule.function().__code__]
+    return (
+        f"{rule.__name__}.update computes with None. {'; '.join(said)}. Ask for it first: if {absent[0]} is not None: ... "
+        f"({_where(rule.function(), *lines[-1:])})"
+    )
+
+
+def _where(function: Callable[..., Any], line: int | None = None) -> str:
     code = function.__code__
-    return f"{code.co_filename}:{code.co_firstlineno}"
+    return f"{code.co_filename}:{line or code.co_firstlineno}"

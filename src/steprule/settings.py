@@ -11,7 +11,8 @@ from typing import Any
 
 from steprule.docstrings import PARAMS, arguments
 from steprule.hyper import UNSAID
-from steprule.rule import RULES, Rule
+from steprule.registry import RULES
+from steprule.rule import Rule
 
 _ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
 """What other libraries call hyperparameters."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+from steprule.engine.team import torch_alone
+from steprule.optimizer import Optimizer
+from steprule.services.release import check_not_released
+from steprule.step.listed import Seen, given_name, list_all, name_in
+from steprule.step.plans import look
+from steprule.tensors.memory import is_abstract
 
 
 class Together(torch.optim.Optimizer):
@@ -17,58 +26,84 @@ class Together(torch.optim.Optimizer):
             steprule.SGD(others, lr=0.1, momentum=0.9),
         ])
 
-    Schedulers see all their groups. Services that look at all gradients, such as clip, look at those of each optimizer.
+    Schedulers see the parameter groups of all. Services that look at all gradients, such as clip, look at those of one
+    optimizer.
+
+    A step is taken by all or by none: what an optimizer of steprule's would refuse is found before the first of them
+    steps. This cannot be asked of other optimizers, of those with step pre-hooks, and of classes that have a
+    step method of their own. These step first, in the order given: if one raises an error, those before it have stepped.
 
     Args:
-        optimizers: at least one; no parameter may be in two.
+        optimizers: at least one. No parameter may be in two of them. None may be one that needs a closure, as
+            torch.optim.LBFGS does.
 
     Attributes:
-        optimizers: them.
-        param_groups: the groups of all, in order: the very dicts of theirs.
+        optimizers: the optimizers, in the order given.
 
     Raises:
-        ValueError: there is none, or a parameter is in two.
-        TypeError: one is no optimizer.
+        ValueError: there is no optimizer, or a parameter is in two.
+        TypeError: one is no optimizer, or needs a closure.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         if not isinstance(optimizers, Iterable):
             raise TypeError(f"optimizers must be a list of optimizers, not {optimizers!r}")
         self.optimizers = list(optimizers)
+        self._seen: Seen | None = None
+        self._check_optimizers()
+        self._is_made = False
+        super().__init__(self.param_groups, {})
+        self._is_made = True
+
+    def _check_optimizers(self) -> None:
+        """Raises for what is no optimizer, and for a parameter that is in two."""
         if not self.optimizers:
             raise ValueError("optimizers is empty: Together needs at least one")
-        owner: dict[torch.Tensor, int] = {}
+        owner: dict[Tensor, int] = {}
         for number, optimizer in enumerate(self.optimizers):
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise TypeError(f"optimizers[{number}] must be an optimizer, not {optimizer!r}")
+            closure = inspect.signature(optimizer.step).parameters.get("closure")
+            if closure is not None and closure.default is closure.empty:
+                raise TypeError(
+                    f"optimizers[{number}] is {type(optimizer).__name__}, which evaluates the model several times a step by "
+                    "the closure that it needs: step it by itself"
+                )
             for param in (param for group in optimizer.param_groups for param in group["params"]):
                 if owner.setdefault(param, number) != number:
                     raise ValueError(
                         f"a parameter of shape {tuple(param.shape)} is in optimizers[{owner[param]}] and in "
                         f"optimizers[{number}]; each must be in one"
                     )
-        super().__init__(self.param_groups, {})
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all, in order: the very dicts of theirs."""
+        """The parameter groups of all optimizers, in a new list. Settings may be changed in them; groups are added to one
+        of `optimizers`."""
         return [group for one in self.optimizers for group in one.param_groups]
 
     @param_groups.setter
     def param_groups(self, _: Any) -> None:
-        """Nothing: torch.optim makes a list of its own."""
+        self._refuse("param_groups")  # but for the list that torch.optim's constructor begins with
 
     @property
-    def state(self) -> defaultdict[torch.Tensor, Any]:
-        """The states of all, to be read: the very dicts of theirs."""
-        return defaultdict(dict, {param: state for one in self.optimizers for param, state in one.state.items()})
+    def state(self) -> Any:
+        """The states of all optimizers: what is read and written here is read and written there."""
+        return _States(self.optimizers)
 
     @state.setter
     def state(self, _: Any) -> None:
-        """Nothing, as well."""
+        self._refuse("state")
+
+    def _refuse(self, name: str) -> None:
+        if self._is_made:
+            raise AttributeError(
+                f"the {name} of a Together belong to its optimizers: set optimizers[0].{name} and so on, or change what "
+                "is in them"
+            )
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes a step of each.
+        """Takes a step of each optimizer, or of none if one of steprule's refuses it.
 
         Args:
             closure: evaluates the model again, calls backward and returns the loss. It is called once, before all steps.
@@ -82,21 +117,27 @@ class Together(torch.optim.Optimizer):
             kwargs = {}
             with torch.enable_grad():
                 loss = closure()
-        for optimizer in self.optimizers:
+        if self._seen is None or not self._seen.holds(self.param_groups):
+            self._check_optimizers()
+            self._seen = Seen(self.param_groups)
+        ordered = sorted(self.optimizers, key=_can_be_asked)
+        for optimizer in ordered[1:]:  # when the first refuses, nothing has changed
+            _check_step(optimizer)
+        for optimizer in ordered:
             optimizer.step(**kwargs)  # closure=None is torch.distributed.checkpoint's way to ask for states
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients of all."""
+        """Drops the gradients of all parameters."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
     def train(self) -> None:
-        """That of those that have one, such as ScheduleFreeAdamW."""
+        """Calls train() of the optimizers that have it, such as ScheduleFreeAdamW."""
         self._tell("train")
 
     def eval(self) -> None:
-        """That of those that have one."""
+        """Calls eval() of the optimizers that have it."""
         self._tell("eval")
 
     def _tell(self, what: str) -> None:
@@ -108,22 +149,30 @@ class Together(torch.optim.Optimizer):
         """Not here: add it to one of `optimizers`.
 
         Raises:
-            TypeError: it is called from outside.
+            TypeError: always, but for torch.optim's constructor.
         """
-        if not any(param_group is group for group in self.param_groups):  # as torch.optim's constructor does
+        if self._is_made:
             raise TypeError("Together takes no param_group: add it to one of its optimizers")
 
     def state_dict(self) -> dict[str, Any]:
-        """The states and groups of all, as torch.optim's: parameters are numbered through."""
+        """The states and groups of all, as torch.optim's: parameters are numbered through.
+
+        State that belongs to no parameter has the key (number of the optimizer, its key there).
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
         saved: dict[str, Any] = {"state": {}, "param_groups": []}
-        for optimizer in self.optimizers:
+        for place, optimizer in enumerate(self.optimizers):
             own = optimizer.state_dict()
-            before = sum(len(group["params"]) for group in saved["param_groups"])
-            numbers = {old: old + before for group in own["param_groups"] for old in group["params"]}
-            saved["state"] |= {numbers.get(key, key): state for key, state in own["state"].items()}
+            first = sum(len(group["params"]) for group in saved["param_groups"])
+            numbers = {old: old + first for group in own["param_groups"] for old in group["params"]}
+            saved["state"] |= {numbers.get(key, (place, key)): state for key, state in own["state"].items()}
             saved["param_groups"] += [
                 {**group, "params": [numbers[old] for old in group["params"]]} for group in own["param_groups"]
             ]
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, saved)
+            saved = saved if changed is None else changed
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -132,6 +181,10 @@ class Together(torch.optim.Optimizer):
         Raises:
             ValueError: it is of other optimizers; nothing has changed.
         """
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
         saved = state_dict.get("optimizers")  # as it once was
         if saved is None:
             saved = self._split(state_dict)
@@ -147,6 +200,8 @@ class Together(torch.optim.Optimizer):
             for number in done:
                 self.optimizers[number].load_state_dict(before[number])
             raise
+        for told in self._optimizer_load_state_dict_post_hooks.values():
+            told(self)
 
     def _split(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
         """What each of the optimizers has in a state dict of all."""
@@ -157,17 +212,119 @@ class Together(torch.optim.Optimizer):
         sizes = [len(optimizer.param_groups) for optimizer in self.optimizers]
         if len(groups) != sum(sizes):
             raise ValueError(f"state_dict holds {len(groups)} groups where there are {sum(sizes)}")
-        parts = []
-        for size in sizes:
+        parts: list[dict[str, Any]] = []
+        home: dict[str, int] = {}  # the optimizer of each number, as a text, which JSON has as keys
+        for place, size in enumerate(sizes):
             own, groups = groups[:size], groups[size:]
-            numbers = {str(number) for group in own for number in group["params"]}  # JSON has texts as keys
-            state = {number: x for number, x in state_dict["state"].items() if str(number) in numbers}
-            parts.append({"state": state, "param_groups": own})
+            home |= {str(number): place for group in own for number in group["params"]}
+            parts.append({"state": {}, "param_groups": own})
+        for key, state in state_dict["state"].items():
+            if str(key) in home:
+                parts[home[str(key)]]["state"][key] = state
+            elif isinstance(key, tuple) and len(key) == 2 and key[0] in range(len(sizes)):
+                parts[key[0]]["state"][key[1]] = state
+            else:
+                raise ValueError(
+                    f"state_dict holds state of {key!r}, which is the number of no parameter: state that belongs to none has "
+                    "(number of the optimizer, key) as its key"
+                )
         return parts
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "optimizers": self.optimizers}
+        return {"defaults": self.defaults, "optimizers": self.optimizers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        once = ("state", "param_groups")  # of the optimizers, which have them
+        super().__setstate__({name: value for name, value in state.items() if name not in once})
+        self._seen, self._is_made = None, True
 
 
 def _closure(closure: Callable[[], Any] | None = None) -> Callable[[], Any] | None:
     return closure
+
+
+class _States(MutableMapping[Any, Any]):
+    """The states of several optimizers: each is read, made and deleted in the one that has its parameter."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = optimizers
+
+    def _home(self, key: Any) -> Any:
+        for one in self._optimizers:
+            if key in one.state:
+                return one.state
+        for one in self._optimizers:
+            if any(key is param for group in one.param_groups for param in group["params"]):
+                return one.state
+        shown = f"a parameter of shape {tuple(key.shape)}" if isinstance(key, Tensor) else repr(key)
+        raise KeyError(f"none of these optimizers has {shown}: its state is to be put into the state of one of them")
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._home(key)[key]
+
+    def __setitem__(self, key: Any, state: Any) -> None:
+        self._home(key)[key] = state
+
+    def __delitem__(self, key: Any) -> None:
+        del self._home(key)[key]
+
+    def __contains__(self, key: Any) -> bool:
+        return any(key in one.state for one in self._optimizers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key for one in self._optimizers for key in one.state)
+
+    def __len__(self) -> int:
+        return sum(len(one.state) for one in self._optimizers)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _can_be_asked(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer is known to refuse before its step what it refuses."""
+    if isinstance(optimizer, Together):
+        return all(map(_can_be_asked, optimizer.optimizers)) and not optimizer._optimizer_step_pre_hooks
+    return (
+        isinstance(optimizer, Optimizer)
+        and type(optimizer).step is Optimizer.step
+        and not optimizer._optimizer_step_pre_hooks  # which may mend what would be refused
+        and not _global_optimizer_pre_hooks
+    )
+
+
+def _check_step(optimizer: Any) -> None:
+    """Raises what a step of the optimizer would refuse, if it can be asked; no parameter and no state has changed."""
+    if not _can_be_asked(optimizer):
+        return
+    if isinstance(optimizer, Together):
+        for one in optimizer.optimizers:
+            _check_step(one)
+        return
+    core, groups, state = optimizer._core, optimizer.param_groups, optimizer.state
+    if core.release is not None:  # whose parameters have stepped inside backward
+        optimizer._look_before_release()
+        core.release.check_own()
+        return
+    optimizer._groups.insist_on_schedules()
+    current = core.plans.current
+    if current is None or not current.run(groups, state, only_ask=True):
+        with torch.no_grad(), torch_alone():
+            optimizer._check_ready(groups)
+            optimizer._groups.look()
+            check_not_released(param for group in groups for param in group["params"])
+            look(optimizer._job(), list(list_all(groups)))
+    if core.services is not None and core.services.nonfinite == "raise":
+        wrong = [
+            given_name(group, index) or name_in(group, number, index)
+            for number, group, index, param, _ in list_all(groups)
+            if param.grad is not None and not _is_finite(param.grad)
+        ]
+        if wrong:
+            core.services.refuse(wrong)
+
+
+def _is_finite(grad: Tensor) -> bool:
+    if is_abstract(grad):
+        return True
+    return bool((grad.coalesce().values() if grad.is_sparse else grad).isfinite().all())

@@ -5,25 +5,23 @@
 >>> opt.step([grad_w, grad_b])      # w and b change in place
 """
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any as _Any
 
 from steprule.arrays.front import Optimizer as Optimizer
-from steprule.rules import RULES
-from steprule.settings import no_attribute
-
-__all__ = sorted(["Optimizer", *(rule.__name__ for rule in RULES.values())])
+from steprule.rules import RULES as _RULES
+from steprule.settings import no_attribute as _no_attribute
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     """A class, made when it is first asked for: there may be new rules."""
-    rule = RULES.get(name.lower())
+    if name == "__all__":
+        return sorted(["Optimizer", *(rule.__name__ for rule in _RULES.values())])
+    rule = None if name.startswith("_") else _RULES.get(name.lower())
     if rule is None or rule.__name__ != name:
-        raise no_attribute(__name__, name, __all__)
+        raise _no_attribute(__name__, name, [] if name.startswith("_") else __getattr__("__all__"))
     made = globals()[name] = type(name, (Optimizer,), {"__module__": __name__}, rule=rule)
     return made
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -16,7 +16,7 @@ from torch import nn
 import steprule.optimizer
 from steprule.compare.errors import UsageError, told
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
-from steprule.rule import class_names
+from steprule.registry import class_names
 from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
 from steprule.services.step import NONFINITE

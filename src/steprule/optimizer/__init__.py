@@ -1,30 +1,29 @@
 """Optimizers of torch parameters: torch.optim's interface over steprule's engines, a class for each rule."""
 
-from __future__ import annotations
+from typing import Any as _Any
 
-from typing import Any
-
+from steprule.optimizer import made as made
 from steprule.optimizer.front import Optimizer as Optimizer
-from steprule.optimizer.made import make, of_torch
-from steprule.rule import TORCHS_OWN, class_names
-from steprule.rules import RULES
-from steprule.settings import no_attribute
-
-__all__ = sorted(["Optimizer", *class_names().values()])
+from steprule.registry import TORCHS_OWN as _TORCHS_OWN
+from steprule.registry import class_names as _class_names
+from steprule.rules import RULES as _RULES
+from steprule.settings import no_attribute as _no_attribute
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     """A class, made when it is first asked for: there may be new rules."""
-    rule = RULES.get(name.lower())
-    if name in TORCHS_OWN.values():
-        made = of_torch(name)
+    if name == "__all__":
+        return sorted(["Optimizer", *_class_names().values()])
+    rule = None if name.startswith("_") else _RULES.get(name.lower())
+    if name in _TORCHS_OWN.values():
+        found = made.of_torch(name)
     elif rule is not None and rule.__name__ == name:
-        made = make(rule, __name__)
+        found = made.make(rule, __name__)
     else:
-        raise no_attribute(__name__, name, __all__)
-    globals()[name] = made
-    return made
+        raise _no_attribute(__name__, name, [] if name.startswith("_") else __getattr__("__all__"))
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

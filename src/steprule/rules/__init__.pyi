@@ -1,5 +1,5 @@
 # Written by tools/write_stubs.py: make stubs
-from steprule.rule import RULES as RULES
+from steprule.registry import RULES as RULES
 from steprule.rules.adagrad import Adagrad as Adagrad
 from steprule.rules.adagrad import Adadelta as Adadelta
 from steprule.rules.adagrad import Rprop as Rprop

@@ -16,6 +16,7 @@ class Adagrad(Rule):
     sum = State(begins="initial_accumulator_value")
     sparse_grads = True
     touches_states = True
+    decay = "coupled"
     needs = ("sparse", "memory")
     like_torch = TorchArguments("foreach maximize differentiable fused", positional="foreach")
     begins_early = True
@@ -40,6 +41,7 @@ class Adadelta(Rule):
     eps = Hyperparameter(
         "added to both averages under their roots; it also sets the size of the first steps", "[0, inf)"
     )
+    decay = "coupled"
     needs = ("tuning-free",)
     square_avg = acc_delta = State(exact=True)  # steps follow from steps: what is off stays off
     like_torch = TorchArguments("foreach capturable maximize differentiable", positional="foreach")
@@ -66,6 +68,7 @@ class MADGRAD(Rule):
     eps = Hyperparameter("added to the cube root, and to lr", "[0, inf)")
     grad_sum_sq = grad_sum = State(exact=True)  # all the way follows from them
     initial_param = State(begins="param", exact=True)
+    decay = "coupled"
     refuses = "the weights are computed anew from the first ones in every step"
     when = "Where SGD generalises better than Adam but needs more tuning: with little or no weight decay."
 

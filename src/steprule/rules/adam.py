@@ -54,6 +54,7 @@ class Adam(Rule):
 
     betas = BETAS
     max_exp_avg_sq = State(when="amsgrad")
+    decay = "coupled"
     needs = ("baseline",)
     like_torch = TorchArguments(
         "foreach maximize capturable differentiable fused", keyword_only="decoupled_weight_decay", tensor_betas=True
@@ -109,6 +110,7 @@ class NAdam(Rule):
     betas = BETAS
     momentum_decay = Hyperparameter("how fast the momentum warms up, psi in the paper", "[0, inf)")
     mu_product = State("scalar", begins=1.0, dtype="step")
+    decay = "coupled"
     like_torch = TorchArguments("foreach maximize capturable differentiable")
     when = "Where Adam is used and a little more momentum helps; differences are small."
 
@@ -144,6 +146,7 @@ class RAdam(Rule):
     """Adam that is momentum until its mean square can be relied on. Liu et al. 2020, arXiv:1908.03265, algorithm 2."""
 
     betas = BETAS
+    decay = "coupled"
     like_torch = TorchArguments("foreach maximize capturable differentiable")
     when = "Where Adam needs a warm-up that you would rather not tune."
 
@@ -170,6 +173,7 @@ class Adamax(Rule):
 
     betas = Hyperparameter("decay rates of the running average of the gradient and of its running maximum", "[0, 1)")
     eps = Hyperparameter("added to the absolute gradient before the maximum is taken", "[0, inf)")
+    decay = "coupled"
     like_torch = TorchArguments("foreach maximize differentiable capturable", positional="foreach")
     when = "Where single huge gradients must not disappear in an average: embeddings, reinforcement learning."
 

@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from steprule.pieces import Value, floor, l2, maximum, size, total, where
+from steprule.rule import DECAYS as DECAYS
 from steprule.rule import Rule, State
-
-DECAYS = {
-    "coupled": "grad + weight_decay * param: L2 regularisation",
-    "decoupled": "lr * weight_decay * param. Loshchilov & Hutter 2019, arXiv:1711.05101",
-    "independent": "weight_decay * param, whatever lr is. Loshchilov & Hutter 2019, section 2",
-    "corrected": "lr**2 / max_lr * weight_decay * param, max_lr the largest so far. Defazio 2025, arXiv:2506.02285",
-    "initial": "lr * weight_decay * (param - initial_param), towards the first weights. Li et al. 2018, arXiv:1802.01483",
-}
-"""What weight_decay may mean: what is added to the gradient or subtracted from the new parameter."""
 
 OPTIONS: dict[str, Any] = {
     "decay": None,
@@ -78,12 +70,12 @@ def with_options(
             f"{rule.__name__} does not go with lookahead: elements without a gradient rest, and their slow copies would not"
         )
     around = decay if decay != rule.decay else None
-    if cautious and decay in (None, rule.decay) and rule.decay not in ("coupled", "own"):
+    if cautious and decay in (None, rule.decay) and _decay_of(rule, "cautious") not in ("coupled", "own", None):
         around = rule.decay  # what decays is no part of the step that is looked at
     if (cautious_decay or around) and "weight_decay" not in rule.hyperparameters:
         raise ValueError(f"{rule.__name__} has no weight_decay, which {' and '.join(chosen)} would change")
     if cautious_decay:
-        around = decay or rule.decay
+        around = decay or _decay_of(rule, "cautious_decay")
         if around in ("coupled", "own"):
             raise ValueError(
                 f"cautious_decay needs a decay that is apart from the step: {rule.__name__}'s is not; "
@@ -93,6 +85,18 @@ def with_options(
     if key not in _rules:
         _rules[key] = _around(*key)
     return _rules[key]
+
+
+def _decay_of(rule: type[Rule], option: str) -> str | None:
+    """What a rule says that its weight_decay means, for an option that must know; None where it has no weight_decay."""
+    if "weight_decay" not in rule.hyperparameters:
+        return None
+    if rule.decay is None:
+        raise ValueError(
+            f"{option} must know what {rule.__name__}'s formula makes of weight_decay: write it in the class, as decay = "
+            f'"decoupled"; it can be {", ".join(map(repr, DECAYS))} or, for what is none of those, "own"'
+        )
+    return rule.decay
 
 
 _ADDED = {
@@ -160,7 +164,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     }
     if lookahead:
         attributes["keeps_step"] = True
-    return type(rule.__name__, (Rule,), attributes, listed=False)
+    return type(rule.__name__, (Rule,), attributes)
 
 
 def _pull(

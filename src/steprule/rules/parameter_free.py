@@ -108,6 +108,7 @@ class DoG(Rule):
     eps = Hyperparameter("added to the sum of squared gradients under its root", "[0, inf)")
     distance = grad_sum_sq = State("scalar")
     initial_param = State(begins="param", exact=True)
+    decay = "coupled"
     needs = ("tuning-free", "memory", "no-schedule")
     when = "SGD without a learning rate to tune, for fine-tuning above all; evaluate an average of the weights."
 

@@ -18,6 +18,7 @@ class RMSprop(Rule):
     square_avg = State(exact="centered")  # from which the square of grad_avg is subtracted, and the rest divided by
     momentum_buffer = State(when="momentum")
     grad_avg = State(when="centered", exact="centered")
+    decay = "coupled"
     needs = ("baseline", "memory")
     like_torch = TorchArguments(
         "capturable foreach maximize differentiable", positional="capturable foreach maximize differentiable"

@@ -21,6 +21,7 @@ class SGD(Rule):
     momentum_buffer = State(when="momentum")
     keeps_step = False  # torch.optim keeps none: the first step is the one with a new momentum_buffer
     sparse_grads = True
+    decay = "coupled"
     needs = ("baseline", "memory", "sparse")
     like_torch = TorchArguments("maximize foreach differentiable fused")
     when = "Convolutional networks, with momentum 0.9 and a schedule; without momentum, where no state may be kept."
@@ -101,6 +102,7 @@ class ASGD(Rule):
     eta = State("scalar", begins="lr", dtype="step")
     mu = State("scalar", begins=1.0, dtype="step")
     ax = State(exact=True)
+    decay = "coupled"
     refuses = "ax averages the weights as the formula leaves them"
     like_torch = TorchArguments(
         "foreach maximize differentiable capturable", positional="foreach maximize differentiable capturable"

@@ -139,11 +139,12 @@ class StepPlan:
 
         return OnDevice(services, self._works)
 
-    def run(self, groups: list[dict[str, Any]], states: Any) -> bool:
+    def run(self, groups: list[dict[str, Any]], states: Any, only_ask: bool = False) -> bool:
         """Steps and returns True, or changes nothing and returns False if something is not as it was.
 
         Args:
             groups, states: of the optimizer, as they are now.
+            only_ask: return True without stepping.
         """
         try:
             if self._whole:
@@ -172,6 +173,8 @@ class StepPlan:
                 return False
         if self._idle and any(param.grad is not None for param in self._idle):
             return False
+        if only_ask:
+            return True
         if self._accumulator is not None:
             self._accumulator.settle(self._params)
         if self._on_device is not None:

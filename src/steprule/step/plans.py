@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steprule.engine import gpu
 from steprule.services.step import StepServices
-from steprule.step.entry import Entry, Job
+from steprule.step.entry import Entry, Job, Kernel
 from steprule.step.listed import Listed, Seen, list_all
 from steprule.step.plan import StepPlan
 from steprule.tensors.memory import find_shared, is_abstract
@@ -80,20 +80,29 @@ def make_states(job: Job) -> None:
             Entry(job, one).make_state()
 
 
-def _step(job: Job, listed: Sequence[Listed], whole: bool) -> StepPlan | None:
-    """Steps, and returns what can do the next step, if something can."""
+def look(job: Job, listed: Sequence[Listed]) -> tuple[list[Entry], list[tuple[list[Kernel], list[Entry]]]]:
+    """What a step of these parameters takes, and the kernels for it; no parameter and no state has changed.
+
+    Raises:
+        RuntimeError: the step cannot be taken.
+    """
     if job.accumulator is not None:
         job.accumulator.settle([one.param for one in listed])
     entries = [Entry(job, one) for one in listed if one.param.grad is not None]
     buckets = _sorted_by_kernel(entries)
     _check_memory(entries)
     gathers = (False, True) if job.services is not None and job.services.telemetry else (False,)
-    kernels = [[bucket[0].kernel(gather) for gather in gathers] for bucket in buckets]  # before any change
+    return entries, [([bucket[0].kernel(gather) for gather in gathers], bucket) for bucket in buckets]
+
+
+def _step(job: Job, listed: Sequence[Listed], whole: bool) -> StepPlan | None:
+    """Steps, and returns what can do the next step, if something can."""
+    entries, buckets = look(job, listed)
     taken = False
     try:
         for entry in entries:
             entry.make_state()
-        plan = StepPlan(job, entries, list(zip(kernels, buckets, strict=True)), whole)
+        plan = StepPlan(job, entries, buckets, whole)
         taken = plan.go()
     finally:
         if not taken:

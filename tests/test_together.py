@@ -1,0 +1,252 @@
+"""Several optimizers as one: what torch.optim promises of an optimizer holds of them, and a step is taken by all or by none."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import steprule
+from steprule import Together
+
+
+def pair(second=steprule.SGD, first=steprule.SGD, **settings):
+    """Two parameters with gradients, and an optimizer of one for each."""
+    params = [nn.Parameter(torch.linspace(1, 2, 3)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.ones(3)
+    return params, Together([first(params[:1], lr=0.1), second(params[1:], **settings)])
+
+
+def averaged(together, param):
+    together.optimizers[1].eval()
+
+
+def not_a_number(together, param):
+    param.grad[1] = float("nan")
+
+
+def changed(together, param):
+    together.param_groups[1]["lr"] = "x"
+
+
+def another_shape(together, param):
+    del param.grad
+    param.data, param.grad = torch.ones(4), torch.ones(4)
+
+
+def sparse(together, param):
+    param.grad = torch.ones(3).to_sparse()
+
+
+def failing(together, param):
+    together.param_groups[1]["lr"] = lambda step: 1 / 0
+
+
+def shared(together, param):
+    param.data = together.param_groups[0]["params"][0].data
+    together.optimizers[1].add_param_group({"params": [nn.Parameter(param.data)]})
+    together.param_groups[2]["params"][0].grad = torch.ones(3)
+
+
+def released(together, param):
+    net = nn.Module()
+    net.param = param
+    taker = steprule.SGD([param])
+    taker.release_gradients(net)
+    param.grad = None
+    return taker
+
+
+REFUSED = {
+    "eval mode": (averaged, "call train", {"second": steprule.ScheduleFreeSGD}),
+    "a gradient that is not finite": (not_a_number, "not finite: parameter 0 of group 0", {"nonfinite": "raise"}),
+    "a setting": (changed, "lr must be a number", {}),
+    "a state of another shape": (another_shape, "exp_avg", {"second": steprule.AdamW}),
+    "a sparse gradient": (sparse, "does not support sparse", {"second": steprule.AdamW}),
+    "a function of the step": (failing, "division by zero", {}),
+    "shared memory": (shared, "same memory", {}),
+    "released by another": (released, "releases the gradients", {}),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize(
+    "case, begun",
+    [(case, begun) for case in REFUSED for begun in (True, False) if begun or case != "a state of another shape"],
+)
+def test_a_step_is_taken_by_all_or_by_none(case, begun, nested):
+    spoil, message, settings = REFUSED[case]
+    (first, second), together = pair(**settings)
+    if begun:
+        together.step()
+    stepped = Together([together.optimizers[0], Together(together.optimizers[1:])]) if nested else together
+    alive = spoil(together, second)
+    before = first.detach().clone(), repr(together.optimizers[0].state)
+    with pytest.raises((RuntimeError, TypeError, ValueError, ZeroDivisionError), match=message):
+        stepped.step()
+    assert torch.equal(first, before[0]) and repr(together.optimizers[0].state) == before[1]
+    del alive
+
+
+def test_released_parameters_that_another_has_taken_over_are_noticed_before():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    together = Together([steprule.SGD(one.parameters(), lr=0.1) for one in net])
+    together.optimizers[1].release_gradients(net)
+    taker = steprule.SGD(net[1].parameters())
+    taker.release_gradients(net)
+    net(torch.ones(1, 2)).sum().backward()
+    before = net[0].weight.detach().clone()
+    with pytest.raises(RuntimeError, match="were taken over"):
+        together.step()
+    assert torch.equal(net[0].weight, before)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_others_that_may_refuse_step_first(place):
+    """A sparse gradient, which torch.optim.Adam finds at its step."""
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    made = [steprule.SGD([params[1]], lr=0.1)]
+    made.insert(place, torch.optim.Adam([params[0]]))
+    params[0].grad, params[1].grad = torch.ones(3).to_sparse(), torch.ones(3)
+    with pytest.raises(RuntimeError, match="sparse"):
+        Together(made).step()
+    assert params[1].tolist() == [1, 1, 1]
+
+
+def test_step_hooks_may_mend_what_would_be_refused():
+    (_, second), together = pair(nonfinite="raise", lr=0.1)
+
+    def mend(*_):
+        second.grad.nan_to_num_(0.0)
+
+    together.optimizers[1].register_step_pre_hook(mend)
+    second.grad[1] = float("nan")
+    together.step()
+    assert second.grad.tolist() == [1, 0, 1]
+
+
+def test_what_needs_a_closure_is_refused():
+    with pytest.raises(TypeError, match=r"optimizers\[1\] is LBFGS, .* step it by itself"):
+        pair(second=torch.optim.LBFGS)
+
+
+def test_a_parameter_that_came_into_two_is_noticed_before_the_step():
+    (first, second), together = pair()
+    together.step()
+    before = first.detach().clone()
+    together.optimizers[0].add_param_group({"params": [second]})
+    with pytest.raises(ValueError, match=r"in optimizers\[0\] and in optimizers\[1\]"):
+        together.step()
+    assert torch.equal(first, before)
+
+
+def test_what_is_put_into_the_list_is_looked_at():
+    _, together = pair()
+    together.step()
+    together.optimizers.append(torch.optim.LBFGS([torch.zeros(1)]))
+    with pytest.raises(TypeError, match=r"optimizers\[2\] is LBFGS"):
+        together.step()
+
+
+def test_hooks_run_in_torchs_order():
+    told = {}
+    for kind in ("torch", "together"):
+        _, optimizer = pair()
+        optimizer = optimizer.optimizers[0] if kind == "torch" else optimizer
+        seen = told[kind] = []
+        for name in ("step_pre", "step_post", "state_dict_pre", "state_dict_post"):
+            getattr(optimizer, f"register_{name}_hook")(
+                lambda *args, name=name, seen=seen: seen.append((name, len(args)))
+            )
+        for name in ("load_state_dict_pre", "load_state_dict_post"):
+            getattr(optimizer, f"register_{name}_hook")(
+                lambda *args, name=name, seen=seen: seen.append((name, len(args)))
+            )
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert told["together"] == told["torch"]
+    assert len(told["torch"]) == 6
+
+
+def test_hooks_may_change_state_dicts():
+    _, together = pair()
+    together.register_state_dict_post_hook(lambda _, saved: {**saved, "more": 1})
+    together.register_load_state_dict_pre_hook(lambda _, saved: saved["inner"])
+    saved = together.state_dict()
+    assert saved.pop("more") == 1
+    given = {"inner": {**saved, "param_groups": [{**group, "lr": 0.5} for group in saved["param_groups"]]}}
+    together.load_state_dict(given)
+    assert [group["lr"] for group in together.param_groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("copied", ["made", "deepcopy", "pickle"])
+@pytest.mark.parametrize("name", ["param_groups", "state"])
+def test_what_belongs_to_its_optimizers_cannot_be_replaced(name, copied):
+    _, together = pair()
+    if copied != "made":
+        together = copy.deepcopy(together) if copied == "deepcopy" else pickle.loads(pickle.dumps(together))
+    with pytest.raises(
+        AttributeError, match=rf"the {name} of a Together belong to its optimizers: set optimizers\[0\]"
+    ):
+        setattr(together, name, getattr(together.optimizers[0], name))
+
+
+def test_states_are_those_of_its_optimizers():
+    (first, second), together = pair(second=steprule.AdamW)
+    assert not together.state
+    together.state[first]["mine"] = 1
+    together.state[second] = {"step": torch.tensor(3.0)}
+    assert together.optimizers[0].state[first] == {"mine": 1} and set(together.state) == {first, second}
+    del together.state[second]
+    assert second not in together.optimizers[1].state and second not in together.state and len(together.state) == 1
+    with pytest.raises(KeyError, match=r"none of these optimizers has a parameter of shape \(2,\)"):
+        together.state[torch.zeros(2)] = {}
+
+
+def test_state_of_no_parameter_is_saved_and_loaded():
+    _, together = pair(second=torch.optim.AdamW)
+    for number, one in enumerate(together.optimizers):
+        one.state["everywhere"] = {"seen": number}
+    together.step()
+    _, other = pair(second=torch.optim.AdamW)
+    other.load_state_dict(copy.deepcopy(together.state_dict()))
+    assert [one.state["everywhere"] for one in other.optimizers] == [{"seen": 0}, {"seen": 1}]
+    assert repr(other.state_dict()) == repr(together.state_dict())
+    with pytest.raises(ValueError, match="state of 'lost', which is the number of no parameter"):
+        other.load_state_dict({**together.state_dict(), "state": {"lost": {}}})
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["deepcopy", "pickle"]
+)
+def test_copies_go_on_alike(way):
+    params, together = pair(second=steprule.ScheduleFreeAdamW, clip=0.5)
+    together.step()
+    others, copied = way((params, together))
+    assert "state" not in vars(copied) and "param_groups" not in vars(copied)
+    for own, one in ((params, together), (others, copied)):
+        for param in own:
+            param.grad = torch.arange(3.0)
+        one.step()
+    assert all(map(torch.equal, params, others))
+
+
+def test_a_scaler_steps_all_or_none():
+    (first, second), together = pair(second=steprule.AdamW, clip=1e-3, lr=0.1)
+    (own, other), separate = pair(second=steprule.AdamW, clip=1e-3, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(()))
+    for param in (first, second):
+        param.grad = torch.full((3,), 4.0)
+    scaler.step(together)
+    scaler.update()
+    separate.step()
+    assert torch.equal(first, own) and torch.equal(second, other) and together.optimizers[1].clipped_steps == 1
+    second.grad[0] = float("inf")
+    scaler.step(together)
+    scaler.update()
+    assert torch.equal(first, own) and torch.equal(second, other) and scaler.get_scale() == 2.0
