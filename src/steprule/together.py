@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from steprule.engine.team import torch_alone
 from steprule.optimizer import Optimizer
-from steprule.services.release import check_not_released
-from steprule.step.listed import Seen, given_name, list_all, name_in
-from steprule.step.plans import look
-from steprule.tensors.memory import is_abstract
+from steprule.step.listed import Seen
 
 
 class Together(torch.optim.Optimizer):
@@ -301,30 +297,4 @@ def _check_step(optimizer: Any) -> None:
         for one in optimizer.optimizers:
             _check_step(one)
         return
-    core, groups, state = optimizer._core, optimizer.param_groups, optimizer.state
-    if core.release is not None:  # whose parameters have stepped inside backward
-        optimizer._look_before_release()
-        core.release.check_own()
-        return
-    optimizer._groups.insist_on_schedules()
-    current = core.plans.current
-    if current is None or not current.run(groups, state, only_ask=True):
-        with torch.no_grad(), torch_alone():
-            optimizer._check_ready(groups)
-            optimizer._groups.look()
-            check_not_released(param for group in groups for param in group["params"])
-            look(optimizer._job(), list(list_all(groups)))
-    if core.services is not None and core.services.nonfinite == "raise":
-        wrong = [
-            given_name(group, index) or name_in(group, number, index)
-            for number, group, index, param, _ in list_all(groups)
-            if param.grad is not None and not _is_finite(param.grad)
-        ]
-        if wrong:
-            core.services.refuse(wrong)
-
-
-def _is_finite(grad: Tensor) -> bool:
-    if is_abstract(grad):
-        return True
-    return bool((grad.coalesce().values() if grad.is_sparse else grad).isfinite().all())
+    optimizer._steps.check()

@@ -15,7 +15,8 @@ from steprule.optimizer.groups import Groups
 from steprule.rules.options import OPTIONS
 from steprule.services.release import check_not_released
 from steprule.step.entry import Job
-from steprule.step.plans import make_states
+from steprule.step.listed import given_name, list_all, name_in
+from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.state import AVERAGE
@@ -54,13 +55,39 @@ class Steps:
 
     def _take_anew(self) -> None:
         """Looks at everything, makes a plan and steps."""
+        self._look()
+        if self._groups.groups:
+            self._core.plans.renew(self.job())
+        else:  # all taken out
+            self._core.plans.current = None
+
+    def _look(self) -> None:
+        """Raises where a step of all parameters cannot be taken now, and completes groups."""
         self.check_ready(self._groups.groups)
         self._groups.look()
-        if not self._groups.groups:  # all taken out
-            self._core.plans.current = None
-            return
         check_not_released(param for group in self._groups.groups for param in group["params"])
-        self._core.plans.renew(self.job())
+
+    def check(self) -> None:
+        """Raises what the next step would refuse; no parameter and no state has changed."""
+        core, groups = self._core, self._groups
+        if core.release is not None:  # whose parameters have stepped inside backward
+            self.look_before_release()
+            core.release.check_own()
+            return
+        groups.insist_on_schedules()
+        current = core.plans.current
+        if current is None or not current.run(groups.groups, groups.states, only_ask=True):
+            with torch.no_grad(), torch_alone():
+                self._look()
+                look(self.job(), list(list_all(groups.groups)))
+        if core.services is not None and core.services.nonfinite == "raise":
+            wrong = [
+                given_name(group, index) or name_in(group, number, index)
+                for number, group, index, param, _ in list_all(groups.groups)
+                if param.grad is not None and not _is_finite(param.grad)
+            ]
+            if wrong:
+                core.services.refuse(wrong)
 
     def take_one(self, param: Tensor) -> None:
         """Steps one parameter, inside backward."""
@@ -126,3 +153,9 @@ class Steps:
         """Makes the states of all parameters that have gradients, and steps none."""
         with torch.no_grad():
             make_states(self.job())
+
+
+def _is_finite(grad: Tensor) -> bool:
+    if is_abstract(grad):
+        return True
+    return bool((grad.coalesce().values() if grad.is_sparse else grad).isfinite().all())
