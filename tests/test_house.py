@@ -18,7 +18,7 @@ SRC = Path(steprule.__file__).parent
 
 LEVELS = (
     "names pieces",
-    "formats hyper rule registry docstrings settings trace.instead",
+    "formats hyper state rule registry docstrings settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
     "trace formula",
     "engine.codegen engine.gpu_codegen engine.functions",
@@ -33,7 +33,7 @@ LEVELS = (
 """From the ground up: files, and folders with what has no entry of its own in them; "steprule" is the package's `__init__`.
 A file imports from its own level and from those below, never in a circle."""
 
-EXCEPTIONS = {}
+EXCEPTIONS: set[tuple[str, str]] = set()
 """Imports that go upwards or close a circle."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from traceback import walk_tb
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 from steprule.hyper import Hyperparameter as Hyperparameter
 from steprule.hyper import common
+from steprule.state import RuleError as RuleError
+from steprule.state import State as State
+from steprule.state import TorchArguments as TorchArguments
 
 NEEDS = {
     "baseline": "what others are compared with",
@@ -33,84 +35,6 @@ DECAYS = {
     "initial": "lr * weight_decay * (param - initial_param), towards the first weights. Li et al. 2018, arXiv:1802.01483",
 }
 """What weight_decay may mean: what is added to the gradient or subtracted from the new parameter."""
-
-
-class RuleError(TypeError):
-    """A rule that no engine can run; the message says what to write instead."""
-
-
-Extent = Literal["elements", "scalar"]
-"""What a state has one value for: each element, or the whole tensor."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What a rule says of one of its states, as a class attribute of the state's name::
-
-        class Prodigy(Rule):
-            d = State("scalar", begins="d0")
-            s = State(exact=True)
-
-    A state that has the parameter's shape, begins at 0 and may be kept in any format needs none.
-
-    Attributes:
-        extent: "elements" for a state of the parameter's shape, or "scalar" for one number a tensor, like step.
-        begins: what it begins at: a number, a hyperparameter's name, or "param", the parameter itself.
-        exact: whether it is kept in float32 at least, or the name of a hyperparameter that must be true for that: for
-            a state that a coarse format would make noise of, since it is subtracted from another or its errors add
-            up. Running maxima and minima, and states that they are compared with, need not say so.
-        when: for a state that only some settings need, the hyperparameter that must be true or nonzero for it to
-            exist; otherwise update is given None.
-        dtype: how a scalar state is kept: in float64 (None), or in step's dtype ("step").
-
-    Raises:
-        RuleError: a value makes no sense, or not beside the others.
-    """
-
-    extent: Extent = "elements"
-    begins: float | str = 0.0
-    exact: bool | str = False
-    when: str | None = None
-    dtype: Literal["step"] | None = None
-
-    def __post_init__(self) -> None:
-        is_scalar = self.extent == "scalar"
-        for what, is_right, hint in (
-            ("extent", self.extent in get_args(Extent), "'elements' or 'scalar'"),
-            ("begins", isinstance(self.begins, (int, float, str)), "a number, a hyperparameter's name or 'param'"),
-            ("begins", not is_scalar or self.begins != "param", "one number cannot begin at all of the parameter"),
-            ("exact", isinstance(self.exact, (bool, str)), "True, False or a hyperparameter's name"),
-            ("exact", not is_scalar or not self.exact, "one number is always exact; leave this out"),
-            ("when", isinstance(self.when, (str, type(None))), "a hyperparameter's name or None"),
-            ("dtype", self.dtype in (None, "step"), "None for float64, or 'step' for step's dtype"),
-            ("dtype", is_scalar or self.dtype is None, "only a scalar state has a dtype of its own"),
-        ):
-            if not is_right:
-                raise RuleError(f"State({what}={getattr(self, what)!r}): {hint}")
-
-    def asks(self) -> dict[str, str]:
-        """The hyperparameters that it names, by what for."""
-        named = {"begins": self.begins, "exact": self.exact, "when": self.when}
-        return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) != ("begins", "param")}
-
-
-@dataclass(frozen=True)
-class TorchArguments:
-    """How torch.optim's class of a rule's name takes its arguments.
-
-    Attributes:
-        flags: those of torch.optim's flags that it takes, in its order, with spaces between.
-        positional: those of them that may be given by position.
-        keyword_only: hyperparameters that may not.
-        fixed: entries of every parameter group that are no arguments.
-        tensor_betas: whether betas may be tensors, and which flags go with tensors is checked.
-    """
-
-    flags: str
-    positional: str = ""
-    keyword_only: str = ""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    tensor_betas: bool = False
 
 
 class Rule:
@@ -152,7 +76,9 @@ class Rule:
             is another formula and does not inherit it.
         constants: hyperparameters that must stay what they were at a parameter's first step, and why.
         begins_early: whether states are there before the first step.
-        exchanges: whether the weights that gradients are taken at are exchanged for an average to be evaluated.
+        evaluated: for weights that gradients are taken at and that are not those to evaluate: a second formula,
+            ``evaluated(param, <states>, *, <hyperparameters>)``, of whichever of them it names. Its optimizer has eval().
+        trained: the way back, which train() takes; with the same kinds of arguments.
 
     Raises:
         RuleError: when the class is made, if update's signature, a State or a Hyperparameter does not fit.
@@ -176,7 +102,8 @@ class Rule:
     like_torch: ClassVar[TorchArguments | None] = None
     constants: ClassVar[Mapping[str, str]] = {}
     begins_early: ClassVar[bool] = False
-    exchanges: ClassVar[bool] = False
+    evaluated: ClassVar[Callable[..., Any] | None] = None
+    trained: ClassVar[Callable[..., Any] | None] = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Rule:
         """Refused: there is nothing to make of a formula but an optimizer."""
@@ -200,6 +127,7 @@ class Rule:
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
         cls.like_torch = vars(cls).get("like_torch")
+        _check_exchange(cls)
         for what, given, known in (("constants", cls.constants, cls.hyperparameters), ("needs", cls.needs, NEEDS)):
             for name in given:
                 if name not in known:
@@ -278,6 +206,40 @@ class Rule:
                     f"({_where(cls.function())})"
                 )
         return new
+
+
+SAID = tuple(
+    name
+    for name, kind in vars(Rule)["__annotations__"].items()
+    if name
+    not in (
+        "states",
+        "scalar_states",
+        "tensor_states",
+        "hyperparameters",
+        "meanings",
+        "counts_steps",
+        "made_by",
+        "like_torch",
+    )
+)
+"""What rules say by class attributes, and what holds of another rule around them as well."""
+
+
+def _check_exchange(rule: type[Rule]) -> None:
+    """Raises for formulas of the weights to evaluate that do not fit the rule."""
+    both = {"evaluated": rule.evaluated, "trained": rule.trained}
+    for name, function in both.items():
+        if function is None:
+            if any(both.values()):
+                raise RuleError(f"{rule.__name__} has no {name}(param, ...): evaluated and trained come in pairs")
+            continue
+        known = {"param", *rule.states, *rule.hyperparameters}
+        unknown = [one for one in inspect.signature(function).parameters if one not in known]
+        if unknown:
+            raise RuleError(
+                f"{rule.__name__}.{name} takes {unknown[0]}, which is no state and no hyperparameter ({_where(function)})"
+            )
 
 
 def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:

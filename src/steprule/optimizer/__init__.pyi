@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from steprule.optimizer.front import Optimizer as Optimizer
 from steprule.optimizer.made import _BegunEarly
-from steprule.optimizer.made import _ScheduleFree
+from steprule.optimizer.made import _Exchanging
 from torch.optim import Adafactor as Adafactor
 from torch.optim import LBFGS as LBFGS
 from torch.optim import Muon as Muon
@@ -2996,7 +2996,7 @@ class DoG(Optimizer):
         lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
-class ScheduleFreeSGD(_ScheduleFree):
+class ScheduleFreeSGD(_Exchanging):
     """SGD that needs no schedule. Defazio et al. 2024, arXiv:2405.15682,
     equations 3-5.
 
@@ -3099,7 +3099,7 @@ class ScheduleFreeSGD(_ScheduleFree):
         lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
-class ScheduleFreeAdamW(_ScheduleFree):
+class ScheduleFreeAdamW(_Exchanging):
     """AdamW that needs no schedule. Defazio et al. 2024, arXiv:2405.15682,
     algorithm 1.
 
@@ -3205,7 +3205,7 @@ class ScheduleFreeAdamW(_ScheduleFree):
         lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
-class ScheduleFreeRAdam(_ScheduleFree):
+class ScheduleFreeRAdam(_Exchanging):
     """RAdam that needs neither a schedule nor a warm-up. Defazio et al. 2024,
     arXiv:2405.15682, section 4; Liu et al. 2020, arXiv:1908.03265.
 

@@ -239,7 +239,7 @@ def docstring(rule: type[Rule]) -> str:
         "weight.grad = torch.ones(3).to_sparse()" if rule.sparse_only else "weight.square().sum().backward()",
         "optimizer.step()",
     ]
-    if rule.exchanges:
+    if rule.evaluated is not None:
         example.append("optimizer.eval()  # weight is its average until optimizer.train()")
     step = {"step": "the number of steps so far, a scalar tensor."} if rule.keeps_step else {}
     return class_docstring(

@@ -68,7 +68,7 @@ def check_notes(notes: Mapping[str, Any]) -> None:
         if name == "recent":
             is_right = isinstance(value, Iterable) and all(map(_is_number, value))
         else:
-            is_right = name not in REMEMBERED or (_is_number(value) if name == "norm" else _is_count(value))
+            is_right = name in REMEMBERED and (_is_number(value) if name == "norm" else _is_count(value))
         if not is_right:
             raise ValueError(f"the loaded state dict has services[{name!r}]={value!r}, which no optimizer has written")
 

@@ -72,7 +72,7 @@ class Core:
         self.accumulator: Accumulator | None = None
         self.release: Release | None = None
         self.schedules: Schedules | None = None
-        self.has_modes = base.exchanges
+        self.has_modes = base.evaluated is not None
         self.is_made = False
         self.given = Given()
         self.completed: list[dict[str, Any]] = []
@@ -122,6 +122,9 @@ class Core:
 
     def saved(self) -> dict[str, Any]:
         """What a copy needs to be made like it; nothing where it is as made for the rule alone."""
+        self.modes.must_have_weights("copying")
+        if self.release is not None:
+            self.release.tell_of_copies()
         own = {
             "options": self.options,
             "services": self.services,
@@ -134,7 +137,7 @@ class Core:
 
     @classmethod
     def restored(cls, base: type[Rule], saved: Mapping[str, Any]) -> Core:
-        """That of a copy, whose parameters have no hooks."""
+        """The core of a copy, whose parameters have no hooks."""
         own = {**_PLAIN, **saved}
         core = cls(base, own["options"])
         core.services, core.schedules, core.begun_with = own["services"], own["schedules"], dict(own["begun_with"])

@@ -95,7 +95,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses what would look like a setting and be none; what a class has for itself is its own."""
-        core: Core | None = self.__dict__.get("_core")
+        core: Core | None = getattr(self, "_core", None)  # of a wrapper, too
         if core is not None and core.is_made and name in self._signature.parameters and not hasattr(type(self), name):
             refuse_attribute(name)
         super().__setattr__(name, value)
@@ -120,6 +120,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             KeyError: it is no optimizer's.
+            RuntimeError: backward has stepped released parameters, and `step` was not called since.
             ValueError: its groups have other sizes, or it is another rule's: a parameter that has states lacks some that its
                 settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
                 has changed then.
@@ -127,13 +128,11 @@ class Optimizer(torch.optim.Optimizer):
         if self is not self._groups.optimizer:  # but a wrapper of it, which would get states of its own
             return self._groups.optimizer.load_state_dict(state_dict)  # type: ignore[no-any-return]
         self._core.modes.must_have_weights("load_state_dict()")
+        self._steps.must_be_closed("load_state_dict()")
         with Loading(self._groups) as self._loading:
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._core.modes.must_have_weights("copying")
-        if self._core.release is not None:
-            self._core.release.tell("a copy of an optimizer releases no gradients before its own release_gradients()")
         saved = self._core.saved()
         return {**super().__getstate__(), **({"_core": saved} if saved else {})}
 

@@ -341,13 +341,13 @@ class Groups:
         self.core.schedules.set(self.groups, values)
 
     def set_scheduled_if_possible(self) -> None:
-        """Sets them to be seen already; a function that fails says so when the step that wants its value comes."""
+        """Sets them to be seen already; a function that fails raises its error in the step that needs its value."""
         if self.core.schedules is not None:
             with contextlib.suppress(Exception):
                 self.set_scheduled()
 
     def insist_on_schedules(self) -> None:
-        """Sees to it before a step that groups have what their functions give."""
+        """Puts into groups, before a step, what their functions give."""
         if self.core.schedules is not None:
             if not self.core.schedules.is_set:
                 self.set_scheduled()

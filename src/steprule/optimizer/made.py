@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ class _BegunEarly(Optimizer):
                         array.share_memory_()  # type: ignore[no-untyped-call]
 
 
-class _ScheduleFree(Optimizer):
-    """Weights that are exchanged for their average to be evaluated or saved, and back to be trained."""
+class _Exchanging(Optimizer):
+    """Weights that are exchanged for others to be evaluated or saved, and back to be trained."""
 
     def train(self) -> None:
         """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
@@ -73,18 +74,26 @@ class _ScheduleFree(Optimizer):
     @torch.no_grad()
     @torch_alone()
     def _exchange(self, training: bool) -> None:
-        modes = self._core.modes
+        modes, rule = self._core.modes, type(self).rule
         if training == modes.training:
             return
         self._groups.check_constants()
         modes.must_have_weights(f"{'train' if training else 'eval'}()")
         modes.training = training
         self._core.forget_plans(self.param_groups)
+        formula: Any = rule.trained if training else rule.evaluated
+        names = inspect.signature(formula).parameters
+        states = [name for name in rule.states if name in names]
         for group, param in self._groups.each():
-            beta = group["betas"][0] if "betas" in group else group["momentum"]
-            share = 1 - beta if training else 1 - 1 / beta
-            if kept(self.state.get(param, {}), "z") is not None:
-                param.lerp_(self.read(param, "z").to(param.dtype), float(share))
+            if all(kept(self.state.get(param, {}), name) is not None for name in states):
+                own = {name: self.read(param, name) for name in states}
+                own |= {name: _plain(group[name]) for name in rule.hyperparameters if name in names}
+                param.copy_(formula(param.to(torch.promote_types(param.dtype, torch.float32)), **own))
 
 
-BASES.update(exchanges=_ScheduleFree, begins_early=_BegunEarly)
+def _plain(value: Any) -> Any:
+    """A hyperparameter as a number, or as some."""
+    return tuple(map(float, value)) if isinstance(value, (tuple, list)) else float(value)
+
+
+BASES.update(evaluated=_Exchanging, begins_early=_BegunEarly)

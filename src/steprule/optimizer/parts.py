@@ -32,11 +32,11 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
     group = groups[number]
     for index, param in enumerate(group["params"]):
         kind = _FLAT if is_flattened else _kind_of(param)
-        wanting = next(_wanting(core, group, is_flattened), None) if kind else None
-        if wanting is not None:
+        needing = next(_needs_whole(core, group, is_flattened), None) if kind else None
+        if needing is not None:
             raise ValueError(
-                f"{wanting}, and {name_in(group, number, index)} {kind}: a step here would see its own part alone and be wrong "
-                "without a sign of it. Rules that look at each element by itself take such parameters"
+                f"{needing}, and {name_in(group, number, index)} {kind}: a step here would see only its own part, and its "
+                "result would be wrong. Rules that look at each element by itself take such parameters"
             )
 
 
@@ -65,7 +65,7 @@ def _kind_of(param: Tensor) -> str | None:
     return None
 
 
-def _wanting(core: Core, group: Mapping[str, Any], is_flattened: bool) -> Iterator[str]:
+def _needs_whole(core: Core, group: Mapping[str, Any], is_flattened: bool) -> Iterator[str]:
     """What was asked for and needs whole tensors."""
     services = core.services
     if program_of(core.rule, group).sums:

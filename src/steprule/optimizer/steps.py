@@ -112,6 +112,11 @@ class Steps:
             groups.look()
             core.plans.list_single(groups.groups)
 
+    def must_be_closed(self, what: str) -> None:
+        """Raises if backward has stepped parameters, and step() has not been called since."""
+        if self._core.release is not None:
+            self._core.release.must_be_closed(what)
+
     def check_ready(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Raises where a step of these groups cannot be taken now."""
         if any(group.get("capturable") for group in groups):

@@ -9,7 +9,7 @@ from typing import Any
 
 from steprule.pieces import Value, floor, l2, maximum, size, total, where
 from steprule.rule import DECAYS as DECAYS
-from steprule.rule import Rule, State
+from steprule.rule import SAID, Rule, State
 
 OPTIONS: dict[str, Any] = {
     "decay": None,
@@ -141,18 +141,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
         return new, *new_states, *extra.values()
 
     update.__signature__ = inspect.Signature([*positional, *keywords])  # type: ignore[attr-defined]
-    attributes: dict[str, Any] = {
-        name: getattr(rule, name)
-        for name in (
-            "keeps_step",
-            "sparse_grads",
-            "sparse_only",
-            "needs",
-            "when",
-            "__doc__",
-            "__module__",
-        )
-    }
+    attributes: dict[str, Any] = {name: getattr(rule, name) for name in ("__doc__", "__module__", *SAID)}
     attributes |= {
         "update": update,
         "check": rule.check,

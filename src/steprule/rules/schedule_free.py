@@ -39,6 +39,16 @@ def schedule_free_step(
     return y, lr_max, weight_sum, z - lr * direction
 
 
+def average(y: Value, z: Value, beta: Value) -> Value:
+    """x, from y and z. Equation 3, solved for it."""
+    return y + (1 - 1 / beta) * (z - y)
+
+
+def mixed(x: Value, z: Value, beta: Value) -> Value:
+    """y, from x and z. Equation 3."""
+    return x + (1 - beta) * (z - x)
+
+
 class ScheduleFreeSGD(Rule):
     """SGD that needs no schedule. Defazio et al. 2024, arXiv:2405.15682, equations 3-5.
 
@@ -56,7 +66,6 @@ class ScheduleFreeSGD(Rule):
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
     constants = {"momentum": _MIXED}
-    exchanges = True
     when = "In place of SGD with momentum where the number of steps is not known beforehand; larger lr than SGD's."
 
     @staticmethod
@@ -70,6 +79,14 @@ class ScheduleFreeSGD(Rule):
         return schedule_free_step(
             param, direction, z, lr_max, weight_sum, step, lr, momentum, r, weight_lr_power
         )  # fmt: skip
+
+    @staticmethod
+    def evaluated(param: Value, z: Value, *, momentum: float) -> Value:
+        return average(param, z, momentum)
+
+    @staticmethod
+    def trained(param: Value, z: Value, *, momentum: float) -> Value:
+        return mixed(param, z, momentum)
 
 
 class ScheduleFreeAdamW(Rule):
@@ -86,7 +103,6 @@ class ScheduleFreeAdamW(Rule):
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
     constants = {"betas": _MIXED}
-    exchanges = True
     when = "In place of AdamW where the number of steps is not known beforehand; lr 1 to 10 times AdamW's."
 
     @staticmethod
@@ -108,6 +124,14 @@ class ScheduleFreeAdamW(Rule):
         if not betas[0] > 0:
             raise ValueError(f"Invalid beta parameter at index 0: {betas[0]}")
 
+    @staticmethod
+    def evaluated(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
+        return average(param, z, betas[0])
+
+    @staticmethod
+    def trained(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
+        return mixed(param, z, betas[0])
+
 
 class ScheduleFreeRAdam(Rule):
     """RAdam that needs neither a schedule nor a warm-up. Defazio et al. 2024, arXiv:2405.15682, section 4; Liu et al.
@@ -124,7 +148,6 @@ class ScheduleFreeRAdam(Rule):
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
     constants = {"betas": _MIXED}
-    exchanges = True
     when = "As ScheduleFreeAdamW, without a warm-up to choose."
 
     @staticmethod
@@ -144,3 +167,11 @@ class ScheduleFreeRAdam(Rule):
         return *moved, exp_avg_sq
 
     check = ScheduleFreeAdamW.check
+
+    @staticmethod
+    def evaluated(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
+        return average(param, z, betas[0])
+
+    @staticmethod
+    def trained(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
+        return mixed(param, z, betas[0])

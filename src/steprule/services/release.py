@@ -117,6 +117,18 @@ class Release(Owner):
             self._told.add(what)
             logger.warning("steprule: %s", what)
 
+    def must_be_closed(self, what: str) -> None:
+        """Raises if some parameters have taken a step that nobody has closed."""
+        if self.stepped:
+            raise RuntimeError(
+                f"backward has stepped {len(self.stepped)} parameters, and step() has not closed that step: call step() before "
+                f"{what}"
+            )
+
+    def tell_of_copies(self) -> None:
+        """Warns that they are not hooked."""
+        self.tell("a copy of an optimizer releases no gradients until its own release_gradients() is called")
+
     # Inside backward
 
     def _complete(self, param: Tensor) -> None:

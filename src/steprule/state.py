@@ -1,0 +1,85 @@
+"""What a rule says of its states, and of torch.optim's class that it stands in for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+
+class RuleError(TypeError):
+    """A rule that no engine can run; the message says what to write instead."""
+
+
+Extent = Literal["elements", "scalar"]
+"""What a state has one value for: each element, or the whole tensor."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a rule says of one of its states, as a class attribute of the state's name::
+
+        class Prodigy(Rule):
+            d = State("scalar", begins="d0")
+            s = State(exact=True)
+
+    A state that has the parameter's shape, begins at 0 and may be kept in any format needs none.
+
+    Attributes:
+        extent: "elements" for a state of the parameter's shape, or "scalar" for one number a tensor, like step.
+        begins: what it begins at: a number, a hyperparameter's name, or "param", the parameter itself.
+        exact: whether it is kept in float32 at least, or the name of a hyperparameter that must be true for that: for
+            a state that a coarse format would make noise of, since it is subtracted from another or its errors add
+            up. Running maxima and minima, and states that they are compared with, need not say so.
+        when: for a state that only some settings need, the hyperparameter that must be true or nonzero for it to
+            exist; otherwise update is given None.
+        dtype: how a scalar state is kept: in float64 (None), or in step's dtype ("step").
+
+    Raises:
+        RuleError: a value makes no sense, or not beside the others.
+    """
+
+    extent: Extent = "elements"
+    begins: float | str = 0.0
+    exact: bool | str = False
+    when: str | None = None
+    dtype: Literal["step"] | None = None
+
+    def __post_init__(self) -> None:
+        is_scalar = self.extent == "scalar"
+        for what, is_right, hint in (
+            ("extent", self.extent in get_args(Extent), "'elements' or 'scalar'"),
+            ("begins", isinstance(self.begins, (int, float, str)), "a number, a hyperparameter's name or 'param'"),
+            ("begins", not is_scalar or self.begins != "param", "one number cannot begin at all of the parameter"),
+            ("exact", isinstance(self.exact, (bool, str)), "True, False or a hyperparameter's name"),
+            ("exact", not is_scalar or not self.exact, "one number is always exact; leave this out"),
+            ("when", isinstance(self.when, (str, type(None))), "a hyperparameter's name or None"),
+            ("dtype", self.dtype in (None, "step"), "None for float64, or 'step' for step's dtype"),
+            ("dtype", is_scalar or self.dtype is None, "only a scalar state has a dtype of its own"),
+        ):
+            if not is_right:
+                raise RuleError(f"State({what}={getattr(self, what)!r}): {hint}")
+
+    def asks(self) -> dict[str, str]:
+        """The hyperparameters that it names, by what for."""
+        named = {"begins": self.begins, "exact": self.exact, "when": self.when}
+        return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) != ("begins", "param")}
+
+
+@dataclass(frozen=True)
+class TorchArguments:
+    """How torch.optim's class of a rule's name takes its arguments.
+
+    Attributes:
+        flags: those of torch.optim's flags that it takes, in its order, with spaces between.
+        positional: those of them that may be given by position.
+        keyword_only: hyperparameters that may not.
+        fixed: entries of every parameter group that are no arguments.
+        tensor_betas: whether betas may be tensors, and which flags go with tensors is checked.
+    """
+
+    flags: str
+    positional: str = ""
+    keyword_only: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    tensor_betas: bool = False
