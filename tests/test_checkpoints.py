@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -534,3 +535,31 @@ def test_workers_step_shared_states():
             assert equal(optimizer.state[param], twin.state[other])
         train(params, optimizer, 1, seed=6), train(twin_params, twin, 1, seed=6)
         assert all(map(torch.equal, params, twin_params))
+
+
+MALFORMED = {
+    "services": [7, "skip", None, [1.0]],
+    "services['clipped']": [-1, 0.5, "2", None],
+    "services['norm']": ["1.0", None, [1.0]],
+    "services['recent']": [3.0, ["1.0"]],
+    "services['junk']": [1],
+    "calls": [-1, 2.5, "3"],
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, some in MALFORMED.items() for value in some])
+def test_malformed_notes_are_refused_before_anything_changes(name, value):
+    params, optimizer = trained(clip=1.0, nonfinite="skip", lr=lambda step: 0.1 / step)
+    saved = copy.deepcopy(optimizer.state_dict())
+    key, _, inner = name.partition("['")
+    for group in saved["param_groups"]:
+        group["weight_decay"] = 0.5
+        if inner:
+            group[key][inner.removesuffix("']")] = value
+        else:
+            group[key] = value
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=rf"has {re.escape(name)}="):
+        optimizer.load_state_dict(saved)
+    assert equal(optimizer.state_dict(), before)
+    train(params, optimizer, 1)

@@ -371,3 +371,47 @@ def test_what_a_rule_uses_may_not_change_under_its_kernels():
     with pytest.raises(steprule.RuleError, match=r"1\.0 became 100\.0 .* defined anew, define the rule anew"):
         steprule.Optimizer.of(Scaled)([param])
     torch.testing.assert_close(param.detach(), torch.full((3,), 0.9))
+
+
+def test_a_rule_may_have_weights_of_its_own_to_evaluate():
+    """Its optimizer has eval() and train(), whatever the formulas are called with."""
+
+    class Ahead(steprule.Rule):
+        def update(param, grad, velocity, *, lr=0.5, share=0.25):
+            velocity = grad * 2
+            return param - lr * grad, velocity
+
+        def evaluated(param, velocity, *, share):
+            return param + share * velocity
+
+        def trained(param, velocity, *, share):
+            return param - share * velocity
+
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = Optimizer.of(Ahead)([weight])
+    optimizer.eval()  # nothing to evaluate yet
+    optimizer.train()
+    weight.grad = torch.tensor([1.0, -1.0])
+    optimizer.step()
+    assert weight.tolist() == [0.5, 2.5]
+    optimizer.eval()
+    assert weight.tolist() == [1.0, 2.0]
+    with pytest.raises(RuntimeError, match=r"call train\(\)"):
+        optimizer.step()
+    optimizer.train()
+    assert weight.tolist() == [0.5, 2.5]
+
+
+def test_weights_to_evaluate_need_the_way_back_and_known_arguments():
+    def update(param, grad, *, lr=0.1):
+        return param - lr * grad
+
+    def evaluated(param, z):
+        return z
+
+    with pytest.raises(
+        steprule.RuleError, match=r"One has no trained\(param, \.\.\.\): evaluated and trained come in pairs"
+    ):
+        type("One", (steprule.Rule,), {"update": update, "evaluated": lambda param: param})
+    with pytest.raises(steprule.RuleError, match="Two.evaluated takes z, which is no state and no hyperparameter"):
+        type("Two", (steprule.Rule,), {"update": update, "evaluated": evaluated, "trained": lambda param: param})

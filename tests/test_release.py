@@ -983,3 +983,21 @@ def outcomes(request, tmp_path_factory):
 def test_under_distributed_data_parallel(outcomes, scenario):
     for rank, outcome in enumerate(outcomes[scenario]):
         assert not outcome, f"rank {rank}: {outcome}"
+
+
+def test_a_step_that_is_not_closed_is_not_loaded_over():
+    model = net()
+    optimizer = steprule.AdamW(model.parameters())
+    optimizer.release_gradients(model)
+    model(torch.ones(4, 8)).sum().backward()
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    model(torch.ones(4, 8)).sum().backward()
+    with pytest.raises(
+        RuntimeError, match=r"backward has stepped \d+ parameters.*call step\(\) before load_state_dict"
+    ):
+        optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
+    optimizer.load_state_dict(saved)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
