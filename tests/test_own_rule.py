@@ -413,5 +413,5 @@ def test_weights_to_evaluate_need_the_way_back_and_known_arguments():
         steprule.RuleError, match=r"One has no trained\(param, \.\.\.\): evaluated and trained come in pairs"
     ):
         type("One", (steprule.Rule,), {"update": update, "evaluated": lambda param: param})
-    with pytest.raises(steprule.RuleError, match="Two.evaluated takes z, which is no state and no hyperparameter"):
+    with pytest.raises(steprule.RuleError, match=r"Two\.evaluated takes z, which is no state and no hyperparameter"):
         type("Two", (steprule.Rule,), {"update": update, "evaluated": evaluated, "trained": lambda param: param})
