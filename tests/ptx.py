@@ -21,9 +21,9 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from steprule.engine import gpu, gpu_own, gpu_reading
-from steprule.engine.codegen import keeps
-from steprule.engine.gpu_codegen import Source
 from steprule.formats import ITEM_SIZE
+from steprule.kernels.gpu_pass import GpuSource
+from steprule.kernels.operands import keeps
 from steprule.rules import RULES
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import Services
@@ -91,7 +91,7 @@ def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def moved(formula: Stage, source: Source) -> tuple[set[str], set[str]]:
+def moved(formula: Stage, source: GpuSource) -> tuple[set[str], set[str]]:
     """Which operands a kernel reads, and which it writes."""
     grouped = {name for name, suffix in source.arrays if suffix == "_base"}
     written = {name for name, new in formula.outputs.items() if name in grouped or not keeps(name, new)}

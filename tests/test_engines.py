@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from settings import IDS, VARIANTS, telling, variants
 
 from steprule.engine import cpu, gpu, plan, team
-from steprule.engine.codegen import compute_dtype
 from steprule.engine.eager import oracle
+from steprule.kernels.source import compute_dtype
 from steprule.pieces import atan2, cbrt, sqrt
 from steprule.rule import Rule
 from steprule.rules import RULES

@@ -24,9 +24,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from steprule.engine.codegen import Source, title_of, write_kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
+from steprule.kernels.cpu_pass import write_pass
+from steprule.kernels.source import Source, title_of
 from steprule.rule import Rule
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.program import Program, Stage, scalar_values
@@ -141,7 +142,7 @@ def _compile(rule: type[Rule], program: Program, formats: Sequence[str]) -> Kern
 
 
 def _kernel(rule: type[Rule], stage: Stage, formats: Sequence[str]) -> Kernel:
-    source = write_kernel(title_of(rule), stage, formats)
+    source = write_pass(title_of(rule), stage, formats)
     return Kernel(stage, source, *load_kernel(rule.__name__, source.text))
 
 

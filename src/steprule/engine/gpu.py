@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.engine.codegen import title_of
 from steprule.engine.cpu import cache_folder, logger, temporary_folder
-from steprule.engine.gpu_codegen import Source, write_kernel
 from steprule.engine.gpu_plan import GpuPlan, Number, on
+from steprule.kernels.gpu_pass import GpuSource, write_pass
+from steprule.kernels.source import title_of
 from steprule.rule import Rule
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.program import Program, Stage, hyper_of
@@ -68,7 +68,7 @@ class Kernel:
     program: Program
     readings: tuple[Kernel, ...] = ()
 
-    def __init__(self, stage: Stage, source: Source, path: Path, module: Any) -> None:
+    def __init__(self, stage: Stage, source: GpuSource, path: Path, module: Any) -> None:
         self.stage = stage
         self.source = source
         self.path = path
@@ -135,7 +135,7 @@ def _compile(rule: type[Rule], program: Program, formats: tuple[str, ...]) -> Ke
 
 
 def _kernel(rule: type[Rule], stage: Stage, formats: tuple[str, ...]) -> Kernel:
-    source = write_kernel(title_of(rule), stage, formats)
+    source = write_pass(title_of(rule), stage, formats)
     return Kernel(stage, source, *load_kernel(rule.__name__, source.text))
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.engine.gpu_codegen import Source
 from steprule.formats import GROUP
+from steprule.kernels.gpu_pass import GpuSource
 
 Number = float | Tensor
 
@@ -102,7 +102,7 @@ class GpuPlan:
     def __init__(
         self,
         device: torch.device,
-        sources: Sequence[Source],
+        sources: Sequence[GpuSource],
         addresses: Sequence[Sequence[int]],
         sizes: Sequence[int],
         groups: Sequence[int],
