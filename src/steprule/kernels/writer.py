@@ -70,7 +70,7 @@ class Writer:
             return f"({self.element(args[0], lines)} * {self._hoist(f'{self._constant.format(1.0)} / {self.scalar(args[1])}')})"
         if op == "pow" and args[1].op == "constant" and args[1].args[0] in (2.0, 3.0):
             base = self.element(args[0], lines)
-            base = base if is_name(base) else self._named(expression, base, lines)
+            base = base if is_name(base) else self._named(args[0], base, lines)
             return f"({' * '.join([base] * int(args[1].args[0]))})"
         if op == "where" and args[0].scalar:
             one, zero = self._constant.format(1.0), self._constant.format(0.0)
