@@ -62,7 +62,7 @@ def run_cpu(
 ) -> Operands:
     """One step by the compiled kernel, on copies."""
     fresh = {name: value.clone() for name, value in operands.items()}
-    kernel = cpu.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
+    kernel = cpu.Kernel.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
     step_cpu(kernel, make_plan(kernel, [fresh], hyper, step), [fresh], threads)
     return fresh
 
@@ -119,7 +119,7 @@ def run_gpu(
 ) -> Operands:
     """One step by the GPU engine's kernel, on copies."""
     fresh = {name: value.to(GPU_DEVICE, copy=True) for name, value in operands.items()}
-    kernel = gpu.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
+    kernel = gpu.Kernel.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
     step_gpu(kernel, make_gpu_plan(kernel, [fresh], hyper, step), [fresh])
     return {name: value.cpu() for name, value in fresh.items()}
 

@@ -69,7 +69,9 @@ def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     """What became of a rule's kernel, and of the small one before it."""
     rule, services = RULES[request["rule"]], Services(**request.get("services", {}))
     rule = with_options(rule, **{**OPTIONS, **request.get("options", {})})
-    kernel = gpu.compiled(rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services)
+    kernel = gpu.Kernel.compiled(
+        rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services
+    )
     return {**code_of(kernel, capability), "readings": [code_of(one, capability) for one in kernel.readings]}
 
 

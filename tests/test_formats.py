@@ -62,7 +62,7 @@ def formats_of(rule, hyper, dtype, grad, states, weights, shape):
 
 
 def run_kernel(rule, hyper, formats, arrays, shape, threads=1):
-    kernel = cpu.compiled(rule, hyper, False, list(formats.values()))
+    kernel = cpu.Kernel.compiled(rule, hyper, False, list(formats.values()))
     arrays = {key: value.clone() for key, value in arrays.items()}
     numel = arrays["param", ""].numel()
     tables = Plan(

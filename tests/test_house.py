@@ -21,7 +21,7 @@ LEVELS = (
     "formats rule settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
     "trace formula",
-    "kernels",
+    "kernels engine.machine engine.plan",
     "engine",
     "tensors",
     "services",

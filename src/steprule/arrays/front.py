@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from steprule.engine.cpu import available_threads, compiled
+from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
 from steprule.engine.plan import Plan
@@ -123,7 +123,7 @@ class Optimizer:
                 dtype = self.params[index].dtype.name
                 buckets.setdefault(dtype, []).append(index)
                 if dtype not in kernels:
-                    kernels[dtype] = compiled(self.rule, self.settings, False, [dtype] * (2 + len(present)))
+                    kernels[dtype] = Kernel.compiled(self.rule, self.settings, False, [dtype] * (2 + len(present)))
         for indices in buckets.values():
             for index in indices:
                 for name in names:

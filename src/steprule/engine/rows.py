@@ -74,7 +74,7 @@ def row_step(
         return None
     size = values[0].numel()
     formats = [DTYPES[x.dtype] for x in tensors.values()]
-    kernel = cpu.compiled(rule, hyper, maximize, formats)
+    kernel = cpu.Kernel.compiled(rule, hyper, maximize, formats)
     places = {**dict.fromkeys(tensors, rows), "grad": np.arange(len(rows))}
     addresses = np.array(
         [
