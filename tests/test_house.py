@@ -40,9 +40,8 @@ EXCEPTIONS = {
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 LONG = {
-    "arrays.front:Optimizer.step": 83,
+    "arrays.front:Optimizer.step": 79,
     "compare.command:compare": 100,
-    "engine.plan:Plan.__init__": 70,
     "formats.gpu": 438,
     "formats.kernel": 419,
     "optimizer.front": 791,

@@ -12,7 +12,6 @@ import numpy as np
 from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
-from steprule.engine.plan import Plan
 from steprule.rule import Rule
 from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
 from steprule.trace.tracing import trace
@@ -140,16 +139,12 @@ class Optimizer:
             ]
             packed.append((operands, [[np.require(x, requirements=["C", "A"]) for x in row] for row in operands]))
             kernel, arrays = kernels[dtype], packed[-1][1]
-            plan = Plan(
-                addresses=[[array.ctypes.data for array in column] for column in zip(*arrays, strict=True)],
+            columns = [[array.ctypes.data for array in column] for column in zip(*arrays, strict=True)]
+            plan = kernel.plan(
+                {(name, ""): column for name, column in zip(kernel.stage.operands, columns, strict=True)},
                 sizes=[row[0].size for row in arrays],
-                groups=[0] * len(arrays),
                 hyper=[kernel.numbers(self.settings)],
-                step_at=None,
-                step_is_double=[],
                 first_steps=[float(self.state[index]["step"]) for index in indices],
-                tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)),
-                own=len(kernel.program.own),
             )
             states = {name: [self.state[index][name] for index in indices] for name in kernel.program.numbers}
             if kernel.program.own:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from steprule.engine.kernel import Kernel as _Kernel
 from steprule.engine.plan import Plan
@@ -32,6 +33,19 @@ class Kernel(_Kernel):
         super().__init__(stage, source, path, module)
         self._address = int(module.run.address)
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._address)
+
+    def plan(self, addresses: Mapping[tuple[str, str], Any], others: Sequence[Kernel] = (), **tables: Any) -> Plan:
+        """What this kernel and its readings work through, and others with the same arrays.
+
+        Args:
+            addresses: for each array, (operand, suffix), the address of each tensor's first element.
+            others: those kernels.
+            tables: what else a `Plan` is made of and no kernel says.
+        """
+        stage, sources = self.stage, self.sources(others)
+        tallies = max(len(source.tallies) for source in sources)
+        of_arrays = [addresses[array] for array in self.source.arrays]
+        return Plan(of_arrays, by_row=stage.by_row, tallies=tallies, own=len(stage.own), **tables)
 
     def launcher(self, plan: Plan, threads: Callable[[], int]) -> Callable[[], None]:
         """What takes every tensor of the plan one step further; see `steprule.engine.kernel`."""

@@ -7,7 +7,7 @@ the device, so that nothing waits for it and a CUDA graph can record them.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +63,24 @@ class Kernel(_Kernel):
     def number(value: Any) -> Number:
         """A hyperparameter as a plan takes it; tensors on a device are left there."""
         return value if isinstance(value, Tensor) and value.device.type in DEVICES else float(value)
+
+    def plan(
+        self,
+        addresses: Mapping[tuple[str, str], Any],
+        device: torch.device,
+        others: Sequence[Kernel] = (),
+        **tables: Any,
+    ) -> GpuPlan:
+        """What this kernel and its readings work through, and others with the same arrays.
+
+        Args:
+            addresses: for each array, (operand, suffix), the address of each tensor's first element.
+            device: where they are.
+            others: those kernels.
+            tables: what else a `GpuPlan` is made of and no kernel says.
+        """
+        of_arrays = [addresses[array] for array in self.source.arrays]
+        return GpuPlan(device, self.sources(others), of_arrays, by_row=self.stage.by_row, **tables)
 
     def launcher(self, plan: GpuPlan, threads: Callable[[], int] | None = None) -> Callable[[], None]:
         """What takes every tensor of the plan one step further; returns before that is done.

@@ -95,6 +95,10 @@ class Kernel(ABC):
         """A hyperparameter as a plan takes it; 1-element tensors are read."""
         return float(value)
 
+    def sources(self, others: Sequence[Any] = ()) -> list[Any]:
+        """Those of this kernel and its readings, and of others and theirs."""
+        return [one.source for kernel in (self, *others) for one in (kernel, *kernel.readings)]
+
     @abstractmethod
     def launcher(self, plan: Any, threads: Callable[[], int]) -> Callable[[], None]:
         """What takes every tensor of the plan one step further.
