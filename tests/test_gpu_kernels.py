@@ -11,7 +11,6 @@ from settings import VARIANTS, label, telling
 from steprule import Rule, State, floor, mean, norm, total, total_of_all, where
 from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading
 from steprule.formats import FORMATS
 from steprule.formats.tensors import encode, zeros
@@ -95,19 +94,14 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
         groups=[0] * len(shapes),
         rows=[shape[1] for shape in shapes] if host.source.grouped or by_row else None,
         numbers=[5 + 3 * i for i in range(len(shapes))],
-        by_row=by_row,
         first_steps=[float(i) for i in range(len(shapes))],
     )
 
     def addresses(tensors):
-        return [[tensor[key].data_ptr() for tensor in tensors] for key in host.source.arrays]
+        return {key: [tensor[key].data_ptr() for tensor in tensors] for key in host.source.arrays}
 
-    sources = [[one.source for one in (kernel, *kernel.readings)] for kernel in (host, device)]
-    one = Plan(
-        addresses=addresses(mine), hyper=[host.numbers(hyper)], step_at=None, step_is_double=[],
-        tallies=max(len(source.tallies) for source in sources[0]), own=len(host.program.own), **common,
-    )  # fmt: skip
-    other = GpuPlan(GPU_DEVICE, sources[1], addresses=addresses(theirs), hyper=[device.numbers(hyper)], **common)
+    one = host.plan(addresses(mine), hyper=[host.numbers(hyper)], **common)
+    other = device.plan(addresses(theirs), GPU_DEVICE, hyper=[device.numbers(hyper)], **common)
     if services.factor:
         assert list(one.first_factor) == list(other.first_factor)
         one.factors[:] = np.linspace(0.1, 1.0, len(one.factors))

@@ -40,7 +40,6 @@ EXCEPTIONS = {
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 LONG = {
-    "arrays.front:Optimizer.step": 79,
     "compare.command:compare": 100,
     "formats.gpu": 438,
     "formats.kernel": 419,

@@ -114,6 +114,10 @@ class Optimizer:
                 written += [(f"the state {name} of params[{index}]", state[name]) for name in names if name in state]
                 read.append((f"grads[{index}]", grad, range(first, len(written))))
         _check_apart(written, read)
+        self._take_step(names, grads)
+
+    def _take_step(self, names: Sequence[str], grads: Sequence[Array | None]) -> None:
+        """Takes a step that nothing speaks against, with states of these names."""
         present = tuple(name for name in names if name in self.rule.tensor_states)
         buckets: dict[str, list[int]] = {}
         kernels = {}
