@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from steprule.docstrings import words_of
 from steprule.formula import formula_text
+from steprule.hyper import COMMON, common
 from steprule.rule import NEEDS, Rule
 from steprule.rules import RULES
 from steprule.rules.options import DECAYS
@@ -47,6 +49,13 @@ inside of the trust ratio. With another, the formula runs without decay and this
 - AMSGrad and Nesterov's momentum are arguments of the rules that they fit: `amsgrad` of Adam, AdamW, AdamC, AdaBelief, LaProp
   and MARS, `nesterov` of SGD, Signum and LARS; NAdam is Adam with it.
 
+## Hyperparameters that rules share
+
+{common}
+
+A rule names what it has beside these, and where it means something else by a name. Any hyperparameter may be a function of the
+step.
+
 ## Left out, and why
 
 - **SM3** keeps a maximum for each row and each column, and an element's accumulator is the smaller of its two: that is a
@@ -67,6 +76,8 @@ def paragraph(name: str, rule: type[Rule], entries: list[dict[str, Any]]) -> str
     )
     lines = [f"### {rule.__name__}", "", doc, "", f"**When.** {rule.when}", ""]
     lines += ["```", formula_text(rule), "```", "", f"`{rule.__name__}(params, {defaults})`", ""]
+    special = [one for one, said in rule.meanings.items() if said not in common(rule.decay).values()]
+    lines += [f"- `{one}`: {words_of(rule, one)}" for one in special]
     lines.append(f"- States: {states}. Decay: {rule.decay if 'weight_decay' in rule.hyperparameters else 'none'}.")
     if rule.needs:
         lines.append(f"- Good for: {', '.join(rule.needs)}.")
@@ -88,7 +99,8 @@ def page() -> str:
     entries = json.loads(PEERS.read_text())["entries"]
     versions = sorted({f"{one['peer'].split('.')[0]} {one['version']}" for one in entries})
     decays = "\n".join(f'- `"{name}"`: {text}' for name, text in DECAYS.items())
-    text = INTRODUCTION.format(versions=", ".join(versions), decays=decays)
+    shared = "\n".join(f"- `{name}`: {said.words(name == 'betas')}" for name, said in COMMON.items())
+    text = INTRODUCTION.format(versions=", ".join(versions), decays=decays, common=shared)
     text += "## What they are good for\n\n"
     for need, meaning in NEEDS.items():
         names = ", ".join(rule.__name__ for rule in RULES.values() if need in rule.needs)

@@ -100,7 +100,7 @@ def test_show_has_what_there_is_to_know(name):
     assert result.exit_code == 0
     assert formula_text(rule) in result.output and formula_latex(rule) not in result.output
     for key, value in rule.hyperparameters.items():
-        assert f"{key}={value!r}" in result.output
+        assert f"{key}={value!r}" in result.output and f"\n{key}: {rule.meanings[key].meaning}." in result.output
     assert " ".join(rule.__doc__.split()) in " ".join(result.output.split())
     assert rule.when in result.output and all(f"{one}: {NEEDS[one]}" in result.output for one in rule.needs)
     for state in rule.states:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import doctest
+import importlib
 import inspect
 import pickle
 import pydoc
@@ -16,7 +18,7 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 import steprule
-from steprule import arrays, rules
+from steprule import arrays, docstrings, rules
 from steprule.rules import RULES
 
 FRONTS = {"torch": steprule.optimizer, "numpy": arrays}
@@ -134,12 +136,36 @@ def test_modules_are_attributes(name):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"), [("Adamw", "AdamW"), ("Schedulefree_AdamW", "ScheduleFreeAdamW"), ("servces", "services")]
+    ("module", "wrong", "right"),
+    [
+        ("steprule", "Adamw", "AdamW"),
+        ("steprule", "adamw", "AdamW"),
+        ("steprule", "Schedulefree_AdamW", "ScheduleFreeAdamW"),
+        ("steprule", "servces", "services"),
+        ("steprule.optimizer", "Adamw", "AdamW"),
+        ("steprule.arrays", "Adamw", "AdamW"),
+        ("steprule.arrays", "Optimiser", "Optimizer"),
+    ],
 )
-def test_a_misspelt_name_is_answered_with_the_nearest(wrong, right):
-    with pytest.raises(AttributeError, match=f"no attribute '{wrong}'; did you mean '{right}'"):
-        getattr(steprule, wrong)
-    assert not hasattr(steprule, "__wrapped__") and not hasattr(steprule, "qqqq")
+def test_a_misspelt_name_is_answered_with_the_nearest(module, wrong, right):
+    hint = f"'{wrong}'; did you mean '{right}'"
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute {hint}"):
+        getattr(importlib.import_module(module), wrong)
+    with pytest.raises(
+        ImportError, match=f"cannot import name .{wrong}. from .{module}.; did you mean .{right}."
+    ) as told:
+        exec(f"from {module} import {wrong}")
+    assert told.value.name == module
+    exec(f"from {module} import {right}")
+
+
+@pytest.mark.parametrize("module", [steprule, steprule.optimizer, arrays])
+def test_names_that_are_none_are_none(module):
+    assert not hasattr(module, "__wrapped__") and not hasattr(module, "qqqq") and not hasattr(module, "Adamw")
+    with pytest.raises(ImportError, match=f"cannot import name 'qqqq' from '{module.__name__}'$"):
+        exec(f"from {module.__name__} import qqqq")
+    with pytest.raises(AttributeError, match=r"has no attribute 'qqqq'$"):
+        module.qqqq  # noqa: B018
 
 
 # Help
@@ -155,18 +181,63 @@ def test_help_of_the_package_fits_a_few_screens():
 
 
 def test_help_of_a_class_begins_with_its_rule_and_its_own_arguments():
-    shown = "\n".join(line.lstrip(" |") for line in plain_help(steprule.AdamW)[4:32])  # after the signature
+    shown = [line.lstrip(" |") for line in plain_help(steprule.AdamW)[4:80]]  # after the signature
     order = [
-        "Loshchilov & Hutter 2019",
+        "Adam with decoupled",
         "Args:",
         "lr: ",
         "amsgrad: divide",
-        "states, weights, seed, grads: ",
-        "Method resolution",
+        "states: ",
+        "States, in",
+        "exp_avg, exp_avg_sq: ",
     ]
-    places = [shown.find(one) for one in order]
-    assert -1 not in places and places == sorted(places)
+    order += ["Example:", "Method resolution"]
+    places = [min(n for n, line in enumerate(shown) if line.startswith(one)) for one in order]
+    assert places == sorted(places) and max(map(len, shown[: places[-1]])) <= 76
     assert "states: how states are kept" in "\n".join(plain_help(steprule.Optimizer))
+
+
+def sections(text):
+    """The names that each section of a docstring describes, and the lines of its example."""
+    found, title = {}, ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            title = line
+        elif line.startswith("    ") and line[4] != " ":
+            found.setdefault(title, []).append(line.strip())
+    return {
+        title: [one for line in lines for one in line.partition(": ")[0].split(", ")] for title, lines in found.items()
+    }
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_docstring_has_all_arguments_and_states_and_an_example_that_runs(front, name):
+    cls = getattr(FRONTS[front], name)
+    told = sections(cls.__doc__)
+    shown = list(inspect.signature(cls).parameters)
+    assert sorted(told["Args:"]) == sorted(shown) == sorted(sections(cls.__init__.__doc__)["Args:"])
+    kept = next((names for title, names in told.items() if title.startswith("States, in ")), [])
+    has_step = front == "numpy" or cls.rule.keeps_step
+    assert sorted(kept) == sorted([*cls.rule.states, *["step"] * has_step])
+    assert told["Raises:"] == ["TypeError", "ValueError", "RuleError"] == sections(cls.__init__.__doc__)["Raises:"]
+    assert max(map(len, f"{cls.__doc__}\n{cls.__init__.__doc__}".splitlines())) <= 76
+    example = doctest.DocTestParser().get_doctest(cls.__doc__, {}, name, None, 0)
+    assert not doctest.DocTestRunner().run(example, clear_globs=False).failed
+    weight, optimizer = example.globs["weight"], example.globs["optimizer"]
+    state = optimizer.state[weight if front == "torch" else 0]
+    assert type(optimizer) is cls and set(state) <= set(kept)
+    moves_nothing_at_first = ("ADOPT", "ScheduleFreeRAdam")
+    assert name in moves_nothing_at_first or all(x != 1 for x in weight.tolist())
+    for one, its in cls.rule.states.items():
+        if one in state:
+            assert state[one].shape == (weight.shape if its.extent == "elements" else ())
+            assert state[one].dtype == weight.dtype or its.extent == "scalar"
+
+
+def test_what_all_optimizers_take_is_said_in_full_once():
+    every = sections(steprule.Optimizer.__doc__)["Arguments that all optimizers take, by name:"]
+    assert sorted(every) == sorted({*docstrings.OPTIONS})
 
 
 @pytest.mark.parametrize("name", ["ScheduleFreeAdamW", "Adagrad"])

@@ -18,7 +18,7 @@ SRC = Path(steprule.__file__).parent
 
 LEVELS = (
     "pieces",
-    "formats rule settings trace.instead",
+    "formats hyper rule docstrings settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
     "trace formula",
     "kernels engine.machine engine.plan",

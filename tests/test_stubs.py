@@ -39,6 +39,7 @@ def test_every_class_is_there_with_all_its_arguments(front):
         shown = [*init.args.args, *init.args.kwonlyargs]
         assert [one.arg for one in shown] == list(inspect.signature(getattr(front, name).__init__).parameters)
         assert all(one.annotation is not None for one in shown[1:])
+        assert ast.get_docstring(node) == inspect.getdoc(getattr(front, name)), "what editors show"
 
 
 def test_the_package_names_all_that_it_has():

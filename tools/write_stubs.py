@@ -18,7 +18,6 @@ from torch.optim.optimizer import ParamsT
 
 import steprule
 from steprule import arrays, optimizer
-from steprule.catalog import summary
 from steprule.rule import TORCHS_OWN
 from steprule.rules import RULES
 
@@ -66,16 +65,15 @@ def classes(made: Iterable[type]) -> str:
     parts = []
     for one in made:
         base = one.__mro__[1]
-        lines = textwrap.wrap(f'"""{summary(one.rule)}"""', 116, break_long_words=False)  # type: ignore[attr-defined]
-        parts.append(
-            "\n".join([f"class {one.__name__}({base.__qualname__}):", *(f"    {x}" for x in lines), constructor(one)])
-        )
+        told = textwrap.indent(f'"""{one.__doc__}"""', "    ")
+        parts.append("\n".join([f"class {one.__name__}({base.__qualname__}):", told, constructor(one)]))
     return "\n\n".join(parts)
 
 
 def imports(body: str) -> str:
     """The modules whose full names the body has."""
-    found = set(re.findall(r"\b((?:[a-z_]+\.)*[a-z_]+)\.(?:ndarray|[A-Z]\w*)", body))
+    code = re.sub(r'""".*?"""', "", body, flags=re.DOTALL)
+    found = set(re.findall(r"\b((?:[a-z_]+\.)*[a-z_]+)\.(?:ndarray|[A-Z]\w*)", code))
     params = "from torch.optim.optimizer import ParamsT\n" * (
         "ParamsT" in body
     )  # torch.optim has no attribute optimizer

@@ -15,7 +15,6 @@ nothing that is not used.
 
 from __future__ import annotations
 
-import difflib
 import sys
 from importlib import import_module
 from typing import Any
@@ -52,7 +51,7 @@ _HOME = {
     "chains": ("chain",),
     "create": ("create_optimizer", "parameter_groups"),
     "together": ("Together",),
-    "rule": ("Rule", "RuleError", "State"),
+    "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 _SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", "rules", "services", "transforms")
@@ -71,12 +70,10 @@ def __getattr__(name: str) -> Any:
         return import_module(f"steprule.{name}")
     if name == "__all__" and not _is_asked_by("pydoc"):  # help() would print all methods of all classes
         return sorted([*_MODULES, *_optimizers()])
-    if name not in _MODULES:
-        known = {} if name.startswith("_") else {one.lower(): one for one in __dir__()}
-        if known.get(name.lower()) != name or name not in _optimizers():
-            near = difflib.get_close_matches(name.lower(), known, 1)
-            hint = f"; did you mean {known[near[0]]!r}?" if near else ""
-            raise AttributeError(f"module 'steprule' has no attribute {name!r}{hint}")
+    if name not in _MODULES and (name.startswith("_") or name not in _optimizers()):
+        from steprule.settings import no_attribute
+
+        raise no_attribute(__name__, name, __dir__())
     value = globals()[name] = getattr(import_module(f"steprule.{_MODULES.get(name, 'optimizer')}"), name)
     return value
 

@@ -74,6 +74,7 @@ from steprule.chains import chain as chain
 from steprule.create import create_optimizer as create_optimizer
 from steprule.create import parameter_groups as parameter_groups
 from steprule.together import Together as Together
+from steprule.rule import Hyperparameter as Hyperparameter
 from steprule.rule import Rule as Rule
 from steprule.rule import RuleError as RuleError
 from steprule.rule import State as State
@@ -95,6 +96,7 @@ __all__ = [
     "DAdaptAdam",
     "DoG",
     "Grams",
+    "Hyperparameter",
     "LAMB",
     "LARS",
     "LBFGS",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steprule.docstrings import words_of
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
 from steprule.rule import NEEDS, TORCHS_OWN, Rule
 from steprule.rules import RULES
@@ -177,7 +178,8 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> Non
         return
     write = formula_latex if latex else formula_text
     settings = ", ".join(f"{key}={value!r}" for key, value in hyper.items())
-    parts = [f"{rule.__name__}(params, {settings})", inspect.cleandoc(rule.__doc__ or ""), write(rule, hyper)]
+    meanings = "\n".join(f"{key}: {words_of(rule, key)}" for key in hyper)
+    parts = [f"{rule.__name__}(params, {settings})", inspect.cleandoc(rule.__doc__ or ""), meanings, write(rule, hyper)]
     for condition in dict.fromkeys(state.when for state in rule.states.values()):
         if condition and not hyper[condition]:
             value = True if isinstance(rule.hyperparameters[condition], bool) else 0.9

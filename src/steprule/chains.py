@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from steprule.hyper import COMMON, Hyperparameter
 from steprule.pieces import Value
 from steprule.rule import Rule, RuleError, State
 from steprule.rules.options import movement
@@ -90,6 +91,7 @@ class _Link:
         plain: Any = part.func if isinstance(part, functools.partial) else part
         given = part.keywords if isinstance(part, functools.partial) else {}
         self._rule: type[Rule] | None = plain if isinstance(plain, type) and issubclass(plain, Rule) else None
+        self._meanings: dict[str, Hyperparameter] = dict(getattr(plain, "meanings", {}))
         own: list[str]
         if isinstance(plain, type) and self._rule is None and hasattr(plain, "rule"):
             raise RuleError(f"chain() got the optimizer {plain.__name__}; its rule is {plain.__name__}.rule")
@@ -119,9 +121,13 @@ class _Link:
         if self._rule is not None:
             self._rule.check(**{one: given[its] for one, its in self.hyper.items() if its in given})
 
-    def kept(self) -> dict[str, State]:
-        """What its rule says of its states, with the chain's names. One number a tensor is float64 in all chains."""
-        kept = {}
+    def kept(self) -> dict[str, State | Hyperparameter]:
+        """What is said of its states and hyperparameters, with the chain's names.
+
+        One number a tensor is float64 in all chains.
+        """
+        said = {**COMMON, **self._meanings}
+        kept: dict[str, State | Hyperparameter] = {its: said[one] for one, its in self.hyper.items() if one in said}
         for name, state in self._rule.states.items() if self._rule is not None else ():
             asked: dict[str, Any] = {what: self.hyper.get(one, one) for what, one in state.asks().items()}
             kept[self.states[name]] = replace(state, **asked, dtype=None)

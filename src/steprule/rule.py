@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
+from steprule.hyper import Hyperparameter as Hyperparameter
+from steprule.hyper import common
+
 NEEDS = {
     "baseline": "what others are compared with",
     "memory": "at most one state an element",
@@ -120,6 +123,8 @@ class Rule:
         scalar_states: the names of those that are one number a tensor.
         tensor_states: the names of the others.
         hyperparameters: update's hyperparameters and their defaults, in order.
+        meanings: what they are: for each the `Hyperparameter` that is the class attribute of its name, here or in a parent, or
+            what `steprule.hyper.COMMON` has of the name.
         decay: what the formula makes of its hyperparameter weight_decay: a key of `steprule.rules.options.DECAYS`, or
             "own" for what is none of those.
         refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
@@ -140,13 +145,14 @@ class Rule:
         exchanges: whether the weights that gradients are taken at are exchanged for an average to be evaluated.
 
     Raises:
-        RuleError: when the class is made, if update's signature or a State does not fit.
+        RuleError: when the class is made, if update's signature, a State or a Hyperparameter does not fit.
     """
 
     states: ClassVar[Mapping[str, State]] = MappingProxyType({})
     scalar_states: ClassVar[tuple[str, ...]] = ()
     tensor_states: ClassVar[tuple[str, ...]] = ()
     hyperparameters: ClassVar[Mapping[str, Any]] = {}
+    meanings: ClassVar[Mapping[str, Hyperparameter]] = MappingProxyType({})
     keeps_step: ClassVar[bool] = True
     sparse_grads: ClassVar[bool] = False
     touches_states: ClassVar[bool] = False
@@ -183,6 +189,7 @@ class Rule:
             raise RuleError(f"{cls.__name__} has no update(param, grad, ...): that is where its formula goes")
         names, cls.hyperparameters = _read_signature(cls, cls.function())
         cls.states = MappingProxyType(_read_states(cls, names))
+        cls.meanings = MappingProxyType(_read_meanings(cls))
         cls.scalar_states = tuple(name for name, state in cls.states.items() if state.extent == "scalar")
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
@@ -349,13 +356,7 @@ def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
     for table, instead in _ONCE_TABLES.items():
         if any(not isinstance(body.get(table, State()), State) for body in bodies):
             raise RuleError(f"{who}.{table}: say it of each state, in a class attribute of its name: {instead}")
-    for name in (*names, *(name for name, value in vars(rule).items() if isinstance(value, State))):
-        if hasattr(Rule, name):
-            raise RuleError(f"{who}: a state cannot be called {name!r}, which every rule has; choose another name")
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its states are {', '.join(names) or 'none'}"
-            raise RuleError(f"{who}.{name} is a State, and update has no state of that name; {hint}")
+    _check_said(rule, State, "state", names, names)
     states = {name: getattr(rule, name, State()) for name in names}
     for name, state in states.items():
         if not isinstance(state, State):
@@ -367,6 +368,27 @@ def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
                 asked = f"{who}.{name} = State({what}={hyperparameter!r})"
                 raise RuleError(f"{asked} names an unknown hyperparameter; update has {known}{anew}")
     return states
+
+
+def _read_meanings(rule: type[Rule]) -> dict[str, Hyperparameter]:
+    """What the rule's class attributes say of update's hyperparameters, and what is common for the others."""
+    _check_said(rule, Hyperparameter, "hyperparameter", [*rule.hyperparameters])
+    known: Mapping[str, Any] = common(rule.decay)
+    said = {name: getattr(rule, name, None) for name in rule.hyperparameters}
+    said = {name: one if isinstance(one, Hyperparameter) else known.get(name) for name, one in said.items()}
+    return {name: one for name, one in said.items() if one is not None}
+
+
+def _check_said(rule: type[Rule], kind: type, what: str, names: Sequence[str], always: Sequence[str] = ()) -> None:
+    """Raises for class attributes of a kind, and names that need one, that update or every rule has no place for."""
+    who = rule.__name__
+    for name in (*always, *(name for name, value in vars(rule).items() if isinstance(value, kind))):
+        if hasattr(Rule, name):
+            raise RuleError(f"{who}: a {what} cannot be called {name!r}, which every rule has; choose another name")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its {what}s are {', '.join(names) or 'none'}"
+            raise RuleError(f"{who}.{name} is a {kind.__name__}, and update has no {what} of that name; {hint}")
 
 
 def _where(function: Callable[..., Any]) -> str:

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dis import opmap
 from typing import Any
 
+from steprule.docstrings import PARAMS, arguments
+from steprule.hyper import UNSAID
 from steprule.rule import RULES, Rule
 
 _ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
 """What other libraries call hyperparameters."""
+
+
+def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question that ends a message with the nearest of the choices, or nothing; case does not matter."""
+    by_lower = {one.lower(): one for one in choices}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def no_attribute(module: str, name: str, known: Iterable[str]) -> Exception:
+    """What a module's `__getattr__` raises for a name that it has not: an ImportError where that is to be imported.
+
+    Python would replace an AttributeError with an ImportError that has no hint.
+    """
+    hint = "" if name.startswith("_") else did_you_mean(name, known)
+    asking = sys._getframe(2)
+    if asking.f_code.co_code[asking.f_lasti] == opmap["IMPORT_FROM"]:
+        return ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)
+    return AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
 
 
 def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -60,13 +80,13 @@ def check_hyperparameters(
                 raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
             for index, item in enumerate(value):
                 _check_number(f"{name}[{index}]", item)
-                if not _is_in_range(name, item, as_torch):
+                if not _is_in_range(rule, name, item, as_torch):
                     raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
         elif default is None or isinstance(default, str):
             continue
         else:
             _check_number(name, value)
-            if not _is_in_range(name, value, as_torch):
+            if not _is_in_range(rule, name, value, as_torch):
                 raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
     if not as_torch:
         rule.check(**hyper)
@@ -74,35 +94,13 @@ def check_hyperparameters(
 
 # torch.optim's words where they are not "Invalid <name> value".
 _WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
-_FROM_0 = (0.0, math.inf)
-_BELOW_1 = (0.0, 1.0)
-_RANGES = {
-    **dict.fromkeys(
-        ("lr", "eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value"), _FROM_0
-    ),
-    **dict.fromkeys(("momentum_decay", "lambd", "t0", "step_sizes", "warmup", "warmup_steps", "max_lr"), _FROM_0),
-    **dict.fromkeys(
-        ("trust_coefficient", "a", "b", "gamma", "d_coef", "reps_rel", "weight_lr_power", "lookahead"), _FROM_0
-    ),
-    "betas": _BELOW_1,
-    "beta": _BELOW_1,
-    "rho": (0.0, math.nextafter(1.0, 2.0)),
-    "lookahead_alpha": (0.0, math.nextafter(1.0, 2.0)),
-    "d0": (math.ulp(0.0), math.inf),
-    "growth_rate": (1.0, None),
-}
-"""From where to below where; None where infinity is a value like others."""
 _NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead", "lookahead_alpha")
 """What means nothing outside its range, in whatever formula of torch.optim."""
-_FINITE = (-sys.float_info.max, math.inf)
 
 
-def _is_in_range(name: str, value: Any, as_torch: bool = False) -> bool:
-    if name == "etas" and not as_torch:  # which Rprop checks together
-        return True
-    name = name if name in _RANGES else re.sub(r"_\d+$", "", name)  # a chain's second beta is beta_2
-    low, high = _RANGES.get(name, _FINITE) if not as_torch or name in _NEVER_BEYOND else _FINITE
-    return bool(low <= value and (high is None or value < high))
+def _is_in_range(rule: type[Rule], name: str, value: Any, as_torch: bool = False) -> bool:
+    said = UNSAID if as_torch and name not in _NEVER_BEYOND else rule.meanings.get(name, UNSAID)
+    return said.allows(value)
 
 
 def _check_number(name: str, value: Any) -> None:
@@ -129,8 +127,14 @@ def as_tuples(settings: Mapping[str, Any], rule: type[Rule]) -> dict[str, tuple[
     return tuples
 
 
-def constructor(owner: Any, signature: inspect.Signature) -> Any:
-    """An `__init__` for a class whose parent takes any arguments, which shows those that there are."""
+def constructor(owner: Any, signature: inspect.Signature, params: str = PARAMS) -> Any:
+    """An `__init__` for a class whose parent takes any arguments, which shows those that there are.
+
+    Args:
+        owner: the class, which has its rule.
+        signature: the arguments.
+        params: what params may be.
+    """
 
     def __init__(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
         super(owner, self).__init__(params, *args, **kwargs)
@@ -140,5 +144,6 @@ def constructor(owner: Any, signature: inspect.Signature) -> Any:
     annotations = {name: one.annotation for name, one in signature.parameters.items()}
     __init__.__signature__ = shown  # type: ignore[attr-defined]
     __init__.__annotations__ = {**annotations, "return": None}
+    __init__.__doc__ = f"help({owner.__name__}) has the paper, the states and an example, too.\n\n{arguments(owner.rule, signature, params)}"
     __init__.__module__, __init__.__qualname__ = owner.__module__, f"{owner.__qualname__}.__init__"
     return __init__

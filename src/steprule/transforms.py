@@ -7,28 +7,36 @@ hyperparameters and ``step``; it returns the new direction and the new states. S
 from __future__ import annotations
 
 from steprule import pieces
+from steprule.hyper import Hyperparameter, about
 from steprule.pieces import Value
 from steprule.rules.layerwise import trust_ratio
 
+_MOMENTUM = Hyperparameter("share of the momentum buffer that a step keeps", "[0, inf)")
+_BETA = Hyperparameter("decay rate of the running average", "[0, 1)")
 
+
+@about(momentum=_MOMENTUM)
 def momentum(grad: Value, momentum_buffer: Value, *, momentum: float = 0.9) -> tuple[Value, Value]:
     """Heavy-ball momentum: ``momentum * momentum_buffer + grad``. Polyak 1964."""
     momentum_buffer = momentum * momentum_buffer + grad
     return momentum_buffer, momentum_buffer
 
 
+@about(momentum=_MOMENTUM)
 def nesterov(grad: Value, momentum_buffer: Value, *, momentum: float = 0.9) -> tuple[Value, Value]:
     """Momentum that looks one step ahead. Nesterov 1983, in the form of Sutskever et al. 2013."""
     momentum_buffer = momentum * momentum_buffer + grad
     return grad + momentum * momentum_buffer, momentum_buffer
 
 
+@about(beta=_BETA)
 def mean(grad: Value, exp_avg: Value, *, step: Value, beta: float = 0.9) -> tuple[Value, Value]:
     """The debiased exponential average."""
     exp_avg = pieces.ema(exp_avg, grad, beta)
     return pieces.debias(exp_avg, beta, step), exp_avg
 
 
+@about(beta=_BETA)
 def rms_scaling(
     grad: Value, exp_avg_sq: Value, *, step: Value, beta: float = 0.999, eps: float = 1e-8
 ) -> tuple[Value, Value]:
@@ -53,6 +61,7 @@ def decay(grad: Value, param: Value, *, weight_decay: float = 1e-2) -> Value:
     return grad + weight_decay * param
 
 
+@about(clip_at=Hyperparameter("elements are clipped to within this of 0"))
 def clip(grad: Value, *, clip_at: float = 1.0) -> Value:
     """Elements kept within clip_at of 0."""
     return pieces.clip(grad, -clip_at, clip_at)

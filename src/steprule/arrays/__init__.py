@@ -11,6 +11,7 @@ from typing import Any
 
 from steprule.arrays.front import Optimizer as Optimizer
 from steprule.rules import RULES
+from steprule.settings import no_attribute
 
 __all__ = sorted(["Optimizer", *(rule.__name__ for rule in RULES.values())])
 
@@ -19,7 +20,7 @@ def __getattr__(name: str) -> Any:
     """A class, made when it is first asked for: there may be new rules."""
     rule = RULES.get(name.lower())
     if rule is None or rule.__name__ != name:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise no_attribute(__name__, name, __all__)
     made = globals()[name] = type(name, (Optimizer,), {"__module__": __name__}, rule=rule)
     return made
 

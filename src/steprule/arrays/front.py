@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from steprule.docstrings import ARRAYS, arguments, class_docstring, is_listed, states
 from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
@@ -28,6 +29,28 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
         kept = Sequence[float] if isinstance(default, tuple) else number
         parameters.append(kind(name, kind.KEYWORD_ONLY, default=default, annotation=kept))
     return inspect.Signature(parameters)
+
+
+def docstring(rule: type[Rule]) -> str:
+    """What a class says of itself."""
+    name = rule.__name__
+    example = [
+        "import numpy as np",
+        "from steprule import arrays",
+        *([] if is_listed(rule) else [f"class {name}Arrays(arrays.Optimizer, rule={name}): ..."]),
+        "weight = np.ones(3, np.float32)",
+        f"optimizer = {f'arrays.{name}' if is_listed(rule) else f'{name}Arrays'}([weight])",
+        "optimizer.step([2 * weight])",
+    ]
+    kept = {"step": "the number of steps so far, an int.", **states(rule, _KINDS)}
+    args = arguments(rule, signature_of(rule), ARRAYS)
+    return class_docstring(rule, args, kept, "optimizer.state[index of the array]", example)
+
+
+_KINDS = {
+    "elements": "shape and dtype of the array",
+    **dict.fromkeys(("scalar", "step"), "a float64 array of shape ()"),
+}
 
 
 class Optimizer:
@@ -55,9 +78,9 @@ class Optimizer:
         super().__init_subclass__()
         if rule is not None:
             cls.rule = rule
-            cls.__doc__ = cls.__doc__ or rule.__doc__
+            cls.__doc__ = cls.__doc__ or docstring(rule)
             if "__init__" not in vars(cls):
-                cls.__init__ = constructor(cls, signature_of(rule))  # type: ignore[method-assign]
+                cls.__init__ = constructor(cls, signature_of(rule), ARRAYS)  # type: ignore[method-assign]
 
     def __init__(self, params: Sequence[Array], **settings: Any) -> None:
         known = self.rule.hyperparameters

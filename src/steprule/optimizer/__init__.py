@@ -8,6 +8,7 @@ from steprule.optimizer.front import Optimizer as Optimizer
 from steprule.optimizer.made import make, of_torch
 from steprule.rule import TORCHS_OWN, class_names
 from steprule.rules import RULES
+from steprule.settings import no_attribute
 
 __all__ = sorted(["Optimizer", *class_names().values()])
 
@@ -20,7 +21,7 @@ def __getattr__(name: str) -> Any:
     elif rule is not None and rule.__name__ == name:
         made = make(rule, __name__)
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise no_attribute(__name__, name, __all__)
     globals()[name] = made
     return made
 

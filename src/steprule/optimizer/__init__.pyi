@@ -57,7 +57,72 @@ __all__ = [
 ]
 
 class Adagrad(_BegunEarly):
-    """The gradient over the root of the sum of its squares."""
+    """The gradient over the root of the sum of its squares. Duchi et al. 2011,
+    section 1; lr_decay as in torch.optim.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.01.
+        lr_decay: decay of the learning rate: step t has lr / (1 + (t - 1) *
+            lr_decay). At least 0. Default: 0.0.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        initial_accumulator_value: first value of the sum of squares. At
+            least 0. Default: 0.0.
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-10.
+        foreach, fused: accepted as in torch.optim; the engine is chosen by
+            what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        sum: shape and dtype of the parameter, or as the argument states
+            says; initial_accumulator_value at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Adagrad([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -87,7 +152,71 @@ class Adagrad(_BegunEarly):
     ) -> None: ...
 
 class Adadelta(Optimizer):
-    """Steps as large as the steps before, over gradients as large as the gradients before."""
+    """Steps as large as the steps before, over gradients as large as the
+    gradients before. Zeiler 2012, arXiv:1212.5701, algorithm 1.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: factor of the step, which is 1 in the paper. At least 0.
+            Default: 1.0.
+        rho: decay rate of the running averages of squared gradients and of
+            squared steps. In [0, 1]. Default: 0.9.
+        eps: added to both averages under their roots; it also sets the size
+            of the first steps. At least 0. Default: 1e-06.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        foreach, capturable: accepted as in torch.optim; the engine is
+            chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        square_avg, acc_delta: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Adadelta([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -116,7 +245,74 @@ class Adadelta(Optimizer):
     ) -> None: ...
 
 class Rprop(Optimizer):
-    """Steps that grow while the gradient's sign lasts and shrink when it turns."""
+    """Steps that grow while the gradient's sign lasts and shrink when it
+    turns. Riedmiller & Braun 1993.
+
+    A gradient that has turned counts as 0, once. NaN counts as 0 too, as in
+    torch.optim.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: size of the first step of each element. At least 0. Default:
+            0.01.
+        etas: factors of the step size after the sign has turned and after
+            it has lasted, 0 < etas[0] < 1 < etas[1]. Default: (0.5, 1.2).
+        step_sizes: smallest and largest step size. Each at least 0.
+            Default: (1e-06, 50.0).
+        capturable, foreach: accepted as in torch.optim; the engine is
+            chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        prev: shape and dtype of the parameter, or as the argument states
+            says; 0 at first.
+        step_size: shape and dtype of the parameter, or as the argument
+            states says; lr at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Rprop([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -144,7 +340,77 @@ class Rprop(Optimizer):
     ) -> None: ...
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay. Loshchilov & Hutter 2019,
+    arXiv:1711.05101, algorithm 2.
+
+    AMSGrad is from Reddi et al. 2018, arXiv:1904.09237; the maximum is
+    taken before bias correction, as in torch.optim.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.01.
+        amsgrad: divide by the largest mean square so far (AMSGrad).
+            Default: False.
+        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        max_exp_avg_sq: shape and dtype of the parameter, or as the argument
+            states says; 0 at first; only with amsgrad.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.AdamW([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -175,7 +441,76 @@ class AdamW(Optimizer):
     ) -> None: ...
 
 class Adam(Optimizer):
-    """Adaptive moment estimation, with L2 weight decay."""
+    """Adaptive moment estimation, with L2 weight decay. Kingma & Ba 2015,
+    arXiv:1412.6980, algorithm 1.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        amsgrad: divide by the largest mean square so far (AMSGrad).
+            Default: False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        decoupled_weight_decay: decouple weight decay from the gradient, as
+            AdamW does. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        max_exp_avg_sq: shape and dtype of the parameter, or as the argument
+            states says; 0 at first; only with amsgrad.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Adam([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -207,7 +542,78 @@ class Adam(Optimizer):
     ) -> None: ...
 
 class NAdam(Optimizer):
-    """Adam with Nesterov's momentum."""
+    """Adam with Nesterov's momentum. Dozat 2016, "Incorporating Nesterov
+    Momentum into Adam", algorithm 2.
+
+    The momentum is warmed up as in the paper. Weight decay is L2, or
+    decoupled as in AdamW.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.002.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        momentum_decay: how fast the momentum warms up, psi in the paper. At
+            least 0. Default: 0.004.
+        decoupled_weight_decay: decouple weight decay from the gradient, as
+            AdamW does. Default: False.
+        foreach, capturable: accepted as in torch.optim; the engine is
+            chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        mu_product: a scalar tensor; 1 at first.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.NAdam([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -238,7 +644,72 @@ class NAdam(Optimizer):
     ) -> None: ...
 
 class RAdam(Optimizer):
-    """Adam that is momentum until its mean square can be relied on."""
+    """Adam that is momentum until its mean square can be relied on. Liu et al.
+    2020, arXiv:1908.03265, algorithm 2.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        decoupled_weight_decay: decouple weight decay from the gradient, as
+            AdamW does. Default: False.
+        foreach, capturable: accepted as in torch.optim; the engine is
+            chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.RAdam([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -268,7 +739,70 @@ class RAdam(Optimizer):
     ) -> None: ...
 
 class Adamax(Optimizer):
-    """Adam with the largest gradient, decaying, in place of the root mean square."""
+    """Adam with the largest gradient, decaying, in place of the root mean
+    square. Kingma & Ba 2015, algorithm 2.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.002.
+        betas: decay rates of the running average of the gradient and of its
+            running maximum. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the absolute gradient before the maximum is taken. At
+            least 0. Default: 1e-08.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        foreach, capturable: accepted as in torch.optim; the engine is
+            chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_inf: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Adamax([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -297,7 +831,65 @@ class Adamax(Optimizer):
     ) -> None: ...
 
 class SparseAdam(Optimizer):
-    """Adam for sparse gradients: elements without one rest, and so do their averages."""
+    """Adam for sparse gradients: elements without one rest, and so do their
+    averages. Kingma & Ba 2015, section 2.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the root of the mean square before it is debiased; the
+            constructor refuses 0. At least 0. Default: 1e-08.
+        maximize: follow the gradient upwards. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.SparseAdam([weight])
+        >>> weight.grad = torch.ones(3).to_sparse()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -322,7 +914,81 @@ class SparseAdam(Optimizer):
     ) -> None: ...
 
 class RMSprop(Optimizer):
-    """The gradient over the root of its mean square, with optional momentum and L2 weight decay."""
+    """The gradient over the root of its mean square, with optional momentum
+    and L2 weight decay.
+
+    Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013,
+    arXiv:1308.0850, equations 38-41.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.01.
+        alpha: decay rate of the running average of squared gradients. At
+            least 0. Default: 0.99.
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        momentum: share of the momentum buffer that a step keeps; 0 keeps no
+            buffer. At least 0. Default: 0.0.
+        centered: divide by the standard deviation instead of the root mean
+            square. Default: False.
+        capturable, foreach: accepted as in torch.optim; the engine is
+            chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        square_avg: shape and dtype of the parameter, or as the argument
+            states says; 0 at first.
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first; only with momentum.
+        grad_avg: shape and dtype of the parameter, or as the argument
+            states says; 0 at first; only with centered.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.RMSprop([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -353,7 +1019,75 @@ class RMSprop(Optimizer):
     ) -> None: ...
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, with heavy-ball or Nesterov momentum and L2 weight decay."""
+    """Stochastic gradient descent, with heavy-ball or Nesterov momentum and L2
+    weight decay.
+
+    Polyak 1964 (momentum); Sutskever et al. 2013, section 2 (Nesterov), in
+    torch.optim's form: the buffer holds gradients, lr multiplies what is
+    subtracted, and the first gradient enters undampened.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        momentum: share of the momentum buffer that a step keeps; 0 keeps no
+            buffer. At least 0. Default: 0.0.
+        dampening: share of each gradient, after the first, that is kept out
+            of the momentum buffer. Default: 0.0.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        nesterov: use Nesterov's momentum; needs momentum > 0 and dampening
+            = 0. Default: False.
+        maximize: follow the gradient upwards. Default: False.
+        foreach, fused: accepted as in torch.optim; the engine is chosen by
+            what the tensors are.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first; only with momentum.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.SGD([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -383,7 +1117,77 @@ class SGD(Optimizer):
     ) -> None: ...
 
 class ASGD(Optimizer):
-    """SGD with a decaying step, and in ``ax`` the average of its weights."""
+    """SGD with a decaying step, and in ``ax`` the average of its weights.
+    Polyak & Juditsky 1992; Bottou 2010, section 4.
+
+    eta, the step, is lr / (1 + lambd * lr * step)**alpha, of the step
+    before as in torch.optim; averaging begins after t0 steps.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.01.
+        lambd: decay of the weights, times the step size eta; it also makes
+            eta decay. At least 0. Default: 0.0001.
+        alpha: power by which eta decays: lr / (1 + lambd * lr *
+            step)**alpha. At least 0. Default: 0.75.
+        t0: number of steps after which averaging begins. At least 0.
+            Default: 1000000.0.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        foreach, capturable: accepted as in torch.optim; the engine is
+            chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        eta: a scalar tensor; lr at first.
+        mu: a scalar tensor; 1 at first.
+        ax: shape and dtype of the parameter, or as the argument states
+            says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.ASGD([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -413,7 +1217,73 @@ class ASGD(Optimizer):
     ) -> None: ...
 
 class MADGRAD(Optimizer):
-    """Momentumized dual averaging with cube roots."""
+    """Momentumized dual averaging with cube roots. Defazio & Jelassi 2022,
+    arXiv:2101.11075, algorithm 1.
+
+    eps and momentum are those of the authors' code.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.01.
+        momentum: share of the old weights in the new ones, 1 - c in the
+            paper. In [0, 1). Default: 0.9.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        eps: added to the cube root, and to lr. At least 0. Default: 1e-06.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        grad_sum_sq, grad_sum: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        initial_param: shape and dtype of the parameter, or as the argument
+            states says; the parameter at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.MADGRAD([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -443,7 +1313,77 @@ class MADGRAD(Optimizer):
     ) -> None: ...
 
 class AdamC(Optimizer):
-    """AdamW with the weight decay corrected for the schedule, lr**2 / max_lr."""
+    """AdamW with the weight decay corrected for the schedule, lr**2 / max_lr.
+    Defazio 2025, arXiv:2506.02285, algorithm 1.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient, times lr**2
+            / max_lr. At least 0. Default: 0.01.
+        amsgrad: divide by the largest mean square so far (AMSGrad).
+            Default: False.
+        max_lr: largest learning rate of the schedule; the largest lr so far
+            where that is larger. At least 0. Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        lr_max: a scalar tensor of float64; 0 at first.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        max_exp_avg_sq: shape and dtype of the parameter, or as the argument
+            states says; 0 at first; only with amsgrad.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.AdamC([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -475,7 +1415,78 @@ class AdamC(Optimizer):
     ) -> None: ...
 
 class AdaBelief(Optimizer):
-    """Divides by how far gradients are from their mean."""
+    """Divides by how far gradients are from their mean. Zhuang et al. 2020,
+    arXiv:2010.07468, algorithm 2.
+
+    The authors' code rectifies as RAdam does by default; the paper does
+    not, nor does this.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its squared distance from that average. Each in [0, 1). Default:
+            (0.9, 0.999).
+        eps: added to the mean squared distance in every step, and to its
+            root. At least 0. Default: 1e-16.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        amsgrad: divide by the largest mean square so far (AMSGrad).
+            Default: False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_var: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        max_exp_avg_var: shape and dtype of the parameter, or as the
+            argument states says; 0 at first; only with amsgrad.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.AdaBelief([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -506,7 +1517,75 @@ class AdaBelief(Optimizer):
     ) -> None: ...
 
 class Yogi(Optimizer):
-    """Adam whose mean square moves by a bounded amount."""
+    """Adam whose mean square moves by a bounded amount. Zaheer et al. 2018,
+    "Adaptive Methods for Nonconvex Optimization", algorithm 2.
+
+    Both averages are debiased as in optax.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.01.
+        betas: decay rate of the running average of the gradient, and one
+            minus the rate at which the mean square moves. Each in [0, 1).
+            Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        initial_accumulator_value: first value of both averages. At least 0.
+            Default: 1e-06.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; initial_accumulator_value at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Yogi([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -537,7 +1616,75 @@ class Yogi(Optimizer):
     ) -> None: ...
 
 class LaProp(Optimizer):
-    """Momentum of normalised gradients, where Adam normalises the momentum."""
+    """Momentum of normalised gradients, where Adam normalises the momentum.
+    Ziyin et al. 2020, arXiv:2002.04839, algorithm 1.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.0004.
+        betas: decay rates of the running averages of the normalised
+            gradient and of the squared gradient. Each in [0, 1). Default:
+            (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-15.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        amsgrad: divide by the largest mean square so far (AMSGrad).
+            Default: False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        max_exp_avg_sq: shape and dtype of the parameter, or as the argument
+            states says; 0 at first; only with amsgrad.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.LaProp([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -568,7 +1715,73 @@ class LaProp(Optimizer):
     ) -> None: ...
 
 class ADOPT(Optimizer):
-    """Adam that converges with any beta2."""
+    """Adam that converges with any beta2. Taniguchi et al. 2024,
+    arXiv:2411.02853, algorithm 2, with clipping.
+
+    Gradients are divided by the mean square of those before them and
+    clipped to (step - 1)**(1/4); the first only begins the mean square.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the normalised
+            gradient and of the squared gradient. Each in [0, 1). Default:
+            (0.9, 0.9999).
+        eps: smallest denominator. At least 0. Default: 1e-06.
+        weight_decay: weight decay, decoupled from the gradient; none in the
+            first step. At least 0. Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.ADOPT([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -598,7 +1811,75 @@ class ADOPT(Optimizer):
     ) -> None: ...
 
 class AdEMAMix(Optimizer):
-    """Adam with a second, much slower mean of gradients."""
+    """Adam with a second, much slower mean of gradients. Pagliardini et al.
+    2024, arXiv:2409.03137, algorithm 1.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the fast average of the gradient, of the
+            average of its square, and of the slow average. Each in [0, 1).
+            Default: (0.9, 0.999, 0.9999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        alpha: factor of the slow average. At least 0. Default: 5.0.
+        warmup: number of steps over which alpha and the slow decay rate
+            grow to their values, T in the paper; 0 for none. At least 0.
+            Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_slow, exp_avg_sq: shape and dtype of the parameter,
+            or as the argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.AdEMAMix([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -630,7 +1911,73 @@ class AdEMAMix(Optimizer):
     ) -> None: ...
 
 class Adan(Optimizer):
-    """Adam with a mean of the gradients' differences."""
+    """Adam with a mean of the gradients' differences. Xie et al. 2022,
+    arXiv:2208.06677, algorithm 1.
+
+    betas and weight decay are those of the authors' code.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient, of its
+            differences and of the square, one minus the paper's. Each in
+            [0, 1). Default: (0.98, 0.92, 0.99).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay: new weights are divided by 1 + lr *
+            weight_decay. At least 0. Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_diff, exp_avg_sq, previous_grad: shape and dtype of
+            the parameter, or as the argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Adan([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -660,7 +2007,71 @@ class Adan(Optimizer):
     ) -> None: ...
 
 class StableAdamW(Optimizer):
-    """AdamW with the step of each tensor divided by how wrong its mean square is."""
+    """AdamW with the step of each tensor divided by how wrong its mean square
+    is. Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.99).
+        eps: added to the denominator; its square is the smallest mean
+            square that the step's size is judged by. At least 0. Default:
+            1e-06.
+        weight_decay: weight decay, decoupled from the gradient but scaled
+            with the step. At least 0. Default: 0.01.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.StableAdamW([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -690,7 +2101,71 @@ class StableAdamW(Optimizer):
     ) -> None: ...
 
 class AdamAtan2(Optimizer):
-    """AdamW with an arctangent in place of the division, which needs no eps."""
+    """AdamW with an arctangent in place of the division, which needs no eps.
+    Everett et al. 2024, arXiv:2407.05872, section 4.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        a: factor of the arctangent. At least 0. Default: 1.27.
+        b: factor of the root mean square inside the arctangent. At least 0.
+            Default: 1.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.AdamAtan2([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -721,7 +2196,80 @@ class AdamAtan2(Optimizer):
     ) -> None: ...
 
 class MARS(Optimizer):
-    """AdamW on gradients with less variance."""
+    """AdamW on gradients with less variance. Yuan et al. 2024,
+    arXiv:2411.10438, algorithm 2 (MARS-AdamW).
+
+    The approximate form, with the last step's gradient in place of the last
+    weights' gradient on this batch. The corrected gradient of each tensor
+    is scaled to a norm of 1 where it is longer.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.003.
+        betas: decay rates of the running averages of the corrected gradient
+            and of its square. Each in [0, 1). Default: (0.95, 0.99).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        gamma: strength of the variance reduction. At least 0. Default:
+            0.025.
+        amsgrad: divide by the largest mean square so far (AMSGrad).
+            Default: False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq, previous_grad: shape and dtype of the
+            parameter, or as the argument states says; 0 at first.
+        max_exp_avg_sq: shape and dtype of the parameter, or as the argument
+            states says; 0 at first; only with amsgrad.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.MARS([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -753,7 +2301,70 @@ class MARS(Optimizer):
     ) -> None: ...
 
 class Grams(Optimizer):
-    """Adam's step sizes with the gradient's own signs."""
+    """Adam's step sizes with the gradient's own signs. Cao et al. 2024,
+    arXiv:2412.17107, algorithm 1.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-06.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Grams([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -783,7 +2394,74 @@ class Grams(Optimizer):
     ) -> None: ...
 
 class LARS(Optimizer):
-    """SGD with each tensor's step in proportion to its norm."""
+    """SGD with each tensor's step in proportion to its norm. You et al. 2017,
+    arXiv:1708.03888, algorithm 1.
+
+    The ratio is 1 where a norm is 0. lr multiplies what enters the
+    momentum, as in the paper.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate, gamma in the paper. At least 0. Default: 0.1.
+        momentum: share of the momentum buffer that a step keeps. At least
+            0. Default: 0.9.
+        weight_decay: weight decay, inside the ratio of norms, beta in the
+            paper. At least 0. Default: 0.0.
+        trust_coefficient: factor of the ratio of norms, eta in the paper.
+            At least 0. Default: 0.001.
+        nesterov: use Nesterov's momentum. Default: False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.LARS([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -814,7 +2492,72 @@ class LARS(Optimizer):
     ) -> None: ...
 
 class LAMB(Optimizer):
-    """AdamW with each tensor's step in proportion to its norm."""
+    """AdamW with each tensor's step in proportion to its norm. You et al.
+    2020, arXiv:1904.00962, algorithm 2.
+
+    phi is the identity; the ratio is 1 where a norm is 0.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-06.
+        weight_decay: weight decay, inside the ratio of norms, lambda in the
+            paper. At least 0. Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.LAMB([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -844,7 +2587,75 @@ class LAMB(Optimizer):
     ) -> None: ...
 
 class NovoGrad(Optimizer):
-    """Momentum of gradients over the root of the mean square of their norm."""
+    """Momentum of gradients over the root of the mean square of their norm.
+    Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
+
+    eps is there in the first step too, where the paper leaves it out and
+    divides by a norm that may be 0.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.01.
+        betas: share of the momentum that a step keeps, and decay rate of
+            the running average of the squared norm. Each in [0, 1).
+            Default: (0.95, 0.98).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, added to the normalised gradient. At
+            least 0. Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg: shape and dtype of the parameter, or as the argument states
+            says; 0 at first.
+        exp_avg_sq: a scalar tensor of float64; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.NovoGrad([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -874,7 +2685,83 @@ class NovoGrad(Optimizer):
     ) -> None: ...
 
 class Prodigy(Optimizer):
-    """Adam times an estimate of the distance to the solution."""
+    """Adam times an estimate of the distance to the solution. Mishchenko &
+    Defazio 2023, arXiv:2306.06101, algorithm 4.
+
+    Hyperparameters are those of the authors' code.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: factor of the estimated distance; leave it at 1, or give it a
+            schedule. At least 0. Default: 1.0.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator, times d. At least 0. Default: 1e-08.
+        weight_decay: weight decay, times the learning rate that was found.
+            At least 0. Default: 0.0.
+        d0: first estimate of the distance to the solution. Above 0.
+            Default: 1e-06.
+        d_coef: factor of all later estimates. At least 0. Default: 1.0.
+        growth_rate: largest factor by which the estimate grows in a step.
+            At least 1. Default: inf.
+        bias_correction: multiply lr by Adam's bias correction. Default:
+            False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        d, d_max: a scalar tensor of float64; d0 at first.
+        d_numerator: a scalar tensor of float64; 0 at first.
+        exp_avg, exp_avg_sq, s: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        initial_param: shape and dtype of the parameter, or as the argument
+            states says; the parameter at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Prodigy([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -908,7 +2795,81 @@ class Prodigy(Optimizer):
     ) -> None: ...
 
 class DAdaptAdam(Optimizer):
-    """Adam with the learning rate of D-Adaptation."""
+    """Adam with the learning rate of D-Adaptation. Defazio & Mishchenko 2023,
+    arXiv:2301.07733, algorithm 5.
+
+    Hyperparameters are those of the authors' code.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: factor of the estimated distance; leave it at 1, or give it a
+            schedule. At least 0. Default: 1.0.
+        betas: decay rates of the running averages of the gradient and of
+            its square. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, times the learning rate that was found.
+            At least 0. Default: 0.0.
+        d0: first estimate of the distance to the solution. Above 0.
+            Default: 1e-06.
+        growth_rate: largest factor by which the estimate grows in a step.
+            At least 1. Default: inf.
+        bias_correction: multiply lr by Adam's bias correction. Default:
+            False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        d: a scalar tensor of float64; d0 at first.
+        numerator: a scalar tensor of float64; 0 at first.
+        exp_avg, exp_avg_sq, s: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.DAdaptAdam([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -941,8 +2902,72 @@ class DAdaptAdam(Optimizer):
     ) -> None: ...
 
 class DoG(Optimizer):
-    """Distance over gradients: the learning rate is how far the weights have come over the root of the sum of squared
-    gradients."""
+    """Distance over gradients: the learning rate is how far the weights have
+    come over the root of the sum of squared gradients. Ivgi et al. 2023,
+    arXiv:2302.12022, equation 3.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: factor of all steps; leave it at 1. At least 0. Default: 1.0.
+        reps_rel: first distance, relative to 1 + the norm of the first
+            weights. At least 0. Default: 1e-06.
+        eps: added to the sum of squared gradients under its root. At least
+            0. Default: 1e-08.
+        weight_decay: weight decay, added to the gradient (L2). At least 0.
+            Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        distance, grad_sum_sq: a scalar tensor of float64; 0 at first.
+        initial_param: shape and dtype of the parameter, or as the argument
+            states says; the parameter at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.DoG([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -972,7 +2997,78 @@ class DoG(Optimizer):
     ) -> None: ...
 
 class ScheduleFreeSGD(_ScheduleFree):
-    """SGD that needs no schedule."""
+    """SGD that needs no schedule. Defazio et al. 2024, arXiv:2405.15682,
+    equations 3-5.
+
+    The average weighs steps by step**r times the largest lr so far to the
+    power weight_lr_power.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 1.0.
+        momentum: how close y is to the average, beta in the paper. In (0,
+            1). Default: 0.9.
+        weight_decay: weight decay, added to the direction at y. At least 0.
+            Default: 0.0.
+        warmup_steps: number of steps of a linear warm-up of lr. At least 0.
+            Default: 0.0.
+        r: power of the step in the weights of the average. Default: 0.0.
+        weight_lr_power: power of the largest lr so far in the weights of
+            the average. At least 0. Default: 2.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        lr_max, weight_sum: a scalar tensor of float64; 0 at first.
+        z: shape and dtype of the parameter, or as the argument states says;
+            the parameter at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.ScheduleFreeSGD([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.eval()  # weight is its average until optimizer.train()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -1004,7 +3100,80 @@ class ScheduleFreeSGD(_ScheduleFree):
     ) -> None: ...
 
 class ScheduleFreeAdamW(_ScheduleFree):
-    """AdamW that needs no schedule."""
+    """AdamW that needs no schedule. Defazio et al. 2024, arXiv:2405.15682,
+    algorithm 1.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.0025.
+        betas: how close y is to the average, which must be above 0, and
+            decay rate of the running average of the squared gradient. Each
+            in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, added to the direction at y. At least 0.
+            Default: 0.0.
+        warmup_steps: number of steps of a linear warm-up of lr. At least 0.
+            Default: 0.0.
+        r: power of the step in the weights of the average. Default: 0.0.
+        weight_lr_power: power of the largest lr so far in the weights of
+            the average. At least 0. Default: 2.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        lr_max, weight_sum: a scalar tensor of float64; 0 at first.
+        z: shape and dtype of the parameter, or as the argument states says;
+            the parameter at first.
+        exp_avg_sq: shape and dtype of the parameter, or as the argument
+            states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.ScheduleFreeAdamW([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.eval()  # weight is its average until optimizer.train()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -1037,7 +3206,80 @@ class ScheduleFreeAdamW(_ScheduleFree):
     ) -> None: ...
 
 class ScheduleFreeRAdam(_ScheduleFree):
-    """RAdam that needs neither a schedule nor a warm-up."""
+    """RAdam that needs neither a schedule nor a warm-up. Defazio et al. 2024,
+    arXiv:2405.15682, section 4; Liu et al. 2020, arXiv:1908.03265.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.0025.
+        betas: how close y is to the average, which must be above 0, and
+            decay rate of the running average of the squared gradient. Each
+            in [0, 1). Default: (0.9, 0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, added to the direction at y. At least 0.
+            Default: 0.0.
+        r: power of the step in the weights of the average. Default: 0.0.
+        weight_lr_power: power of the largest lr so far in the weights of
+            the average. At least 0. Default: 2.0.
+        silent_sgd_phase: take no step as long as RAdam would take one of
+            SGD. Default: True.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        lr_max, weight_sum: a scalar tensor of float64; 0 at first.
+        z: shape and dtype of the parameter, or as the argument states says;
+            the parameter at first.
+        exp_avg_sq: shape and dtype of the parameter, or as the argument
+            states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.ScheduleFreeRAdam([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.eval()  # weight is its average until optimizer.train()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -1070,7 +3312,70 @@ class ScheduleFreeRAdam(_ScheduleFree):
     ) -> None: ...
 
 class Signum(Optimizer):
-    """The sign of the gradients' mean."""
+    """The sign of the gradients' mean. Bernstein et al. 2018,
+    arXiv:1802.04434, algorithm 2; signSGD with momentum 0.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        momentum: decay rate of the running average of gradients; 0 is
+            signSGD. In [0, 1). Default: 0.9.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        nesterov: mix the gradient in once more before the sign is taken;
+            needs momentum > 0. Default: False.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first; only with momentum.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Signum([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,
@@ -1100,7 +3405,68 @@ class Signum(Optimizer):
     ) -> None: ...
 
 class Lion(Optimizer):
-    """The sign of a mean that the gradient enters more strongly than the one it keeps."""
+    """The sign of a mean that the gradient enters more strongly than the one
+    it keeps. Chen et al. 2023, arXiv:2302.06675, algorithm 2.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.0001.
+        betas: decay rates of the average whose sign is taken and of the
+            average that is kept. Each in [0, 1). Default: (0.9, 0.99).
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        foreach, capturable, fused: accepted as in torch.optim; the engine
+            is chosen by what the tensors are.
+        maximize: follow the gradient upwards. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest.
+        seed: seed of random rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object of
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an exponential average of the weights with this decay.
+            Default: None.
+        telemetry: gather norms every so many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg: shape and dtype of the parameter, or as the argument states
+            says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = steprule.Lion([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
     def __init__(
         self,
         params: ParamsT,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steprule.docstrings import PARAMS, arguments, class_docstring, is_listed, states
 from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
 from steprule.rule import Rule
 from steprule.rules.options import DECAYS, OPTIONS
@@ -31,32 +32,50 @@ ALL_OPTIONS = {**FORMAT_OPTIONS, **SERVICE_OPTIONS, **OPTIONS}
 OPTION_DOCS = """
 Arguments that all optimizers take, by name:
     maximize: follow the gradient upwards. Default: False.
-    differentiable: let autograd pass through the step (slower). Default: False.
-    foreach, fused, capturable: accepted for torch.optim's sake and kept in the groups; the engine is chosen by
-        what the tensors are. fused=True, as there, refuses parameters that are not floating point.
-    states: how states are kept: "float32", "bfloat16" or "8bit" (a code each and a base for every 128, in tensors
-        whose rows have 32 or more; others keep float32). Default: the parameter's dtype.
-    weights: how bfloat16 and float16 parameters are kept: "stochastic" (rounded up or down at random, so that small
-        updates count on average), "24bit" or "32bit" (with an error-correction of 8 or 16 bits in the state, in
-        place of a float32 master copy). Default: rounded to nearest, which loses small updates.
-    seed: for random roundings, an int from 0 to 2**53; the same on every replica. Default: 0.
-    clip: how gradients are clipped inside the step: a number, the largest norm of all together, or ClipNorm,
-        ClipValue, ClipAdaptive or ClipQuantile from steprule.services. A group with "clip": False is left out.
-        Gradients themselves stay as they are; `grad_norm` has their norm. Default: not at all.
-    nonfinite: what happens if a gradient is not finite: "skip" the step, "zero" those elements, or "raise".
-        Default: they spread, as in torch.optim.
-    average: an exponential average of the weights: its decay, or an Average from steprule.services. Default: none.
-    telemetry: gather norms and more every so many steps: an int, or a Telemetry from steprule.services.
-        Default: never.
-    grads: how gradients of bfloat16 and float16 parameters are summed over micro-batches: "float32", or "24bit" or
-        "32bit" (with an error-correction beside param.grad). Default: in the parameter's dtype.
-    decay: what weight_decay means: "coupled" (added to the gradient, L2), "decoupled" (times lr), "independent" (of
-        lr), "corrected" (times lr**2 / max_lr) or "initial" (towards the first weights, times lr). Default: what the
-        formula says.
-    cautious: leave out the part of a step that goes up the gradient. Default: False.
-    cautious_decay: decay a weight only in steps that bring it nearer to 0. Default: False.
-    lookahead: after how many steps the weights go back to a slower copy that has moved lookahead_alpha (0.5) of the
-        way to them; 0 for never. Default: 0.
+    differentiable: let autograd pass through the step, which is slower.
+        Default: False.
+    foreach, fused, capturable: accepted as in torch.optim and kept in the
+        groups. The engine is chosen by what the tensors are. fused=True
+        refuses parameters that are not floating point, as there.
+    states: how states are kept: "float32", "bfloat16" or "8bit". "8bit" has
+        an 8-bit code for each number and a 16-bit scale for each 128
+        numbers; tensors with fewer than 32 numbers in a row keep float32.
+        Default: the parameter's dtype.
+    weights: how bfloat16 and float16 parameters are kept. "stochastic"
+        rounds at random, so that small updates count on average. "24bit"
+        and "32bit" keep the bits that rounding loses in the state, in place
+        of a float32 master copy. Default: rounded to nearest, which loses
+        small updates.
+    seed: seed of random rounding, an int from 0 to 2**53. Every replica
+        must have the same. Default: 0.
+    clip: how gradients are clipped inside the step: a number, the largest
+        norm of all gradients together, or ClipNorm, ClipValue, ClipAdaptive
+        or ClipQuantile from steprule.services. A group with "clip": False
+        is left out. The tensors param.grad stay as they are; `grad_norm`
+        is their norm. Default: no clipping.
+    nonfinite: what happens if a gradient is not finite: "skip" the step,
+        set those elements to "zero", or "raise". Default: the step is
+        taken, as in torch.optim.
+    average: an exponential average of the weights: its decay rate, or an
+        Average from steprule.services. Default: none.
+    telemetry: gather norms and other numbers: every how many steps, or a
+        Telemetry from steprule.services. Default: never.
+    grads: how gradients of bfloat16 and float16 parameters are summed over
+        micro-batches: "float32", or "24bit" or "32bit", which keep the bits
+        that rounding loses beside param.grad. Default: in the parameter's
+        dtype.
+    decay: what weight_decay means: "coupled" (added to the gradient, L2),
+        "decoupled" (times lr), "independent" (not times lr), "corrected"
+        (times lr**2 / max_lr) or "initial" (towards the first weights,
+        times lr). Default: what the formula says.
+    cautious: leave out the part of a step that goes up the gradient.
+        Default: False.
+    cautious_decay: decay a weight only in steps that bring it nearer to 0.
+        Default: False.
+    lookahead: every so many steps, move slow weights towards the weights,
+        and set the weights to them. 0 for never. Default: 0.
+    lookahead_alpha: which part of the way the slow weights move, from 0 to
+        1. Default: 0.5.
 """
 
 _literal: Any = Literal
@@ -200,29 +219,33 @@ def check_sparse_only(rule: type[Rule], number: int, params: Sequence[Tensor]) -
 
 
 def docstring(rule: type[Rule]) -> str:
-    """What a class says of itself: what its rule does, and its own arguments."""
-    lines = [inspect.cleandoc(rule.__doc__ or rule.__name__), "", "Args:"]
-    lines.append("    params: parameters, (name, parameter) pairs, or dicts of those with settings of their own.")
-    for name, default in rule.hyperparameters.items():
-        lines.append(f"    {name}: {_HYPER_DOCS.get(name, 'see the formula')}. Default: {default}.")
-    lines.append(f"    {', '.join(flags_of(rule))}: as in torch.optim.")
-    lines.append("    states, weights, seed, grads: how states, weights and sums of gradients are kept.")
-    lines.append("    clip, nonfinite, average, telemetry: what else happens in a step.")
-    lines.append(f"    {', '.join(OPTIONS)}: what goes around the formula.")
-    lines += ["", "help(steprule.Optimizer) has those that all optimizers take in full.", ""]
-    return "\n".join([*lines, "Raises:", "    ValueError: a hyperparameter is out of range.", ""])
+    """What a class says of itself."""
+    name = f"steprule.{rule.__name__}" if is_listed(rule) else f"steprule.Optimizer.of({rule.__name__})"
+    example = [
+        "import torch, steprule",
+        "weight = torch.nn.Parameter(torch.ones(3))",
+        f"optimizer = {name}([weight])",
+        "weight.grad = torch.ones(3).to_sparse()" if rule.sparse_only else "weight.square().sum().backward()",
+        "optimizer.step()",
+    ]
+    if rule.exchanges:
+        example.append("optimizer.eval()  # weight is its average until optimizer.train()")
+    step = {"step": "the number of steps so far, a scalar tensor."} if rule.keeps_step else {}
+    return class_docstring(
+        rule,
+        arguments(rule, signature_of(rule), PARAMS) + _MORE,
+        {**step, **states(rule, _KINDS)},
+        "optimizer.state[param]",
+        example,
+    )
 
 
-_HYPER_DOCS = {
-    "lr": "learning rate, a float or a 1-element tensor, at least 0",
-    "momentum": "share of the buffer that a step keeps, at least 0",
-    "dampening": "share of the gradient that is kept out of the buffer",
-    "weight_decay": "weight decay, at least 0",
-    "nesterov": "Nesterov's momentum; needs momentum and no dampening",
-    "alpha": "beta of the mean square, at least 0",
-    "eps": "added to the denominator, at least 0",
-    "centered": "divide by the standard deviation instead of the root mean square",
-    "betas": "betas of the mean and the mean square, each in [0, 1)",
-    "amsgrad": "divide by the largest mean square so far",
-    "decoupled_weight_decay": "decay as AdamW does",
+_MORE = """
+A hyperparameter may be a function of the step, which counts from 1.
+help(steprule.Optimizer) says more of what all optimizers take.
+"""
+_KINDS = {
+    "elements": "shape and dtype of the parameter, or as the argument states says",
+    "scalar": "a scalar tensor of float64",
+    "step": "a scalar tensor",
 }

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, cbrt, clip, ema, ema_sq, l2, sign, sqrt, where
-from steprule.rule import Rule, State, TorchArguments
+from steprule.rule import Hyperparameter, Rule, State, TorchArguments
 
 
 class Adagrad(Rule):
-    """The gradient over the root of the sum of its squares. Duchi et al. 2011, section 1.
+    """The gradient over the root of the sum of its squares. Duchi et al. 2011, section 1; lr_decay as in torch.optim."""
 
-    lr_decay as in torch.optim: lr / (1 + (step - 1) * lr_decay).
-    """
-
+    lr_decay = Hyperparameter("decay of the learning rate: step t has lr / (1 + (t - 1) * lr_decay)", "[0, inf)")
+    initial_accumulator_value = Hyperparameter("first value of the sum of squares", "[0, inf)")
     sum = State(begins="initial_accumulator_value")
     sparse_grads = True
     touches_states = True
@@ -36,6 +35,11 @@ class Adadelta(Rule):
     """Steps as large as the steps before, over gradients as large as the gradients before. Zeiler 2012,
     arXiv:1212.5701, algorithm 1."""
 
+    lr = Hyperparameter("factor of the step, which is 1 in the paper", "[0, inf)")
+    rho = Hyperparameter("decay rate of the running averages of squared gradients and of squared steps", "[0, 1]")
+    eps = Hyperparameter(
+        "added to both averages under their roots; it also sets the size of the first steps", "[0, inf)"
+    )
     needs = ("tuning-free",)
     square_avg = acc_delta = State(exact=True)  # steps follow from steps: what is off stays off
     like_torch = TorchArguments("foreach capturable maximize differentiable", positional="foreach")
@@ -55,9 +59,11 @@ class Adadelta(Rule):
 class MADGRAD(Rule):
     """Momentumized dual averaging with cube roots. Defazio & Jelassi 2022, arXiv:2101.11075, algorithm 1.
 
-    eps is added to the cube root and to lr, as in the authors' code; momentum is theirs, 1 - c of the paper.
+    eps and momentum are those of the authors' code.
     """
 
+    momentum = Hyperparameter("share of the old weights in the new ones, 1 - c in the paper", "[0, 1)")
+    eps = Hyperparameter("added to the cube root, and to lr", "[0, inf)")
     grad_sum_sq = grad_sum = State(exact=True)  # all the way follows from them
     initial_param = State(begins="param", exact=True)
     refuses = "the weights are computed anew from the first ones in every step"
@@ -75,11 +81,6 @@ class MADGRAD(Rule):
         target = initial_param - grad_sum / (cbrt(grad_sum_sq) + eps)
         return ema(param, target, momentum), grad_sum_sq, grad_sum, initial_param
 
-    @classmethod
-    def check(cls, *, momentum: float = 0.9, **others: Any) -> None:
-        if not momentum < 1:
-            raise ValueError(f"Invalid momentum value: {momentum}")
-
 
 class Rprop(Rule):
     """Steps that grow while the gradient's sign lasts and shrink when it turns. Riedmiller & Braun 1993.
@@ -87,6 +88,11 @@ class Rprop(Rule):
     A gradient that has turned counts as 0, once. NaN counts as 0 too, as in torch.optim.
     """
 
+    lr = Hyperparameter("size of the first step of each element", "[0, inf)")
+    etas = Hyperparameter(
+        "factors of the step size after the sign has turned and after it has lasted, 0 < etas[0] < 1 < etas[1]", ""
+    )
+    step_sizes = Hyperparameter("smallest and largest step size", "[0, inf)")
     step_size = State(begins="lr", exact=True)
     like_torch = TorchArguments("capturable foreach maximize differentiable")
     when = "Full batches, deterministic losses: it looks at nothing but signs, which noise makes worthless."

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, abs, debias, ema, ema_sq, l2, maximum, sqrt, where
-from steprule.rule import Rule, State, TorchArguments
+from steprule.rule import Hyperparameter, Rule, State, TorchArguments
+
+BETAS = Hyperparameter("decay rates of the running averages of the gradient and of its square", "[0, 1)")
 
 
 def adam_direction(
@@ -25,9 +27,10 @@ def adam_direction(
 class AdamW(Rule):
     """Adam with decoupled weight decay. Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
 
-    amsgrad: Reddi et al. 2018, arXiv:1904.09237, the maximum taken before bias correction as in torch.optim.
+    AMSGrad is from Reddi et al. 2018, arXiv:1904.09237; the maximum is taken before bias correction, as in torch.optim.
     """
 
+    betas = BETAS
     max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
     needs = ("baseline",)
@@ -47,11 +50,9 @@ class AdamW(Rule):
 
 
 class Adam(Rule):
-    """Adaptive moment estimation, with L2 weight decay. Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
+    """Adaptive moment estimation, with L2 weight decay. Kingma & Ba 2015, arXiv:1412.6980, algorithm 1."""
 
-    decoupled_weight_decay turns it into AdamW, as in torch.optim.
-    """
-
+    betas = BETAS
     max_exp_avg_sq = State(when="amsgrad")
     needs = ("baseline",)
     like_torch = TorchArguments(
@@ -76,11 +77,12 @@ class Adam(Rule):
 
 
 class AdamC(Rule):
-    """AdamW with the weight decay corrected for the schedule, lr**2 / max_lr. Defazio 2025, arXiv:2506.02285, algorithm 1.
+    """AdamW with the weight decay corrected for the schedule, lr**2 / max_lr. Defazio 2025, arXiv:2506.02285, algorithm 1."""
 
-    max_lr: the largest learning rate of the schedule; where it is smaller than lr has been, the largest so far.
-    """
-
+    betas = BETAS
+    max_lr = Hyperparameter(
+        "largest learning rate of the schedule; the largest lr so far where that is larger", "[0, inf)"
+    )
     max_exp_avg_sq = State(when="amsgrad")
     lr_max = State("scalar")
     decay = "corrected"
@@ -101,9 +103,11 @@ class AdamC(Rule):
 class NAdam(Rule):
     """Adam with Nesterov's momentum. Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2.
 
-    The momentum is warmed up as there, with momentum_decay for its psi. Decay: L2, or decoupled as in AdamW.
+    The momentum is warmed up as in the paper. Weight decay is L2, or decoupled as in AdamW.
     """
 
+    betas = BETAS
+    momentum_decay = Hyperparameter("how fast the momentum warms up, psi in the paper", "[0, inf)")
     mu_product = State("scalar", begins=1.0, dtype="step")
     like_torch = TorchArguments("foreach maximize capturable differentiable")
     when = "Where Adam is used and a little more momentum helps; differences are small."
@@ -139,6 +143,7 @@ def rectification(beta2: Value, step: Value, threshold: float) -> tuple[Value, V
 class RAdam(Rule):
     """Adam that is momentum until its mean square can be relied on. Liu et al. 2020, arXiv:1908.03265, algorithm 2."""
 
+    betas = BETAS
     like_torch = TorchArguments("foreach maximize capturable differentiable")
     when = "Where Adam needs a warm-up that you would rather not tune."
 
@@ -163,6 +168,8 @@ class RAdam(Rule):
 class Adamax(Rule):
     """Adam with the largest gradient, decaying, in place of the root mean square. Kingma & Ba 2015, algorithm 2."""
 
+    betas = Hyperparameter("decay rates of the running average of the gradient and of its running maximum", "[0, 1)")
+    eps = Hyperparameter("added to the absolute gradient before the maximum is taken", "[0, inf)")
     like_torch = TorchArguments("foreach maximize differentiable capturable", positional="foreach")
     when = "Where single huge gradients must not disappear in an average: embeddings, reinforcement learning."
 
@@ -179,11 +186,12 @@ class Adamax(Rule):
 
 
 class SparseAdam(Rule):
-    """Adam for sparse gradients: elements without one rest, and so do their averages. Kingma & Ba 2015, section 2.
+    """Adam for sparse gradients: elements without one rest, and so do their averages. Kingma & Ba 2015, section 2."""
 
-    eps is added before the mean square is debiased, as in torch.optim.
-    """
-
+    betas = BETAS
+    eps = Hyperparameter(
+        "added to the root of the mean square before it is debiased; the constructor refuses 0", "[0, inf)"
+    )
     sparse_grads = sparse_only = True
     touches_states = True
     needs = ("sparse",)

@@ -22,16 +22,20 @@ from steprule.pieces import (
     sqrt,
     where,
 )
-from steprule.rule import Rule, State
-from steprule.rules.adam import adam_direction
+from steprule.rule import Hyperparameter, Rule, State
+from steprule.rules.adam import BETAS, adam_direction
 
 
 class AdaBelief(Rule):
     """Divides by how far gradients are from their mean. Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
 
-    amsgrad as in Adam. The authors' code rectifies as RAdam does by default; the paper does not.
+    The authors' code rectifies as RAdam does by default; the paper does not, nor does this.
     """
 
+    betas = Hyperparameter(
+        "decay rates of the running averages of the gradient and of its squared distance from that average", "[0, 1)"
+    )
+    eps = Hyperparameter("added to the mean squared distance in every step, and to its root", "[0, inf)")
     max_exp_avg_var = State(when="amsgrad")
     decay = "decoupled"
     needs = ("noise",)
@@ -56,9 +60,14 @@ class Yogi(Rule):
     """Adam whose mean square moves by a bounded amount. Zaheer et al. 2018, "Adaptive Methods for Nonconvex
     Optimization", algorithm 2.
 
-    Both averages begin at initial_accumulator_value, and are debiased as in optax.
+    Both averages are debiased as in optax.
     """
 
+    betas = Hyperparameter(
+        "decay rate of the running average of the gradient, and one minus the rate at which the mean square moves",
+        "[0, 1)",
+    )
+    initial_accumulator_value = Hyperparameter("first value of both averages", "[0, inf)")
     exp_avg = exp_avg_sq = State(begins="initial_accumulator_value")
     decay = "decoupled"
     needs = ("noise",)
@@ -82,6 +91,9 @@ class LaProp(Rule):
     """Momentum of normalised gradients, where Adam normalises the momentum. Ziyin et al. 2020, arXiv:2002.04839,
     algorithm 1."""
 
+    betas = Hyperparameter(
+        "decay rates of the running averages of the normalised gradient and of the squared gradient", "[0, 1)"
+    )
     max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
     needs = ("noise",)
@@ -109,6 +121,11 @@ class ADOPT(Rule):
     begins the mean square.
     """
 
+    betas = Hyperparameter(
+        "decay rates of the running averages of the normalised gradient and of the squared gradient", "[0, 1)"
+    )
+    eps = Hyperparameter("smallest denominator", "[0, inf)")
+    weight_decay = Hyperparameter("weight decay, decoupled from the gradient; none in the first step", "[0, inf)")
     decay = "own"
     needs = ("noise",)
     when = "In place of Adam where beta2 would have to be tuned, as with small batches or generative models."
@@ -126,12 +143,17 @@ class ADOPT(Rule):
 
 
 class AdEMAMix(Rule):
-    """Adam with a second, much slower mean of gradients. Pagliardini et al. 2024, arXiv:2409.03137, algorithm 1.
+    """Adam with a second, much slower mean of gradients. Pagliardini et al. 2024, arXiv:2409.03137, algorithm 1."""
 
-    alpha: the share of the slow mean. warmup: steps over which alpha and the slow beta grow to their values, T in the
-    paper; 0 for none.
-    """
-
+    betas = Hyperparameter(
+        "decay rates of the fast average of the gradient, of the average of its square, and of the slow average",
+        "[0, 1)",
+    )
+    alpha = Hyperparameter("factor of the slow average", "[0, inf)")
+    warmup = Hyperparameter(
+        "number of steps over which alpha and the slow decay rate grow to their values, T in the paper; 0 for none",
+        "[0, inf)",
+    )
     decay = "decoupled"
     when = "Long runs of language models, with warmup about the number of steps."
 
@@ -161,9 +183,14 @@ def slow_beta(start: Value, end: Value, part: Value) -> Value:
 class Adan(Rule):
     """Adam with a mean of the gradients' differences. Xie et al. 2022, arXiv:2208.06677, algorithm 1.
 
-    betas are what the averages keep, as in the authors' code: one minus the paper's. Decay by division, as there.
+    betas and weight decay are those of the authors' code.
     """
 
+    betas = Hyperparameter(
+        "decay rates of the running averages of the gradient, of its differences and of the square, one minus the paper's",
+        "[0, 1)",
+    )
+    weight_decay = Hyperparameter("weight decay: new weights are divided by 1 + lr * weight_decay", "[0, inf)")
     decay = "own"
     needs = ("large-batch",)
     when = "Large batches and high learning rates, vision transformers above all; it needs four states."
@@ -188,6 +215,11 @@ class StableAdamW(Rule):
     """AdamW with the step of each tensor divided by how wrong its mean square is. Wortsman et al. 2023,
     arXiv:2304.13013, algorithm 2."""
 
+    betas = BETAS
+    eps = Hyperparameter(
+        "added to the denominator; its square is the smallest mean square that the step's size is judged by", "[0, inf)"
+    )
+    weight_decay = Hyperparameter("weight decay, decoupled from the gradient but scaled with the step", "[0, inf)")
     decay = "own"
     when = "Where AdamW's loss has spikes: it needs no gradient clipping."
 
@@ -207,6 +239,9 @@ class AdamAtan2(Rule):
     """AdamW with an arctangent in place of the division, which needs no eps. Everett et al. 2024, arXiv:2407.05872,
     section 4."""
 
+    betas = BETAS
+    a = Hyperparameter("factor of the arctangent", "[0, inf)")
+    b = Hyperparameter("factor of the root mean square inside the arctangent", "[0, inf)")
     decay = "decoupled"
     when = "Where gradients may be tiny and eps would have to be tuned: steps do not depend on their scale."
 
@@ -228,6 +263,8 @@ class MARS(Rule):
     corrected gradient of each tensor is scaled to a norm of 1 where it is longer.
     """
 
+    betas = Hyperparameter("decay rates of the running averages of the corrected gradient and of its square", "[0, 1)")
+    gamma = Hyperparameter("strength of the variance reduction", "[0, inf)")
     max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
     needs = ("noise",)
@@ -249,6 +286,7 @@ class MARS(Rule):
 class Grams(Rule):
     """Adam's step sizes with the gradient's own signs. Cao et al. 2024, arXiv:2412.17107, algorithm 1."""
 
+    betas = BETAS
     decay = "decoupled"
     when = "In place of Adam where its momentum overshoots; compare with cautious=True, which is close to it."
 

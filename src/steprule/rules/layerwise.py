@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from steprule.pieces import Value, at_first, ema, norm, sqrt, total, where
-from steprule.rule import Rule, State
-from steprule.rules.adam import adam_direction
+from steprule.rule import Hyperparameter, Rule, State
+from steprule.rules.adam import BETAS, adam_direction
 
 
 def trust_ratio(numerator: Value, denominator: Value) -> Value:
@@ -19,6 +19,10 @@ class LARS(Rule):
     The ratio is 1 where a norm is 0. lr multiplies what enters the momentum, as in the paper.
     """
 
+    lr = Hyperparameter("learning rate, gamma in the paper", "[0, inf)")
+    momentum = Hyperparameter("share of the momentum buffer that a step keeps", "[0, inf)")
+    weight_decay = Hyperparameter("weight decay, inside the ratio of norms, beta in the paper", "[0, inf)")
+    trust_coefficient = Hyperparameter("factor of the ratio of norms, eta in the paper", "[0, inf)")
     decay = "own"
     needs = ("large-batch", "memory")
     when = "Convolutional networks with batches of many thousands; leave biases and norms out of weight_decay."
@@ -41,6 +45,8 @@ class LAMB(Rule):
     phi is the identity; the ratio is 1 where a norm is 0.
     """
 
+    betas = BETAS
+    weight_decay = Hyperparameter("weight decay, inside the ratio of norms, lambda in the paper", "[0, inf)")
     decay = "own"
     needs = ("large-batch",)
     when = "Transformers with batches of many thousands."
@@ -62,6 +68,10 @@ class NovoGrad(Rule):
     eps is there in the first step too, where the paper leaves it out and divides by a norm that may be 0.
     """
 
+    betas = Hyperparameter(
+        "share of the momentum that a step keeps, and decay rate of the running average of the squared norm", "[0, 1)"
+    )
+    weight_decay = Hyperparameter("weight decay, added to the normalised gradient", "[0, inf)")
     exp_avg_sq = State("scalar")
     decay = "own"
     needs = ("memory", "large-batch")

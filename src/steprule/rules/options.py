@@ -155,6 +155,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
         "touches_states": rule.touches_states and not lookahead,
         "decay": decay or rule.decay,
         **rule.states,
+        **{name: said for name, said in rule.meanings.items() if not (decay and name == "weight_decay")},
         **{names[name]: _ADDED[name] for name in names},
     }
     if lookahead:

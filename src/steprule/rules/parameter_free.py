@@ -8,16 +8,24 @@ from __future__ import annotations
 import math
 
 from steprule.pieces import Value, abs, at_first, ema, ema_sq, l2, maximum, minimum, sqrt, total_of_all, where
-from steprule.rule import Rule, State
+from steprule.rule import Hyperparameter, Rule, State
+from steprule.rules.adam import BETAS
 
 
 class Prodigy(Rule):
     """Adam times an estimate of the distance to the solution. Mishchenko & Defazio 2023, arXiv:2306.06101, algorithm 4.
 
-    As the authors' code: d0 is the first estimate, d_coef multiplies all later ones, growth_rate bounds their growth.
-    bias_correction multiplies lr by Adam's.
+    Hyperparameters are those of the authors' code.
     """
 
+    lr = Hyperparameter("factor of the estimated distance; leave it at 1, or give it a schedule", "[0, inf)")
+    betas = BETAS
+    eps = Hyperparameter("added to the denominator, times d", "[0, inf)")
+    weight_decay = Hyperparameter("weight decay, times the learning rate that was found", "[0, inf)")
+    d0 = Hyperparameter("first estimate of the distance to the solution", "(0, inf)")
+    d_coef = Hyperparameter("factor of all later estimates", "[0, inf)")
+    growth_rate = Hyperparameter("largest factor by which the estimate grows in a step", "[1, inf]")
+    bias_correction = Hyperparameter("multiply lr by Adam's bias correction")
     d = d_max = State("scalar", begins="d0")
     d_numerator = State("scalar")
     s = State(exact=True)
@@ -54,9 +62,15 @@ class Prodigy(Rule):
 class DAdaptAdam(Rule):
     """Adam with the learning rate of D-Adaptation. Defazio & Mishchenko 2023, arXiv:2301.07733, algorithm 5.
 
-    As the authors' code: d0 is the first estimate of the distance to the solution, growth_rate bounds its growth.
+    Hyperparameters are those of the authors' code.
     """
 
+    lr = Hyperparameter("factor of the estimated distance; leave it at 1, or give it a schedule", "[0, inf)")
+    betas = BETAS
+    weight_decay = Hyperparameter("weight decay, times the learning rate that was found", "[0, inf)")
+    d0 = Hyperparameter("first estimate of the distance to the solution", "(0, inf)")
+    growth_rate = Hyperparameter("largest factor by which the estimate grows in a step", "[1, inf]")
+    bias_correction = Hyperparameter("multiply lr by Adam's bias correction")
     d = State("scalar", begins="d0")
     numerator = State("scalar")
     s = State(exact=True)
@@ -87,11 +101,11 @@ class DAdaptAdam(Rule):
 
 class DoG(Rule):
     """Distance over gradients: the learning rate is how far the weights have come over the root of the sum of squared
-    gradients. Ivgi et al. 2023, arXiv:2302.12022, equation 3.
+    gradients. Ivgi et al. 2023, arXiv:2302.12022, equation 3."""
 
-    reps_rel: the first distance, relative to 1 + the norm of the first weights. lr multiplies all steps; leave it at 1.
-    """
-
+    lr = Hyperparameter("factor of all steps; leave it at 1", "[0, inf)")
+    reps_rel = Hyperparameter("first distance, relative to 1 + the norm of the first weights", "[0, inf)")
+    eps = Hyperparameter("added to the sum of squared gradients under its root", "[0, inf)")
     distance = grad_sum_sq = State("scalar")
     initial_param = State(begins="param", exact=True)
     needs = ("tuning-free", "memory", "no-schedule")

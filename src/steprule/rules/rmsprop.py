@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steprule.pieces import Value, ema, ema_sq, l2, maximum, sqrt
-from steprule.rule import Rule, State, TorchArguments
+from steprule.rule import Hyperparameter, Rule, State, TorchArguments
 
 
 class RMSprop(Rule):
@@ -12,6 +12,9 @@ class RMSprop(Rule):
     Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013, arXiv:1308.0850, equations 38-41.
     """
 
+    alpha = Hyperparameter("decay rate of the running average of squared gradients", "[0, inf)")
+    momentum = Hyperparameter("share of the momentum buffer that a step keeps; 0 keeps no buffer", "[0, inf)")
+    centered = Hyperparameter("divide by the standard deviation instead of the root mean square")
     square_avg = State(exact="centered")  # from which the square of grad_avg is subtracted, and the rest divided by
     momentum_buffer = State(when="momentum")
     grad_avg = State(when="centered", exact="centered")

@@ -10,10 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, debias, ema_sq, maximum, minimum, sqrt, where
-from steprule.rule import Rule, State
+from steprule.rule import Hyperparameter, Rule, State
 from steprule.rules.adam import rectification
 
 _MIXED = "weights and their average are mixed by it"
+
+
+_BETAS = Hyperparameter(
+    "how close y is to the average, which must be above 0, and decay rate of the running average of the squared gradient",
+    "[0, 1)",
+)
+_DECAY = Hyperparameter("weight decay, added to the direction at y", "[0, inf)")
+_WARMUP = Hyperparameter("number of steps of a linear warm-up of lr", "[0, inf)")
+_R = Hyperparameter("power of the step in the weights of the average")
+_POWER = Hyperparameter("power of the largest lr so far in the weights of the average", "[0, inf)")
 
 
 def schedule_free_step(
@@ -32,10 +42,14 @@ def schedule_free_step(
 class ScheduleFreeSGD(Rule):
     """SGD that needs no schedule. Defazio et al. 2024, arXiv:2405.15682, equations 3-5.
 
-    momentum: how close y is to the average, the paper's beta. warmup_steps: of a linear warm-up. The average weighs
-    steps by step**r times the largest lr so far to the power weight_lr_power. Decay at y.
+    The average weighs steps by step**r times the largest lr so far to the power weight_lr_power.
     """
 
+    momentum = Hyperparameter("how close y is to the average, beta in the paper", "(0, 1)")
+    weight_decay = _DECAY
+    warmup_steps = _WARMUP
+    r = _R
+    weight_lr_power = _POWER
     lr_max = weight_sum = State("scalar")
     z = State(begins="param", exact=True)
     needs = ("no-schedule", "memory")
@@ -57,18 +71,15 @@ class ScheduleFreeSGD(Rule):
             param, direction, z, lr_max, weight_sum, step, lr, momentum, r, weight_lr_power
         )  # fmt: skip
 
-    @classmethod
-    def check(cls, *, momentum: float = 0.9, **others: Any) -> None:
-        if not 0 < momentum < 1:
-            raise ValueError(f"Invalid momentum value: {momentum}")
-
 
 class ScheduleFreeAdamW(Rule):
-    """AdamW that needs no schedule. Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
+    """AdamW that needs no schedule. Defazio et al. 2024, arXiv:2405.15682, algorithm 1."""
 
-    Hyperparameters as `ScheduleFreeSGD`, betas[0] for its momentum.
-    """
-
+    betas = _BETAS
+    weight_decay = _DECAY
+    warmup_steps = _WARMUP
+    r = _R
+    weight_lr_power = _POWER
     lr_max = weight_sum = State("scalar")
     z = State(begins="param", exact=True)
     needs = ("no-schedule",)
@@ -100,11 +111,13 @@ class ScheduleFreeAdamW(Rule):
 
 class ScheduleFreeRAdam(Rule):
     """RAdam that needs neither a schedule nor a warm-up. Defazio et al. 2024, arXiv:2405.15682, section 4; Liu et al.
-    2020, arXiv:1908.03265.
+    2020, arXiv:1908.03265."""
 
-    silent_sgd_phase: no step at all while RAdam would take one of SGD. Others as `ScheduleFreeSGD`.
-    """
-
+    betas = _BETAS
+    weight_decay = _DECAY
+    r = _R
+    weight_lr_power = _POWER
+    silent_sgd_phase = Hyperparameter("take no step as long as RAdam would take one of SGD")
     lr_max = weight_sum = State("scalar")
     z = State(begins="param", exact=True)
     needs = ("no-schedule",)

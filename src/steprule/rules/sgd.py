@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.pieces import Value, ema, l2, maximum, sign, where
-from steprule.rule import Rule, State, TorchArguments
+from steprule.rule import Hyperparameter, Rule, State, TorchArguments
 
 
 class SGD(Rule):
@@ -15,6 +15,9 @@ class SGD(Rule):
     buffer holds gradients, lr multiplies what is subtracted, and the first gradient enters undampened.
     """
 
+    momentum = Hyperparameter("share of the momentum buffer that a step keeps; 0 keeps no buffer", "[0, inf)")
+    dampening = Hyperparameter("share of each gradient, after the first, that is kept out of the momentum buffer")
+    nesterov = Hyperparameter("use Nesterov's momentum; needs momentum > 0 and dampening = 0")
     momentum_buffer = State(when="momentum")
     keeps_step = False  # torch.optim keeps none: the first step is the one with a new momentum_buffer
     sparse_grads = True
@@ -41,11 +44,10 @@ class SGD(Rule):
 
 
 class Signum(Rule):
-    """The sign of the gradients' mean. Bernstein et al. 2018, arXiv:1802.04434, algorithm 2; signSGD with momentum 0.
+    """The sign of the gradients' mean. Bernstein et al. 2018, arXiv:1802.04434, algorithm 2; signSGD with momentum 0."""
 
-    nesterov: the mean is moved towards the gradient once more before its sign is taken.
-    """
-
+    momentum = Hyperparameter("decay rate of the running average of gradients; 0 is signSGD", "[0, 1)")
+    nesterov = Hyperparameter("mix the gradient in once more before the sign is taken; needs momentum > 0")
     momentum_buffer = State(when="momentum")
     decay = "decoupled"
     needs = ("memory",)
@@ -64,8 +66,6 @@ class Signum(Rule):
 
     @classmethod
     def check(cls, *, nesterov: bool = False, momentum: float = 0.9, **others: Any) -> None:
-        if not momentum < 1:
-            raise ValueError(f"Invalid momentum value: {momentum}")
         if nesterov and momentum == 0:
             raise ValueError("nesterov=True needs a momentum")
 
@@ -74,6 +74,7 @@ class Lion(Rule):
     """The sign of a mean that the gradient enters more strongly than the one it keeps. Chen et al. 2023,
     arXiv:2302.06675, algorithm 2."""
 
+    betas = Hyperparameter("decay rates of the average whose sign is taken and of the average that is kept", "[0, 1)")
     decay = "decoupled"
     needs = ("memory", "large-batch")
     when = "In place of AdamW with half its states: a third to a tenth of its lr, as many times its weight decay."
@@ -94,6 +95,9 @@ class ASGD(Rule):
     after t0 steps.
     """
 
+    lambd = Hyperparameter("decay of the weights, times the step size eta; it also makes eta decay", "[0, inf)")
+    alpha = Hyperparameter("power by which eta decays: lr / (1 + lambd * lr * step)**alpha", "[0, inf)")
+    t0 = Hyperparameter("number of steps after which averaging begins", "[0, inf)")
     eta = State("scalar", begins="lr", dtype="step")
     mu = State("scalar", begins=1.0, dtype="step")
     ax = State(exact=True)

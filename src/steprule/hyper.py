@@ -1,0 +1,109 @@
+"""What is said of hyperparameters: their meaning in words, and which values make sense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """What a rule says of one of its hyperparameters, as a class attribute of the hyperparameter's name::
+
+        class AdEMAMix(Rule):
+            alpha = Hyperparameter("factor of the slow average", "[0, inf)")
+
+    Those that `COMMON` has need none, unless the rule means something else by the name. Any other that nothing is
+    said of may be every finite number.
+
+    Attributes:
+        meaning: what it is, in words, without its range and default.
+        range: where each of its numbers must lie, as an interval: "[0, 1)" includes 0 and excludes 1. An empty string
+            leaves the check to the rule's `check`. True/False hyperparameters need none. Default: any finite number.
+
+    Raises:
+        ValueError: range is no interval.
+    """
+
+    meaning: str
+    range: str = "(-inf, inf)"
+
+    def __post_init__(self) -> None:
+        if self.range:
+            try:
+                low, high = self._ends
+            except ValueError:
+                low, high = 1.0, 0.0
+            if not low < high or self.range[0] not in "[(" or self.range[-1] not in "])":
+                raise ValueError(
+                    f"Hyperparameter(range={self.range!r}): write an interval such as '[0, 1)' or '(0, inf)'"
+                )
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        low, high = map(float, self.range[1:-1].split(","))
+        return low, high
+
+    def allows(self, number: Any) -> bool:
+        """Whether a number, or a 1-element tensor, is in the range."""
+        if not self.range:
+            return True
+        low, high = self._ends
+        is_above = low <= number if self.range[0] == "[" else low < number
+        return bool(is_above and (number <= high if self.range[-1] == "]" else number < high))
+
+    def words(self, each: bool = False) -> str:
+        """The meaning and the range in sentences, for one number or for each of some."""
+        if self.range in ("", "(-inf, inf)"):
+            return f"{self.meaning}."
+        within = f"in {self.range}"
+        if self._ends[1] == float("inf"):
+            within = f"{'at least' if self.range[0] == '[' else 'above'} {self._ends[0]:g}"
+        within = f"Each {within}" if each else within[0].upper() + within[1:]
+        return f"{self.meaning}. {within}."
+
+
+UNSAID = Hyperparameter("see the formula")
+"""Of a hyperparameter that nothing is said of: any finite number."""
+
+_FROM_0 = "[0, inf)"
+_DECAYS = {
+    "coupled": "weight decay, added to the gradient (L2)",
+    "decoupled": "weight decay, decoupled from the gradient",
+    "independent": "weight decay, decoupled from the gradient and from lr",
+    "corrected": "weight decay, decoupled from the gradient, times lr**2 / max_lr",
+    "initial": "decay towards the first weights, decoupled from the gradient",
+}
+
+COMMON = {
+    "lr": Hyperparameter("learning rate", _FROM_0),
+    "betas": Hyperparameter("decay rates of the running averages", "[0, 1)"),
+    "eps": Hyperparameter("added to the denominator for numerical stability", _FROM_0),
+    "weight_decay": Hyperparameter("weight decay", _FROM_0),
+    "amsgrad": Hyperparameter("divide by the largest mean square so far (AMSGrad)"),
+    "nesterov": Hyperparameter("use Nesterov's momentum"),
+    "decoupled_weight_decay": Hyperparameter("decouple weight decay from the gradient, as AdamW does"),
+    "lookahead": Hyperparameter("steps between two updates of the slow weights", _FROM_0),
+    "lookahead_alpha": Hyperparameter("share of the way that the slow weights move", "[0, 1]"),
+}
+"""What a name means in every rule that does not say otherwise."""
+
+
+def common(decay: str) -> dict[str, Hyperparameter]:
+    """What names mean in a rule with this kind of weight decay."""
+    known = COMMON["weight_decay"]
+    return {**COMMON, "weight_decay": Hyperparameter(_DECAYS.get(decay, known.meaning), known.range)}
+
+
+def about(**said: Hyperparameter) -> Callable[[_Function], _Function]:
+    """Says of a transform what a rule says of its hyperparameters by class attributes."""
+
+    def mark(transform: _Function) -> _Function:
+        transform.__dict__["meanings"] = said
+        return transform
+
+    return mark
