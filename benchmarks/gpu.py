@@ -199,7 +199,7 @@ def host_without_launches() -> float:
     from steprule.engine import gpu
 
     gpu.DEVICES.add("cpu")
-    launcher, gpu.Kernel.launcher = gpu.Kernel.launcher, lambda self, plan: plan.read_hyper  # type: ignore[method-assign]
+    launcher, gpu.Kernel.launcher = gpu.Kernel.launcher, lambda self, plan, threads=None: plan.read_hyper  # type: ignore[method-assign]
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in MANY]
     for param in params:
         param.grad = torch.zeros_like(param)

@@ -44,7 +44,7 @@ from rich.table import Table
 from shapes import Shapes, gpt2_small
 
 import steprule
-from steprule.engine.codegen import keeps
+from steprule.kernels.operands import keeps
 from steprule.rule import Rule
 from steprule.rules import RULES
 from steprule.trace.expression import Expression

@@ -62,7 +62,7 @@ def run_cpu(
 ) -> Operands:
     """One step by the compiled kernel, on copies."""
     fresh = {name: value.clone() for name, value in operands.items()}
-    kernel = cpu.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
+    kernel = cpu.Kernel.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
     step_cpu(kernel, make_plan(kernel, [fresh], hyper, step), [fresh], threads)
     return fresh
 
@@ -81,17 +81,16 @@ def step_cpu(kernel: cpu.Kernel, plan: Plan, tensors: Sequence[Mapping[Any, torc
 
 
 def make_plan(kernel: cpu.Kernel, tensors: Sequence[Operands], hyper: Mapping[str, Any], step: int) -> Plan:
-    return Plan(
-        addresses=[[row[name + suffix].data_ptr() for row in tensors] for name, suffix in kernel.source.arrays],
+    return kernel.plan(
+        addresses_of(kernel, tensors),
         sizes=[row["param"].numel() for row in tensors],
-        groups=[0] * len(tensors),
         hyper=[kernel.numbers(hyper)],
-        step_at=None,
-        step_is_double=[],
         first_steps=[step - 1.0] * len(tensors),
-        tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)),
-        own=len(kernel.program.own),
     )
+
+
+def addresses_of(kernel: Any, tensors: Sequence[Operands]) -> dict[tuple[str, str], list[int]]:
+    return {(name, suffix): [row[name + suffix].data_ptr() for row in tensors] for name, suffix in kernel.source.arrays}
 
 
 def run_eager(
@@ -119,7 +118,7 @@ def run_gpu(
 ) -> Operands:
     """One step by the GPU engine's kernel, on copies."""
     fresh = {name: value.to(GPU_DEVICE, copy=True) for name, value in operands.items()}
-    kernel = gpu.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
+    kernel = gpu.Kernel.compiled(rule, hyper, maximize, dtypes_of(rule, fresh))
     step_gpu(kernel, make_gpu_plan(kernel, [fresh], hyper, step), [fresh])
     return {name: value.cpu() for name, value in fresh.items()}
 
@@ -137,12 +136,10 @@ def step_gpu(kernel: gpu.Kernel, plan: GpuPlan, tensors: Sequence[Mapping[Any, t
 def make_gpu_plan(
     kernel: gpu.Kernel, tensors: Sequence[Operands], hyper: Mapping[str, Any], step: int, **options: Any
 ) -> GpuPlan:
-    return GpuPlan(
+    return kernel.plan(
+        addresses_of(kernel, tensors),
         GPU_DEVICE,
-        [one.source for one in (kernel, *kernel.readings)],
-        addresses=[[row[name + suffix].data_ptr() for row in tensors] for name, suffix in kernel.source.arrays],
         sizes=[row["param"].numel() for row in tensors],
-        groups=[0] * len(tensors),
         hyper=[kernel.numbers(hyper)],
         first_steps=[step - 1.0] * len(tensors),
         **options,

@@ -21,9 +21,9 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from steprule.engine import gpu, gpu_own, gpu_reading
-from steprule.engine.codegen import keeps
-from steprule.engine.gpu_codegen import Source
 from steprule.formats import ITEM_SIZE
+from steprule.kernels.gpu_pass import GpuSource
+from steprule.kernels.operands import keeps
 from steprule.rules import RULES
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import Services
@@ -69,7 +69,9 @@ def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     """What became of a rule's kernel, and of the small one before it."""
     rule, services = RULES[request["rule"]], Services(**request.get("services", {}))
     rule = with_options(rule, **{**OPTIONS, **request.get("options", {})})
-    kernel = gpu.compiled(rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services)
+    kernel = gpu.Kernel.compiled(
+        rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services
+    )
     return {**code_of(kernel, capability), "readings": [code_of(one, capability) for one in kernel.readings]}
 
 
@@ -91,7 +93,7 @@ def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def moved(formula: Stage, source: Source) -> tuple[set[str], set[str]]:
+def moved(formula: Stage, source: GpuSource) -> tuple[set[str], set[str]]:
     """Which operands a kernel reads, and which it writes."""
     grouped = {name for name, suffix in source.arrays if suffix == "_base"}
     written = {name for name, new in formula.outputs.items() if name in grouped or not keeps(name, new)}

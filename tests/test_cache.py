@@ -15,11 +15,11 @@ import pytest
 STEP = """
 import numpy as np, sys
 from steprule.arrays import SGD
-from steprule.engine import cpu
+from steprule.engine import kernel
 w = np.ones(4, np.float32)
 SGD([w], lr=0.5).step([np.ones(4, np.float32)])
 assert (w == 0.5).all(), w
-print(next(iter(cpu._kernels.values())).path)
+print(next(iter(kernel._kernels.values())).path)
 """
 
 
@@ -74,9 +74,9 @@ def test_a_kernel_that_numba_cannot_read_is_made_anew(tmp_path):
     for path in code_files(kernel):
         path.write_bytes(b"not a pickle")
     script = f"""
-import json; from pathlib import Path; from steprule.engine import cpu
+import json; from pathlib import Path; from steprule.kernels import cache
 folder = Path({str(kernel.parent)!r})
-(folder / "checksums.json").write_text(json.dumps(cpu._checksums(folder)))
+(folder / "checksums.json").write_text(json.dumps(cache._checksums(folder)))
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     assert "does not load; compiling it again" in step(tmp_path)[1]

@@ -150,7 +150,9 @@ def test_a_kernel_is_what_the_engine_compiles():
     from steprule.engine import cpu
 
     rule = RULES["sgd"]
-    assert kernel_text(rule, "cpu") == cpu.compiled(rule, rule.hyperparameters, False, ["float32"] * 2).source.text
+    assert (
+        kernel_text(rule, "cpu") == cpu.Kernel.compiled(rule, rule.hyperparameters, False, ["float32"] * 2).source.text
+    )
 
 
 def test_names():

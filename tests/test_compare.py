@@ -634,13 +634,13 @@ WATCHED = """
 import json, sys, time
 from steprule.cli import main
 from steprule.compare import run
-from steprule.engine import cpu
+from steprule.engine import kernel
 
 looks, before = [], set()
 
 
 def look():
-    looks.append({"imported": sorted({*sys.modules} - before), "kernels": len(cpu._kernels)})
+    looks.append({"imported": sorted({*sys.modules} - before), "kernels": len(kernel._kernels)})
     before.update(sys.modules)
     return time.perf_counter()
 

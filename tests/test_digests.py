@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from settings import variants
 
-from steprule.engine import codegen, gpu_codegen
 from steprule.engine.reading import write_reading
 from steprule.formats import state_format, weight_format
+from steprule.kernels import cpu_pass, gpu_pass
 from steprule.rule import Rule
 from steprule.rules import RULES
 from steprule.trace.around import Services
@@ -26,7 +26,7 @@ from steprule.trace.program import Program
 from steprule.trace.tracing import exact_states, nonnegative_states, trace
 
 FILE = Path(__file__).with_name("digests.json")
-ENGINES: dict[str, Any] = {"cpu": codegen.write_kernel, "gpu": gpu_codegen.write_kernel}
+ENGINES: dict[str, Any] = {"cpu": cpu_pass.write_pass, "gpu": gpu_pass.write_pass}
 KINDS = [
     ("float32", None, None, Services()),
     ("bfloat16", "stochastic", "8bit", Services()),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from settings import IDS, VARIANTS, telling, variants
 
 from steprule.engine import cpu, gpu, plan, team
-from steprule.engine.codegen import compute_dtype
 from steprule.engine.eager import oracle
+from steprule.kernels.source import compute_dtype
 from steprule.pieces import atan2, cbrt, sqrt
 from steprule.rule import Rule
 from steprule.rules import RULES
@@ -143,7 +143,7 @@ def test_results_do_not_depend_on_which_tensors_share_a_call(name):
     rule, hyper = RULES[name], RULES[name].hyperparameters
     tensors = [random_operands(rule, hyper, size, torch.float32, size) for size in (1, 17, 40000, 0, 33000, 70000)]
     apart = [run_cpu(rule, hyper, row, 3) for row in tensors]
-    kernel = cpu.compiled(rule, hyper, False, dtypes_of(rule, tensors[0]))
+    kernel = cpu.Kernel.compiled(rule, hyper, False, dtypes_of(rule, tensors[0]))
     together = [{name: value.clone() for name, value in row.items()} for row in tensors]
     step_cpu(kernel, make_plan(kernel, together, hyper, 3), together, threads=2)
     for one, other in zip(apart, together, strict=True):
@@ -154,7 +154,7 @@ def test_every_thread_of_the_team_is_used_and_waited_for():
     """1,000 launches in a row: a chunk that was left out or done twice would show."""
     rule, hyper = RULES["sgd"], RULES["sgd"].hyperparameters
     operands = {"param": torch.zeros(cpu.PARALLEL_FROM * 2), "grad": torch.ones(cpu.PARALLEL_FROM * 2)}
-    kernel = cpu.compiled(rule, hyper, False, ["float32"] * 2)
+    kernel = cpu.Kernel.compiled(rule, hyper, False, ["float32"] * 2)
     launch = kernel.launcher(make_plan(kernel, [operands], {**hyper, "lr": 1.0}, 1), lambda: 2)
     for _ in range(1000):
         launch()

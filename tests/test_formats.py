@@ -16,7 +16,6 @@ from settings import IDS, STRUCTURE_IDS, STRUCTURES, VARIANTS
 
 import steprule
 from steprule.engine import cpu, plan
-from steprule.engine.plan import Plan
 from steprule.formats import (
     FIRST_ELEMENT_KEY,
     FORMATS,
@@ -62,14 +61,13 @@ def formats_of(rule, hyper, dtype, grad, states, weights, shape):
 
 
 def run_kernel(rule, hyper, formats, arrays, shape, threads=1):
-    kernel = cpu.compiled(rule, hyper, False, list(formats.values()))
+    kernel = cpu.Kernel.compiled(rule, hyper, False, list(formats.values()))
     arrays = {key: value.clone() for key, value in arrays.items()}
     numel = arrays["param", ""].numel()
-    tables = Plan(
-        addresses=[[arrays[array].data_ptr()] for array in kernel.source.arrays],
-        sizes=[numel], groups=[0], hyper=[kernel.numbers({**hyper, "seed": SEED})], step_at=None, step_is_double=[],
-        first_steps=[STEP - 1.0], rows=[row_length(shape)] if kernel.source.grouped else None, numbers=[PLACE],
-        tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)), own=len(kernel.program.own),
+    tables = kernel.plan(
+        {array: [arrays[array].data_ptr()] for array in kernel.source.arrays},
+        sizes=[numel], hyper=[kernel.numbers({**hyper, "seed": SEED})], first_steps=[STEP - 1.0],
+        rows=[row_length(shape)] if kernel.source.grouped else None, numbers=[PLACE],
     )  # fmt: skip
     scalars = {name: arrays[name, ""] for name in kernel.program.numbers}
     step_cpu(kernel, tables, [scalars], threads)

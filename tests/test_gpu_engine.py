@@ -485,7 +485,7 @@ def test_more_than_2_31_elements():
     param, grad = (torch.empty(size, dtype=torch.bfloat16, device=GPU_DEVICE) for _ in range(2))
     param[-1500:], grad[-1500:] = 1.0, 2.0
     hyper = {**steprule.rules.SGD.hyperparameters, "lr": 0.25}
-    kernel = gpu.compiled(steprule.rules.SGD, hyper, False, ["bfloat16"] * 2)
+    kernel = gpu.Kernel.compiled(steprule.rules.SGD, hyper, False, ["bfloat16"] * 2)
     plan = GpuPlan(
         GPU_DEVICE, [kernel.source], addresses=[[param.data_ptr()], [grad.data_ptr()]], sizes=[size], groups=[0],
         hyper=[kernel.numbers(hyper)], first_steps=[0.0],

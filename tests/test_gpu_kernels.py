@@ -11,7 +11,6 @@ from settings import VARIANTS, label, telling
 from steprule import Rule, State, floor, mean, norm, total, total_of_all, where
 from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading
 from steprule.formats import FORMATS
 from steprule.formats.tensors import encode, zeros
@@ -22,7 +21,7 @@ from steprule.trace.tracing import nonnegative_states, trace
 
 pytest.importorskip("triton")
 
-SOURCE = gpu.compiled(RULES["sgd"], RULES["sgd"].hyperparameters, False, ["float32"] * 2).source
+SOURCE = gpu.Kernel.compiled(RULES["sgd"], RULES["sgd"].hyperparameters, False, ["float32"] * 2).source
 SHAPES = [(17, 128), (7, 200), (1, 2500), (3, 40), (18, 32), (0, 64)]
 WEIGHTS = ["float32", "bfloat16", "float16", "bfloat16 stochastic", "float16 stochastic"]
 WEIGHTS += [f"{half} {bits}bit" for half in ("bfloat16", "float16") for bits in (24, 32)]
@@ -80,8 +79,8 @@ def arrays_of(kernel, formats, shape, seed):
 def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2, seed=3):
     """Steps the same tensors by both engines; returns their arrays, and both plans with the kernel."""
     host, device = (
-        cpu.compiled(rule, hyper, False, formats, services),
-        gpu.compiled(rule, hyper, False, formats, services),
+        cpu.Kernel.compiled(rule, hyper, False, formats, services),
+        gpu.Kernel.compiled(rule, hyper, False, formats, services),
     )
     assert host.source.arrays == device.source.arrays
     assert set(host.source.tallies) == set(device.source.tallies)
@@ -95,19 +94,14 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
         groups=[0] * len(shapes),
         rows=[shape[1] for shape in shapes] if host.source.grouped or by_row else None,
         numbers=[5 + 3 * i for i in range(len(shapes))],
-        by_row=by_row,
         first_steps=[float(i) for i in range(len(shapes))],
     )
 
     def addresses(tensors):
-        return [[tensor[key].data_ptr() for tensor in tensors] for key in host.source.arrays]
+        return {key: [tensor[key].data_ptr() for tensor in tensors] for key in host.source.arrays}
 
-    sources = [[one.source for one in (kernel, *kernel.readings)] for kernel in (host, device)]
-    one = Plan(
-        addresses=addresses(mine), hyper=[host.numbers(hyper)], step_at=None, step_is_double=[],
-        tallies=max(len(source.tallies) for source in sources[0]), own=len(host.program.own), **common,
-    )  # fmt: skip
-    other = GpuPlan(GPU_DEVICE, sources[1], addresses=addresses(theirs), hyper=[device.numbers(hyper)], **common)
+    one = host.plan(addresses(mine), hyper=[host.numbers(hyper)], **common)
+    other = device.plan(addresses(theirs), GPU_DEVICE, hyper=[device.numbers(hyper)], **common)
     if services.factor:
         assert list(one.first_factor) == list(other.first_factor)
         one.factors[:] = np.linspace(0.1, 1.0, len(one.factors))
@@ -256,7 +250,7 @@ def test_dtypes_may_be_mixed(dtypes):
 def test_tensors_need_not_be_aligned():
     """Blocks that could be read at once, but for their address."""
     rule, hyper = RULES["adamw"], RULES["adamw"].hyperparameters
-    kernel = gpu.compiled(rule, hyper, False, ["float32"] * 4)
+    kernel = gpu.Kernel.compiled(rule, hyper, False, ["float32"] * 4)
     whole = random_operands(rule, hyper, 3001, torch.float32, 1)
     results = []
     for shift in (0, 1, 3):
@@ -277,7 +271,7 @@ def tensors_for(rule, sizes, steps):
     tensors = [{name: value.to(GPU_DEVICE) for name, value in one.items()} for one in operands]
     for one, step in zip(tensors, steps, strict=True):
         one["step"] = torch.tensor(step, dtype=torch.float64, device=GPU_DEVICE)
-    kernel = gpu.compiled(rule, hyper, False, ["float32"] * (2 + len(rule.tensor_states)))
+    kernel = gpu.Kernel.compiled(rule, hyper, False, ["float32"] * (2 + len(rule.tensor_states)))
     at = [one["step"].data_ptr() for one in tensors]
     return kernel, make_gpu_plan(kernel, tensors, hyper, 1, step_at=at), tensors
 

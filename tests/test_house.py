@@ -21,7 +21,7 @@ LEVELS = (
     "formats hyper state rule registry docstrings settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
     "trace formula",
-    "engine.codegen engine.gpu_codegen engine.functions",
+    "kernels engine.machine engine.plan",
     "engine",
     "tensors",
     "services",
@@ -38,13 +38,7 @@ EXCEPTIONS: set[tuple[str, str]] = set()
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 LONG = {
-    "arrays.front:Optimizer.step": 83,
     "compare.command:compare": 100,
-    "engine.codegen": 672,
-    "engine.codegen:write_kernel": 185,
-    "engine.gpu_codegen:_lead": 66,
-    "engine.gpu_codegen:write_kernel": 62,
-    "engine.plan:Plan.__init__": 70,
     "formats.gpu": 438,
     "formats.kernel": 419,
     "rules.options:with_options": 62,

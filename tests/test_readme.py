@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import steprule
-from steprule.engine.codegen import write_kernel
+from steprule.kernels.cpu_pass import write_pass
 from steprule.rules import AdamW
 from steprule.trace.tracing import trace
 
@@ -27,6 +27,6 @@ def test_its_adamw_is_the_one_in_the_library():
     namespace = {name: getattr(steprule, name) for name in steprule.__all__}
     exec(compile(source, "README.md", "exec"), namespace)
     shown = namespace["AdamW"]
-    kernels = [write_kernel("", trace(rule, rule.hyperparameters).last, ["float32"] * 4) for rule in (shown, AdamW)]
+    kernels = [write_pass("", trace(rule, rule.hyperparameters).last, ["float32"] * 4) for rule in (shown, AdamW)]
     assert kernels[0] == kernels[1]
     assert shown.__doc__ == AdamW.__doc__.split("\n")[0]

@@ -12,7 +12,7 @@ import torch
 
 import steprule.pieces
 from steprule import Rule, RuleError, State, exp, norm, total, total_of_all, where
-from steprule.engine.codegen import write_kernel
+from steprule.kernels.cpu_pass import write_pass
 from steprule.rules import AdamW
 from steprule.trace.tracing import trace
 
@@ -208,7 +208,7 @@ def test_scalars_are_hoisted_and_literals_typed():
         def update(param, grad, *, step, lr=0.1):
             return param - 2 * lr / (1 + step) * where(grad > 0.5, exp(grad), 3) ** 2
 
-    source = write_kernel("Mine", trace(Mine, Mine.hyperparameters).last, ["float32", "float32"]).text
+    source = write_pass("Mine", trace(Mine, Mine.hyperparameters).last, ["float32", "float32"]).text
     loop = source[source.index("for i in range") : source.index("@cfunc")]
     assert "((2.0 * lr) / (1.0 + step))" in source.split("def update")[0]
     assert not any(character.isdigit() for line in loop.splitlines()[1:] for character in line.replace("s", "")
@@ -222,12 +222,12 @@ def test_operands_may_bear_the_kernels_own_names():
             return param - lr * grad + s0 + t0, s0 + grad, t0 * exp, size + 1, i + 2
 
     formula = trace(Mine, Mine.hyperparameters)
-    compile(write_kernel("Mine", formula.last, ["float32"] * 6).text, "kernel", "exec")
+    compile(write_pass("Mine", formula.last, ["float32"] * 6).text, "kernel", "exec")
 
 
 def test_the_kernel_reads_as_the_formula():
     formula = trace(AdamW, AdamW.hyperparameters)
-    source = write_kernel("AdamW", formula.last, ["float32"] * 4).text
+    source = write_pass("AdamW", formula.last, ["float32"] * 4).text
     assert "multiply_add(s2, (grad - exp_avg), exp_avg)" in source
     assert "s2 = (1.0 - betas_0)" in source
     assert "s3 = 1.0 / (1.0 - (betas_0 ** step))" in source

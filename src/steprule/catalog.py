@@ -112,15 +112,16 @@ def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None =
     Raises:
         ValueError: kernel is neither.
     """
-    from steprule.engine import codegen, gpu_codegen
+    from steprule.kernels import cpu_pass, gpu_pass
+    from steprule.kernels.source import title_of
     from steprule.trace.tracing import trace
 
     if kernel not in KERNELS:
         raise ValueError(f"--kernel {kernel!r} must be {' or '.join(KERNELS)}")
     formula = trace(rule, hyper or rule.hyperparameters)
     formats = ("float32",) * len(formula.operands)
-    write: Any = codegen.write_kernel if kernel == "cpu" else gpu_codegen.write_kernel
-    title = codegen.title_of(rule)
+    write: Any = cpu_pass.write_pass if kernel == "cpu" else gpu_pass.write_pass
+    title = title_of(rule)
     # Sums over elements are kernels of their own, which go before.
     return "\n\n".join(write(title, one, formats).text for one in (*formula.readings, formula.last))
 

@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from steprule.docstrings import ARRAYS, arguments, class_docstring, is_listed, states
-from steprule.engine.cpu import available_threads, compiled
+from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
-from steprule.engine.plan import Plan
 from steprule.rule import Rule
 from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
 from steprule.trace.tracing import trace
@@ -138,6 +137,10 @@ class Optimizer:
                 written += [(f"the state {name} of params[{index}]", state[name]) for name in names if name in state]
                 read.append((f"grads[{index}]", grad, range(first, len(written))))
         _check_apart(written, read)
+        self._take_step(names, grads)
+
+    def _take_step(self, names: Sequence[str], grads: Sequence[Array | None]) -> None:
+        """Takes a step that nothing speaks against, with states of these names."""
         present = tuple(name for name in names if name in self.rule.tensor_states)
         buckets: dict[str, list[int]] = {}
         kernels = {}
@@ -146,7 +149,7 @@ class Optimizer:
                 dtype = self.params[index].dtype.name
                 buckets.setdefault(dtype, []).append(index)
                 if dtype not in kernels:
-                    kernels[dtype] = compiled(self.rule, self.settings, False, [dtype] * (2 + len(present)))
+                    kernels[dtype] = Kernel.compiled(self.rule, self.settings, False, [dtype] * (2 + len(present)))
         for indices in buckets.values():
             for index in indices:
                 for name in names:
@@ -163,16 +166,12 @@ class Optimizer:
             ]
             packed.append((operands, [[np.require(x, requirements=["C", "A"]) for x in row] for row in operands]))
             kernel, arrays = kernels[dtype], packed[-1][1]
-            plan = Plan(
-                addresses=[[array.ctypes.data for array in column] for column in zip(*arrays, strict=True)],
+            columns = [[array.ctypes.data for array in column] for column in zip(*arrays, strict=True)]
+            plan = kernel.plan(
+                {(name, ""): column for name, column in zip(kernel.stage.operands, columns, strict=True)},
                 sizes=[row[0].size for row in arrays],
-                groups=[0] * len(arrays),
                 hyper=[kernel.numbers(self.settings)],
-                step_at=None,
-                step_is_double=[],
                 first_steps=[float(self.state[index]["step"]) for index in indices],
-                tallies=max(len(one.source.tallies) for one in (kernel, *kernel.readings)),
-                own=len(kernel.program.own),
             )
             states = {name: [self.state[index][name] for index in indices] for name in kernel.program.numbers}
             if kernel.program.own:

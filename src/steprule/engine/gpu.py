@@ -6,27 +6,21 @@ the device, so that nothing waits for it and a CUDA graph can record them.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import os
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steprule.engine.codegen import title_of
-from steprule.engine.cpu import cache_folder, logger, temporary_folder
-from steprule.engine.gpu_codegen import Source, write_kernel
 from steprule.engine.gpu_plan import GpuPlan, Number, on
-from steprule.rule import Rule
-from steprule.trace.around import NO_SERVICES, Services
-from steprule.trace.program import Program, Stage, hyper_of
-from steprule.trace.tracing import static_settings, trace
+from steprule.engine.kernel import Kernel as _Kernel
+from steprule.kernels.cache import load_for_triton
+from steprule.kernels.gpu_pass import GpuSource, write_pass
+from steprule.trace.program import Stage
 
 DEVICES = {"cuda"}
 """The types of device that it serves."""
@@ -54,41 +48,48 @@ def is_recording(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-class Kernel:
-    """A compiled formula.
+class Kernel(_Kernel):
+    """A pass compiled by Triton."""
 
-    Attributes:
-        stage: what it computes.
-        program: all that a step computes, if this is the kernel of its last pass.
-        source: its text; source.arrays is the order of a plan's addresses.
-        path: the file it was made from.
-        readings: kernels that go before it, for sums over elements.
-    """
+    source: GpuSource
+    write = staticmethod(write_pass)
+    load = staticmethod(load_for_triton)
 
-    program: Program
-    readings: tuple[Kernel, ...] = ()
-
-    def __init__(self, stage: Stage, source: Source, path: Path, module: Any) -> None:
-        self.stage = stage
-        self.source = source
-        self.path = path
+    def __init__(self, stage: Stage, source: GpuSource, path: Path, module: ModuleType) -> None:
+        super().__init__(stage, source, path, module)
         self.prepare, self.update = module.prepare, module.update
 
-    def numbers(self, hyper: Mapping[str, Any]) -> list[Number]:
-        """A plan's row for these hyperparameters, among them ``seed`` if roundings are random.
+    @staticmethod
+    def number(value: Any) -> Number:
+        """A hyperparameter as a plan takes it; tensors on a device are left there."""
+        return value if isinstance(value, Tensor) and value.device.type in DEVICES else float(value)
 
-        Tensors on a device are left there.
+    def plan(
+        self,
+        addresses: Mapping[tuple[str, str], Any],
+        device: torch.device,
+        others: Sequence[Kernel] = (),
+        **tables: Any,
+    ) -> GpuPlan:
+        """What this kernel and its readings work through, and others with the same arrays.
+
+        Args:
+            addresses: for each array, (operand, suffix), the address of each tensor's first element.
+            device: where they are.
+            others: those kernels.
+            tables: what else a `GpuPlan` is made of and no kernel says.
         """
-        values = [*hyper_of(self.stage, hyper)] + [hyper.get("seed", 0)] * self.source.random
-        return [x if isinstance(x, Tensor) and x.device.type in DEVICES else float(x) for x in values]
+        of_arrays = [addresses[array] for array in self.source.arrays]
+        return GpuPlan(device, self.sources(others), of_arrays, by_row=self.stage.by_row, **tables)
 
-    def launcher(self, plan: GpuPlan) -> Callable[[], None]:
+    def launcher(self, plan: GpuPlan, threads: Callable[[], int] | None = None) -> Callable[[], None]:
         """What takes every tensor of the plan one step further; returns before that is done.
 
         Where tensors have numbers for themselves, `steprule.engine.gpu_own` counts steps and sees to these.
 
         Args:
             plan: its addresses must be valid whenever the launcher is called, and till the device is through.
+            threads: of no use here.
         """
         prepare = self.prepare[(-(-plan.count // TENSORS_AT_ONCE),)]
         update = self.update[(plan.chunk_count,)]
@@ -108,58 +109,3 @@ class Kernel:
                     )  # fmt: skip
 
         return launch
-
-
-_kernels: dict[Any, Kernel] = {}
-
-
-def compiled(
-    rule: type[Rule],
-    hyper: Mapping[str, Any],
-    maximize: bool,
-    formats: Sequence[str],
-    services: Services = NO_SERVICES,
-) -> Kernel:
-    """The kernel for a rule, made when first asked for; arguments and errors as for `steprule.engine.cpu.compiled`."""
-    key = (rule, static_settings(rule, hyper), maximize, tuple(formats), services)
-    if key not in _kernels:
-        _kernels[key] = _compile(rule, trace(rule, hyper, maximize, services), tuple(formats))
-    return _kernels[key]
-
-
-def _compile(rule: type[Rule], program: Program, formats: tuple[str, ...]) -> Kernel:
-    kernel = _kernel(rule, program.last, formats)
-    kernel.program = program
-    kernel.readings = tuple(_kernel(rule, reading, formats) for reading in program.readings)
-    return kernel
-
-
-def _kernel(rule: type[Rule], stage: Stage, formats: tuple[str, ...]) -> Kernel:
-    source = write_kernel(title_of(rule), stage, formats)
-    return Kernel(stage, source, *load_kernel(rule.__name__, source.text))
-
-
-def load_kernel(name: str, text: str) -> tuple[Path, Any]:
-    """The kernel's file and module. Triton keeps what it makes of it in a cache of its own."""
-    file_name = f"{name.lower()}_gpu_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
-    for folder in (cache_folder(), temporary_folder()):
-        if folder is None:
-            continue
-        path = folder / file_name
-        try:
-            if not (path.is_file() and path.read_text() == text):
-                with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".draft", delete=False) as draft:
-                    draft.write(text)
-                os.replace(draft.name, path)
-            return path, _import(path)
-        except OSError as error:
-            logger.warning("steprule: cannot use the kernel cache %s (%s)", folder, error)
-    raise OSError(f"no folder can be written to keep {name} in; set STEPRULE_CACHE to one")
-
-
-def _import(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"steprule_kernel_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.engine.gpu_codegen import Source
 from steprule.formats import GROUP
+from steprule.kernels.gpu_pass import GpuSource
 
 Number = float | Tensor
 
@@ -74,15 +74,15 @@ class Table:
 
 
 class GpuPlan:
-    """What one launch works through.
+    """What one launch works through. `steprule.engine.gpu.Kernel.plan` makes one.
 
     Args:
         device: where all tensors are.
         sources: of the kernels that work through it, which have the same arrays and blocks.
         addresses: for each of its arrays (param, grad, the others), the address of each tensor's first element.
         sizes: each tensor's number of elements.
-        groups: each tensor's row in hyper.
         hyper: a row of numbers for each parameter group; a tensor on the device is read there in every step.
+        groups: each tensor's row in hyper, by default the first.
         step_at: the address of each tensor's kept step, which is float64, or None to keep it in the plan.
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
         rows: for kernels that work in groups or by row, the elements of one row of each tensor.
@@ -102,11 +102,11 @@ class GpuPlan:
     def __init__(
         self,
         device: torch.device,
-        sources: Sequence[Source],
+        sources: Sequence[GpuSource],
         addresses: Sequence[Sequence[int]],
         sizes: Sequence[int],
-        groups: Sequence[int],
         hyper: Sequence[Sequence[Number]],
+        groups: Sequence[int] | None = None,
         step_at: Sequence[int] | None = None,
         first_steps: Sequence[float] = (),
         rows: Sequence[int] | None = None,
@@ -127,7 +127,7 @@ class GpuPlan:
         self._own_steps = table(first_steps, np.float64)
         if step_at is None:
             step_at = [self._own_steps.data_ptr() + 8 * i for i in range(count)]
-        self.step_at, self.groups = table(step_at), table(groups)
+        self.step_at, self.groups = table(step_at), table(groups or [0] * count)
         self.numbers = table(numbers or range(count))
         rows = [max(row, 1) for row in rows or sizes]
         in_tensor = [size // row if by_row else 1 for row, size in zip(rows, sizes, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,22 +20,84 @@ PIECE = 65536
 """Elements of a chunk that are added up by themselves, where something is: sums then are always the same."""
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """How tensors are cut: into chunks, one of which a worker takes at a time, and these into pieces.
+
+    Attributes:
+        rows: the elements of each tensor's row; all of them where groups and factors do not care for rows.
+        pieces: the elements and groups of each tensor's pieces.
+        table: for each chunk its tensor, first element, length, first group and first piece.
+        owners: each piece's tensor.
+    """
+
+    rows: np.ndarray
+    pieces: np.ndarray
+    table: np.ndarray
+    owners: np.ndarray
+
+
+def cut(sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, tallies: int) -> Chunks:
+    """The chunks of tensors; arguments as for `Plan`."""
+    chunk = max(CHUNK, sum(sizes) // 256 // 4096 * 4096)  # long stretches are a little faster to stream
+    lengths = rows or sizes
+    whole = [not by_row and row % GROUP == 0 for row in lengths]
+    full = [size if one else row for one, row, size in zip(whole, lengths, sizes, strict=True)]
+    pieces = [(PIECE, PIECE // GROUP)] * len(sizes)
+    if by_row:
+        pieces = [(row, -(-row // GROUP)) for row in lengths]
+    elif rows:
+        in_rows = [max(PIECE // row, 1) for row in rows]
+        pieces = [
+            pieces[0] if one else (some * row, some * -(-row // GROUP))
+            for one, some, row in zip(whole, in_rows, rows, strict=True)
+        ]
+    table: list[tuple[int, ...]] = []
+    owners: list[int] = []
+    for tensor, size in enumerate(sizes):
+        row, piece = full[tensor], pieces[tensor][0]
+        length = chunk if row == size else max(chunk // row, 1) * row
+        if tallies:
+            length = max(length // piece, 1) * piece
+        for start in range(0, size, length):
+            part = min(length, size - start)
+            first_group = start // row * -(-row // GROUP) + start % row // GROUP
+            table.append((tensor, start, part, first_group, len(owners)))
+            owners += [tensor] * (1 if by_row else -(-part // piece))
+    return Chunks(
+        np.array(full, np.int64),
+        np.array(pieces, np.int64).reshape(-1, 2),
+        np.array(table, np.int64).reshape(-1, 5),
+        np.array(owners, np.int64),
+    )
+
+
+def uncut(count: int, size: int) -> Chunks:
+    """Those of as many small tensors of one size, for kernels that need no pieces."""
+    table = np.zeros((count, 5), np.int64)
+    table[:, 0], table[:, 2] = np.arange(count), size
+    return Chunks(table[:, 2].copy(), np.zeros((count, 2), np.int64), table, np.zeros(0, np.int64))
+
+
 class Plan:
     """What one kernel call works through. All tables are int64 or float64 and stay where they are.
+
+    `steprule.engine.cpu.Kernel.plan` makes one.
 
     Args:
         addresses: for each of the kernel's arrays (param, grad, the others), the address of each tensor's first element.
         sizes: each tensor's number of elements.
-        groups: each tensor's row in hyper.
         hyper: a row of numbers for each parameter group, in the order of the formula's scalars.
+        groups: each tensor's row in hyper, by default the first.
         step_at: the address of each tensor's kept step, or None to keep it in the plan.
         step_is_double: whether each kept step is float64 (else float32); ignored where step_at is None.
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
         rows: for kernels that work in groups or by row, the elements of one row of each tensor.
-        numbers: each tensor's number for what is random by the element.
+        numbers: each tensor's number for what is random by the element, by default its place.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
         tallies: how many numbers each piece of a chunk leaves in `partials`. Pieces do not depend on what else there is.
         own: how many numbers each tensor has for itself.
+        chunks: how tensors are cut, by default by `cut`.
 
     Attributes:
         factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
@@ -51,99 +114,73 @@ class Plan:
         self,
         addresses: Sequence[Sequence[int]],
         sizes: Sequence[int],
-        groups: Sequence[int],
         hyper: Sequence[Sequence[float]],
-        step_at: Sequence[int] | None,
-        step_is_double: Sequence[bool],
-        first_steps: Sequence[float],
+        groups: Sequence[int] | None = None,
+        step_at: Sequence[int] | None = None,
+        step_is_double: Sequence[bool] = (),
+        first_steps: Sequence[float] = (),
         rows: Sequence[int] | None = None,
         numbers: Sequence[int] | None = None,
         by_row: bool = False,
         tallies: int = 0,
         own: int = 0,
+        chunks: Chunks | None = None,
     ) -> None:
         count = len(sizes)
-        self.size = sum(sizes)
         self.sizes = np.array(sizes, np.int64)
+        self.size = int(self.sizes.sum())
         self.addresses = np.array(addresses, np.int64).reshape(-1, count)
         self._buffer = self.addresses.data
         self._pack_grads = struct.Struct(f"{count}q").pack_into
         self.hyper = np.array(hyper, np.float64).reshape(len(hyper), -1)
-        self.groups = np.array(groups, np.int64)
-        self._own_steps = np.array(first_steps if step_at is None else [], np.float64)
-        if step_at is None:
-            step_at = [self._own_steps.ctypes.data + 8 * i for i in range(count)]
-            step_is_double = [True] * count
-        self._step_at = np.array(step_at, np.int64)
-        self._step_kind = np.array(step_is_double, np.int64)
+        self.groups = np.array(groups, np.int64) if groups is not None else np.zeros(count, np.int64)
+        self._numbers = np.array(numbers, np.int64) if numbers is not None else np.arange(count, dtype=np.int64)
+        self._keep_steps(step_at, step_is_double, first_steps)
         self.steps = np.zeros(count, np.float64)
-        chunk = max(CHUNK, self.size // 256 // 4096 * 4096)  # long stretches are a little faster to stream
-        rows = rows or sizes
-        whole = [not by_row and row % GROUP == 0 for row in rows]
-        full = [size if one else row for one, row, size in zip(whole, rows, sizes, strict=True)]
-        self._rows = np.array(full, np.int64)
-        self._numbers = np.array(numbers or range(count), np.int64)
-        pieces = [(PIECE, PIECE // GROUP)] * count
-        if by_row:
-            pieces = [(row, -(-row // GROUP)) for row in rows]
-        elif rows is not sizes:
-            in_rows = [max(PIECE // row, 1) for row in rows]
-            pieces = [
-                pieces[0] if one else (some * row, some * -(-row // GROUP))
-                for one, some, row in zip(whole, in_rows, rows, strict=True)
-            ]
-        self._pieces = np.array(pieces, np.int64).reshape(-1, 2)
-        chunks: list[tuple[int, ...]] = []
-        owners: list[int] = []
-        for tensor, size in enumerate(sizes):
-            row = full[tensor]
-            length = chunk if row == size else max(chunk // row, 1) * row
-            piece = pieces[tensor][0]
-            if tallies:
-                length = max(length // piece, 1) * piece
-            for start in range(0, size, length):
-                part = min(length, size - start)
-                first_group = start // row * -(-row // GROUP) + start % row // GROUP
-                chunks.append((tensor, start, part, first_group, len(owners)))
-                owners += [tensor] * (1 if by_row else -(-part // piece))
-        self._chunks = np.array(chunks, np.int64).reshape(-1, 5)
-        self.chunk_count = len(chunks)
-        self.piece_tensors = np.array(owners, np.int64)
-        factors = [size // row if size else 0 for row, size in zip(full, sizes, strict=True)] if by_row else [1] * count
-        self.first_factor = np.concatenate([[0], np.cumsum(factors, dtype=np.int64)])
+        self._cut = chunks = chunks or cut(sizes, rows, by_row, tallies)
+        self.chunk_count, self.piece_tensors = len(chunks.table), chunks.owners
+        factors = self.sizes // np.maximum(chunks.rows, 1) if by_row else np.ones(count, np.int64)
+        self.first_factor = np.concatenate([[0], np.cumsum(factors)])
         self.factors = np.ones(self.first_factor[-1], np.float64)
-        self.partials = np.zeros((len(owners), tallies), np.float64)
+        self.partials = np.zeros((len(chunks.owners), tallies), np.float64)
         self.own = np.zeros((count, own), np.float64)
         self.counter = np.zeros(8, np.int64)  # a cache line of its own: every worker counts on it
-        self._headers = {mode: self._header(mode, count) for mode in (1, 2, 3)}
-        self.count_header, self.work_header, self.both_header = (self._headers[m].ctypes.data for m in (1, 2, 3))
+        self._headers = self._header()
+        self.count_header, self.work_header, self.both_header = (x.ctypes.data for x in self._headers)
 
-    def _header(self, mode: int, count: int) -> np.ndarray:
-        """In the order of steprule.engine.machine's names."""
-        header = np.zeros(24, np.int64)
+    def _keep_steps(
+        self, step_at: Sequence[int] | None, step_is_double: Sequence[bool], first_steps: Sequence[float]
+    ) -> None:
+        """Where each tensor's step is kept."""
+        if step_at is not None:
+            self._step_at, self._step_kind = np.array(step_at, np.int64), np.array(step_is_double, np.int64)
+            return
+        self._own_steps = np.array(first_steps, np.float64)
+        self._step_at = self._own_steps.ctypes.data + 8 * np.arange(len(first_steps), dtype=np.int64)
+        self._step_kind = np.ones(len(first_steps), np.int64)
+
+    def _header(self) -> np.ndarray:
+        """One for each mode, in the order of steprule.engine.machine's names."""
         tables = (
             self.addresses,
-            self._chunks,
+            self._cut.table,
             self.groups,
             self.hyper,
             self._step_at,
             self._step_kind,
             self.steps,
-            self._rows,
+            self._cut.rows,
             self._numbers,
             self.factors,
             self.first_factor,
             self.partials,
-            self._pieces,
+            self._cut.pieces,
             self.own,
         )
-        header[:18] = [
-            mode,
-            self.counter.ctypes.data,
-            count,
-            self.chunk_count,
-            *(table.ctypes.data for table in tables),
-        ]
+        places = [table.ctypes.data for table in tables]
+        header = np.zeros((3, 24), np.int64)
+        header[:, 0] = 1, 2, 3
+        header[:, 1:18] = [self.counter.ctypes.data, len(self.sizes), self.chunk_count, *places]
         return header
 
     def restart(self) -> None:

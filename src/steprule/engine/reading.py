@@ -13,9 +13,10 @@ from functools import cache
 
 import numpy as np
 
-from steprule.engine.cpu import PARALLEL_FROM, load_kernel
+from steprule.engine.cpu import PARALLEL_FROM
 from steprule.engine.team import run_together
 from steprule.formats import FORMATS, ITEM_SIZE
+from steprule.kernels.cache import load_for_numba
 
 STRETCH = 16384
 """Elements that are added up together."""
@@ -119,7 +120,8 @@ def write_reading(kind: str, dtype: str, zero: bool, check: bool) -> str:
 
 @cache
 def _kernel(kind: str, dtype: str, zero: bool, check: bool) -> int:
-    return load_kernel(f"read_{kind}", write_reading(kind, dtype, zero, check))[1]
+    module = load_for_numba(f"read_{kind}", write_reading(kind, dtype, zero, check))[1]
+    return int(module.run.address)
 
 
 class Reading:

@@ -8,38 +8,8 @@ from typing import Any
 import numpy as np
 
 from steprule.engine import cpu
-from steprule.engine.plan import Plan
+from steprule.engine.plan import uncut
 from steprule.rule import Rule
-
-
-class RowPlan(Plan):
-    """A plan whose tensors are some rows of arrays of one shape.
-
-    Args:
-        addresses: for each of the kernel's arrays the address of each row.
-        size: the elements of a row.
-        hyper: the numbers for all rows.
-        step: their step, which is counted already.
-    """
-
-    def __init__(self, addresses: np.ndarray, size: int, hyper: list[float], step: float) -> None:
-        count = addresses.shape[1]
-        self.addresses = addresses
-        self.size, self.chunk_count = count * size, count
-        self.sizes = self._rows = np.full(count, size, np.int64)
-        self.groups = self.first_factor = np.zeros(count, np.int64)
-        self.hyper = np.array([hyper], np.float64)
-        self.steps = np.full(count, step, np.float64)
-        self._numbers = np.arange(count, dtype=np.int64)
-        self._chunks = np.zeros((count, 5), np.int64)
-        self._chunks[:, 0], self._chunks[:, 2] = self._numbers, size
-        self._step_at = self._step_kind = self.groups
-        self._pieces = self._chunks  # which only other kernels look at
-        self.factors = self.steps
-        self.partials = self.own = self.hyper
-        self.counter = np.zeros(8, np.int64)
-        self._headers = {2: self._header(2, count)}
-        self.work_header = self._headers[2].ctypes.data
 
 
 def row_step(
@@ -74,15 +44,15 @@ def row_step(
         return None
     size = values[0].numel()
     formats = [DTYPES[x.dtype] for x in tensors.values()]
-    kernel = cpu.compiled(rule, hyper, maximize, formats)
+    kernel = cpu.Kernel.compiled(rule, hyper, maximize, formats)
     places = {**dict.fromkeys(tensors, rows), "grad": np.arange(len(rows))}
-    addresses = np.array(
-        [
-            tensors[name].data_ptr() + tensors[name].element_size() * size * places[name]
-            for name, _ in kernel.source.arrays
-        ]
-    )
-    plan = RowPlan(addresses, size, kernel.numbers(hyper), float(step))
+    addresses = {(name, ""): x.data_ptr() + x.element_size() * size * places[name] for name, x in tensors.items()}
+    count, number = len(rows), float(step)
+    plan = kernel.plan(
+        addresses, sizes=np.full(count, size), hyper=[kernel.numbers(hyper)], first_steps=np.full(count, number),
+        chunks=uncut(count, size),
+    )  # fmt: skip
+    plan.steps[:] = number  # which is counted already
     work = kernel.worker(plan, torch.get_num_threads)
 
     def run() -> None:

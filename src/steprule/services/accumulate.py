@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from steprule.engine.cpu import compiled
-from steprule.engine.plan import Plan
+from steprule.engine.cpu import Kernel
 from steprule.engine.team import torch_alone
 from steprule.formats import HALVES, dither, weight_format
 from steprule.formats.tensors import decode, encode
@@ -162,15 +161,8 @@ class Accumulator(Owner):
 
     @staticmethod
     def _add_in_one_pass(kind: str, dtype: str, total: Tensor, correction: Tensor, grad: Tensor, count: int) -> None:
-        kernel = compiled(Sum, {"seed": 0}, False, [kind, dtype])
+        kernel = Kernel.compiled(Sum, {"seed": 0}, False, [kind, dtype])
         arrays = {("param", suffix): x for suffix, x in corrected(total, correction).items()} | {("grad", ""): grad}
-        plan = Plan(
-            addresses=[[arrays[array].data_ptr()] for array in kernel.source.arrays],
-            sizes=[total.numel()],
-            groups=[0],
-            hyper=[kernel.numbers({})],
-            step_at=None,
-            step_is_double=[],
-            first_steps=[count - 1.0],
-        )
+        addresses = {array: [x.data_ptr()] for array, x in arrays.items()}
+        plan = kernel.plan(addresses, sizes=[total.numel()], hyper=[kernel.numbers({})], first_steps=[count - 1.0])
         kernel.launcher(plan, torch.get_num_threads)()

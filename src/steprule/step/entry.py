@@ -136,9 +136,9 @@ class Entry:
 
     def kernel(self, gather: bool) -> Kernel:
         """What steps it, with telemetry or without."""
-        compiled = gpu.compiled if self.engine == "gpu" else cpu.compiled
+        kind: type[Kernel] = gpu.Kernel if self.engine == "gpu" else cpu.Kernel
         formats = tuple(self.formats.values())
-        return compiled(
+        return kind.compiled(
             self.rule, self.group, self.group.get("maximize", False), formats, replace(self._served(), gather=gather)
         )
 

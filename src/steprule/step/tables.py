@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 def launcher_of(kernel: Any, plan: Plan | GpuPlan) -> Callable[[], None]:
     """What runs a kernel over a plan."""
-    threads = () if isinstance(plan, GpuPlan) else (torch.get_num_threads,)
-    return kernel.launcher(plan, *threads)  # type: ignore[no-any-return]
+    return kernel.launcher(plan, torch.get_num_threads)  # type: ignore[no-any-return]
 
 
 def planned_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned | GpuPlanned:
@@ -68,7 +67,6 @@ def plan_of(
     keeps_step = bucket[0].keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
     tables: dict[str, Any] = {
-        "addresses": [[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
         "sizes": [entry.param.numel() for entry in bucket],
         "groups": rows,
         "hyper": hyper(kernel, groups, services),
@@ -76,14 +74,13 @@ def plan_of(
         "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],
         "rows": [row_of(entry.param) for entry in bucket] if kernel.source.grouped or by_row else None,
         "numbers": [entry.place for entry in bucket],
-        "by_row": by_row,
     }
-    sources: list[Any] = [one.source for kernel in kernels for one in (kernel, *kernel.readings)]
+    addresses = {array: [entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays}
+    others: list[Any] = kernels[1:]
     if isinstance(kernel, gpu.Kernel):
-        return GpuPlan(bucket[0].param.device, sources, **tables)
+        return kernel.plan(addresses, bucket[0].param.device, others, **tables)
     is_double = [step.dtype == torch.float64 for step in steps]
-    tallies = max(len(source.tallies) for source in sources)
-    return Plan(step_is_double=is_double, own=len(kernel.program.own), tallies=tallies, **tables)
+    return kernel.plan(addresses, others, step_is_double=is_double, **tables)
 
 
 class _Same:

@@ -1,0 +1,169 @@
+"""Files of kernels: in ``$STEPRULE_CACHE``, else ``steprule`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+A folder is used only if it is the user's own; where none can be had, kernels are compiled into a temporary one. What is
+there is complete or absent: it is written aside and renamed. Numba's kernels are folders of their own, since compiled code
+lies beside the source, and carry checksums.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+logger = logging.getLogger("steprule")
+
+Loaded = tuple[Path, ModuleType]
+
+
+def load_for_numba(name: str, text: str) -> Loaded:
+    """The kernel's file and module, from the cache or compiled."""
+    folder_name = f"{name.lower()}_{_digest(text)}"
+
+    def load(parent: Path) -> Loaded:
+        folder = parent / folder_name
+        if _intact(folder):
+            try:
+                return _import(folder / "kernel.py", folder_name)
+            except Exception:
+                logger.warning("steprule: the cached kernel %s does not load; compiling it again", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return _publish(name, text, folder)
+
+    return _in_some_folder(load, f"compile {name} in")
+
+
+def load_for_triton(name: str, text: str) -> Loaded:
+    """The kernel's file and module. Triton keeps what it makes of it in a cache of its own."""
+    file_name = f"{name.lower()}_gpu_{_digest(text)}.py"
+
+    def load(folder: Path) -> Loaded:
+        path = folder / file_name
+        if not (path.is_file() and path.read_text() == text):
+            with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".draft", delete=False) as draft:
+                draft.write(text)
+            os.replace(draft.name, path)
+        return _import(path, path.stem)
+
+    return _in_some_folder(load, f"keep {name} in")
+
+
+def _in_some_folder(load: Callable[[Path], Loaded], what: str) -> Loaded:
+    for folder in (cache_folder(), temporary_folder()):
+        if folder is None:
+            continue
+        try:
+            return load(folder)
+        except OSError as error:
+            logger.warning("steprule: cannot use the kernel cache %s (%s)", folder, error)
+    raise OSError(f"no folder can be written to {what}; set STEPRULE_CACHE to one")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _publish(name: str, text: str, folder: Path) -> Loaded:
+    """Compiles in a folder beside the final one, then renames it: others see all of it or nothing."""
+    draft = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    announcement = threading.Timer(
+        1.0, logger.warning, (f"steprule: compiling {name} for this machine, once; it takes a few seconds",)
+    )
+    announcement.daemon = True
+    try:
+        (draft / "kernel.py").write_text(text)
+        announcement.start()
+        path, module = _import(draft / "kernel.py", folder.name)
+        announcement.cancel()
+        (draft / "checksums.json").write_text(json.dumps(_checksums(draft)))
+        try:
+            os.rename(draft, folder)
+        except OSError:  # another process was first
+            return path, module
+        return folder / "kernel.py", module
+    finally:
+        announcement.cancel()
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".py", ".nbi", ".nbc")
+    }
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "checksums.json").read_text()) == _checksums(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _import(path: Path, name: str) -> Loaded:
+    """Numba finds its files by the module's name, so that must not depend on where the file is by now."""
+    spec = importlib.util.spec_from_file_location(f"steprule_kernel_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where Numba looks for it, and keeps it
+    spec.loader.exec_module(module)
+    return path, module
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The folder for this machine's kernels, or None if there is none that is ours to write."""
+    try:
+        chosen = os.environ.get("STEPRULE_CACHE")
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
+        folder = Path(chosen or os.path.join(base, "steprule")) / _machine_tag()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "getuid"):
+            status = folder.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                raise PermissionError(f"{folder} belongs to another user or others may write to it")
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError) as error:
+        logger.warning("steprule: no kernel cache (%s); kernels are compiled anew in every process", error)
+        return None
+
+
+@cache
+def temporary_folder() -> Path:
+    """A folder for this process's kernels, removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="steprule-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _machine_tag() -> str:
+    """Changes with whatever makes compiled code unfit: the processor, Python, Numba and what kernels build on."""
+    import llvmlite.binding
+    import numba
+
+    from steprule.engine import machine
+    from steprule.formats import kernel
+
+    parts = (
+        platform.machine(),
+        llvmlite.binding.get_host_cpu_name(),
+        llvmlite.binding.get_host_cpu_features().flatten(),
+        sys.implementation.cache_tag or sys.version,
+        numba.__version__,
+        Path(machine.__file__).read_text(),
+        Path(kernel.__file__).read_text(),
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,188 @@
+"""A pass for Numba: one file a user can open and read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steprule.formats import ITEM_SIZE
+from steprule.kernels.cpu_groups import CpuGroups
+from steprule.kernels.cpu_loop import CpuLoop, CpuStrips
+from steprule.kernels.names import marked, told_apart
+from steprule.kernels.source import Source, head, indent
+from steprule.kernels.writer import is_costly
+from steprule.trace.expression import scalar_name
+from steprule.trace.program import Stage
+
+_CODE = '''from math import exp, floor, inf, log, nan, sqrt
+
+from numba import cfunc, njit
+
+from steprule.engine.machine import *
+from steprule.engine.machine import (
+    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FACTORS, FAST, FIRST_FACTOR, GROUPS, HEADER_SIZE, HYPER, MODE, NEXT,
+    NUMBERS, OWN, PARTIALS, PIECES, ROWS, STEPS, TENSORS,
+)
+from steprule.formats.kernel import *
+
+{accessors}
+
+
+@njit(**EXACT)
+def larger(a, b):
+    return a if (a > b) | (a != a) else b
+
+
+@njit(**EXACT)
+def smaller(a, b):
+    return a if (a < b) | (a != a) else b
+
+
+@njit(**EXACT)
+def scalars(hyper, step{own_argument}):
+    """What no element changes, in float64; then in the elements' {real}. Last, random bits for roundings."""
+{scalar_body}
+
+{update}
+
+@cfunc("void(int64)", cache=True, **EXACT)
+def run(header):
+    """Works through the plan whose header is at this address, together with whoever else is called so."""
+    plan = int64_array(header, HEADER_SIZE)
+    if plan[MODE] & COUNT:
+        count_steps(plan)
+        if plan[MODE] == COUNT:
+            return
+    tensors, chunks, counter = plan[TENSORS], plan[CHUNKS], plan[NEXT]
+    address = int64_array(plan[ADDRESSES], ({array_count}, tensors))
+    table = int64_array(plan[CHUNK_TABLE], (chunks, 5))
+    groups = int64_array(plan[GROUPS], tensors)
+    steps = float64_array(plan[STEPS], tensors)
+    rows = int64_array(plan[ROWS], tensors)
+    parameters = int64_array(plan[NUMBERS], tensors)
+{service_tables}    group, step = groups[0], steps[0]
+    numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step{own_row})
+    while True:
+        chunk = fetch_add(counter, 1)
+        if chunk >= chunks:
+            return
+        tensor, start, size, first_group = table[chunk, 0], table[chunk, 1], table[chunk, 2], table[chunk, 3]
+        if {has_changed}:
+            group, step = groups[tensor], steps[tensor]
+            numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step{own_row_of_tensor})
+{call}'''
+
+_CALL = """        {results}update(
+            size,
+{chunk_arguments}
+            numbers,
+        )
+"""
+
+_CALL_BY_PIECE = """        piece, groups_of_piece, end, place = pieces[tensor, 0], pieces[tensor, 1], start + size, table[chunk, 4]
+        while start < end:
+            size = min(piece, end - start)
+{call}            start += piece
+            first_group += groups_of_piece
+"""
+
+
+def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> Source:
+    """The kernel's source.
+
+    Args:
+        title: the first line of its docstring.
+        stage: what to compute.
+        formats: of each of the stage's operands, keys of `steprule.formats.FORMATS`.
+    """
+    loop = _loop(stage, formats)
+    loop.write()
+    own = len(stage.own)
+    own_row = f", float64_array(plan[OWN] + {{}} * {8 * own}, {own})" if own else ""
+    hyper_count = len(stage.scalars) + loop.uses_seed
+    code = _CODE.format(
+        real=loop.real,
+        own_argument=", own" if own else "",
+        own_row=own_row.format(0),
+        own_row_of_tensor=own_row.format("tensor"),
+        has_changed="True" if own else "groups[tensor] != group or steps[tensor] != step",
+        accessors="\n".join(loop.accessors),
+        scalar_body=indent(_scalar_lines(loop), 1),
+        update=loop.update(),
+        array_count=len(loop.dtypes),
+        hyper_count=hyper_count,
+        hyper_bytes=8 * hyper_count,
+        service_tables=_service_tables(loop),
+        call=_call(loop),
+    )
+    text = head(title, stage, formats, loop.language) + told_apart(code)
+    return Source(text, tuple(loop.dtypes), loop.grouped, loop.uses_seed, tuple(loop.tallies))
+
+
+def _loop(stage: Stage, formats: Sequence[str]) -> CpuLoop:
+    """What suits the operands."""
+    loop = CpuLoop(stage, formats)
+    if loop.grouped:
+        return CpuGroups(stage, formats)
+    costly = loop.real == "float32" and any(is_costly(one.expression) for one in stage.sums.values())
+    return CpuStrips(stage, formats) if costly else loop
+
+
+def _scalar_lines(loop: CpuLoop) -> list[str]:
+    """What no element changes."""
+    stage, hoisted = loop.stage, loop.writer.hoisted
+    lines = [f"{marked(scalar_name(*scalar))} = hyper[{i}]" for i, scalar in enumerate(stage.scalars)]
+    lines += [f"{marked(name)} = own[{i}]" for i, name in enumerate(stage.own)]
+    lines += [f"{local} = {text}" for text, local in hoisted.items()]
+    seed = f"hyper[{len(stage.scalars)}]"
+    results = [f"{loop.real}({local})" for local in hoisted.values()]
+    results += [f"dither({seed}, step, {loop.operands[name].place})" for name in loop.rounded]
+    results += [seed, "step"] * loop.by_element
+    return [*lines, f"return ({''.join(f'{result}, ' for result in results)})"]
+
+
+def _chunk_arguments(loop: CpuLoop) -> list[str]:
+    """What ``update`` is given between the size and the numbers that no element changes."""
+    stage, arguments = loop.stage, ["rows[tensor]"] * loop.grouped
+    for position, ((_, suffix), dtype) in enumerate(loop.dtypes.items()):
+        offset = "first_group" if suffix == "_base" else "start"
+        arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtype]} * {offset}")
+    arguments += ["start", "parameters[tensor]"] * loop.by_element
+    place = "first_factor[tensor] + start // piece" if stage.by_row else "tensor"
+    return arguments + [f"{loop.real}(factors[{place}])"] * stage.factor
+
+
+def _call(loop: CpuLoop) -> str:
+    """The call of update for a chunk or each of its pieces, and what becomes of their tallies."""
+    by_row, tallies = loop.stage.by_row, list(loop.tallies)
+    results = "".join(f"{name}, " for name in tallies).rstrip() + " = " * bool(tallies)
+    call = _CALL.format(
+        results=results, chunk_arguments="".join(f"            {x},\n" for x in _chunk_arguments(loop))[:-1]
+    )
+    if not by_row and not tallies:
+        return call
+    lines = call.splitlines()
+    before = ""
+    if by_row:  # a chunk's rows share a place
+        before = "".join(f"        partials[table[chunk, 4], {column}] = 0.0\n" for column in range(len(tallies)))
+    for column, name in enumerate(tallies):
+        kept = f"partials[place, {column}]"
+        joined = f"{kept} + {name}" if name.startswith("total_") else f"larger({kept}, {name})"
+        lines.append(f"        {kept} = {joined if by_row else name}")
+    if not by_row:
+        lines.append("        place += 1")
+    return before + _CALL_BY_PIECE.format(call="".join(f"    {line}\n" for line in lines))
+
+
+def _service_tables(loop: CpuLoop) -> str:
+    """The plan's tables that not every kernel looks at."""
+    stage, lines = loop.stage, []
+    if stage.by_row:
+        lines = ["first_factor = int64_array(plan[FIRST_FACTOR], tensors + 1)"]
+        lines += ["factors = float64_array(plan[FACTORS], first_factor[tensors])"]
+    elif stage.factor:
+        lines = ["factors = float64_array(plan[FACTORS], tensors)"]
+    if loop.tallies or stage.by_row:
+        lines.append("pieces = int64_array(plan[PIECES], (tensors, 2))")
+    if loop.tallies:
+        lines.append(f"partials = float64_array(plan[PARTIALS], (1 << 40, {len(loop.tallies)}))")
+    return "".join(f"    {line}\n" for line in lines)

@@ -1,0 +1,99 @@
+"""A block of elements for Triton."""
+
+from __future__ import annotations
+
+from steprule.kernels.languages import TRITON
+from steprule.kernels.loop import Loop
+from steprule.kernels.names import marked
+from steprule.kernels.operands import Operand
+from steprule.trace.expression import Expression
+
+
+class GpuLoop(Loop):
+    """The function ``compute``.
+
+    Attributes:
+        tallies: what it returns.
+    """
+
+    language = TRITON
+
+    @property
+    def tallies(self) -> list[str]:
+        """What a chunk leaves."""
+        return [*self._tallies]
+
+    def write(self) -> None:
+        """Writes the lines."""
+        self._tallies: list[str] = []
+        super().write()
+
+    def load(self, operand: Operand) -> None:
+        """Reads an operand."""
+        if operand.format.grouped:
+            base = f"{operand.name}_base"
+            self.loads.append(f"{base} = lib.load({base}_at + group, group_inside)")
+        super().load(operand)
+
+    def store(self, operand: Operand, x: str) -> None:
+        """Writes an operand's new value, and first its group's base."""
+        if operand.format.grouped:
+            name, kind = operand.name, operand.kind
+            self.stores.append(f"{name}_kept = {f'lib.magnitude({x})' if kind == 'positive8' else x}")
+            x = f"{name}_kept"
+            self.stores.append(f"{name}_top = lib.largest_in_group({x}, inside)")
+            self.stores.append(f"{name}_base = lib.{kind}_base({name}_top)")
+            self.stores.append(f"lib.store({name}_base_at + group, {name}_base, group_inside)")
+        super().store(operand, x)
+
+    def each(self, expression: Expression) -> str:
+        """An expression's value for each element of a block, even if it is the same for all."""
+        value = self.value(expression)
+        return f"tl.zeros_like({marked('param')}) + {value}" if expression.scalar else value
+
+    def _leave(self, name: str, value: str) -> None:
+        self.body.append(f"{name} = {value}")
+        self._tallies.append(name)
+
+    def add_up(self, name: str, expression: Expression) -> None:
+        """Adds up an expression."""
+        self._leave(f"total_{name}", f"lib.sum_of(({self.each(expression)}).to(tl.float64), inside)")
+
+    def count_zeroed(self, value: str) -> None:
+        """Adds up what is 1 where an element counts as zeroed."""
+        self._leave("total_zeroed", f"lib.sum_of({value}, inside)")
+
+    def gather(self, name: str) -> None:
+        """Takes the squares and the largest absolute value of seen_name."""
+        self._leave(f"total_{name}", f"lib.sum_of(seen_{name} * seen_{name}, inside)")
+        self._leave(f"top_{name}", f"lib.largest_of(seen_{name}, inside)")
+
+    def count_lost(self, still: str) -> None:
+        """Counts elements that stay as they are, which this says."""
+        self._leave("total_lost", f"lib.sum_of(tl.where({still}, 1.0, 0.0), inside)")
+
+    def lose_none(self) -> None:
+        """Counts none."""
+        self._leave("total_lost", f"lib.sum_of(tl.zeros_like({marked('param')}), inside)")
+
+    def lines(self) -> list[str]:
+        """Those of ``compute``, once they are written."""
+        results = [f"return {', '.join(self.tallies)}"] if self.tallies else []
+        return [*self.loads, *self.body, *self.stores, *results]
+
+    @property
+    def random(self) -> list[str]:
+        """The random bits that each tensor has; a reading rounds nothing."""
+        if not self.stage.outputs:
+            return []
+        return [f"random_{name}" for name in self.rounded] + ["key"] * self.by_element
+
+    @property
+    def arrays(self) -> list[str]:
+        """The names of its arrays."""
+        return [name + suffix for name, suffix in self.dtypes]
+
+    @property
+    def passed(self) -> list[str]:
+        """The arguments after arrays and before the elements' places."""
+        return [*self.writer.hoisted.values(), *self.random, *["grad_factor"] * self.stage.factor]
