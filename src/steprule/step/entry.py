@@ -107,6 +107,7 @@ class Entry:
         self.has_begun = False  # whether something of its step has been written
         self.averages = self.services is not None and self.services.average is not None
         self.is_last = True  # of those of its parameter, which moves the average
+        self.rests = False  # whether it is known from earlier steps and has no gradient in this one
         self.corrected = (
             self.accumulator is not None
             and self.param in self.accumulator.corrections
@@ -123,6 +124,21 @@ class Entry:
         self._check_begun(job.base)
         self.is_fast = self._fits_an_engine()
         self.engine = "gpu" if gpu.serves(self.param.device) else "cpu"
+
+    def again(self, group: dict[str, Any], grad: Tensor) -> None:
+        """For another step, where all else is as it was.
+
+        Args:
+            group: its parameter's.
+            grad: its gradient, or if it has none what is laid out like the last.
+        """
+        self.group, self.grad, self.rests = group, grad, self.param.grad is None
+        self.state_before, self.has_begun = dict(self.state), False
+        self.is_new = all(kept(self.state, name) is None for name in self.present)
+
+    def let_go(self) -> None:
+        """Keeps no gradient alive between two steps."""
+        self.grad = _ZERO
 
     def _served(self) -> Services:
         """What a kernel does besides the rule's formula."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from steprule.step.entry import Entry, Job
 from steprule.step.listed import Listed, Seen, list_all
 from steprule.step.plan import StepPlan
 from steprule.tensors.memory import find_shared, is_abstract
+
+_NONE: Mapping[int, tuple[Entry, Tensor]] = {}
 
 
 class Plans:
@@ -60,8 +62,9 @@ class Plans:
 
     def renew(self, job: Job) -> None:
         """Looks at every parameter, makes the plan for those that an engine with kernels takes, and steps."""
+        known = self.current.known() if self.current is not None else {}
         self.current = None
-        self.current = _step(job, list(list_all(job.groups)), whole=True)
+        self.current = _step(job, list(list_all(job.groups)), True, known)
 
     def renew_single(self, job: Job, param: Tensor) -> None:
         """The same for one parameter alone."""
@@ -80,19 +83,35 @@ def make_states(job: Job) -> None:
             Entry(job, one).make_state()
 
 
-def _step(job: Job, listed: Sequence[Listed], whole: bool) -> StepPlan | None:
-    """Steps, and returns what can do the next step, if something can."""
+def _step(
+    job: Job, listed: Sequence[Listed], whole: bool, known: Mapping[int, tuple[Entry, Tensor]] = _NONE
+) -> StepPlan | None:
+    """Steps, and returns what can do the next step, if something can.
+
+    Args:
+        job: whose step.
+        listed: the parameters.
+        whole: whether they are all of the optimizer's.
+        known: what need not be looked at again: the entry of a parameter by its id, and its gradient or what stands in for it.
+    """
     if job.accumulator is not None:
         job.accumulator.settle([one.param for one in listed])
-    entries = [Entry(job, one) for one in listed if one.param.grad is not None]
+    entries = [_entry(job, one, known) for one in listed if one.param.grad is not None or id(one.param) in known]
+    wrong = _wrong_memory(entries)
     buckets = _sorted_by_kernel(entries)
-    _check_memory(entries)
+    if known and (wrong is not None or not all(entry.is_fast and entry.engine == "cpu" for entry in entries)):
+        return _step(
+            job, listed, whole
+        )  # those that take no step may lie where others do, and no plan can leave them out
+    if wrong is not None:
+        raise RuntimeError(wrong)
     gathers = (False, True) if job.services is not None and job.services.telemetry else (False,)
     kernels = [[bucket[0].kernel(gather) for gather in gathers] for bucket in buckets]  # before any change
     taken = False
     try:
         for entry in entries:
-            entry.make_state()
+            if id(entry.param) not in known:
+                entry.make_state()
         plan = StepPlan(job, entries, list(zip(kernels, buckets, strict=True)), whole)
         taken = plan.go()
     finally:
@@ -125,8 +144,17 @@ def _sorted_by_kernel(entries: Sequence[Entry]) -> list[list[Entry]]:
     return list(buckets.values())
 
 
-def _check_memory(entries: Sequence[Entry]) -> None:
-    """Raises for what lies in the same memory, and for what has no memory where it should."""
+def _entry(job: Job, one: Listed, known: Mapping[int, tuple[Entry, Tensor]]) -> Entry:
+    """What a parameter needs, anew or as it is known."""
+    if id(one.param) not in known:
+        return Entry(job, one)
+    entry, grad = known[id(one.param)]
+    entry.again(one.group, grad)
+    return entry
+
+
+def _wrong_memory(entries: Sequence[Entry]) -> str | None:
+    """What is wrong if something lies in the same memory as something else, or has no memory where it should."""
     written: list[tuple[str, Tensor]] = []
     grads: list[tuple[str, Tensor, range]] = []
     firsts: dict[int, Entry] = {}
@@ -138,6 +166,7 @@ def _check_memory(entries: Sequence[Entry]) -> None:
         grads.append((f"the gradient of {entry.who}", entry.grad, range(start, len(written))))
     wrong = find_shared(written, grads)
     if wrong is not None:
-        raise RuntimeError(wrong)
+        return wrong
     if is_abstract(torch.empty(0, device="cpu")) and not all(entry.is_abstract for entry in entries):
-        raise RuntimeError("a FakeTensorMode is on, and parameters are no fake tensors: make the model in it as well")
+        return "a FakeTensorMode is on, and parameters are no fake tensors: make the model in it as well"
+    return None
