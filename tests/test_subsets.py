@@ -238,9 +238,9 @@ def looked_at(monkeypatch):
     seen: list[int] = []
 
     class Entry(step_plans.Entry):  # type: ignore[misc]
-        def __init__(self, job, one):
+        def __init__(self, job, one, kinds):
             seen.append(one.place)
-            super().__init__(job, one)
+            super().__init__(job, one, kinds)
 
     monkeypatch.setattr(step_plans, "Entry", Entry)
     return seen

@@ -48,7 +48,7 @@ from steprule.services.clip import Clip, as_clip
 from steprule.services.release import Release, check_not_released
 from steprule.services.step import RESERVED, StepServices
 from steprule.settings import check_names, constructor
-from steprule.step.entry import Job
+from steprule.step.job import Job
 from steprule.step.plans import make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import HALVES, is_abstract, name_of

@@ -16,7 +16,9 @@ from steprule.engine.plan import FULL
 from steprule.services.hooks import weakly
 from steprule.services.release import check_not_released
 from steprule.services.step import Part, StepServices
-from steprule.step.entry import Entry, Job, Kernel, count_write
+from steprule.step.entry import Entry, count_write
+from steprule.step.job import Job
+from steprule.step.kind import Kernel
 from steprule.step.listed import PARAMS
 from steprule.step.loose import Loose
 from steprule.step.resting import Resting
@@ -55,7 +57,7 @@ class StepPlan:
         self._rule, self._services, self._accumulator = job.rule, job.services, job.accumulator
         self._whole = whole
         self._groups = job.groups if whole else [entries[0].group]
-        self._needs_numbers = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
+        self._needs_numbers = not all(bucket[0].kind.engine == "gpu" for _, bucket in buckets)
         self._check_numbers = weakly(job.check_numbers)
         self._move_resting_averages = weakly(job.move_resting_averages)
         self._entries = entries
@@ -88,9 +90,9 @@ class StepPlan:
         self._roster = Roster(fast, idle)
         self._state_of = states
         self._objects = list(self._objects_now(self._groups, states))
-        self.repeats = len(fast) == len(self._entries) and all(set(x.state) == x.state_names() for x in fast)
+        self.repeats = len(fast) == len(self._entries) and all(set(x.state) == x.kind.state_names for x in fast)
         must_select = any(entry.rests for entry in fast)
-        can_select = self.repeats and self._whole and all(entry.engine == "cpu" for entry in fast)
+        can_select = self.repeats and self._whole and all(entry.kind.engine == "cpu" for entry in fast)
         self._selects = must_select or can_select
         self._is_short = False
         self._known = fast if can_select and idle else []
@@ -246,14 +248,14 @@ class StepPlan:
         Each entry's `has_begun` says then, or where it raises, whether something of it has been written.
         """
         entries, self._entries = self._entries, []
-        alive = [entry for entry in entries if not (entry.is_abstract or entry.rests)]
+        alive = [entry for entry in entries if not (entry.kind.is_abstract or entry.rests)]
         loose = [Loose(entry) for entry in alive if not entry.is_fast]
         if self._services is None:
             self._take(False, alive, loose)
         elif not self._serve(self._services, alive, loose):
             return False
         for entry in entries:
-            if entry.is_abstract:
+            if entry.kind.is_abstract:
                 entry.count()
             entry.let_go()
         return True

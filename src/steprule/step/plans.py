@@ -10,10 +10,11 @@ from torch import Tensor
 
 from steprule.engine import gpu
 from steprule.services.step import StepServices
-from steprule.step.entry import Entry, Job
+from steprule.step.entry import Entry, Kinds
+from steprule.step.job import Job
 from steprule.step.listed import Listed, Seen, list_all
 from steprule.step.plan import StepPlan
-from steprule.tensors.memory import find_shared, is_abstract
+from steprule.tensors.memory import are_apart, find_shared, is_abstract
 
 _NONE: Mapping[int, tuple[Entry, Tensor]] = {}
 
@@ -78,9 +79,10 @@ class Plans:
 
 def make_states(job: Job) -> None:
     """Makes the states of all parameters that have gradients, and steps none."""
+    kinds: Kinds = {}
     for one in list_all(job.groups):
         if one.param.grad is not None:
-            Entry(job, one).make_state()
+            Entry(job, one, kinds).make_state()
 
 
 def _step(
@@ -96,17 +98,18 @@ def _step(
     """
     if job.accumulator is not None:
         job.accumulator.settle([one.param for one in listed])
-    entries = [_entry(job, one, known) for one in listed if one.param.grad is not None or id(one.param) in known]
+    kinds: Kinds = {}
+    entries = [_entry(job, one, known, kinds) for one in listed if one.param.grad is not None or id(one.param) in known]
     wrong = _wrong_memory(entries)
     buckets = _sorted_by_kernel(entries)
-    if known and (wrong is not None or not all(entry.is_fast and entry.engine == "cpu" for entry in entries)):
+    if known and (wrong is not None or not all(entry.is_fast and entry.kind.engine == "cpu" for entry in entries)):
         return _step(
             job, listed, whole
         )  # those that take no step may lie where others do, and no plan can leave them out
     if wrong is not None:
         raise RuntimeError(wrong)
     gathers = (False, True) if job.services is not None and job.services.telemetry else (False,)
-    kernels = [[bucket[0].kernel(gather) for gather in gathers] for bucket in buckets]  # before any change
+    kernels = [[bucket[0].kind.kernel(gather) for gather in gathers] for bucket in buckets]  # before any change
     taken = False
     try:
         for entry in entries:
@@ -126,16 +129,20 @@ def _step(
 def _sorted_by_kernel(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Those that kernels step, by the kernel that they need."""
     buckets: dict[Any, list[Entry]] = {}
+    of_kind: dict[int, list[Entry]] = {}  # the same, by what is quicker to look up
     last = {id(entry.param): entry for entry in entries}
     seen: set[int] = set()
     for entry in entries:
         entry.is_last = last[id(entry.param)] is entry
-        entry.is_fast = entry.is_fast and (entry.is_last or not entry.averages)
+        entry.is_fast = entry.is_fast and (entry.is_last or not entry.kind.averages)
         if id(entry.param) in seen:  # listed twice, stepped twice: after the pass, not during it
             entry.is_fast = entry.is_new = False
         seen.add(id(entry.param))
         if entry.is_fast:
-            buckets.setdefault(entry.kernel_key(), []).append(entry)
+            kind = entry.kind
+            if id(kind) not in of_kind:
+                of_kind[id(kind)] = buckets.setdefault(kind.key, [])
+            of_kind[id(kind)].append(entry)
             if gpu.is_recording(entry.param.device):
                 raise RuntimeError(
                     "a CUDA graph cannot record an optimizer's first step, or the first after a change of its parameters, "
@@ -144,10 +151,10 @@ def _sorted_by_kernel(entries: Sequence[Entry]) -> list[list[Entry]]:
     return list(buckets.values())
 
 
-def _entry(job: Job, one: Listed, known: Mapping[int, tuple[Entry, Tensor]]) -> Entry:
+def _entry(job: Job, one: Listed, known: Mapping[int, tuple[Entry, Tensor]], kinds: Kinds) -> Entry:
     """What a parameter needs, anew or as it is known."""
     if id(one.param) not in known:
-        return Entry(job, one)
+        return Entry(job, one, kinds)
     entry, grad = known[id(one.param)]
     entry.again(one.group, grad)
     return entry
@@ -155,18 +162,19 @@ def _entry(job: Job, one: Listed, known: Mapping[int, tuple[Entry, Tensor]]) -> 
 
 def _wrong_memory(entries: Sequence[Entry]) -> str | None:
     """What is wrong if something lies in the same memory as something else, or has no memory where it should."""
-    written: list[tuple[str, Tensor]] = []
-    grads: list[tuple[str, Tensor, range]] = []
     firsts: dict[int, Entry] = {}
     for entry in entries:
         firsts.setdefault(id(entry.param), entry)
-    for entry in firsts.values():
-        start = len(written)
-        written += entry.written()
-        grads.append((f"the gradient of {entry.who}", entry.grad, range(start, len(written))))
-    wrong = find_shared(written, grads)
-    if wrong is not None:
-        return wrong
-    if is_abstract(torch.empty(0, device="cpu")) and not all(entry.is_abstract for entry in entries):
+    if not are_apart([x for entry in firsts.values() for x in (*entry.written().values(), entry.grad)]):
+        written: list[tuple[str, Tensor]] = []
+        grads: list[tuple[str, Tensor, range]] = []
+        for entry in firsts.values():
+            start = len(written)
+            written += [(entry.called(what), x) for what, x in entry.written().items()]
+            grads.append((f"the gradient of {entry.who}", entry.grad, range(start, len(written))))
+        wrong = find_shared(written, grads)
+        if wrong is not None:
+            return wrong
+    if is_abstract(torch.empty(0, device="cpu")) and not all(entry.kind.is_abstract for entry in entries):
         return "a FakeTensorMode is on, and parameters are no fake tensors: make the model in it as well"
     return None

@@ -40,7 +40,7 @@ class Resting:
     def __init__(self, entries: Sequence[Entry]) -> None:
         kinds: dict[tuple[str, str], list[int]] = {}
         for number, entry in enumerate(entries):
-            kinds.setdefault((entry.formats[AVERAGE], entry.formats["param"]), []).append(number)
+            kinds.setdefault((entry.kind.formats[AVERAGE], entry.kind.formats["param"]), []).append(number)
         self._kinds = {kind: np.array(numbers) for kind, numbers in kinds.items()}
         self._sizes = [entry.param.numel() for entry in entries]
         self._at = [[x.data_ptr() for x in (entry.state[AVERAGE], entry.param)] for entry in entries]
@@ -50,7 +50,7 @@ class Resting:
     @staticmethod
     def takes(entries: Sequence[Entry]) -> bool:
         """Whether a kernel can move them all: where nothing is rounded at random."""
-        return all(entry.formats.get(name) in PLAIN for entry in entries for name in (AVERAGE, "param"))
+        return all(entry.kind.formats.get(name) in PLAIN for entry in entries for name in (AVERAGE, "param"))
 
     def select(self, resting: np.ndarray) -> None:
         """Says which parameters have no gradient."""

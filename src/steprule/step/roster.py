@@ -42,7 +42,7 @@ class Roster:
         self.params = self.active = [entry.param for entry in entries]
         self.grads_of: Sequence[Any] = self.params
         self.idle = self.waiting = idle
-        corrections = [entry.correction for entry in entries if entry.corrected]
+        corrections = [entry.correction for entry in entries if entry.correction is not None]
         self.fixed = (self.params, *(entry.state.values() for entry in entries), corrections)
         self.held = list(chain.from_iterable(self.fixed))
 
@@ -56,15 +56,15 @@ class Roster:
         self._is_active = np.ones(len(grads), bool)
         self._index: Index = slice(None)
         self._stand_ins: list[_StandIn | None] = [None] * len(grads)
-        self._dtypes = [grad.dtype for grad in grads]
-        sizes, strides = [list(x.shape) for x in tensors], [list(x.stride()) for x in tensors]
-        self._layouts = sizes[: len(grads)], strides[: len(grads)]
-        self.same_layout = _layout_check(tensors, sizes, strides)
+        every: dict[Any, Any] = {}  # few that are different, and the garbage collector would look at each
+        self._layouts = [every.setdefault(one, one) for one in ((x.shape, x.stride(), x.dtype) for x in grads)]
+        self.same_layout = _layout_check(tensors)
         self.at = list(map(ADDRESS, tensors))
-        spans = np.array([one for one in map(span, self.held) if one[0] != one[1]], np.uint64).reshape(-1, 2)
-        self._starts, self._ends = np.sort(spans, 0).T  # of what is written
-        self._grad_sizes = np.array([end - start for start, end in map(span, grads)], np.uint64)
-        self._needed = [grad.numel() * grad.element_size() for grad in grads]  # bytes, without a gap
+        spans = np.fromiter(chain.from_iterable(map(span, self.held)), np.uint64).reshape(-1, 2)
+        self._starts, self._ends = np.sort(spans[spans[:, 0] != spans[:, 1]], 0).T  # of what is written
+        ends = np.fromiter(chain.from_iterable(map(span, grads)), np.uint64).reshape(-1, 2).T
+        self._grad_sizes = ends[1] - ends[0]
+        self._needed = [grad.nbytes for grad in grads]  # bytes, without a gap
 
     def select(self) -> np.ndarray | None:
         """Turns to the parameters that have a gradient now; None if they are those that had one before.
@@ -93,8 +93,7 @@ class Roster:
     def _stand_in(self, number: int) -> _StandIn:
         one = self._stand_ins[number]
         if one is None:
-            size, stride = (every[number] for every in self._layouts)
-            one = self._stand_ins[number] = _StandIn(size, stride, self._dtypes[number])
+            one = self._stand_ins[number] = _StandIn(*self._layouts[number])
         return one
 
     def follow(self, at: list[int], tensors: list[Tensor]) -> bool:
@@ -125,15 +124,15 @@ class Roster:
 class _StandIn:
     """Has a gradient of a layout and dtype, without memory: what is compared with gradients has one for each parameter."""
 
-    def __init__(self, size: list[int], stride: list[int], dtype: torch.dtype) -> None:
+    def __init__(self, size: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> None:
         self.grad = torch.empty_strided(size, stride, dtype=dtype, device="cpu")
         self.grad.untyped_storage().resize_(0)
 
 
-def _layout_check(tensors: list[Tensor], sizes: Any, strides: Any) -> Callable[..., bool]:
+def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
     """A function of as many tensors that says whether each has the kind, dtype, shape and strides of these.
 
     torch.compile's guards do that in one call.
     """
-    guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+    guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
     return guards.check

@@ -16,7 +16,8 @@ from steprule.engine.plan import Plan
 from steprule.services.member import Member, row_of
 from steprule.services.step import StepServices
 from steprule.services.work import Work
-from steprule.step.entry import Entry, Kernel
+from steprule.step.entry import Entry
+from steprule.step.kind import Kernel
 
 if TYPE_CHECKING:
     from steprule.engine.gpu_own import GpuPlanned
@@ -43,12 +44,12 @@ class Bucket:
     ) -> None:
         self.kernel = kernels[0]
         self.plan = plan_of(kernels, entries, groups, services, rows)
-        self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].keeps_step else None
+        self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
         self.planned = planned_of(self.kernel, self.plan, entries) if self.kernel.program.own else None
         self.work, self.launch = None, None
         if services is not None:
             members = [Member(*entry.described()) for entry in entries]
-            self.work = work_of(kernels, self.plan, members, entries[0].formats)
+            self.work = work_of(kernels, self.plan, members, entries[0].kind.formats)
         else:
             self.launch = launcher_of(self.kernel, self.plan)
 
@@ -104,7 +105,7 @@ def plan_of(
     """The plan of kernels for the parameters of a bucket."""
     kernel = kernels[0]
     by_row = kernel.program.by_row
-    keeps_step = bucket[0].keeps_step
+    keeps_step = bucket[0].kind.keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
     tables: dict[str, Any] = {
         "addresses": [[entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays],
