@@ -156,10 +156,12 @@ class Entry:
         self.state = self._states[self.param]
         if kind.first is not None and not self.state:
             self.state.update({name: x.clone() for name, x in kind.first.items()})
+            if kind.averages:
+                self.state[AVERAGE] = self.param.detach().clone()
             return
         self._make_state()
         if not self.state_before and kind.begins_alike:
-            kind.first = dict(self.state)
+            kind.first = {name: x for name, x in self.state.items() if name != AVERAGE}
 
     def _make_state(self) -> None:
         kind = self.kind

@@ -13,7 +13,7 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 from steprule.engine import cpu, gpu
 from steprule.formats import FORMATS, weight_format
 from steprule.step.job import Job
-from steprule.tensors.memory import DTYPES, MIXABLE, is_abstract, is_dense, is_readable, layout, name_of
+from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, is_abstract, is_dense, is_readable, layout, name_of
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.tracing import static_settings
@@ -91,12 +91,12 @@ class Kind:
 
     @property
     def begins_alike(self) -> bool:
-        """Whether what a state begins at does not depend on the parameter's numbers."""
-        rule = self.rule
+        """Whether what a state begins at, but for an average, does not depend on the parameter's numbers."""
+        is_plain = not self.averages or self.formats[AVERAGE] == self.formats["param"] in PLAIN
         return (
             self.is_fast
-            and not self.averages
-            and not any(rule.states[name].begins == "param" for name in self.names if name)
+            and is_plain
+            and not any(self.rule.states[name].begins == "param" for name in self.names if name)
         )
 
     def _served(self) -> Services:

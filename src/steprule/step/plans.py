@@ -115,6 +115,8 @@ def _step(
         for entry in entries:
             if id(entry.param) not in known:
                 entry.make_state()
+        for kind in kinds.values():
+            kind.first = None  # which would live as long as the kind
         plan = StepPlan(job, entries, list(zip(kernels, buckets, strict=True)), whole)
         taken = plan.go()
     finally:
