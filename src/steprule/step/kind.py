@@ -92,12 +92,9 @@ class Kind:
     @property
     def begins_alike(self) -> bool:
         """Whether what a state begins at, but for an average, does not depend on the parameter's numbers."""
-        is_plain = not self.averages or self.formats[AVERAGE] == self.formats["param"] in PLAIN
-        return (
-            self.is_fast
-            and is_plain
-            and not any(self.rule.states[name].begins == "param" for name in self.names if name)
-        )
+        if not self.is_fast or (self.averages and not self.formats[AVERAGE] == self.formats["param"] in PLAIN):
+            return False
+        return not any(self.rule.states[name].begins == "param" for name in self.names if name)
 
     def _served(self) -> Services:
         """What a kernel does besides the rule's formula."""
