@@ -63,7 +63,7 @@ def train(make, device, dtype=torch.float32, steps=4, bad=None, **settings):
 
 
 def plans_of(optimizer):
-    return [plan for _, plan, _ in optimizer._core.plans.current._plans]
+    return [bucket.plan for bucket, _ in optimizer._core.plans.current._buckets]
 
 
 def assert_same(one, other, rtol=0.0):

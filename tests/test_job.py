@@ -10,7 +10,7 @@ from torch import nn
 
 import steprule
 from steprule import rules
-from steprule.step.entry import Job
+from steprule.step.job import Job
 from steprule.step.plans import Plans
 
 SETTINGS = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False}

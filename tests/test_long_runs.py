@@ -11,7 +11,7 @@ import torch
 import steprule
 import steprule.arrays
 from steprule.formats import dither, mix
-from steprule.step.entry import Entry
+from steprule.step.kind import Kind
 
 STARTS = {"2**24": 2**24 - 2, "2**31": 2**31 - 2, "2**32": 2**32 - 2}
 LR = 2.0**-6  # products with it are exact, so that engines agree on every bit
@@ -25,7 +25,7 @@ def start(request):
 @pytest.fixture
 def eager_engine(monkeypatch):
     """A function after which the eager engine steps everything."""
-    return lambda: monkeypatch.setattr(Entry, "_fits_an_engine", lambda self: False)
+    return lambda: monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
 
 
 def make(cls=steprule.SGD, dtype=torch.float32, **settings):

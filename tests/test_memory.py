@@ -14,7 +14,7 @@ from steprule.cli import app
 from steprule.memory import parameter_count, shapes_of, table
 from steprule.registry import TORCHS_OWN
 from steprule.rules import RULES
-from steprule.step.entry import Entry
+from steprule.step.kind import Kind
 
 SHAPES = [(64, 256), (64,), (6, 130), (3, 4, 3, 3), (10, 20), ()]
 
@@ -27,7 +27,7 @@ def storage(tensors):
 @pytest.mark.parametrize("name", [name for name in RULES if name != "sparseadam"])
 def test_the_table_is_what_optimizers_really_keep(name, dtype, monkeypatch):
     """Whichever engine takes the step: the one that need not compile."""
-    monkeypatch.setattr(Entry, "_fits_an_engine", lambda _: False)
+    monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
     rule = RULES[name]
     settings = {"momentum": 0.9} if name == "sgd" else {}
     ((_, rows),) = table(SHAPES, dtype, dtype, [name])

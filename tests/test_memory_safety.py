@@ -14,8 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import steprule
 from steprule.engine.eager import EagerStep
-from steprule.step import entry
-from steprule.step import plan as step_plan
+from steprule.step import entry, tables
 
 GUARD = 7.0
 
@@ -499,7 +498,7 @@ def test_a_first_step_without_the_memory_for_it_leaves_nothing(where, released, 
     ours, its = steprule.SGD(models[0].parameters(), **settings), torch.optim.SGD(models[1].parameters(), **settings)
     if released:
         ours.release_gradients(models[0])
-    module, name = {"a state": (entry, "zeros"), "the plan": (step_plan, "plan_of")}[where]
+    module, name = {"a state": (entry, "zeros"), "the plan": (tables, "plan_of")}[where]
     calls, old = [], getattr(module, name)
 
     def fails(*args):

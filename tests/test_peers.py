@@ -14,7 +14,7 @@ from peers.problem import problem
 
 import steprule
 from steprule.rules import RULES
-from steprule.step.entry import Entry
+from steprule.step.kind import Kind
 
 FILE = json.loads((Path(__file__).parent / "peers" / "trajectories.json").read_text())
 ENTRIES: list[dict[str, Any]] = FILE["entries"]
@@ -58,7 +58,7 @@ class Ours:
 @pytest.fixture(autouse=True)
 def by_the_engine_that_compiles_nothing(monkeypatch):
     """Formulas are looked at here; that engines agree is tested elsewhere."""
-    monkeypatch.setattr(Entry, "_fits_an_engine", lambda _: False)
+    monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
 
 
 def flat(arrays: list[Any]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,17 +79,21 @@ class Planned:
         self, kernel: Any, plan: Any, states: Mapping[str, Sequence[np.ndarray]], threads: Callable[[], int]
     ) -> None:
         self.program: Program = kernel.program
-        self._kernel, self._plan, self._states = kernel, plan, states
+        self._kernel, self._plan, self._states, self._of_all = kernel, plan, states, states
         self._readings = [(one.source.tallies, one.worker(plan, threads)) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
 
+    def select(self, active: np.ndarray) -> None:
+        """As the plan's."""
+        self._states = {name: list(compress(kept, active)) for name, kept in self._of_all.items()}
+
     def count(self) -> None:
         """Counts their steps, and forgets what held for the last."""
-        plan, program = self._plan, self.program
+        plan, program, active = self._plan, self.program, self._plan.active
         self._kernel.count(plan)
-        hyper = plan.hyper[plan.groups].T
+        hyper = plan.hyper[plan.groups[active]].T
         inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(program.scalars)}
-        inputs |= {"step": plan.steps.copy(), "numel": plan.sizes.astype(np.float64)}
+        inputs |= {"step": plan.steps[active].copy(), "numel": plan.sizes[active].astype(np.float64)}
         inputs |= {name: np.array([float(one) for one in kept]) for name, kept in self._states.items()}
         self._evaluation = Evaluation(inputs)
 
@@ -116,4 +120,4 @@ class Planned:
                 place[...] = value
             inputs[f"new_{name}"] = np.array([float(one) for one in kept])
         for name in now.known:
-            self._plan.own[:, self._columns[name]] = inputs[name]
+            self._plan.own[self._plan.active, self._columns[name]] = inputs[name]

@@ -19,6 +19,16 @@ FULL = 1
 PIECE = 65536
 """Elements of a chunk that are added up by themselves, where something is: sums then are always the same."""
 
+Index = slice | np.ndarray
+
+_NOWHERE = np.zeros(1, np.float64)
+"""Where kernels count the steps of tensors that take none."""
+
+
+def index_of(chosen: np.ndarray) -> Index:
+    """What takes those that are chosen out of a table: all of it as it is, without a copy."""
+    return slice(None) if chosen.all() else np.flatnonzero(chosen)
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -103,12 +113,19 @@ class Plan:
         factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
         partials: for each piece its tallies.
         piece_tensors: each piece's tensor.
+        active: which tensors a step is for, as an index: all, or those that `select` was told.
+        active_factors: the same for factors.
         steps: each tensor's step, of the last time that steps were counted.
         groups: each tensor's row in hyper.
         sizes: each tensor's number of elements.
         own: for each tensor its numbers.
         counter: what workers count chunks on; its number `FULL` is 1 once a float32 step is.
     """
+
+    active: Index = slice(None)
+    active_factors: Index = slice(None)
+    _active_pieces: Index = slice(None)
+    _of_all: tuple[np.ndarray, ...] = ()
 
     def __init__(
         self,
@@ -138,7 +155,8 @@ class Plan:
         self._keep_steps(step_at, step_is_double, first_steps)
         self.steps = np.zeros(count, np.float64)
         self._cut = chunks = chunks or cut(sizes, rows, by_row, tallies)
-        self.chunk_count, self.piece_tensors = len(chunks.table), chunks.owners
+        self.chunk_count = len(chunks.table)
+        self.piece_tensors = self._owners = chunks.owners
         factors = self.sizes // np.maximum(chunks.rows, 1) if by_row else np.ones(count, np.int64)
         self.first_factor = np.concatenate([[0], np.cumsum(factors)])
         self.factors = np.ones(self.first_factor[-1], np.float64)
@@ -187,10 +205,31 @@ class Plan:
         """Lets the chunks be worked through once more, without counting steps."""
         self.counter[0] = 0
 
+    def select(self, active: np.ndarray) -> None:
+        """Takes steps for some tensors only from now on; of the others nothing is read and nothing changes.
+
+        Args:
+            active: whether each tensor is one of them.
+        """
+        self._of_all = self._of_all or (self._cut.table.copy(), self._step_at.copy(), self._step_kind.copy())
+        table, step_at, step_kind = self._of_all
+        table = table[active[table[:, 0]]]
+        self.chunk_count = self._headers[:, 3] = len(table)
+        self._cut.table[: len(table)] = table
+        self._step_at[:] = np.where(active, step_at, _NOWHERE.ctypes.data)
+        self._step_kind[:] = np.where(active, step_kind, 1)
+        self.size = int(self.sizes[active].sum())
+        self.active = index_of(active)
+        self.active_factors = index_of(np.repeat(active, np.diff(self.first_factor)))
+        pieces = active[self.piece_tensors]
+        self._active_pieces = index_of(pieces)
+        self._owners = (np.cumsum(active) - 1)[self.piece_tensors[pieces]]
+
     def tallied(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """What a kernel with these tallies has left, for each tensor: sums, or the largest of "top_..."."""
-        owners, count = self.piece_tensors, len(self.sizes)
-        partials = self.partials.reshape(-1)[: len(owners) * len(names)].reshape(-1, len(names))
+        """What a kernel with these tallies has left, for each active tensor: sums, or the largest of "top_..."."""
+        owners, count = self._owners, len(self.steps[self.active])
+        partials = self.partials.reshape(-1)[: len(self.piece_tensors) * len(names)].reshape(-1, len(names))
+        partials = partials[self._active_pieces]
         result = {}
         for column, name in zip(partials.T, names, strict=True):
             if name.startswith("total_"):

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 from steprule.engine.cpu import PARALLEL_FROM
+from steprule.engine.plan import Index, index_of
 from steprule.engine.team import run_together
 from steprule.formats import FORMATS, ITEM_SIZE
 from steprule.kernels.cache import load_for_numba
@@ -162,23 +163,39 @@ class Reading:
                 place += -(-length // stretch)
             owners += [tensor] * (-(-size // stretch) if size else 0)
         self._pieces = np.array(pieces[::-1], np.int64).reshape(-1, 5)  # what is read last is in the cache for the step
-        self._owners = np.array(owners, np.int64)
+        self._of_all = self._pieces.copy(), np.array(owners, np.int64)
+        self._owners = self._of_all[1]
+        self._active: Index = slice(None)
         self._sums = np.zeros(place + 1, np.float64)
         header = [self._next, len(pieces), self._pieces, addresses, self._count, self._sums, self._power, place]
         self._header = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x for x in header], np.int64)
         self._address = _kernel(self._kind, dtype, zero, check)
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._address)
 
+    def select(self, active: np.ndarray) -> None:
+        """Reads some tensors only from now on.
+
+        Args:
+            active: whether each tensor is one of them.
+        """
+        pieces, owners = self._of_all
+        pieces = pieces[active[pieces[:, 0]]]
+        self._pieces[: len(pieces)] = pieces
+        self._header[1] = len(pieces)
+        self._size, self._count = int(pieces[:, 2].sum()), int(active.sum())
+        chosen = active[owners]
+        self._active, self._owners = index_of(chosen), (np.cumsum(active) - 1)[owners[chosen]]
+
     def run(self, threads: Callable[[], int]) -> np.ndarray:
         """The sums of all stretches or rows, in order; overwritten by the next run."""
         self._next[0] = 0
         at = self._header.ctypes.data
-        workers = min(threads(), len(self._pieces))
+        workers = min(threads(), int(self._header[1]))
         if self._size < PARALLEL_FROM or workers == 1:
             self._run(at)
         else:
             run_together(self._address, at, workers)
-        return self._sums[:-1]
+        return self._sums[:-1][self._active]
 
     def by_tensor(self, threads: Callable[[], int]) -> np.ndarray:
         """Each tensor's sum (or largest or smallest absolute value)."""

@@ -14,7 +14,7 @@ from steprule.optimizer.core import Core
 from steprule.optimizer.groups import Groups
 from steprule.rules.options import OPTIONS
 from steprule.services.release import check_not_released
-from steprule.step.entry import Job
+from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average

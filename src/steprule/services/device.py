@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class GpuWork:
-    """As `steprule.services.step.Work`, of a plan on a GPU.
+    """As `steprule.services.work.Work`, of a plan on a GPU.
 
     What returns arrays waits for the device; what returns tensors does not.
 

@@ -48,6 +48,11 @@ class Owner:
         owner = cls._owners.get(param)
         return owner() if owner is not None else None
 
+    @classmethod
+    def has_any(cls) -> bool:
+        """Whether any parameter is anybody's."""
+        return len(cls._owners) > 0
+
     def watch(self, param: Tensor) -> bool:
         """Hooks a parameter, unless it was taken over by another one; True if it was another one's."""
         if param in self._hooks or param in self._lost:

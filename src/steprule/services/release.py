@@ -35,7 +35,7 @@ logger = logging.getLogger("steprule")
 
 def check_not_released(params: Iterable[Tensor]) -> None:
     """Raises if the gradients that these parameters do not have were released by an optimizer that is still alive."""
-    if any(param.grad is None and Release.of(param) is not None for param in params):
+    if Release.has_any() and any(param.grad is None and Release.of(param) is not None for param in params):
         raise RuntimeError(
             "another optimizer that is still alive releases the gradients of these parameters inside backward, and "
             "steps them: call release_gradients() of this one to take them over, or delete that one"

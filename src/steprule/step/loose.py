@@ -53,7 +53,7 @@ class Loose(Member):
 
     def _wide_grad(self) -> Tensor:
         entry = self._entry
-        if entry.corrected and entry.accumulator is not None:
+        if entry.kind.corrected and entry.accumulator is not None:
             return entry.accumulator.wide(self.param, entry.grad)
         return entry.grad
 
@@ -166,19 +166,19 @@ class Loose(Member):
         entry = self._entry
         rule, group, state = entry.rule, entry.group, entry.state
         grad = self._wide_grad() if entry.services is None else self._served_grad(entry.services)
-        if entry.keeps_step:
+        if entry.kind.keeps_step:
             step = state["step"] + 1
             step = step.double() if group.get("capturable") or step.device.type != "cpu" else float(step)
         else:
             step = 1 if entry.is_new else 2
-        own = {name: state[name] for name in entry.names if name in state}
+        own = {name: state[name] for name in entry.kind.names if name in state}
         own["param"] = self.param
-        if any(kind not in PLAIN for kind in entry.formats.values()) or (
+        if any(kind not in PLAIN for kind in entry.kind.formats.values()) or (
             entry.services is not None and self.param.dtype in HALVES
         ):
-            self._wide = {name: self._read(name) for name in ("param", *entry.present)}
+            self._wide = {name: self._read(name) for name in ("param", *entry.kind.present)}
         operands = {**own, **self._wide}
-        states = [name and operands[name] for name in entry.names]
+        states = [name and operands[name] for name in entry.kind.names]
         settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
         return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False))
 
@@ -188,14 +188,14 @@ class Loose(Member):
         before = self._read("param") if gather else None
         entry.has_begun = True
         part.write()
-        if entry.keeps_step:
+        if entry.kind.keeps_step:
             entry.state["step"] += 1
         for name, value in self._wide.items():
             self._store(name, value)
         new = self._wide.get("param")
         self._move_average(new)
         if before is not None:
-            is_random = bool(entry.formats) and bool(FORMATS[entry.formats["param"]].random)
+            is_random = bool(entry.kind.formats) and bool(FORMATS[entry.kind.formats["param"]].random)
             after = self._read("param")
             self._gather(before, after if new is None else new, after, is_random)
         self._wide = {}
@@ -212,21 +212,21 @@ class Loose(Member):
 
     def _store(self, name: str, value: Tensor) -> None:
         entry = self._entry
-        step = int(entry.state["step"]) if entry.keeps_step else 1  # which a GPU is waited for to say
-        operand, place = [*entry.formats].index(name), self.place + FIRST_ELEMENT_KEY
-        arrays = encode_rounded(entry.formats[name], value, entry.group.get("seed", 0), step, operand, place)
+        step = int(entry.state["step"]) if entry.kind.keeps_step else 1  # which a GPU is waited for to say
+        operand, place = [*entry.kind.formats].index(name), self.place + FIRST_ELEMENT_KEY
+        arrays = encode_rounded(entry.kind.formats[name], value, entry.group.get("seed", 0), step, operand, place)
         for suffix, array in arrays.items():
             entry.tensor(name, suffix).copy_(array)
 
     def _move_average(self, new: Tensor | None) -> None:
         """Brings the average towards the new weights, given where they are rounded at random."""
         entry, services = self._entry, self._entry.services
-        if services is None or not entry.averages or not entry.is_last:
+        if services is None or not entry.kind.averages or not entry.is_last:
             return
-        if not entry.formats:  # complex
+        if not entry.kind.formats:  # complex
             entry.state[AVERAGE].lerp_(self.param.detach(), services.average_weight)
             return
-        weight = FORMATS[entry.formats["param"]]
+        weight = FORMATS[entry.kind.formats["param"]]
         if new is None or not (weight.random or len(weight.arrays) > 1):
             new = self._read("param")
         average = self._read(AVERAGE)

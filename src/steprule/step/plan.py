@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from operator import attrgetter, is_, itemgetter, le
+from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from steprule.engine import gpu
 from steprule.engine.eager import EagerStep
-from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.own import Planned, run_together
-from steprule.engine.plan import FULL, Plan
+from steprule.engine.own import run_together
+from steprule.engine.plan import FULL
 from steprule.services.hooks import weakly
-from steprule.services.member import Member
+from steprule.services.release import check_not_released
 from steprule.services.step import Part, StepServices
-from steprule.step.entry import Entry, Job, Kernel, count_write
+from steprule.step.entry import Entry, count_write
+from steprule.step.job import Job
+from steprule.step.kind import Kernel
 from steprule.step.listed import PARAMS
 from steprule.step.loose import Loose
-from steprule.step.tables import hyper, launcher_of, plan_of, planned_of, seen, work_of
+from steprule.step.resting import Resting
+from steprule.step.roster import ADDRESS, GRAD, Roster
+from steprule.step.tables import Bucket, hyper, seen
 from steprule.tensors.average import start_average
-from steprule.tensors.memory import missing_bytes, span
 from steprule.tensors.state import FORMAT_OPTIONS
 from steprule.trace.tracing import has_own, static_settings
 
 if TYPE_CHECKING:
-    from steprule.engine.gpu_own import GpuPlanned
     from steprule.services.device import OnDevice
 
-_ADDRESS = Tensor.data_ptr
-_STORAGE, _BYTES, _OFFSET = Tensor.untyped_storage, torch.UntypedStorage.nbytes, Tensor.storage_offset
-_GRAD = attrgetter("grad")
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 
 
@@ -61,15 +57,18 @@ class StepPlan:
         self._rule, self._services, self._accumulator = job.rule, job.services, job.accumulator
         self._whole = whole
         self._groups = job.groups if whole else [entries[0].group]
-        self._needs_numbers = not all(bucket[0].engine == "gpu" for _, bucket in buckets)
+        self._needs_numbers = not all(bucket[0].kind.engine == "gpu" for _, bucket in buckets)
         self._check_numbers = weakly(job.check_numbers)
         self._move_resting_averages = weakly(job.move_resting_averages)
-        self._stepped = {entry.param for entry in entries}
         self._entries = entries
         self._know_settings(job.flags)
-        self._know_tensors(job.states, [entry for _, bucket in buckets for entry in bucket])
+        fast = [entry for _, bucket in buckets for entry in bucket]
+        self._know_tensors(job.states, fast)
         self._lay_out(buckets)
+        self._know_averages(fast)
         self._on_device = self._decided_on_device()
+        if any(entry.rests for entry in fast):
+            self._select()
 
     def _know_settings(self, flags: Sequence[str]) -> None:
         """What groups are, to be compared with later ones."""
@@ -86,47 +85,63 @@ class StepPlan:
 
     def _know_tensors(self, states: Any, fast: list[Entry]) -> None:
         """What tensors are and where they lie, to be compared with later ones."""
-        self._params = [entry.param for entry in fast]
-        active = set(map(id, self._params))
-        self._idle = [p for g in self._groups for p in g["params"] if id(p) not in active] if self._whole else []
+        active = {id(entry.param) for entry in fast}
+        idle = [p for g in self._groups for p in g["params"] if id(p) not in active] if self._whole else []
+        self._roster = Roster(fast, idle)
         self._state_of = states
         self._objects = list(self._objects_now(self._groups, states))
-        self.repeats = len(fast) == len(self._entries) and all(set(x.state) == x.state_names() for x in fast)
-        corrections = [entry.correction for entry in fast if entry.corrected]
-        self._fixed = (self._params, *(entry.state.values() for entry in fast), corrections)
-        self._held = list(chain.from_iterable(self._fixed))  # so that no other state can take their places
-        if self.repeats:
-            tensors = [*self._held, *(entry.grad for entry in fast)]
-            self._at = list(map(_ADDRESS, tensors))
-            spans = np.array([one for one in map(span, self._held) if one[0] != one[1]], np.uint64).reshape(-1, 2)
-            self._starts, self._ends = np.sort(spans, 0).T  # of what is written
-            self._grad_sizes = np.array([end - start for start, end in (span(entry.grad) for entry in fast)], np.uint64)
-            self._same_layout = _layout_check(tensors)
-            self._needed = [entry.grad.numel() * entry.grad.element_size() for entry in fast]  # bytes, without a gap
+        self.repeats = len(fast) == len(self._entries) and all(set(x.state) == x.kind.state_names for x in fast)
+        must_select = any(entry.rests for entry in fast)
+        can_select = self.repeats and self._whole and all(entry.kind.engine == "cpu" for entry in fast)
+        self._selects = must_select or can_select
+        self._is_short = False
+        self._known = fast if can_select and idle else []
+        if self.repeats or must_select:
+            self._roster.remember([entry.grad for entry in fast])
 
     def _lay_out(self, buckets: list[tuple[list[Kernel], list[Entry]]]) -> None:
         """What kernels run over."""
-        self._plans: list[tuple[Kernel, Plan | GpuPlan, slice]] = []
-        self._counters: list[Any] = []
-        self._works: list[Any] = []
-        self._launchers: list[Callable[[], None]] = []
-        self._planned: list[Planned | GpuPlanned] = []
+        self._buckets: list[tuple[Bucket, slice]] = []
         start = 0
         for kernels, bucket in buckets:
-            kernel, services = kernels[0], self._services
             rows = [entry.number if self._whole else 0 for entry in bucket]
-            plan = plan_of(kernels, bucket, self._groups, services, rows)
-            self._plans.append((kernel, plan, slice(start, start + len(bucket))))
+            one = Bucket(kernels, bucket, self._groups, rows, self._services)
+            self._buckets.append((one, slice(start, start + len(bucket))))
             start += len(bucket)
-            if isinstance(plan, Plan) and bucket[0].keeps_step:
-                self._counters.append(plan.counter.data)
-            if kernel.program.own:
-                self._planned.append(planned_of(kernel, plan, bucket))
-            if services is not None:
-                members = [Member(*entry.described()) for entry in bucket]
-                self._works.append(work_of(kernels, plan, members, bucket[0].formats))
-            else:
-                self._launchers.append(launcher_of(kernel, plan))
+        self._engage([one for one, _ in self._buckets])
+
+    def _engage(self, buckets: Sequence[Bucket]) -> None:
+        """Has the steps that come run over these."""
+        self._counters = [one.counter for one in buckets if one.counter is not None]
+        self._planned = [one.planned for one in buckets if one.planned is not None]
+        self._works = [one.work for one in buckets if one.work is not None]
+        self._launchers = [one.launch for one in buckets if one.launch is not None]
+
+    def _know_averages(self, fast: list[Entry]) -> None:
+        """How averages move of parameters that take no step."""
+        averages = self._services is not None and self._services.average is not None
+        self._resting = Resting(fast) if averages and self._selects and Resting.takes(fast) else None
+        self._moved = {entry.param for entry in self._entries}
+
+    def _select(self) -> bool:
+        """Turns to the parameters that have a gradient now; False if they are those that had one, or others are not known."""
+        roster = self._roster
+        if not self._selects:
+            return False
+        check_not_released(chain(roster.params, roster.idle))
+        try:
+            active = roster.select()
+            if active is None:
+                return False
+            self._engage([one for one, part in self._buckets if one.select(active[part])])
+            if self._resting is not None:
+                self._resting.select(~active)
+            elif self._services is not None and self._services.average is not None:
+                self._moved = set(roster.active)
+        except BaseException:
+            roster.forget()  # half of it is no plan
+            raise
+        return True
 
     def _decided_on_device(self) -> OnDevice | None:
         """What decides for the services on the GPU, where the host need not know."""
@@ -146,37 +161,44 @@ class StepPlan:
             groups, states: of the optimizer, as they are now.
             only_ask: return True without stepping.
         """
+        roster, is_short, self._is_short = self._roster, False, False
+        if roster.waiting and any(param.grad is not None for param in roster.waiting):
+            if self._select():
+                return self.run(groups, states)
+            is_short = True
         try:
             if self._whole:
                 lists = [*map(PARAMS, groups)]
                 objects = chain(*lists, states.values(), _END)
             else:
-                groups, lists, objects = self._groups, [], chain(map(states.get, self._params), _END)
-            tensors: list[Any] = [*chain.from_iterable(self._fixed), *map(_GRAD, self._params)]
-            at = list(map(_ADDRESS, tensors))
+                groups, lists, objects = self._groups, [], chain(map(states.get, roster.params), _END)
+            tensors: list[Any] = [*map(GRAD, roster.grads_of), *chain.from_iterable(roster.fixed)]
+            at = list(map(ADDRESS, tensors))
             if not (
                 states is self._state_of
                 and all(map(is_, objects, self._objects))
-                and self._same_layout(*tensors)
-                and (at == self._at or self._follow(at, tensors))
+                and roster.same_layout(*tensors)
+                and (at == roster.at or self._follow(at, tensors))
                 # A key more may be one that a group cannot have; a parameter may have gone to the next group.
                 and list(map(len, [*groups, *lists])) == self._lengths
             ):
                 return False
             is_changed = self._settings != list(map(self._settings_of, groups))
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
-            return False  # no gradient, a sparse one, a state that is no tensor, a setting that is no number
+            # No gradient, a sparse one, a state that is no tensor, a setting that is no number.
+            return self._select() and self.run(groups, states)
         if is_changed and not self._refresh(groups):
             return False
         for counter in self._counters:
             if counter[FULL]:
                 return False
-        if self._idle and any(param.grad is not None for param in self._idle):
+        if is_short:
+            self._is_short = True
             return False
         if only_ask:
             return True
         if self._accumulator is not None:
-            self._accumulator.settle(self._params)
+            self._accumulator.settle(roster.active)
         if self._on_device is not None:
             self._serve_on(self._on_device)
             return True
@@ -187,45 +209,41 @@ class StepPlan:
             run_together(self._planned)
         for launch in self._launchers:
             launch()
-        count_write(self._params)
+        count_write(roster.active)
         return True
 
     def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
-        """Takes over new addresses of gradients.
-
-        False if it is others that have changed, or a gradient's memory was freed or lies where something is written.
-        """
-        first = len(self._held)
-        if at[:first] != self._at[:first] or at.count(0) != self._at.count(0):
+        """Takes over new addresses of gradients; False if something else has changed."""
+        if not self._roster.follow(at, tensors):
             return False
-        grads = tensors[first:]
-        is_plain = all(map(le, self._needed, map(_BYTES, map(_STORAGE, grads)))) and not any(map(_OFFSET, grads))
-        if not is_plain and any(map(missing_bytes, grads)):
-            return False
-        starts = np.array(at[first:], np.uint64)
-        before = self._starts.searchsorted(starts + self._grad_sizes)  # how many begin before its end, how many end
-        if not np.array_equal(before, self._ends.searchsorted(starts, "right")):  # before it begins
-            return False
-        for _, plan, part in self._plans:
-            plan.set_grads(at[first:][part])
-        self._at = at
+        for bucket, part in self._buckets:
+            bucket.plan.set_grads(at[part])
         return True
+
+    def known(self) -> dict[int, tuple[Entry, Tensor]]:
+        """Its parameters, if all about them is as it was when others were found to have a gradient too.
+
+        Returns:
+            By the id of each its entry, and its gradient or what stands in for that.
+        """
+        grads = map(GRAD, self._roster.grads_of) if self._is_short else ()
+        return {id(entry.param): (entry, grad) for entry, grad in zip(self._known, grads, strict=False)}
 
     def holds_only(self, groups: list[dict[str, Any]], states: Any) -> bool:
         """Whether all tensors that it keeps alive are the optimizer's still, whose groups and states these are."""
         objects = self._objects_now(groups, states)
-        fixed = chain.from_iterable(self._fixed)
+        fixed = chain.from_iterable(self._roster.fixed)
         return (
             states is self._state_of
             and all(map(is_, objects, self._objects))
-            and all(map(is_, chain(fixed, _END), chain(self._held, _END)))
+            and all(map(is_, chain(fixed, _END), chain(self._roster.held, _END)))
         )
 
     def _objects_now(self, groups: list[dict[str, Any]], states: Any) -> Iterator[Any]:
         """What must be the same objects."""
         if self._whole:
             return chain(*map(PARAMS, groups), states.values(), _END)
-        return chain(map(states.get, self._params), _END)
+        return chain(map(states.get, self._roster.params), _END)
 
     def go(self) -> bool:
         """The first step, with those entries that are not fast; False if services refuse it, and nothing has changed.
@@ -233,15 +251,16 @@ class StepPlan:
         Each entry's `has_begun` says then, or where it raises, whether something of it has been written.
         """
         entries, self._entries = self._entries, []
-        alive = [entry for entry in entries if not entry.is_abstract]
+        alive = [entry for entry in entries if not (entry.kind.is_abstract or entry.rests)]
         loose = [Loose(entry) for entry in alive if not entry.is_fast]
         if self._services is None:
             self._take(False, alive, loose)
         elif not self._serve(self._services, alive, loose):
             return False
         for entry in entries:
-            if entry.is_abstract:
+            if entry.kind.is_abstract:
                 entry.count()
+            entry.let_go()
         return True
 
     def _take(self, gather: bool, entries: Sequence[Entry] = (), loose: Sequence[Loose] = ()) -> None:
@@ -255,7 +274,7 @@ class StepPlan:
             launch()
         for work in self._works:
             work.launch(gather)
-        count_write(self._params)
+        count_write(self._roster.active)
         for one, step in zip(loose, steps, strict=True):
             one.finish(step, gather) if step is not None else one.step(gather)
 
@@ -276,7 +295,7 @@ class StepPlan:
             for entry in entries if services.averaged == 0 else ():
                 start_average(entry.param, entry.state)
             if self._whole:
-                self._move_resting_averages(self._stepped, services.average_weight)
+                self._move_resting(services.average_weight)
         around.finish(parts, gather)
         if self._on_device is not None:
             self._on_device.fill()
@@ -289,8 +308,15 @@ class StepPlan:
         weight = device.begin()
         self._take(gather)
         if weight is not None:
-            self._move_resting_averages(self._stepped, weight)
+            self._move_resting(weight)
         device.finish(gather)
+
+    def _move_resting(self, weight: Any) -> None:
+        """Brings averages of parameters that take no step towards them, by this share."""
+        if self._resting is not None:
+            self._resting.move(weight)
+        if self._resting is None or self._roster.idle:
+            self._move_resting_averages(self._moved, weight)
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """A group's settings with tensors and arrays read, since those may be filled in place."""
@@ -312,28 +338,13 @@ class StepPlan:
         if [self._static_of(group) for group in groups] != self._static:
             return False
         self._settings = settings
-        for kernel, plan, _ in self._plans:
-            plan.set_hyper(hyper(kernel, groups, self._services))
+        for bucket, _ in self._buckets:
+            bucket.plan.set_hyper(hyper(bucket.kernel, groups, self._services))
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
         formats = group.get("states"), group.get("weights"), group.get("clip")
         return static_settings(self._rule, group), group.get("maximize", False), group.get("differentiable"), formats
-
-
-def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
-    """A function of as many tensors that says whether each has the kind, dtype, shape and strides of these.
-
-    torch.compile's guards do that in one call.
-    """
-    sizes: list[Any] = [list(x.shape) for x in tensors]
-    strides: list[Any] = [list(x.stride()) for x in tensors]
-    guards = torch._C._dynamo.guards.TensorGuards(
-        *tensors,
-        dynamic_dims_sizes=sizes,
-        dynamic_dims_strides=strides,
-    )
-    return guards.check
 
 
 def _prepare(entries: Sequence[Entry], loose: Sequence[Loose]) -> list[EagerStep | None]:

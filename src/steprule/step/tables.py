@@ -14,11 +14,51 @@ from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.services.member import Member, row_of
-from steprule.services.step import StepServices, Work
-from steprule.step.entry import Entry, Kernel
+from steprule.services.step import StepServices
+from steprule.services.work import Work
+from steprule.step.entry import Entry
+from steprule.step.kind import Kernel
 
 if TYPE_CHECKING:
     from steprule.engine.gpu_own import GpuPlanned
+
+
+class Bucket:
+    """Parameters under one kernel: their plan, and what runs over it.
+
+    Args:
+        kernels: the kernel, with telemetry and without.
+        entries: the parameters.
+        groups: all parameter groups.
+        rows: each parameter's among them.
+        services: what goes on around the step, if anything does.
+    """
+
+    def __init__(
+        self,
+        kernels: list[Kernel],
+        entries: list[Entry],
+        groups: list[dict[str, Any]],
+        rows: list[int],
+        services: StepServices | None,
+    ) -> None:
+        self.kernel = kernels[0]
+        self.plan = plan_of(kernels, entries, groups, services, rows)
+        self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
+        self.planned = planned_of(self.kernel, self.plan, entries) if self.kernel.program.own else None
+        self.work, self.launch = None, None
+        if services is not None:
+            members = [Member(*entry.described()) for entry in entries]
+            self.work = work_of(kernels, self.plan, members, entries[0].kind.formats)
+        else:
+            self.launch = launcher_of(self.kernel, self.plan)
+
+    def select(self, active: np.ndarray) -> bool:
+        """Steps some of the parameters from now on; False if that is none of them."""
+        for one in (self.plan, self.planned, self.work):
+            if one is not None:
+                one.select(active)  # type: ignore[union-attr]
+        return bool(active.any())
 
 
 def launcher_of(kernel: Any, plan: Plan | GpuPlan) -> Callable[[], None]:
@@ -64,7 +104,7 @@ def plan_of(
     """The plan of kernels for the parameters of a bucket."""
     kernel = kernels[0]
     by_row = kernel.program.by_row
-    keeps_step = bucket[0].keeps_step
+    keeps_step = bucket[0].kind.keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
     tables: dict[str, Any] = {
         "sizes": [entry.param.numel() for entry in bucket],

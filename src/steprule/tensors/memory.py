@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -49,8 +50,16 @@ def is_abstract(x: Tensor) -> bool:
     return x.is_meta or (_FAKES in sys.modules and bool(sys.modules[_FAKES].is_fake(x)))
 
 
+def _is_common(x: Tensor) -> bool:
+    """Whether x is a tensor as most are, which is quickly looked at."""
+    return type(x) in _PLAIN_TYPES and x.is_cpu and x.layout is torch.strided and x.is_contiguous()
+
+
 def span(x: Tensor) -> tuple[int, int]:
     """The address of x's first byte and that after its last; nowhere if it is not in memory."""
+    if _is_common(x):
+        start = x.data_ptr()
+        return start, start + x.nbytes
     if type(x) not in _PLAIN_TYPES and (type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_lazy(x)):
         return 0, 0
     if x.layout is not torch.strided or not (x.is_cpu or x.is_cuda) or not x.numel():
@@ -64,10 +73,20 @@ def span(x: Tensor) -> tuple[int, int]:
 
 def missing_bytes(x: Tensor) -> int:
     """How many bytes x's storage is too short for its elements, as one that was freed is."""
+    if _is_common(x) and not x.storage_offset() and x.untyped_storage().nbytes() >= x.nbytes:
+        return 0
     start, end = span(x)
     if start == end:
         return 0
     return max(int(x.storage_offset() * x.element_size() + end - start - x.untyped_storage().nbytes()), 0)
+
+
+def are_apart(tensors: Sequence[Tensor]) -> bool:
+    """Whether all tensors lie in memory of their own, each in one stretch; False if it takes more than this to know."""
+    spans = np.fromiter(chain.from_iterable(map(span, tensors)), np.uint64).reshape(-1, 2)
+    spans = spans[(spans[:, 0] != spans[:, 1]) & (spans[:, 0] != 0)]  # a freed one is nowhere
+    starts, ends = spans[np.argsort(spans[:, 0])].T
+    return bool((ends[:-1] <= starts[1:]).all())
 
 
 def first_shared(tensors: Sequence[Tensor], may: Callable[[int, int], bool]) -> tuple[int, int] | None:

@@ -305,6 +305,6 @@ def counting(step: Tensor, param: Tensor) -> Tensor:
     """
     if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.device.type == "mps" or is_abstract(step):
         return step
-    if step.device.type == "cpu" and not serves(param.device) and step < LAST_FLOAT32_STEP:
+    if step.device.type == "cpu" and not serves(param.device) and float(step) < LAST_FLOAT32_STEP:
         return step
     return step.double()

@@ -1,0 +1,183 @@
+"""What is the same for all parameters that look alike, and is worked out once for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+from torch.optim.optimizer import _device_dtype_check_for_fused
+
+from steprule.engine import cpu, gpu
+from steprule.formats import FORMATS, weight_format
+from steprule.step.job import Job
+from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, is_abstract, is_dense, is_readable, layout, name_of
+from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
+from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.tracing import static_settings
+
+Kernel = cpu.Kernel | gpu.Kernel
+
+ZERO = torch.zeros((), device="cpu")
+
+_PLAIN_TYPES = (Tensor, Parameter)
+
+
+def look_of(x: Any) -> tuple[Any, ...] | None:
+    """All that matters of a tensor but for its numbers and where they lie; None where there is more to it."""
+    if type(x) not in _PLAIN_TYPES or x.layout is not torch.strided:
+        return None
+    return x.dtype, x.shape, x.stride(), x.device, x.is_neg(), x.is_conj(), x.is_inference(), x.requires_grad
+
+
+class Kind:
+    """Parameters of one group that look alike, and whose gradients and states do.
+
+    Args:
+        job: of which they are a part.
+        group: theirs.
+        param, state: one of them, and its state.
+        correction: that of its gradient, if it is corrected.
+        who: what errors call it.
+
+    Attributes:
+        names: their states, in update's order; None for each that they do without.
+        present, scalar_states: those of them that are tensors, and those that are one number.
+        averages: whether there are averages of the weights.
+        corrected: whether gradients are.
+        formats: how each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones.
+        arrays: what those consist of, as names and suffixes.
+        state_names: what a state consists of.
+        written: which of a state a step writes to, but for the numbers that it counts by.
+        is_fast: whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read.
+        is_new: whether they have no state yet.
+        is_complete: whether no state is missing.
+        key: what parameters must have in common to be stepped together.
+        first: the state that one of them was given; the others' are copies of it.
+
+    Raises:
+        RuntimeError: the gradient or the state does not fit the parameter.
+    """
+
+    def __init__(
+        self, job: Job, group: dict[str, Any], param: Tensor, state: dict[str, Any], correction: Tensor | None, who: str
+    ) -> None:
+        self.rule, self.group, self.device = job.rule, group, param.device
+        self.services, self.accumulator = job.services, job.accumulator
+        assert param.grad is not None
+        self.names = job.rule.states_for(group)
+        self.present = tuple(name for name in self.names if name in job.rule.tensor_states)
+        self.scalar_states = tuple(name for name in self.names if name in job.rule.scalar_states)
+        self.averages = job.services is not None and job.services.average is not None
+        self.corrected = correction is not None
+        self.is_abstract = is_abstract(param)
+        self.is_new = all(kept(state, name) is None for name in self.present)
+        begun = (name for name in job.base.states_for(group) if name)
+        self.is_complete = "step" in state and all(kept(state, name) is not None for name in begun)
+        self._check(job.name, param, param.grad, state, who)
+        self.formats = self._formats(param, param.grad, state)
+        self.arrays = arrays_in(self.formats)
+        self.keeps_step = job.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
+        names = {name + suffix for name, suffix in self.arrays if name != "grad"} - {"param"}
+        self.state_names = names | {*self.scalar_states} | ({"step"} if self.keeps_step else set())
+        averages = {AVERAGE} if self.averages else set()
+        self.written = {*self.present, *self.state_names, *averages} - {*self.scalar_states, "step"}
+        self.is_fast = self._fits_an_engine(param, param.grad, state, correction)
+        self.engine = "gpu" if gpu.serves(param.device) else "cpu"
+        self.key = self._key()
+        self.first: dict[str, Tensor] | None = None
+
+    @property
+    def begins_alike(self) -> bool:
+        """Whether what a state begins at, but for an average, does not depend on the parameter's numbers."""
+        if not self.is_fast or (self.averages and not self.formats[AVERAGE] == self.formats["param"] in PLAIN):
+            return False
+        return not any(self.rule.states[name].begins == "param" for name in self.names if name)
+
+    def _served(self) -> Services:
+        """What a kernel does besides the rule's formula."""
+        return self.services.static(self.group) if self.services is not None else NO_SERVICES
+
+    def _key(self) -> Any:
+        where = self.device if self.engine == "gpu" else None
+        static = static_settings(self.rule, self.group), self.group.get("maximize", False)
+        return (self.engine, where, *static, tuple(self.formats.values()), self._served())
+
+    def kernel(self, gather: bool) -> Kernel:
+        """What steps it, with telemetry or without."""
+        kernel: type[Kernel] = gpu.Kernel if self.engine == "gpu" else cpu.Kernel
+        formats = tuple(self.formats.values())
+        return kernel.compiled(
+            self.rule, self.group, self.group.get("maximize", False), formats, replace(self._served(), gather=gather)
+        )
+
+    def _check(self, optimizer: str, param: Tensor, grad: Tensor, state: dict[str, Any], who: str) -> None:
+        group = self.group
+        for what in ("shape", "dtype", "device"):
+            mine, its = getattr(param, what), getattr(grad, what)
+            if mine != its and not (what == "dtype" and {mine, its} <= MIXABLE):
+                raise RuntimeError(f"the gradient of {who} has the {what} {its}, its parameter {mine}")
+        if self.rule.sparse_only and not grad.is_sparse:
+            raise RuntimeError(
+                f"{self.rule.__name__} does not support dense gradients, please consider Adam instead ({who})"
+            )
+        if grad.is_sparse and not self.rule.sparse_grads:
+            raise RuntimeError(f"{optimizer} does not support sparse gradients ({who})")
+        if group.get("fused"):
+            _device_dtype_check_for_fused(param)
+        if group.get("differentiable") and getattr(state.get("step"), "requires_grad", False):
+            raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
+        if group.get("differentiable") and any(group.get(name) for name in ("states", "weights")):
+            raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
+        if problem := misfit(self.rule, state, param, who, converted=group.get("states") is not None):
+            raise RuntimeError(problem)
+
+    def _formats(self, param: Tensor, grad: Tensor, state: dict[str, Any]) -> dict[str, str]:
+        """How each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones."""
+        if param.dtype not in DTYPES:
+            return {}
+        dtype, chosen = name_of(param.dtype), self.group.get("states")
+        formats = {"param": weight_format(self.group.get("weights"), dtype), "grad": name_of(grad.dtype)}
+        if self.corrected:
+            formats["grad"] = self.accumulator.format(dtype)  # type: ignore[union-attr]
+        for name in self.present:
+            if chosen is not None:
+                formats[name] = state_format(self.rule, name, self.group, param)
+            elif isinstance(state.get(name), Tensor):
+                formats[name] = DTYPES.get(state[name].dtype, dtype)
+            else:
+                formats[name] = dtype
+        if self.averages:
+            formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
+        return formats
+
+    def _fits_an_engine(self, param: Tensor, grad: Tensor, state: dict[str, Any], correction: Tensor | None) -> bool:
+        """Whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read."""
+        if self.group.get("differentiable") or not self.formats or not is_dense(param):
+            return False
+        on_gpu = gpu.serves(param.device)
+        if param.device.type != "cpu" and not on_gpu:
+            return False
+        step = state.get("step", ZERO)
+        scalars = [state.get(name, ZERO) for name in self.scalar_states]
+        if any(
+            not isinstance(x, Tensor)
+            or x.dtype not in (torch.float32, torch.float64)
+            or not (on_gpu or x.device.type == "cpu")
+            for x in (*scalars, *([step] if self.keeps_step else []))
+        ):
+            return False
+        kinds = [FORMATS[kind] for kind in self.formats.values()]
+        if any(kind.grouped or kind.random == "element" for kind in kinds) and not param.is_contiguous():
+            return False  # groups and elements are counted by row
+        by_row = self._served().factor == "row"
+        if by_row and param.dim() > 1 and param.numel() and param.stride(0) != param[0].numel():
+            return False  # rows that have factors of their own must lie in one stretch
+        own = layout(param)
+        kept_at = [state.get(name + suffix) for name, suffix in arrays_in(self.formats, by_element=True)]
+        others = [grad, *(x for x in kept_at if isinstance(x, Tensor))]
+        if correction is not None:
+            others.append(correction)
+        return all(is_readable(x, param.device) and layout(x) == own for x in (param, *others))
