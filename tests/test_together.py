@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -250,3 +251,19 @@ def test_a_scaler_steps_all_or_none():
     scaler.step(together)
     scaler.update()
     assert torch.equal(first, own) and torch.equal(second, other) and scaler.get_scale() == 2.0
+
+
+def test_asking_a_plan_that_turns_to_other_parameters_takes_no_step():
+    """The last optimizer refuses; the one before has gradients of other parameters than last time."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(4)]
+    first, middle = steprule.AdamW(params[:1]), steprule.AdamW(params[1:3])
+    together = steprule.Together([first, middle, steprule.AdamW(params[3:], nonfinite="raise")])
+    for chosen in (params, params[:2] + params[3:], params):
+        for param in params:
+            param.grad = torch.ones(3) if any(param is one for one in chosen) else None
+        together.step()
+    before = [param.detach().clone() for param in params]
+    params[2].grad, params[3].grad = None, torch.tensor([1.0, math.nan, 1.0])
+    with pytest.raises(RuntimeError, match="not finite"):
+        together.step()
+    assert all(torch.equal(param, one) for param, one in zip(params, before, strict=True))

@@ -164,7 +164,7 @@ class StepPlan:
         roster, is_short, self._is_short = self._roster, False, False
         if roster.waiting and any(param.grad is not None for param in roster.waiting):
             if self._select():
-                return self.run(groups, states)
+                return self.run(groups, states, only_ask)
             is_short = True
         try:
             if self._whole:
@@ -186,7 +186,7 @@ class StepPlan:
             is_changed = self._settings != list(map(self._settings_of, groups))
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
             # No gradient, a sparse one, a state that is no tensor, a setting that is no number.
-            return self._select() and self.run(groups, states)
+            return self._select() and self.run(groups, states, only_ask)
         if is_changed and not self._refresh(groups):
             return False
         for counter in self._counters:
