@@ -38,10 +38,8 @@ EXCEPTIONS: set[tuple[str, str]] = set()
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 LONG = {
-    "compare.command:compare": 100,
     "formats.gpu": 438,
     "formats.kernel": 419,
-    "rules.options:with_options": 62,
 }
 """Lines of what is longer."""
 

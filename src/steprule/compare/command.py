@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from steprule.compare.errors import UsageError, told
@@ -53,11 +54,7 @@ def compare(
     Raises:
         UsageError: an argument cannot be right. Nothing has been trained then.
     """
-    if steps is not None and seconds is not None:
-        raise UsageError("--steps and --seconds exclude each other")
-    for name, value in (("--target", target), ("--seconds", seconds)):
-        if value is not None and not math.isfinite(value):
-            raise UsageError(f"{name} {value} must be a finite number")
+    _check(steps, seconds, target)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own tasks and optimizers lie here
     torch.set_num_threads(threads)
@@ -65,15 +62,7 @@ def compare(
     loaded = [_load(name) for name in _unlike("--task", tasks)]
     _unlike("--task", [task.name for task in loaded])
     plans = [_specs(task, optimizers, grid) for task in loaded]
-    results = [
-        TaskResult(
-            task,
-            task.target if target is None else target,
-            Budget(seconds=seconds) if seconds is not None else Budget(steps=steps or task.steps),
-            grid,
-        )
-        for task in loaded
-    ]
+    results = [_result(task, target, steps, seconds, grid) for task in loaded]
     settings = {
         "optimizers": {task.name: list(map(str, plan)) for task, plan in zip(loaded, plans, strict=True)},
         "seeds": list(range(seeds)),
@@ -83,32 +72,67 @@ def compare(
         "target": target,
         "threads": threads,
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {str(out)!r}: {error.strerror}") from error
-
+    _folder(out)
     comparison = Comparison(settings, machine(), results)
     console = make_console()
     counts = [seeds * len(plan) for plan in plans]
     try:
         with Watch(console, [task.name for task in loaded], counts) as watch:
             for result, plan in zip(results, plans, strict=True):
-                for seed in range(seeds):  # all optimizers with one seed first: half a comparison is one too
-                    for spec in plan:
-                        progress = watch.begin(result.task.name, str(spec), seed)
-                        run = train(result.task, spec, seed, result.budget, result.target, progress)
-                        result.runs.append(run)
-                        write_text(out / "results.json", comparison.to_json(summary=False))  # whatever comes after
-                        watch.end(run)
+                _run(comparison, result, plan, seeds, watch, out)
     except KeyboardInterrupt:
-        comparison.interrupted = True
-        comparison.results = [result for result in results if result.runs]
-        done = sum(len(result.runs) for result in results)
-        print(f"Stopped by Ctrl-C: {done} of {sum(counts)} runs were over, and only those are kept.", flush=True)
-        if not done:
+        if not _stop(comparison, sum(counts)):
             return 130
+    return _report(comparison, console, out)
 
+
+def _check(steps: int | None, seconds: float | None, target: float | None) -> None:
+    """Raises for a length or a target that cannot be right."""
+    if steps is not None and seconds is not None:
+        raise UsageError("--steps and --seconds exclude each other")
+    for name, value in (("--target", target), ("--seconds", seconds)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{name} {value} must be a finite number")
+
+
+def _result(
+    task: Task, target: float | None, steps: int | None, seconds: float | None, grid: list[float]
+) -> TaskResult:
+    """A task's result before its first run."""
+    budget = Budget(seconds=seconds) if seconds is not None else Budget(steps=steps or task.steps)
+    return TaskResult(task, task.target if target is None else target, budget, grid)
+
+
+def _stop(comparison: Comparison, planned: int) -> bool:
+    """Keeps what is there when Ctrl-C comes; False if that is nothing."""
+    comparison.interrupted = True
+    comparison.results = [result for result in comparison.results if result.runs]
+    done = sum(len(result.runs) for result in comparison.results)
+    print(f"Stopped by Ctrl-C: {done} of {planned} runs were over, and only those are kept.", flush=True)
+    return done > 0
+
+
+def _folder(out: Path) -> None:
+    """Makes the folder for the report."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {str(out)!r}: {error.strerror}") from error
+
+
+def _run(comparison: Comparison, result: TaskResult, plan: Sequence[Spec], seeds: int, watch: Watch, out: Path) -> None:
+    """Trains one task, and keeps what is there after every run."""
+    for seed in range(seeds):  # all optimizers with one seed first: half a comparison is one too
+        for spec in plan:
+            progress = watch.begin(result.task.name, str(spec), seed)
+            run = train(result.task, spec, seed, result.budget, result.target, progress)
+            result.runs.append(run)
+            write_text(out / "results.json", comparison.to_json(summary=False))  # whatever comes after
+            watch.end(run)
+
+
+def _report(comparison: Comparison, console: Console, out: Path) -> int:
+    """Writes and shows what came of it; returns the exit code."""
     try:
         write_text(out / "results.json", comparison.to_json())
         write_text(out / "report.html", page(comparison))

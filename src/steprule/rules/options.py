@@ -42,17 +42,7 @@ def with_options(
         ValueError: an option makes no sense, or none with this rule.
         TypeError: one is of the wrong kind.
     """
-    for name, value in (("cautious", cautious), ("cautious_decay", cautious_decay)):
-        if value not in (True, False):
-            raise TypeError(f"{name} must be True or False, not {value!r}")
-    if isinstance(lookahead, bool) or not isinstance(lookahead, int) or lookahead < 0:
-        raise ValueError(f"Invalid lookahead value: {lookahead!r}; it is a number of steps, 0 for none")
-    if decay is not None and decay not in DECAYS:
-        near = difflib.get_close_matches(str(decay), DECAYS, 1, 0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))}"
-        raise ValueError(f"Invalid decay value: {decay!r}; {hint}")
-    if lookahead_alpha != OPTIONS["lookahead_alpha"] and not lookahead:
-        raise ValueError(f"lookahead_alpha={lookahead_alpha!r} needs lookahead, a number of steps")
+    _check(decay, cautious, cautious_decay, lookahead, lookahead_alpha)
     chosen = [
         text
         for text, on in (("cautious", cautious), ("cautious_decay", cautious_decay), ("lookahead", lookahead))
@@ -85,6 +75,21 @@ def with_options(
     if key not in _rules:
         _rules[key] = _around(*key)
     return _rules[key]
+
+
+def _check(decay: Any, cautious: Any, cautious_decay: Any, lookahead: Any, lookahead_alpha: Any) -> None:
+    """Raises for options that make no sense with any rule."""
+    for name, value in (("cautious", cautious), ("cautious_decay", cautious_decay)):
+        if value not in (True, False):
+            raise TypeError(f"{name} must be True or False, not {value!r}")
+    if isinstance(lookahead, bool) or not isinstance(lookahead, int) or lookahead < 0:
+        raise ValueError(f"Invalid lookahead value: {lookahead!r}; it is a number of steps, 0 for none")
+    if decay is not None and decay not in DECAYS:
+        near = difflib.get_close_matches(str(decay), DECAYS, 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))}"
+        raise ValueError(f"Invalid decay value: {decay!r}; {hint}")
+    if lookahead_alpha != OPTIONS["lookahead_alpha"] and not lookahead:
+        raise ValueError(f"lookahead_alpha={lookahead_alpha!r} needs lookahead, a number of steps")
 
 
 def _decay_of(rule: type[Rule], option: str) -> str | None:
