@@ -492,3 +492,27 @@ def test_a_state_that_a_setting_asks_for_begins_anew_if_a_checkpoint_lacks_it():
     second.load_state_dict(first.state_dict())
     second.step([np.ones(3)])
     assert "max_exp_avg_sq" in second.state[0]
+
+
+def test_weights_to_evaluate():
+    """Schedule-Free's average, as the front for torch has it; other rules' own weights, copied."""
+    grads = [np.array([0.5, -1.0]), np.array([0.25, 2.0])]
+    array, weight = np.array([1.0, 2.0]), torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    mine, theirs = arrays.ScheduleFreeAdamW([array], lr=0.1), steprule.ScheduleFreeAdamW([weight], lr=0.1)
+    assert mine.evaluated()[0].tolist() == [1.0, 2.0]
+    for grad in grads:
+        mine.step([grad])
+        weight.grad = torch.from_numpy(grad)
+        theirs.step()
+    theirs.eval()
+    assert np.allclose(mine.evaluated()[0], weight.detach().numpy(), rtol=1e-15)
+    assert not np.allclose(array, mine.evaluated()[0])
+    plain = arrays.SGD([array])
+    assert plain.evaluated()[0] is not array and plain.evaluated()[0].tolist() == array.tolist()
+
+
+def test_what_cannot_be_optimized_is_refused():
+    with pytest.raises(ValueError, match="params is empty"):
+        arrays.Adam([])
+    with pytest.raises(TypeError, match=r"Adam takes settings by name: lr=0\.001"):
+        arrays.Adam([np.ones(2)], 1e-3)

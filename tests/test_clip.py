@@ -680,3 +680,10 @@ def test_what_reads_no_norm_has_none():
     optimizer = steprule.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, average=0.5)
     optimizer.step()
     assert math.isnan(optimizer.grad_norm)
+
+
+def test_flags_of_services_are_true_or_false():
+    with pytest.raises(TypeError, match="per_parameter must be True or False, not 'no'"):
+        ClipNorm(1.0, per_parameter="no")
+    with pytest.raises(TypeError, match="warmup must be True or False, not 'no'"):
+        steprule.services.Average(0.9, warmup="no")

@@ -7,6 +7,7 @@ import gc
 import io
 import math
 import pickle
+import warnings
 import weakref
 
 import pytest
@@ -752,3 +753,37 @@ def test_functions_go_on_where_a_run_of_torch_stopped():
     assert optimizer.param_groups[0]["lr"] == third(4)
     step(optimizer)
     assert optimizer.param_groups[0]["lr"] == third(5)
+
+
+def test_a_key_that_may_be_a_misspelt_setting_is_told_once():
+    param = torch.nn.Parameter(torch.ones(2))
+    with pytest.warns(
+        UserWarning, match=r"'weigth_decay' in a parameter group of AdamW is no setting.*did you mean 'weight_decay'"
+    ):
+        optimizer = steprule.AdamW([{"params": [param], "weigth_decay": 0.0, "name": "head", "initial_lr": 0.1}])
+    param.grad = torch.ones(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+        optimizer.param_groups[0] |= {"lr_scale": 0.5, "max_lr": 0.1, "step": 3}
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "weigth_decay": 0.0})
+
+
+def test_formats_that_no_parameter_has_are_refused_in_groups_too():
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = steprule.AdamW([param])
+    param.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.param_groups[0]["weights"] = "24bit"
+    with pytest.raises(
+        ValueError, match="weights='24bit' is for bfloat16 and float16 parameters; these are all float32"
+    ):
+        optimizer.step()
+    assert param.grad is not None and float(optimizer.state[param]["step"]) == 1.0
+
+
+@pytest.mark.parametrize("given", ["a model", "its method"])
+def test_a_model_is_not_its_parameters(given):
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"params must be parameters, such as model\.parameters\(\), not"):
+        steprule.AdamW(model if given == "a model" else model.parameters)

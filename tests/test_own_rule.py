@@ -415,3 +415,22 @@ def test_weights_to_evaluate_need_the_way_back_and_known_arguments():
         type("One", (steprule.Rule,), {"update": update, "evaluated": lambda param: param})
     with pytest.raises(steprule.RuleError, match=r"Two\.evaluated takes z, which is no state and no hyperparameter"):
         type("Two", (steprule.Rule,), {"update": update, "evaluated": evaluated, "trained": lambda param: param})
+
+
+@pytest.mark.parametrize("name, nearest", [("keep_step", "keeps_step"), ("decays", "decay"), ("need", "needs")])
+def test_a_misspelt_attribute_of_a_rule_is_refused(name, nearest):
+    def update(param, grad, *, lr=0.1):
+        return param - lr * grad
+
+    with pytest.raises(steprule.RuleError, match=rf"Mine\.{name} means nothing to a rule; did you mean '{nearest}'"):
+        type("Mine", (steprule.Rule,), {"update": update, name: False})
+    type("Mine", (steprule.Rule,), {"update": update, "notes": "of one's own"})
+
+
+def test_a_default_outside_of_its_range_is_refused():
+    def update(param, grad, *, share=2.0):
+        return param - share * grad
+
+    share = steprule.Hyperparameter("share of the gradient", "[0, 1]")
+    with pytest.raises(steprule.RuleError, match=r"the default share=2\.0 is outside of its range \[0, 1\]"):
+        type("Mine", (steprule.Rule,), {"update": update, "share": share})

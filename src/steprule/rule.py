@@ -128,6 +128,7 @@ class Rule:
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
         cls.like_torch = vars(cls).get("like_torch")
         _check_exchange(cls)
+        _check_spelling(cls)
         for what, given, known in (("constants", cls.constants, cls.hyperparameters), ("needs", cls.needs, NEEDS)):
             for name in given:
                 if name not in known:
@@ -224,6 +225,24 @@ SAID = tuple(
     )
 )
 """What rules say by class attributes, and what holds of another rule around them as well."""
+
+
+def _check_spelling(rule: type[Rule]) -> None:
+    """Raises for a class attribute that looks like one that rules have, and is none, and for defaults out of their range."""
+    for name in vars(rule):
+        known = (
+            hasattr(Rule, name) or name == "update" or name in (*rule.states, *rule.hyperparameters) or name[0] == "_"
+        )
+        near = [] if known else difflib.get_close_matches(name, [one for one in dir(Rule) if one[0] != "_"], 1, 0.8)
+        if near:
+            raise RuleError(f"{rule.__name__}.{name} means nothing to a rule; did you mean {near[0]!r}?")
+    for name, default in rule.hyperparameters.items():
+        for number in default if isinstance(default, tuple) else (default,):
+            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if is_number and name in rule.meanings and not rule.meanings[name].allows(number):
+                raise RuleError(
+                    f"{rule.__name__}: the default {name}={default!r} is outside of its range {rule.meanings[name].range}"
+                )
 
 
 def _check_exchange(rule: type[Rule]) -> None:

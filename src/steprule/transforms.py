@@ -61,7 +61,7 @@ def decay(grad: Value, param: Value, *, weight_decay: float = 1e-2) -> Value:
     return grad + weight_decay * param
 
 
-@about(clip_at=Hyperparameter("elements are clipped to within this of 0"))
+@about(clip_at=Hyperparameter("elements are clipped to within this of 0", "[0, inf)"))
 def clip(grad: Value, *, clip_at: float = 1.0) -> Value:
     """Elements kept within clip_at of 0."""
     return pieces.clip(grad, -clip_at, clip_at)

@@ -44,6 +44,7 @@ Mine(p, lr=1e-3)
 
 # Wrong
 
+AdamW(p).lr = 3  # type: ignore[attr-defined]
 AdamW()  # type: ignore[call-arg]
 AdamW(5)  # type: ignore[arg-type]
 AdamW("abc")  # type: ignore[arg-type]

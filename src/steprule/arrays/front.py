@@ -82,8 +82,10 @@ class Optimizer:
             if "__init__" not in vars(cls):
                 cls.__init__ = constructor(cls, signature_of(rule), ARRAYS)  # type: ignore[method-assign]
 
-    def __init__(self, params: Sequence[Array], **settings: Any) -> None:
+    def __init__(self, params: Sequence[Array], *others: Any, **settings: Any) -> None:
         known = self.rule.hyperparameters
+        if others:
+            raise TypeError(f"{type(self).__name__} takes settings by name: {next(iter(known), 'name')}={others[0]!r}")
         check_names(type(self).__name__, settings, known)
         settings |= as_tuples(settings, self.rule)
         self.settings: dict[str, Any] = {**known, **settings}
@@ -92,6 +94,8 @@ class Optimizer:
         if isinstance(params, np.ndarray):
             raise TypeError("params must be a list of arrays, not one array")
         self.params: list[Array] = list(params)
+        if not self.params:
+            raise ValueError("params is empty: there is nothing to optimize")
         for index, param in enumerate(self.params):
             _check_param(index, param)
             if any(param is other for other in self.params[:index]):
@@ -100,10 +104,24 @@ class Optimizer:
         self.state: list[dict[str, Any]] = [{"step": 0} for _ in self.params]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what would look like a setting and be none; what a class has for itself is its own."""
+        """Refuses an attribute that would look like a setting and do nothing, unless a class has defined it."""
         if name in self.rule.hyperparameters and not hasattr(type(self), name):
             raise AttributeError(f"an attribute {name} would do nothing: assign to settings[{name!r}]")
         super().__setattr__(name, value)
+
+    def evaluated(self) -> list[Array]:
+        """The weights to evaluate: copies of params, or of the averages that a rule such as ScheduleFreeAdamW's keeps."""
+        formula = self.rule.evaluated
+        if formula is None:
+            return [param.copy() for param in self.params]
+        names = inspect.signature(formula).parameters
+        settings = {name: value for name, value in self.settings.items() if name in names}
+        states = [{name: x for name, x in state.items() if name in names} for state in self.state]
+        begun = [len(state) + len(settings) + 1 == len(names) for state in states]
+        return [
+            np.asarray(formula(param, **state, **settings), param.dtype) if has_begun else param.copy()
+            for param, state, has_begun in zip(self.params, states, begun, strict=True)
+        ]
 
     def step(self, grads: Sequence[Array | None]) -> None:
         """Takes one step.

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from steprule.optimizer import torchs
-from steprule.optimizer.arguments import OPTION_DOCS, check_clip, docstring, flags_of, refuse_attribute, signature_of
+from steprule.optimizer.arguments import OPTION_DOCS, check_clip, docstring, flags_of, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.formulas import check_base, check_free, check_has_formula, check_rule, reduce
 from steprule.optimizer.groups import Groups
-from steprule.optimizer.making import begin, bind, finish
+from steprule.optimizer.making import begin, bind, check_params, finish
 from steprule.optimizer.releasing import release_gradients
 from steprule.optimizer.steps import Steps
 from steprule.rule import Rule
@@ -86,19 +86,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         check_has_formula(type(self))
+        check_params(params)
         self._groups = groups = Groups(self)
         self._steps = Steps(groups)
         settings = bind(groups.name, groups.base, self._signature, args, kwargs)
         self._core, defaults = begin(groups, settings)
         super().__init__(params, defaults)
         finish(groups)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what would look like a setting and be none; what a class has for itself is its own."""
-        core: Core | None = getattr(self, "_core", None)  # of a wrapper, too
-        if core is not None and core.is_made and name in self._signature.parameters and not hasattr(type(self), name):
-            refuse_attribute(name)
-        super().__setattr__(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as torch.optim does; its own hyperparameters are checked like the constructor's.
@@ -395,5 +389,6 @@ def _of(rule: type[Rule]) -> type[Optimizer]:
     return type(rule.__name__, (base_of(rule),), attributes, rule=rule)
 
 
+setattr(Optimizer, "__setattr__", torchs.set_attribute)  # noqa: B010 - in the class, type checkers let any be set
 for _name in ("step", "add_param_group", "zero_grad"):
     torchs.leave_uncompiled(Optimizer, _name)

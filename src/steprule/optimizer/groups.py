@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import ref
@@ -19,14 +21,14 @@ from steprule.optimizer.arguments import (
     is_elsewhere,
     is_torchs,
 )
-from steprule.optimizer.core import Core
+from steprule.optimizer.core import NOTES, Core
 from steprule.optimizer.parts import check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.rules.options import OPTIONS
 from steprule.settings import as_tuples, check_hyperparameters
 from steprule.step.listed import Listed, list_all, name_in
-from steprule.tensors.memory import MIXABLE, find_shared, is_fake
+from steprule.tensors.memory import HALVES, MIXABLE, find_shared, is_fake, name_of
 from steprule.tensors.state import FORMAT_OPTIONS, bring_up_to_date
 
 
@@ -42,6 +44,7 @@ class Groups:
         made = type(optimizer)
         self.name, self.base = made.__name__, made.rule
         self.flags, self.fixed, self.constants = made._flags, made._fixed, made._constant
+        self._spelt: set[str] = {*NOTES, SCHEDULES, "initial_lr", *self.fixed}  # keys that need no second look
 
     @property
     def optimizer(self) -> Any:
@@ -210,6 +213,7 @@ class Groups:
         self.complete_formats()
         for number in range(len(self.groups)):
             self.check_parameters(number)
+        self.check_halves()
         if any(name not in group for group in self.groups for name in self.core.notes()):
             self.note()
         self.core.completed = list(self.groups)
@@ -257,7 +261,18 @@ class Groups:
         return True
 
     def check_keys(self, group: Mapping[str, Any]) -> None:
-        """Raises for what a group cannot have for itself."""
+        """Raises for what a group cannot have for itself, and warns of what may be a misspelt setting."""
+        settings = (*self.core.rule.hyperparameters, *self.flags, *FORMAT_OPTIONS)
+        for name in group.keys() - {"params", "param_names", *settings, *SERVICE_OPTIONS, *OPTIONS, *self._spelt}:
+            self._spelt.add(name)
+            is_of_one = any(one in str(name) for one in settings)  # as a scheduler's base_momentum
+            near = [] if is_of_one else difflib.get_close_matches(str(name), settings, 1, 0.8)
+            if near:
+                warnings.warn(
+                    f"{name!r} in a parameter group of {self.name} is no setting, and does nothing; did you mean {near[0]!r}?",
+                    UserWarning,
+                    stacklevel=2,
+                )
         for name in (*SERVICE_OPTIONS, *OPTIONS):
             is_free = name == "clip" and group.get(name) is False
             if name in group and name not in self.core.rule.hyperparameters and not is_free:
@@ -276,10 +291,11 @@ class Groups:
                 value = float(group[name][0] if is_first else group[name])
                 begun = self.core.begun_with.get(param, value) if self.states.get(param) else value
                 if begun != value:
+                    is_cycled = name in ("momentum", "betas")
+                    hint = ". A scheduler that cycles it takes cycle_momentum=False" if is_cycled else ""
                     raise ValueError(
                         f"{name}{'[0]' * is_first} of group {number} was changed from {begun} to {value}; "
-                        f"{self.name} needs it constant: {why}. A scheduler that cycles it takes "
-                        "cycle_momentum=False"
+                        f"{self.name} needs it constant: {why}{hint}"
                     )
                 self.core.begun_with[param] = value
 
@@ -302,6 +318,15 @@ class Groups:
         check_whole(self.core, self.groups, number)
         if self.core.rule.sparse_only:
             check_sparse_only(self.core.rule, number, group["params"])
+
+    def check_halves(self) -> None:
+        """Raises for what is for half-precision parameters if there are none."""
+        wanted = [f"weights={group['weights']!r}" for group in self.groups if group.get("weights") is not None]
+        wanted += [f"grads={self.core.accumulator.kind!r}"] if self.core.accumulator is not None else []
+        dtypes = {param.dtype for group in self.groups for param in group["params"]}
+        if wanted and dtypes.isdisjoint(HALVES):
+            names = " or ".join(sorted(map(name_of, dtypes)))
+            raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {names}")
 
     def check_memory(self) -> None:
         """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""

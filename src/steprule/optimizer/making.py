@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steprule.optimizer.arguments import SERVICE_OPTIONS, make_accumulator, make_services
@@ -15,7 +16,6 @@ from steprule.optimizer.schedules import Schedules
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS
 from steprule.settings import check_names
-from steprule.tensors.memory import HALVES, name_of
 from steprule.tensors.state import FORMAT_OPTIONS
 from steprule.trace.tracing import trace
 
@@ -33,6 +33,12 @@ def bind(
     if its is not None and its.tensor_betas and isinstance(settings["betas"], (tuple, list)):
         settings["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in settings["betas"])
     return settings
+
+
+def check_params(params: Any) -> None:
+    """Raises for a model, or its method, in place of its parameters."""
+    if isinstance(params, torch.nn.Module) or isinstance(getattr(params, "__self__", None), torch.nn.Module):
+        raise TypeError(f"params must be parameters, such as model.parameters(), not {type(params).__name__}")
 
 
 def begin(groups: Groups, settings: dict[str, Any]) -> tuple[Core, dict[str, Any]]:
@@ -75,9 +81,4 @@ def finish(groups: Groups) -> None:
     for group in groups.groups:
         trace(core.rule, group)
     groups.check_memory()
-    wanted = [f"weights={group['weights']!r}" for group in groups.groups if group.get("weights") is not None]
-    wanted += [f"grads={core.accumulator.kind!r}"] if core.accumulator is not None else []
-    dtypes = {param.dtype for group in groups.groups for param in group["params"]}
-    if wanted and dtypes.isdisjoint(HALVES):
-        names = " or ".join(sorted(map(name_of, dtypes)))
-        raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {names}")
+    groups.check_halves()

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from steprule.optimizer.arguments import refuse_attribute
+
 _BASE = torch.optim.Optimizer
 _PASSING = "GradScaler is going to stop passing itself"
 
@@ -27,6 +29,14 @@ def outermost(step: Callable[..., Any]) -> Callable[..., Any]:
 
     outer.hooked = True  # type: ignore[attr-defined]
     return outer
+
+
+def set_attribute(self: Any, name: str, value: Any) -> None:
+    """Refuses an attribute that would look like a setting and do nothing, unless a class has defined it."""
+    core = getattr(self, "_core", None)  # of a wrapper, too
+    if core is not None and core.is_made and name in self._signature.parameters and not hasattr(type(self), name):
+        refuse_attribute(name)
+    _BASE.__setattr__(self, name, value)
 
 
 def takes_scaler(services: Any) -> bool:

@@ -5,3 +5,9 @@ from steprule.services.clip import ClipAdaptive, ClipNorm, ClipQuantile, ClipVal
 from steprule.services.telemetry import Telemetry
 
 __all__ = ["Average", "ClipAdaptive", "ClipNorm", "ClipQuantile", "ClipValue", "Telemetry"]
+
+
+def __getattr__(name: str) -> object:
+    from steprule.settings import no_attribute
+
+    raise no_attribute(__name__, name, __all__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from steprule.services.clip import check_flags
+
 
 @dataclass(frozen=True)
 class Average:
@@ -30,6 +32,7 @@ class Average:
     def __post_init__(self) -> None:
         if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
             raise ValueError(f"Invalid average decay: {self.decay!r}; it must be a number in [0, 1)")
+        check_flags(warmup=self.warmup, bias_correction=self.bias_correction)
         if self.warmup and self.bias_correction:
             raise ValueError("average takes warmup=True or bias_correction=True, not both: each shortens the start")
 

@@ -34,6 +34,7 @@ class ClipNorm:
         _check("max_norm", self.max_norm, 0.0, math.inf)
         if not isinstance(self.norm_type, (int, float)) or math.isnan(self.norm_type):
             raise ValueError(f"Invalid norm_type value: {self.norm_type!r}; it must be a number")
+        check_flags(per_parameter=self.per_parameter)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,13 @@ def norm_factor(norm: Any, max_norm: float) -> Any:
 def _check(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"Invalid {name} value: {value!r}; it must be a number from {low:g} to {high:g}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises TypeError for what is neither True nor False."""
+    for name, value in flags.items():
+        if value not in (True, False):
+            raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 _NO_NORM = -1.0
