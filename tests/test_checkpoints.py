@@ -563,3 +563,40 @@ def test_malformed_notes_are_refused_before_anything_changes(name, value):
         optimizer.load_state_dict(saved)
     assert equal(optimizer.state_dict(), before)
     train(params, optimizer, 1)
+
+
+WRONG_STATES = {
+    "a number that is none": ("Prodigy", {}, "d", "x"),
+    "a list in place of a number": ("Prodigy", {}, "d", [1.0]),
+    "no number": ("Prodigy", {}, "d", None),
+    "a number without memory": ("AdamW", {}, "step", torch.tensor(3.0, device="meta")),
+    "a tensor without memory": ("AdamW", {}, "exp_avg", torch.zeros(3, device="meta")),
+    "a text in place of an average": ("AdamW", {"average": 0.9}, "param_average", "x"),
+    "no state beside others": ("AdamW", {}, "exp_avg", None),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_STATES)
+def test_a_state_that_cannot_be_taken_over_changes_nothing(wrong):
+    """The last parameter's, after others have been looked at; the optimizer goes on as if nobody had tried."""
+    name, settings, state, value = WRONG_STATES[wrong]
+    _, other = trained(getattr(steprule, name), steps=3, **settings)
+    saved = copy.deepcopy(other.state_dict())
+    saved["state"][1][state] = value
+    params, optimizer = trained(getattr(steprule, name), steps=1, **settings)
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match="parameter 1 of group 0"):
+        optimizer.load_state_dict(saved)
+    assert equal(everything(optimizer), before)
+    train(params, optimizer, 1)
+
+
+def test_an_average_that_was_not_saved_begins_anew():
+    _, optimizer = trained(average=0.9)
+    saved = optimizer.state_dict()
+    saved["state"][1]["param_average"] = None
+    params, other = trained(average=0.9, steps=1)
+    other.load_state_dict(saved)
+    before = params[1].detach().clone()
+    train(params, other, 1)
+    assert torch.allclose(other.read(params[1], "param_average"), before.lerp(params[1].detach(), 0.1))

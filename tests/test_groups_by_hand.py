@@ -787,3 +787,17 @@ def test_a_model_is_not_its_parameters(given):
     model = torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match=r"params must be parameters, such as model\.parameters\(\), not"):
         steprule.AdamW(model if given == "a model" else model.parameters)
+
+
+def test_what_torchs_class_has_fixed_cannot_be_changed():
+    """torch.optim.AdamW would become Adam by it."""
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = steprule.AdamW([param])
+    for _ in range(2):
+        param.grad = torch.ones(2)
+        optimizer.step()
+    optimizer.param_groups[0]["decoupled_weight_decay"] = False
+    with pytest.raises(ValueError, match="decoupled_weight_decay=False in a parameter group: with AdamW it is True"):
+        optimizer.step()
+    optimizer.param_groups[0]["decoupled_weight_decay"] = True
+    optimizer.step()

@@ -59,8 +59,8 @@ class Rule:
         hyperparameters: update's hyperparameters and their defaults, in order.
         meanings: what they are: for each the `Hyperparameter` that is the class attribute of its name, here or in a parent, or
             what `steprule.hyper.COMMON` has of the name.
-        decay: what the formula makes of its hyperparameter weight_decay: a key of `DECAYS`, or "own" for what is none
-            of those. None says nothing, and options that must know are refused.
+        decay: what the formula makes of its hyperparameter weight_decay: a key of `DECAYS`, or "own" for any other kind.
+            Options that depend on the kind are refused where this is None.
         refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
         needs: what it is good for, of `NEEDS`.
         when: when to use it.

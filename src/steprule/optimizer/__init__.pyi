@@ -3007,8 +3007,8 @@ class ScheduleFreeSGD(_Exchanging):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 1.0.
-        momentum: how close y is to the average, beta in the paper. In (0,
-            1). Default: 0.9.
+        momentum: weight of the average in the point y where gradients are
+            taken; the paper's beta. In (0, 1). Default: 0.9.
         weight_decay: weight decay, added to the direction at y. At least 0.
             Default: 0.0.
         warmup_steps: number of steps of a linear warm-up of lr. At least 0.
@@ -3107,9 +3107,9 @@ class ScheduleFreeAdamW(_Exchanging):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.0025.
-        betas: how close y is to the average, which must be above 0, and
-            decay rate of the running average of the squared gradient. Each
-            in [0, 1). Default: (0.9, 0.999).
+        betas: weight of the average in the point y where gradients are
+            taken, above 0, and decay rate of the running average of the
+            squared gradient. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the direction at y. At least 0.
@@ -3213,9 +3213,9 @@ class ScheduleFreeRAdam(_Exchanging):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.0025.
-        betas: how close y is to the average, which must be above 0, and
-            decay rate of the running average of the squared gradient. Each
-            in [0, 1). Default: (0.9, 0.999).
+        betas: weight of the average in the point y where gradients are
+            taken, above 0, and decay rate of the running average of the
+            squared gradient. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the direction at y. At least 0.

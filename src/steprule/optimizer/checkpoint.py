@@ -145,6 +145,7 @@ class Loading:
     def __enter__(self) -> Loading:
         """From here to the end torch.optim loads."""
         self._hook = self._groups.optimizer.register_load_state_dict_pre_hook(self._remember)
+        self._before = self._groups.groups, self._groups.states
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,6 +183,10 @@ class Loading:
         self, state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str, every: frozenset[str]
     ) -> None:
         rule, base = self._rule, self._groups.base
+        state = {name: value for name, value in state.items() if value is not None}
+        without = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
+        if without and not param.is_meta:
+            raise ValueError(f"the state {without[0]} of {who} is on the meta device, and has no numbers")
         present = rule.states_for(self._groups.complete({**saved}))
         missing = [name for name in base.states if name in present and not has_arrays(state, name)]
         has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
@@ -204,21 +209,29 @@ class Loading:
             raise ValueError(problem)
 
     def finish(self) -> None:
-        """Makes what torch.optim has put into groups and states this optimizer's own."""
-        core = self._groups.core
-        core.plans.current, core.begun_with = None, {}
-        core.completed = list(self._groups.groups)
-        self._restore()
-        for group in self._groups.groups:
-            self._groups.complete(group)
-        self._convert()
+        """Makes what torch.optim has put into groups and states this optimizer's own, or puts back what was there before.
+
+        Raises:
+            ValueError: a state cannot be what it was saved as; nothing has changed.
+        """
+        core, optimizer = self._groups.core, self._groups.optimizer
+        core.plans.current = None
+        try:
+            self._restore()
+            for group in self._groups.groups:
+                self._groups.complete(group)
+            self._convert()
+        except Exception:
+            optimizer.param_groups, optimizer.state = self._before
+            raise
+        core.begun_with, core.completed = {}, list(self._groups.groups)
+        take_notes(self._groups, self._source)
         self._groups.set_scheduled_if_possible()
         self._groups.note()
 
     def _restore(self) -> None:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
         groups, states = self._groups.groups, self._groups.states
-        take_notes(self._groups, self._source)
         for group, own in zip(groups, self._own, strict=True):
             for name in ("clip", SCHEDULES, *NOTES):
                 group.pop(name, None)
@@ -240,29 +253,36 @@ class Loading:
 
     def _convert(self) -> None:
         """Makes loaded states this optimizer's own, in its formats."""
-        rule, services = self._rule, self._groups.core.services
-        for group in self._groups.groups:
-            for param in group["params"]:
+        for number, group in enumerate(self._groups.groups):
+            for index, param in enumerate(group["params"]):
                 state = self._groups.states.get(param, {})
-                for name, value in state.items():
-                    state[name] = own_copy(name, value, param, group, rule)
-                if services is None or services.average is None:
-                    set_arrays(state, AVERAGE, {})
-                elif AVERAGE in state and param.dtype in DTYPES:
-                    convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
-                if param.dtype not in DTYPES:
-                    for name in (AVERAGE, *rule.tensor_states):
-                        if isinstance(state.get(name), Tensor):
-                            state[name] = state[name].to(param.dtype)
-                    continue
-                dtype = name_of(param.dtype)
-                for name in rule.tensor_states:
-                    if kept(state, name) is not None:
-                        kind = self._dtypes.get((param, name), dtype)
-                        if group.get("states") is not None:
-                            kind = state_format(rule, name, group, param)
-                        convert(state, name, kind, param)
-                drop_other_correction(state, weight_format(group.get("weights"), dtype))
+                try:
+                    self._convert_state(state, param, group)
+                except Exception as error:
+                    who = name_in(group, number, index)
+                    raise ValueError(f"the loaded state of {who} cannot be taken over: {error}") from error
+
+    def _convert_state(self, state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> None:
+        rule, services = self._rule, self._groups.core.services
+        for name, value in state.items():
+            state[name] = own_copy(name, value, param, group, rule)
+        if services is None or services.average is None or state.get(AVERAGE, 0) is None:
+            set_arrays(state, AVERAGE, {})
+        elif AVERAGE in state and param.dtype in DTYPES:
+            convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
+        if param.dtype not in DTYPES:
+            for name in (AVERAGE, *rule.tensor_states):
+                if isinstance(state.get(name), Tensor):
+                    state[name] = state[name].to(param.dtype)
+            return
+        dtype = name_of(param.dtype)
+        for name in rule.tensor_states:
+            if kept(state, name) is not None:
+                kind = self._dtypes.get((param, name), dtype)
+                if group.get("states") is not None:
+                    kind = state_format(rule, name, group, param)
+                convert(state, name, kind, param)
+        drop_other_correction(state, weight_format(group.get("weights"), dtype))
 
 
 def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -240,7 +240,7 @@ class Optimizer(torch.optim.Optimizer):
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``.
 
-        Where it has them already, as in another such context, it keeps them, and has them afterwards.
+        Contexts may be nested: the inner one changes nothing.
 
         Raises:
             RuntimeError: there is no average yet.

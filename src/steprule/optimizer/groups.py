@@ -230,6 +230,7 @@ class Groups:
         if isinstance(settings["params"], Tensor):
             settings["params"] = [settings["params"]]
         self.check_keys(settings)
+        self.check_fixed(settings)
         functions = self.take_functions(settings, self.core.calls)
         self.check_settings(settings)
         self.check_options(settings, self.core)
@@ -259,6 +260,12 @@ class Groups:
         if not names.isdisjoint(self.constants):
             self.check_constants()
         return True
+
+    def check_fixed(self, group: Mapping[str, Any]) -> None:
+        """Raises for what torch.optim's class has in its groups and no argument for, if it was changed."""
+        for name, value in self.fixed.items():
+            if group.get(name, value) != value:
+                raise ValueError(f"{name}={group[name]!r} in a parameter group: with {self.name} it is {value!r}")
 
     def check_keys(self, group: Mapping[str, Any]) -> None:
         """Raises for what a group cannot have for itself, and warns of what may be a misspelt setting."""

@@ -127,7 +127,7 @@ class Steps:
         """What a step needs to know."""
         core, groups = self._core, self._groups
         return Job(
-            groups.name, groups.base, core.rule, groups.flags, groups.groups, groups.states, core.services,
+            groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), groups.groups, groups.states, core.services,
             core.accumulator, groups.check_numbers, self.move_resting_averages,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ _MIXED = "weights and their average are mixed by it"
 
 
 _BETAS = Hyperparameter(
-    "how close y is to the average, which must be above 0, and decay rate of the running average of the squared gradient",
+    "weight of the average in the point y where gradients are taken, above 0, and decay rate of the running average of the squared gradient",
     "[0, 1)",
 )
 _DECAY = Hyperparameter("weight decay, added to the direction at y", "[0, inf)")
@@ -55,7 +55,9 @@ class ScheduleFreeSGD(Rule):
     The average weighs steps by step**r times the largest lr so far to the power weight_lr_power.
     """
 
-    momentum = Hyperparameter("how close y is to the average, beta in the paper", "(0, 1)")
+    momentum = Hyperparameter(
+        "weight of the average in the point y where gradients are taken; the paper's beta", "(0, 1)"
+    )
     weight_decay = _DECAY
     warmup_steps = _WARMUP
     r = _R
