@@ -434,3 +434,44 @@ def test_a_default_outside_of_its_range_is_refused():
     share = steprule.Hyperparameter("share of the gradient", "[0, 1]")
     with pytest.raises(steprule.RuleError, match=r"the default share=2\.0 is outside of its range \[0, 1\]"):
         type("Mine", (steprule.Rule,), {"update": update, "share": share})
+
+
+def test_an_exchange_that_cannot_be_made_changes_nothing():
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = steprule.ScheduleFreeSGD(params, lr=0.1)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.ones(2)
+        optimizer.step()
+    before, kept = [param.detach().clone() for param in params], optimizer.state[params[1]]["z"]
+    optimizer.state[params[1]]["z"] = torch.zeros(3, 3)
+    with pytest.raises(RuntimeError, match="shape"):
+        optimizer.eval()
+    assert all(torch.equal(param, one) for param, one in zip(params, before, strict=True))
+    optimizer.state[params[1]]["z"] = kept
+    optimizer.train()
+    optimizer.step()
+    optimizer.eval()
+    with pytest.raises(RuntimeError, match=r"plain_state_dict\(\)"):
+        optimizer.plain_state_dict()
+
+
+def test_a_group_of_another_optimizer_does_not_follow_this_ones_functions():
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(3)]
+    first = steprule.SGD(params[:1], lr=lambda step: 1e-3)
+    second = steprule.SGD(params[1:2], lr=lambda step: 0.5)
+    second.add_param_group({**first.param_groups[0], "params": params[2:]})
+    for param in params:
+        param.grad = torch.ones(1)
+    second.step()
+    assert params[1].item() == 0.5 and params[2].item() == pytest.approx(0.999)
+
+
+def test_states_that_begin_early_and_those_of_options_are_all_made_when_asked_for():
+    """torch.distributed.checkpoint asks by a first step with lr and gradients of 0."""
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = steprule.Adagrad([param], lr=0.0, lookahead=2)
+    param.grad = torch.zeros(2)
+    optimizer.step(closure=None)
+    assert {"step", "sum", "slow_param"} <= set(optimizer.state[param])
+    assert float(optimizer.state[param]["step"]) == 0.0

@@ -162,6 +162,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Error-corrections of weights are left out, since torch.optim has none; `read` gives a weight with its own.
         """
+        self._core.modes.must_train("plain_state_dict()")
         return plain_state_dict(self._groups, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:

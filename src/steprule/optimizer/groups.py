@@ -128,11 +128,12 @@ class Groups:
         """
         core, number = self.core, len(self.groups)
         functions: dict[str, Schedule] = {}
+        is_own = core.is_made and any(group is known for known in core.completed)
         if isinstance(group, dict):
             group = self.keep_functions(group)
         try:
             if isinstance(group, dict):
-                if not core.is_made:
+                if not is_own:
                     group.pop(SCHEDULES, None)  # of another optimizer
                 for name, function in (core.schedules.defaults if core.schedules is not None else {}).items():
                     group.setdefault(name, function)

@@ -79,16 +79,23 @@ class _Exchanging(Optimizer):
             return
         self._groups.check_constants()
         modes.must_have_weights(f"{'train' if training else 'eval'}()")
-        modes.training = training
-        self._core.forget_plans(self.param_groups)
         formula: Any = rule.trained if training else rule.evaluated
         names = inspect.signature(formula).parameters
         states = [name for name in rule.states if name in names]
-        for group, param in self._groups.each():
-            if all(kept(self.state.get(param, {}), name) is not None for name in states):
-                own = {name: self.read(param, name) for name in states}
-                own |= {name: _plain(group[name]) for name in rule.hyperparameters if name in names}
-                param.copy_(formula(param.to(torch.promote_types(param.dtype, torch.float32)), **own))
+        begun = [
+            (group, param)
+            for group, param in self._groups.each()
+            if all(kept(self.state.get(param, {}), name) is not None for name in states)
+        ]
+        for _, param in begun:  # before anything changes
+            if any(self.read(param, name).shape != param.shape for name in states):
+                raise RuntimeError(f"a parameter of shape {tuple(param.shape)} has states of another shape")
+        modes.training = training
+        self._core.forget_plans(self.param_groups)
+        for group, param in begun:
+            own = {name: self.read(param, name) for name in states}
+            own |= {name: _plain(group[name]) for name in rule.hyperparameters if name in names}
+            param.copy_(formula(param.to(torch.promote_types(param.dtype, torch.float32)), **own))
 
 
 def _plain(value: Any) -> Any:

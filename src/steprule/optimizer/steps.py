@@ -147,7 +147,11 @@ class Steps:
         if is_plain and is_torchs(self._groups.base):  # where it is a step as torch.optim's, and moves nothing
             return False
         rates = [group.get("lr") for group in groups]
-        if self._groups.states or any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
+        steps = [state.get("step") for state in self._groups.states.values()]
+        has_begun = any(
+            step is None or float(step) > 0 for step in steps
+        )  # and does not only have states that begin early
+        if has_begun or any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
             return False
         if any(lr.any() if isinstance(lr, Tensor) else lr for lr in rates):
             return False
