@@ -475,3 +475,14 @@ def test_states_that_begin_early_and_those_of_options_are_all_made_when_asked_fo
     optimizer.step(closure=None)
     assert {"step", "sum", "slow_param"} <= set(optimizer.state[param])
     assert float(optimizer.state[param]["step"]) == 0.0
+
+
+def test_a_step_with_closure_none_looks_through_no_states():
+    """Which it did with a learning rate, for every parameter, waiting for GPUs, and stumbling over what is no parameter's."""
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = steprule.Lion([param], clip=1.0)
+    for _ in range(2):
+        param.grad = torch.ones(2)
+        optimizer.step(closure=None)
+        optimizer.state["of nobody"] = 1
+    assert optimizer.state["of nobody"] == 1 and param[0].item() < 1

@@ -146,17 +146,18 @@ class Steps:
         is_plain = core.services is None and core.schedules is None and core.options == OPTIONS
         if is_plain and is_torchs(self._groups.base):  # where it is a step as torch.optim's, and moves nothing
             return False
+        if self._groups.states and not self._groups.base.begins_early:
+            return False
         rates = [group.get("lr") for group in groups]
-        steps = [state.get("step") for state in self._groups.states.values()]
-        has_begun = any(
-            step is None or float(step) > 0 for step in steps
-        )  # and does not only have states that begin early
-        if has_begun or any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
+        if any(is_elsewhere(lr) or not isinstance(lr, float | Tensor) for lr in rates):
             return False
         if any(lr.any() if isinstance(lr, Tensor) else lr for lr in rates):
             return False
         grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
+        if not grads or any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads):
+            return False
+        steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
+        return not any(float(step) > 0 for step in steps)
 
     def make_states(self) -> None:
         """Makes the states of all parameters that have gradients, and steps none."""
