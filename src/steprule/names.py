@@ -1,6 +1,9 @@
-"""What steprule's attributes are called, apart from optimizers, and where they are from."""
+"""What steprule's attributes are called, apart from optimizers, and where they are from; and which name may be meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 HOME = {
     "optimizer": ("Optimizer",),
@@ -37,3 +40,10 @@ HOME = {
 """Names by the module that has them."""
 
 SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", "rules", "services", "transforms")
+
+
+def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question that ends a message with the nearest of the choices, or nothing; case does not matter."""
+    by_lower = {one.lower(): one for one in choices}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""

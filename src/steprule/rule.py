@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from steprule.hyper import Hyperparameter as Hyperparameter
 from steprule.hyper import common
+from steprule.names import did_you_mean
 from steprule.state import RuleError as RuleError
 from steprule.state import State as State
 from steprule.state import TorchArguments as TorchArguments
@@ -211,7 +212,7 @@ class Rule:
 
 SAID = tuple(
     name
-    for name, kind in vars(Rule)["__annotations__"].items()
+    for name in vars(Rule)["__annotations__"]
     if name
     not in (
         "states",
@@ -230,12 +231,10 @@ SAID = tuple(
 def _check_spelling(rule: type[Rule]) -> None:
     """Raises for a class attribute that looks like one that rules have, and is none, and for defaults out of their range."""
     for name in vars(rule):
-        known = (
-            hasattr(Rule, name) or name == "update" or name in (*rule.states, *rule.hyperparameters) or name[0] == "_"
-        )
-        near = [] if known else difflib.get_close_matches(name, [one for one in dir(Rule) if one[0] != "_"], 1, 0.8)
-        if near:
-            raise RuleError(f"{rule.__name__}.{name} means nothing to a rule; did you mean {near[0]!r}?")
+        is_known = hasattr(Rule, name) or name in ("update", *rule.states, *rule.hyperparameters) or name[0] == "_"
+        hint = "" if is_known else did_you_mean(name, (one for one in dir(Rule) if one[0] != "_"), 0.8)
+        if hint:
+            raise RuleError(f"{rule.__name__}.{name} means nothing to a rule{hint}")
     for name, default in rule.hyperparameters.items():
         for number in default if isinstance(default, tuple) else (default,):
             is_number = isinstance(number, (int, float)) and not isinstance(number, bool)

@@ -11,18 +11,12 @@ from typing import Any
 
 from steprule.docstrings import PARAMS, arguments
 from steprule.hyper import UNSAID
+from steprule.names import did_you_mean
 from steprule.registry import RULES
 from steprule.rule import Rule
 
 _ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
 """What other libraries call hyperparameters."""
-
-
-def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
-    """A question that ends a message with the nearest of the choices, or nothing; case does not matter."""
-    by_lower = {one.lower(): one for one in choices}
-    near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 def no_attribute(module: str, name: str, known: Iterable[str]) -> Exception:

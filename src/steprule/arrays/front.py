@@ -116,11 +116,12 @@ class Optimizer:
             return [param.copy() for param in self.params]
         names = inspect.signature(formula).parameters
         settings = {name: value for name, value in self.settings.items() if name in names}
-        states = [{name: x for name, x in state.items() if name in names} for state in self.state]
-        begun = [len(state) + len(settings) + 1 == len(names) for state in states]
+        needed = [name for name in self.rule.states if name in names]
         return [
-            np.asarray(formula(param, **state, **settings), param.dtype) if has_begun else param.copy()
-            for param, state, has_begun in zip(self.params, states, begun, strict=True)
+            np.asarray(formula(param, **{name: state[name] for name in needed}, **settings), param.dtype)
+            if all(name in state for name in needed)
+            else param.copy()
+            for param, state in zip(self.params, self.state, strict=True)
         ]
 
     def step(self, grads: Sequence[Array | None]) -> None:

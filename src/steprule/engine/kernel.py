@@ -74,6 +74,7 @@ class Kernel(ABC):
         key = (cls, rule, static_settings(rule, hyper), maximize, tuple(formats), services)
         if key not in _kernels:
             program = trace(rule, hyper, maximize, services)
+            program.check()
             kernel = cls._of(rule, program.last, formats)
             kernel.program = program
             kernel.readings = tuple(cls._of(rule, reading, formats) for reading in program.readings)

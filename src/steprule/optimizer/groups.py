@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from weakref import ref
 
 from torch import Tensor
 
+from steprule.names import did_you_mean
 from steprule.optimizer.arguments import (
     FLAGS,
     SERVICE_OPTIONS,
@@ -274,10 +274,10 @@ class Groups:
         for name in group.keys() - {"params", "param_names", *settings, *SERVICE_OPTIONS, *OPTIONS, *self._spelt}:
             self._spelt.add(name)
             is_of_one = any(one in str(name) for one in settings)  # as a scheduler's base_momentum
-            near = [] if is_of_one else difflib.get_close_matches(str(name), settings, 1, 0.8)
-            if near:
+            hint = "" if is_of_one else did_you_mean(str(name), settings, 0.8)
+            if hint:
                 warnings.warn(
-                    f"{name!r} in a parameter group of {self.name} is no setting, and does nothing; did you mean {near[0]!r}?",
+                    f"{name!r} in a parameter group of {self.name} is no setting, and does nothing{hint}",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -331,8 +331,10 @@ class Groups:
         """Raises for what is for half-precision parameters if there are none."""
         wanted = [f"weights={group['weights']!r}" for group in self.groups if group.get("weights") is not None]
         wanted += [f"grads={self.core.accumulator.kind!r}"] if self.core.accumulator is not None else []
+        if not wanted:
+            return
         dtypes = {param.dtype for group in self.groups for param in group["params"]}
-        if wanted and dtypes.isdisjoint(HALVES):
+        if dtypes.isdisjoint(HALVES):
             names = " or ".join(sorted(map(name_of, dtypes)))
             raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {names}")
 

@@ -10,7 +10,8 @@ import torch
 from steprule.engine.team import torch_alone
 from steprule.optimizer.front import BASES, Optimizer, base_of
 from steprule.rule import Rule
-from steprule.tensors.state import arrays_of, convert, kept, state_format, step_options
+from steprule.step.listed import list_all, name_in
+from steprule.tensors.state import arrays_of, convert, kept, misfit, state_format, step_options
 
 
 def make(rule: type[Rule], module: str) -> type[Optimizer]:
@@ -82,17 +83,16 @@ class _Exchanging(Optimizer):
         formula: Any = rule.trained if training else rule.evaluated
         names = inspect.signature(formula).parameters
         states = [name for name in rule.states if name in names]
-        begun = [
-            (group, param)
-            for group, param in self._groups.each()
-            if all(kept(self.state.get(param, {}), name) is not None for name in states)
-        ]
-        for _, param in begun:  # before anything changes
-            if any(self.read(param, name).shape != param.shape for name in states):
-                raise RuntimeError(f"a parameter of shape {tuple(param.shape)} has states of another shape")
+        begun = []
+        for number, group, index, param, _ in list_all(self.param_groups):  # before anything changes
+            state = self.state.get(param, {})
+            if problem := misfit(self._core.rule, state, param, name_in(group, number, index), converted=True):
+                raise RuntimeError(problem)
+            if all(kept(state, name) is not None for name in states):
+                begun.append((param, group))
         modes.training = training
         self._core.forget_plans(self.param_groups)
-        for group, param in begun:
+        for param, group in dict(begun).items():  # once: one may be listed twice
             own = {name: self.read(param, name) for name in states}
             own |= {name: _plain(group[name]) for name in rule.hyperparameters if name in names}
             param.copy_(formula(param.to(torch.promote_types(param.dtype, torch.float32)), **own))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Resting:
         self._sizes = [entry.param.numel() for entry in entries]
         self._at = [[x.data_ptr() for x in (entry.state[AVERAGE], entry.param)] for entry in entries]
         self._plans: dict[tuple[str, str], tuple[Kernel, Plan]] = {}
-        self._moving: list[tuple[Kernel, Plan]] = []
+        self._moving: list[tuple[Kernel, Plan, Callable[[], None]]] = []
 
     @staticmethod
     def takes(entries: Sequence[Entry]) -> bool:
@@ -59,14 +59,15 @@ class Resting:
             if resting[numbers].any():
                 if kind not in self._plans:
                     self._plans[kind] = self._plan(kind)
-                self._moving.append(self._plans[kind])
-                self._plans[kind][1].select(resting[numbers])
+                kernel, plan = self._plans[kind]
+                plan.select(resting[numbers])
+                self._moving.append((kernel, plan, kernel.launcher(plan, torch.get_num_threads)))
 
     def move(self, weight: float) -> None:
         """Brings their averages towards the weights by this share."""
-        for kernel, plan in self._moving:
+        for kernel, plan, launch in self._moving:
             plan.set_hyper([kernel.numbers({"weight": weight})])
-            kernel.launcher(plan, torch.get_num_threads)()
+            launch()
 
     def _plan(self, kind: tuple[str, str]) -> tuple[Kernel, Plan]:
         numbers = self._kinds[kind].tolist()

@@ -108,9 +108,7 @@ def trace(
         counted=counted,
         gathered=services.gathered(seen, param, new),
     )
-    program = Program(found.levels(last), last, signs, extreme)
-    program.check()
-    return program
+    return Program(found.levels(last), last, signs, extreme)
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
@@ -176,7 +174,8 @@ def program_of(rule: type[Rule], hyper: Mapping[str, Any]) -> Program:
     """The rule's program for these hyperparameters and nothing else, traced when first asked for."""
     key = (rule, static_settings(rule, hyper))
     if key not in _programs:
-        _programs[key] = trace(rule, hyper)
+        _programs[key] = program = trace(rule, hyper)
+        program.check()
     return _programs[key]
 
 
