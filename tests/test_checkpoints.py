@@ -431,7 +431,8 @@ def test_older_checkpoints_with_counts_beside_the_groups_load():
     train(params, optimizer, 2)
     _, fresh = make(steprule.SGD, **settings)
     fresh.load_state_dict(of_old(optimizer.state_dict(), services="services", calls="calls"))
-    assert repr(fresh.state_dict()) == repr(optimizer.state_dict())
+    both = [without(one.state_dict(), "schedules") for one in (fresh, optimizer)]  # which is each one's own number
+    assert repr(both[0]) == repr(both[1])
     assert list(fresh._core.services.recent) == list(optimizer._core.services.recent) and calls(fresh) == 2
     params, optimizer = trained(steprule.ScheduleFreeSGD)
     optimizer.eval()

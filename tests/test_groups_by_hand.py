@@ -801,3 +801,50 @@ def test_what_torchs_class_has_fixed_cannot_be_changed():
         optimizer.step()
     optimizer.param_groups[0]["decoupled_weight_decay"] = True
     optimizer.step()
+
+
+# What goes together, where functions of the step give it
+
+
+def test_a_function_is_checked_beside_the_settings_of_its_group():
+    optimizer, param = made(momentum=0.9, nesterov=lambda step: True, steps=2)
+    assert optimizer.param_groups[0]["nesterov"] is True
+    optimizer, param = made(momentum=lambda step: 0.9 if step < 3 else 0.0, nesterov=True, steps=2)
+    before = param.tolist()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Nesterov momentum requires a momentum"):
+            step(optimizer)
+    assert param.tolist() == before
+
+
+@pytest.mark.parametrize("key, value", [("lr", -0.5), ("momentum", -0.5), ("weight_decay", -0.1)])
+def test_what_is_put_beside_a_function_by_hand_is_as_ever(key, value):
+    optimizer, param = made(momentum=0.9, nesterov=True, dampening=lambda step: 0.0)
+    optimizer.param_groups[0][key] = value
+    before = param.tolist()
+    step(optimizer), step(optimizer)
+    assert optimizer.param_groups[0][key] == value and param.tolist() != before
+
+
+@pytest.mark.parametrize("is_copy", [True, False], ids=["a copy", "the group itself"])
+def test_a_group_of_another_optimizer_that_is_appended_by_hand_follows_no_function(is_copy):
+    params = zeros()
+    first, other = (steprule.SGD(params[i : i + 1], lr=function) for i, function in enumerate((third, half)))
+    step(first), step(other)
+    group = other.param_groups[0]
+    first.param_groups.append({**group, "params": params[2:]} if is_copy else group)
+    given = group["lr"]
+    for _ in range(2):
+        step(first)
+    assert [group["lr"] for group in first.param_groups] == [third(4), given]
+
+
+def test_schedule_free_refuses_another_momentum_after_loading():
+    old, _ = made("ScheduleFreeSGD", 2, momentum=0.8)
+    new, param = made("ScheduleFreeSGD", 0)
+    new.load_state_dict(old.state_dict())
+    new.param_groups[0]["momentum"] = 0.9
+    before = param.tolist()
+    with pytest.raises(ValueError, match=r"momentum of group 0 was changed from 0\.8 to 0\.9"):
+        step(new)
+    assert param.tolist() == before

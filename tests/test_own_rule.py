@@ -17,7 +17,7 @@ from engines import random_operands, run_cpu, run_eager
 from test_engines import assert_within_bound
 
 import steprule
-from steprule import Optimizer, arrays
+from steprule import Optimizer, Rule, RuleError, arrays
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lion.py"
 
@@ -486,3 +486,72 @@ def test_a_step_with_closure_none_looks_through_no_states():
         optimizer.step(closure=None)
         optimizer.state["of nobody"] = 1
     assert optimizer.state["of nobody"] == 1 and param[0].item() < 1
+
+
+def _plain(*, lr, momentum, **others):
+    assert not others
+    if lr > momentum:
+        raise ValueError("lr above momentum")
+
+
+def _of_class(cls, *, lr, momentum):
+    assert issubclass(cls, Rule)
+    _plain(lr=lr, momentum=momentum)
+
+
+def _positional(lr, momentum):
+    _plain(lr=lr, momentum=momentum)
+
+
+CHECKS = {
+    "plain": _plain,
+    "plain with cls": _of_class,
+    "plain, by position": _positional,
+    "staticmethod": staticmethod(_plain),
+    "classmethod": classmethod(_of_class),
+}
+
+
+def checked(check):
+    return type(
+        "Checked", (Rule,), {"update": lambda param, grad, *, lr=0.1, momentum=0.5: param - lr * grad, "check": check}
+    )
+
+
+def _in_a_chain(rule):
+    return Optimizer.of(steprule.chain(rule))([torch.nn.Parameter(torch.ones(2))], momentum=0.5)
+
+
+ASKING = {
+    "constructor": lambda rule: Optimizer.of(rule)([torch.nn.Parameter(torch.ones(2))], lr=0.7),
+    "flags and formats": lambda rule: Optimizer.of(rule)(
+        [torch.nn.Parameter(torch.ones(2))], lr=0.7, maximize=True, states="bfloat16"
+    ),
+    "options": lambda rule: Optimizer.of(rule)([torch.nn.Parameter(torch.ones(2))], lr=0.7, lookahead=2),
+    "function": lambda rule: Optimizer.of(rule)([torch.nn.Parameter(torch.ones(2))], lr=lambda step: 0.7),
+    "group": lambda rule: Optimizer.of(rule)([{"params": torch.nn.Parameter(torch.ones(2)), "momentum": 0.05}]),
+    "by hand": lambda rule: _by_hand(rule, lr=0.7),
+    "arrays": lambda rule: type("Arrays", (arrays.Optimizer,), {}, rule=rule)([np.ones(2)], lr=0.7),
+    "chain": _in_a_chain,
+}
+
+
+def _by_hand(rule, **settings):
+    optimizer = Optimizer.of(rule)([torch.nn.Parameter(torch.ones(2))])
+    optimizer.step()
+    optimizer.param_groups[0].update(settings)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("asking", ASKING)
+@pytest.mark.parametrize("check", CHECKS)
+def test_check_is_asked_for_all_hyperparameters_and_nothing_else(check, asking):
+    with pytest.raises(ValueError, match="lr above momentum"):
+        ASKING[asking](checked(CHECKS[check]))
+
+
+def test_a_check_that_does_not_take_all_hyperparameters_is_refused():
+    with pytest.raises(
+        RuleError, match=r"Checked\.check is given all hyperparameters \(lr, momentum\): .*'momentum'; end"
+    ):
+        checked(lambda *, lr: None)

@@ -22,7 +22,7 @@ from steprule.hyper import COMMON, Hyperparameter
 from steprule.pieces import Value
 from steprule.rule import Rule, RuleError, State
 from steprule.rules.options import movement
-from steprule.settings import check_names
+from steprule.settings import check_names, check_together
 
 Transform = Callable[..., Any]
 """(grad, [param], <states>, *, [step], <hyperparameters>) -> the new direction, or that and the new states."""
@@ -200,7 +200,7 @@ class _Link:
     def check(self, given: dict[str, Any]) -> None:
         """Raises for hyperparameters of the chain that the rule finds to make no sense."""
         if self._rule is not None:
-            self._rule.check(**{one: given[its] for one, its in self.hyper.items() if its in given})
+            check_together(self._rule, {"lr": 1.0, **{one: given[its] for one, its in self.hyper.items()}})
 
     def kept(self) -> dict[str, State | Hyperparameter]:
         """What is said of its states and hyperparameters, with the chain's names.

@@ -19,7 +19,7 @@ from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
 from steprule.registry import class_names
 from steprule.rule import Rule
-from steprule.settings import as_tuples, check_hyperparameters, check_names
+from steprule.settings import as_tuples, check_names, check_settings
 
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
 
@@ -348,4 +348,4 @@ def _check(
     check_names(who, given, [*known, *more])
     if rule is not None:
         at_first = {name: value(1) if callable(value) else value for name, value in {**known, **given}.items()}
-        check_hyperparameters(rule, {**at_first, **as_tuples(at_first, rule)})
+        check_settings(rule, {**at_first, **as_tuples(at_first, rule)})

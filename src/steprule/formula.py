@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steprule.rule import Rule
-from steprule.settings import check_hyperparameters, check_names
+from steprule.settings import check_names, check_settings
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.program import Program
 from steprule.trace.tracing import trace
@@ -204,7 +204,7 @@ class _Writer:
     def __init__(self, rule: type[Rule], hyper: Mapping[str, Any]) -> None:
         check_names(rule.__name__, hyper, rule.hyperparameters)
         hyper = {**rule.hyperparameters, **hyper}
-        check_hyperparameters(rule, hyper)
+        check_settings(rule, hyper)
         formula = trace(rule, hyper)
         terms = _Terms(formula)
         traced = {**formula.last.outputs, **formula.numbers}

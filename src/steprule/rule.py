@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from traceback import walk_tb
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any, ClassVar
 
 from steprule.hyper import Hyperparameter as Hyperparameter
@@ -76,6 +76,8 @@ class Rule:
         like_torch: how torch.optim takes arguments, for a rule that stands in for its class of that name. A subclass
             is another formula and does not inherit it.
         constants: hyperparameters that must stay what they were at a parameter's first step, and why.
+        check: raises ValueError for hyperparameters that do not go together. It is given a value for each, by name, and nothing
+            else; those that it does not name it takes as ``**others``.
         begins_early: whether states are there before the first step.
         evaluated: for weights that gradients are taken at and that are not those to evaluate: a second formula,
             ``evaluated(param, <states>, *, <hyperparameters>)``, of whichever of them it names. Its optimizer has eval().
@@ -128,6 +130,7 @@ class Rule:
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
         cls.like_torch = vars(cls).get("like_torch")
+        _check_check(cls)
         _check_exchange(cls)
         _check_spelling(cls)
         for what, given, known in (("constants", cls.constants, cls.hyperparameters), ("needs", cls.needs, NEEDS)):
@@ -146,7 +149,12 @@ class Rule:
 
     @classmethod
     def check(cls, **hyper: Any) -> None:
-        """Raises ValueError for hyperparameters that do not go together; a rule may override it."""
+        """Raises ValueError for hyperparameters that do not go together; a rule may override it.
+
+        It is asked for a value of each hyperparameter, by name, and for nothing else, after each was found to be of its kind
+        and in its range. Functions of the step have been asked before: it sees their values. It may be a plain function of
+        hyperparameters, with or without a first argument cls, and takes those that it does not name as ``**others``.
+        """
 
     @classmethod
     def states_for(cls, hyper: Mapping[str, Any]) -> tuple[str | None, ...]:
@@ -242,6 +250,22 @@ def _check_spelling(rule: type[Rule]) -> None:
                 raise RuleError(
                     f"{rule.__name__}: the default {name}={default!r} is outside of its range {rule.meanings[name].range}"
                 )
+
+
+def _check_check(rule: type[Rule]) -> None:
+    """Makes a plain function `check` a method of the class; raises for one that does not take the rule's hyperparameters."""
+    plain = vars(rule).get("check")
+    if isinstance(plain, FunctionType):
+        first = next(iter(inspect.signature(plain).parameters.values()), None)
+        has_cls = first is not None and first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
+        has_cls = has_cls and first is not None and first.name not in rule.hyperparameters
+        setattr(rule, "check", (classmethod if has_cls else staticmethod)(plain))  # noqa: B010 - mypy refuses to assign to a method
+    try:
+        inspect.signature(rule.check).bind(**rule.hyperparameters)
+    except TypeError as error:
+        raise RuleError(
+            f"{rule.__name__}.check is given all hyperparameters ({', '.join(rule.hyperparameters)}): {error}; end its arguments in **others"
+        ) from None
 
 
 def _check_exchange(rule: type[Rule]) -> None:

@@ -49,7 +49,7 @@ def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
 def check_hyperparameters(
     rule: type[Rule], hyper: Mapping[str, Any], as_torch: bool = False, only: Iterable[str] | None = None
 ) -> None:
-    """Raises for a value that makes no sense, naming the argument and the value, with torch.optim's words.
+    """Raises for a value that makes no sense by itself, naming the argument and the value, with torch.optim's words.
 
     Args:
         rule: whose hyperparameters they are.
@@ -83,8 +83,22 @@ def check_hyperparameters(
             _check_number(name, value)
             if not _is_in_range(rule, name, value, as_torch):
                 raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
-    if not as_torch:
-        rule.check(**hyper)
+
+
+def check_together(rule: type[Rule], settings: Mapping[str, Any]) -> None:
+    """Asks the rule's `check`, of values that make sense by themselves.
+
+    Args:
+        rule: the rule.
+        settings: a value for each of its hyperparameters, and whatever else a group has.
+    """
+    rule.check(**{name: settings[name] for name in rule.hyperparameters})
+
+
+def check_settings(rule: type[Rule], settings: Mapping[str, Any]) -> None:
+    """Raises for values that make no sense, each by itself or together; settings are as for `check_together`."""
+    check_hyperparameters(rule, settings)
+    check_together(rule, settings)
 
 
 # torch.optim's words where they are not "Invalid <name> value".

@@ -14,7 +14,7 @@ from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
 from steprule.rule import Rule
-from steprule.settings import as_tuples, check_hyperparameters, check_names, constructor
+from steprule.settings import as_tuples, check_names, check_settings, constructor
 from steprule.trace.tracing import trace
 
 Array = np.ndarray[Any, Any]
@@ -89,7 +89,7 @@ class Optimizer:
         check_names(type(self).__name__, settings, known)
         settings |= as_tuples(settings, self.rule)
         self.settings: dict[str, Any] = {**known, **settings}
-        check_hyperparameters(self.rule, self.settings)
+        check_settings(self.rule, self.settings)
         trace(self.rule, self.settings)
         if isinstance(params, np.ndarray):
             raise TypeError("params must be a list of arrays, not one array")
@@ -216,7 +216,7 @@ class Optimizer:
         if missing:
             raise ValueError(f"{missing[0]} is missing in settings; its default is {known[missing[0]]!r}")
         self.settings |= as_tuples(self.settings, self.rule)
-        check_hyperparameters(self.rule, self.settings)
+        check_settings(self.rule, self.settings)
 
     def _check_state(self, index: int, names: Sequence[str]) -> None:
         """Raises for a state that is not as `step` would make it."""
@@ -266,7 +266,8 @@ class Optimizer:
                 f"state_dict holds {[len(group['params']) for group in groups]} params where there are {len(self.params)}"
             )
         settings = {name: value for name, value in groups[0].items() if name in self.rule.hyperparameters}
-        check_hyperparameters(self.rule, settings)
+        settings |= as_tuples(settings, self.rule)
+        check_settings(self.rule, {**self.settings, **settings})
         saved = {
             int(key) if isinstance(key, str) and key.isdigit() else key: x for key, x in state_dict["state"].items()
         }

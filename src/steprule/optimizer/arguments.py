@@ -20,6 +20,8 @@ from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import as_average
 from steprule.services.clip import Clip, ClipValue, as_clip
 from steprule.services.step import NONFINITE, StepServices
+from steprule.step.listed import name_in
+from steprule.tensors.memory import HALVES, find_shared, name_of
 from steprule.tensors.state import FORMAT_OPTIONS
 
 FLAGS: dict[str, Any] = {
@@ -217,6 +219,30 @@ def check_tensors(settings: Mapping[str, Any], name: Literal["lr", "betas"]) -> 
             raise ValueError("betas must be either both floats or both Tensors")
         if isinstance(betas[0], Tensor) and unsupported:
             raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
+
+
+def check_halves(groups: Sequence[Mapping[str, Any]], accumulator: Accumulator | None) -> None:
+    """Raises for what is for half-precision parameters if there are none."""
+    wanted = [f"weights={group['weights']!r}" for group in groups if group.get("weights") is not None]
+    wanted += [f"grads={accumulator.kind!r}"] if accumulator is not None else []
+    if not wanted:
+        return
+    dtypes = {param.dtype for group in groups for param in group["params"]}
+    if dtypes.isdisjoint(HALVES):
+        names = " or ".join(sorted(map(name_of, dtypes)))
+        raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {names}")
+
+
+def check_memory(groups: Sequence[dict[str, Any]]) -> None:
+    """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
+    trained: dict[int, tuple[str, Tensor]] = {}  # one may be listed twice
+    for number, group in enumerate(groups):
+        for index, param in enumerate(group["params"]):
+            if param.requires_grad:
+                trained.setdefault(id(param), (name_in(group, number, index), param))
+    wrong = find_shared(list(trained.values()))
+    if wrong is not None:
+        raise ValueError(wrong)
 
 
 def check_sparse_only(rule: type[Rule], number: int, params: Sequence[Tensor]) -> None:

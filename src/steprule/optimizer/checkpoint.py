@@ -225,6 +225,7 @@ class Loading:
             optimizer.param_groups, optimizer.state = self._before
             raise
         core.begun_with, core.completed = {}, list(self._groups.groups)
+        self._groups.check_constants()  # which takes note of those that were loaded
         take_notes(self._groups, self._source)
         self._groups.set_scheduled_if_possible()
         self._groups.note()

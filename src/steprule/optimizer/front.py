@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from steprule.optimizer import torchs
-from steprule.optimizer.arguments import OPTION_DOCS, check_clip, docstring, flags_of, signature_of
+from steprule.optimizer.arguments import OPTION_DOCS, check_clip, docstring, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.formulas import check_base, check_free, check_has_formula, check_rule, reduce
@@ -50,10 +50,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     rule: ClassVar[type[Rule]]
-    _flags: ClassVar[tuple[str, ...]] = ()
     _signature: ClassVar[inspect.Signature]
-    _fixed: ClassVar[Mapping[str, Any]] = {}
-    _constant: ClassVar[Mapping[str, str]] = {}
     _core: Core
     _groups: Groups
     _steps: Steps
@@ -66,8 +63,7 @@ class Optimizer(torch.optim.Optimizer):
         check_rule(f"class {cls.__name__}(Optimizer, rule=...)", rule)
         check_base(cls, rule, base_of(rule))
         check_free(rule)
-        cls.rule, cls._flags, cls._constant = RuleOf(rule), flags_of(rule), rule.constants  # type: ignore[assignment]
-        cls._fixed = rule.like_torch.fixed if rule.like_torch is not None else {}
+        cls.rule = RuleOf(rule)  # type: ignore[assignment]
         cls._signature = signature_of(rule)
         if "__init__" not in vars(cls):
             cls.__init__ = constructor(cls, cls._signature)  # type: ignore[method-assign]

@@ -16,8 +16,10 @@ from steprule.optimizer.arguments import (
     SERVICE_OPTIONS,
     check_clip,
     check_formats,
+    check_halves,
     check_sparse_only,
     check_tensors,
+    flags_of,
     is_elsewhere,
     is_torchs,
 )
@@ -26,9 +28,9 @@ from steprule.optimizer.parts import check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.rules.options import OPTIONS
-from steprule.settings import as_tuples, check_hyperparameters
-from steprule.step.listed import Listed, list_all, name_in
-from steprule.tensors.memory import HALVES, MIXABLE, find_shared, is_fake, name_of
+from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together
+from steprule.step.listed import Listed, list_all
+from steprule.tensors.memory import MIXABLE, is_fake
 from steprule.tensors.state import FORMAT_OPTIONS, bring_up_to_date
 
 
@@ -43,7 +45,9 @@ class Groups:
         self._optimizer = ref(optimizer)
         made = type(optimizer)
         self.name, self.base = made.__name__, made.rule
-        self.flags, self.fixed, self.constants = made._flags, made._fixed, made._constant
+        its = self.base.like_torch
+        self.flags, self.fixed = flags_of(self.base), its.fixed if its is not None else {}
+        self.constants = self.base.constants
         self._spelt: set[str] = {*NOTES, SCHEDULES, "initial_lr", *self.fixed}  # keys that need no second look
 
     @property
@@ -74,16 +78,16 @@ class Groups:
         return self.optimizer.defaults  # type: ignore[no-any-return]
 
     def check(self, settings: Mapping[str, Any], core: Core | None = None) -> None:
-        """Raises for hyperparameters and flags that make no sense; settings may be a part of them.
+        """Raises for hyperparameters and flags that make no sense.
 
         Args:
-            settings: by name.
+            settings: all of them, by name.
             core: what the optimizer is going to have for itself, while it has nothing yet.
         """
         core, its = core or self.core, self.base.like_torch
         if its is not None and its.tensor_betas:
             check_tensors(settings, "lr")
-        check_hyperparameters(core.rule, settings)
+        check_settings(core.rule, settings)
         self.check_options(settings, core)
         if settings.get("fused"):
             if settings.get("differentiable"):
@@ -128,12 +132,11 @@ class Groups:
         """
         core, number = self.core, len(self.groups)
         functions: dict[str, Schedule] = {}
-        is_own = core.is_made and any(group is known for known in core.completed)
         if isinstance(group, dict):
             group = self.keep_functions(group)
         try:
             if isinstance(group, dict):
-                if not is_own:
+                if core.schedules is None or not core.schedules.knows(group):
                     group.pop(SCHEDULES, None)  # of another optimizer
                 for name, function in (core.schedules.defaults if core.schedules is not None else {}).items():
                     group.setdefault(name, function)
@@ -214,7 +217,7 @@ class Groups:
         self.complete_formats()
         for number in range(len(self.groups)):
             self.check_parameters(number)
-        self.check_halves()
+        check_halves(self.groups, self.core.accumulator)
         if any(name not in group for group in self.groups for name in self.core.notes()):
             self.note()
         self.core.completed = list(self.groups)
@@ -239,18 +242,35 @@ class Groups:
         self.schedule(group, functions)
 
     def check_settings(
-        self, settings: Mapping[str, Any], names: Iterable[str] | None = None, strictly: bool = False
+        self, settings: Mapping[str, Any], names: Iterable[str] | None = None, are_given: bool = False
     ) -> None:
         """Raises for hyperparameters that make no sense, if that is known without waiting for another device.
 
         Args:
-            settings: of a group.
+            settings: all of a group.
             names: those to look at. Default: all.
-            strictly: also for what torch.optim's own rules take in groups, as a negative lr. Default: False.
+            are_given: whether these were not put into the group by hand, where torch.optim's own rules take more, such as a
+                negative lr. Default: False.
         """
         names = self.core.rule.hyperparameters if names is None else names
         near = [name for name in names if not is_elsewhere(settings[name])]
-        check_hyperparameters(self.core.rule, settings, is_torchs(self.base) and not strictly, near)
+        takes_more = is_torchs(self.base)
+        check_hyperparameters(self.core.rule, settings, takes_more and not are_given, near)
+        if takes_more and not are_given:
+            return
+        try:
+            check_together(self.core.rule, settings)
+        except ValueError:
+            if not takes_more or self._fits(settings, names):
+                raise
+
+    def _fits(self, settings: Mapping[str, Any], names: Iterable[str]) -> bool:
+        """Whether settings would go together if these were as the constructor had them: the others may be put there by hand."""
+        try:
+            check_together(self.core.rule, {**settings, **{name: self.defaults[name] for name in names}})
+        except ValueError:
+            return False
+        return True
 
     def check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """Checks numbers that have changed in groups, as `look` does; False if that has more to do."""
@@ -327,28 +347,6 @@ class Groups:
         if self.core.rule.sparse_only:
             check_sparse_only(self.core.rule, number, group["params"])
 
-    def check_halves(self) -> None:
-        """Raises for what is for half-precision parameters if there are none."""
-        wanted = [f"weights={group['weights']!r}" for group in self.groups if group.get("weights") is not None]
-        wanted += [f"grads={self.core.accumulator.kind!r}"] if self.core.accumulator is not None else []
-        if not wanted:
-            return
-        dtypes = {param.dtype for group in self.groups for param in group["params"]}
-        if dtypes.isdisjoint(HALVES):
-            names = " or ".join(sorted(map(name_of, dtypes)))
-            raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {names}")
-
-    def check_memory(self) -> None:
-        """Raises for parameters that lie in the same memory. Later it is looked at whenever a plan is made."""
-        trained: dict[int, tuple[str, Tensor]] = {}  # one may be listed twice
-        for number, group in enumerate(self.groups):
-            for index, param in enumerate(group["params"]):
-                if param.requires_grad:
-                    trained.setdefault(id(param), (name_in(group, number, index), param))
-        wrong = find_shared(list(trained.values()))
-        if wrong is not None:
-            raise ValueError(wrong)
-
     def take_functions(self, settings: dict[str, Any], calls: int) -> dict[str, Schedule]:
         """Takes functions of the step out of settings, and leaves what they give for the next after so many."""
         settings |= as_tuples(settings, self.base)
@@ -371,8 +369,9 @@ class Groups:
         """Sets what functions give for the next step."""
         assert self.core.schedules is not None
         values = self.core.schedules.values(self.groups)
-        for own in values.values():
-            self.check_settings(own, own, strictly=True)
+        for group in self.groups:
+            if own := values.get(group.get(SCHEDULES, -1)):
+                self.check_settings({**group, **own}, own, are_given=True)
         self.core.schedules.set(self.groups, values)
 
     def set_scheduled_if_possible(self) -> None:

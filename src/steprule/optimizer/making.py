@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.optimizer.arguments import SERVICE_OPTIONS, make_accumulator, make_services
+from steprule.optimizer.arguments import SERVICE_OPTIONS, check_halves, check_memory, make_accumulator, make_services
 from steprule.optimizer.core import Core
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import Schedules
@@ -80,5 +80,5 @@ def finish(groups: Groups) -> None:
     core.is_made = True
     for group in groups.groups:
         trace(core.rule, group)
-    groups.check_memory()
-    groups.check_halves()
+    check_memory(groups.groups)
+    check_halves(groups.groups, core.accumulator)

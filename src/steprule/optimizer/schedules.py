@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ Schedule = Callable[[int], Any]
 
 KEY = "schedules"
 """Where a group has the number of its functions: it goes with the group, wherever that is put and however it is copied.
-The functions themselves could not be saved."""
+The functions themselves could not be saved. No two optimizers give out the same number."""
+
+_numbers = itertools.count()
 
 
 class Schedules:
@@ -35,9 +38,13 @@ class Schedules:
     def take(self, group: dict[str, Any], functions: Mapping[str, Schedule]) -> None:
         """Gives a group functions, whose values it has; those of other hyperparameters stay."""
         known = self._functions.get(group.get(KEY, -1), {})
-        group[KEY] = number = max(self._functions, default=-1) + 1
+        group[KEY] = number = next(_numbers)
         self._functions[number] = {**known, **functions}
         self._given[number] = {name: _plain(group[name]) for name in self._functions[number]}
+
+    def knows(self, group: Mapping[str, Any]) -> bool:
+        """Whether the group has functions, and has them from here."""
+        return group.get(KEY) in self._functions
 
     def count(self, calls: int) -> None:
         """There were so many steps now."""
@@ -45,7 +52,7 @@ class Schedules:
 
     def values(self, groups: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
         """What the functions of these groups give for the next step, by the groups' numbers."""
-        numbers = {group[KEY]: None for group in groups if group.get(KEY) in self._functions}
+        numbers = {group[KEY]: None for group in groups if self.knows(group)}
         return {n: {name: one(self.calls + 1) for name, one in self._functions[n].items()} for n in numbers}
 
     def set(self, groups: Iterable[dict[str, Any]], values: dict[int, dict[str, Any]]) -> None:
@@ -57,7 +64,7 @@ class Schedules:
 
     def insist(self, groups: Sequence[dict[str, Any]]) -> None:
         """Puts back what the functions gave if something else was written over it, and warns of that once."""
-        back = [group for group in groups if group.get(KEY) in self._functions and group[KEY] not in self._given]
+        back = [group for group in groups if self.knows(group) and group[KEY] not in self._given]
         for number, own in self.values(back).items():  # of groups that were away
             self._given[number] = {name: _plain(value) for name, value in own.items()}
             for group in back:

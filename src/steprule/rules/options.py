@@ -10,6 +10,7 @@ from typing import Any
 from steprule.pieces import Value, floor, l2, maximum, size, total, where
 from steprule.rule import DECAYS as DECAYS
 from steprule.rule import SAID, Rule, State
+from steprule.settings import check_together
 
 OPTIONS: dict[str, Any] = {
     "decay": None,
@@ -149,7 +150,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     attributes: dict[str, Any] = {name: getattr(rule, name) for name in ("__doc__", "__module__", *SAID)}
     attributes |= {
         "update": update,
-        "check": rule.check,
+        "check": lambda **hyper: check_together(rule, hyper),
         "touches_states": rule.touches_states and not lookahead,
         "decay": decay or rule.decay,
         **rule.states,
