@@ -302,3 +302,60 @@ def test_a_rule_that_says_nothing_of_its_decay_takes_any():
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "weight_decay" in rule.hyperparameters])
 def test_steprules_own_rules_say_what_their_decay_is(name):
     assert RULES[name].decay in (*DECAYS, "own")
+
+
+# Names and values of options beside those of own rules
+
+
+def _own(hyper=(), states=()):
+    """A rule of one's own whose hyperparameters and states have these names."""
+    shown = ", ".join(["param", "grad", *states, "*", "lr=0.1", "weight_decay=0.1", *(f"{name}=0.5" for name in hyper)])
+    scope: dict = {}
+    exec(f"def update({shown}): return {', '.join(['param - lr * (grad + weight_decay * param)', *states])}", scope)
+    return type("Own", (Rule,), {"update": scope["update"], "decay": "decoupled"})
+
+
+@pytest.mark.parametrize("option", [{"lookahead": 2}, {"decay": "corrected"}, {"decay": "initial"}], ids=str)
+@pytest.mark.parametrize("kind", ["hyperparameters", "states"])
+def test_what_options_keep_is_apart_from_a_rules_own(kind, option):
+    """Under whatever names a rule has, options do the same."""
+    taken = ("lr_max", "slow_param", "initial_param", "slow_param_")
+    results = []
+    for rule in (_own(), _own(hyper=taken) if kind == "hyperparameters" else _own(states=taken)):
+        given = params()
+        train(Optimizer.of(rule)(given, **option), 3)
+        results.append(given)
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("value", [3, 3.0], ids=str)
+@pytest.mark.parametrize("where", ["constructor", "group", "by hand"])
+def test_lookahead_is_a_whole_number_everywhere(where, value):
+    optimizer = _with_lookahead(where, value)
+    assert optimizer.param_groups[0]["lookahead"] == 3
+
+
+@pytest.mark.parametrize("value", [True, 2.5, -1, "3", None, float("nan"), torch.ones(2), len], ids=str)
+@pytest.mark.parametrize("where", ["constructor", "group", "by hand"])
+def test_lookahead_that_is_no_whole_number_is_refused_everywhere(where, value):
+    with pytest.raises(ValueError, match=r"Invalid lookahead value: .*; it is a number of steps"):
+        _with_lookahead(where, value)
+
+
+def _with_lookahead(where, value):
+    if where == "constructor":
+        return steprule.SGD(params(), lookahead=value)
+    if where == "group":
+        return steprule.SGD([{"params": params(), "lookahead": value}], lookahead=5)
+    optimizer = steprule.SGD(params(), lookahead=5)
+    train(optimizer, 1)
+    optimizer.param_groups[0]["lookahead"] = value
+    train(optimizer, 1)
+    return optimizer
+
+
+def test_an_attribute_says_where_the_share_of_the_slow_copy_is_set():
+    with pytest.raises(AttributeError, match=r"for group in optimizer\.param_groups: group\['lookahead_alpha'\]"):
+        steprule.SGD(params(), lookahead=2).lookahead_alpha = 0.1
+    with pytest.raises(AttributeError, match="is chosen when an optimizer is made"):
+        steprule.SGD(params()).lookahead_alpha = 0.1

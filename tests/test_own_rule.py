@@ -555,3 +555,52 @@ def test_a_check_that_does_not_take_all_hyperparameters_is_refused():
         RuleError, match=r"Checked\.check is given all hyperparameters \(lr, momentum\): .*'momentum'; end"
     ):
         checked(lambda *, lr: None)
+
+
+def _weighted(param, grad, *, lr=0.1, shares=None):
+    return param - lr * (1.0 if shares is None else shares[0]) * grad
+
+
+WEIGHTED = type("Weighted", (Rule,), {"update": _weighted})
+MADE = {
+    "torch": lambda **settings: Optimizer.of(WEIGHTED)([torch.nn.Parameter(torch.ones(2))], **settings).param_groups[0],
+    "arrays": lambda **settings: (
+        type("Arrays", (arrays.Optimizer,), {}, rule=WEIGHTED)([np.ones(2)], **settings).settings
+    ),
+}
+
+
+@pytest.mark.parametrize("front", MADE)
+def test_a_list_is_a_tuple_where_the_default_is_none(front):
+    assert MADE[front](shares=[2.0, [1.0]])["shares"] == (2.0, (1.0,))
+    with pytest.raises(
+        TypeError, match=r"shares must be a value that cannot change, such as .* a tuple, not \{0: 2\.0\}"
+    ):
+        MADE[front](shares={0: 2.0})
+
+
+def test_a_list_that_is_put_into_a_group_is_a_tuple():
+    param = torch.nn.Parameter(torch.zeros(2))
+    optimizer = Optimizer.of(WEIGHTED)([param], lr=1.0)
+    for shares in (None, [2.0], [3.0]):
+        optimizer.param_groups[0]["shares"] = shares
+        param.grad = torch.ones(2)
+        optimizer.step()
+    assert param.tolist() == [-6.0] * 2
+
+
+@pytest.mark.parametrize("name", ["params", "settings", "state"])
+@pytest.mark.parametrize("kind", ["hyperparameter", "state"])
+def test_arrays_refuse_rules_with_names_that_they_have(kind, name):
+    shown = f"param, grad, {name}, *, lr=0.1" if kind == "state" else f"param, grad, *, lr=0.1, {name}=1.0"
+    update = eval(f"lambda {shown}: {f'(param, {name})' if kind == 'state' else 'param'}")
+    with pytest.raises(RuleError, match=f"'{name}' is a name that every optimizer has; choose another"):
+        type("Arrays", (arrays.Optimizer,), {}, rule=type("Own", (Rule,), {"update": update}))
+
+
+@pytest.mark.parametrize("given", [int, Rule, 3, arrays.Lion], ids=str)
+def test_arrays_take_rules_only(given):
+    with pytest.raises(
+        TypeError, match=r"class Arrays\(arrays\.Optimizer, rule=\.\.\.\) takes a rule, a subclass of steprule\.Rule"
+    ):
+        type("Arrays", (arrays.Optimizer,), {}, rule=given)

@@ -13,7 +13,7 @@ from steprule.docstrings import PARAMS, arguments
 from steprule.hyper import UNSAID
 from steprule.names import did_you_mean
 from steprule.registry import RULES
-from steprule.rule import Rule
+from steprule.rule import Rule, RuleError
 
 _ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
 """What other libraries call hyperparameters."""
@@ -29,6 +29,23 @@ def no_attribute(module: str, name: str, known: Iterable[str]) -> Exception:
     if asking.f_code.co_code[asking.f_lasti] == opmap["IMPORT_FROM"]:
         return ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)
     return AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
+
+
+def check_rule(who: str, given: Any) -> None:
+    """Raises for what is no rule."""
+    if isinstance(given, type) and issubclass(given, Rule) and given is not Rule:
+        return
+    hint = " (that is its .rule)" if isinstance(given, type) and hasattr(given, "rule") else ""
+    shown = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
+    raise TypeError(f"{who} takes a rule, a subclass of steprule.Rule with a formula of its own, not {shown}{hint}")
+
+
+def check_names_of(rule: type[Rule], taken: Iterable[str]) -> None:
+    """Raises for states and hyperparameters of a rule whose names are taken by its optimizers."""
+    taken = frozenset(taken)
+    for name in (*rule.hyperparameters, *rule.states):
+        if name in taken:
+            raise RuleError(f"{rule.__name__}: {name!r} is a name that every optimizer has; choose another")
 
 
 def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -78,7 +95,12 @@ def check_hyperparameters(
                 if not _is_in_range(rule, name, item, as_torch):
                     raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
         elif default is None or isinstance(default, str):
-            continue
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(
+                    f"{name} must be a value that cannot change, such as a number, a text or a tuple, not {value!r}"
+                ) from None
         else:
             _check_number(name, value)
             if not _is_in_range(rule, name, value, as_torch):
@@ -123,12 +145,20 @@ def _check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, not {value!r}")
 
 
+def _hashable(value: Any) -> Any:
+    """Lists as tuples, in lists too."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
 def as_tuples(settings: Mapping[str, Any], rule: type[Rule]) -> dict[str, tuple[Any, ...]]:
-    """Those of a rule's hyperparameters that are sequences of numbers of another kind, as a configuration's, as tuples."""
+    """Those of a rule's hyperparameters that are sequences of numbers of another kind, as a configuration's, as tuples; lists, too,
+    where the default is None, of which nothing is known."""
     tuples = {}
     for name, default in rule.hyperparameters.items():
         value: Any = settings.get(name)
-        if isinstance(default, tuple) and not isinstance(value, (tuple, list, str, bytes)):
+        if default is None and isinstance(value, list):
+            tuples[name] = _hashable(value)
+        elif isinstance(default, tuple) and not isinstance(value, (tuple, list, str, bytes)):
             if isinstance(value, Sequence):
                 tuples[name] = tuple(value)
             elif hasattr(value, "__array_interface__") and value.ndim == 1 and not hasattr(value, "numel"):

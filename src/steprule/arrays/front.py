@@ -14,7 +14,7 @@ from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned, run_together
 from steprule.rule import Rule
-from steprule.settings import as_tuples, check_names, check_settings, constructor
+from steprule.settings import as_tuples, check_names, check_names_of, check_rule, check_settings, constructor
 from steprule.trace.tracing import trace
 
 Array = np.ndarray[Any, Any]
@@ -77,6 +77,8 @@ class Optimizer:
     def __init_subclass__(cls, rule: type[Rule] | None = None) -> None:
         super().__init_subclass__()
         if rule is not None:
+            check_rule(f"class {cls.__name__}(arrays.Optimizer, rule=...)", rule)
+            check_names_of(rule, ("params", "settings", "state", "self"))
             cls.rule = rule
             cls.__doc__ = cls.__doc__ or docstring(rule)
             if "__init__" not in vars(cls):

@@ -152,9 +152,9 @@ def _equal_defaults(rule: type[Rule]) -> dict[str, Any]:
     }
 
 
-def refuse_attribute(name: str) -> NoReturn:
+def refuse_attribute(name: str, rule: type[Rule]) -> NoReturn:
     """Raises for an attribute with the name of an argument, that would look like a setting and be none."""
-    is_constant = name in SERVICE_OPTIONS or name in OPTIONS
+    is_constant = name in (*SERVICE_OPTIONS, *OPTIONS) and name not in rule.hyperparameters
     remedy = (
         "is chosen when an optimizer is made: make another, and give it this one's state_dict()"
         if is_constant

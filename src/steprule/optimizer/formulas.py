@@ -11,18 +11,10 @@ from steprule.optimizer.core import NOTES
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rule import Rule, RuleError
 from steprule.services.step import RESERVED
+from steprule.settings import check_names_of
 from steprule.tensors.state import AVERAGE, state_of
 
 _TAKEN = (*ALL_OPTIONS, *FLAGS, *RESERVED, *NOTES, SCHEDULES, AVERAGE, "params", "param_names", "self")
-
-
-def check_rule(who: str, given: Any) -> None:
-    """Raises for what is no rule."""
-    if isinstance(given, type) and issubclass(given, Rule) and given is not Rule:
-        return
-    hint = " (that is its .rule)" if isinstance(given, type) and hasattr(given, "rule") else ""
-    shown = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
-    raise TypeError(f"{who} takes a rule, a subclass of steprule.Rule with a formula of its own, not {shown}{hint}")
 
 
 def check_base(cls: type, rule: type[Rule], base: type) -> None:
@@ -42,9 +34,7 @@ def check_has_formula(cls: type) -> None:
 
 def check_free(rule: type[Rule]) -> None:
     """Raises for names of a rule that an optimizer has for something else."""
-    for name in (*rule.hyperparameters, *rule.states):
-        if name in _TAKEN:
-            raise RuleError(f"{rule.__name__}: {name!r} is a name that every optimizer has; choose another")
+    check_names_of(rule, _TAKEN)
     for name in rule.states:
         other = state_of(name, {"param", *rule.states} - {name})
         if other is not None:

@@ -16,7 +16,7 @@ from steprule.optimizer import torchs
 from steprule.optimizer.arguments import OPTION_DOCS, check_clip, docstring, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read
 from steprule.optimizer.core import Core, RuleOf
-from steprule.optimizer.formulas import check_base, check_free, check_has_formula, check_rule, reduce
+from steprule.optimizer.formulas import check_base, check_free, check_has_formula, reduce
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.making import begin, bind, check_params, finish
 from steprule.optimizer.releasing import release_gradients
@@ -24,7 +24,7 @@ from steprule.optimizer.steps import Steps
 from steprule.rule import Rule
 from steprule.services import Telemetry
 from steprule.services.clip import Clip, as_clip
-from steprule.settings import constructor
+from steprule.settings import check_rule, constructor
 
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 

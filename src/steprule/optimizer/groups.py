@@ -27,7 +27,7 @@ from steprule.optimizer.core import NOTES, Core
 from steprule.optimizer.parts import check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
-from steprule.rules.options import OPTIONS
+from steprule.rules.options import OPTIONS, check_lookahead
 from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
@@ -87,8 +87,8 @@ class Groups:
         core, its = core or self.core, self.base.like_torch
         if its is not None and its.tensor_betas:
             check_tensors(settings, "lr")
-        check_settings(core.rule, settings)
         self.check_options(settings, core)
+        check_settings(core.rule, settings)
         if settings.get("fused"):
             if settings.get("differentiable"):
                 raise RuntimeError("`fused` does not support `differentiable`")
@@ -105,9 +105,8 @@ class Groups:
                 raise ValueError(f"decay={decay!r} and decoupled_weight_decay=True contradict each other")
             if decay is None and core.rule is not self.base:
                 raise ValueError('decoupled_weight_decay=True in a group needs decay="decoupled" beside other options')
-        every = settings.get("lookahead", 1)
-        if "lookahead" in core.rule.hyperparameters and not (float(every).is_integer() and every >= 1):
-            raise ValueError(f"Invalid lookahead value: {every!r}; it is a number of steps")
+        if "lookahead" in core.rule.hyperparameters and "lookahead" in settings:
+            check_lookahead(settings["lookahead"])
         check_formats(settings)
         for name in self.flags:
             if settings.get(name) not in (None, True, False):
@@ -236,8 +235,8 @@ class Groups:
         self.check_keys(settings)
         self.check_fixed(settings)
         functions = self.take_functions(settings, self.core.calls)
-        self.check_settings(settings)
         self.check_options(settings, self.core)
+        self.check_settings(settings)
         group.update(settings)
         self.schedule(group, functions)
 

@@ -35,7 +35,7 @@ def set_attribute(self: Any, name: str, value: Any) -> None:
     """Refuses an attribute that would look like a setting and do nothing, unless a class has defined it."""
     core = getattr(self, "_core", None)  # of a wrapper, too
     if core is not None and core.is_made and name in self._signature.parameters and not hasattr(type(self), name):
-        refuse_attribute(name)
+        refuse_attribute(name, core.rule)
     _BASE.__setattr__(self, name, value)
 
 

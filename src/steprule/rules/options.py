@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steprule.pieces import Value, floor, l2, maximum, size, total, where
@@ -83,14 +83,24 @@ def _check(decay: Any, cautious: Any, cautious_decay: Any, lookahead: Any, looka
     for name, value in (("cautious", cautious), ("cautious_decay", cautious_decay)):
         if value not in (True, False):
             raise TypeError(f"{name} must be True or False, not {value!r}")
-    if isinstance(lookahead, bool) or not isinstance(lookahead, int) or lookahead < 0:
-        raise ValueError(f"Invalid lookahead value: {lookahead!r}; it is a number of steps, 0 for none")
+    check_lookahead(lookahead, least=0)
     if decay is not None and decay not in DECAYS:
         near = difflib.get_close_matches(str(decay), DECAYS, 1, 0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))}"
         raise ValueError(f"Invalid decay value: {decay!r}; {hint}")
     if lookahead_alpha != OPTIONS["lookahead_alpha"] and not lookahead:
         raise ValueError(f"lookahead_alpha={lookahead_alpha!r} needs lookahead, a number of steps")
+
+
+def check_lookahead(value: Any, least: int = 1) -> None:
+    """Raises for a lookahead that is no number of steps; a group cannot switch it off, and has 1 at least."""
+    try:
+        count = -1.0 if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # no number, or several
+        count = -1.0
+    if not count.is_integer() or count < least:
+        none = "0 for none" if least == 0 else "1 or more in a group of an optimizer that has it"
+        raise ValueError(f"Invalid lookahead value: {value!r}; it is a number of steps, {none}")
 
 
 def _decay_of(rule: type[Rule], option: str) -> str | None:
@@ -116,11 +126,14 @@ _ADDED = {
 def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay: bool, lookahead: bool) -> type[Rule]:
     """The rule whose formula has these around it."""
     added = {"initial_param": decay == "initial", "lr_max": decay == "corrected", "slow_param": lookahead}
-    names = {name: f"{name}_" if name in rule.states else name for name, is_added in added.items() if is_added}
     own = rule.states
+    names = {name: _free(name, (*own, *rule.hyperparameters)) for name, is_added in added.items() if is_added}
     kind = inspect.Parameter
     positional = [kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("param", "grad", *own, *names.values())]
-    hyper = {**rule.hyperparameters, **({"lookahead": 0.0, "lookahead_alpha": 0.5} if lookahead else {})}
+    hyper = {
+        **rule.hyperparameters,
+        **({"lookahead": 0.0, "lookahead_alpha": OPTIONS["lookahead_alpha"]} if lookahead else {}),
+    }
     keywords = [kind("step", kind.KEYWORD_ONLY)]
     keywords += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in hyper.items()]
 
@@ -160,6 +173,13 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     if lookahead:
         attributes["keeps_step"] = True
     return type(rule.__name__, (Rule,), attributes)
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """The name of a state, beside names of a rule."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _pull(
