@@ -848,3 +848,25 @@ def test_schedule_free_refuses_another_momentum_after_loading():
     with pytest.raises(ValueError, match=r"momentum of group 0 was changed from 0\.8 to 0\.9"):
         step(new)
     assert param.tolist() == before
+
+
+def test_another_function_may_take_a_functions_place():
+    (param,) = zeros(1)
+    optimizer = steprule.SGD([param], lr=third)
+    step(optimizer)
+    optimizer.param_groups[0]["lr"] = half
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            step(optimizer)
+    assert param.tolist() == pytest.approx([-third(1) - half(2) - half(3)] * 2)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.5, math.nan])
+def test_the_share_of_the_slow_copy_has_its_range_in_groups_of_torchs_rules(value):
+    optimizer, param = made("SGD", 2, lookahead=2)
+    before = param.tolist()
+    optimizer.param_groups[0]["lookahead_alpha"] = value
+    with pytest.raises(ValueError, match="Invalid lookahead_alpha value"):
+        step(optimizer)
+    assert param.tolist() == before

@@ -110,6 +110,7 @@ ONLY_FLAT = {
 FINE = {
     "plain": lambda params: steprule.AdamW(params),
     "by value": lambda params: steprule.AdamW(params, clip=ClipValue(1.0), nonfinite="zero"),
+    "left out of clip": lambda params: steprule.AdamW([{"params": params, "clip": False}], clip=1e-3),
     "rows": lambda params: steprule.SGD(params, lr=0.1, momentum=0.9, states="bfloat16"),
 }
 

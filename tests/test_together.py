@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import steprule
 from steprule import Together
@@ -267,3 +268,75 @@ def test_asking_a_plan_that_turns_to_other_parameters_takes_no_step():
     with pytest.raises(RuntimeError, match="not finite"):
         together.step()
     assert all(torch.equal(param, one) for param, one in zip(params, before, strict=True))
+
+
+def mend(together):
+    """What a step of their own and hooks do to a gradient that a step refuses."""
+    for group in together.param_groups:
+        for param in group["params"]:
+            param.grad.nan_to_num_(0.0)
+
+
+class MendingSGD(steprule.SGD):
+    def step(self, closure=None):
+        mend(self)
+        return super().step()
+
+
+class MendingTogether(Together):
+    def step(self, closure=None):
+        mend(self)
+        return super().step()
+
+
+class MadeOfNothing(Together):
+    """A class whose step is Together's, wrapped by torch.optim as it does where an instance of it is the first that is made."""
+
+    step = torch.optim.Optimizer.profile_hook_step(Together.step)
+
+
+@pytest.mark.parametrize("whose", ["an optimizer's step", "a Together's step", "a hook of a Together", "a hook of all"])
+def test_what_may_mend_a_gradient_is_not_asked_before(whose):
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.tensor([1.0, math.nan, 1.0])
+    params[0].grad = torch.ones(3)
+    cls = MendingSGD if whose == "an optimizer's step" else steprule.SGD
+    nested = MendingTogether if whose == "a Together's step" else Together
+    inner = nested([cls([params[1]], lr=1.0, nonfinite="raise")])
+    together = Together([steprule.SGD(params[:1], lr=1.0), inner])
+    hooks = []
+    if whose == "a hook of a Together":
+        hooks = [inner.register_step_pre_hook(lambda one, *_: mend(one))]
+    if whose == "a hook of all":
+        hooks = [register_optimizer_step_pre_hook(lambda one, *_: mend(one) if isinstance(one, steprule.SGD) else None)]
+        together, inner = Together(together.optimizers[:1] + inner.optimizers), together
+    try:
+        together.step()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert [param.tolist() for param in params] == [[0.0] * 3, [0.0, 1.0, 0.0]]
+
+
+def test_a_nested_step_of_its_own_comes_first():
+    """If it refuses, nothing has changed."""
+
+    class Refusing(Together):
+        def step(self, closure=None):
+            raise RuntimeError("not today")
+
+    (first, _), together = pair(lr=0.1)
+    before = first.tolist()
+    with pytest.raises(RuntimeError, match="not today"):
+        Together([together.optimizers[0], Refusing(together.optimizers[1:])]).step()
+    assert first.tolist() == before
+
+
+def test_a_nested_subclass_without_a_step_of_its_own_is_asked():
+    (first, second), together = pair(lr=0.1, nonfinite="raise")
+    stepped = Together([together.optimizers[0], MadeOfNothing(together.optimizers[1:])])
+    second.grad[0], before = math.nan, first.tolist()
+    with pytest.raises(RuntimeError, match="not finite"):
+        stepped.step()
+    assert first.tolist() == before

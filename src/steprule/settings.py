@@ -125,7 +125,7 @@ def check_settings(rule: type[Rule], settings: Mapping[str, Any]) -> None:
 
 # torch.optim's words where they are not "Invalid <name> value".
 _WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
-_NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead", "lookahead_alpha")
+_NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead_alpha")
 """What means nothing outside its range, in whatever formula of torch.optim."""
 
 

@@ -280,7 +280,8 @@ class _States(MutableMapping[Any, Any]):
 def _can_be_asked(optimizer: torch.optim.Optimizer) -> bool:
     """Whether an optimizer is known to refuse before its step what it refuses."""
     if isinstance(optimizer, Together):
-        return all(map(_can_be_asked, optimizer.optimizers)) and not optimizer._optimizer_step_pre_hooks
+        is_plain = inspect.unwrap(type(optimizer).step) is inspect.unwrap(Together.step)
+        return is_plain and all(map(_can_be_asked, optimizer.optimizers)) and not optimizer._optimizer_step_pre_hooks
     return (
         isinstance(optimizer, Optimizer)
         and type(optimizer).step is Optimizer.step
