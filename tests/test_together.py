@@ -334,8 +334,8 @@ def test_a_nested_step_of_its_own_comes_first():
 
 
 def test_a_nested_subclass_without_a_step_of_its_own_is_asked():
-    (first, second), together = pair(lr=0.1, nonfinite="raise")
-    stepped = Together([together.optimizers[1], MadeOfNothing(together.optimizers[:1])])
+    (first, second), together = pair(lr=0.1, nonfinite="raise", first=torch.optim.SGD)
+    stepped = Together([together.optimizers[0], MadeOfNothing(together.optimizers[1:])])
     second.grad[0], before = math.nan, first.tolist()
     with pytest.raises(RuntimeError, match="not finite"):
         stepped.step()
