@@ -268,7 +268,7 @@ def own_rule(decay=None, **more):
     ids=["nearest", "none near", "no text"],
 )
 def test_a_rule_cannot_misspell_its_decay(decay, hint):
-    with pytest.raises(RuleError, match=rf"Mine\.decay = {decay!r}: {hint}"):
+    with pytest.raises(RuleError, match=rf"Mine\.decay = {decay!r} means nothing; {hint}"):
         own_rule(decay)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 from steprule.docstrings import words_of
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
+from steprule.names import did_you_mean
 from steprule.registry import TORCHS_OWN
 from steprule.rule import NEEDS, Rule
 from steprule.rules import RULES
@@ -35,7 +35,7 @@ def find(name: str) -> type[Rule]:
     if plain in TORCHS_OWN:
         raise ValueError(told_of_torchs(plain))
     if plain not in RULES:
-        raise ValueError(f"unknown optimizer {name!r}; {nearest(plain.rpartition('.')[2], [*RULES, *TORCHS_OWN])}")
+        raise ValueError(f"unknown optimizer {name!r}{_nearest(plain.rpartition('.')[2], [*RULES, *TORCHS_OWN])}")
     return RULES[plain]
 
 
@@ -141,7 +141,7 @@ def print_list(needs: Sequence[str] = ()) -> None:
 
     for need in needs:
         if need not in NEEDS:
-            raise ValueError(f"--need {need!r} is unknown; {nearest(need, NEEDS)}")
+            raise ValueError(f"--need {need!r} is unknown{_nearest(need, NEEDS)}")
     chosen = {name: rule for name, rule in RULES.items() if set(needs) <= set(rule.needs)}
     output = Table(title=f"{len(chosen)} of {len(RULES)} optimizers", title_justify="left", show_lines=True)
     output.add_column("name\nclass", no_wrap=True)
@@ -216,8 +216,7 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> Non
         print(f"\nWhen: {rule.when}")
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def _nearest(word: str, choices: Iterable[str]) -> str:
     """What to write in place of a word that is none of these."""
     choices = list(choices)
-    near = difflib.get_close_matches(word, choices, 1)
-    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
+    return did_you_mean(word, choices, otherwise=f"choose from {', '.join(choices)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import optimizer
+from steprule.names import did_you_mean
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
 from steprule.registry import class_names
@@ -245,8 +245,7 @@ def _matches(where: str, pattern: Pattern, named: Mapping[str, Tensor]) -> list[
     test = pattern if callable(pattern) else lambda name, param: fnmatchcase(name, pattern)
     found = [name for name, param in named.items() if test(name, param)]
     if not found:
-        near = difflib.get_close_matches(str(pattern), named, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; shared ones go by their first name"
+        hint = did_you_mean(str(pattern), named, otherwise="shared ones go by their first name")
         raise ValueError(f"{where}: {pattern!r} matches no parameter{hint}")
     return found
 
@@ -265,9 +264,8 @@ def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.opti
     plain = re.sub("[-_]", "", str(name).lower())
     names = class_names()
     if plain not in names:
-        near = difflib.get_close_matches(plain, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
-        raise ValueError(f"unknown optimizer {name!r}; {hint}")
+        hint = did_you_mean(plain, names, otherwise=f"choose from {', '.join(names)}")
+        raise ValueError(f"unknown optimizer {name!r}{hint}")
     found: type[torch.optim.Optimizer] = getattr(optimizer, names[plain])
     return found
 

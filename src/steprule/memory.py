@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from steprule.catalog import find
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS, bytes_of, state_format, weight_format
+from steprule.names import did_you_mean
 from steprule.rule import Rule
 from steprule.rules import RULES
 
@@ -145,10 +145,8 @@ def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
         sys.path.remove(os.getcwd())
     function = getattr(module, function_name, None)
     if function is None:
-        near = difflib.get_close_matches(function_name, dir(module), 1)
-        raise ValueError(
-            f"{model!r}: {module_name} has no {function_name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        hint = did_you_mean(function_name, dir(module))
+        raise ValueError(f"{model!r}: {module_name} has no {function_name!r}{hint}")
     with torch.device("meta"):
         made = function()
     if not isinstance(made, torch.nn.Module):

@@ -42,8 +42,9 @@ HOME = {
 SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", "rules", "services", "transforms")
 
 
-def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
-    """A question that ends a message with the nearest of the choices, or nothing; case does not matter."""
+def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6, otherwise: str = "") -> str:
+    """The end of a message: a question for the nearest of the choices, or what else to say; case does not matter."""
     by_lower = {one.lower(): one for one in choices}
     near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    last = f"did you mean {by_lower[near[0]]!r}?" if near else otherwise
+    return f"; {last}" if last else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from traceback import walk_tb
@@ -138,9 +137,9 @@ class Rule:
                 if name not in known:
                     raise RuleError(f"{cls.__name__}.{what} names the unknown {name!r}; there are {', '.join(known)}")
         if cls.decay not in (None, "own", *DECAYS):
-            near = difflib.get_close_matches(str(cls.decay), [*DECAYS, "own"], 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
-            raise RuleError(f"{cls.__name__}.decay = {cls.decay!r}: {hint}")
+            every = f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
+            hint = did_you_mean(str(cls.decay), [*DECAYS, "own"], otherwise=every)
+            raise RuleError(f"{cls.__name__}.decay = {cls.decay!r} means nothing{hint}")
 
     @classmethod
     def function(cls) -> Callable[..., Any]:
@@ -370,9 +369,8 @@ def _check_said(rule: type[Rule], kind: type, what: str, names: Sequence[str], a
         if hasattr(Rule, name):
             raise RuleError(f"{who}: a {what} cannot be called {name!r}, which every rule has; choose another name")
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its {what}s are {', '.join(names) or 'none'}"
-            raise RuleError(f"{who}.{name} is a {kind.__name__}, and update has no {what} of that name; {hint}")
+            hint = did_you_mean(name, names, otherwise=f"its {what}s are {', '.join(names) or 'none'}")
+            raise RuleError(f"{who}.{name} is a {kind.__name__}, and update has no {what} of that name{hint}")
 
 
 def _told_of_absent(rule: type[Rule], absent: Sequence[str], error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,11 +55,11 @@ def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
             is_others = name in _ALSO_CALLED or any(
                 name in rule.hyperparameters for rule in RULES.values()
             )  # and seldom misspelt
-            near = difflib.get_close_matches(name, known, 1, 0.85 if is_others else 0.6)
-            near = [_ALSO_CALLED[name]] if _ALSO_CALLED.get(name) in known else near
             none = f"it has no {_ALSO_CALLED.get(name, name)}; " if is_others else ""
-            hint = f"did you mean {near[0]!r}?" if near else f"{none}it takes {', '.join(known)}"
-            raise TypeError(f"{who} got an unexpected argument {name!r}; {hint}")
+            also = _ALSO_CALLED.get(name, name)
+            word, cutoff = (also, 1.0) if also in known else (name, 0.85 if is_others else 0.6)
+            hint = did_you_mean(word, known, cutoff, f"{none}it takes {', '.join(known)}")
+            raise TypeError(f"{who} got an unexpected argument {name!r}{hint}")
 
 
 def check_hyperparameters(

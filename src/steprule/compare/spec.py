@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 import steprule.optimizer
 from steprule.compare.errors import UsageError, told
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
+from steprule.names import did_you_mean
 from steprule.registry import class_names
 from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
@@ -108,9 +108,8 @@ def check(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
     """The nearest choice as the end of an error's sentence, or all of them if none is near."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(word.lower(), by_lower, 1)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else f"; choose from {', '.join(by_lower.values())}"
+    choices = list(choices)
+    return did_you_mean(word, choices, otherwise=f"choose from {', '.join(choices)}")
 
 
 def import_dotted(module: str, name: str, what: str, choices: Callable[[Any], Sequence[str]]) -> Any:

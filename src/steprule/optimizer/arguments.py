@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
@@ -13,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from steprule.docstrings import PARAMS, arguments, class_docstring, is_listed, states
 from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
+from steprule.names import did_you_mean
 from steprule.rule import Rule
 from steprule.rules.options import DECAYS, OPTIONS
 from steprule.services import Average, Telemetry
@@ -166,7 +166,7 @@ def refuse_attribute(name: str, rule: type[Rule]) -> NoReturn:
 def make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> StepServices | None:
     """The services that a constructor's arguments ask for, or None."""
     if nonfinite not in (None, *NONFINITE):
-        raise ValueError(f"Invalid nonfinite value: {nonfinite!r}; {_hint(nonfinite, NONFINITE)}")
+        raise ValueError(f"Invalid nonfinite value: {nonfinite!r}{_hint(nonfinite, NONFINITE)}")
     if telemetry is not None and not isinstance(telemetry, Telemetry):
         telemetry = Telemetry(every=telemetry)
     chosen = as_clip(clip), nonfinite, as_average(average), telemetry
@@ -176,7 +176,7 @@ def make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> St
 def make_accumulator(grads: Any) -> Accumulator | None:
     """What sums gradients as the constructor's grads asks for, or None."""
     if grads not in (None, *GRAD_FORMATS):
-        raise ValueError(f"Invalid grads value: {grads!r}; {_hint(grads, GRAD_FORMATS)}")
+        raise ValueError(f"Invalid grads value: {grads!r}{_hint(grads, GRAD_FORMATS)}")
     if grads == "float32" and not hasattr(Tensor, "grad_dtype"):
         raise ValueError(
             'grads="float32" needs a torch whose tensors have grad_dtype; grads="32bit" does the same in any'
@@ -185,8 +185,7 @@ def make_accumulator(grads: Any) -> Accumulator | None:
 
 
 def _hint(value: Any, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), choices, 1, 0.4)
-    return f"did you mean {near[0]!r}?" if near else "it can be " + ", ".join(map(repr, (None, *choices)))
+    return did_you_mean(str(value), choices, 0.4, f"it can be {', '.join(map(repr, (None, *choices)))}")
 
 
 def check_formats(settings: Mapping[str, Any]) -> None:
@@ -194,7 +193,7 @@ def check_formats(settings: Mapping[str, Any]) -> None:
     for name, choices in (("states", STATE_FORMATS), ("weights", WEIGHT_FORMATS)):
         value = settings.get(name)
         if value is not None and value not in choices:
-            raise ValueError(f"Invalid {name} value: {value!r}; {_hint(value, choices)}")
+            raise ValueError(f"Invalid {name} value: {value!r}{_hint(value, choices)}")
     seed = settings.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**53:
         raise ValueError(f"Invalid seed value: {seed!r}; it must be an int from 0 to 2**53")

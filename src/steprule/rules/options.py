@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steprule.names import did_you_mean
 from steprule.pieces import Value, floor, l2, maximum, size, total, where
 from steprule.rule import DECAYS as DECAYS
 from steprule.rule import SAID, Rule, State
@@ -85,9 +85,8 @@ def _check(decay: Any, cautious: Any, cautious_decay: Any, lookahead: Any, looka
             raise TypeError(f"{name} must be True or False, not {value!r}")
     check_lookahead(lookahead, least=0)
     if decay is not None and decay not in DECAYS:
-        near = difflib.get_close_matches(str(decay), DECAYS, 1, 0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))}"
-        raise ValueError(f"Invalid decay value: {decay!r}; {hint}")
+        hint = did_you_mean(str(decay), DECAYS, 0.4, f"it can be {', '.join(map(repr, DECAYS))}")
+        raise ValueError(f"Invalid decay value: {decay!r}{hint}")
     if lookahead_alpha != OPTIONS["lookahead_alpha"] and not lookahead:
         raise ValueError(f"lookahead_alpha={lookahead_alpha!r} needs lookahead, a number of steps")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from steprule.names import did_you_mean
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -186,8 +187,7 @@ class Telemetry:
         Raises ValueError if there is no such quantity, naming the nearest, and RuntimeError if there is no record.
         """
         if quantity not in QUANTITIES:
-            (nearest,) = difflib.get_close_matches(str(quantity), QUANTITIES, 1, 0)
-            raise ValueError(f"Invalid quantity value: {quantity!r}; did you mean {nearest!r}?")
+            raise ValueError(f"Invalid quantity value: {quantity!r}{did_you_mean(str(quantity), QUANTITIES, 0.0)}")
         with _extra("plotly"):
             from plotly.graph_objects import Figure, Heatmap
         # A step that was taken again, after a checkpoint was loaded, counts as it was the last time.
