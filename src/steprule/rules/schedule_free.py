@@ -7,7 +7,8 @@ x, the average, which is what to evaluate and to keep. z is what moves.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from steprule.pieces import Value, debias, ema_sq, maximum, minimum, sqrt, where
 from steprule.rule import Hyperparameter, Rule, State
@@ -15,15 +16,7 @@ from steprule.rules.adam import rectification
 
 _MIXED = "weights and their average are mixed by it"
 
-
-_BETAS = Hyperparameter(
-    "weight of the average in the point y where gradients are taken, above 0, and decay rate of the running average of the squared gradient",
-    "[0, 1)",
-)
-_DECAY = Hyperparameter("weight decay, added to the direction at y", "[0, inf)")
 _WARMUP = Hyperparameter("number of steps of a linear warm-up of lr", "[0, inf)")
-_R = Hyperparameter("power of the step in the weights of the average")
-_POWER = Hyperparameter("power of the largest lr so far in the weights of the average", "[0, inf)")
 
 
 def schedule_free_step(
@@ -49,7 +42,44 @@ def mixed(x: Value, z: Value, beta: Value) -> Value:
     return x + (1 - beta) * (z - x)
 
 
-class ScheduleFreeSGD(Rule):
+class _Averaging:
+    """What the rules here have in common."""
+
+    weight_decay = Hyperparameter("weight decay, added to the direction at y", "[0, inf)")
+    r = Hyperparameter("power of the step in the weights of the average")
+    weight_lr_power = Hyperparameter("power of the largest lr so far in the weights of the average", "[0, inf)")
+    lr_max = weight_sum = State("scalar")
+    z = State(begins="param", exact=True)
+    refuses = "the weights lie between z, which moves, and an average"
+    decay: ClassVar[str | None] = "own"
+
+
+def _evaluated_by_betas(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
+    return average(param, z, betas[0])
+
+
+def _trained_by_betas(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
+    return mixed(param, z, betas[0])
+
+
+class _ByBetas(_Averaging):
+    """What those have in common whose first beta is the paper's."""
+
+    betas = Hyperparameter(
+        "weight of the average in the point y where gradients are taken, above 0, and decay rate of the running average of the squared gradient",
+        "[0, 1)",
+    )
+    constants: ClassVar[Mapping[str, str]] = {"betas": _MIXED}
+    evaluated: ClassVar[Callable[..., Any] | None] = staticmethod(_evaluated_by_betas)
+    trained: ClassVar[Callable[..., Any] | None] = staticmethod(_trained_by_betas)
+
+    @classmethod
+    def check(cls, *, betas: tuple[float, float] = (0.9, 0.999), **others: Any) -> None:
+        if not betas[0] > 0:
+            raise ValueError(f"Invalid beta parameter at index 0: {betas[0]}")
+
+
+class ScheduleFreeSGD(_Averaging, Rule):
     """SGD that needs no schedule. Defazio et al. 2024, arXiv:2405.15682, equations 3-5.
 
     The average weighs steps by step**r times the largest lr so far to the power weight_lr_power.
@@ -58,15 +88,8 @@ class ScheduleFreeSGD(Rule):
     momentum = Hyperparameter(
         "weight of the average in the point y where gradients are taken; the paper's beta", "(0, 1)"
     )
-    weight_decay = _DECAY
     warmup_steps = _WARMUP
-    r = _R
-    weight_lr_power = _POWER
-    lr_max = weight_sum = State("scalar")
-    z = State(begins="param", exact=True)
     needs = ("no-schedule", "memory")
-    refuses = "the weights lie between z, which moves, and an average"
-    decay = "own"
     constants = {"momentum": _MIXED}
     when = "In place of SGD with momentum where the number of steps is not known beforehand; larger lr than SGD's."
 
@@ -91,20 +114,11 @@ class ScheduleFreeSGD(Rule):
         return mixed(param, z, momentum)
 
 
-class ScheduleFreeAdamW(Rule):
+class ScheduleFreeAdamW(_ByBetas, Rule):
     """AdamW that needs no schedule. Defazio et al. 2024, arXiv:2405.15682, algorithm 1."""
 
-    betas = _BETAS
-    weight_decay = _DECAY
     warmup_steps = _WARMUP
-    r = _R
-    weight_lr_power = _POWER
-    lr_max = weight_sum = State("scalar")
-    z = State(begins="param", exact=True)
     needs = ("no-schedule",)
-    refuses = "the weights lie between z, which moves, and an average"
-    decay = "own"
-    constants = {"betas": _MIXED}
     when = "In place of AdamW where the number of steps is not known beforehand; lr 1 to 10 times AdamW's."
 
     @staticmethod
@@ -121,35 +135,13 @@ class ScheduleFreeAdamW(Rule):
         )  # fmt: skip
         return *moved, exp_avg_sq
 
-    @classmethod
-    def check(cls, *, betas: tuple[float, float] = (0.9, 0.999), **others: Any) -> None:
-        if not betas[0] > 0:
-            raise ValueError(f"Invalid beta parameter at index 0: {betas[0]}")
 
-    @staticmethod
-    def evaluated(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
-        return average(param, z, betas[0])
-
-    @staticmethod
-    def trained(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
-        return mixed(param, z, betas[0])
-
-
-class ScheduleFreeRAdam(Rule):
+class ScheduleFreeRAdam(_ByBetas, Rule):
     """RAdam that needs neither a schedule nor a warm-up. Defazio et al. 2024, arXiv:2405.15682, section 4; Liu et al.
     2020, arXiv:1908.03265."""
 
-    betas = _BETAS
-    weight_decay = _DECAY
-    r = _R
-    weight_lr_power = _POWER
     silent_sgd_phase = Hyperparameter("take no step as long as RAdam would take one of SGD")
-    lr_max = weight_sum = State("scalar")
-    z = State(begins="param", exact=True)
     needs = ("no-schedule",)
-    refuses = "the weights lie between z, which moves, and an average"
-    decay = "own"
-    constants = {"betas": _MIXED}
     when = "As ScheduleFreeAdamW, without a warm-up to choose."
 
     @staticmethod
@@ -167,13 +159,3 @@ class ScheduleFreeRAdam(Rule):
             param, direction, z, lr_max, weight_sum, step, lr, betas[0], r, weight_lr_power
         )  # fmt: skip
         return *moved, exp_avg_sq
-
-    check = ScheduleFreeAdamW.check
-
-    @staticmethod
-    def evaluated(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
-        return average(param, z, betas[0])
-
-    @staticmethod
-    def trained(param: Value, z: Value, *, betas: tuple[float, float]) -> Value:
-        return mixed(param, z, betas[0])
