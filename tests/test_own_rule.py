@@ -604,3 +604,19 @@ def test_arrays_take_rules_only(given):
         TypeError, match=r"class Arrays\(arrays\.Optimizer, rule=\.\.\.\) takes a rule, a subclass of steprule\.Rule"
     ):
         type("Arrays", (arrays.Optimizer,), {}, rule=given)
+
+
+def test_a_rule_may_have_two_constants():
+    def update(param, grad, m, *, lr=0.1, a=0.5, b=0.7):
+        return param - lr * grad, a * m + b * grad
+
+    rule = type("TwoConstants", (Rule,), {"update": update, "constants": {"a": "it is", "b": "it is"}})
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = Optimizer.of(rule)([param])
+    for _ in range(2):
+        param.grad = torch.ones(2)
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["b"] = 0.5
+    with pytest.raises(ValueError, match=r"b of group 0 was changed from 0\.7 to 0\.5"):
+        optimizer.step()

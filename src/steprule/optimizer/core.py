@@ -76,7 +76,7 @@ class Core:
         self.is_made = False
         self.given = Given()
         self.completed: list[dict[str, Any]] = []
-        self.begun_with: dict[Tensor, Any] = {}
+        self.begun_with: dict[Tensor, dict[str, float]] = {}
         self.modes = Modes()
         self.plans = Plans()
 

@@ -316,7 +316,8 @@ class Groups:
             for name, why in self.constants.items():
                 is_first = isinstance(group[name], (tuple, list))
                 value = float(group[name][0] if is_first else group[name])
-                begun = self.core.begun_with.get(param, value) if self.states.get(param) else value
+                own = self.core.begun_with.setdefault(param, {})
+                begun = own.get(name, value) if self.states.get(param) else value
                 if begun != value:
                     is_cycled = name in ("momentum", "betas")
                     hint = ". A scheduler that cycles it takes cycle_momentum=False" if is_cycled else ""
@@ -324,7 +325,7 @@ class Groups:
                         f"{name}{'[0]' * is_first} of group {number} was changed from {begun} to {value}; "
                         f"{self.name} needs it constant: {why}{hint}"
                     )
-                self.core.begun_with[param] = value
+                own[name] = value
 
     def check_parameters(self, number: int) -> None:
         """Raises for parameters that a group's formats or the services cannot serve."""
