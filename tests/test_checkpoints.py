@@ -342,6 +342,30 @@ def test_codes_without_their_base_are_refused():
 # 8 bits
 
 
+@pytest.mark.parametrize("name", ["exp_avg_8bit", "exp_avg_base", "param_correction"])
+def test_the_parts_that_a_state_is_kept_in_are_not_read_as_numbers(name):
+    param = torch.nn.Parameter(torch.ones(4, 64, dtype=torch.bfloat16))
+    optimizer = steprule.AdamW([param], states="8bit", weights="24bit")
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    whole = name.rpartition("_")[0]
+    assert name in optimizer.state[param]
+    with pytest.raises(
+        KeyError, match=rf"'{name}' is a part of '{whole}', and has no numbers of its own: read '{whole}'"
+    ):
+        optimizer.read(param, name)
+    assert optimizer.read(param, whole).shape == (4, 64)
+
+
+def test_codes_are_not_read_with_a_base_that_is_too_short():
+    params, optimizer = trained(states="8bit")
+    optimizer.state[params[0]]["exp_avg_base"] = optimizer.state[params[0]]["exp_avg_base"][:1]
+    with pytest.raises(
+        RuntimeError, match=r"the state exp_avg_base of the parameter of shape \(4, 64\) is torch\.int16"
+    ):
+        optimizer.read(params[0], "exp_avg")
+
+
 def test_torch_optim_does_not_take_codes_for_numbers():
     _, optimizer = trained(states="8bit")
     assert {"exp_avg_8bit", "exp_avg_base"} < set(optimizer.state_dict()["state"][0])

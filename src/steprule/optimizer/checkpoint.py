@@ -17,13 +17,14 @@ from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.services.clip import unpacked
 from steprule.services.member import REMEMBERED
 from steprule.step.listed import name_in
-from steprule.tensors.memory import DTYPES, name_of
+from steprule.tensors.memory import DTYPES, name_of, too_short
 from steprule.tensors.state import (
     AVERAGE,
     FORMAT_OPTIONS,
     average_format,
     convert,
     drop_other_correction,
+    freed,
     has_arrays,
     kept,
     kept_format,
@@ -184,6 +185,8 @@ class Loading:
     ) -> None:
         rule, base = self._rule, self._groups.base
         state = {name: value for name, value in state.items() if value is not None}
+        if problem := freed(state, who):
+            raise ValueError(problem)
         without = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
         if without and not param.is_meta:
             raise ValueError(f"the state {without[0]} of {who} is on the meta device, and has no numbers")
@@ -311,10 +314,16 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
         raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
     state = groups.states.get(param, {})
     every = {**state, "param": param.detach()}
+    rule, who = groups.core.rule, f"the parameter of shape {tuple(param.shape)}"
+    whole = state_of(name, {"param", AVERAGE, *rule.states})
+    if whole not in (None, name) and name in state:
+        raise KeyError(f"{name!r} is a part of {whole!r}, and has no numbers of its own: read {whole!r}")
     own = kept(every, name)
     if own is None:
         raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-    return own.clone() if name in groups.core.rule.scalar_states else read_state(every, name, param.shape)
+    if problem := too_short(param, who) or misfit(rule, state, param, who, converted=True):
+        raise RuntimeError(problem)
+    return own.clone() if name in rule.scalar_states else read_state(every, name, param.shape)
 
 
 def _every_state() -> frozenset[str]:

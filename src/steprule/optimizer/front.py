@@ -25,6 +25,7 @@ from steprule.rule import Rule
 from steprule.services import Telemetry
 from steprule.services.clip import Clip, as_clip
 from steprule.settings import constructor
+from steprule.step.listed import check_arrays
 
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -154,6 +155,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             KeyError: the parameter is not the optimizer's or has no such state yet.
+            RuntimeError: the state does not fit the parameter, or its memory was freed.
         """
         return read(self._groups, param, name)
 
@@ -230,11 +232,13 @@ class Optimizer(torch.optim.Optimizer):
         whatever happened to groups and states in between; one that has another dtype by then has them in that.
 
         Raises:
-            RuntimeError: there is no average yet.
+            RuntimeError: there is no average yet, or one cannot be exchanged; no weight has changed.
         """
         self._swap("swap_average()")
 
     def _swap(self, who: str) -> None:
+        if not self._core.modes.is_swapped:
+            check_arrays(self._core.rule, self.param_groups, self.state)
         self._core.modes.swap(who, (param for _, param in self._groups.each()), self.state)
         self._core.forget_plans(self.param_groups)
 

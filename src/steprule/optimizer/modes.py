@@ -68,6 +68,8 @@ class Modes:
             RuntimeError: there is no average yet.
         """
         if self.is_swapped:
+            for aside in self._aside.values():
+                aside.check(who)
             for param, aside in [*self._aside.items()]:
                 aside.give_back(param, states.get(param, {}))
                 del self._aside[param]  # and if one fails, its weights are still there
@@ -75,5 +77,11 @@ class Modes:
         averaged = [param for param in params if AVERAGE in states.get(param, {})]
         if not averaged:
             raise RuntimeError(f"{who} needs averages: an optimizer with average=... that has taken a step")
-        for param in averaged:
-            self._aside[param] = Aside(param, states[param])
+        try:
+            for param in averaged:
+                self._aside[param] = Aside(param, states[param])
+        except Exception:
+            for param, aside in self._aside.items():
+                aside.give_back(param, states[param])
+            self._aside = {}
+            raise

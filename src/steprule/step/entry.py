@@ -12,7 +12,7 @@ from steprule.rule import Rule
 from steprule.step.job import Job
 from steprule.step.kind import ZERO, Kind, look_of
 from steprule.step.listed import Listed, given_name, name_in
-from steprule.tensors.memory import HALVES, missing_bytes
+from steprule.tensors.memory import HALVES, missing_bytes, too_short
 from steprule.tensors.state import (
     AVERAGE,
     begin_correction,
@@ -113,12 +113,9 @@ class Entry:
     def _check_memory(self) -> None:
         """Raises for storages that are too short."""
         for what, x in (("", self.param), ("grad", self.grad), *self.state.items()):
-            if isinstance(x, Tensor) and (missing := missing_bytes(x)):
+            if isinstance(x, Tensor) and missing_bytes(x):
                 whose = "the gradient of " if what == "grad" else f"the state {what} of " if what else ""
-                raise RuntimeError(
-                    f"the storage of {whose}{self.who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
-                    "it was freed or made smaller"
-                )
+                raise RuntimeError(too_short(x, whose + self.who))
 
     def _check_begun(self, base: type[Rule]) -> None:
         """Raises for a step that is no number of steps, and for states that someone has taken out from beside others."""

@@ -17,7 +17,7 @@ from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix, weight_format
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
-from steprule.tensors.memory import DTYPES, PLAIN, is_abstract, name_of
+from steprule.tensors.memory import DTYPES, PLAIN, is_abstract, name_of, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -111,8 +111,13 @@ def with_new_names(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def freed(state: Mapping[str, Any], who: str) -> str | None:
+    """What is wrong if a parameter's state has a tensor whose storage was freed or made smaller, or None."""
+    return next(filter(None, (too_short(x, f"the state {name} of {who}") for name, x in state.items())), None)
+
+
 def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False) -> str | None:
-    """What about the shapes and dtypes of a parameter's states does not fit it, or None.
+    """What about the storages, shapes and dtypes of a parameter's states does not fit it, or None.
 
     Args:
         rule: whose states they are.
@@ -121,6 +126,8 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         who: what to call it.
         converted: whether states of other dtypes are going to be converted.
     """
+    if problem := freed(state, who):
+        return problem
     for name in rule.scalar_states:
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
@@ -229,6 +236,14 @@ def read_state(state: Mapping[str, Any], name: str, shape: torch.Size) -> Tensor
         return state[name].clone()  # type: ignore[no-any-return]
     value = decode(kind, arrays_of(state, name), shape)
     return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
+
+
+def encode_weight(value: Tensor, param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The arrays of `weight_arrays` for another value of the parameter, rounded to nearest."""
+    kind = kept_format({**state, "param": param}, "param")
+    if kind in PLAIN or kind not in FORMATS:
+        return {"": value.to(param.dtype)}
+    return encode(kind, value.float())
 
 
 def set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:
