@@ -16,7 +16,7 @@ from steprule.optimizer import torchs
 from steprule.optimizer.arguments import OPTION_DOCS, check_clip, docstring, flags_of, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read
 from steprule.optimizer.core import Core, RuleOf
-from steprule.optimizer.formulas import check_base, check_free, check_has_formula, check_rule, reduce
+from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, check_rule, reduce
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.making import begin, bind, check_params, finish
 from steprule.optimizer.releasing import release_gradients
@@ -25,7 +25,6 @@ from steprule.rule import Rule
 from steprule.services import Telemetry
 from steprule.services.clip import Clip, as_clip
 from steprule.settings import constructor
-from steprule.step.listed import check_arrays
 
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -237,9 +236,7 @@ class Optimizer(torch.optim.Optimizer):
         self._swap("swap_average()")
 
     def _swap(self, who: str) -> None:
-        if not self._core.modes.is_swapped:
-            check_arrays(self._core.rule, self.param_groups, self.state)
-        self._core.modes.swap(who, (param for _, param in self._groups.each()), self.state)
+        self._core.modes.swap(who, self._core.rule, self.param_groups, self.state)
         self._core.forget_plans(self.param_groups)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -379,13 +376,7 @@ class Optimizer(torch.optim.Optimizer):
 
 Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n{OPTION_DOCS}"
 
-BASES: dict[str, type[Optimizer]] = {}
-"""What classes of rules that say so inherit, by the attribute of the rule."""
-
-
-def base_of(rule: type[Rule]) -> type[Optimizer]:
-    """What a rule's class inherits."""
-    return next((base for name, base in BASES.items() if getattr(rule, name)), Optimizer)
+BASES[""] = Optimizer
 
 
 @functools.cache

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from steprule.engine.team import torch_alone
-from steprule.optimizer.front import BASES, Optimizer, base_of
+from steprule.optimizer.formulas import BASES, base_of
+from steprule.optimizer.front import Optimizer
 from steprule.rule import Rule, RuleError
 from steprule.step.listed import check_arrays
 from steprule.tensors.average import exchange_all
+from steprule.tensors.memory import DTYPES
 from steprule.tensors.state import (
     arrays_of,
+    begin_state,
     convert,
     encode_weight,
     kept,
@@ -51,15 +54,20 @@ class _BegunEarly(Optimizer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for group in self.param_groups:
-            for param in group["params"]:
-                self.state[param]["step"] = torch.zeros((), **step_options(group, param))
-                for name in type(self).rule.tensor_states:
-                    first = self._core.rule.begins_at(name, param, group)
-                    first = complex(first, first) if param.is_complex() else first
-                    self.state[param][name] = torch.full_like(param, first, memory_format=torch.preserve_format)
-                    if group.get("states") is not None:  # as it is to stay, since share_memory may be called now
-                        convert(self.state[param], name, state_format(self._core.rule, name, group, param), param)
+        rule = type(self).rule
+        for group, param in self._groups.each():
+            state = self.state[param]
+            if rule.keeps_step:
+                state["step"] = torch.zeros((), **step_options(group, param))
+            for name in filter(None, rule.states_for(group)):
+                kind = DTYPES.get(param.dtype)
+                if kind is not None and group.get("states") is not None:
+                    kind = state_format(rule, name, group, param)
+                begin_state(rule, name, state, param.detach(), group, kind)
+                if (
+                    kind is not None and name in rule.tensor_states
+                ):  # as it is to stay, since share_memory may be called now
+                    convert(state, name, kind, param)
 
     def share_memory(self) -> None:
         """Moves the states to memory that processes share.
@@ -68,7 +76,7 @@ class _BegunEarly(Optimizer):
         """
         for group in self.param_groups:
             for param in group["params"]:
-                for name in type(self).rule.tensor_states:
+                for name in type(self).rule.states:
                     for array in arrays_of(self.state[param], name).values():
                         array.share_memory_()  # type: ignore[no-untyped-call]
 

@@ -17,7 +17,7 @@ from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix, weight_format
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
-from steprule.tensors.memory import DTYPES, PLAIN, is_abstract, name_of, too_short
+from steprule.tensors.memory import DTYPES, HALVES, PLAIN, is_abstract, name_of, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -291,6 +291,41 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
             value.detach()
         )
     return value.clone()
+
+
+def begin_state(
+    rule: type[Rule], name: str, state: dict[str, Any], param: Tensor, group: Mapping[str, Any], kind: str | None
+) -> None:
+    """Gives a parameter a state as it begins. One that begins at numbers may have another format still.
+
+    Args:
+        rule: whose state it is.
+        name: the state's.
+        state: the parameter's.
+        param: the parameter; detached unless autograd is to see what begins at it.
+        group: its settings.
+        kind: the format that the state is going to have, if it is one of elements that has a format.
+    """
+    first = rule.begins_at(name, param, group)
+    if name in rule.scalar_states:
+        like = {} if rule.states[name].dtype == "step" else {"dtype": torch.float64}
+        fresh = torch.empty((), **{**step_options(group, param), **like})
+        state[name] = fresh.copy_(_filled(fresh, first))
+    elif kind is not None and not isinstance(first, Tensor) and first == 0:
+        set_arrays(state, name, zeros(kind, param))
+    else:
+        dtype = param.dtype if param.dtype not in HALVES else torch.float32
+        state[name] = torch.empty_like(param, dtype=dtype, requires_grad=False)
+        state[name].copy_(param if first is param else _filled(param, first))
+
+
+def _filled(like: Tensor, value: Any) -> Tensor:
+    """A tensor of this number, that autograd can go through where it is one; complex numbers have it twice."""
+    if isinstance(value, Tensor):
+        number = value.double().reshape(()).to(like.device).expand(like.shape)
+    else:
+        number = torch.full_like(like, float(value), dtype=torch.float64, requires_grad=False)
+    return torch.complex(number, number) if like.is_complex() else number
 
 
 def bring_up_to_date(state: dict[str, Any], param: Tensor, group: Mapping[str, Any], rule: type[Rule]) -> None:
