@@ -85,6 +85,36 @@ def test_another_rules_checkpoint_is_refused_before_anything_changes(saved, load
     train(params, optimizer, 1)
 
 
+class Peaked(steprule.Rule):
+    """A rule of one's own with names that options would take for their states."""
+
+    decay = "decoupled"
+    lr_max = steprule.State("scalar")
+
+    @staticmethod
+    def update(param, grad, lr_max, *, lr=0.1, weight_decay=0.0, slow_param=0.5):
+        return param - lr * slow_param * (grad + weight_decay * param), lr_max
+
+
+@pytest.mark.parametrize(
+    ("cls", "option", "name"),
+    [
+        (steprule.Prodigy, {"decay": "initial"}, "initial_param_"),
+        (steprule.Optimizer.of(Peaked), {"decay": "corrected"}, "lr_max_"),
+        (steprule.Optimizer.of(Peaked), {"lookahead": 2}, "slow_param_"),
+    ],
+    ids=["Prodigy", "of one's own", "a hyperparameter"],
+)
+def test_what_an_option_remembers_under_another_name_is_not_lost(cls, option, name):
+    params, optimizer = trained(cls, **option)
+    assert name in optimizer.state[params[0]]
+    again = make(cls, **option)[1]
+    again.load_state_dict(optimizer.state_dict())
+    plain = make(cls)[1]
+    with pytest.raises(ValueError, match=rf"has {name}, which it does not keep"):
+        plain.load_state_dict(optimizer.state_dict())
+
+
 @pytest.mark.parametrize(
     ("saved", "loading"),
     [({"lookahead": 5}, {}), ({"decay": "initial"}, {"lookahead": 5})],

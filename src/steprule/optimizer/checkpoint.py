@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,8 @@ from steprule.formats import weight_format
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import KEY as SCHEDULES
+from steprule.rule import Rule
+from steprule.rules.options import added_names
 from steprule.services.clip import unpacked
 from steprule.services.member import REMEMBERED
 from steprule.step.listed import name_in
@@ -171,7 +173,7 @@ class Loading:
 
     def _check(self) -> None:
         """Raises for states that are another rule's, or another parameter's."""
-        groups, every = self._source["param_groups"], _every_state()
+        groups, every = self._source["param_groups"], _every_state(self._groups.base)
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self._groups.groups]:
             return  # which torch.optim is about to refuse
         for number, (group, saved) in enumerate(zip(self._groups.groups, groups, strict=True)):
@@ -326,7 +328,16 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
     return own.clone() if name in rule.scalar_states else read_state(every, name, param.shape)
 
 
-def _every_state() -> frozenset[str]:
-    """The names of all rules' states. A state of another name is the user's own, and left alone."""
-    options = ("initial_param", "lr_max", "slow_param", "row_var", "col_var", "variance")  # and torch.optim.Adafactor's
-    return frozenset(itertools.chain(options, *(rule.states for rule in rules.RULES.values())))
+_ADAFACTORS = ("row_var", "col_var", "variance")
+"""States of torch.optim.Adafactor, which no rule has."""
+
+
+def _every_state(own: type[Rule]) -> frozenset[str]:
+    """The names of all rules' states and of what options keep beside them. A state of another name is the user's own, and
+    left alone.
+
+    Args:
+        own: a rule that may be in no registry.
+    """
+    every = (own, *rules.RULES.values())
+    return frozenset(chain(_ADAFACTORS, *((*rule.states, *added_names(rule).values()) for rule in every)))

@@ -112,10 +112,20 @@ _ADDED = {
 """The states that options keep."""
 
 
+def added_names(rule: type[Rule]) -> dict[str, str]:
+    """What the states that options keep are called beside a rule's own, by their names elsewhere."""
+    names = {}
+    for name in _ADDED:
+        names[name] = name
+        while names[name] in rule.states or names[name] in rule.hyperparameters:
+            names[name] += "_"
+    return names
+
+
 def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay: bool, lookahead: bool) -> type[Rule]:
     """The rule whose formula has these around it."""
     added = {"initial_param": decay == "initial", "lr_max": decay == "corrected", "slow_param": lookahead}
-    names = {name: f"{name}_" if name in rule.states else name for name, is_added in added.items() if is_added}
+    names = {name: its for name, its in added_names(rule).items() if added[name]}
     own = rule.states
     kind = inspect.Parameter
     positional = [kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("param", "grad", *own, *names.values())]
