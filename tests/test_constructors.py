@@ -270,7 +270,9 @@ def test_what_has_no_formula_says_so():
             steprule.Optimizer.of(wrong)
 
 
-@pytest.mark.parametrize(("attribute", "value"), [("constants", {"lrr": "why"}), ("needs", ("memry",))])
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("constants", {"lrr": "why"}), ("constants", {"lr[0]": "why"}), ("needs", ("memry",))]
+)
 def test_a_rule_may_only_name_what_there_is(attribute, value):
     def update(param, grad, *, lr=0.1):
         return param - lr * grad

@@ -99,6 +99,11 @@ def common(decay: str | None) -> dict[str, Hyperparameter]:
     return {**COMMON, "weight_decay": Hyperparameter(_DECAYS.get(decay or "", known.meaning), known.range)}
 
 
+def whole_of(name: str) -> str:
+    """The hyperparameter that a name such as "betas[0]" is an element of, or is."""
+    return name.partition("[")[0]
+
+
 def about(**said: Hyperparameter) -> Callable[[_Function], _Function]:
     """Says of a transform what a rule says of its hyperparameters by class attributes."""
 

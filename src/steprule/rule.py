@@ -75,7 +75,8 @@ class Rule:
         sparse_only: whether gradients must be sparse.
         like_torch: how torch.optim takes arguments, for a rule that stands in for its class of that name. A subclass
             is another formula and does not inherit it.
-        constants: hyperparameters that must stay what they were at a parameter's first step, and why.
+        constants: hyperparameters that must stay what they were at a parameter's first step, and why; or an element of one
+            that is a tuple, as "betas[0]".
         begins_early: whether states are there before the first step.
         evaluated: for weights that gradients are taken at and that are not those to evaluate: a second formula,
             ``evaluated(param, <states>, *, <hyperparameters>)``, of whichever of them it names. Its optimizer has eval().
@@ -130,7 +131,8 @@ class Rule:
         cls.like_torch = vars(cls).get("like_torch")
         _check_exchange(cls)
         _check_spelling(cls)
-        for what, given, known in (("constants", cls.constants, cls.hyperparameters), ("needs", cls.needs, NEEDS)):
+        holdable = [*cls.hyperparameters, *_elements(cls.hyperparameters)]
+        for what, given, known in (("constants", cls.constants, holdable), ("needs", cls.needs, [*NEEDS])):
             for name in given:
                 if name not in known:
                     raise RuleError(f"{cls.__name__}.{what} names the unknown {name!r}; there are {', '.join(known)}")
@@ -242,6 +244,11 @@ def _check_spelling(rule: type[Rule]) -> None:
                 raise RuleError(
                     f"{rule.__name__}: the default {name}={default!r} is outside of its range {rule.meanings[name].range}"
                 )
+
+
+def _elements(hyperparameters: Mapping[str, Any]) -> list[str]:
+    """The elements of those that are tuples, as "betas[0]"."""
+    return [f"{name}[{i}]" for name, one in hyperparameters.items() if isinstance(one, tuple) for i in range(len(one))]
 
 
 def _check_exchange(rule: type[Rule]) -> None:

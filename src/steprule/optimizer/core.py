@@ -59,7 +59,7 @@ class Core:
         is_made: whether the constructor is over.
         given: the parameters that it was made for.
         completed: groups that have all settings.
-        begun_with: for each parameter the constants that it began with.
+        begun_with: for each parameter the constants that it began with, by their names in `Rule.constants`.
         has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
         modes: which weights the model has.
         plans: what can do the next steps, if something can.

@@ -13,6 +13,7 @@ from steprule.engine.team import torch_alone
 from steprule.optimizer.formulas import BASES, base_of
 from steprule.optimizer.front import Optimizer
 from steprule.rule import Rule, RuleError
+from steprule.settings import as_number
 from steprule.step.listed import check_arrays
 from steprule.tensors.average import exchange_all
 from steprule.tensors.memory import DTYPES
@@ -130,7 +131,7 @@ def _exchanged(
     if any(kept(state, name) is None for name in rule.states if name in names):
         return None
     own = {name: read_state(state, name, param.shape) for name in rule.states if name in names}
-    own |= {name: _plain(group[name]) for name in rule.hyperparameters if name in names}
+    own |= {name: as_number(group[name]) for name in rule.hyperparameters if name in names}
     value = formula(read_state({**state, "param": param.detach()}, "param", param.shape), **own)
     if not isinstance(value, Tensor) or value.shape != param.shape:
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -138,13 +139,6 @@ def _exchanged(
             f"{rule.__name__}.{what} returned {shown} for a parameter of shape {tuple(param.shape)}: it must return the new param"
         )
     return value
-
-
-def _plain(value: Any) -> Any:
-    """A hyperparameter as a number, or as some; flags, texts and None as they are."""
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_plain, value))
-    return value if value is None or isinstance(value, (bool, str)) else float(value)
 
 
 BASES.update(evaluated=_Exchanging, begins_early=_BegunEarly)

@@ -104,7 +104,7 @@ class ScheduleFreeAdamW(Rule):
     needs = ("no-schedule",)
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
-    constants = {"betas": _MIXED}
+    constants = {"betas[0]": _MIXED}
     when = "In place of AdamW where the number of steps is not known beforehand; lr 1 to 10 times AdamW's."
 
     @staticmethod
@@ -149,7 +149,7 @@ class ScheduleFreeRAdam(Rule):
     needs = ("no-schedule",)
     refuses = "the weights lie between z, which moves, and an average"
     decay = "own"
-    constants = {"betas": _MIXED}
+    constants = {"betas[0]": _MIXED}
     when = "As ScheduleFreeAdamW, without a warm-up to choose."
 
     @staticmethod
