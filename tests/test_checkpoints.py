@@ -517,6 +517,46 @@ def test_hooks_of_state_dict_see_and_move_all_of_it():
     assert after == [(3, 0.1 / 4)]
 
 
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_a_hook_of_loading_may_load_something_else(when):
+    """As one that goes back to an earlier checkpoint; a pre-hook's is there before the one that it was called for is loaded."""
+    first, second = (trained(steps=steps, lr=lr)[1].state_dict() for steps, lr in ((1, 0.1), (2, 0.2)))
+    params, optimizer = make(states="float32", lr=lambda step: 0.5)
+    seen = []
+
+    def load_first(optimizer, *_):
+        handle.remove()
+        optimizer.load_state_dict(first)
+        seen.append(int(optimizer.state[params[0]]["step"]))
+
+    handle = getattr(optimizer, f"register_load_state_dict_{when}_hook")(load_first)
+    count = []
+    optimizer.register_load_state_dict_pre_hook(lambda *_: count.append(1))
+    optimizer.load_state_dict(second)
+    assert seen == [1] and int(optimizer.state[params[0]]["step"]) == (2 if when == "pre" else 1)
+    assert optimizer.param_groups[0]["states"] == "float32" and len(count) == 2
+    optimizer.load_state_dict(second)
+    assert int(optimizer.state[params[0]]["step"]) == 2 and len(count) == 3
+    train(params, optimizer, 1)
+
+
+@pytest.mark.parametrize("within", ["outer", "inner"])
+def test_a_load_that_fails_around_or_within_another_leaves_what_was_there(within):
+    good, bad = trained(steps=2)[1].state_dict(), trained(steprule.Lion)[1].state_dict()
+    params, optimizer = trained(steps=1)
+
+    def load(optimizer, *_):
+        handle.remove()
+        optimizer.load_state_dict(bad if within == "inner" else good)
+
+    handle = optimizer.register_load_state_dict_pre_hook(load)
+    with pytest.raises(ValueError, match="not one of AdamW"):
+        optimizer.load_state_dict(good if within == "inner" else bad)
+    assert int(optimizer.state[params[0]]["step"]) == (1 if within == "inner" else 2)
+    optimizer.load_state_dict(good)
+    train(params, optimizer, 1)
+
+
 def test_loading_reads_only_what_the_last_hook_has_given():
     params, optimizer = with_extras()
     train(params, optimizer, 3)

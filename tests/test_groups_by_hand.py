@@ -473,7 +473,7 @@ def held(**constants):
     ids=["tuple", "element", "second", "first", "text"],
 )
 def test_each_constant_is_held_whole(constants, changed, told):
-    optimizer, param = held(**dict.fromkeys(constants, "as it says"))
+    optimizer, _ = held(**dict.fromkeys(constants, "as it says"))
     optimizer.param_groups[0] |= changed
     with pytest.raises(ValueError, match=rf"{told}; Held needs it constant: as it says"):
         step(optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -127,36 +128,32 @@ class Loading:
     """What load_state_dict must know beyond what torch.optim's does with a state dict.
 
     Args:
-        groups: those of the optimizer that loads.
+        groups: those of the optimizer that loads. Its hooks may change them, and load something else in between.
     """
 
     def __init__(self, groups: Groups) -> None:
         self._groups, self._rule = groups, groups.core.rule
-        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in groups.groups]
-        self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in groups.groups]
-        numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
-        self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
-        self._dtypes = {
-            (param, name): kept_format(state, name)
-            for param, state in groups.states.items()
-            if isinstance(param, Tensor)
-            for name in self._rule.tensor_states
-            if kept(state, name) is not None
-        }
         self._source: dict[str, Any] = {}
 
     def __enter__(self) -> Loading:
         """From here to the end torch.optim loads."""
-        self._hook = self._groups.optimizer.register_load_state_dict_pre_hook(self._remember)
-        self._before = self._groups.groups, self._groups.states
+        optimizer = self._groups.optimizer
+        self._outer: Loading | None = vars(optimizer).get("_loading")
+        self._hooks = optimizer._optimizer_load_state_dict_pre_hooks if self._outer is None else self._outer._hooks
+        optimizer._optimizer_load_state_dict_pre_hooks = OrderedDict({**self._hooks, object(): self._remember})
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-        del self._groups.optimizer._loading
+        self._groups.optimizer._optimizer_load_state_dict_pre_hooks = self._hooks
+        if self._outer is not None:
+            self._groups.optimizer._loading = self._outer
+        else:
+            del self._groups.optimizer._loading
 
     def _remember(self, _: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The last of the pre-hooks: this is what will be loaded, if it fits."""
+        self._groups.optimizer._optimizer_load_state_dict_pre_hooks = self._hooks
+        self._look()
         for key in ("param_groups", "state"):
             if key not in state_dict:
                 raise KeyError(
@@ -170,6 +167,22 @@ class Loading:
         self._source = {**state_dict, "state": states}
         self._check()
         return self._source
+
+    def _look(self) -> None:
+        """Takes note of what is there before."""
+        groups = self._groups
+        self._before = groups.groups, groups.states
+        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in groups.groups]
+        self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in groups.groups]
+        numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
+        self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
+        self._dtypes = {
+            (param, name): kept_format(state, name)
+            for param, state in groups.states.items()
+            if isinstance(param, Tensor)
+            for name in self._rule.tensor_states
+            if kept(state, name) is not None
+        }
 
     def _check(self) -> None:
         """Raises for states that are another rule's, or another parameter's."""
