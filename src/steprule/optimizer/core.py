@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import ref
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -28,19 +28,18 @@ class Given:
     """The parameters that an optimizer was made for or was given by `add_param_group`; it keeps none alive."""
 
     def __init__(self) -> None:
-        self._refs: dict[int, ref[Tensor]] = {}
+        self._by_id: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self.had_matrices = False
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Takes note of these."""
         for param in params:
-            self._refs[id(param)] = ref(param)
+            self._by_id[id(param)] = param
             self.had_matrices |= not is_lazy(param) and param.dim() > 1
 
     def has(self, param: Tensor) -> bool:
         """Whether this is one of them."""
-        known = self._refs.get(id(param))
-        return known is not None and known() is param
+        return self._by_id.get(id(param)) is param
 
 
 class Core:
