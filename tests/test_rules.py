@@ -463,7 +463,7 @@ def of_one_state(param, grad, exp_avg, *, lr=1.0, flag=False):
     ids=lambda x: x if isinstance(x, str) and x.isidentifier() else "",
 )
 def test_tables_of_states_are_refused_with_what_to_write(table, value, instead):
-    message = re.escape(f"Mine.{table}: say it of each state, in a class attribute of its name: {instead}")
+    message = re.escape(f"Mine.{table} would do nothing: say it where it belongs, as in {instead}")
     with pytest.raises(RuleError, match=message):
         define(of_one_state, **{table: value})
     with pytest.raises(RuleError, match=message):  # of a parent that is no rule

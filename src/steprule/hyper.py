@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -102,6 +102,11 @@ def common(decay: str | None) -> dict[str, Hyperparameter]:
 def whole_of(name: str) -> str:
     """The hyperparameter that a name such as "betas[0]" is an element of, or is."""
     return name.partition("[")[0]
+
+
+def elements_of(hyperparameters: Mapping[str, Any]) -> list[str]:
+    """The elements of those whose defaults are tuples, as "betas[0]"."""
+    return [f"{name}[{i}]" for name, one in hyperparameters.items() if isinstance(one, tuple) for i in range(len(one))]
 
 
 def about(**said: Hyperparameter) -> Callable[[_Function], _Function]:

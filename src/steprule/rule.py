@@ -10,11 +10,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from steprule.hyper import Hyperparameter as Hyperparameter
-from steprule.hyper import common
+from steprule.hyper import common, elements_of
 from steprule.names import did_you_mean
 from steprule.state import RuleError as RuleError
 from steprule.state import State as State
 from steprule.state import TorchArguments as TorchArguments
+from steprule.state import check_kinds
 
 NEEDS = {
     "baseline": "what others are compared with",
@@ -122,6 +123,7 @@ class Rule:
             cls.update = staticmethod(getattr(function, "__func__", function))  # type: ignore[attr-defined]
         elif not hasattr(cls, "update"):
             raise RuleError(f"{cls.__name__} has no update(param, grad, ...): that is where its formula goes")
+        _check_attributes(cls)
         names, cls.hyperparameters = _read_signature(cls, cls.function())
         cls.states = MappingProxyType(_read_states(cls, names))
         cls.meanings = MappingProxyType(_read_meanings(cls))
@@ -129,17 +131,17 @@ class Rule:
         cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
         cls.like_torch = vars(cls).get("like_torch")
+        if cls.begins_early and cls.counts_steps and not cls.keeps_step:
+            raise RuleError(
+                f"{cls.__name__}.begins_early = True needs keeps_step: by its states alone nobody sees which step is the first"
+            )
         _check_exchange(cls)
         _check_spelling(cls)
-        holdable = [*cls.hyperparameters, *_elements(cls.hyperparameters)]
+        holdable = [*cls.hyperparameters, *elements_of(cls.hyperparameters)]
         for what, given, known in (("constants", cls.constants, holdable), ("needs", cls.needs, [*NEEDS])):
             for name in given:
                 if name not in known:
                     raise RuleError(f"{cls.__name__}.{what} names the unknown {name!r}; there are {', '.join(known)}")
-        if cls.decay not in (None, "own", *DECAYS):
-            near = difflib.get_close_matches(str(cls.decay), [*DECAYS, "own"], 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
-            raise RuleError(f"{cls.__name__}.decay = {cls.decay!r}: {hint}")
 
     @classmethod
     def function(cls) -> Callable[..., Any]:
@@ -246,11 +248,6 @@ def _check_spelling(rule: type[Rule]) -> None:
                 )
 
 
-def _elements(hyperparameters: Mapping[str, Any]) -> list[str]:
-    """The elements of those that are tuples, as "betas[0]"."""
-    return [f"{name}[{i}]" for name, one in hyperparameters.items() if isinstance(one, tuple) for i in range(len(one))]
-
-
 def _check_exchange(rule: type[Rule]) -> None:
     """Raises for formulas of the weights to evaluate that do not fit the rule."""
     both = {"evaluated": rule.evaluated, "trained": rule.trained}
@@ -299,7 +296,10 @@ def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple
     return tuple(states), hyperparameters
 
 
-_ONCE_TABLES = {
+_NOT_ATTRIBUTES = {
+    "hyperparameters": 'def update(..., *, lr=1e-3) and lr = Hyperparameter("learning rate")',
+    "meanings": 'lr = Hyperparameter("learning rate")',
+    "counts_steps": "def update(..., *, step)",
     "states": "exp_avg = State()",
     "tensor_states": "exp_avg = State()",
     "scalar_states": 'd = State("scalar")',
@@ -308,16 +308,26 @@ _ONCE_TABLES = {
     "exact_when": 'z = State(exact=True), or exact="centered" to name a hyperparameter',
     "state_when": 'max_exp_avg_sq = State(when="amsgrad")',
 }
-"""What is not how to speak of states, and what is."""
+"""Names that look like class attributes in which a rule says something, and what to write instead: some are read off update,
+others were the names of tables of what each `State` says of itself."""
+
+
+def _check_attributes(rule: type[Rule]) -> None:
+    """Raises for class attributes that would do nothing, and for those of the wrong kind."""
+    bodies = [vars(one) for one in rule.__mro__ if one is rule or not issubclass(one, Rule)]
+    for name, instead in _NOT_ATTRIBUTES.items():
+        if any(not isinstance(body.get(name, State()), State) for body in bodies):
+            raise RuleError(f"{rule.__name__}.{name} would do nothing: say it where it belongs, as in {instead}")
+    check_kinds(rule)
+    if rule.decay not in (None, "own", *DECAYS):
+        near = difflib.get_close_matches(str(rule.decay), [*DECAYS, "own"], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
+        raise RuleError(f"{rule.__name__}.decay = {rule.decay!r}: {hint}")
 
 
 def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
     """What the rule's class attributes say of update's states."""
     who = rule.__name__
-    bodies = [vars(one) for one in rule.__mro__ if one is rule or not issubclass(one, Rule)]
-    for table, instead in _ONCE_TABLES.items():
-        if any(not isinstance(body.get(table, State()), State) for body in bodies):
-            raise RuleError(f"{who}.{table}: say it of each state, in a class attribute of its name: {instead}")
     _check_said(rule, State, "state", names, names)
     states = {name: getattr(rule, name, State()) for name in names}
     for name, state in states.items():

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from steprule.docstrings import PARAMS, arguments, class_docstring, is_listed, states
 from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
-from steprule.rule import Rule
+from steprule.rule import Rule, RuleError
 from steprule.rules.options import DECAYS, OPTIONS
 from steprule.services import Average, Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
@@ -108,11 +108,21 @@ def flags_of(rule: type[Rule]) -> tuple[str, ...]:
 
 def signature_of(rule: type[Rule]) -> inspect.Signature:
     """The arguments of a rule's optimizer, as its users see them."""
-    its = rule.like_torch
+    its, flags = rule.like_torch, flags_of(rule)
     by_position = its.positional.split() if its is not None else []
     by_name = its.keyword_only.split() if its is not None else []
+    named_in = (
+        ("flags", flags, FLAGS),
+        ("positional", by_position, flags),
+        ("keyword_only", by_name, rule.hyperparameters),
+    )
+    for what, given, known in named_in:
+        for name in given:
+            if name not in known:
+                raise RuleError(
+                    f"{rule.__name__}.like_torch: {what} names the unknown {name!r}; there are {', '.join(known) or 'none'}"
+                )
     defaults = {**rule.hyperparameters, **_equal_defaults(rule)}
-    flags = flags_of(rule)
     ordered = [name for name in rule.hyperparameters if name not in by_name] + by_position
     named = [*(name for name in flags if name not in by_position), *by_name, *ALL_OPTIONS]
     types = {name: _type_of(default) for name, default in rule.hyperparameters.items()}
