@@ -263,9 +263,8 @@ def own_rule(decay=None, **more):
     [
         ("cupled", "did you mean 'coupled'"),
         ("weigth", "it can be 'coupled', 'decoupled', .* or 'own'"),
-        (3, "it can be"),
     ],
-    ids=["nearest", "none near", "no text"],
+    ids=["nearest", "none near"],
 )
 def test_a_rule_cannot_misspell_its_decay(decay, hint):
     with pytest.raises(RuleError, match=rf"Mine\.decay = {decay!r}: {hint}"):

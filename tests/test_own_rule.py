@@ -443,7 +443,7 @@ def test_a_misspelt_attribute_of_a_rule_is_refused(name, nearest):
         ("hyperparameters", {"lr": 1.0}, r"would do nothing: .* def update\(\.\.\., \*, lr=1e-3\)"),
         ("meanings", {}, "would do nothing: .* lr = Hyperparameter"),
         ("counts_steps", True, r"would do nothing: .* def update\(\.\.\., \*, step\)"),
-        ("decay", ["coupled"], r"= \['coupled'\]: did you mean 'coupled'"),
+        ("decay", ["coupled"], r"must be a text, or None where nothing is said, not \['coupled'\]"),
     ],
     ids=lambda x: x if isinstance(x, str) and x.isidentifier() else "",
 )

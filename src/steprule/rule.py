@@ -142,6 +142,10 @@ class Rule:
             for name in given:
                 if name not in known:
                     raise RuleError(f"{cls.__name__}.{what} names the unknown {name!r}; there are {', '.join(known)}")
+        if cls.decay not in (None, "own", *DECAYS):
+            near = difflib.get_close_matches(str(cls.decay), [*DECAYS, "own"], 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
+            raise RuleError(f"{cls.__name__}.decay = {cls.decay!r}: {hint}")
 
     @classmethod
     def function(cls) -> Callable[..., Any]:
@@ -319,10 +323,6 @@ def _check_attributes(rule: type[Rule]) -> None:
         if any(not isinstance(body.get(name, State()), State) for body in bodies):
             raise RuleError(f"{rule.__name__}.{name} would do nothing: say it where it belongs, as in {instead}")
     check_kinds(rule)
-    if rule.decay not in (None, "own", *DECAYS):
-        near = difflib.get_close_matches(str(rule.decay), [*DECAYS, "own"], 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(map(repr, DECAYS))} or 'own'"
-        raise RuleError(f"{rule.__name__}.decay = {rule.decay!r}: {hint}")
 
 
 def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:

@@ -94,6 +94,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     ),
     **dict.fromkeys(("refuses", "when"), (str, "a text")),
     **dict.fromkeys(("evaluated", "trained"), ((Callable, NoneType), "a function, or None for none")),
+    "decay": ((str, NoneType), "a text, or None where nothing is said"),
     "needs": ((tuple, list), "a tuple of names"),
     "constants": (Mapping, "a dict of hyperparameters and reasons"),
     "like_torch": ((TorchArguments, NoneType), "TorchArguments(...), or None for none"),
