@@ -24,7 +24,7 @@ from steprule.engine import gpu, gpu_own, gpu_reading
 from steprule.formats import ITEM_SIZE
 from steprule.kernels.gpu_pass import GpuSource
 from steprule.kernels.operands import keeps
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import Services
 from steprule.trace.expression import Expression
@@ -67,7 +67,7 @@ def compiled(function: Any, capability: int, types: dict[str, str] = {}, **const
 
 def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     """What became of a rule's kernel, and of the small one before it."""
-    rule, services = RULES[request["rule"]], Services(**request.get("services", {}))
+    rule, services = OWN[request["rule"]], Services(**request.get("services", {}))
     rule = with_options(rule, **{**OPTIONS, **request.get("options", {})})
     kernel = gpu.Kernel.compiled(
         rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services

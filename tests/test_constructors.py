@@ -19,10 +19,10 @@ from torch.optim.optimizer import ParamsT
 
 import steprule
 from steprule import arrays, docstrings, rules
-from steprule.rules import RULES
+from steprule.rules import OWN
 
 FRONTS = {"torch": steprule.optimizer, "numpy": arrays}
-NAMES = [rule.__name__ for rule in RULES.values()]
+NAMES = [rule.__name__ for rule in OWN.values()]
 
 
 def leaves():

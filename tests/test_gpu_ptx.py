@@ -12,11 +12,11 @@ import pytest
 from settings import VARIANTS
 from test_gpu_kernels import WEIGHTS, formats_of
 
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.rules.options import with_options
 
 fcntl = pytest.importorskip("fcntl")  # as Triton, not on Windows
-ADAMW = RULES["adamw"].hyperparameters
+ADAMW = OWN["adamw"].hyperparameters
 OPTIONS = {"decay": "corrected", "cautious": True, "cautious_decay": False, "lookahead": 5, "lookahead_alpha": 0.5}
 ALL = {"factor": "tensor", "limit": False, "zero": True, "average": True, "gather": True}
 REQUESTS = {}
@@ -24,7 +24,7 @@ REQUESTS = {}
 
 def ask(name, weights, states, hyper=None, services=None, options=None):
     """Adds a kernel to those that are looked at."""
-    rule = with_options(RULES[name], **options) if options else RULES[name]
+    rule = with_options(OWN[name], **options) if options else OWN[name]
     hyper, services = {**rule.hyperparameters, **(hyper or {})}, services or {}
     formats = formats_of(rule, hyper, weights, states) + [weights] * services.get("average", False)
     label = [name, weights, states, *services, *(["with options"] if options else [])]
@@ -35,7 +35,7 @@ def ask(name, weights, states, hyper=None, services=None, options=None):
 
 # Every rule is compiled the same way; these have the most states, the longest formulas and all kinds of sums.
 for name in ("rmsprop", "lion", "adamatan2", "madgrad", "lamb", "prodigy", "nadam", "schedulefreeadamw"):
-    ask(name, "float32", "float32", {rule: hyper for rule, hyper in VARIANTS}[RULES[name]])
+    ask(name, "float32", "float32", {rule: hyper for rule, hyper in VARIANTS}[OWN[name]])
 ask("sgd", "float32", "float32", {"momentum": 0.9})
 ask("adamw", "float32", "float32", options=OPTIONS)
 for weights in WEIGHTS:

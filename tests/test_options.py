@@ -12,7 +12,7 @@ import steprule
 from steprule import Optimizer
 from steprule.pieces import sign
 from steprule.rule import Rule, RuleError
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.rules.options import DECAYS, OPTIONS
 
 
@@ -58,9 +58,9 @@ def test_values_of_another_kind_and_unknown_names():
         steprule.LAMB(params(), weight_decai=0.1)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_what_does_not_fit_is_refused_with_a_reason(name):
-    rule, made = RULES[name], getattr(steprule, RULES[name].__name__)
+    rule, made = OWN[name], getattr(steprule, OWN[name].__name__)
     for options in ({"cautious": True}, {"lookahead": 5}, {"decay": "independent"}):
         if rule.refuses:
             with pytest.raises(ValueError, match=f"{rule.__name__} does not go with .*: {rule.refuses}"):
@@ -298,6 +298,6 @@ def test_a_rule_that_says_nothing_of_its_decay_takes_any():
     torch.testing.assert_close(own, other - 0.1 * torch.sign(own.grad + 0.5 * other))
 
 
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "weight_decay" in rule.hyperparameters])
+@pytest.mark.parametrize("name", [name for name, rule in OWN.items() if "weight_decay" in rule.hyperparameters])
 def test_steprules_own_rules_say_what_their_decay_is(name):
-    assert RULES[name].decay in (*DECAYS, "own")
+    assert OWN[name].decay in (*DECAYS, "own")

@@ -10,7 +10,7 @@ from dropin import random
 from test_every_rule import MOVING, strided
 
 import steprule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.step import plan
 from steprule.trace.tracing import trace
 
@@ -20,7 +20,7 @@ SHAPES = ((300, 256), (40, 33), (9,), (), (0, 3))  # the first one is more than 
 
 
 def test_these_are_all_that_have_sums():
-    sums = {rule.__name__: trace(rule, rule.hyperparameters).sums for rule in RULES.values()}
+    sums = {rule.__name__: trace(rule, rule.hyperparameters).sums for rule in OWN.values()}
     assert {name for name, own in sums.items() if any(one.of_all for one in own.values())} == {*COUPLED}
     assert {name for name, own in sums.items() if own} == {*COUPLED, *OF_EACH}
 
@@ -225,7 +225,7 @@ def test_weights_that_are_listed_twice_are_stepped_twice(name):
 
 FOLLOWED = [
     rule.__name__
-    for rule in RULES.values()
+    for rule in OWN.values()
     if rule.scalar_states or rule.__name__ in OF_EACH or any(state.begins == "param" for state in rule.states.values())
 ]
 
