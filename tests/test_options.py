@@ -196,6 +196,19 @@ def test_torchs_name_for_decoupled_decay_is_the_same_decay(name):
         made(groups, cautious=True)
 
 
+def test_lookahead_reaches_rows_that_a_sparse_gradient_has_not():
+    """What rests in that step has moved since its slow copy did, and goes back with all others."""
+    both = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    optimizers = [steprule.Adagrad([param], lr=0.5, lookahead=2) for param in both]
+    for rows in ([0, 1], [1], [2], [0]):
+        grad = torch.zeros(3, 2)
+        grad[rows] = 1.0
+        for param, optimizer, own in zip(both, optimizers, (grad, grad.to_sparse(1)), strict=True):
+            param.grad = own.clone()
+            optimizer.step()
+        torch.testing.assert_close(*both)
+
+
 def test_options_belong_to_the_whole_optimizer():
     for option in ({"decay": "nonsense"}, {"cautious": "x"}, {"cautious_decay": 3}, {"lookahead": 2}):
         ((name, value),) = option.items()
