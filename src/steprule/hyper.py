@@ -68,7 +68,7 @@ class Hyperparameter:
 
 
 UNSAID = Hyperparameter("see the formula")
-"""Of a hyperparameter that nothing is said of: any finite number."""
+"""What holds for a hyperparameter that nothing is said of, and for one of torch.optim's in a group, where that checks no range."""
 
 _FROM_0 = "[0, inf)"
 _DECAYS = {

@@ -198,7 +198,7 @@ def _hint(value: Any, choices: Sequence[str]) -> str:
 
 
 def check_formats(settings: Mapping[str, Any]) -> None:
-    """Raises for formats that there are not, and for a seed that is none."""
+    """Raises for states and weights that name no format, and for a seed that is no integer in its range."""
     for name, choices in (("states", STATE_FORMATS), ("weights", WEIGHT_FORMATS)):
         value = settings.get(name)
         if value is not None and value not in choices:

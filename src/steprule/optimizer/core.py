@@ -1,4 +1,4 @@
-"""What one optimizer has for itself."""
+"""What an optimizer consists of besides torch.optim's state, param_groups and defaults."""
 
 from __future__ import annotations
 
@@ -54,7 +54,12 @@ class Core:
         options: what goes around its formula, by the names of `steprule.rules.options.OPTIONS`.
 
     Attributes:
+        options: those of the constructor. lookahead and lookahead_alpha are settings of groups as well, which hold.
         rule: the rule with its options.
+        services: clipping, averages and the like, if some were asked for.
+        accumulator: what sums gradients over micro-batches, if grads was given.
+        release: what steps parameters inside backward, from `release_gradients` on.
+        schedules: hyperparameters that are functions of the step, if some are.
         is_made: whether the constructor is over.
         given: the parameters that it was made for.
         completed: groups that have all settings.

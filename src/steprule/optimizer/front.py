@@ -79,7 +79,7 @@ class Optimizer(torch.optim.Optimizer):
         """The optimizer of a rule, such as one that `steprule.chain` has made.
 
         Raises:
-            TypeError: it is none.
+            TypeError: rule is no subclass of `steprule.Rule`.
         """
         check_rule("Optimizer.of", rule)
         return _of(rule)  # type: ignore[arg-type]

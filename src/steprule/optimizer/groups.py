@@ -1,4 +1,4 @@
-"""What parameter groups may have, whoever has put it there."""
+"""The parameter groups of an optimizer: what was put into them by arguments, by a checkpoint or by hand is checked and completed."""
 
 from __future__ import annotations
 
