@@ -685,6 +685,38 @@ def test_a_state_that_cannot_be_taken_over_changes_nothing(wrong):
     train(params, optimizer, 1)
 
 
+@pytest.mark.parametrize("act", ["step", "read", "plain_state_dict", "swap_average", "load_state_dict", "eval"])
+@pytest.mark.parametrize("value", ["text", 3.0, [0.0, 0.0, 0.0]], ids=["text", "number", "list"])
+@pytest.mark.parametrize("name", ["z", "param_correction", "param_average"])
+def test_a_state_that_is_no_tensor_is_named_by_whatever_reads_it(name, value, act):
+    params, optimizer = trained(steprule.ScheduleFreeSGD, average=0.5)
+    before = params[0].detach().clone()
+    saved = optimizer.state_dict()
+    optimizer.state[params[1]][name] = saved["state"][1][name] = value
+    given = {"read": (params[1],), "load_state_dict": (saved,)}.get(act, ())
+    with pytest.raises(
+        (RuntimeError, ValueError), match=rf"the state {name} of .* is {re.escape(repr(value))} and must be a"
+    ):
+        getattr(optimizer, act)(*given)
+    assert torch.equal(params[0].detach(), before)
+
+
+def test_what_is_no_dict_of_states_is_refused_at_loading():
+    _, optimizer = trained()
+    saved = optimizer.state_dict()
+    saved["state"][1] = "text"
+    with pytest.raises(ValueError, match="the state of parameter 1 of group 0 is 'text' and must be a dict of states"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("cls", [steprule.AdamW, steprule.Lion], ids=["AdamW", "Lion"])
+def test_a_step_that_is_none_is_none(cls):
+    params, optimizer = trained(cls)
+    optimizer.state[params[0]]["step"] = None
+    with pytest.raises(RuntimeError, match=r"lacks step beside|the state step of parameter 0 of group 0 is None"):
+        optimizer.step()
+
+
 def test_an_average_that_was_not_saved_begins_anew():
     _, optimizer = trained(average=0.9)
     saved = optimizer.state_dict()

@@ -163,7 +163,10 @@ class Loading:
         numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
         by_text = {str(number): number for number in numbers if number not in state_dict["state"]}  # as JSON has them
         keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
-        states = {number: with_new_names(state) if number in numbers else state for number, state in keyed.items()}
+        states = {
+            number: with_new_names(state) if number in numbers and isinstance(state, Mapping) else state
+            for number, state in keyed.items()
+        }
         self._source = {**state_dict, "state": states}
         self._check()
         return self._source
@@ -199,6 +202,8 @@ class Loading:
         self, state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str, every: frozenset[str]
     ) -> None:
         rule, base = self._rule, self._groups.base
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of {who} is {state!r} and must be a dict of states")
         state = {name: value for name, value in state.items() if value is not None}
         if problem := freed(state, who):
             raise ValueError(problem)

@@ -120,16 +120,16 @@ class Entry:
     def _check_begun(self, base: type[Rule]) -> None:
         """Raises for a step that is no number of steps, and for states that someone has taken out from beside others."""
         step = self.state.get("step")
-        if self.kind.keeps_step and step is not None:
-            if not isinstance(step, Tensor) or step.numel() != 1:
-                raise RuntimeError(f"the state step of {self.who} is {step!r} and must be a tensor of one number")
-            if is_near(step) and (problem := wrong_step(step, self.who)):
-                raise RuntimeError(problem)
         if not self.kind.is_complete and (missing := lacking(base, self.state, self.group)):
             raise RuntimeError(
                 f"the state of {self.who} lacks {', '.join(missing)} beside {', '.join(self.state)}: put it back, or "
                 "clear that parameter's state to begin anew"
             )
+        if self.kind.keeps_step and "step" in self.state:
+            if not isinstance(step, Tensor) or step.numel() != 1:
+                raise RuntimeError(f"the state step of {self.who} is {step!r} and must be a tensor of one number")
+            if is_near(step) and (problem := wrong_step(step, self.who)):
+                raise RuntimeError(problem)
 
     def written(self) -> dict[str, Tensor]:
         """What its step writes to, but for the numbers that it counts by."""

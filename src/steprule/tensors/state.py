@@ -6,6 +6,7 @@ What the arrays of a state are called is known here and in `steprule.formats` al
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ def freed(state: Mapping[str, Any], who: str) -> str | None:
 
 
 def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False) -> str | None:
-    """What about the storages, shapes and dtypes of a parameter's states does not fit it, or None.
+    """What about the kinds, storages, shapes and dtypes of a parameter's states does not fit it, or None.
 
     Args:
         rule: whose states they are.
@@ -126,7 +127,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         who: what to call it.
         converted: whether states of other dtypes are going to be converted.
     """
-    if problem := freed(state, who):
+    if problem := _no_tensor(rule, state, who, converted) or freed(state, who):
         return problem
     for name in rule.scalar_states:
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
@@ -151,6 +152,16 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
                 f"the state {name} of {who} is {value.dtype}, which a step of {param.dtype} cannot use: convert it, "
                 "or clear that parameter's state to begin anew"
             )
+    return None
+
+
+def _no_tensor(rule: type[Rule], state: Mapping[str, Any], who: str, converted: bool) -> str | None:
+    """What is wrong if a state is something else than a tensor, or None. One number may be when it is converted."""
+    elements = ("param", AVERAGE, *rule.tensor_states)
+    for array, value in state.items():
+        is_one = array in rule.scalar_states and not (converted and isinstance(value, (int, float)))
+        if (is_one or state_of(array, elements)) and not isinstance(value, (Tensor, NoneType)):
+            return f"the state {array} of {who} is {value!r} and must be a tensor"
     return None
 
 
