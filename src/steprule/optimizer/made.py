@@ -65,9 +65,7 @@ class _BegunEarly(Optimizer):
                 if kind is not None and group.get("states") is not None:
                     kind = state_format(rule, name, group, param)
                 begin_state(rule, name, state, param.detach(), group, kind)
-                if (
-                    kind is not None and name in rule.tensor_states
-                ):  # as it is to stay, since share_memory may be called now
+                if kind is not None and name in rule.tensor_states:  # share_memory, called now, shares what stays
                     convert(state, name, kind, param)
 
     def share_memory(self) -> None:
