@@ -46,6 +46,7 @@ from shapes import Shapes, gpt2_small
 import steprule
 from steprule.kernels.operands import keeps
 from steprule.rule import Rule
+from steprule.rules import OWN as OURS
 from steprule.rules import RULES
 from steprule.trace.expression import Expression
 from steprule.trace.tracing import trace
@@ -504,7 +505,7 @@ def number_of(text: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rules", default=",".join(RULES), help="names, separated by commas")
+    parser.add_argument("--rules", default=",".join(OURS), help="names, separated by commas")
     parser.add_argument("--elements", default=ELEMENTS, help=f"about how many, such as 500K or {ELEMENTS}")
     parser.add_argument("--repeats", default=REPEATS, type=int, help="rounds")
     parser.add_argument("--no-compile", action="store_true", help="heavyball without torch.compile")
@@ -525,9 +526,9 @@ def main() -> None:
         gc.collect()
         print(f"{name}: {rows[-1]['of_scale']:.0%} of the scale's bandwidth", file=sys.stderr, flush=True)
     is_kept = options.elements == ELEMENTS and options.repeats == REPEATS
-    if is_kept and names != list(RULES) and (HERE / "rules.json").exists():
+    if is_kept and names != list(OURS) and (HERE / "rules.json").exists():
         kept = {row["rule"]: row for row in [*json.loads((HERE / "rules.json").read_text())["rows"], *rows]}
-        rows = [kept[name] for name in RULES if name in kept]
+        rows = [kept[name] for name in OURS if name in kept]
     table, below = show(rows)
     scale = statistics.median(row["scale_gb_per_s"] for row in rows)
     facts = (

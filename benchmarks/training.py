@@ -21,7 +21,7 @@ import torch
 from steprule.compare.run import Budget, Run, train
 from steprule.compare.spec import parse
 from steprule.compare.tasks import TASKS
-from steprule.rules import RULES
+from steprule.rules import OWN
 
 HERE = Path(__file__).parent
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -40,7 +40,7 @@ the sum of their ranks on both; where spreads overlap, the order says nothing ei
 def measure(task_name: str, rule_name: str) -> dict[str, Any]:
     """The best learning rate's final losses, and the others' with the first seed."""
     task = TASKS[task_name]()
-    base = BASE.get(rule_name, RULES[rule_name].hyperparameters["lr"])
+    base = BASE.get(rule_name, OWN[rule_name].hyperparameters["lr"])
     budget = Budget(steps=task.steps)
 
     def run(lr: float, seed: int) -> Run:
@@ -72,7 +72,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "| rule | state bytes | " + " | ".join(f"{task}: lr | loss, median (min to max)" for task in results) + " |"
     ]
     lines.append("|---|---|" + "---|---|" * len(results))
-    names = [name for name in RULES if all(name in results[task] for task in results)]
+    names = [name for name in OWN if all(name in results[task] for task in results)]
 
     def key(name: str) -> float:
         return sum(_rank(results[task], name) for task in results)
@@ -102,7 +102,7 @@ def main() -> None:
     for task_name in sys.argv[1:] or list(TASKS):
         path = HERE / f"training_{task_name}.json"
         results = json.loads(path.read_text()) if path.exists() else {}
-        for rule_name in RULES:
+        for rule_name in OWN:
             if rule_name not in LEFT_OUT and rule_name not in results:
                 results[rule_name] = measure(task_name, rule_name)
                 print(task_name, rule_name, results[rule_name]["lr"], results[rule_name]["losses"], flush=True)

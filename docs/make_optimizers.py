@@ -14,7 +14,7 @@ from steprule.docstrings import words_of
 from steprule.formula import formula_text
 from steprule.hyper import COMMON, common
 from steprule.rule import NEEDS, Rule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.rules.options import DECAYS
 
 HERE = Path(__file__).parent
@@ -103,7 +103,7 @@ def page() -> str:
     text = INTRODUCTION.format(versions=", ".join(versions), decays=decays, common=shared)
     text += "## What they are good for\n\n"
     for need, meaning in NEEDS.items():
-        names = ", ".join(rule.__name__ for rule in RULES.values() if need in rule.needs)
+        names = ", ".join(rule.__name__ for rule in OWN.values() if need in rule.needs)
         text += f"- **{need}** ({meaning}): {names}\n"
     for title, file in (("Speed", "rules.md"), ("Training", "training.md")):
         measured = BENCHMARKS / file
@@ -111,7 +111,7 @@ def page() -> str:
             text += f"\n## {title}\n\n{measured.read_text()}"
     text += "\n## The formulas\n\n"
     text += "\n".join(
-        paragraph(name, rule, [one for one in entries if one["rule"] == name]) for name, rule in RULES.items()
+        paragraph(name, rule, [one for one in entries if one["rule"] == name]) for name, rule in OWN.items()
     )
     return text
 

@@ -14,10 +14,10 @@ from packaging.version import Version
 from torch import Tensor
 
 import steprule
-from steprule.rules import RULES, SparseAdam
+from steprule.rules import OWN, SparseAdam
 
 CLASSES = {
-    rule.__name__: rule for rule in RULES.values() if hasattr(torch.optim, rule.__name__) and rule is not SparseAdam
+    rule.__name__: rule for rule in OWN.values() if hasattr(torch.optim, rule.__name__) and rule is not SparseAdam
 }
 """The rules that torch.optim has too, by the name of the class; SparseAdam takes no dense gradients and has a file of
 its own."""

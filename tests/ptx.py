@@ -21,10 +21,11 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from steprule.engine import gpu, gpu_own, gpu_reading
+from steprule.engine.gpu_launch import options
 from steprule.formats import ITEM_SIZE
 from steprule.kernels.gpu_pass import GpuSource
 from steprule.kernels.operands import keeps
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import Services
 from steprule.trace.expression import Expression
@@ -40,13 +41,15 @@ TYPES = {
 WIDE = re.compile(r"\b(ld|st)\.global[a-z0-9.:_]*\.(?:v4\.[bf]32|v2\.[bf]64|v8\.[bf]16)")
 
 
-def compiled(function: Any, capability: int, types: dict[str, str] = {}, **constants: Any) -> dict[str, Any]:  # noqa: B006
+def compiled(
+    function: Any, capability: int, types: dict[str, str] | None = None, registers: int | None = None, **constants: Any
+) -> dict[str, Any]:
     """One function's machine code: its memory instructions and what ptxas says of it."""
-    types = {**TYPES, **types}
+    types = {**TYPES, **(types or {})}
     signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(function, signature, constexprs=constants, attrs=divisible)
-    text = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=gpu.OPTIONS).asm["ptx"]
+    text = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(registers)).asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(text)
@@ -67,7 +70,7 @@ def compiled(function: Any, capability: int, types: dict[str, str] = {}, **const
 
 def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     """What became of a rule's kernel, and of the small one before it."""
-    rule, services = RULES[request["rule"]], Services(**request.get("services", {}))
+    rule, services = OWN[request["rule"]], Services(**request.get("services", {}))
     rule = with_options(rule, **{**OPTIONS, **request.get("options", {})})
     kernel = gpu.Kernel.compiled(
         rule, {**rule.hyperparameters, **request["hyper"]}, False, request["formats"], services
@@ -79,12 +82,12 @@ def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     """What became of one of a rule's kernels, a reading perhaps."""
     source, formula = kernel.source, kernel.stage
     types = {"scalars": "*fp64" if source.real == "float64" else "*fp32"}
-    each = source.block // 128
     read, written = moved(formula, source)
     sizes = {name: ITEM_SIZE[dtype] for name, dtype in zip(source.arrays, source.dtypes, strict=True)}
-    wide = {name: size * each // 16 for name, size in sizes.items() if name[1] != "_base"}
+    wide = {name: size * source.each // 16 for name, size in sizes.items() if name[1] != "_base"}
     return {
-        "update": compiled(kernel.update, capability, types),
+        "update": compiled(kernel.update, capability, types, source.registers),
+        "operands": len(formula.operands),
         "prepare": compiled(kernel.prepare, capability, types, SIZE=gpu.TENSORS_AT_ONCE),
         "expected_loads": sum(count for (name, _), count in wide.items() if name in read),
         "expected_stores": sum(count for (name, _), count in wide.items() if name in written),

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from steprule.rule import Rule
-from steprule.rules import RULES, SGD, Adam, AdamW, RMSprop
+from steprule.rules import OWN, SGD, Adam, AdamW, RMSprop
 
 
 def variants(rule: type[Rule]) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def label(rule: type[Rule], hyper: dict[str, Any]) -> str:
     return "-".join([rule.__name__, *changed])
 
 
-VARIANTS = [(rule, hyper) for rule in RULES.values() for hyper in variants(rule)]
+VARIANTS = [(rule, hyper) for rule in OWN.values() for hyper in variants(rule)]
 IDS = [label(rule, hyper) for rule, hyper in VARIANTS]
 
 TELLING = {

@@ -9,7 +9,7 @@ from settings import IDS, VARIANTS
 import steprule
 from steprule.formats import GROUP
 from steprule.memory import need
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.trace.tracing import exact_states
 
 STEPS = 400
@@ -89,12 +89,12 @@ def test_no_rule_goes_further_than_in_float32(rule, hyper):
         assert float(gone[place][main].sum()) > float(far[place][main].sum()) / 1.5, name
 
 
-AMSGRAD = [name for name, rule in RULES.items() if "amsgrad" in rule.hyperparameters]
+AMSGRAD = [name for name, rule in OWN.items() if "amsgrad" in rule.hyperparameters]
 
 
 @pytest.mark.parametrize("name", AMSGRAD)
 def test_amsgrads_maximum_and_what_it_is_the_maximum_of_are_exact(name):
-    rule = RULES[name]
+    rule = OWN[name]
     for amsgrad in (False, True):
         hyper = {**rule.hyperparameters, "amsgrad": amsgrad}
         kept = {state for state in exact_states(rule, hyper) if state in rule.tensor_states}

@@ -16,7 +16,7 @@ import steprule
 from steprule import arrays
 from steprule import rules as formulas
 
-CLASSES = {rule: getattr(arrays, rule.__name__) for rule in formulas.RULES.values()}
+CLASSES = {rule: getattr(arrays, rule.__name__) for rule in formulas.OWN.values()}
 
 
 def with_settings(variant):
@@ -94,7 +94,7 @@ def test_the_same_bits_as_the_front_for_torch(rule, settings):
 
 
 def test_every_rule_has_a_class():
-    assert all(issubclass(CLASSES[rule], arrays.Optimizer) for rule in formulas.RULES.values())
+    assert all(issubclass(CLASSES[rule], arrays.Optimizer) for rule in formulas.OWN.values())
 
 
 def test_a_param_without_gradient_stays_and_its_step_too():

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import steprule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.services import Average
 
 SHAPES = ((33, 70), (5,), ())
@@ -26,7 +26,7 @@ IN_TORCH_IDS = [
     name for (rule, _), name in zip(FAMILIAR, FAMILIAR_IDS, strict=True) if hasattr(torch.optim, rule.__name__)
 ]
 SEVEN_BYTES = {"weights": "24bit", "states": "8bit"}
-ADAMW = RULES["adamw"], RULES["adamw"].hyperparameters
+ADAMW = OWN["adamw"], OWN["adamw"].hyperparameters
 
 # A dtype and a format of weights, with the spacing of the average's numbers, relative to them.
 FORMATS = [
@@ -146,7 +146,7 @@ def complex_ones():
 @pytest.mark.parametrize("make_them", [strided, complex_ones])
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
 def test_as_torch_averages_what_the_compiled_engine_does_not_take(rule, make_them):
-    twins = Twins(RULES[rule], RULES[rule].hyperparameters, make_them)
+    twins = Twins(OWN[rule], OWN[rule].hyperparameters, make_them)
     for seed in range(1, 6):
         twins.step(seed)
     assert twins.mine._core.plans.current is None
@@ -494,7 +494,7 @@ def test_a_parameter_that_is_listed_twice_has_one_average():
         params = make_params()
         return [params[0], params[1], params[0], params[2]]
 
-    twins = Twins(RULES["sgd"], RULES["sgd"].hyperparameters, twice)
+    twins = Twins(OWN["sgd"], OWN["sgd"].hyperparameters, twice)
     twins.averaged = AveragedModel(nn.ParameterList(twins.its_params), multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     for seed, active in enumerate([None, None, (1,), None, ()], 1):
         twins.step(seed, active)
@@ -704,7 +704,7 @@ def test_two_ways_to_begin_are_one_too_many():
         Average(DECAY, warmup=True, bias_correction=True)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("rule", OWN.values(), ids=OWN)
 def test_every_optimizer_takes_and_explains_it(rule):
     cls = getattr(steprule, rule.__name__)
     assert inspect.signature(cls).parameters["average"].default is None

@@ -18,7 +18,7 @@ from steprule.cli import app
 from steprule.formula import formula_latex, formula_text
 from steprule.memory import need
 from steprule.rule import NEEDS
-from steprule.rules import RULES
+from steprule.rules import OWN, RULES
 
 TORCHS = ["sgd", "rmsprop", "adam", "adamw", "nadam", "radam", "adagrad", "adadelta", "adamax", "asgd", "rprop", "sparseadam"]  # fmt: skip
 
@@ -46,7 +46,7 @@ def listed():
     return found
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_the_list_has_every_rule(listed, name):
     rule = RULES[name]
     names, sizes, in_torch, needs, about = listed[name]
@@ -93,7 +93,7 @@ def test_papers():
     assert summary(RULES["adamw"]) == "Adam with decoupled weight decay."
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_show_has_what_there_is_to_know(name):
     rule = RULES[name]
     result = run("show", name)
@@ -131,7 +131,7 @@ def test_bytes_of_states():
 
 
 @pytest.mark.parametrize("kernel", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_show_prints_kernels(name, kernel):
     result = run("show", name, "--kernel", kernel)
     assert result.exit_code == 0 and result.output == kernel_text(RULES[name], kernel) + "\n"

@@ -370,6 +370,54 @@ def test_hyperparameters_with_numbers_are_looked_at_as_those_without():
             made([torch.zeros(1)], **wrong)
 
 
+def test_what_a_part_needs_constant_is_held_in_its_chain():
+    """Under the chain's names, of which the second has a number; but for lr, which is the chain's own."""
+
+    class Held(Rule):
+        constants = {"betas[1]": "as it says", "lr": "for itself"}
+
+        @staticmethod
+        def update(param, grad, *, lr=0.1, betas=(0.9, 0.99)):
+            return param - lr * betas[1] * grad
+
+    made = chain(rules.Prodigy, rules.Prodigy, Held)
+    assert [*made.constants] == ["d0", "d0_2", "betas_3[1]"]
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = Optimizer.of(made)([param])
+    param.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.param_groups[0]["d0_2"] = 1e-3
+    with pytest.raises(
+        ValueError, match=r"d0_2 of group 0 was changed from 1e-06 to 0\.001; .* its sums are kept in units"
+    ):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"d0 of Chain cannot be a schedule"):
+        Optimizer.of(made)([param], d0=lambda step: 1e-6)
+
+
+def test_a_part_cannot_give_a_rule_numbers_by_position_or_have_weights_to_evaluate():
+    with pytest.raises(
+        TypeError, match=r"a partial gives Lion 0\.5 by position: .* partial\(Lion, betas=\.\.\., weight"
+    ):
+        chain(partial(rules.Lion, 0.5))
+
+    class Ahead(Rule):
+        @staticmethod
+        def update(param, grad, *, lr=0.1):
+            return param - lr * grad
+
+        @staticmethod
+        def evaluated(param):
+            return param + 1
+
+        @staticmethod
+        def trained(param):
+            return param - 1
+
+    with pytest.raises(RuleError, match="Ahead cannot be a part of a chain: its weights to evaluate"):
+        chain(Ahead)
+
+
 def test_what_is_no_part_or_no_rule_says_what_would_be():
     for part, message in (
         (torch.sign, "sign does not say what arguments it takes"),

@@ -85,6 +85,36 @@ def test_another_rules_checkpoint_is_refused_before_anything_changes(saved, load
     train(params, optimizer, 1)
 
 
+class Peaked(steprule.Rule):
+    """A rule of one's own with names that options would take for their states."""
+
+    decay = "decoupled"
+    lr_max = steprule.State("scalar")
+
+    @staticmethod
+    def update(param, grad, lr_max, *, lr=0.1, weight_decay=0.0, slow_param=0.5):
+        return param - lr * slow_param * (grad + weight_decay * param), lr_max
+
+
+@pytest.mark.parametrize(
+    ("cls", "option", "name"),
+    [
+        (steprule.Prodigy, {"decay": "initial"}, "initial_param_"),
+        (steprule.Optimizer.of(Peaked), {"decay": "corrected"}, "lr_max_"),
+        (steprule.Optimizer.of(Peaked), {"lookahead": 2}, "slow_param_"),
+    ],
+    ids=["Prodigy", "of one's own", "a hyperparameter"],
+)
+def test_what_an_option_remembers_under_another_name_is_not_lost(cls, option, name):
+    params, optimizer = trained(cls, **option)
+    assert name in optimizer.state[params[0]]
+    again = make(cls, **option)[1]
+    again.load_state_dict(optimizer.state_dict())
+    plain = make(cls)[1]
+    with pytest.raises(ValueError, match=rf"has {name}, which it does not keep"):
+        plain.load_state_dict(optimizer.state_dict())
+
+
 @pytest.mark.parametrize(
     ("saved", "loading"),
     [({"lookahead": 5}, {}), ({"decay": "initial"}, {"lookahead": 5})],
@@ -342,6 +372,30 @@ def test_codes_without_their_base_are_refused():
 # 8 bits
 
 
+@pytest.mark.parametrize("name", ["exp_avg_8bit", "exp_avg_base", "param_correction"])
+def test_the_parts_that_a_state_is_kept_in_are_not_read_as_numbers(name):
+    param = torch.nn.Parameter(torch.ones(4, 64, dtype=torch.bfloat16))
+    optimizer = steprule.AdamW([param], states="8bit", weights="24bit")
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    whole = name.rpartition("_")[0]
+    assert name in optimizer.state[param]
+    with pytest.raises(
+        KeyError, match=rf"'{name}' is a part of '{whole}', and has no numbers of its own: read '{whole}'"
+    ):
+        optimizer.read(param, name)
+    assert optimizer.read(param, whole).shape == (4, 64)
+
+
+def test_codes_are_not_read_with_a_base_that_is_too_short():
+    params, optimizer = trained(states="8bit")
+    optimizer.state[params[0]]["exp_avg_base"] = optimizer.state[params[0]]["exp_avg_base"][:1]
+    with pytest.raises(
+        RuntimeError, match=r"the state exp_avg_base of the parameter of shape \(4, 64\) is torch\.int16"
+    ):
+        optimizer.read(params[0], "exp_avg")
+
+
 def test_torch_optim_does_not_take_codes_for_numbers():
     _, optimizer = trained(states="8bit")
     assert {"exp_avg_8bit", "exp_avg_base"} < set(optimizer.state_dict()["state"][0])
@@ -462,6 +516,46 @@ def test_hooks_of_state_dict_see_and_move_all_of_it():
         calls(fresh) == 3 and fresh._core.services.steps == 3 and float(fresh.grad_norm) == float(optimizer.grad_norm)
     )
     assert after == [(3, 0.1 / 4)]
+
+
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_a_hook_of_loading_may_load_something_else(when):
+    """As one that goes back to an earlier checkpoint; a pre-hook's is there before the one that it was called for is loaded."""
+    first, second = (trained(steps=steps, lr=lr)[1].state_dict() for steps, lr in ((1, 0.1), (2, 0.2)))
+    params, optimizer = make(states="float32", lr=lambda step: 0.5)
+    seen = []
+
+    def load_first(optimizer, *_):
+        handle.remove()
+        optimizer.load_state_dict(first)
+        seen.append(int(optimizer.state[params[0]]["step"]))
+
+    handle = getattr(optimizer, f"register_load_state_dict_{when}_hook")(load_first)
+    count = []
+    optimizer.register_load_state_dict_pre_hook(lambda *_: count.append(1))
+    optimizer.load_state_dict(second)
+    assert seen == [1] and int(optimizer.state[params[0]]["step"]) == (2 if when == "pre" else 1)
+    assert optimizer.param_groups[0]["states"] == "float32" and len(count) == 2
+    optimizer.load_state_dict(second)
+    assert int(optimizer.state[params[0]]["step"]) == 2 and len(count) == 3
+    train(params, optimizer, 1)
+
+
+@pytest.mark.parametrize("within", ["outer", "inner"])
+def test_a_load_that_fails_around_or_within_another_leaves_what_was_there(within):
+    good, bad = trained(steps=2)[1].state_dict(), trained(steprule.Lion)[1].state_dict()
+    params, optimizer = trained(steps=1)
+
+    def load(optimizer, *_):
+        handle.remove()
+        optimizer.load_state_dict(bad if within == "inner" else good)
+
+    handle = optimizer.register_load_state_dict_pre_hook(load)
+    with pytest.raises(ValueError, match="not one of AdamW"):
+        optimizer.load_state_dict(good if within == "inner" else bad)
+    assert int(optimizer.state[params[0]]["step"]) == (1 if within == "inner" else 2)
+    optimizer.load_state_dict(good)
+    train(params, optimizer, 1)
 
 
 def test_loading_reads_only_what_the_last_hook_has_given():
@@ -590,6 +684,38 @@ def test_a_state_that_cannot_be_taken_over_changes_nothing(wrong):
         optimizer.load_state_dict(saved)
     assert equal(everything(optimizer), before)
     train(params, optimizer, 1)
+
+
+@pytest.mark.parametrize("act", ["step", "read", "plain_state_dict", "swap_average", "load_state_dict", "eval"])
+@pytest.mark.parametrize("value", ["text", 3.0, [0.0, 0.0, 0.0]], ids=["text", "number", "list"])
+@pytest.mark.parametrize("name", ["z", "param_correction", "param_average"])
+def test_a_state_that_is_no_tensor_is_named_by_whatever_reads_it(name, value, act):
+    params, optimizer = trained(steprule.ScheduleFreeSGD, average=0.5)
+    before = params[0].detach().clone()
+    saved = optimizer.state_dict()
+    optimizer.state[params[1]][name] = saved["state"][1][name] = value
+    given = {"read": (params[1],), "load_state_dict": (saved,)}.get(act, ())
+    with pytest.raises(
+        (RuntimeError, ValueError), match=rf"the state {name} of .* is {re.escape(repr(value))} and must be a"
+    ):
+        getattr(optimizer, act)(*given)
+    assert torch.equal(params[0].detach(), before)
+
+
+def test_what_is_no_dict_of_states_is_refused_at_loading():
+    _, optimizer = trained()
+    saved = optimizer.state_dict()
+    saved["state"][1] = "text"
+    with pytest.raises(ValueError, match="the state of parameter 1 of group 0 is 'text' and must be a dict of states"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("cls", [steprule.AdamW, steprule.Lion], ids=["AdamW", "Lion"])
+def test_a_step_that_is_none_is_none(cls):
+    params, optimizer = trained(cls)
+    optimizer.state[params[0]]["step"] = None
+    with pytest.raises(RuntimeError, match=r"lacks step beside|the state step of parameter 0 of group 0 is None"):
+        optimizer.step()
 
 
 def test_an_average_that_was_not_saved_begins_anew():

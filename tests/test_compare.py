@@ -210,7 +210,7 @@ def test_a_specification_becomes_class_and_settings():
 @pytest.mark.parametrize(
     ("text", "optimizer"),
     [
-        *((name, getattr(steprule, rule.__name__)) for name, rule in steprule.rules.RULES.items()),
+        *((name, getattr(steprule, rule.__name__)) for name, rule in steprule.rules.OWN.items()),
         ("torch.AdamW", torch.optim.AdamW),
         ("torch.optim.AdamW", torch.optim.AdamW),
         ("steprule.AdamW", steprule.AdamW),

@@ -19,10 +19,10 @@ from torch.optim.optimizer import ParamsT
 
 import steprule
 from steprule import arrays, docstrings, rules
-from steprule.rules import RULES
+from steprule.rules import OWN
 
 FRONTS = {"torch": steprule.optimizer, "numpy": arrays}
-NAMES = [rule.__name__ for rule in RULES.values()]
+NAMES = [rule.__name__ for rule in OWN.values()]
 
 
 def leaves():
@@ -270,7 +270,9 @@ def test_what_has_no_formula_says_so():
             steprule.Optimizer.of(wrong)
 
 
-@pytest.mark.parametrize(("attribute", "value"), [("constants", {"lrr": "why"}), ("needs", ("memry",))])
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("constants", {"lrr": "why"}), ("constants", {"lr[0]": "why"}), ("needs", ("memry",))]
+)
 def test_a_rule_may_only_name_what_there_is(attribute, value):
     def update(param, grad, *, lr=0.1):
         return param - lr * grad

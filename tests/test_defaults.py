@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import steprule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.rules.options import DECAYS
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, Telemetry
 from steprule.step.kind import Kind
@@ -63,7 +63,7 @@ def run(make, dtype, sparse=False):
     return [*params, *states, *norms, loaded.grad_norm, *(loaded.read(p) for p in params)]
 
 
-SETTINGS = {name: (name, {}) for name in RULES}
+SETTINGS = {name: (name, {}) for name in OWN}
 SETTINGS |= {
     f"adamw {key}": ("adamw", value)
     for key, value in {

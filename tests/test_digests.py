@@ -20,7 +20,7 @@ from steprule.engine.reading import write_reading
 from steprule.formats import state_format, weight_format
 from steprule.kernels import cpu_pass, gpu_pass
 from steprule.rule import Rule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.trace.around import Services
 from steprule.trace.program import Program
 from steprule.trace.tracing import exact_states, nonnegative_states, trace
@@ -69,7 +69,7 @@ def digest(parts: Iterator[str]) -> str:
 
 
 def digests(engine: str) -> dict[str, str]:
-    found = {rule.__name__: digest(texts(rule, engine)) for rule in RULES.values()}
+    found = {rule.__name__: digest(texts(rule, engine)) for rule in OWN.values()}
     return {**found, "norms": digest(norms())} if engine == "cpu" else found
 
 
@@ -84,8 +84,8 @@ def test_no_kernel_has_another_text(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_digests_see_every_flag_format_and_service(engine):
     """Each text of a rule with a flag is another one."""
-    found = [*texts(RULES["adam"], engine)]
-    assert len(found) == len(set(found)) == len(variants(RULES["adam"])) + len(KINDS) - 1
+    found = [*texts(OWN["adam"], engine)]
+    assert len(found) == len(set(found)) == len(variants(OWN["adam"])) + len(KINDS) - 1
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from steprule.engine.eager import oracle
 from steprule.kernels.source import compute_dtype
 from steprule.pieces import atan2, cbrt, sqrt
 from steprule.rule import Rule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.trace.expression import scalar_name
 from steprule.trace.program import scalar_values
 from steprule.trace.tracing import trace
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-FIRST = [RULES[name] for name in ("sgd", "rmsprop", "adam", "adamw")]
+FIRST = [OWN[name] for name in ("sgd", "rmsprop", "adam", "adamw")]
 ENGINES = {"cpu": run_cpu, "eager": run_eager} | ({"gpu": run_gpu} if gpu.is_available() else {})
 
 
@@ -55,7 +55,7 @@ def assert_within_bound(rule, hyper, operands, step, maximize, result):
 
 def compiled_in(rule, hyper):
     """The dtypes that a compiled formula is tried in: float32, and others in turn, since what they change is no formula's."""
-    number = list(RULES.values()).index(rule)
+    number = list(OWN.values()).index(rule)
     place = variants(rule).index(hyper)
     if rule in FIRST:
         return [DTYPES[0], *(DTYPES[1:] if place == 0 else [DTYPES[1 + (number + place) % 3]])]
@@ -140,7 +140,7 @@ def test_results_do_not_depend_on_threads_or_chunks(rule, hyper, monkeypatch):
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "novograd"])
 def test_results_do_not_depend_on_which_tensors_share_a_call(name):
-    rule, hyper = RULES[name], RULES[name].hyperparameters
+    rule, hyper = OWN[name], OWN[name].hyperparameters
     tensors = [random_operands(rule, hyper, size, torch.float32, size) for size in (1, 17, 40000, 0, 33000, 70000)]
     apart = [run_cpu(rule, hyper, row, 3) for row in tensors]
     kernel = cpu.Kernel.compiled(rule, hyper, False, dtypes_of(rule, tensors[0]))
@@ -152,7 +152,7 @@ def test_results_do_not_depend_on_which_tensors_share_a_call(name):
 
 def test_every_thread_of_the_team_is_used_and_waited_for():
     """1,000 launches in a row: a chunk that was left out or done twice would show."""
-    rule, hyper = RULES["sgd"], RULES["sgd"].hyperparameters
+    rule, hyper = OWN["sgd"], OWN["sgd"].hyperparameters
     operands = {"param": torch.zeros(cpu.PARALLEL_FROM * 2), "grad": torch.ones(cpu.PARALLEL_FROM * 2)}
     kernel = cpu.Kernel.compiled(rule, hyper, False, ["float32"] * 2)
     launch = kernel.launcher(make_plan(kernel, [operands], {**hyper, "lr": 1.0}, 1), lambda: 2)

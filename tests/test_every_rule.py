@@ -15,7 +15,7 @@ from dropin import random
 from settings import IDS, STRUCTURES, VARIANTS, telling
 
 import steprule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.services import ClipAdaptive, ClipValue
 from steprule.tensors.state import kept
 
@@ -57,7 +57,7 @@ def train(rule, optimizer, steps, nonfinite=None):
             grad = (random(p.shape, 50 + i) + random(p.shape, 1000 + 10 * step + i)).to(torch.bfloat16)
             if step == WRONG and i == 0 and nonfinite:
                 grad[1, 3] = float("nan")
-            grad = grad.to_sparse(1) if rule.sparse_grads and rule is RULES["sparseadam"] else grad
+            grad = grad.to_sparse(1) if rule.sparse_grads and rule is OWN["sparseadam"] else grad
             p.grad = None
             p.grad = grad.to(p.dtype) if grad.is_sparse else torch.empty_like(p).copy_(grad)
         optimizer.step()
@@ -86,7 +86,7 @@ CHOPPY = {"Lion", "Signum", "Rprop", "Grams"}
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("rule", OWN.values(), ids=OWN)
 def test_it_trains_as_in_float64(rule, way):
     options, dtype, engine, bound = WAYS[way]
     if way == "compiled" and rule not in [one for one, _ in STRUCTURES]:
@@ -96,7 +96,7 @@ def test_it_trains_as_in_float64(rule, way):
     optimizer = make(rule, dtype, engine, **options)
     for one in (exact, optimizer):
         train(rule, one, range(STEPS), nonfinite)
-    if rule is not RULES["sparseadam"]:
+    if rule is not OWN["sparseadam"]:
         assert (optimizer._core.plans.current is not None) == (engine == "compiled")
     bound *= 4 if rule.__name__ in CHOPPY else 1
     names = ["param", *(["param_average"] if options.get("average") else [])]
@@ -161,5 +161,5 @@ def test_a_checkpoint_goes_on_with_the_same_bits(rule, hyper, form):
         train(rule, one, range(3, 6))
     same_bits(optimizer, resumed)
     same_bits(optimizer, copied)
-    if engine == "compiled" and rule is not RULES["sparseadam"]:
+    if engine == "compiled" and rule is not OWN["sparseadam"]:
         assert all(one._core.plans.current is not None for one in (optimizer, resumed, copied))

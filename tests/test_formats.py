@@ -30,7 +30,7 @@ from steprule.formats import (
     weight_format,
 )
 from steprule.formats.tensors import decode, element_random, encode
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.tensors.state import kept
 from steprule.trace.tracing import exact_states, nonnegative_states
 
@@ -97,7 +97,7 @@ CASES = [
     pytest.param(rule, hyper, combination, id=f"{name}-{'-'.join(map(str, combination))}")
     for number, ((rule, hyper), name) in enumerate(zip(STRUCTURES, STRUCTURE_IDS, strict=True))
     for other, combination in enumerate(COMBINATIONS)
-    if rule in (RULES["sgd"], RULES["adamw"]) or other == number % 2
+    if rule in (OWN["sgd"], OWN["adamw"]) or other == number % 2
 ]
 
 
@@ -713,7 +713,7 @@ def test_reading_what_is_not_there():
     with pytest.raises(KeyError, match="not one of"):
         optimizer.read(torch.ones(3))
     assert as_float64(optimizer.read(params[0])).shape == params[0].shape
-    assert set(RULES)
+    assert set(OWN)
 
 
 def test_a_rule_with_many_low_bit_states():

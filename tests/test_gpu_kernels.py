@@ -14,21 +14,21 @@ from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.reading import Reading
 from steprule.formats import FORMATS
 from steprule.formats.tensors import encode, zeros
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.tracing import nonnegative_states, trace
 
 pytest.importorskip("triton")
 
-SOURCE = gpu.Kernel.compiled(RULES["sgd"], RULES["sgd"].hyperparameters, False, ["float32"] * 2).source
+SOURCE = gpu.Kernel.compiled(OWN["sgd"], OWN["sgd"].hyperparameters, False, ["float32"] * 2).source
 SHAPES = [(17, 128), (7, 200), (1, 2500), (3, 40), (18, 32), (0, 64)]
 WEIGHTS = ["float32", "bfloat16", "float16", "bfloat16 stochastic", "float16 stochastic"]
 WEIGHTS += [f"{half} {bits}bit" for half in ("bfloat16", "float16") for bits in (24, 32)]
 STATES = ["float32", "bfloat16 dithered", "8bit"]
-CAUTIOUS = with_options(RULES["adamw"], **{**OPTIONS, "cautious": True})
+CAUTIOUS = with_options(OWN["adamw"], **{**OPTIONS, "cautious": True})
 AROUND = with_options(
-    RULES["adamw"], decay="corrected", cautious=True, cautious_decay=True, lookahead=2, lookahead_alpha=0.5
+    OWN["adamw"], decay="corrected", cautious=True, cautious_decay=True, lookahead=2, lookahead_alpha=0.5
 )
 
 
@@ -151,7 +151,7 @@ def assert_alike(rule, hyper, mine, theirs):
 
 # Of each rule the last formula, which has all optional states: every one is a kernel that the CPU engine compiles for seconds.
 LAST = {rule: hyper for rule, hyper in VARIANTS}
-FORMULAS = [(rule, hyper) for rule, hyper in VARIANTS if rule is RULES["adamw"] or hyper is LAST[rule]]
+FORMULAS = [(rule, hyper) for rule, hyper in VARIANTS if rule is OWN["adamw"] or hyper is LAST[rule]]
 FORMULAS += [(rule, dict(rule.hyperparameters)) for rule in (AROUND, Levels)]
 
 
@@ -164,12 +164,12 @@ def test_every_formula_is_the_cpu_engines(rule, hyper):
 
 
 # The codecs of one operand know nothing of another's, so not every combination is here.
-COMBINATIONS = [(RULES["adamw"], weights, "float32") for weights in WEIGHTS]
+COMBINATIONS = [(OWN["adamw"], weights, "float32") for weights in WEIGHTS]
 COMBINATIONS += [
     (rule, "bfloat16 stochastic", "bfloat16 dithered")
-    for rule in (*(RULES[name] for name in ("adamw", "lamb", "nadam", "schedulefreeadamw")), CAUTIOUS)
+    for rule in (*(OWN[name] for name in ("adamw", "lamb", "nadam", "schedulefreeadamw")), CAUTIOUS)
 ]
-COMBINATIONS += [(RULES[name], "bfloat16 24bit", "8bit") for name in ("adamw", "lion", "lamb", "prodigy")]
+COMBINATIONS += [(OWN[name], "bfloat16 24bit", "8bit") for name in ("adamw", "lion", "lamb", "prodigy")]
 
 
 @pytest.mark.parametrize(("rule", "weights", "states"), COMBINATIONS)
@@ -211,7 +211,7 @@ SERVED += [("sgd", SERVICES[-2], "float32"), ("lamb", SERVICES[-1], "8bit"), ("p
 
 @pytest.mark.parametrize(("name", "services", "states"), SERVED, ids=str)
 def test_every_service_is_the_cpu_engines(name, services, states):
-    rule = RULES[name]
+    rule = OWN[name]
     hyper = {**rule.hyperparameters, **({"momentum": 0.9} if "momentum" in rule.hyperparameters else {})}
     weights = "float32" if states == "float32" else "bfloat16 stochastic"
     formats = formats_of(rule, hyper, weights, states)
@@ -242,14 +242,14 @@ def test_every_service_is_the_cpu_engines(name, services, states):
     ("float64", "float64", "float32", "bfloat16"),
 ])  # fmt: skip
 def test_dtypes_may_be_mixed(dtypes):
-    rule = RULES["adamw"]
+    rule = OWN["adamw"]
     mine, theirs, *_ = step_both(rule, rule.hyperparameters, list(dtypes))
     assert_equal(mine, theirs)
 
 
 def test_tensors_need_not_be_aligned():
     """Blocks that could be read at once, but for their address."""
-    rule, hyper = RULES["adamw"], RULES["adamw"].hyperparameters
+    rule, hyper = OWN["adamw"], OWN["adamw"].hyperparameters
     kernel = gpu.Kernel.compiled(rule, hyper, False, ["float32"] * 4)
     whole = random_operands(rule, hyper, 3001, torch.float32, 1)
     results = []
@@ -278,7 +278,7 @@ def tensors_for(rule, sizes, steps):
 
 @pytest.mark.parametrize("name", ["adagrad", "nadam", "lamb", "prodigy"])
 def test_a_skipped_step_changes_nothing(name):
-    rule = RULES[name]
+    rule = OWN[name]
     kernel, plan, tensors = tensors_for(rule, [1100, 7], [3.0, 5.0])
     before = [{name: value.clone() for name, value in one.items()} for one in tensors]
     plan.skip.fill_(1)
@@ -297,7 +297,7 @@ def test_a_skipped_step_changes_nothing(name):
 
 
 def test_scalar_states_keep_the_dtype_that_each_has():
-    rule = RULES["schedulefreeadamw"]
+    rule = OWN["schedulefreeadamw"]
     kernel, plan, tensors = tensors_for(rule, [5] * 300, [2.0] * 300)  # more than one program brings together
     expected, dtypes = [], (torch.float32, torch.float64)
     for number, one in enumerate(tensors):
@@ -313,7 +313,7 @@ def test_scalar_states_keep_the_dtype_that_each_has():
 
 def test_random_bits_are_those_of_the_formats():
     """Seeds and steps of more than 32 bits, as the CPU engine's."""
-    rule = RULES["sgd"]
+    rule = OWN["sgd"]
     for seed in (0, 2**40 + 3):
         mine, theirs, *_ = step_both(
             rule, rule.hyperparameters, ["bfloat16 stochastic", "bfloat16"], shapes=[(5, 700)], seed=seed

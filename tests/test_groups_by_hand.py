@@ -448,6 +448,45 @@ def test_schedule_free_refuses_another_momentum(name, how):
     assert param.tolist() != before
 
 
+def held(**constants):
+    """An optimizer whose rule needs these constant, and its parameter, after a step."""
+
+    def update(param, grad, *, lr=0.1, first=1.0, second=2.0, betas=(0.9, 0.99), mode=None):
+        return param - lr * first * second * betas[0] * betas[1] * grad
+
+    made = steprule.Optimizer.of(type("Held", (steprule.Rule,), {"update": update, "constants": constants}))
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = made([param])
+    step(optimizer)
+    return optimizer, param
+
+
+@pytest.mark.parametrize(
+    ("constants", "changed", "told"),
+    [
+        (["betas"], {"betas": (0.9, 0.5)}, r"betas of group 0 was changed from \(0\.9, 0\.99\) to \(0\.9, 0\.5\)"),
+        (["betas[1]"], {"betas": (0.9, 0.5)}, r"betas\[1\] of group 0 was changed from 0\.99 to 0\.5"),
+        (["first", "second"], {"second": 1.0}, r"second of group 0 was changed from 2\.0 to 1\.0"),
+        (["first", "second"], {"first": 2.0}, r"first of group 0 was changed from 1\.0 to 2\.0"),
+        (["mode"], {"mode": "other"}, r"mode of group 0 was changed from None to other"),
+    ],
+    ids=["tuple", "element", "second", "first", "text"],
+)
+def test_each_constant_is_held_whole(constants, changed, told):
+    optimizer, _ = held(**dict.fromkeys(constants, "as it says"))
+    optimizer.param_groups[0] |= changed
+    with pytest.raises(ValueError, match=rf"{told}; Held needs it constant: as it says"):
+        step(optimizer)
+
+
+def test_the_other_element_of_a_tuple_may_change():
+    optimizer, param = held(**{"betas[0]": "as it says"})
+    optimizer.param_groups[0]["betas"] = (0.9, 0.5)
+    step(optimizer)
+    with pytest.raises(ValueError, match="betas of Held cannot be a schedule: as it says"):
+        type(optimizer)([param], betas=lambda step: (0.9, 0.5))
+
+
 @pytest.mark.parametrize("copied", [False, True], ids=["", "copy"])
 def test_a_scheduler_that_cycles_the_momentum_of_schedule_free_is_refused(copied):
     optimizer, _ = made("ScheduleFreeSGD", 0)

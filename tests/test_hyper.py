@@ -10,7 +10,7 @@ import torch
 
 import steprule
 from steprule import Hyperparameter, Rule, RuleError, arrays
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.transforms import about, momentum
 
 
@@ -31,9 +31,9 @@ def fronts(rule):
     }
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_every_hyperparameter_of_every_rule_is_described(name):
-    rule = RULES[name]
+    rule = OWN[name]
     assert list(rule.meanings) == list(rule.hyperparameters)
     for hyper, default in rule.hyperparameters.items():
         said = rule.meanings[hyper]

@@ -13,7 +13,7 @@ import steprule
 from steprule.cli import app
 from steprule.memory import parameter_count, shapes_of, table
 from steprule.registry import TORCHS_OWN
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.step.kind import Kind
 
 SHAPES = [(64, 256), (64,), (6, 130), (3, 4, 3, 3), (10, 20), ()]
@@ -24,11 +24,11 @@ def storage(tensors):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [name for name in RULES if name != "sparseadam"])
+@pytest.mark.parametrize("name", [name for name in OWN if name != "sparseadam"])
 def test_the_table_is_what_optimizers_really_keep(name, dtype, monkeypatch):
     """Whichever engine takes the step: the one that need not compile."""
     monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
-    rule = RULES[name]
+    rule = OWN[name]
     settings = {"momentum": 0.9} if name == "sgd" else {}
     ((_, rows),) = table(SHAPES, dtype, dtype, [name])
     assert len(rows) == (2 + 12 if dtype == "bfloat16" else 1 + 3)

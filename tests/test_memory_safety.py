@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import weakref
 
 import pytest
@@ -14,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import steprule
 from steprule.engine.eager import EagerStep
-from steprule.step import entry, tables
+from steprule.step import tables
+from steprule.tensors import state
 
 GUARD = 7.0
 
@@ -498,7 +500,7 @@ def test_a_first_step_without_the_memory_for_it_leaves_nothing(where, released, 
     ours, its = steprule.SGD(models[0].parameters(), **settings), torch.optim.SGD(models[1].parameters(), **settings)
     if released:
         ours.release_gradients(models[0])
-    module, name = {"a state": (entry, "zeros"), "the plan": (tables, "plan_of")}[where]
+    module, name = {"a state": (state, "zeros"), "the plan": (tables, "plan_of")}[where]
     calls, old = [], getattr(module, name)
 
     def fails(*args):
@@ -600,6 +602,17 @@ def test_a_parameter_that_was_released_is_let_go_at_zero_grad():
     optimizer.zero_grad()
     assert [reference() for reference in gone] == [None] * 3
     assert optimizer._core.plans.single == {model.weight: plan}
+
+
+def test_parameters_that_are_gone_are_forgotten():
+    optimizer = steprule.AdamW([nn.Parameter(torch.ones(4))])
+    for _ in range(5):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))]})
+        assert optimizer._core.given.has(optimizer.param_groups[1]["params"][0])
+        del optimizer.param_groups[1]
+    optimizer.step()  # which looks at the groups that there are
+    gc.collect()
+    assert len(optimizer._core.given._by_id) == 1
 
 
 def test_a_plan_that_fits_outlives_zero_grad():

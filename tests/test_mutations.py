@@ -17,7 +17,7 @@ import pytest
 from test_papers import TOLERANCE, in_papers_words, problem, telling
 
 from steprule.engine.eager import oracle
-from steprule.rules import RULES
+from steprule.rules import OWN
 
 
 class MisplacedEps(ast.NodeTransformer):
@@ -104,55 +104,53 @@ def can_make(mistake):
     """The rules whose source the mistake changes."""
     return [
         name
-        for name, rule in RULES.items()
+        for name, rule in OWN.items()
         if ast.unparse(mistake.visit(ast.parse(source(rule)))) != ast.unparse(ast.parse(source(rule)))
     ]
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_nothing_is_wrong_without_a_mistake(name):
-    assert is_the_papers(name, RULES[name], telling(name)[0])
+    assert is_the_papers(name, OWN[name], telling(name)[0])
 
 
 @pytest.mark.parametrize("name", can_make(MisplacedEps()))
 def test_a_misplaced_eps(name):
-    plain, wrong = RULES[name], mutant(RULES[name], MisplacedEps())
+    plain, wrong = OWN[name], mutant(OWN[name], MisplacedEps())
     assert is_the_papers(name, plain, telling(name)[0]) and not is_the_papers(name, wrong, telling(name)[0])
 
 
 @pytest.mark.parametrize("name", can_make(MissingBiasCorrection()))
 def test_a_missing_bias_correction(name):
-    assert not is_the_papers(name, mutant(RULES[name], MissingBiasCorrection()), telling(name)[0])
+    assert not is_the_papers(name, mutant(OWN[name], MissingBiasCorrection()), telling(name)[0])
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_a_wrong_sign(name):
     params, grads = problem()
     hyper = telling(name)[0]
-    right = trajectory(RULES[name], hyper, params, grads)
-    turned = trajectory(RULES[name], hyper, params, [[-grad for grad in own] for own in grads])
+    right = trajectory(OWN[name], hyper, params, grads)
+    turned = trajectory(OWN[name], hyper, params, [[-grad for grad in own] for own in grads])
     assert not np.allclose(right, turned, 1e-6)
-    if any("param -" in line for line in source(RULES[name]).splitlines() if line.strip().startswith("return")):
-        assert not is_the_papers(name, mutant(RULES[name], OtherSign()), hyper)
+    if any("param -" in line for line in source(OWN[name]).splitlines() if line.strip().startswith("return")):
+        assert not is_the_papers(name, mutant(OWN[name], OtherSign()), hyper)
 
 
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "betas" in rule.hyperparameters])
+@pytest.mark.parametrize("name", [name for name, rule in OWN.items() if "betas" in rule.hyperparameters])
 def test_swapped_betas(name):
     hyper = telling(name)[0]
     swapped = (hyper["betas"][1], hyper["betas"][0], *hyper["betas"][2:])
-    assert not is_the_papers(name, RULES[name], hyper, {**hyper, "betas": swapped})
+    assert not is_the_papers(name, OWN[name], hyper, {**hyper, "betas": swapped})
 
 
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "weight_decay" in rule.hyperparameters])
+@pytest.mark.parametrize("name", [name for name, rule in OWN.items() if "weight_decay" in rule.hyperparameters])
 def test_an_ignored_decay(name):
     hyper = telling(name)[0]
     assert hyper["weight_decay"] > 0
-    assert not is_the_papers(name, RULES[name], hyper, {**hyper, "weight_decay": 0.0})
+    assert not is_the_papers(name, OWN[name], hyper, {**hyper, "weight_decay": 0.0})
 
 
-@pytest.mark.parametrize(
-    ("name", "hyper"), [(name, key) for name in RULES for key in telling(name)[0]], ids=lambda x: x
-)
+@pytest.mark.parametrize(("name", "hyper"), [(name, key) for name in OWN for key in telling(name)[0]], ids=lambda x: x)
 def test_no_hyperparameter_is_inert(name, hyper):
     """Each changes the numbers, in some combination of the others."""
     for settings in telling(name):
@@ -162,6 +160,6 @@ def test_no_hyperparameter_is_inert(name, hyper):
         if (name, hyper) == ("asgd", "t0"):
             pytest.skip("it is the average in ax that t0 is for")
         other = tuple(x * 0.7 for x in value) if isinstance(value, tuple) else value * 0.7 or 0.1
-        if not is_the_papers(name, RULES[name], settings, {**settings, hyper: other}):
+        if not is_the_papers(name, OWN[name], settings, {**settings, hyper: other}):
             return
     raise AssertionError(f"{name}: {hyper} changes nothing")

@@ -18,6 +18,7 @@ from test_engines import assert_within_bound
 
 import steprule
 from steprule import Optimizer, Rule, RuleError, arrays
+from steprule.rule import TorchArguments
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lion.py"
 
@@ -425,6 +426,62 @@ def test_a_misspelt_attribute_of_a_rule_is_refused(name, nearest):
     with pytest.raises(steprule.RuleError, match=rf"Mine\.{name} means nothing to a rule; did you mean '{nearest}'"):
         type("Mine", (steprule.Rule,), {"update": update, name: False})
     type("Mine", (steprule.Rule,), {"update": update, "notes": "of one's own"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("sparse_grads", "yes", "must be True or False, not 'yes'"),
+        ("begins_early", 1, "must be True or False, not 1"),
+        ("keeps_step", None, "must be True or False, not None"),
+        ("needs", "memory", "must be a tuple of names, not 'memory'"),
+        ("refuses", None, "must be a text, not None"),
+        ("when", ("a",), r"must be a text, not \('a',\)"),
+        ("constants", "lr", "must be a dict of hyperparameters and reasons, not 'lr'"),
+        ("evaluated", 3, "must be a function, or None for none, not 3"),
+        ("like_torch", "maximize", r"must be TorchArguments\(\.\.\.\), or None for none, not 'maximize'"),
+        ("hyperparameters", {"lr": 1.0}, r"would do nothing: .* def update\(\.\.\., \*, lr=1e-3\)"),
+        ("meanings", {}, "would do nothing: .* lr = Hyperparameter"),
+        ("counts_steps", True, r"would do nothing: .* def update\(\.\.\., \*, step\)"),
+        ("decay", ["coupled"], r"must be a text, or None where nothing is said, not \['coupled'\]"),
+    ],
+    ids=lambda x: x if isinstance(x, str) and x.isidentifier() else "",
+)
+def test_a_class_attribute_of_the_wrong_kind_is_refused(name, value, told):
+    def update(param, grad, m, *, lr=0.1):
+        return param - lr * grad, m
+
+    with pytest.raises(steprule.RuleError, match=rf"Mine\.{name} {told}"):
+        type("Mine", (steprule.Rule,), {"update": update, name: value})
+
+
+def test_states_without_a_step_do_not_begin_early():
+    """Which step is the first is seen by them, where a formula asks for the step and it is not kept."""
+
+    def update(param, grad, m, *, step, lr=0.1):
+        return param - lr * grad / step, m
+
+    said = {"update": update, "begins_early": True, "keeps_step": False}
+    with pytest.raises(steprule.RuleError, match=r"Mine\.begins_early = True needs keeps_step"):
+        type("Mine", (steprule.Rule,), said)
+
+
+@pytest.mark.parametrize(
+    ("said", "unknown"),
+    [
+        ({"flags": "maximise"}, "flags names the unknown 'maximise'; there are foreach, maximize"),
+        ({"flags": "maximize", "positional": "fused"}, "positional names the unknown 'fused'; there are maximize"),
+        ({"flags": "", "keyword_only": "beta"}, "keyword_only names the unknown 'beta'; there are lr"),
+    ],
+    ids=["flags", "positional", "keyword_only"],
+)
+def test_what_a_rule_says_of_torchs_arguments_must_be_there(said, unknown):
+    def update(param, grad, *, lr=0.1):
+        return param - lr * grad
+
+    rule = type("Mine", (steprule.Rule,), {"update": update, "like_torch": TorchArguments(**said)})
+    with pytest.raises(steprule.RuleError, match=rf"Mine\.like_torch: {unknown}"):
+        Optimizer.of(rule)
 
 
 def test_a_default_outside_of_its_range_is_refused():

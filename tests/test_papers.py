@@ -10,7 +10,7 @@ import torch
 import steprule
 from steprule import arrays
 from steprule.engine.eager import oracle
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.rules.options import DECAYS
 
 TELLING = {
@@ -30,7 +30,7 @@ STEPS = 20
 
 def telling(name):
     """Hyperparameters for every combination of what is True or False, with decay and without."""
-    rule = RULES[name]
+    rule = OWN[name]
     base, flags = {}, []
     for key, default in rule.hyperparameters.items():
         if isinstance(default, bool):
@@ -63,7 +63,7 @@ def train(name, hyper, params, grads, dtype=torch.float64, **options):
     mine = [torch.tensor(param, dtype=dtype) for param in params]
     if name != "sparseadam":
         options = {**options, "differentiable": True}  # the eager engine, which has nothing to compile
-    optimizer = getattr(steprule, RULES[name].__name__)(mine, **hyper, **options)
+    optimizer = getattr(steprule, OWN[name].__name__)(mine, **hyper, **options)
     history = []
     for own in grads:
         for param, grad in zip(mine, own, strict=True):
@@ -87,7 +87,7 @@ def in_papers_words(hyper):
     return words
 
 
-CASES = [(name, hyper) for name in RULES for hyper in telling(name)]
+CASES = [(name, hyper) for name in OWN for hyper in telling(name)]
 TOLERANCE = {"nadam": 1e-6, "asgd": 1e-6}  # torch.optim keeps numbers of theirs in float32, and so do we
 
 
@@ -101,11 +101,11 @@ def test_every_rule_is_its_papers(name, hyper):
     assert_close(train(name, hyper, params, grads), expected, TOLERANCE.get(name, 1e-9))
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_a_changing_learning_rate_counts_at_once(name):
     """A stale lr shows: every step has another."""
     params, grads = problem(1)
-    rule = RULES[name]
+    rule = OWN[name]
     hyper = {**rule.hyperparameters, **telling(name)[0]}
     mine = [np.array(params[0])]
     optimizer = getattr(arrays, rule.__name__)(mine, **hyper)
@@ -131,21 +131,21 @@ AROUND = [
 
 
 @pytest.mark.parametrize("options", AROUND, ids=str)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_options_go_around_every_rule_that_they_fit(name, options):
     params, grads = problem(2)
     hyper = telling(name)[0]
     if name == "sparseadam":
         params, grads = params[:2], [own[:2] for own in grads]
     try:
-        getattr(steprule, RULES[name].__name__)([torch.zeros(1)], **hyper, **options)
+        getattr(steprule, OWN[name].__name__)([torch.zeros(1)], **hyper, **options)
     except ValueError as error:
         assert any(word in str(error) for word in ("does not go with", "no weight_decay", "apart from the step"))
         return
     around = dict(options)
-    if options.get("cautious") and "decay" not in options and RULES[name].decay in ("decoupled", "corrected"):
-        around["decay"] = RULES[name].decay
-    if around.get("decay", "") == RULES[name].decay and not (options.get("cautious") or options.get("cautious_decay")):
+    if options.get("cautious") and "decay" not in options and OWN[name].decay in ("decoupled", "corrected"):
+        around["decay"] = OWN[name].decay
+    if around.get("decay", "") == OWN[name].decay and not (options.get("cautious") or options.get("cautious_decay")):
         del around["decay"]
     expected = papers.around(name, params, grads, **{**in_papers_words(hyper), **around})
     assert_close(train(name, hyper, params, grads, **options), expected, TOLERANCE.get(name, 1e-9))

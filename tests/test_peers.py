@@ -13,7 +13,7 @@ import torch
 from peers.problem import problem
 
 import steprule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.step.kind import Kind
 
 FILE = json.loads((Path(__file__).parent / "peers" / "trajectories.json").read_text())
@@ -29,9 +29,9 @@ class Ours:
     """Steprule's optimizer of an entry, stepped as the peer was."""
 
     def __init__(self, entry: dict[str, Any]) -> None:
-        if entry["rule"] not in RULES:
+        if entry["rule"] not in OWN:
             pytest.skip(f"there is no rule {entry['rule']!r} yet")
-        name = RULES[entry["rule"]].__name__
+        name = OWN[entry["rule"]].__name__
         if not hasattr(steprule, name):
             pytest.skip(f"there is no steprule.{name} yet")
         cls = getattr(steprule, name)

@@ -8,7 +8,7 @@ import pytest
 from settings import variants
 
 from steprule import Rule, State, norm, total_of_all
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.trace.around import Services
 from steprule.trace.expression import Expression
 from steprule.trace.program import Level, Program, Sum
@@ -33,10 +33,10 @@ SERVICES = {
 
 
 @pytest.mark.parametrize("services", SERVICES)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OWN)
 def test_programs_hold_what_they_promise(name, services):
-    for hyper in variants(RULES[name]):
-        program = trace(RULES[name], hyper, services=SERVICES[services])
+    for hyper in variants(OWN[name]):
+        program = trace(OWN[name], hyper, services=SERVICES[services])
         program.check()
         assert program.levels[0].reading is None
         assert all(level.reading is not None for level in program.levels[1:])

@@ -86,6 +86,16 @@ def test_other_packages_register_theirs(install):
     assert "left out" not in run(EVERYWHERE, *folders)[1]
 
 
+def test_what_is_written_of_steprules_rules_has_no_others(install):
+    """The documents, the stubs and the tables of these tests, wherever a package is installed."""
+    here = Path(__file__).parent
+    folders = install({"halving.py": RULE}, "Halving = halving:Halving")
+    tables = "from settings import VARIANTS\nassert all(rule is not Halving for rule, _ in VARIANTS)"
+    texts = "import make_optimizers, write_stubs\nassert 'Halving' not in make_optimizers.page() + ''.join(write_stubs.stubs().values())"
+    code = f"from steprule.rules import OWN, RULES\nHalving = RULES['halving']\nassert 'halving' not in OWN\n{tables}\n{texts}"
+    run(code, *folders, here, here.parent / "docs", here.parent / "tools")
+
+
 def test_a_package_that_uses_steprule_may_be_imported_first(install):
     folders = install({"halving.py": "from steprule import AdamW\n" + RULE}, "Halving = halving:Halving")
     same = "; import steprule; assert steprule.Halving.rule is halving.Halving is steprule.rules.RULES['halving']"

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import steprule
 from steprule.optimizer.groups import Groups
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 
 NAN = math.nan
@@ -207,7 +207,7 @@ TOGETHER = ["Prodigy", "DAdaptAdam", "DoG"]
 
 
 @pytest.mark.parametrize(
-    "name", [rule.__name__ for rule in RULES.values() if rule.__name__ not in (*TOGETHER, "SparseAdam")]
+    "name", [rule.__name__ for rule in OWN.values() if rule.__name__ not in (*TOGETHER, "SparseAdam")]
 )
 def test_every_rule_takes_the_same_steps(name):
     twins(getattr(steprule, name))

@@ -17,7 +17,7 @@ from steprule.rules import (
     LARS,
     MADGRAD,
     MARS,
-    RULES,
+    OWN,
     SGD,
     AdaBelief,
     Adadelta,
@@ -406,14 +406,14 @@ def test_schedule_free_radam_by_hand():
     close(two_steps(ScheduleFreeRAdam, [2.0], silent_sgd_phase=False, **options), [0.8])
 
 
-@pytest.mark.parametrize("rule", RULES.values())
+@pytest.mark.parametrize("rule", OWN.values())
 def test_maximize_is_minimising_the_negated_gradient(rule):
     changed = {"weight_decay": 0.1, "d0": 0.1, "eps": 0.01}
     decay = {name: value for name, value in changed.items() if name in rule.hyperparameters}
     assert two_steps(rule, [1.0, -2.0], maximize=True, **decay) == two_steps(rule, [-1.0, 2.0], **decay)
 
 
-@pytest.mark.parametrize("rule", RULES.values())
+@pytest.mark.parametrize("rule", OWN.values())
 def test_every_rule_names_its_paper(rule):
     assert rule.__doc__ and any(year in rule.__doc__ for year in map(str, range(1950, 2030)))
 
@@ -463,7 +463,7 @@ def of_one_state(param, grad, exp_avg, *, lr=1.0, flag=False):
     ids=lambda x: x if isinstance(x, str) and x.isidentifier() else "",
 )
 def test_tables_of_states_are_refused_with_what_to_write(table, value, instead):
-    message = re.escape(f"Mine.{table}: say it of each state, in a class attribute of its name: {instead}")
+    message = re.escape(f"Mine.{table} would do nothing: say it where it belongs, as in {instead}")
     with pytest.raises(RuleError, match=message):
         define(of_one_state, **{table: value})
     with pytest.raises(RuleError, match=message):  # of a parent that is no rule

@@ -10,7 +10,7 @@ from dropin import random
 from test_every_rule import MOVING, strided
 
 import steprule
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.step import plan
 from steprule.trace.tracing import trace
 
@@ -20,7 +20,7 @@ SHAPES = ((300, 256), (40, 33), (9,), (), (0, 3))  # the first one is more than 
 
 
 def test_these_are_all_that_have_sums():
-    sums = {rule.__name__: trace(rule, rule.hyperparameters).sums for rule in RULES.values()}
+    sums = {rule.__name__: trace(rule, rule.hyperparameters).sums for rule in OWN.values()}
     assert {name for name, own in sums.items() if any(one.of_all for one in own.values())} == {*COUPLED}
     assert {name for name, own in sums.items() if own} == {*COUPLED, *OF_EACH}
 
@@ -225,7 +225,7 @@ def test_weights_that_are_listed_twice_are_stepped_twice(name):
 
 FOLLOWED = [
     rule.__name__
-    for rule in RULES.values()
+    for rule in OWN.values()
     if rule.scalar_states or rule.__name__ in OF_EACH or any(state.begins == "param" for state in rule.states.values())
 ]
 
@@ -252,3 +252,32 @@ def test_autograd_sees_through_scalar_states_sums_and_states_that_begin_at_param
         assert torch.autograd.gradcheck(two_steps, inputs)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+class Summed(steprule.Rule):
+    """Two scalar states that are sums and nothing else: one of each tensor, one of a sum of such."""
+
+    size = last = steprule.State("scalar")
+
+    @staticmethod
+    def update(param, grad, size, last, *, lr=0.5):
+        squares = steprule.total(grad * grad)
+        return param - lr * grad / squares, squares, steprule.total(grad / squares)
+
+
+@pytest.mark.parametrize("front", ["torch", "numpy", "eager"])
+def test_a_scalar_state_may_be_a_sum_itself(front):
+    grad = torch.tensor([1.0, 2.0, -1.0, 4.0])
+    param = torch.nn.Parameter(torch.zeros(8)[::2] if front == "eager" else torch.zeros(4))
+    if front == "numpy":
+        array = param.detach().numpy()
+        optimizer = type("Arrays", (steprule.arrays.Optimizer,), {}, rule=Summed)([array])
+        optimizer.step([grad.numpy()])
+        state = optimizer.state[0]
+    else:
+        optimizer = steprule.Optimizer.of(Summed)([param])
+        param.grad = grad
+        optimizer.step()
+        state = optimizer.state[param]
+    assert float(state["size"]) == 22.0 and float(state["last"]) == pytest.approx(6 / 22, rel=1e-6)
+    torch.testing.assert_close(param.detach(), -0.5 * grad / 22)

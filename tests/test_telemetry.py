@@ -15,11 +15,11 @@ from torch import nn
 
 import steprule
 from steprule.engine import plan
-from steprule.rules import RULES
+from steprule.rules import OWN
 from steprule.services import ClipAdaptive, Telemetry
 from steprule.services.telemetry import QUANTITIES
 
-ADAMW = RULES["adamw"], RULES["adamw"].hyperparameters
+ADAMW = OWN["adamw"], OWN["adamw"].hyperparameters
 SHAPES = ((33, 70), (5,), (), (3, 137))
 LARGE = (301, 257)  # more than one thread does alone, and more than is added up at once
 EIGHT_BIT = {"states": "8bit"}
@@ -191,7 +191,7 @@ def test_an_update_is_the_formulas_in_every_engine(layout, options):
     ids=lambda x: getattr(x, "__name__", str(x)),
 )  # fmt: skip
 def test_numbers_of_what_the_compiled_engine_does_not_take(rule, make_them, options):
-    optimizer = getattr(steprule, RULES[rule].__name__)(make_them(), lr=0.05, **options, telemetry=1)
+    optimizer = getattr(steprule, OWN[rule].__name__)(make_them(), lr=0.05, **options, telemetry=1)
     for seed in (1, 2, 3):
         set_grads(optimizer, seed)
         seen = as_stepped(optimizer)

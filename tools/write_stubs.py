@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 import steprule
 from steprule import arrays, optimizer
 from steprule.registry import TORCHS_OWN
-from steprule.rules import RULES
+from steprule.rules import OWN
 
 SRC = Path(steprule.__file__).parent
 HEAD = "# Written by tools/write_stubs.py: make stubs"
@@ -92,19 +92,16 @@ def reexports(module: str, names: Iterable[str]) -> str:
 
 def front(module: types.ModuleType, lines: str, names: Iterable[str]) -> str:
     """The stub of a front, which has a class for each rule."""
-    body = classes(getattr(module, rule.__name__) for rule in OWN)
+    body = classes(getattr(module, rule.__name__) for rule in OWN.values())
     return f"{HEAD}\n{imports(body)}\n{lines}\n{all_of(names)}\n{body}\n"
-
-
-OWN = [rule for rule in RULES.values() if rule.__module__.startswith("steprule.rules.")]
 
 
 def stubs() -> dict[Path, str]:
     """The text of every stub."""
-    made = [rule.__name__ for rule in OWN]
+    made = [rule.__name__ for rule in OWN.values()]
     optimizers = ["Optimizer", *TORCHS_OWN.values(), *made]
     bases = sorted({getattr(optimizer, name).__mro__[1].__name__ for name in made} - {"Optimizer"})
-    rules = "".join(reexports(rule.__module__, [rule.__name__]) for rule in OWN)
+    rules = "".join(reexports(rule.__module__, [rule.__name__]) for rule in OWN.values())
     homes = {module: names for module, names in vars(steprule)["_HOME"].items() if module != "optimizer"}
     package = reexports("steprule", vars(steprule)["_SUBMODULES"]) + reexports("steprule.optimizer", optimizers)
     package += "".join(reexports(f"steprule.{module}", names) for module, names in homes.items())
@@ -119,7 +116,8 @@ def stubs() -> dict[Path, str]:
         ),
         SRC / "optimizer" / "__init__.pyi": front(optimizer, lines, optimizers),
         SRC / "rules" / "__init__.pyi": (
-            f"{HEAD}\n{reexports('steprule.registry', ['RULES'])}{rules}\n{all_of(['RULES', *made])}"
+            f"{HEAD}\nfrom collections.abc import Mapping\n\n{reexports('steprule.registry', ['RULES'])}"
+            f"from steprule.rule import Rule\n{rules}\n{all_of(['OWN', 'RULES', *made])}\nOWN: Mapping[str, type[Rule]]\n"
         ),
     }
 

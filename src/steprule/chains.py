@@ -18,7 +18,7 @@ from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
-from steprule.hyper import COMMON, Hyperparameter
+from steprule.hyper import COMMON, Hyperparameter, whole_of
 from steprule.pieces import Value
 from steprule.rule import Rule, RuleError, State
 from steprule.rules.options import movement
@@ -43,7 +43,7 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
 
     Raises:
         RuleError: there is no part, or one cannot be a part of a chain.
-        TypeError: a partial gives an argument that its function or rule does not take.
+        TypeError: a partial gives an argument that its function or rule does not take, or one of a rule by position.
     """
     if not parts:
         raise RuleError("chain() needs at least one part")
@@ -85,9 +85,10 @@ def _make(recipe: _Recipe) -> type[Rule]:
     signature = [kind(one, kind.POSITIONAL_OR_KEYWORD) for one in positional] + [kind("step", kind.KEYWORD_ONLY)]
     signature += [kind(one, kind.KEYWORD_ONLY, default=default) for one, default in hyper.items()]
     update.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    attributes: dict[str, Any] = {"update": update, "decay": "own"}
+    attributes: dict[str, Any] = {"update": update, "decay": "own", "constants": {}}
     for link in links:
         attributes |= link.kept()
+        attributes["constants"] |= link.constants()
     attributes["check"] = staticmethod(check)
     attributes["__doc__"] = f"{' -> '.join(link.name for link in links)}: a chain of your own."
     attributes["__module__"] = __name__
@@ -170,7 +171,7 @@ class _Link:
 
     def __init__(self, part: Transform | type[Rule], taken: set[str]) -> None:
         plain: Any = part.func if isinstance(part, functools.partial) else part
-        given = part.keywords if isinstance(part, functools.partial) else {}
+        given, places = (part.keywords, part.args) if isinstance(part, functools.partial) else ({}, ())
         self._rule: type[Rule] | None = plain if isinstance(plain, type) and issubclass(plain, Rule) else None
         self._meanings: dict[str, Hyperparameter] = dict(getattr(plain, "meanings", {}))
         own: list[str]
@@ -178,8 +179,17 @@ class _Link:
             raise RuleError(f"chain() got the optimizer {plain.__name__}; its rule is {plain.__name__}.rule")
         if self._rule is not None:
             self.name = self._rule.__name__
-            if self._rule.refuses or any(state.begins == "lr" for state in self._rule.states.values()):
-                reason = self._rule.refuses or "its states begin at its learning rate"
+            if places:
+                known = ", ".join(f"{one}=..." for one in self._rule.hyperparameters if one != "lr")
+                raise TypeError(
+                    f"a partial gives {self.name} {places[0]!r} by position: name what it is for, as partial({self.name}, {known})"
+                )
+            reason = self._rule.refuses
+            if any(state.begins == "lr" for state in self._rule.states.values()):
+                reason = reason or "its states begin at its learning rate"
+            if self._rule.evaluated is not None:
+                reason = reason or "its weights to evaluate are made of those that it trains"
+            if reason:
                 raise RuleError(f"{self.name} cannot be a part of a chain: {reason}")
             own, self._takes_param, self._takes_step = list(self._rule.states), True, True
             self.defaults = {one: value for one, value in self._rule.hyperparameters.items() if one != "lr"}
@@ -213,6 +223,16 @@ class _Link:
             asked: dict[str, Any] = {what: self.hyper.get(one, one) for what, one in state.asks().items()}
             kept[self.states[name]] = replace(state, **asked, dtype=None)
         return kept
+
+    def constants(self) -> dict[str, str]:
+        """What must stay as it was, with the chain's names, and why. The chain's lr is none of its parts'."""
+        said = self._rule.constants if self._rule is not None else {}
+        wholes = {one: whole_of(one) for one in said}
+        return {
+            self.hyper[whole] + one.removeprefix(whole): said[one]
+            for one, whole in wholes.items()
+            if whole in self.hyper
+        }
 
     def __call__(
         self, direction: Value, param: Value, states: list[Value], step: Value, hyper: dict[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -68,7 +68,7 @@ class Hyperparameter:
 
 
 UNSAID = Hyperparameter("see the formula")
-"""Of a hyperparameter that nothing is said of: any finite number."""
+"""What holds for a hyperparameter that nothing is said of, and for one of torch.optim's in a group, where that checks no range."""
 
 _FROM_0 = "[0, inf)"
 _DECAYS = {
@@ -97,6 +97,16 @@ def common(decay: str | None) -> dict[str, Hyperparameter]:
     """What names mean in a rule with this kind of weight decay."""
     known = COMMON["weight_decay"]
     return {**COMMON, "weight_decay": Hyperparameter(_DECAYS.get(decay or "", known.meaning), known.range)}
+
+
+def whole_of(name: str) -> str:
+    """The hyperparameter that a name such as "betas[0]" is an element of, or is."""
+    return name.partition("[")[0]
+
+
+def elements_of(hyperparameters: Mapping[str, Any]) -> list[str]:
+    """The elements of those whose defaults are tuples, as "betas[0]"."""
+    return [f"{name}[{i}]" for name, one in hyperparameters.items() if isinstance(one, tuple) for i in range(len(one))]
 
 
 def about(**said: Hyperparameter) -> Callable[[_Function], _Function]:

@@ -9,11 +9,13 @@ from types import FunctionType, MappingProxyType
 from typing import Any, ClassVar
 
 from steprule.hyper import Hyperparameter as Hyperparameter
-from steprule.hyper import common
+from steprule.hyper import common, elements_of
 from steprule.names import did_you_mean
+from steprule.signature import read_signature, where
 from steprule.state import RuleError as RuleError
 from steprule.state import State as State
 from steprule.state import TorchArguments as TorchArguments
+from steprule.state import check_kinds
 
 NEEDS = {
     "baseline": "what others are compared with",
@@ -74,7 +76,8 @@ class Rule:
         sparse_only: whether gradients must be sparse.
         like_torch: how torch.optim takes arguments, for a rule that stands in for its class of that name. A subclass
             is another formula and does not inherit it.
-        constants: hyperparameters that must stay what they were at a parameter's first step, and why.
+        constants: hyperparameters that must stay what they were at a parameter's first step, and why; or an element of one
+            that is a tuple, as "betas[0]".
         check: raises ValueError for hyperparameters that do not go together. It is given a value for each, by name, and nothing
             else; those that it does not name it takes as ``**others``.
         begins_early: whether states are there before the first step.
@@ -122,7 +125,8 @@ class Rule:
             cls.update = staticmethod(getattr(function, "__func__", function))  # type: ignore[attr-defined]
         elif not hasattr(cls, "update"):
             raise RuleError(f"{cls.__name__} has no update(param, grad, ...): that is where its formula goes")
-        names, cls.hyperparameters = _read_signature(cls, cls.function())
+        _check_attributes(cls)
+        names, cls.hyperparameters = read_signature(cls, cls.function())
         cls.states = MappingProxyType(_read_states(cls, names))
         cls.meanings = MappingProxyType(_read_meanings(cls))
         cls.scalar_states = tuple(name for name, state in cls.states.items() if state.extent == "scalar")
@@ -130,9 +134,14 @@ class Rule:
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
         cls.like_torch = vars(cls).get("like_torch")
         _check_check(cls)
+        if cls.begins_early and cls.counts_steps and not cls.keeps_step:
+            raise RuleError(
+                f"{cls.__name__}.begins_early = True needs keeps_step: by its states alone nobody sees which step is the first"
+            )
         _check_exchange(cls)
         _check_spelling(cls)
-        for what, given, known in (("constants", cls.constants, cls.hyperparameters), ("needs", cls.needs, NEEDS)):
+        holdable = [*cls.hyperparameters, *elements_of(cls.hyperparameters)]
+        for what, given, known in (("constants", cls.constants, holdable), ("needs", cls.needs, [*NEEDS])):
             for name in given:
                 if name not in known:
                     raise RuleError(f"{cls.__name__}.{what} names the unknown {name!r}; there are {', '.join(known)}")
@@ -200,19 +209,19 @@ class Rule:
             raise RuleError(_told_of_absent(cls, absent, error)) from error
         if result is None:
             end = f"return {', '.join(['param', *cls.states])}"
-            raise RuleError(f"{cls.__name__}.update returned nothing: it must end in {end} ({_where(cls.function())})")
+            raise RuleError(f"{cls.__name__}.update returned nothing: it must end in {end} ({where(cls.function())})")
         new: tuple[Any, ...] = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         expected = ("param", *cls.states)
         if len(new) != len(expected):
             raise RuleError(
                 f"{cls.__name__}.update returned {len(new)} value{'s' * (len(new) != 1)} and must return "
-                f"{len(expected)}: {', '.join(expected)} ({_where(cls.function())})"
+                f"{len(expected)}: {', '.join(expected)} ({where(cls.function())})"
             )
         for name, old, value in zip(expected, (param, *states), new, strict=True):
             if old is not None and value is None:
                 raise RuleError(
                     f"{cls.__name__}.update returned None for {name}; return {name} itself to leave it as it is "
-                    f"({_where(cls.function())})"
+                    f"({where(cls.function())})"
                 )
         return new
 
@@ -279,43 +288,14 @@ def _check_exchange(rule: type[Rule]) -> None:
         unknown = [one for one in inspect.signature(function).parameters if one not in known]
         if unknown:
             raise RuleError(
-                f"{rule.__name__}.{name} takes {unknown[0]}, which is no state and no hyperparameter ({_where(function)})"
+                f"{rule.__name__}.{name} takes {unknown[0]}, which is no state and no hyperparameter ({where(function)})"
             )
 
 
-def _read_signature(rule: type[Rule], update: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    hyperparameters: dict[str, Any] = {}
-    where = f"({_where(update)})"
-    positional = []
-    for name, parameter in inspect.signature(update).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise RuleError(f"{rule.__name__}.update must name its arguments instead of taking {parameter} {where}")
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            if parameter.default is not parameter.empty and parameter.default is not None:
-                raise RuleError(
-                    f"{rule.__name__}.update: {name} has a default: put * before it to make it a hyperparameter {where}"
-                )
-            positional.append(name)
-        elif name != "step":
-            if parameter.default is parameter.empty:
-                raise RuleError(f"{rule.__name__}.update needs a default for the hyperparameter {name} {where}")
-            default = parameter.default
-            hyperparameters[name] = tuple(default) if isinstance(default, list) else default
-    if positional[:2] != ["param", "grad"]:
-        hint = "; a formula has no self" if positional[:1] == ["self"] else ""
-        raise RuleError(
-            f"{rule.__name__}.update must begin with (param, grad, ...), not ({', '.join(positional)}) {where}{hint}"
-        )
-    states = positional[2:]
-    for name in states:
-        if name == "step":
-            raise RuleError(f"{rule.__name__}.update must take step after the *: it is a number, not a state {where}")
-        if not name.isidentifier() or name.startswith("_"):
-            raise RuleError(f"{rule.__name__}.update: a state cannot be called {name!r} {where}")
-    return tuple(states), hyperparameters
-
-
-_ONCE_TABLES = {
+_NOT_ATTRIBUTES = {
+    "hyperparameters": 'def update(..., *, lr=1e-3) and lr = Hyperparameter("learning rate")',
+    "meanings": 'lr = Hyperparameter("learning rate")',
+    "counts_steps": "def update(..., *, step)",
     "states": "exp_avg = State()",
     "tensor_states": "exp_avg = State()",
     "scalar_states": 'd = State("scalar")',
@@ -324,16 +304,22 @@ _ONCE_TABLES = {
     "exact_when": 'z = State(exact=True), or exact="centered" to name a hyperparameter',
     "state_when": 'max_exp_avg_sq = State(when="amsgrad")',
 }
-"""What is not how to speak of states, and what is."""
+"""Names that look like class attributes in which a rule says something, and what to write instead: some are read off update,
+others were the names of tables of what each `State` says of itself."""
+
+
+def _check_attributes(rule: type[Rule]) -> None:
+    """Raises for class attributes that would do nothing, and for those of the wrong kind."""
+    bodies = [vars(one) for one in rule.__mro__ if one is rule or not issubclass(one, Rule)]
+    for name, instead in _NOT_ATTRIBUTES.items():
+        if any(not isinstance(body.get(name, State()), State) for body in bodies):
+            raise RuleError(f"{rule.__name__}.{name} would do nothing: say it where it belongs, as in {instead}")
+    check_kinds(rule)
 
 
 def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
     """What the rule's class attributes say of update's states."""
     who = rule.__name__
-    bodies = [vars(one) for one in rule.__mro__ if one is rule or not issubclass(one, Rule)]
-    for table, instead in _ONCE_TABLES.items():
-        if any(not isinstance(body.get(table, State()), State) for body in bodies):
-            raise RuleError(f"{who}.{table}: say it of each state, in a class attribute of its name: {instead}")
     _check_said(rule, State, "state", names, names)
     states = {name: getattr(rule, name, State()) for name in names}
     for name, state in states.items():
@@ -381,10 +367,5 @@ def _told_of_absent(rule: type[Rule], absent: Sequence[str], error: Exception) -
     lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code is rule.function().__code__]
     return (
         f"{rule.__name__}.update computes with None. {'; '.join(said)}. Ask for it first: if {absent[0]} is not None: ... "
-        f"({_where(rule.function(), *lines[-1:])})"
+        f"({where(rule.function(), *lines[-1:])})"
     )
-
-
-def _where(function: Callable[..., Any], line: int | None = None) -> str:
-    code = function.__code__
-    return f"{code.co_filename}:{line or code.co_firstlineno}"

@@ -9,7 +9,7 @@ from dis import opmap
 from typing import Any
 
 from steprule.docstrings import PARAMS, arguments
-from steprule.hyper import UNSAID
+from steprule.hyper import UNSAID, whole_of
 from steprule.names import did_you_mean
 from steprule.registry import RULES
 from steprule.rule import Rule, RuleError
@@ -147,6 +147,19 @@ def _check_number(name: str, value: Any) -> None:
 def _hashable(value: Any) -> Any:
     """Lists as tuples, in lists too."""
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def as_number(value: Any) -> Any:
+    """A hyperparameter as a number, or as a tuple of some; flags, texts and None as they are."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(as_number, value))
+    return value if value is None or isinstance(value, (bool, str)) else float(value)
+
+
+def number_at(name: str, settings: Mapping[str, Any]) -> Any:
+    """What settings have for a hyperparameter, as `as_number` gives it, or for an element of one, such as "betas[0]"."""
+    value = as_number(settings[whole_of(name)])
+    return value if name == whole_of(name) else value[int(name.partition("[")[2][:-1])]
 
 
 def as_tuples(settings: Mapping[str, Any], rule: type[Rule]) -> dict[str, tuple[Any, ...]]:

@@ -1,10 +1,13 @@
-"""What a rule says of its states, and of torch.optim's class that it stands in for."""
+"""What a rule says of its states and of torch.optim's class that it stands in for, and of which kind all is that it says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Literal, get_args
+
+from steprule.hyper import Hyperparameter
 
 
 class RuleError(TypeError):
@@ -83,3 +86,25 @@ class TorchArguments:
     keyword_only: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     tensor_betas: bool = False
+
+
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    **dict.fromkeys(
+        ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early"), (bool, "True or False")
+    ),
+    **dict.fromkeys(("refuses", "when"), (str, "a text")),
+    **dict.fromkeys(("evaluated", "trained"), ((Callable, NoneType), "a function, or None for none")),
+    "decay": ((str, NoneType), "a text, or None where nothing is said"),
+    "needs": ((tuple, list), "a tuple of names"),
+    "constants": (Mapping, "a dict of hyperparameters and reasons"),
+    "like_torch": ((TorchArguments, NoneType), "TorchArguments(...), or None for none"),
+}
+"""What class attributes of rules may be, and that in words."""
+
+
+def check_kinds(rule: type) -> None:
+    """Raises RuleError for class attributes of a rule that are of the wrong kind."""
+    for name, (kind, words) in _KINDS.items():
+        value = getattr(rule, name)
+        if not isinstance(value, (kind, State, Hyperparameter)):  # these need another name
+            raise RuleError(f"{rule.__name__}.{name} must be {words}, not {value!r}")

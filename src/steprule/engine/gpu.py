@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.engine.gpu_plan import GpuPlan, Number, on
+from steprule.engine.gpu_launch import Launch, on
+from steprule.engine.gpu_plan import GpuPlan, Number
 from steprule.engine.kernel import Kernel as _Kernel
 from steprule.kernels.cache import load_for_triton
 from steprule.kernels.gpu_pass import GpuSource, write_pass
@@ -24,10 +25,6 @@ from steprule.trace.program import Stage
 
 DEVICES = {"cuda"}
 """The types of device that it serves."""
-OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
-"""How kernels are compiled: products and sums are fused where the formula's text says so, as on the CPU."""
-if torch.version.hip is None:
-    OPTIONS["maxnreg"] = 168  # ptxas would rather keep some numbers in memory than use more than 128
 TENSORS_AT_ONCE = 128
 """Tensors that one program of the small launch takes."""
 
@@ -91,21 +88,23 @@ class Kernel(_Kernel):
             plan: its addresses must be valid whenever the launcher is called, and till the device is through.
             threads: of no use here.
         """
-        prepare = self.prepare[(-(-plan.count // TENSORS_AT_ONCE),)]
-        update = self.update[(plan.chunk_count,)]
+        prepare = Launch(
+            self.prepare, (-(-plan.count // TENSORS_AT_ONCE),),
+            plan.step_at, plan.steps, plan.own, plan.groups, plan.numbers, plan.hyper, plan.scalars, plan.bits,
+            plan.skip, plan.count, SIZE=TENSORS_AT_ONCE,
+        )  # fmt: skip
+        update = Launch(
+            self.update, (plan.chunk_count,),
+            plan.addresses, plan.sizes, plan.chunks, plan.scalars, plan.bits, plan.factors, plan.partials,
+            plan.skip, plan.count, registers=self.source.registers,
+        )  # fmt: skip
 
         def launch() -> None:
             if not self.stage.own:
                 plan.read_hyper()
             with on(plan.device):
-                prepare(
-                    plan.step_at, plan.steps, plan.own, plan.groups, plan.numbers, plan.hyper, plan.scalars, plan.bits,
-                    plan.skip, plan.count, SIZE=TENSORS_AT_ONCE, **OPTIONS,
-                )  # fmt: skip
+                prepare()
                 if plan.chunk_count:
-                    update(
-                        plan.addresses, plan.sizes, plan.chunks, plan.scalars, plan.bits, plan.factors, plan.partials,
-                        plan.skip, plan.count, **OPTIONS,
-                    )  # fmt: skip
+                    update()
 
         return launch

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from steprule.engine.gpu import Kernel
-from steprule.engine.gpu_plan import GpuPlan, on
+from steprule.engine.gpu_launch import on
+from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
@@ -62,7 +63,7 @@ class GpuPlanned:
             (
                 one.source.tallies,
                 one.launcher(plan),
-                Combination(device, plan.first_chunk, [0] * len(one.source.tallies)),
+                Combination(plan.first_chunk, [0] * len(one.source.tallies), plan.partials),
             )
             for one in kernel.readings
         ]
@@ -96,9 +97,7 @@ class GpuPlanned:
             return {}
         names, launch, combination = self._readings[level - 1]
         launch()
-        plan = self._plan
-        sums = combination.run(plan.partials.view(-1)[: plan.chunk_count * len(names)])
-        return dict(zip((name.removeprefix("total_") for name in names), sums.T, strict=True))
+        return dict(zip((name.removeprefix("total_") for name in names), combination.run().T, strict=True))
 
     def fill(self, level: int, sums: Mapping[str, Any]) -> None:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,6 @@ from steprule.formats import GROUP
 from steprule.kernels.gpu_pass import GpuSource
 
 Number = float | Tensor
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which launches go to the device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def chunk_table(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from steprule.engine.gpu_plan import GpuPlan, chunk_table, on
+from steprule.engine.gpu_launch import Launch, on
+from steprule.engine.gpu_plan import GpuPlan, chunk_table
 from steprule.engine.reading import STRETCH, kind_of
 from steprule.formats import gpu as lib
 
@@ -143,24 +144,24 @@ class Combination:
     """Adds up what chunks have left, tensor by tensor.
 
     Args:
-        device: where that is.
         first_chunk: each tensor's first chunk, and the end.
         ways: for each column 0 for a sum, 1 for the largest and 2 for the smallest.
+        parts: what they leave, a row for each chunk, without a gap.
     """
 
-    def __init__(self, device: torch.device, first_chunk: np.ndarray, ways: Sequence[int]) -> None:
-        self._device, self._count, self._width = device, len(first_chunk) - 1, len(ways)
-        self._first_chunk = torch.from_numpy(first_chunk).to(device)
-        self._ways = torch.tensor(ways, dtype=torch.int32, device=device)
-        self._results = torch.zeros((self._count, self._width), dtype=torch.float64, device=device)
+    def __init__(self, first_chunk: np.ndarray, ways: Sequence[int], parts: Tensor) -> None:
+        device, count, width = parts.device, len(first_chunk) - 1, len(ways)
+        self._results = torch.zeros((count, width), dtype=torch.float64, device=device)
+        self._launch = Launch(
+            combine, (count, width), parts, torch.from_numpy(first_chunk).to(device),
+            torch.tensor(ways, dtype=torch.int32, device=device), self._results, width, BLOCK=256,
+        )  # fmt: skip
 
-    def run(self, parts: Tensor) -> Tensor:
+    def run(self) -> Tensor:
         """Shape (tensors, columns); overwritten by the next run."""
-        if self._count:
-            with on(self._device):
-                combine[(self._count, self._width)](
-                    parts, self._first_chunk, self._ways, self._results, self._width, BLOCK=256
-                )
+        if len(self._results):
+            with on(self._results.device):
+                self._launch()
         return self._results
 
 
@@ -192,24 +193,23 @@ class GpuReading:
         lengths = rows if rows is not None else [STRETCH] * len(sizes)
         counts = [-(-size // length) for size, length in zip(sizes, lengths, strict=True)]
         first, chunks = chunk_table(counts)
-        self._plan, self._operand = plan, operand
         self._chunks = torch.from_numpy(chunks).to(device)
         self._lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
         self._sums = torch.zeros(len(chunks), dtype=torch.float64, device=device)
-        self._combination = Combination(device, first, [way])
-        self._settings = settings(dtype, norm_type, zero, check)
+        self._combination = Combination(first, [way], self._sums)
+        self._launch = Launch(
+            read, (len(chunks),), plan.addresses[operand], plan.sizes, self._chunks, self._lengths, self._sums,
+            **settings(dtype, norm_type, zero, check),
+        )  # fmt: skip
 
     def run(self) -> Tensor:
         """The sums of all stretches or rows, in order; overwritten by the next run."""
-        plan = self._plan
         if len(self._sums):
-            with on(plan.device):
-                read[(len(self._sums),)](
-                    plan.addresses[self._operand], plan.sizes, self._chunks, self._lengths, self._sums,
-                    **self._settings,
-                )  # fmt: skip
+            with on(self._sums.device):
+                self._launch()
         return self._sums
 
     def by_tensor(self) -> Tensor:
         """Each tensor's sum (or largest or smallest absolute value); overwritten by the next run."""
-        return self._combination.run(self.run())[:, 0]
+        self.run()
+        return self._combination.run()[:, 0]

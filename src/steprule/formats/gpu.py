@@ -15,86 +15,15 @@ import triton.language as tl
 from steprule.formats import FIRST_ELEMENT_KEY as _FIRST_ELEMENT_KEY
 from steprule.formats import PLACES as _PLACES
 from steprule.formats import WEYL as _WEYL
+from steprule.formats.gpu_basics import *
+from steprule.formats.gpu_exact import divide, sqrt
 
-inf, nan = tl.constexpr(float("inf")), tl.constexpr(float("nan"))
 FIRST_ELEMENT_KEY = tl.constexpr(_FIRST_ELEMENT_KEY)
 PLACES = tl.constexpr(_PLACES)
 WEYL = tl.constexpr(_WEYL)
 
 
-# Memory, of which a block sees all (inside is None) or a part.
-
-
-@triton.jit
-def load(at, inside):
-    if inside is None:
-        return tl.load(at)
-    else:
-        return tl.load(at, mask=inside, other=0)
-
-
-@triton.jit
-def store(at, value, inside):
-    if inside is None:
-        tl.store(at, value)
-    else:
-        tl.store(at, value, mask=inside)
-
-
-@triton.jit
-def only(x, inside):
-    """x, and 0 outside."""
-    if inside is None:
-        return x
-    else:
-        return tl.where(inside, x, 0)
-
-
-@triton.jit
-def row_of(start, i, row):
-    """The rows of a block's elements; a block that is no longer than a row meets two at most."""
-    first = start // row
-    behind = start - first * row
-    size: tl.constexpr = i.shape[0]
-    short = (behind + i).to(tl.int32) // tl.minimum(row, size).to(tl.int32)
-    return first + tl.where(row >= size, (i >= row - behind).to(tl.int32), short)
-
-
 # Pieces of conversions.
-
-
-@triton.jit
-def bits_of(x):
-    return x.to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def float_of(bits):
-    return bits.to(tl.uint32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def bits_as_number(x):
-    """The bits of x, taken for a whole number, as a number of x's type."""
-    if x.dtype == tl.float64:
-        return x.to(tl.int64, bitcast=True).to(tl.float64)
-    else:
-        return x.to(tl.int32, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def number_as_bits(x):
-    """The number whose bits are those of the whole number x, which is rounded towards 0."""
-    if x.dtype == tl.float64:
-        return x.to(tl.int64).to(tl.float64, bitcast=True)
-    else:
-        return x.to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def magnitude_bits(x):
-    """The bits of the absolute value; NaN's are larger than any."""
-    return bits_of(x) & 0x7FFFFFFF
 
 
 @triton.jit
@@ -144,9 +73,17 @@ def dither(seed, step, number: tl.constexpr, root: tl.constexpr):
 
 
 @triton.jit
-def weyl(noise, place):
-    """The random number of a place in a group."""
-    return noise + (place & (PLACES - 1)).to(tl.uint32) * WEYL
+def store_places(at, noise, inside):
+    """Keeps the first 20 bits of the random number of each place in a group, which are all that is used of it."""
+    for place in tl.static_range(PLACES):
+        number = noise + (place * WEYL) % 4294967296
+        tl.store(at + place, (number.to(tl.uint32) >> 12).to(tl.int32, bitcast=True), mask=inside)
+
+
+@triton.jit
+def of_place(at, place):
+    """What `store_places` has kept for a place in a group."""
+    return tl.load(at + place % PLACES).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -163,7 +100,12 @@ def element_random(key, i):
 
 @triton.jit
 def from_bfloat16(bits):
-    return float_of(bits.to(tl.uint32) << 16)
+    if not PTX:
+        return float_of(bits.to(tl.uint32) << 16)
+    else:  # two in a register, one instruction each
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xFFFF0000;", "=&r,=r,r", [bits], tl.float32, True, 2
+        )
 
 
 @triton.jit
@@ -208,23 +150,54 @@ def round_float16(x, random):
 
 @triton.jit
 def top24(x, random):
-    return (without_payload(x) + (random >> 24)) >> 8
+    """Where the first 24 bits are those that are kept."""
+    return without_payload(x) + (random >> 24)
+
+
+_LOW24 = tl.constexpr(
+    "{ .reg .b32 a, b; prmt.b32 a, $1, $2, 0x0051; prmt.b32 b, $3, $4, 0x0051; prmt.b32 $0, a, b, 0x5410; }"
+)
 
 
 @triton.jit
 def high24_bfloat16(x, random):
-    return ((top24(x, random) + 0x80) >> 8).to(tl.uint16)
+    if not PTX:
+        return ((top24(x, random) + 0x8000) >> 16).to(tl.uint16)
+    else:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b32 a, b; add.u32 a, $1, 0x8000; add.u32 b, $2, 0x8000; prmt.b32 $0, a, b, 0x7632; }",
+            "=r,r,r",
+            [top24(x, random)],
+            tl.uint16,
+            True,
+            2,
+        )
 
 
 @triton.jit
 def low24_bfloat16(x, random):
-    bits = top24(x, random)
-    return (bits - (((bits + 0x80) >> 8) << 8)).to(tl.int8)
+    """What is left below the half: the third byte, as it is when the half is rounded to nearest."""
+    if not PTX:
+        return (top24(x, random) >> 8).to(tl.int8)
+    else:
+        return tl.inline_asm_elementwise(_LOW24, "=r,r,r,r,r", [top24(x, random)], tl.int8, True, 4)
+
+
+_JOIN24 = tl.constexpr(
+    "{ .reg .b32 low0, low1, low2, low3; "
+    "prmt.b32 $0, $4, 0, 0x1044; prmt.b32 $1, $4, 0, 0x3244; prmt.b32 $2, $5, 0, 0x1044; prmt.b32 $3, $5, 0, 0x3244; "
+    "prmt.b32 low0, $6, 0, 0x8804; prmt.b32 low1, $6, 0, 0x9914; prmt.b32 low2, $6, 0, 0xAA24; prmt.b32 low3, $6, 0, 0xBB34; "
+    "add.u32 $0, $0, low0; add.u32 $1, $1, low1; add.u32 $2, $2, low2; add.u32 $3, $3, low3; }"
+)
+"""PTX: four halves, two in a register, go to the top, and four corrections, all in one, below, with their sign."""
 
 
 @triton.jit
 def join24_bfloat16(high, low):
-    return float_of(((high.to(tl.uint32) << 8) + low.to(tl.int32).to(tl.uint32)) << 8)
+    if not PTX:
+        return float_of(((high.to(tl.uint32) << 8) + low.to(tl.int32).to(tl.uint32)) << 8)
+    else:
+        return tl.inline_asm_elementwise(_JOIN24, "=&r,=&r,=&r,=&r,r,r,r", [high, low], tl.float32, True, 4)
 
 
 @triton.jit
@@ -351,19 +324,22 @@ def positive8_base(top):
 
 @triton.jit
 def shifted(base):
-    return base.to(tl.int32).to(tl.uint32) << 20
+    if not PTX:
+        return base.to(tl.int32).to(tl.uint32) << 20
+    else:
+        return tl.inline_asm_elementwise("shl.b32 $0, $1, 20;", "=r,r", [base.to(tl.uint32)], tl.uint32, True, 1)
 
 
 @triton.jit
 def leading(bits, base, random):
-    """The leading bits above base; random ones are added below them, so that what is cut off counts on average."""
-    return (bits + ((random >> 12) - shifted(base))) >> 20
+    """The leading bits above base; 20 random ones are added below them, so that what is cut off counts on average."""
+    return (bits + (random - shifted(base))) >> 20
 
 
 @triton.jit
 def from_signed8(code, base):
     wide = code.to(tl.int32)
-    x = float_of((tl.abs(wide) + base.to(tl.int32)).to(tl.uint32) << 20) - float_of(shifted(base))
+    x = float_of((tl.abs(wide).to(tl.uint32) << 20) + shifted(base)) - float_of(shifted(base))
     return float_of(bits_of(x) | (wide.to(tl.uint32) & 0x80000000))
 
 
@@ -376,63 +352,10 @@ def to_signed8(x, base, random):
 
 @triton.jit
 def from_positive8(code, base):
-    return float_of((code.to(tl.int32) + base.to(tl.int32)).to(tl.uint32) << 20)
+    return float_of((code.to(tl.uint32) << 20) + shifted(base))
 
 
 @triton.jit
 def to_positive8(x, base, random):
     """The code of a number that `magnitude` gave."""
     return leading(tl.maximum(bits_of(x), shifted(base)), base, random).to(tl.uint8)
-
-
-# Scalars of a formula, in float64.
-
-
-@triton.jit
-def power(x, y):
-    """x ** y, as Python has it but for NaN where that raises."""
-    whole = tl.floor(y) == y
-    odd = whole & (tl.floor(y * 0.5) * 2.0 != y)
-    size = tl.exp(y * tl.log(tl.where(x == 0.0, 1.0, tl.abs(x))))
-    size = tl.where(x == 0.0, tl.where(y > 0.0, 0.0, float("inf")), size)
-    signed = tl.where(x < 0.0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
-    return tl.where(y == 0.0, 1.0, signed)
-
-
-# Comparisons of elements that let NaN through.
-
-
-@triton.jit
-def larger(a, b):
-    return tl.where((a > b) | (a != a), a, b)
-
-
-@triton.jit
-def smaller(a, b):
-    return tl.where((a < b) | (a != a), a, b)
-
-
-# Sums over a block, for telemetry.
-
-
-@triton.jit
-def sum_of(x, inside):
-    return tl.sum(only(x, inside)).to(tl.float64)
-
-
-@triton.jit
-def largest_of(x, inside):
-    """The largest absolute value, NaN if there is one."""
-    return float_of(tl.max(only(magnitude_bits(x.to(tl.float32)).to(tl.int32), inside))).to(tl.float64)
-
-
-@triton.jit
-def maximum_of(x):
-    """The largest number, NaN if there is one."""
-    return tl.max(tl.where(x != x, -inf, x)) + tl.sum(tl.where(x != x, x, 0.0))
-
-
-@triton.jit
-def minimum_of(x):
-    """The smallest number, NaN if there is one."""
-    return tl.min(tl.where(x != x, inf, x)) + tl.sum(tl.where(x != x, x, 0.0))

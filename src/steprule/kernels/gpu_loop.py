@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from steprule.formats import PLACES
 from steprule.kernels.languages import TRITON
 from steprule.kernels.loop import Loop
 from steprule.kernels.names import marked
@@ -43,7 +44,7 @@ class GpuLoop(Loop):
             x = f"{name}_kept"
             self.stores.append(f"{name}_top = lib.largest_in_group({x}, inside)")
             self.stores.append(f"{name}_base = lib.{kind}_base({name}_top)")
-            self.stores.append(f"lib.store({name}_base_at + group, {name}_base, group_inside)")
+            self.stores.append(f"lib.store_base({name}_base_at + group, {name}_base, group_inside)")
         super().store(operand, x)
 
     def each(self, expression: Expression) -> str:
@@ -87,6 +88,25 @@ class GpuLoop(Loop):
         if not self.stage.outputs:
             return []
         return [f"random_{name}" for name in self.rounded] + ["key"] * self.by_element
+
+    @property
+    def by_place(self) -> list[str]:
+        """Those of these that are a number for each place of a group."""
+        grouped = [f"random_{name}" for name in self.rounded if self.operands[name].format.grouped]
+        return [name for name in self.random if name in grouped]
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """Where each is in a tensor's row of them."""
+        places = {name: i * PLACES for i, name in enumerate(self.by_place)}
+        others = [name for name in self.random if name not in places]
+        return places | {name: len(places) * PLACES + i for i, name in enumerate(others)}
+
+    @property
+    def bits(self) -> int:
+        """How many a row has, so that those of places are 16 bytes at a time."""
+        count = len(self.random) + len(self.by_place) * (PLACES - 1)
+        return -(-count // PLACES) * PLACES if self.by_place else count
 
     @property
     def arrays(self) -> list[str]:

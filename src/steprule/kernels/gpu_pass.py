@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steprule.formats import GROUP, ROOTS
+from steprule.formats import GROUP, ITEM_SIZE, ROOTS
 from steprule.kernels.gpu_loop import GpuLoop
 from steprule.kernels.names import marked, told_apart
 from steprule.kernels.source import Source, head, indent
@@ -73,15 +73,60 @@ class GpuSource(Source):
         dtypes: those of its arrays.
         real: the dtype of the arithmetic.
         block: elements of a chunk.
+        each: those that a thread works on at a time.
         scalars, bits, own: how many numbers of each kind a tensor has in the plan's tables.
+        registers: how many a thread may use, so that enough threads are at work at a time.
     """
 
     dtypes: tuple[str, ...]
     real: str
     block: int
+    each: int
     scalars: int
     bits: int
     own: int
+    registers: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a block is worked on.
+
+    Attributes:
+        each: how many elements a thread works on at a time.
+        rounds: how often.
+        wide: how many of the widest array are 16 bytes, the most that a thread loads or stores at once.
+        registers: how many its numbers take.
+    """
+
+    each: int
+    rounds: int
+    wide: int
+    registers: int
+
+    @classmethod
+    def of(cls, loop: GpuLoop) -> Shape:
+        """What was fastest on an H200.
+
+        Rounds spare the work before the first, but one cannot load before the last has stored: they pay where few bytes
+        are moved. More elements of 4 bytes than `wide` change places before they are stored, which loads of many
+        bytes make up for.
+        """
+        widest = max(ITEM_SIZE[dtype] for (_, suffix), dtype in loop.dtypes.items() if suffix != "_base")
+        is_half = widest == 2
+        each = 16 if loop.grouped and not is_half else 8
+        registers = each * len(loop.stage.operands) + 16 * (each == 16)
+        return cls(each, 4 if is_half else 1, 16 // widest, registers)
+
+    @property
+    def together(self) -> int:
+        """Elements that are worked on at a time."""
+        return THREADS * self.each
+
+    @property
+    def block(self) -> int:
+        """Elements of a block."""
+        return self.together * self.rounds
 
 
 def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> GpuSource:
@@ -95,7 +140,7 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> GpuSource:
     loop = GpuLoop(stage, formats)
     loop.write()
     dtypes = tuple(loop.dtypes.values())
-    block = THREADS * (16 if "int8" in dtypes or "uint8" in dtypes else 8)
+    shape = Shape.of(loop)
     place = ["group", "group_inside", "place"] * loop.grouped
     arguments = [*(f"{name}_at" for name in loop.arrays), *loop.passed, "i", "element", "inside", *place]
     code = _CODE.format(
@@ -104,7 +149,7 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> GpuSource:
         scalar_body=indent(_scalar_lines(loop), 2),
         arguments=", ".join(arguments),
         body=indent(loop.lines(), 1),
-        lead=indent(_lead(loop, block), 1),
+        lead=indent(_lead(loop, shape), 1),
     )
     return GpuSource(
         text=head(title, stage, formats, loop.language) + told_apart(code),
@@ -114,10 +159,12 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> GpuSource:
         random=loop.uses_seed,
         tallies=tuple(loop.tallies),
         real=loop.real,
-        block=block,
+        block=shape.block,
+        each=shape.each,
         scalars=len(loop.writer.hoisted),
-        bits=len(loop.random),
+        bits=loop.bits,
         own=len(stage.own),
+        registers=shape.registers * (1 + (loop.real == "float64")) + 48,
     )
 
 
@@ -136,51 +183,49 @@ def _scalar_lines(loop: GpuLoop) -> list[str]:
     if "key" in own:
         lines.append("number = tl.load(numbers + tensor, mask=inside, other=0) + lib.FIRST_ELEMENT_KEY")
         random.append("lib.random_bits(seed, step, number)")
-    for i, text in enumerate(random):
-        value = f"{text}.to(tl.int32, bitcast=True)"
-        lines.append(f"tl.store(bits + tensor * {len(random)} + {i}, {value}, mask=inside)")
+    for name, text in zip(own, random, strict=True):
+        at = f"bits + tensor * {loop.bits} + {loop.columns[name]}"
+        if name in loop.by_place:
+            lines += [f"{name} = {text}", f"lib.store_places({at}, {name}, inside)"]
+        else:
+            lines.append(f"tl.store({at}, {text}.to(tl.int32, bitcast=True), mask=inside)")
     return lines
 
 
-def _lead(loop: GpuLoop, block: int) -> list[str]:
+def _lead(loop: GpuLoop, shape: Shape) -> list[str]:
     """What leads from a chunk's number to the calls of compute, and what becomes of their tallies."""
-    lines = _numbers(loop, block)
-    whole, part = (_groups if loop.grouped else _elements)(loop, block)
-    is_whole = f"is_aligned & (start + {block} <= size)"
-    if loop.grouped:
-        lines.append(f"groups_in_row = (row + {GROUP - 1}) // {GROUP}")
-        lines.append(f"place = tl.arange(0, {GROUP})[None, :]")
-        is_whole = f"is_aligned & (row % {GROUP} == 0) & (start + {block} <= size)"
     unit = GROUP if loop.grouped else 1
-    return [
-        *lines,
-        f"if {is_whole}:",
-        *(f"    {line}" for line in [*whole, *_call(loop, True)]),
-        "else:  # few elements at a time, which leaves registers to whole blocks",
-        f"    for part in range(0, {block // unit}, {PART // unit}):",
-        *(f"        {line}" for line in [*part, *_call(loop, False)]),
-        *(f"tl.store(partial_at + {i}, {name})" for i, name in enumerate(loop.tallies)),
-    ]
+    lines = _numbers(loop, shape.block)
+    ways = (_groups if loop.grouped else _elements)(loop, shape)
+    for number, (condition, size, body) in enumerate(ways):
+        word = "else" if condition is None else f"{'el' * (number > 0)}if {condition}"
+        lines += [f"{word}:", f"    for part in range(0, {shape.block // unit}, {size // unit}):"]
+        lines += [f"        {line}" for line in body]
+    return lines + [f"tl.store(partial_at + {i}, {name})" for i, name in enumerate(loop.tallies)]
 
 
 def _numbers(loop: GpuLoop, block: int) -> list[str]:
     """What a chunk's elements have in common."""
-    stage, scalars, random, tallies = loop.stage, list(loop.writer.hoisted.values()), loop.random, loop.tallies
+    stage, scalars, tallies = loop.stage, list(loop.writer.hoisted.values()), loop.tallies
     lines = [f"start = block.to(tl.int64) * {block}"]
     lines += [f"{name}_at = tl.load(address + {i} * count + tensor)" for i, name in enumerate(loop.arrays)]
     lines += [f"{local} = tl.load(scalars + tensor * {len(scalars)} + {i})" for i, local in enumerate(scalars)]
-    for i, name in enumerate(random):
-        lines.append(f"{name} = tl.load(bits + tensor * {len(random)} + {i}).to(tl.uint32, bitcast=True)")
+    for name, column in loop.columns.items():
+        at = f"bits + tensor * {loop.bits} + {column}"
+        lines.append(f"{name} = {at if name in loop.by_place else f'tl.load({at}).to(tl.uint32, bitcast=True)'}")
     lines += ["factor_at = factors + tl.load(sizes + 2 * count + tensor)"] * stage.factor
     lines += [f"partial_at = partials + chunk.to(tl.int64) * {len(tallies)}"] * bool(tallies)
     wide = [f"{name}_at" for name in loop.arrays if not name.endswith("_base")]
     lines.append(f"is_aligned = (({' | '.join(wide)}) & 15) == 0")
+    if loop.grouped:
+        lines.append(f"groups_in_row = ((row + {GROUP - 1}) // {GROUP}).to(tl.int32)")
+        lines.append(f"place = tl.arange(0, {GROUP})[None, :]")
     if stage.factor and not stage.by_row:
         lines.append(f"grad_factor = tl.load(factor_at).to(tl.{loop.real})")
     return lines + [f"{name} = tl.zeros((), tl.float64)" for name in tallies]
 
 
-def _call(loop: GpuLoop, is_whole: bool) -> list[str]:
+def _call(loop: GpuLoop, is_whole: bool, is_aligned: bool) -> list[str]:
     """The call of compute with arrays from the element first and the group first_group on."""
     arguments = []
     for (name, suffix), dtype in loop.dtypes.items():
@@ -188,7 +233,7 @@ def _call(loop: GpuLoop, is_whole: bool) -> list[str]:
         if suffix == "_base":
             arguments.append(f"{pointer} + first_group")
         else:
-            arguments.append(f"{f'tl.multiple_of({pointer}, 16)' if is_whole else pointer} + first")
+            arguments.append(f"{f'tl.multiple_of({pointer}, 16)' if is_aligned else pointer} + first")
     inside, group_inside = ("None", "None") if is_whole else ("inside", "group_inside")
     arguments += [*loop.passed, "i", "first + i", inside, *["group", group_inside, "place"] * loop.grouped]
     tallies = loop.tallies
@@ -203,38 +248,55 @@ def _call(loop: GpuLoop, is_whole: bool) -> list[str]:
     ]
 
 
-def _elements(loop: GpuLoop, block: int) -> tuple[list[str], list[str]]:
-    """Which elements are worked on, for a whole block and for a part of one."""
-    whole = ["first = start", f"i = tl.arange(0, {block})"]
+Way = tuple[str | None, int, list[str]]
+"""Where elements are worked on so, how many at a time, and how."""
+
+
+def _elements(loop: GpuLoop, shape: Shape) -> list[Way]:
+    """How elements are worked on in a whole block, and where a tensor ends within it or is not aligned."""
+    whole = ["first = start + part", f"i = tl.arange(0, {shape.together})"]
     part = ["first = start + part", f"i = tl.arange(0, {PART})", "inside = first + i < size"]
     if loop.stage.by_row:
         factor = "grad_factor = lib.load(factor_at + lib.row_of(first, i, row), {})" + f".to(tl.{loop.real})"
         whole.append(factor.format("None"))
         part.append(factor.format("inside"))
-    return whole, part
+    return [
+        (f"is_aligned & (start + {shape.block} <= size)", shape.together, whole + _call(loop, True, True)),
+        (None, PART, part + _call(loop, False, False)),
+    ]
 
 
-def _groups(loop: GpuLoop, block: int) -> tuple[list[str], list[str]]:
-    """The same for groups that share a base: rows may end in the middle of one."""
+def _groups(loop: GpuLoop, shape: Shape) -> list[Way]:
+    """The same for groups that share a base: rows may end in the middle of one, perhaps where memory is aligned."""
     factor = "grad_factor = lib.load(factor_at + row_number, {})" + f".to(tl.{loop.real})"
     whole = [
-        "first = start",
-        f"first_group = start // {GROUP}",
-        f"group = tl.arange(0, {block // GROUP})[:, None]",
+        f"first_group = (start // {GROUP}).to(tl.int32) + part",
+        f"first = first_group.to(tl.int64) * {GROUP}",
+        f"group = tl.arange(0, {shape.together // GROUP})[:, None]",
         f"i = group * {GROUP} + place",
-    ]
-    part = [
-        f"first_group = block.to(tl.int64) * {block // GROUP} + part",
-        "first_row = first_group // groups_in_row",
-        f"first = first_row * row + (first_group - first_row * groups_in_row) * {GROUP}",
-        f"group = tl.arange(0, {PART // GROUP})[:, None]",
-        "row_number = (first_group + group) // groups_in_row",
-        f"in_row = (first_group + group - row_number * groups_in_row) * {GROUP}",
-        "i = (row_number * row + in_row - first).to(tl.int32) + place",
-        "group_inside = row_number * row < size",
-        "inside = (in_row + place < row) & group_inside",
     ]
     if loop.stage.by_row:
         whole += ["row_number = (first_group + group) // groups_in_row", factor.format("None")]
-        part.append(factor.format("group_inside"))
-    return whole, part
+
+    def rows(length: str, size: int) -> list[str]:
+        """Where so many elements lie, if this is a row's length: some at a time, of rows that may end in a group."""
+        lines = [
+            f"first_group = (start // {GROUP}).to(tl.int32) + part",
+            "first_row = first_group // groups_in_row",
+            f"first = first_row * {length} + (first_group - first_row * groups_in_row).to(tl.int64) * {GROUP}",
+            f"group = tl.arange(0, {size // GROUP})[:, None]",
+            "row_number = (first_group + group) // groups_in_row",
+            f"in_row = (first_group + group - row_number * groups_in_row).to(tl.int64) * {GROUP}",
+            f"i = (row_number * {length} + in_row - first).to(tl.int32) + place",
+            f"group_inside = row_number * {length} < size",
+            f"inside = (in_row + place < {length}) & group_inside",
+        ]
+        return lines + [factor.format("group_inside")] * loop.stage.by_row
+
+    even = ["even_row = tl.multiple_of(row, 16)", *rows("even_row", THREADS * shape.wide), *_call(loop, False, True)]
+    is_whole = f"is_aligned & (row % {GROUP} == 0) & (start + {shape.block} <= size)"
+    return [
+        (is_whole, shape.together, whole + _call(loop, True, True)),
+        ("is_aligned & (row % 16 == 0)", THREADS * shape.wide, even),
+        (None, GROUP, rows("row", GROUP) + _call(loop, False, False)),
+    ]

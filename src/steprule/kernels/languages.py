@@ -87,12 +87,12 @@ _TRITON64 = {**_TRITON, "sqrt": "tl.sqrt({})", "floor": "tl.floor({})"}
 
 TRITON = Language(
     compiler="Triton",
-    calls={"float32": {**_TRITON, "sqrt": "tl.sqrt_rn({})", "div": "tl.div_rn({}, {})"}, "float64": _TRITON64},
+    calls={"float32": {**_TRITON, "sqrt": "lib.sqrt({})", "div": "lib.divide({}, {})"}, "float64": _TRITON64},
     scalar_calls=_TRITON64,
     constant="(zero + {!r})",
     cast="{x}.to(tl.{dtype})",
     load="lib.load({array}_at + i, inside)",
     store="lib.store({array}_at + i, {value}, inside)",
     element_random="lib.element_random(key, element)",
-    weyl="lib.weyl({}, place)",
+    weyl="lib.of_place({}, place)",
 )

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from steprule.docstrings import PARAMS, arguments, class_docstring, is_listed, states
 from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
 from steprule.names import did_you_mean
-from steprule.rule import Rule
+from steprule.rule import Rule, RuleError
 from steprule.rules.options import DECAYS, OPTIONS
 from steprule.services import Average, Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
@@ -110,11 +110,21 @@ def flags_of(rule: type[Rule]) -> tuple[str, ...]:
 
 def signature_of(rule: type[Rule]) -> inspect.Signature:
     """The arguments of a rule's optimizer, as its users see them."""
-    its = rule.like_torch
+    its, flags = rule.like_torch, flags_of(rule)
     by_position = its.positional.split() if its is not None else []
     by_name = its.keyword_only.split() if its is not None else []
+    named_in = (
+        ("flags", flags, FLAGS),
+        ("positional", by_position, flags),
+        ("keyword_only", by_name, rule.hyperparameters),
+    )
+    for what, given, known in named_in:
+        for name in given:
+            if name not in known:
+                raise RuleError(
+                    f"{rule.__name__}.like_torch: {what} names the unknown {name!r}; there are {', '.join(known) or 'none'}"
+                )
     defaults = {**rule.hyperparameters, **_equal_defaults(rule)}
-    flags = flags_of(rule)
     ordered = [name for name in rule.hyperparameters if name not in by_name] + by_position
     named = [*(name for name in flags if name not in by_position), *by_name, *ALL_OPTIONS]
     types = {name: _type_of(default) for name, default in rule.hyperparameters.items()}
@@ -189,7 +199,7 @@ def _hint(value: Any, choices: Sequence[str]) -> str:
 
 
 def check_formats(settings: Mapping[str, Any]) -> None:
-    """Raises for formats that there are not, and for a seed that is none."""
+    """Raises for states and weights that name no format, and for a seed that is no integer in its range."""
     for name, choices in (("states", STATE_FORMATS), ("weights", WEIGHT_FORMATS)):
         value = settings.get(name)
         if value is not None and value not in choices:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -14,16 +15,19 @@ from steprule.formats import weight_format
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import KEY as SCHEDULES
+from steprule.rule import Rule
+from steprule.rules.options import added_names
 from steprule.services.clip import unpacked
 from steprule.services.member import REMEMBERED
 from steprule.step.listed import name_in
-from steprule.tensors.memory import DTYPES, name_of
+from steprule.tensors.memory import DTYPES, name_of, too_short
 from steprule.tensors.state import (
     AVERAGE,
     FORMAT_OPTIONS,
     average_format,
     convert,
     drop_other_correction,
+    freed,
     has_arrays,
     kept,
     kept_format,
@@ -124,11 +128,53 @@ class Loading:
     """What load_state_dict must know beyond what torch.optim's does with a state dict.
 
     Args:
-        groups: those of the optimizer that loads.
+        groups: those of the optimizer that loads. Its hooks may change them, and load something else in between.
     """
 
     def __init__(self, groups: Groups) -> None:
         self._groups, self._rule = groups, groups.core.rule
+        self._source: dict[str, Any] = {}
+
+    def __enter__(self) -> Loading:
+        """From here to the end torch.optim loads."""
+        optimizer = self._groups.optimizer
+        self._outer: Loading | None = vars(optimizer).get("_loading")
+        self._hooks = optimizer._optimizer_load_state_dict_pre_hooks if self._outer is None else self._outer._hooks
+        optimizer._optimizer_load_state_dict_pre_hooks = OrderedDict({**self._hooks, object(): self._remember})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._groups.optimizer._optimizer_load_state_dict_pre_hooks = self._hooks
+        if self._outer is not None:
+            self._groups.optimizer._loading = self._outer
+        else:
+            del self._groups.optimizer._loading
+
+    def _remember(self, _: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The last of the pre-hooks: this is what will be loaded, if it fits."""
+        self._groups.optimizer._optimizer_load_state_dict_pre_hooks = self._hooks
+        self._look()
+        for key in ("param_groups", "state"):
+            if key not in state_dict:
+                raise KeyError(
+                    f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned; it has "
+                    f"{', '.join(map(str, [*state_dict][:5])) or 'nothing'}"
+                )
+        numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
+        by_text = {str(number): number for number in numbers if number not in state_dict["state"]}  # as JSON has them
+        keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
+        states = {
+            number: with_new_names(state) if number in numbers and isinstance(state, Mapping) else state
+            for number, state in keyed.items()
+        }
+        self._source = {**state_dict, "state": states}
+        self._check()
+        return self._source
+
+    def _look(self) -> None:
+        """Takes note of what is there before."""
+        groups = self._groups
+        self._before = groups.groups, groups.states
         self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in groups.groups]
         self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in groups.groups]
         numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
@@ -140,37 +186,10 @@ class Loading:
             for name in self._rule.tensor_states
             if kept(state, name) is not None
         }
-        self._source: dict[str, Any] = {}
-
-    def __enter__(self) -> Loading:
-        """From here to the end torch.optim loads."""
-        self._hook = self._groups.optimizer.register_load_state_dict_pre_hook(self._remember)
-        self._before = self._groups.groups, self._groups.states
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-        del self._groups.optimizer._loading
-
-    def _remember(self, _: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The last of the pre-hooks: this is what will be loaded, if it fits."""
-        for key in ("param_groups", "state"):
-            if key not in state_dict:
-                raise KeyError(
-                    f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned; it has "
-                    f"{', '.join(map(str, [*state_dict][:5])) or 'nothing'}"
-                )
-        numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
-        by_text = {str(number): number for number in numbers if number not in state_dict["state"]}  # as JSON has them
-        keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
-        states = {number: with_new_names(state) if number in numbers else state for number, state in keyed.items()}
-        self._source = {**state_dict, "state": states}
-        self._check()
-        return self._source
 
     def _check(self) -> None:
         """Raises for states that are another rule's, or another parameter's."""
-        groups, every = self._source["param_groups"], _every_state()
+        groups, every = self._source["param_groups"], _every_state(self._groups.base)
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self._groups.groups]:
             return  # which torch.optim is about to refuse
         for number, (group, saved) in enumerate(zip(self._groups.groups, groups, strict=True)):
@@ -183,7 +202,11 @@ class Loading:
         self, state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str, every: frozenset[str]
     ) -> None:
         rule, base = self._rule, self._groups.base
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of {who} is {state!r} and must be a dict of states")
         state = {name: value for name, value in state.items() if value is not None}
+        if problem := freed(state, who):
+            raise ValueError(problem)
         without = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
         if without and not param.is_meta:
             raise ValueError(f"the state {without[0]} of {who} is on the meta device, and has no numbers")
@@ -312,13 +335,28 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
         raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
     state = groups.states.get(param, {})
     every = {**state, "param": param.detach()}
+    rule, who = groups.core.rule, f"the parameter of shape {tuple(param.shape)}"
+    whole = state_of(name, {"param", AVERAGE, *rule.states})
+    if whole not in (None, name) and name in state:
+        raise KeyError(f"{name!r} is a part of {whole!r}, and has no numbers of its own: read {whole!r}")
     own = kept(every, name)
     if own is None:
         raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-    return own.clone() if name in groups.core.rule.scalar_states else read_state(every, name, param.shape)
+    if problem := too_short(param, who) or misfit(rule, state, param, who, converted=True):
+        raise RuntimeError(problem)
+    return own.clone() if name in rule.scalar_states else read_state(every, name, param.shape)
 
 
-def _every_state() -> frozenset[str]:
-    """The names of all rules' states. A state of another name is the user's own, and left alone."""
-    options = ("initial_param", "lr_max", "slow_param", "row_var", "col_var", "variance")  # and torch.optim.Adafactor's
-    return frozenset(itertools.chain(options, *(rule.states for rule in rules.RULES.values())))
+_ADAFACTORS = ("row_var", "col_var", "variance")
+"""States of torch.optim.Adafactor, which no rule has."""
+
+
+def _every_state(own: type[Rule]) -> frozenset[str]:
+    """The names of all rules' states and of what options keep beside them. A state of another name is the user's own, and
+    left alone.
+
+    Args:
+        own: a rule that may be in no registry.
+    """
+    every = (own, *rules.RULES.values())
+    return frozenset(chain(_ADAFACTORS, *((*rule.states, *added_names(rule).values()) for rule in every)))

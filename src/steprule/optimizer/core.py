@@ -1,11 +1,11 @@
-"""What one optimizer has for itself."""
+"""What an optimizer consists of besides torch.optim's state, param_groups and defaults."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import ref
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -28,19 +28,18 @@ class Given:
     """The parameters that an optimizer was made for or was given by `add_param_group`; it keeps none alive."""
 
     def __init__(self) -> None:
-        self._refs: dict[int, ref[Tensor]] = {}
+        self._by_id: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self.had_matrices = False
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Takes note of these."""
         for param in params:
-            self._refs[id(param)] = ref(param)
+            self._by_id[id(param)] = param
             self.had_matrices |= not is_lazy(param) and param.dim() > 1
 
     def has(self, param: Tensor) -> bool:
         """Whether this is one of them."""
-        known = self._refs.get(id(param))
-        return known is not None and known() is param
+        return self._by_id.get(id(param)) is param
 
 
 class Core:
@@ -55,11 +54,16 @@ class Core:
         options: what goes around its formula, by the names of `steprule.rules.options.OPTIONS`.
 
     Attributes:
+        options: those of the constructor. lookahead and lookahead_alpha are settings of groups as well, which hold.
         rule: the rule with its options.
+        services: clipping, averages and the like, if some were asked for.
+        accumulator: what sums gradients over micro-batches, if grads was given.
+        release: what steps parameters inside backward, from `release_gradients` on.
+        schedules: hyperparameters that are functions of the step, if some are.
         is_made: whether the constructor is over.
         given: the parameters that it was made for.
         completed: groups that have all settings.
-        begun_with: for each parameter the constants that it began with.
+        begun_with: for each parameter the constants that it began with, by their names in `Rule.constants`.
         has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
         modes: which weights the model has.
         plans: what can do the next steps, if something can.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from steprule.optimizer.arguments import ALL_OPTIONS, FLAGS
@@ -15,6 +16,21 @@ from steprule.settings import check_names_of
 from steprule.tensors.state import AVERAGE, state_of
 
 _TAKEN = (*ALL_OPTIONS, *FLAGS, *RESERVED, *NOTES, SCHEDULES, AVERAGE, "params", "param_names", "self")
+
+
+BASES: dict[str, type[Any]] = {}
+"""What optimizers of rules inherit, by the rule's attribute that says so; all others inherit that of ""."""
+
+
+def base_of(rule: type[Rule]) -> type[Any]:
+    """What a rule's optimizer inherits."""
+    return _joined(tuple(base for name, base in BASES.items() if name and getattr(rule, name)) or (BASES[""],))
+
+
+@cache
+def _joined(bases: tuple[type, ...]) -> type:
+    """One class of all, the same for the same ones."""
+    return bases[0] if len(bases) == 1 else type("Optimizer", bases, {"__module__": __name__})
 
 
 def check_base(cls: type, rule: type[Rule], base: type) -> None:

@@ -16,7 +16,7 @@ from steprule.optimizer import torchs
 from steprule.optimizer.arguments import OPTION_DOCS, check_clip, docstring, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read
 from steprule.optimizer.core import Core, RuleOf
-from steprule.optimizer.formulas import check_base, check_free, check_has_formula, reduce
+from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, reduce
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.making import begin, bind, check_params, finish
 from steprule.optimizer.releasing import release_gradients
@@ -75,7 +75,7 @@ class Optimizer(torch.optim.Optimizer):
         """The optimizer of a rule, such as one that `steprule.chain` has made.
 
         Raises:
-            TypeError: it is none.
+            TypeError: rule is no subclass of `steprule.Rule`.
         """
         check_rule("Optimizer.of", rule)
         return _of(rule)  # type: ignore[arg-type]
@@ -150,6 +150,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             KeyError: the parameter is not the optimizer's or has no such state yet.
+            RuntimeError: the state does not fit the parameter, or its memory was freed.
         """
         return read(self._groups, param, name)
 
@@ -226,12 +227,12 @@ class Optimizer(torch.optim.Optimizer):
         whatever happened to groups and states in between; one that has another dtype by then has them in that.
 
         Raises:
-            RuntimeError: there is no average yet.
+            RuntimeError: there is no average yet, or one cannot be exchanged; no weight has changed.
         """
         self._swap("swap_average()")
 
     def _swap(self, who: str) -> None:
-        self._core.modes.swap(who, (param for _, param in self._groups.each()), self.state)
+        self._core.modes.swap(who, self._core.rule, self.param_groups, self.state)
         self._core.forget_plans(self.param_groups)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -371,13 +372,7 @@ class Optimizer(torch.optim.Optimizer):
 
 Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n{OPTION_DOCS}"
 
-BASES: dict[str, type[Optimizer]] = {}
-"""What classes of rules that say so inherit, by the attribute of the rule."""
-
-
-def base_of(rule: type[Rule]) -> type[Optimizer]:
-    """What a rule's class inherits."""
-    return next((base for name, base in BASES.items() if getattr(rule, name)), Optimizer)
+BASES[""] = Optimizer
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What parameter groups may have, whoever has put it there."""
+"""The parameter groups of an optimizer: what was put into them by arguments, by a checkpoint or by hand is checked and completed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from weakref import ref
 
 from torch import Tensor
 
+from steprule.hyper import whole_of
 from steprule.names import did_you_mean
 from steprule.optimizer.arguments import (
     FLAGS,
@@ -28,7 +29,7 @@ from steprule.optimizer.parts import check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.rules.options import OPTIONS, check_lookahead
-from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together
+from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together, number_at
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
 from steprule.tensors.state import FORMAT_OPTIONS, bring_up_to_date
@@ -277,7 +278,7 @@ class Groups:
             if any(callable(group[name]) for name in names) or as_tuples(group, self.core.rule):
                 return False
             self.check_settings(group, names)
-        if not names.isdisjoint(self.constants):
+        if not names.isdisjoint(map(whole_of, self.constants)):
             self.check_constants()
         return True
 
@@ -313,19 +314,17 @@ class Groups:
         """Raises if what must stay as it was when a parameter began has been changed, of all parameters or of these."""
         listed = list_all(self.groups) if listed is None else listed
         for number, group, _, param, _ in listed if self.constants else ():
+            values = {name: number_at(name, group) for name in self.constants}
+            begun = self.core.begun_with.get(param, values) if self.states.get(param) else values
             for name, why in self.constants.items():
-                is_first = isinstance(group[name], (tuple, list))
-                value = float(group[name][0] if is_first else group[name])
-                own = self.core.begun_with.setdefault(param, {})
-                begun = own.get(name, value) if self.states.get(param) else value
-                if begun != value:
-                    is_cycled = name in ("momentum", "betas")
+                if begun[name] != values[name]:
+                    is_cycled = whole_of(name) in ("momentum", "betas")
                     hint = ". A scheduler that cycles it takes cycle_momentum=False" if is_cycled else ""
                     raise ValueError(
-                        f"{name}{'[0]' * is_first} of group {number} was changed from {begun} to {value}; "
+                        f"{name} of group {number} was changed from {begun[name]} to {values[name]}; "
                         f"{self.name} needs it constant: {why}{hint}"
                     )
-                own[name] = value
+            self.core.begun_with[param] = values
 
     def check_parameters(self, number: int) -> None:
         """Raises for parameters that a group's formats or the services cannot serve."""
@@ -353,8 +352,8 @@ class Groups:
         names = (*self.base.hyperparameters, "lookahead_alpha")
         functions = {name: settings[name] for name in names if name in settings and callable(settings[name])}
         for name, why in self.constants.items():
-            if name in functions:
-                raise ValueError(f"{name} of {self.name} cannot be a schedule: {why}")
+            if whole_of(name) in functions:
+                raise ValueError(f"{whole_of(name)} of {self.name} cannot be a schedule: {why}")
         settings |= {name: function(calls + 1) for name, function in functions.items()}
         return functions
 

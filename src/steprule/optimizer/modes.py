@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steprule.engine.team import torch_alone
+from steprule.rule import Rule
+from steprule.step.listed import check_arrays, list_all
 from steprule.tensors.average import Aside
 from steprule.tensors.state import AVERAGE
 
@@ -56,24 +58,35 @@ class Modes:
 
     @torch.no_grad()
     @torch_alone()
-    def swap(self, who: str, params: Iterable[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> None:
+    def swap(
+        self, who: str, rule: type[Rule], groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]
+    ) -> None:
         """Exchanges weights and averages.
 
         Args:
             who: what asks for it.
-            params: those in the optimizer's groups.
-            states: the optimizer's.
+            rule, groups, states: the optimizer's.
 
         Raises:
-            RuntimeError: there is no average yet.
+            RuntimeError: there is no average yet, or one cannot be exchanged; no weight has changed.
         """
         if self.is_swapped:
+            for aside in self._aside.values():
+                aside.check(who)
             for param, aside in [*self._aside.items()]:
                 aside.give_back(param, states.get(param, {}))
                 del self._aside[param]  # and if one fails, its weights are still there
             return
+        check_arrays(rule, groups, states)
+        params = dict.fromkeys(one.param for one in list_all(groups))  # once: one may be listed twice
         averaged = [param for param in params if AVERAGE in states.get(param, {})]
         if not averaged:
             raise RuntimeError(f"{who} needs averages: an optimizer with average=... that has taken a step")
-        for param in averaged:
-            self._aside[param] = Aside(param, states[param])
+        try:
+            for param in averaged:
+                self._aside[param] = Aside(param, states[param])
+        except Exception:
+            for param, aside in self._aside.items():
+                aside.give_back(param, states[param])
+            self._aside = {}
+            raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping
 from importlib import import_module
 
 from steprule.registry import RULES as RULES
@@ -21,4 +22,7 @@ for _rule in _own:
 RULES.look_for_others()
 globals().update({rule.__name__: rule for rule in _own})
 
-__all__ = sorted(["RULES", *(rule.__name__ for rule in _own)])
+OWN: Mapping[str, type[Rule]] = {rule.__name__.lower(): rule for rule in _own}
+"""steprule's own rules by name; `RULES` has those of other packages as well."""
+
+__all__ = sorted(["OWN", "RULES", *(rule.__name__ for rule in _own)])

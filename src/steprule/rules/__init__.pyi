@@ -1,5 +1,8 @@
 # Written by tools/write_stubs.py: make stubs
+from collections.abc import Mapping
+
 from steprule.registry import RULES as RULES
+from steprule.rule import Rule
 from steprule.rules.adagrad import Adagrad as Adagrad
 from steprule.rules.adagrad import Adadelta as Adadelta
 from steprule.rules.adagrad import Rprop as Rprop
@@ -60,6 +63,7 @@ __all__ = [
     "MARS",
     "NAdam",
     "NovoGrad",
+    "OWN",
     "Prodigy",
     "RAdam",
     "RMSprop",
@@ -74,3 +78,5 @@ __all__ = [
     "StableAdamW",
     "Yogi",
 ]
+
+OWN: Mapping[str, type[Rule]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from steprule.names import did_you_mean
@@ -122,11 +122,21 @@ _ADDED = {
 """The states that options keep."""
 
 
+def added_names(rule: type[Rule]) -> dict[str, str]:
+    """What the states that options keep are called beside a rule's own, by their names elsewhere."""
+    names = {}
+    for name in _ADDED:
+        names[name] = name
+        while names[name] in rule.states or names[name] in rule.hyperparameters:
+            names[name] += "_"
+    return names
+
+
 def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay: bool, lookahead: bool) -> type[Rule]:
     """The rule whose formula has these around it."""
     added = {"initial_param": decay == "initial", "lr_max": decay == "corrected", "slow_param": lookahead}
+    names = {name: its for name, its in added_names(rule).items() if added[name]}
     own = rule.states
-    names = {name: _free(name, (*own, *rule.hyperparameters)) for name, is_added in added.items() if is_added}
     kind = inspect.Parameter
     positional = [kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("param", "grad", *own, *names.values())]
     hyper = {
@@ -172,13 +182,6 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     if lookahead:
         attributes["keeps_step"] = True
     return type(rule.__name__, (Rule,), attributes)
-
-
-def _free(name: str, taken: Sequence[str]) -> str:
-    """The name of a state, beside names of a rule."""
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _pull(

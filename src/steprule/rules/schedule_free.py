@@ -69,7 +69,7 @@ class _ByBetas(_Averaging):
         "weight of the average in the point y where gradients are taken, above 0, and decay rate of the running average of the squared gradient",
         "[0, 1)",
     )
-    constants: ClassVar[Mapping[str, str]] = {"betas": _MIXED}
+    constants: ClassVar[Mapping[str, str]] = {"betas[0]": _MIXED}
     evaluated: ClassVar[Callable[..., Any] | None] = staticmethod(_evaluated_by_betas)
     trained: ClassVar[Callable[..., Any] | None] = staticmethod(_trained_by_betas)
 

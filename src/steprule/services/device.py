@@ -50,7 +50,7 @@ class GpuWork:
 
     def _combination(self, kernel: Kernel) -> Combination:
         ways = [int(name.startswith("top_")) for name in kernel.source.tallies]
-        return Combination(self.plan.device, self.plan.first_chunk, ways)
+        return Combination(self.plan.first_chunk, ways, self.plan.partials)
 
     def _reading(self, operand: int, norm_type: float, by_row: bool, services: StepServices) -> GpuReading:
         key = operand, norm_type, by_row, services.guards
@@ -129,9 +129,7 @@ class GpuWork:
         names = (self.gathering if self._gathered else self.kernel).source.tallies
         if not names:
             return {}
-        width = len(names)
-        parts = self.plan.partials.view(-1)[: self.plan.chunk_count * width]
-        return dict(zip(names, self._combinations[self._gathered].run(parts).T, strict=True))
+        return dict(zip(names, self._combinations[self._gathered].run().T, strict=True))
 
     def tallies(self) -> dict[str, np.ndarray]:
         """As `Work.tallies`."""

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.formats.tensors import zeros
 from steprule.rule import Rule
 from steprule.step.job import Job
 from steprule.step.kind import ZERO, Kind, look_of
 from steprule.step.listed import Listed, given_name, name_in
-from steprule.tensors.memory import HALVES, missing_bytes
+from steprule.tensors.memory import missing_bytes, too_short
 from steprule.tensors.state import (
     AVERAGE,
     begin_correction,
+    begin_state,
     convert,
     counting,
     is_near,
@@ -113,26 +113,23 @@ class Entry:
     def _check_memory(self) -> None:
         """Raises for storages that are too short."""
         for what, x in (("", self.param), ("grad", self.grad), *self.state.items()):
-            if isinstance(x, Tensor) and (missing := missing_bytes(x)):
+            if isinstance(x, Tensor) and missing_bytes(x):
                 whose = "the gradient of " if what == "grad" else f"the state {what} of " if what else ""
-                raise RuntimeError(
-                    f"the storage of {whose}{self.who} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: "
-                    "it was freed or made smaller"
-                )
+                raise RuntimeError(too_short(x, whose + self.who))
 
     def _check_begun(self, base: type[Rule]) -> None:
         """Raises for a step that is no number of steps, and for states that someone has taken out from beside others."""
         step = self.state.get("step")
-        if self.kind.keeps_step and step is not None:
-            if not isinstance(step, Tensor) or step.numel() != 1:
-                raise RuntimeError(f"the state step of {self.who} is {step!r} and must be a tensor of one number")
-            if is_near(step) and (problem := wrong_step(step, self.who)):
-                raise RuntimeError(problem)
         if not self.kind.is_complete and (missing := lacking(base, self.state, self.group)):
             raise RuntimeError(
                 f"the state of {self.who} lacks {', '.join(missing)} beside {', '.join(self.state)}: put it back, or "
                 "clear that parameter's state to begin anew"
             )
+        if self.kind.keeps_step and "step" in self.state:
+            if not isinstance(step, Tensor) or step.numel() != 1:
+                raise RuntimeError(f"the state step of {self.who} is {step!r} and must be a tensor of one number")
+            if is_near(step) and (problem := wrong_step(step, self.who)):
+                raise RuntimeError(problem)
 
     def written(self) -> dict[str, Tensor]:
         """What its step writes to, but for the numbers that it counts by."""
@@ -178,17 +175,7 @@ class Entry:
         for name in kind.names:  # in update's order, which is torch.optim's
             if name is None or kept(self.state, name) is not None:
                 continue
-            first = self.rule.begins_at(name, begun, self.group)
-            if name in kind.scalar_states:
-                like = {} if self.rule.states[name].dtype == "step" else {"dtype": torch.float64}
-                fresh = torch.empty((), **{**step_options(self.group, self.param), **like})
-                self.state[name] = fresh.copy_(_filled(fresh, first))
-            elif kind.formats and not isinstance(first, Tensor) and first == 0:
-                set_arrays(self.state, name, zeros(kind.formats[name], self.param))
-            else:
-                dtype = self.param.dtype if self.param.dtype not in HALVES else torch.float32
-                self.state[name] = torch.empty_like(self.param, dtype=dtype, requires_grad=False)
-                self.state[name].copy_(begun if first is begun else _filled(self.param, first))
+            begin_state(self.rule, name, self.state, begun, self.group, kind.formats.get(name))
         if not kind.formats:
             if kind.averages and AVERAGE not in self.state:
                 self.state[AVERAGE] = self.param.detach().clone()
@@ -224,12 +211,3 @@ class Entry:
         if self.kind.keeps_step:
             self.state["step"] += 1
         count_write([self.param])
-
-
-def _filled(like: Tensor, value: Any) -> Tensor:
-    """A tensor of this number, that autograd can go through where it is one; complex numbers have it twice."""
-    if isinstance(value, Tensor):
-        number = value.double().reshape(()).to(like.device).expand(like.shape)
-    else:
-        number = torch.full_like(like, float(value), dtype=torch.float64, requires_grad=False)
-    return torch.complex(number, number) if like.is_complex() else number

@@ -75,7 +75,7 @@ class Kind:
         self.is_abstract = is_abstract(param)
         self.is_new = all(kept(state, name) is None for name in self.present)
         begun = (name for name in job.base.states_for(group) if name)
-        self.is_complete = "step" in state and all(kept(state, name) is not None for name in begun)
+        self.is_complete = state.get("step") is not None and all(kept(state, name) is not None for name in begun)
         self._check(job.name, param, param.grad, state, who)
         self.formats = self._formats(param, param.grad, state)
         self.arrays = arrays_in(self.formats)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, count
 from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from steprule.rule import Rule
+from steprule.tensors.memory import too_short
+from steprule.tensors.state import misfit
 
 PARAMS = itemgetter("params")
 
@@ -62,3 +66,15 @@ def name_in(group: dict[str, Any], number: int, index: int) -> str:
     """What errors call a parameter."""
     name = given_name(group, index)
     return f"parameter {index} of group {number}" + (f" ({name})" if name else "")
+
+
+def check_arrays(rule: type[Rule], groups: list[dict[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    """Raises for parameters and states whose numbers are going to be exchanged, and cannot be.
+
+    Raises:
+        RuntimeError: a storage was freed, or a state does not fit its parameter.
+    """
+    for number, group, index, param, _ in list_all(groups):
+        who, state = name_in(group, number, index), states.get(param)
+        if state and (problem := too_short(param, who) or misfit(rule, state, param, who, converted=True)):
+            raise RuntimeError(problem)

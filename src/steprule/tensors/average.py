@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from steprule.formats import FORMATS
 from steprule.formats.tensors import decode
-from steprule.tensors.memory import name_of
+from steprule.tensors.memory import name_of, too_short
 from steprule.tensors.state import (
     AVERAGE,
     arrays_of,
@@ -42,6 +42,19 @@ class Aside:
             self._weights = {"": own[""].clone()}
             own[""].copy_(average[""])
 
+    def check(self, who: str) -> None:
+        """Raises if there are no weights to give back any more.
+
+        Args:
+            who: what asks for them.
+
+        Raises:
+            RuntimeError: their storage was freed.
+        """
+        for x in self._weights.values():
+            if problem := too_short(x, f"the weights that {who} puts back, which lie where their average was,"):
+                raise RuntimeError(problem)
+
     def give_back(self, param: Tensor, state: dict[str, Any]) -> None:
         """Gives the parameter its weights, and the state the average if it has one still."""
         own, weights, now = weight_arrays(param, state), self._weights, param.detach()
@@ -65,11 +78,26 @@ class Aside:
             set_arrays(state, AVERAGE, weights)
 
     def _exchange(self, own: Mapping[str, Tensor]) -> None:
-        for name, x in self._weights.items():
-            if name in own:
-                kept = x.clone()
-                x.copy_(own[name])
-                own[name].copy_(kept)
+        exchange_all([(own[name], x) for name, x in self._weights.items() if name in own])
+
+
+def exchange_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Exchanges the numbers of two tensors of each pair. If one cannot be exchanged, all have those that they had."""
+    done: list[tuple[Tensor, Tensor]] = []
+    try:
+        for one, other in pairs:
+            _exchange(one, other)
+            done.append((one, other))
+    except Exception:
+        for one, other in done:
+            _exchange(one, other)
+        raise
+
+
+def _exchange(one: Tensor, other: Tensor) -> None:
+    kept = one.clone()
+    one.copy_(other)
+    other.copy_(kept)
 
 
 def move_resting_average(

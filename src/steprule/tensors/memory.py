@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,19 @@ def missing_bytes(x: Tensor) -> int:
     if start == end:
         return 0
     return max(int(x.storage_offset() * x.element_size() + end - start - x.untyped_storage().nbytes()), 0)
+
+
+def too_short(x: Any, whose: str) -> str | None:
+    """What is wrong with a tensor whose storage was freed or made smaller, or None.
+
+    Args:
+        x: the tensor; anything else is right.
+        whose: what to call it.
+    """
+    missing = missing_bytes(x) if isinstance(x, Tensor) else 0
+    if not missing:
+        return None
+    return f"the storage of {whose} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: it was freed or made smaller"
 
 
 def are_apart(tensors: Sequence[Tensor]) -> bool:

@@ -6,6 +6,7 @@ What the arrays of a state are called is known here and in `steprule.formats` al
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix, weight_format
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
-from steprule.tensors.memory import DTYPES, PLAIN, is_abstract, name_of
+from steprule.tensors.memory import DTYPES, HALVES, PLAIN, is_abstract, name_of, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -111,8 +112,13 @@ def with_new_names(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def freed(state: Mapping[str, Any], who: str) -> str | None:
+    """What is wrong if a parameter's state has a tensor whose storage was freed or made smaller, or None."""
+    return next(filter(None, (too_short(x, f"the state {name} of {who}") for name, x in state.items())), None)
+
+
 def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False) -> str | None:
-    """What about the shapes and dtypes of a parameter's states does not fit it, or None.
+    """What about the kinds, storages, shapes and dtypes of a parameter's states does not fit it, or None.
 
     Args:
         rule: whose states they are.
@@ -121,6 +127,8 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         who: what to call it.
         converted: whether states of other dtypes are going to be converted.
     """
+    if problem := _no_tensor(rule, state, who, converted) or freed(state, who):
+        return problem
     for name in rule.scalar_states:
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
@@ -144,6 +152,16 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
                 f"the state {name} of {who} is {value.dtype}, which a step of {param.dtype} cannot use: convert it, "
                 "or clear that parameter's state to begin anew"
             )
+    return None
+
+
+def _no_tensor(rule: type[Rule], state: Mapping[str, Any], who: str, converted: bool) -> str | None:
+    """What is wrong if a state is something else than a tensor, or None. One number may be when it is converted."""
+    elements = ("param", AVERAGE, *rule.tensor_states)
+    for array, value in state.items():
+        is_one = array in rule.scalar_states and not (converted and isinstance(value, (int, float)))
+        if (is_one or state_of(array, elements)) and not isinstance(value, (Tensor, NoneType)):
+            return f"the state {array} of {who} is {value!r} and must be a tensor"
     return None
 
 
@@ -231,6 +249,14 @@ def read_state(state: Mapping[str, Any], name: str, shape: torch.Size) -> Tensor
     return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
 
 
+def encode_weight(value: Tensor, param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The arrays of `weight_arrays` for another value of the parameter, rounded to nearest."""
+    kind = kept_format({**state, "param": param}, "param")
+    if kind in PLAIN or kind not in FORMATS:
+        return {"": value.to(param.dtype)}
+    return encode(kind, value.float())
+
+
 def set_arrays(state: dict[str, Any], name: str, arrays: Mapping[str, Tensor]) -> None:
     """Puts others in their place."""
     for suffix in SUFFIXES:
@@ -276,6 +302,41 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
             value.detach()
         )
     return value.clone()
+
+
+def begin_state(
+    rule: type[Rule], name: str, state: dict[str, Any], param: Tensor, group: Mapping[str, Any], kind: str | None
+) -> None:
+    """Gives a parameter a state as it begins. One that begins at numbers may have another format still.
+
+    Args:
+        rule: whose state it is.
+        name: the state's.
+        state: the parameter's.
+        param: the parameter; detached unless autograd is to see what begins at it.
+        group: its settings.
+        kind: the format that the state is going to have, if it is one of elements that has a format.
+    """
+    first = rule.begins_at(name, param, group)
+    if name in rule.scalar_states:
+        like = {} if rule.states[name].dtype == "step" else {"dtype": torch.float64}
+        fresh = torch.empty((), **{**step_options(group, param), **like})
+        state[name] = fresh.copy_(_filled(fresh, first))
+    elif kind is not None and not isinstance(first, Tensor) and first == 0:
+        set_arrays(state, name, zeros(kind, param))
+    else:
+        dtype = param.dtype if param.dtype not in HALVES else torch.float32
+        state[name] = torch.empty_like(param, dtype=dtype, requires_grad=False)
+        state[name].copy_(param if first is param else _filled(param, first))
+
+
+def _filled(like: Tensor, value: Any) -> Tensor:
+    """A tensor of this number, that autograd can go through where it is one; complex numbers have it twice."""
+    if isinstance(value, Tensor):
+        number = value.double().reshape(()).to(like.device).expand(like.shape)
+    else:
+        number = torch.full_like(like, float(value), dtype=torch.float64, requires_grad=False)
+    return torch.complex(number, number) if like.is_complex() else number
 
 
 def bring_up_to_date(state: dict[str, Any], param: Tensor, group: Mapping[str, Any], rule: type[Rule]) -> None:

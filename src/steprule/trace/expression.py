@@ -247,5 +247,5 @@ def inputs_of(x: Expression) -> set[str]:
 
 
 def scalar_name(name: str, index: int | None) -> str:
-    """What one of formula.scalars is called in an expression."""
+    """What a hyperparameter, or an element of one, is called in an expression."""
     return name if index is None else f"{name}_{index}"

@@ -1,4 +1,4 @@
-"""Turns a rule's formula into an expression, by calling it once with symbols instead of numbers."""
+"""Turns a rule's formula into an expression, by calling it with symbols instead of numbers: twice, and it must be the same."""
 
 from __future__ import annotations
 

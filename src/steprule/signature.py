@@ -1,0 +1,48 @@
+"""What the signature of a formula says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from steprule.state import RuleError
+
+
+def read_signature(rule: type, update: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of a formula's states, and its hyperparameters with their defaults."""
+    hyperparameters: dict[str, Any] = {}
+    place = f"({where(update)})"
+    positional = []
+    for name, parameter in inspect.signature(update).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise RuleError(f"{rule.__name__}.update must name its arguments instead of taking {parameter} {place}")
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            if parameter.default is not parameter.empty and parameter.default is not None:
+                raise RuleError(
+                    f"{rule.__name__}.update: {name} has a default: put * before it to make it a hyperparameter {place}"
+                )
+            positional.append(name)
+        elif name != "step":
+            if parameter.default is parameter.empty:
+                raise RuleError(f"{rule.__name__}.update needs a default for the hyperparameter {name} {place}")
+            default = parameter.default
+            hyperparameters[name] = tuple(default) if isinstance(default, list) else default
+    if positional[:2] != ["param", "grad"]:
+        hint = "; a formula has no self" if positional[:1] == ["self"] else ""
+        raise RuleError(
+            f"{rule.__name__}.update must begin with (param, grad, ...), not ({', '.join(positional)}) {place}{hint}"
+        )
+    states = positional[2:]
+    for name in states:
+        if name == "step":
+            raise RuleError(f"{rule.__name__}.update must take step after the *: it is a number, not a state {place}")
+        if not name.isidentifier() or name.startswith("_"):
+            raise RuleError(f"{rule.__name__}.update: a state cannot be called {name!r} {place}")
+    return tuple(states), hyperparameters
+
+
+def where(function: Callable[..., Any], line: int | None = None) -> str:
+    """The file and line of a function, or of a line in it."""
+    code = function.__code__
+    return f"{code.co_filename}:{line or code.co_firstlineno}"
