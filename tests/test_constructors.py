@@ -194,7 +194,7 @@ def test_help_of_a_class_begins_with_its_rule_and_its_own_arguments():
     order += ["Example:", "Method resolution"]
     places = [min(n for n, line in enumerate(shown) if line.startswith(one)) for one in order]
     assert places == sorted(places) and max(map(len, shown[: places[-1]])) <= 76
-    assert "states: how states are kept" in "\n".join(plain_help(steprule.Optimizer))
+    assert "states: keep states as" in "\n".join(plain_help(steprule.Optimizer))
 
 
 def sections(text):
@@ -238,6 +238,14 @@ def test_a_docstring_has_all_arguments_and_states_and_an_example_that_runs(front
 def test_what_all_optimizers_take_is_said_in_full_once():
     every = sections(steprule.Optimizer.__doc__)["Arguments that all optimizers take, by name:"]
     assert sorted(every) == sorted({*docstrings.OPTIONS})
+
+
+@pytest.mark.parametrize("name", [name for name, told in docstrings.OPTIONS.items() if len(told) == 3])
+def test_the_default_of_an_option_is_what_is_said(name):
+    """But for those whose default is not a value but a word for one."""
+    told = docstrings.OPTIONS[name][-1]
+    default = inspect.signature(steprule.AdamW).parameters[name].default
+    assert told == str(default) or (default is None and " " in told)
 
 
 @pytest.mark.parametrize("name", ["ScheduleFreeAdamW", "Adagrad"])

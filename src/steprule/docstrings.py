@@ -17,31 +17,76 @@ WIDTH = 72
 PARAMS = "tensors, (name, tensor) pairs, or dicts with such params and settings of a group."
 ARRAYS = "NumPy arrays of float16, float32 or float64, which `step` changes in place."
 
-_TORCHS = "accepted as in torch.optim; the engine is chosen by what the tensors are."
-OPTIONS = {
+_TORCHS = (
+    "accepted as in torch.optim; the engine is chosen by what the tensors are.",
+    "They are kept in the groups. fused=True refuses parameters that are not floating point, as there.",
+)
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "maximize": ("follow the gradient upwards.", "", "False"),
+    "differentiable": ("let autograd pass through the step.", "That is slower.", "False"),
     "foreach": _TORCHS,
     "fused": _TORCHS,
     "capturable": _TORCHS,
-    "maximize": "follow the gradient upwards. Default: False.",
-    "differentiable": "let autograd pass through the step. Default: False.",
-    "states": 'keep states as "float32", "bfloat16" or "8bit". Default: the parameter\'s dtype.',
-    "weights": 'keep half-precision parameters as "stochastic", "24bit" or "32bit". Default: round to nearest.',
-    "seed": "seed of random rounding. Default: 0.",
-    "clip": "clip gradients to this norm, or as an object of steprule.services says. Default: None.",
-    "nonfinite": 'where a gradient is not finite, "skip" the step, "zero" the elements or "raise". Default: None.',
-    "average": "keep an exponential average of the weights with this decay. Default: None.",
-    "telemetry": "gather norms every so many steps. Default: None.",
-    "grads": 'sum micro-batches\' half-precision gradients in "float32", "24bit" or "32bit". Default: None.',
-    "decay": (
-        'what weight_decay means: "coupled", "decoupled", "independent", "corrected" or "initial". '
-        "Default: what the formula says."
+    "states": (
+        'keep states as "float32", "bfloat16" or "8bit".',
+        '"8bit" has an 8-bit code for each number and a 16-bit scale for each 128 numbers; tensors with fewer than 32 '
+        "numbers in a row keep float32.",
+        "the parameter's dtype",
     ),
-    "cautious": "leave out the part of a step that goes up the gradient. Default: False.",
-    "cautious_decay": "decay only weights that the step brings nearer to 0. Default: False.",
-    "lookahead": "steps between two updates of slow weights; 0 for none. Default: 0.",
-    "lookahead_alpha": "share of the way that slow weights move. Default: 0.5.",
+    "weights": (
+        'keep half-precision parameters as "stochastic", "24bit" or "32bit".',
+        '"stochastic" rounds at random, so that small updates count on average. "24bit" and "32bit" keep the bits that '
+        "rounding loses in the state, in place of a float32 master copy.",
+        "round to nearest, which loses small updates",
+    ),
+    "seed": ("seed of random rounding.", "An int from 0 to 2**53. Every replica must have the same.", "0"),
+    "clip": (
+        "clip gradients to this norm, or as an object of steprule.services says.",
+        "A number is the largest norm of all gradients together; the objects are ClipNorm, ClipValue, ClipAdaptive and "
+        'ClipQuantile. A group with "clip": False is left out. The tensors param.grad stay as they are; `grad_norm` is '
+        "their norm.",
+        "None",
+    ),
+    "nonfinite": (
+        'where a gradient is not finite, "skip" the step, "zero" the elements or "raise".',
+        "Without it the step is taken, as in torch.optim.",
+        "None",
+    ),
+    "average": (
+        "keep an exponential average of the weights with this decay.",
+        "Or an Average from steprule.services.",
+        "None",
+    ),
+    "telemetry": ("gather norms every so many steps.", "Or a Telemetry from steprule.services.", "None"),
+    "grads": (
+        'sum micro-batches\' half-precision gradients in "float32", "24bit" or "32bit".',
+        '"24bit" and "32bit" keep the bits that rounding loses beside param.grad. Without it the sum has the '
+        "parameter's dtype.",
+        "None",
+    ),
+    "decay": (
+        'what weight_decay means: "coupled", "decoupled", "independent", "corrected" or "initial".',
+        "Coupled: added to the gradient, L2. Decoupled: times lr. Independent: not times lr. Corrected: times "
+        "lr**2 / max_lr. Initial: towards the first weights, times lr.",
+        "what the formula says",
+    ),
+    "cautious": ("leave out the part of a step that goes up the gradient.", "", "False"),
+    "cautious_decay": ("decay only weights that the step brings nearer to 0.", "", "False"),
+    "lookahead": (
+        "steps between two updates of slow weights; 0 for none.",
+        "Every so many steps these move towards the weights, which are then set to them.",
+        "0",
+    ),
+    "lookahead_alpha": ("share of the way that slow weights move.", "From 0 to 1.", "0.5"),
 }
-"""The arguments that all optimizers of tensors take, in short."""
+"""Of each argument that all optimizers of tensors take: what it does, more of that, and its default."""
+
+
+def option(name: str, at_length: bool = False) -> str:
+    """What an argument does, in short or at length."""
+    what, more, *default = OPTIONS[name]
+    return " ".join([what, *[more] * (at_length and more != ""), *(f"Default: {one}." for one in default)])
+
 
 RAISES = {
     "TypeError": "an argument is unknown, or a value is of the wrong kind.",
@@ -62,8 +107,15 @@ def arguments(rule: type[Rule], signature: inspect.Signature, params: str) -> st
         if name in rule.hyperparameters:
             told[name] = f"{words_of(rule, name)} Default: {rule.hyperparameters[name]!r}."
         elif name in OPTIONS:
-            told[name] = OPTIONS[name]
+            told[name] = option(name)
     return f"{_section('Args', told)}\n\n{_section('Raises', RAISES)}\n"
+
+
+def options_at_length() -> str:
+    """A section of the arguments that all optimizers of tensors take."""
+    return (
+        _section("Arguments that all optimizers take, by name", {name: option(name, True) for name in OPTIONS}) + "\n"
+    )
 
 
 def class_docstring(rule: type[Rule], args: str, states: Mapping[str, str], where: str, example: Iterable[str]) -> str:

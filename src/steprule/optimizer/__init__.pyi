@@ -79,7 +79,7 @@ class Adagrad(_BegunEarly):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -173,7 +173,7 @@ class Adadelta(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -267,7 +267,7 @@ class Rprop(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -365,7 +365,7 @@ class AdamW(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -465,7 +465,7 @@ class Adam(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -569,7 +569,7 @@ class NAdam(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -666,7 +666,7 @@ class RAdam(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -759,7 +759,7 @@ class Adamax(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -846,7 +846,7 @@ class SparseAdam(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -941,7 +941,7 @@ class RMSprop(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1045,7 +1045,7 @@ class SGD(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1142,7 +1142,7 @@ class ASGD(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1238,7 +1238,7 @@ class MADGRAD(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1337,7 +1337,7 @@ class AdamC(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1441,7 +1441,7 @@ class AdaBelief(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1542,7 +1542,7 @@ class Yogi(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1639,7 +1639,7 @@ class LaProp(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1738,7 +1738,7 @@ class ADOPT(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1836,7 +1836,7 @@ class AdEMAMix(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -1934,7 +1934,7 @@ class Adan(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2028,7 +2028,7 @@ class StableAdamW(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2122,7 +2122,7 @@ class AdamAtan2(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2224,7 +2224,7 @@ class MARS(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2321,7 +2321,7 @@ class Grams(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2418,7 +2418,7 @@ class LARS(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2514,7 +2514,7 @@ class LAMB(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2611,7 +2611,7 @@ class NovoGrad(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2714,7 +2714,7 @@ class Prodigy(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2824,7 +2824,7 @@ class DAdaptAdam(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -2923,7 +2923,7 @@ class DoG(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -3023,7 +3023,7 @@ class ScheduleFreeSGD(_Exchanging):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -3126,7 +3126,7 @@ class ScheduleFreeAdamW(_Exchanging):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -3232,7 +3232,7 @@ class ScheduleFreeRAdam(_Exchanging):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -3332,7 +3332,7 @@ class Signum(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.
@@ -3423,7 +3423,7 @@ class Lion(Optimizer):
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
-            "32bit". Default: round to nearest.
+            "32bit". Default: round to nearest, which loses small updates.
         seed: seed of random rounding. Default: 0.
         clip: clip gradients to this norm, or as an object of
             steprule.services says. Default: None.

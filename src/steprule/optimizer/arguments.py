@@ -31,54 +31,6 @@ SERVICE_OPTIONS: dict[str, Any] = {
     "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None,
 }  # fmt: skip
 ALL_OPTIONS = {**FORMAT_OPTIONS, **SERVICE_OPTIONS, **OPTIONS}
-OPTION_DOCS = """
-Arguments that all optimizers take, by name:
-    maximize: follow the gradient upwards. Default: False.
-    differentiable: let autograd pass through the step, which is slower.
-        Default: False.
-    foreach, fused, capturable: accepted as in torch.optim and kept in the
-        groups. The engine is chosen by what the tensors are. fused=True
-        refuses parameters that are not floating point, as there.
-    states: how states are kept: "float32", "bfloat16" or "8bit". "8bit" has
-        an 8-bit code for each number and a 16-bit scale for each 128
-        numbers; tensors with fewer than 32 numbers in a row keep float32.
-        Default: the parameter's dtype.
-    weights: how bfloat16 and float16 parameters are kept. "stochastic"
-        rounds at random, so that small updates count on average. "24bit"
-        and "32bit" keep the bits that rounding loses in the state, in place
-        of a float32 master copy. Default: rounded to nearest, which loses
-        small updates.
-    seed: seed of random rounding, an int from 0 to 2**53. Every replica
-        must have the same. Default: 0.
-    clip: how gradients are clipped inside the step: a number, the largest
-        norm of all gradients together, or ClipNorm, ClipValue, ClipAdaptive
-        or ClipQuantile from steprule.services. A group with "clip": False
-        is left out. The tensors param.grad stay as they are; `grad_norm`
-        is their norm. Default: no clipping.
-    nonfinite: what happens if a gradient is not finite: "skip" the step,
-        set those elements to "zero", or "raise". Default: the step is
-        taken, as in torch.optim.
-    average: an exponential average of the weights: its decay rate, or an
-        Average from steprule.services. Default: none.
-    telemetry: gather norms and other numbers: every how many steps, or a
-        Telemetry from steprule.services. Default: never.
-    grads: how gradients of bfloat16 and float16 parameters are summed over
-        micro-batches: "float32", or "24bit" or "32bit", which keep the bits
-        that rounding loses beside param.grad. Default: in the parameter's
-        dtype.
-    decay: what weight_decay means: "coupled" (added to the gradient, L2),
-        "decoupled" (times lr), "independent" (not times lr), "corrected"
-        (times lr**2 / max_lr) or "initial" (towards the first weights,
-        times lr). Default: what the formula says.
-    cautious: leave out the part of a step that goes up the gradient.
-        Default: False.
-    cautious_decay: decay a weight only in steps that bring it nearer to 0.
-        Default: False.
-    lookahead: every so many steps, move slow weights towards the weights,
-        and set the weights to them. 0 for never. Default: 0.
-    lookahead_alpha: which part of the way the slow weights move, from 0 to
-        1. Default: 0.5.
-"""
 
 _literal: Any = Literal
 _TYPES: dict[str, Any] = {

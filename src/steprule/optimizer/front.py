@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from steprule.docstrings import options_at_length
 from steprule.optimizer import torchs
-from steprule.optimizer.arguments import OPTION_DOCS, check_clip, docstring, signature_of
+from steprule.optimizer.arguments import check_clip, docstring, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, reduce
@@ -370,7 +371,7 @@ class Optimizer(torch.optim.Optimizer):
             setattr(type(self), "step", torchs.outermost(type(self).step))  # noqa: B010 - mypy refuses to assign to a method
 
 
-Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n{OPTION_DOCS}"
+Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n\n{options_at_length()}"
 
 BASES[""] = Optimizer
 
