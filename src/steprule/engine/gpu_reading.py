@@ -175,7 +175,12 @@ class GpuReading:
         rows: the elements of one row of each tensor, to add up rows and not stretches.
         zero: read what is not finite as 0.
         check: make a sum NaN where an element is not finite, whatever the norm.
+
+    Attributes:
+        latest: what the last run has returned.
     """
+
+    latest: Tensor
 
     def __init__(
         self,
@@ -208,6 +213,7 @@ class GpuReading:
                     plan.addresses[self._operand], plan.sizes, self._chunks, self._lengths, self._sums,
                     **self._settings,
                 )  # fmt: skip
+        self.latest = self._sums
         return self._sums
 
     def by_tensor(self) -> Tensor:
