@@ -12,8 +12,9 @@ from interpreter import hasten
 from steprule.engine import cpu, gpu
 from steprule.engine.eager import step_tensors
 from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.own import Planned, run_together
+from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
+from steprule.engine.run import find_numbers
 from steprule.rule import Rule
 from steprule.trace.tracing import nonnegative_states
 
@@ -76,7 +77,7 @@ def step_cpu(kernel: cpu.Kernel, plan: Plan, tensors: Sequence[Mapping[Any, torc
     """One step of a plan's tensors, of which each has its scalar states by name."""
     if kernel.program.own:
         states = {name: [one[name].numpy() for one in tensors] for name in kernel.program.numbers}
-        run_together([Planned(kernel, plan, states, lambda: threads)])
+        find_numbers([Planned(kernel, plan, states, lambda: threads)])
     kernel.launcher(plan, lambda: threads)()
 
 
@@ -129,7 +130,7 @@ def step_gpu(kernel: gpu.Kernel, plan: GpuPlan, tensors: Sequence[Mapping[Any, t
         from steprule.engine.gpu_own import GpuPlanned
 
         states = {name: [one[name] for one in tensors] for name in kernel.program.numbers}
-        run_together([GpuPlanned(kernel, plan, states)])
+        find_numbers([GpuPlanned(kernel, plan, states)])
     kernel.launcher(plan)()
 
 

@@ -487,7 +487,8 @@ def test_older_checkpoints_with_counts_beside_the_groups_load():
     fresh.load_state_dict(of_old(optimizer.state_dict(), services="services", calls="calls"))
     both = [without(one.state_dict(), "schedules") for one in (fresh, optimizer)]  # which is each one's own number
     assert repr(both[0]) == repr(both[1])
-    assert list(fresh._core.services.recent) == list(optimizer._core.services.recent) and calls(fresh) == 2
+    recent = [list(one._core.services.ledger.recent) for one in (fresh, optimizer)]
+    assert recent[0] == recent[1] and calls(fresh) == 2
     params, optimizer = trained(steprule.ScheduleFreeSGD)
     optimizer.eval()
     _, fresh = make(steprule.ScheduleFreeSGD)
@@ -513,7 +514,9 @@ def test_hooks_of_state_dict_see_and_move_all_of_it():
     fresh.register_load_state_dict_post_hook(lambda it: after.append((calls(it), it.param_groups[0]["lr"])))
     fresh.load_state_dict(optimizer.state_dict())
     assert (
-        calls(fresh) == 3 and fresh._core.services.steps == 3 and float(fresh.grad_norm) == float(optimizer.grad_norm)
+        calls(fresh) == 3
+        and fresh._core.services.ledger.steps == 3
+        and float(fresh.grad_norm) == float(optimizer.grad_norm)
     )
     assert after == [(3, 0.1 / 4)]
 
@@ -564,8 +567,8 @@ def test_loading_reads_only_what_the_last_hook_has_given():
     _, fresh = with_extras()
     handle = fresh.register_load_state_dict_pre_hook(lambda _, saved: without(saved, "services", "calls"))
     fresh.load_state_dict(optimizer.state_dict())
-    assert calls(fresh) == 0 and fresh._core.services.steps == 0
-    assert fresh._core.services.averaged == 1  # without a step beside them
+    assert calls(fresh) == 0 and fresh._core.services.ledger.steps == 0
+    assert fresh._core.services.ledger.averaged == 1  # without a step beside them
     handle.remove()
 
 

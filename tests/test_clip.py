@@ -666,14 +666,14 @@ def test_the_norm_of_no_gradients_is_0(clip, average):
     optimizer.step()
     norm = optimizer.grad_norm
     torch.testing.assert_close(norm, torch.tensor(7.0).sqrt())
-    recent = list(optimizer._core.services.recent)
+    recent = list(optimizer._core.services.ledger.recent)
     params[0].grad[0] = math.nan
     optimizer.step()  # which is not taken
     assert torch.equal(optimizer.grad_norm, norm)
     optimizer.zero_grad()
     optimizer.step()
     assert float(optimizer.grad_norm) == 0 == float(clip_grad_norm_(params, 1.0))
-    assert list(optimizer._core.services.recent) == recent and optimizer.skipped_steps == 1
+    assert list(optimizer._core.services.ledger.recent) == recent and optimizer.skipped_steps == 1
 
 
 def test_what_reads_no_norm_has_none():

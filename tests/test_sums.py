@@ -10,8 +10,8 @@ from dropin import random
 from test_every_rule import MOVING, strided
 
 import steprule
+from steprule.engine import run
 from steprule.rules import OWN
-from steprule.step import plan
 from steprule.trace.tracing import trace
 
 COUPLED = ["Prodigy", "DAdaptAdam", "DoG"]
@@ -90,18 +90,18 @@ SOME = [*COUPLED, "LAMB", "NovoGrad"]
 def test_a_run_is_float64s_whatever_its_tensors_are_stepped_by(name, mixture, monkeypatch):
     dtypes, layouts, plans, loose = MIXTURES[mixture]
     kinds = []
-    together = plan.run_together
+    together = run.find_numbers
 
-    def run_together(parts):
-        kinds.append([type(part).__name__ for part in parts])
-        together(parts)
+    def find_numbers(works, *complete):
+        kinds.append([type(work).__name__ for work in works])
+        together(works, *complete)
 
     expected, exact = make(name, DOUBLE, [strided] * 5)
     train(expected, exact)
-    monkeypatch.setattr(plan, "run_together", run_together)
+    monkeypatch.setattr(run, "find_numbers", find_numbers)
     params, optimizer = make(name, dtypes, layouts)
     train(params, optimizer)
-    assert kinds[0].count("Planned") == plans and kinds[0].count("EagerStep") == loose
+    assert kinds[0].count("Work") == plans and kinds[0].count("Loose") == loose
     assert_close(params, expected, 2e-5)
     ours, its = numbers(optimizer, params), numbers(exact, expected)
     for mine, theirs in zip(ours, its, strict=True):

@@ -134,11 +134,15 @@ def sign(x: Value) -> Value:
 
 def maximum(a: Value, b: Value) -> Value:
     """The larger of two, NaN if either is."""
+    if isinstance(a, float) and isinstance(b, float):  # as `_call` would, in a tenth of its time
+        return a if a >= b or a != a else b
     return _call("maximum", a, b)
 
 
 def minimum(a: Value, b: Value) -> Value:
     """The smaller of two, NaN if either is."""
+    if isinstance(a, float) and isinstance(b, float):
+        return a if a <= b or a != a else b
     return _call("minimum", a, b)
 
 
@@ -215,10 +219,14 @@ def _call(name: str, *values: Value) -> Value:
     if any(map(_is_tensor, values)):
         torch = sys.modules["torch"]
         if name in ("maximum", "minimum"):
+            tensors = [value for value in values if _is_tensor(value)]
+            if len(tensors) == 1 and not tensors[0].requires_grad:  # a number beside it needs no tensor of its own
+                number = values[1] if values[0] is tensors[0] else values[0]
+                return tensors[0].clamp(**{"min" if name == "maximum" else "max": number})
             values = tuple(_as_tensors(torch, values))
         elif name == "where" and not any(map(_is_tensor, values[1:])):  # numbers that no element changes
             options = {"dtype": torch.float64, "device": values[0].device}
-            values = (values[0], *(torch.as_tensor(x, **options) for x in values[1:]))
+            values = (values[0], *(torch.full((), float(x), **options) for x in values[1:]))
         return getattr(torch, name)(*values)
     if all(isinstance(value, (int, float)) for value in values):
         return _SCALAR[name](*values)

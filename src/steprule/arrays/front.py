@@ -12,7 +12,8 @@ import numpy as np
 from steprule.docstrings import ARRAYS, arguments, class_docstring, is_listed, states
 from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.overlap import first_overlap
-from steprule.engine.own import Planned, run_together
+from steprule.engine.own import Planned
+from steprule.engine.run import find_numbers
 from steprule.rule import Rule
 from steprule.settings import as_tuples, check_names, check_names_of, check_rule, check_settings, constructor
 from steprule.trace.tracing import trace
@@ -198,7 +199,7 @@ class Optimizer:
             if kernel.program.own:
                 planned.append(Planned(kernel, plan, states, available_threads))
             work.append(kernel.launcher(plan, available_threads))
-        run_together(planned)
+        find_numbers(planned)
         for launch in work:
             launch()
         for operands, arrays in packed:  # what does not lie in memory as a gap-free array goes by way of a copy

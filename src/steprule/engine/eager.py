@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from steprule.engine.own import run_together
 from steprule.engine.rows import row_step
+from steprule.engine.run import Sums, find_numbers
 from steprule.pieces import total
 from steprule.rule import Rule
 from steprule.trace.evaluate import Evaluation
@@ -72,7 +72,7 @@ def step_tensors(
 ) -> None:
     """One step of one torch parameter, in place; arguments as for `EagerStep`."""
     part = EagerStep(rule, param, grad, states, step, hyper, maximize)
-    run_together([part])
+    part.find_numbers()
     part.write()
 
 
@@ -107,6 +107,7 @@ class EagerStep:
         self._states = {name: state for name, state in zip(names, states, strict=True) if name}
         program = program_of(rule, hyper)
         self.program = program if program.own else None
+        self.depth = len(program.levels) if program.own else 0
         self._place: tuple[Any, ...] | None = None
         self._rows: Callable[[], None] | None = None  # what does it all
         kept = {"param": param, **self._elementwise()}
@@ -148,17 +149,25 @@ class EagerStep:
     def _elementwise(self) -> dict[str, Any]:
         return {name: x for name, x in self._states.items() if name not in self.rule.scalar_states}
 
+    def find_numbers(self) -> None:
+        """What must be known before `write`, where no other tensor need wait for its sums."""
+        if self.depth:
+            find_numbers([self])
+
     def count(self) -> None:
         """Nothing: the step is given."""
 
-    def read(self, level: int) -> dict[str, list[Any]]:
-        """This level's sums."""
+    def run(self, level: int) -> None:
+        """Nothing: `sums` reads elements."""
+
+    def sums(self, level: int) -> dict[str, list[Any]]:
+        """A level's sums."""
         assert self.program is not None
-        reading = self.program.levels[level].reading if level < len(self.program.levels) else None
+        reading = self.program.levels[level].reading if level < self.depth else None
         sums = reading.sums if reading is not None else {}
         return {name: [_number(total(self._evaluation(one.expression)))] for name, one in sums.items()}
 
-    def fill(self, level: int, sums: Mapping[str, Any]) -> None:
+    def put(self, level: int, sums: Sums) -> None:
         """Takes over sums and computes what follows from them."""
         program = self.program
         assert program is not None
@@ -168,7 +177,7 @@ class EagerStep:
         if level == 0:
             inputs |= {name: _number(self._states[name]) for name in program.numbers}
             self._new_scalars: dict[str, Any] = {}
-        numbers = program.levels[level].numbers if level < len(program.levels) else {}
+        numbers = program.levels[level].numbers if level < self.depth else {}
         for name, expression in numbers.items():
             state = self._states[name]
             self._new_scalars[name] = new = _like(state, self._evaluation(expression))

@@ -14,6 +14,7 @@ from steprule.engine.gpu import Kernel
 from steprule.engine.gpu_launch import on
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination
+from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.program import Program
@@ -47,7 +48,7 @@ def put(kept_at, are_double, numbers, skip, size, BLOCK: tl.constexpr):  # type:
 
 
 class GpuPlanned:
-    """The tensors of a plan on a GPU; a `steprule.engine.own.Part`.
+    """As `steprule.engine.own.Planned`, of a plan on a GPU.
 
     Args:
         kernel: their kernel.
@@ -57,6 +58,7 @@ class GpuPlanned:
 
     def __init__(self, kernel: Kernel, plan: GpuPlan, states: Mapping[str, Sequence[Tensor]]) -> None:
         self.program: Program = kernel.program
+        self.depth = len(self.program.levels)
         self._plan = plan
         device, own = plan.device, self.program.own
         self._readings = [
@@ -91,15 +93,19 @@ class GpuPlanned:
             hyper = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(program.scalars)}
             self._evaluation = _Evaluation({**hyper, "step": plan.steps, **self._rows}, self._constants, plan.device)
 
-    def read(self, level: int) -> dict[str, Any]:
-        """The sums of a level, for each tensor."""
-        if level > len(self._readings):
+    def run(self, level: int) -> None:
+        """Reads elements for a level's sums."""
+        if 0 < level <= len(self._readings):
+            self._readings[level - 1][1]()
+
+    def sums(self, level: int) -> Sums:
+        """A level's sums, for each tensor."""
+        if not 0 < level <= len(self._readings):
             return {}
-        names, launch, combination = self._readings[level - 1]
-        launch()
+        names, _, combination = self._readings[level - 1]
         return dict(zip((name.removeprefix("total_") for name in names), combination.run().T, strict=True))
 
-    def fill(self, level: int, sums: Mapping[str, Any]) -> None:
+    def put(self, level: int, sums: Sums) -> None:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
         for name, value in sums.items():
             row = self._rows[name]

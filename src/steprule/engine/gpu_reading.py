@@ -176,7 +176,12 @@ class GpuReading:
         rows: the elements of one row of each tensor, to add up rows and not stretches.
         zero: read what is not finite as 0.
         check: make a sum NaN where an element is not finite, whatever the norm.
+
+    Attributes:
+        latest: what the last run has returned.
     """
+
+    latest: Tensor
 
     def __init__(
         self,
@@ -207,6 +212,7 @@ class GpuReading:
         if len(self._sums):
             with on(self._sums.device):
                 self._launch()
+        self.latest = self._sums
         return self._sums
 
     def by_tensor(self) -> Tensor:

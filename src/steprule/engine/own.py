@@ -2,71 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, compress
-from typing import Any, Protocol
+from itertools import compress
+from typing import Any
 
 import numpy as np
 
+from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import scalar_name
 from steprule.trace.program import Program
 
 
-class Part(Protocol):
-    """Some of the tensors that are stepped together."""
-
-    @property
-    def program(self) -> Program | None:
-        """Their program; None where nothing is known before elements change."""
-
-    def count(self) -> None:
-        """Counts their steps."""
-
-    def read(self, level: int) -> dict[str, Any]:
-        """The sums of a level, for each tensor: a list of numbers, or a tensor on a device that nobody waits for."""
-
-    def fill(self, level: int, sums: Mapping[str, Any]) -> None:
-        """Takes over these sums, those over all tensors as one number, and computes what follows from them."""
-
-
-def run_together(parts: Sequence[Part]) -> None:
-    """Counts steps, and brings all numbers that the tensors have for themselves to where the elements can change."""
-    for part in parts:
-        part.count()
-    parts = [part for part in parts if part.program is not None]
-    depth = max((len(part.program.readings) for part in parts if part.program is not None), default=0)
-    for level in range(depth + 1):
-        sums = [part.read(level) if level else {} for part in parts]
-        of_all: dict[str, list[Any]] = {}
-        for part, own in zip(parts, sums, strict=True):
-            for name, values in own.items():
-                if part.program is not None and part.program.sums[name].of_all:
-                    of_all.setdefault(name, []).append(values)
-        totals = {name: add_up(values) for name, values in of_all.items()}
-        for part, own in zip(parts, sums, strict=True):
-            part.fill(level, {name: totals.get(name, values) for name, values in own.items()})
-
-
-def add_up(parts: Sequence[Any]) -> Any:
-    """The sum of all numbers of all parts, lists or tensors: the same whatever their order, however they are grouped."""
-    numbers = list(chain.from_iterable(x if isinstance(x, list) else [x] for x in parts))
-    places = {getattr(x, "device", None) for x in numbers}
-    if places == {None}:
-        return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
-    import torch
-
-    if len(places) == 1 or not any(isinstance(x, list) for x in parts):
-        place = numbers[0].device
-    else:  # what the host must know it has to wait for
-        place = torch.device("cpu")
-    wide = [torch.as_tensor(x, dtype=torch.float64, device=getattr(x, "device", "cpu")).reshape(-1) for x in numbers]
-    return torch.cat([x.to(place, non_blocking=place.type != "cpu") for x in wide]).sort().values.sum()
-
-
 class Planned:
-    """The tensors of a plan.
+    """The numbers that tensors of a plan have for themselves.
 
     Args:
         kernel: their kernel.
@@ -79,6 +28,7 @@ class Planned:
         self, kernel: Any, plan: Any, states: Mapping[str, Sequence[np.ndarray]], threads: Callable[[], int]
     ) -> None:
         self.program: Program = kernel.program
+        self.depth = len(self.program.levels)
         self._kernel, self._plan, self._states, self._of_all = kernel, plan, states, states
         self._readings = [(one.source.tallies, one.worker(plan, threads)) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
@@ -97,15 +47,19 @@ class Planned:
         inputs |= {name: np.array([float(one) for one in kept]) for name, kept in self._states.items()}
         self._evaluation = Evaluation(inputs)
 
-    def read(self, level: int) -> dict[str, Any]:
-        """The sums of a level, for each tensor."""
-        if level > len(self._readings):
-            return {}
-        names, work = self._readings[level - 1]
-        work()
-        return {name.removeprefix("total_"): sums.tolist() for name, sums in self._plan.tallied(names).items()}
+    def run(self, level: int) -> None:
+        """Reads elements for a level's sums."""
+        if 0 < level <= len(self._readings):
+            self._readings[level - 1][1]()
 
-    def fill(self, level: int, sums: Mapping[str, Any]) -> None:
+    def sums(self, level: int) -> Sums:
+        """A level's sums, for each tensor."""
+        if not 0 < level <= len(self._readings):
+            return {}
+        tallied = self._plan.tallied(self._readings[level - 1][0])
+        return {name.removeprefix("total_"): sums.tolist() for name, sums in tallied.items()}
+
+    def put(self, level: int, sums: Sums) -> None:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
         inputs = self._evaluation.inputs
         inputs |= {name: np.asarray(values, np.float64) for name, values in sums.items()}

@@ -135,7 +135,12 @@ class Reading:
         norm_type: the p of the norm that is wanted.
         rows: for a sum for each row, each tensor's elements in a row; otherwise None.
         zero, check: see `write_reading`.
+
+    Attributes:
+        latest: what the last run has returned.
     """
+
+    latest: np.ndarray
 
     def __init__(
         self,
@@ -166,9 +171,11 @@ class Reading:
         self._of_all = self._pieces.copy(), np.array(owners, np.int64)
         self._owners = self._of_all[1]
         self._active: Index = slice(None)
+        self._is_one_each = owners == list(range(self._count))
         self._sums = np.zeros(place + 1, np.float64)
         header = [self._next, len(pieces), self._pieces, addresses, self._count, self._sums, self._power, place]
         self._header = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x for x in header], np.int64)
+        self._header_at = self._header.ctypes.data
         self._address = _kernel(self._kind, dtype, zero, check)
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._address)
 
@@ -185,21 +192,23 @@ class Reading:
         self._size, self._count = int(pieces[:, 2].sum()), int(active.sum())
         chosen = active[owners]
         self._active, self._owners = index_of(chosen), (np.cumsum(active) - 1)[owners[chosen]]
+        self._is_one_each = self._owners.tolist() == list(range(self._count))
 
     def run(self, threads: Callable[[], int]) -> np.ndarray:
         """The sums of all stretches or rows, in order; overwritten by the next run."""
         self._next[0] = 0
-        at = self._header.ctypes.data
-        workers = min(threads(), int(self._header[1]))
-        if self._size < PARALLEL_FROM or workers == 1:
-            self._run(at)
+        if self._size < PARALLEL_FROM or (workers := min(threads(), int(self._header[1]))) == 1:
+            self._run(self._header_at)
         else:
-            run_together(self._address, at, workers)
-        return self._sums[:-1][self._active]
+            run_together(self._address, self._header_at, workers)
+        self.latest = self._sums[:-1][self._active]
+        return self.latest
 
     def by_tensor(self, threads: Callable[[], int]) -> np.ndarray:
-        """Each tensor's sum (or largest or smallest absolute value)."""
+        """Each tensor's sum (or largest or smallest absolute value); overwritten by the next run."""
         sums = self.run(threads)
+        if self._is_one_each:
+            return sums
         if self._kind in ("largest", "smallest"):
             result = np.full(self._count, 0.0 if self._kind == "largest" else np.inf)
             ufunc = np.maximum if self._kind == "largest" else np.minimum

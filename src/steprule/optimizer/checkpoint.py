@@ -18,7 +18,7 @@ from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rule import Rule
 from steprule.rules.options import added_names
 from steprule.services.clip import unpacked
-from steprule.services.member import REMEMBERED
+from steprule.services.ledger import REMEMBERED
 from steprule.step.listed import name_in
 from steprule.tensors.memory import DTYPES, name_of, too_short
 from steprule.tensors.state import (
@@ -99,9 +99,9 @@ def take_notes(groups: Groups, saved: Mapping[str, Any]) -> None:
         return
     core.services.load_state_dict(notes.get("services", {}))
     if not any(AVERAGE in state for state in states):
-        core.services.averaged = 0
+        core.services.look().averaged = 0
     elif "services" not in notes:  # taken off by someone who knows states and settings only
-        core.services.averaged = steps_of(states) or 1
+        core.services.look().averaged = steps_of(states) or 1
 
 
 def _tell_what_is_dropped(groups: Groups, notes: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> None:
@@ -112,7 +112,7 @@ def _tell_what_is_dropped(groups: Groups, notes: Mapping[str, Any], states: Sequ
         "averages of weights (average)": any(AVERAGE in state for state in states)
         and (own is None or own.average is None),
         "recent norms (clip=ClipQuantile(...))": unpacked(services.get("recent", ()))
-        and (own is None or not own.recent.maxlen),
+        and (own is None or not own.ledger.on_host().recent.maxlen),
         "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)": own is None
         and any(services.get(name) for name in ("clipped", "skipped", "zeroed")),
         "how many steps functions of hyperparameters have seen": notes.get("calls") and core.schedules is None,

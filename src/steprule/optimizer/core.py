@@ -114,15 +114,12 @@ class Core:
         """One of the numbers that services count."""
         if self.services is None:
             return 0
-        self.services.look()
-        return int(getattr(self.services, name))
+        return int(getattr(self.services.ledger.on_host(), name))
 
     def grad_norm(self) -> Tensor:
         """The norm of the last step's gradients, where it is known."""
-        services = self.services
-        if services is not None and services.ahead is not None:
-            return services.ahead.norm.float()
-        return torch.tensor(services.norm if services is not None else math.nan, dtype=torch.float32, device="cpu")
+        norm = self.services.ledger.norm if self.services is not None else math.nan
+        return norm.float() if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float32, device="cpu")
 
     def saved(self) -> dict[str, Any]:
         """What a copy needs to be made like it; nothing where it is as made for the rule alone."""

@@ -21,6 +21,7 @@ def release_gradients(groups: Groups, steps: Steps, model: torch.nn.Module) -> N
     _check(groups, model)
     core = groups.core
     core.services = core.services or StepServices(None, None, None, None)
+    core.services.look()
     core.forget_plans(groups.groups)
     core.release = core.services.release = Release(core.services, model, steps.take_one, steps.look_before_release)
     groups.watch()

@@ -36,16 +36,6 @@ class Average:
         if self.warmup and self.bias_correction:
             raise ValueError("average takes warmup=True or bias_correction=True, not both: each shortens the start")
 
-    def weight(self, averaged: int) -> float:
-        """The share that the new weights get, after so many averages."""
-        if averaged == 0:
-            return 1.0
-        if self.bias_correction:
-            return (1 - self.decay) / (1 - self.decay ** (averaged + 1)) if self.decay else 1.0
-        if self.warmup:
-            return 1 - min(self.decay, (1 + averaged) / (10 + averaged))
-        return 1 - self.decay
-
 
 def as_average(value: Any) -> Average | None:
     """The average argument as an `Average`; a number is its decay.

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,11 +76,6 @@ class ClipAdaptive:
         _check("clip_factor", self.clip_factor, 0.0, math.inf)
         _check("eps", self.eps, 0.0, math.inf)
 
-    def factors(self, grad_norms: np.ndarray, weight_norms: np.ndarray) -> np.ndarray:
-        """What each row's gradient is multiplied by."""
-        longest = self.clip_factor * np.maximum(weight_norms, self.eps)
-        return np.where(grad_norms > longest, longest / np.maximum(grad_norms, 1e-6), 1.0)
-
 
 @dataclass(frozen=True)
 class ClipQuantile:
@@ -127,11 +121,6 @@ def as_clip(value: Any) -> Clip | None:
     raise TypeError(
         f"clip must be a number (the largest norm), ClipNorm, ClipValue, ClipAdaptive or ClipQuantile, not {value!r}"
     )
-
-
-def norm_factor(norm: Any, max_norm: float) -> Any:
-    """What torch's `clip_grad_norm_` multiplies a gradient of this norm by."""
-    return np.minimum(max_norm / (norm + 1e-6), 1.0)
 
 
 def _check(name: str, value: Any, low: float, high: float) -> None:

@@ -23,12 +23,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from steprule.engine.run import Complete, Sums, Wants
 from steprule.services.hooks import Owner, is_nested, processes, weakly
-from steprule.services.member import Member
-from steprule.services.step import Part, Row, StepServices
+from steprule.services.member import Member, Part, Roll
+from steprule.services.step import StepServices, on_host
 
 logger = logging.getLogger("steprule")
 
@@ -89,8 +91,10 @@ class Release(Owner):
         return services
 
     def _begin_anew(self) -> None:
-        self._norms: list[tuple[Member, float]] = []
-        self._rows: list[Row] = []
+        self._read: list[Member] = []
+        self._norms: list[np.ndarray] = []
+        self._counted: list[Member] = []
+        self._counts: list[Sums] = []
         self._wrong: list[str] = []
         self._clipped = False
         self.stepped: set[Tensor] = set()
@@ -181,34 +185,58 @@ class Release(Owner):
 
         return reduced.then(step)
 
-    def begin(self, parts: Sequence[Part]) -> bool:
-        """As `StepServices.begin`, for one parameter."""
+    @property
+    def wants(self) -> Wants | None:
+        """As the services'."""
+        return self.services.wants
+
+    @property
+    def gathers(self) -> bool:
+        """As the services'."""
+        return self.services.gathers
+
+    def ask(self, works: Sequence[Part], sums: Sequence[Sums], complete: Complete) -> bool:
+        """As `OnHost.ask`, for one parameter."""
         services = self.services
-        norms = services.read(parts)
-        own = services.by_member(parts, norms)
+        norms = services.norms(sums)
+        members = [member for work in works for member in work.members] if norms else []
         if self._measuring:
-            self._norms += own
-            self._wrong += services.not_finite(parts, norms)
+            self._keep(members, norms)
+            self._wrong += services.not_finite(works, norms, complete)
             return False
         if self._verdict is not None:
             factor, wrong = self._verdict
             if wrong:
                 return False
         else:
-            self._norms += own
-            wrong = services.not_finite(parts, norms)
+            self._keep(members, norms)
+            wrong = services.not_finite(works, norms, complete)
             self._wrong += wrong
             if wrong:
                 return False
-            before = services.norm if math.isfinite(services.norm) else 0.0
-            factor = services.factor(max([before, *(norm for member, norm in own if not member.free)]))
-        self._clipped |= services.set_factors(parts, norms, factor)
+            before = services.ledger.norm if math.isfinite(services.ledger.norm) else 0.0
+            each = zip(members, (norm for own in norms for norm in own.tolist()), strict=True)
+            factor = services.factor(max([before, *(norm for member, norm in each if not member.free)]))
+        self._clipped |= services.set_factors(works, norms, factor)
         return True
 
-    def finish(self, parts: Sequence[Part], gathered: bool) -> None:
-        """As `StepServices.finish`, for one parameter."""
-        self._rows += self.services.tally(parts, gathered)
+    def _keep(self, members: Sequence[Member], norms: Sequence[np.ndarray]) -> None:
+        self._read += members
+        self._norms += [own.copy() for own in norms]
+
+    def _total(self) -> float:
+        """The norm of all that was read in this step."""
+        return self.services.total(self._norms, Roll(self._read)) if self._norms else 0.0
+
+    def note(self, works: Sequence[Part], gathered: bool, complete: Complete) -> None:
+        """As `OnHost.note`, for one parameter."""
         self._taken = True
+        if gathered or self.services.nonfinite == "zero":
+            self._counted += [member for work in works for member in work.members]
+            self._counts += [
+                {name: on_host(counts).copy() for name, counts in own.items()}
+                for own in complete([work.tallies() for work in works])
+            ]
 
     # Around backward
 
@@ -251,16 +279,17 @@ class Release(Owner):
             for param, grad in others:
                 param.grad = grad
         services = self.services
-        norm = services.total(self._norms)
-        self._norms_before = services.norm, services.recent.copy()
-        if not self._wrong and services.reads:
+        norm, ledger = self._total(), services.ledger
+        self._norms_before = ledger.norm, ledger.recent.copy()
+        if not self._wrong and services.wants is not None:
             services.remember(norm)
         self._verdict = services.factor(norm), self._wrong
 
     def _drop_measurement(self) -> None:
         """Forgets what a measuring pass has found if no step came of it."""
         if self._verdict is not None:
-            self.services.norm, self.services.recent = self._norms_before
+            ledger = self.services.ledger
+            ledger.norm, ledger.recent = self._norms_before
         self._verdict = None
         self._begin_anew()
 
@@ -293,12 +322,12 @@ class Release(Owner):
         wrong, services.found = self._wrong, bool(self._wrong)
         if wrong:
             services.refuse(wrong, whole=verdict is not None)
-        elif verdict is None and services.reads:
-            services.remember(services.total(self._norms))
+        elif verdict is None and services.wants is not None:
+            services.remember(self._total())
         if self._taken:
-            services.clipped += self._clipped
+            services.ledger.clipped += self._clipped
             if services.average is not None:
                 move_resting(stepped, services.average_weight)
-            services.close(self._rows, services.gathers)
+            services.close(self._counts, Roll(self._counted), services.gathers)
         self._verdict = None
         self._begin_anew()

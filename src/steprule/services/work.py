@@ -1,4 +1,4 @@
-"""One plan's parameters as services see them."""
+"""One plan's parameters, as a step and its services see them."""
 
 from __future__ import annotations
 
@@ -11,50 +11,72 @@ import numpy as np
 import torch
 
 from steprule.engine.cpu import Kernel
+from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading
+from steprule.engine.run import Sums, Wants
 from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive
+from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_of
-from steprule.services.step import StepServices
+
+READ_AS = {math.inf: "top_grad", -math.inf: "low_grad"}
+"""What is read for a norm that is no root of a sum."""
 
 
 class Work:
-    """One plan's members, and the readings and factors of it.
+    """The parameters of a plan; see `steprule.engine.run.Work` and `steprule.services.member.Part`.
 
     Args:
         kernels: the kernel, and the one that also gathers telemetry (the same where none is wanted).
         plan: what they work through.
-        members: one for each of its tensors.
+        numbers: the numbers that the plan's tensors have for themselves, if its kernel wants some.
+        members: one for each of its tensors; none where there are no services.
         formats: of the operands.
     """
 
     def __init__(
-        self, kernels: tuple[Kernel, Kernel], plan: Plan, members: Sequence[Member], formats: Mapping[str, str]
+        self,
+        kernels: tuple[Kernel, Kernel],
+        plan: Plan,
+        numbers: Planned | None,
+        members: Sequence[Member],
+        formats: Mapping[str, str],
     ) -> None:
         self.kernel, self.gathering = kernels
-        self.plan = plan
+        self.plan, self.numbers = plan, numbers
+        self.program, self.by_row = self.kernel.program, self.kernel.program.by_row
+        self.depth = numbers.depth if numbers is not None else 0
         self.members = self._of_all = members
         self._active: np.ndarray | None = None
         self._dtypes = [FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")]
         self._readings: dict[Any, Reading] = {}
+        self._wants: Wants | None = None
         threads = torch.get_num_threads
-        self._launch = self.kernel.launcher(plan, threads)
+        self.launch = self.kernel.launcher(plan, threads)
         self._launch_gathering = self.gathering.launcher(plan, threads)
         self._threads = threads
         self._source = self.kernel.source
-        self.exempt = self._every_exempt = np.array([member.free for member in members])
+        self._every_exempt = np.array([member.free for member in members], bool)
+        self.exempt = self._every_exempt if self._every_exempt.any() else None
+        averages = ("average_weight", None) in self.program.scalars
+        self._weights = plan.hyper[:, self.program.scalars.index(("average_weight", None))] if averages else None
 
     def select(self, active: np.ndarray) -> None:
         """Steps some of the plan's tensors only from now on, which that knows already."""
+        if self.numbers is not None:
+            self.numbers.select(active)
+        if not self._of_all:
+            return
         self._active = active
         self.members = list(compress(self._of_all, active))
-        self.exempt = self._every_exempt[active]
+        exempt = self._every_exempt[active]
+        self.exempt = exempt if exempt.any() else None
         for reading in self._readings.values():
             reading.select(active)
 
-    def _reading(self, operand: int, norm_type: float, by_row: bool, services: StepServices) -> Reading:
-        key = operand, norm_type, by_row, services.guards
+    def _reading(self, operand: int, norm_type: float, by_row: bool, wants: Wants) -> Reading:
+        key = operand, norm_type, by_row, wants
         if key not in self._readings:
             self._readings[key] = Reading(
                 self.plan.addresses[operand],
@@ -62,51 +84,70 @@ class Work:
                 self._dtypes[operand],
                 norm_type,
                 [row_of(member.param) for member in self._of_all] if by_row else None,
-                zero=services.nonfinite == "zero" and operand == 1,
-                check=services.guards,
+                zero=wants.zero and operand == 1,
+                check=wants.check,
             )
             if self._active is not None:
                 self._readings[key].select(self._active)
         return self._readings[key]
 
-    def norms(self, services: StepServices) -> np.ndarray:
-        """The p-norm of each gradient, as it is; factors of adaptive clipping are set on the way."""
-        p, clip = services.norm_type, services.clip
-        if not (isinstance(clip, ClipAdaptive) and self.kernel.program.by_row):
-            sums = self._reading(1, p, False, services).by_tensor(self._threads)
-            with np.errstate(all="ignore"):
-                return sums if p in (0.0, math.inf, -math.inf) else sums ** (1 / p)
-        grads = self._reading(1, 2.0, True, services)
-        squares = grads.run(self._threads)
-        weights = np.sqrt(self._reading(0, 2.0, True, services).run(self._threads))
-        inverse = services.inverse_scale
-        self.plan.factors[self.plan.active_factors] = clip.factors(np.sqrt(squares) * inverse, weights) * inverse
-        return np.asarray(np.sqrt(grads.by_tensor(self._threads)))
+    def read(self, wants: Wants) -> Sums:
+        """Sums of each gradient's elements."""
+        if wants is not self._wants:
+            self._wants, self._name = wants, READ_AS.get(wants.norm_type, "total_grad")
+            self._grads = self._reading(1, wants.norm_type, wants.by_row and self.by_row, wants)
+        return {self._name: self._grads.by_tensor(self._threads)}
 
-    def largest(self, services: StepServices, norms: np.ndarray) -> np.ndarray:
-        """Numbers that are finite where gradients are: norms, unless those may have overflowed."""
-        if services.norm_type in (1.0, 2.0) and self._dtypes[1] != "float64":
-            return norms
-        return self._reading(1, math.inf, False, services).by_tensor(self._threads)
+    def largest(self) -> Sums | None:
+        """The largest element of each gradient, or None where norms are finite wherever gradients are."""
+        wants = self._wants
+        assert wants is not None
+        if wants.norm_type in (1.0, 2.0, math.inf) and self._dtypes[1] != "float64":
+            return None
+        return {"top_grad": self._reading(1, math.inf, False, wants).by_tensor(self._threads)}
 
-    @property
-    def factors(self) -> np.ndarray:
-        """What gradients are multiplied by."""
-        return self.plan.factors[self.plan.active_factors]
+    def clip_rows(self, clip: ClipAdaptive, inverse: float) -> bool:
+        """Sets each row's factor by what was read last."""
+        assert self._wants is not None
+        grads = np.sqrt(self._grads.latest)
+        weights = np.sqrt(self._reading(0, 2.0, True, self._wants).run(self._threads))
+        factors = row_factors(clip, grads * inverse, weights)
+        self.plan.factors[self.plan.active_factors] = factors * inverse
+        return bool((factors < 1.0).any())
 
-    def set_factors(self, factors: np.ndarray) -> None:
-        """Sets what each member's gradient is multiplied by."""
+    def set_factors(self, factors: Any) -> None:
+        """Sets what gradients are multiplied by."""
         self.plan.factors[self.plan.active_factors] = factors
 
-    def launch(self, gather: bool) -> None:
+    def set_weight(self, weight: float) -> None:
+        """Sets the share of the new weights in their average."""
+        if self._weights is not None:
+            self._weights.fill(weight)
+
+    def prepare(self) -> None:
+        """Nothing: what can be refused was when the plan was made."""
+
+    def count(self) -> None:
+        """As `Planned`."""
+        self.numbers.count()  # type: ignore[union-attr]
+
+    def run(self, level: int) -> None:
+        """As `Planned`."""
+        self.numbers.run(level)  # type: ignore[union-attr]
+
+    def sums(self, level: int) -> Sums:
+        """As `Planned`."""
+        return self.numbers.sums(level)  # type: ignore[union-attr]
+
+    def put(self, level: int, sums: Sums) -> None:
+        """As `Planned`."""
+        self.numbers.put(level, sums)  # type: ignore[union-attr]
+
+    def step(self, gather: bool) -> None:
         """Steps all members."""
         self._source = (self.gathering if gather else self.kernel).source
-        (self._launch_gathering if gather else self._launch)()
+        (self._launch_gathering if gather else self.launch)()
 
-    def set_scalar(self, name: str, value: float) -> None:
-        """Sets one of the kernel's scalars for all tensors."""
-        self.plan.hyper[:, self.kernel.program.scalars.index((name, None))] = value
-
-    def tallies(self) -> dict[str, np.ndarray]:
-        """What the last launch has counted, for each member."""
+    def tallies(self) -> Sums:
+        """What the last step has counted, for each member."""
         return self.plan.tallied(self._source.tallies)

@@ -11,31 +11,39 @@ import torch
 from torch import Tensor
 
 from steprule.engine.eager import EagerStep
-from steprule.engine.own import run_together
+from steprule.engine.run import Sums, Wants
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
 from steprule.services.clip import ClipAdaptive, ClipValue
+from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_of
 from steprule.services.step import StepServices
+from steprule.services.work import READ_AS
 from steprule.step.entry import Entry
 from steprule.tensors.memory import HALVES, PLAIN
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
+from steprule.trace.program import Program
+from steprule.trace.tracing import has_own
 
 
 class Loose(Member):
-    """A parameter that the eager engine steps, and a part of a step by itself to services.
+    """A parameter that the eager engine steps; see `steprule.engine.run.Work` and `steprule.services.member.Part`.
 
     Args:
         entry: what it needs.
+        is_first: whether it has not been listed before. What is listed twice is stepped twice, one after the other.
 
     Attributes:
         factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
     """
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, is_first: bool) -> None:
         super().__init__(*entry.described())
         self._entry = entry
+        self._is_first = is_first
+        self._part: EagerStep | None = None
         self.factor: Any = 1.0
-        self.exempt = np.array([self.free])
+        self.exempt = np.array([True]) if self.free else None
+        self.by_row = entry.services is not None and isinstance(entry.services.clip, ClipAdaptive) and not self.free
         self.counts: dict[str, np.ndarray] = {}
         self._wide: dict[str, Tensor] = {}
 
@@ -60,54 +68,51 @@ class Loose(Member):
     def _values(self) -> Tensor:
         return self.grad.coalesce().values() if self.grad.is_sparse else self.grad.detach()
 
-    def norms(self, services: StepServices) -> np.ndarray:
-        """The gradient's norm; factors of adaptive clipping are set on the way."""
-        values = self._values()
+    def read(self, wants: Wants) -> Sums:
+        """The sum of the gradient's elements."""
+        values, p = self._values(), wants.norm_type
         values = values.to(torch.complex128 if values.is_complex() else torch.float64)
         finite = torch.isfinite(values)
-        if services.nonfinite == "zero":
+        name = READ_AS.get(p, "total_grad")
+        if wants.zero:
             values = torch.where(finite, values, 0)
-        elif services.guards and not finite.all():
-            return np.array([math.nan])
-        if isinstance(services.clip, ClipAdaptive):
-            self._clip_rows(services)
-        if not values.numel():  # as the sum over none would give
-            return np.array([math.inf if services.norm_type < 0 else 0.0])
-        return np.array([torch.linalg.vector_norm(values, services.norm_type).item()])
+        elif wants.check and not finite.all():
+            return {name: np.array([math.nan])}
+        if not values.numel():  # as kernels have it
+            return {name: np.array([math.inf if p == -math.inf else 0.0])}
+        norm = torch.linalg.vector_norm(values, p).item()
+        return {name: np.array([norm if p in (0.0, math.inf, -math.inf) else _power(norm, p)])}
 
-    def largest(self, services: StepServices, norms: np.ndarray) -> np.ndarray:
-        """As `Work.largest`."""
+    def largest(self) -> Sums:
+        """The largest element of the gradient."""
         values = self._values().abs()
-        return np.array([values.max().item() if values.numel() else 0.0])
+        return {"top_grad": np.array([values.max().item() if values.numel() else 0.0])}
 
-    def _clip_rows(self, services: StepServices) -> None:
-        clip, inverse = services.clip, services.inverse_scale
-        assert isinstance(clip, ClipAdaptive)
+    def clip_rows(self, clip: ClipAdaptive, inverse: float) -> bool:
+        """Sets each row's factor."""
         if not self.param.numel():
-            return
+            return False
         grad, param = (
             x.reshape(-1, row_of(self.param)).to(torch.complex128 if x.is_complex() else torch.float64)
             for x in (self.grad.to_dense() if self.grad.is_sparse else self.grad.detach(), self.param.detach())
         )
-        if services.nonfinite == "zero":
+        assert self._entry.services is not None
+        if self._entry.services.nonfinite == "zero":
             grad = torch.where(torch.isfinite(grad), grad, 0)
         norms = [torch.linalg.vector_norm(x, dim=1).cpu().numpy() for x in (grad, param)]
-        factors = torch.from_numpy(clip.factors(norms[0] * inverse, norms[1]) * inverse)
+        own = row_factors(clip, norms[0] * inverse, norms[1])
+        factors = torch.from_numpy(own * inverse)
         self.factor = factors.reshape([-1] + [1] * (self.param.dim() - 1)) if self.param.dim() > 1 else factors.item()
+        return bool((own < 1.0).any())
 
-    @property
-    def factors(self) -> np.ndarray:
-        """What the gradient is multiplied by."""
-        return np.asarray(self.factor)
-
-    def set_factors(self, factors: np.ndarray) -> None:
+    def set_factors(self, factors: Any) -> None:
         """Sets what the gradient is multiplied by."""
-        self.factor = float(factors[0])
+        self.factor = float(np.asarray(factors).reshape(()))
 
-    def set_scalar(self, name: str, value: float) -> None:
+    def set_weight(self, weight: float) -> None:
         """Nothing: the eager engine asks the services."""
 
-    def tallies(self) -> dict[str, np.ndarray]:
+    def tallies(self) -> Sums:
         """What the step has counted."""
         return self.counts
 
@@ -161,8 +166,40 @@ class Loose(Member):
 
     # Its step
 
-    def prepare(self) -> EagerStep:
-        """The step: nothing has changed yet."""
+    @property
+    def program(self) -> Program | None:
+        """What its step does, where sums are a part of it."""
+        return self._part.program if self._part is not None else None
+
+    @property
+    def depth(self) -> int:
+        """How many levels of sums there are."""
+        return self._part.depth if self._part is not None else 0
+
+    def prepare(self) -> None:
+        """Makes the step, where something of it must be known before anything changes; it takes memory.
+
+        It cannot be known where the parameter is listed for a second time.
+        """
+        if self._is_first and has_own(self._entry.rule, self._entry.group):
+            self._part = self._eager_step()
+
+    def count(self) -> None:
+        """Nothing: the eager engine is given the step."""
+
+    def run(self, level: int) -> None:
+        """Nothing: `sums` reads elements."""
+
+    def sums(self, level: int) -> Sums:
+        """As `EagerStep`."""
+        return self._part.sums(level)  # type: ignore[union-attr]
+
+    def put(self, level: int, sums: Sums) -> None:
+        """As `EagerStep`."""
+        self._part.put(level, sums)  # type: ignore[union-attr]
+
+    def _eager_step(self) -> EagerStep:
+        """Its step: nothing has changed yet."""
         entry = self._entry
         rule, group, state = entry.rule, entry.group, entry.state
         grad = self._wide_grad() if entry.services is None else self._served_grad(entry.services)
@@ -182,9 +219,12 @@ class Loose(Member):
         settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
         return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False))
 
-    def finish(self, part: EagerStep, gather: bool) -> None:
-        """Takes it."""
-        entry = self._entry
+    def step(self, gather: bool) -> None:
+        """Takes it; made now where no other parameter need wait for what this one's sums are."""
+        entry, part = self._entry, self._part
+        if part is None:
+            part = self._eager_step()
+            part.find_numbers()
         before = self._read("param") if gather else None
         entry.has_begun = True
         part.write()
@@ -198,13 +238,7 @@ class Loose(Member):
             is_random = bool(entry.kind.formats) and bool(FORMATS[entry.kind.formats["param"]].random)
             after = self._read("param")
             self._gather(before, after if new is None else new, after, is_random)
-        self._wide = {}
-
-    def step(self, gather: bool) -> None:
-        """Both, where no other parameter need wait for what this one's sums are."""
-        part = self.prepare()
-        run_together([part])
-        self.finish(part, gather)
+        self._wide, self._part = {}, None
 
     def _read(self, name: str) -> Tensor:
         """As `Optimizer.read`."""
@@ -224,13 +258,13 @@ class Loose(Member):
         if services is None or not entry.kind.averages or not entry.is_last:
             return
         if not entry.kind.formats:  # complex
-            entry.state[AVERAGE].lerp_(self.param.detach(), services.average_weight)
+            entry.state[AVERAGE].lerp_(self.param.detach(), services.weight)
             return
         weight = FORMATS[entry.kind.formats["param"]]
         if new is None or not (weight.random or len(weight.arrays) > 1):
             new = self._read("param")
         average = self._read(AVERAGE)
-        self._store(AVERAGE, average + services.average_weight * (new - average))
+        self._store(AVERAGE, average + services.weight * (new - average))
 
     def _plain(self, value: Any) -> Any:
         """Hyperparameters as floats, or as tensors where autograd or a graph must see them."""
@@ -241,3 +275,11 @@ class Loose(Member):
         if self._entry.group.get("differentiable") or self._entry.group.get("capturable"):
             return value.reshape(())
         return value.item()
+
+
+def _power(norm: float, p: float) -> float:
+    """The sum of powers that a norm is the root of."""
+    try:
+        return float(norm**p)
+    except (OverflowError, ZeroDivisionError):
+        return math.inf

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from operator import is_, itemgetter
-from typing import TYPE_CHECKING, Any
+from operator import is_, itemgetter, methodcaller
+from typing import Any
 
 from torch import Tensor
 
-from steprule.engine import gpu
-from steprule.engine.eager import EagerStep
-from steprule.engine.own import run_together
 from steprule.engine.plan import FULL
+from steprule.engine.run import NOTHING, Around, take_step
 from steprule.services.hooks import weakly
+from steprule.services.host import OnHost
 from steprule.services.release import check_not_released
-from steprule.services.step import Part, StepServices
 from steprule.step.entry import Entry, count_write
 from steprule.step.job import Job
 from steprule.step.kind import Kernel
 from steprule.step.listed import PARAMS
 from steprule.step.loose import Loose
-from steprule.step.resting import Resting
+from steprule.step.resting import Averages
 from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
 from steprule.tensors.average import start_average
 from steprule.tensors.state import FORMAT_OPTIONS
-from steprule.trace.tracing import has_own, static_settings
+from steprule.trace.tracing import static_settings
 
-if TYPE_CHECKING:
-    from steprule.services.device import OnDevice
-
+_CLIP = methodcaller("get", "clip")
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 
 
@@ -59,14 +55,18 @@ class StepPlan:
         self._groups = job.groups if whole else [entries[0].group]
         self._needs_numbers = not all(bucket[0].kind.engine == "gpu" for _, bucket in buckets)
         self._check_numbers = weakly(job.check_numbers)
-        self._move_resting_averages = weakly(job.move_resting_averages)
         self._entries = entries
         self._know_settings(job.flags)
         fast = [entry for _, bucket in buckets for entry in bucket]
         self._know_tensors(job.states, fast)
+        averages = job.services is not None and job.services.average is not None and whole
+        self._averages = (
+            Averages(self._roster, entries, fast, self._selects, weakly(job.move_resting_averages))
+            if averages
+            else None
+        )
+        self._around: Around = OnHost(job.services, self._averages) if job.services is not None else NOTHING
         self._lay_out(buckets)
-        self._know_averages(fast)
-        self._on_device = self._decided_on_device()
         if any(entry.rests for entry in fast):
             self._select()
 
@@ -75,10 +75,8 @@ class StepPlan:
         groups = self._groups
         keys = [name for name in (*self._rule.hyperparameters, *flags, *FORMAT_OPTIONS) if name in groups[0]]
         self._keys = keys
-        settings_of = itemgetter(*keys, keys[0])
-        self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = settings_of
-        if self._services is not None:
-            self._settings_of = lambda group: (*settings_of(group), group.get("clip"))
+        self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*keys, keys[0])
+        self._clips = list(map(_CLIP, groups))
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
         self._lengths = list(map(len, [*groups, *(map(PARAMS, groups) if self._whole else ())]))
@@ -113,15 +111,11 @@ class StepPlan:
     def _engage(self, buckets: Sequence[Bucket]) -> None:
         """Has the steps that come run over these."""
         self._counters = [one.counter for one in buckets if one.counter is not None]
-        self._planned = [one.planned for one in buckets if one.planned is not None]
-        self._works = [one.work for one in buckets if one.work is not None]
-        self._launchers = [one.launch for one in buckets if one.launch is not None]
-
-    def _know_averages(self, fast: list[Entry]) -> None:
-        """How averages move of parameters that take no step."""
-        averages = self._services is not None and self._services.average is not None
-        self._resting = Resting(fast) if averages and self._selects and Resting.takes(fast) else None
-        self._moved = {entry.param for entry in self._entries}
+        self._works = [one.work for one in buckets]
+        is_plain = self._services is None and not any(work.depth for work in self._works)
+        self._launchers = [work.launch for work in self._works] if is_plain else None
+        if isinstance(self._around, OnHost):
+            self._around.forget()
 
     def _select(self) -> bool:
         """Turns to the parameters that have a gradient now; False if they are those that had one, or others are not known."""
@@ -134,25 +128,19 @@ class StepPlan:
             if active is None:
                 return False
             self._engage([one for one, part in self._buckets if one.select(active[part])])
-            if self._resting is not None:
-                self._resting.select(~active)
-            elif self._services is not None and self._services.average is not None:
-                self._moved = set(roster.active)
+            if self._averages is not None:
+                self._averages.select(active)
         except BaseException:
             roster.forget()  # half of it is no plan
             raise
         return True
 
-    def _decided_on_device(self) -> OnDevice | None:
-        """What decides for the services on the GPU, where the host need not know."""
+    def _decided_on_device(self) -> bool:
+        """Whether the services' decisions are made on the GPU, where the host need not know them."""
         services = self._services
         if services is None or not (self.repeats and self._works and not self._needs_numbers and self._whole):
-            return None
-        if services.nonfinite == "raise" or services.release is not None:
-            return None
-        from steprule.services.device import OnDevice
-
-        return OnDevice(services, self._works)
+            return False
+        return services.nonfinite != "raise" and services.release is None
 
     def run(self, groups: list[dict[str, Any]], states: Any, only_ask: bool = False) -> bool:
         """Steps and returns True, or changes nothing and returns False if something is not as it was.
@@ -184,6 +172,8 @@ class StepPlan:
             ):
                 return False
             is_changed = self._settings != list(map(self._settings_of, groups))
+            if self._services is not None and not is_changed:
+                is_changed = self._clips != list(map(_CLIP, groups))
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
             # No gradient, a sparse one, a state that is no tensor, a setting that is no number.
             return self._select() and self.run(groups, states, only_ask)
@@ -199,15 +189,11 @@ class StepPlan:
             return True
         if self._accumulator is not None:
             self._accumulator.settle(roster.active)
-        if self._on_device is not None:
-            self._serve_on(self._on_device)
-            return True
-        if self._services is not None:
-            self._serve(self._services)
-            return True
-        if self._planned:  # as `_take` does, without the cost of a call
-            run_together(self._planned)
-        for launch in self._launchers:
+        if self._launchers is None:
+            return self._go_on()
+        for (
+            launch
+        ) in self._launchers:  # `take_step` where nothing but the last pass is left, without the cost of a call
             launch()
         count_write(roster.active)
         return True
@@ -245,78 +231,63 @@ class StepPlan:
             return chain(*map(PARAMS, groups), states.values(), _END)
         return chain(map(states.get, self._roster.params), _END)
 
+    def _go_on(self) -> bool:
+        """Steps as before; True, also where services refuse."""
+        services, around, works = self._services, self._around, self._works
+        if services is not None:
+            if services.release is not None:
+                around = services.release
+            if not works and self._rests_all():
+                return True
+        if take_step(works, around):
+            count_write(self._roster.active)
+        return True
+
     def go(self) -> bool:
         """The first step, with those entries that are not fast; False if services refuse it, and nothing has changed.
 
         Each entry's `has_begun` says then, or where it raises, whether something of it has been written.
         """
         entries, self._entries = self._entries, []
+        services, around = self._services, self._around
         alive = [entry for entry in entries if not (entry.kind.is_abstract or entry.rests)]
-        loose = [Loose(entry) for entry in alive if not entry.is_fast]
-        if self._services is None:
-            self._take(False, alive, loose)
-        elif not self._serve(self._services, alive, loose):
+        first = {id(entry.param): entry for entry in reversed(entries)}
+        loose = [Loose(entry, first[id(entry.param)] is entry) for entry in alive if not entry.is_fast]
+        works = [*self._works, *loose]
+        starts_averages = False
+        if services is not None:
+            averaged, around = services.look().averaged, services.release or around
+            starts_averages = services.average is not None and averaged == 0
+        is_idle = services is not None and not works and self._rests_all()
+        if not is_idle and not take_step(works, around, begin=lambda: self._begin(alive)):
             return False
+        for entry in alive if starts_averages else ():
+            start_average(entry.param, entry.state)
+        if loose and isinstance(around, OnHost):
+            around.forget()  # whom no kernel steps
+        if self._decided_on_device():
+            from steprule.services.device import OnDevice
+
+            assert services is not None
+            self._around = OnDevice(services, self._works, self._averages)
         for entry in entries:
             if entry.kind.is_abstract:
                 entry.count()
             entry.let_go()
         return True
 
-    def _take(self, gather: bool, entries: Sequence[Entry] = (), loose: Sequence[Loose] = ()) -> None:
-        """The step itself, once services have agreed."""
-        steps = _prepare(entries, loose) if loose else []
-        for entry in entries:  # from here on what kernels step has changed
-            entry.has_begun |= entry.is_fast
-        if self._planned or steps:
-            run_together([*self._planned, *(step for step in steps if step is not None)])
-        for launch in self._launchers:
-            launch()
-        for work in self._works:
-            work.launch(gather)
-        count_write(self._roster.active)
-        for one, step in zip(loose, steps, strict=True):
-            one.finish(step, gather) if step is not None else one.step(gather)
-
-    def _serve(self, services: StepServices, entries: Sequence[Entry] = (), loose: Sequence[Loose] = ()) -> bool:
-        """Steps with services; False if they refuse."""
-        services.look()
-        around = services.release or services
-        parts: list[Part] = [*self._works, *loose]
-        if not parts:
-            services.rest()
-            if services.average is None:
-                return True
-        if not around.begin(parts):
-            return False
-        gather = services.gathers
-        self._take(gather, entries, loose)
-        if services.average is not None:
-            for entry in entries if services.averaged == 0 else ():
-                start_average(entry.param, entry.state)
-            if self._whole:
-                self._move_resting(services.average_weight)
-        around.finish(parts, gather)
-        if self._on_device is not None:
-            self._on_device.fill()
-        return True
-
-    def _serve_on(self, device: OnDevice) -> None:
-        """Steps with services that decide on the device; what a CUDA graph records is never gathered."""
+    def _rests_all(self) -> bool:
+        """Takes note of a step that nothing takes; False where averages move all the same."""
         assert self._services is not None
-        gather = self._services.gathers and not gpu.is_recording(device.device)
-        weight = device.begin()
-        self._take(gather)
-        if weight is not None:
-            self._move_resting(weight)
-        device.finish(gather)
+        self._services.look()
+        self._services.rest()
+        return self._services.average is None
 
-    def _move_resting(self, weight: Any) -> None:
-        """Brings averages of parameters that take no step towards them, by this share."""
-        if self._resting is not None:
-            self._resting.move(weight)
-        if self._resting is None or self._roster.idle:
-            self._move_resting_averages(self._moved, weight)
+    def _begin(self, entries: Sequence[Entry]) -> None:
+        """From here on what kernels step has changed."""
+        for entry in entries:
+            entry.has_begun |= entry.is_fast
+        count_write(self._roster.active)
 
     def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """A group's settings with tensors and arrays read, since those may be filled in place."""
@@ -345,18 +316,3 @@ class StepPlan:
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
         formats = group.get("states"), group.get("weights"), group.get("clip")
         return static_settings(self._rule, group), group.get("maximize", False), group.get("differentiable"), formats
-
-
-def _prepare(entries: Sequence[Entry], loose: Sequence[Loose]) -> list[EagerStep | None]:
-    """The steps of the loose ones; None where it need not be known before anything changes, and takes memory.
-
-    Nor can it where a parameter is listed twice.
-    """
-    steps: list[EagerStep | None] = []
-    before: set[Tensor] = set()
-    for entry in entries:
-        if not entry.is_fast:
-            has_sums = has_own(entry.rule, entry.group) and entry.param not in before
-            steps.append(loose[len(steps)].prepare() if has_sums else None)
-        before.add(entry.param)
-    return steps

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from steprule.engine.cpu import Kernel
 from steprule.engine.plan import Plan
 from steprule.pieces import Value
 from steprule.rule import Rule
 from steprule.step.entry import Entry
+from steprule.step.roster import Roster
 from steprule.tensors.memory import PLAIN
 from steprule.tensors.state import AVERAGE
 
@@ -64,7 +67,7 @@ class Resting:
                 self._moving.append((kernel, plan, kernel.launcher(plan, torch.get_num_threads)))
 
     def move(self, weight: float) -> None:
-        """Brings their averages towards the weights by this share."""
+        """Brings averages towards the weights by this share."""
         for kernel, plan, launch in self._moving:
             plan.set_hyper([kernel.numbers({"weight": weight})])
             launch()
@@ -82,3 +85,46 @@ class Resting:
             first_steps=[0.0] * len(numbers),
         )
         return kernel, plan
+
+
+class Averages:
+    """The averages of an optimizer's parameters that take no step.
+
+    Args:
+        roster: its parameters.
+        entries: those that a plan knows, and step.
+        fast: those of them that kernels step.
+        selects: whether the plan may turn to other parameters.
+        move_others: moves the averages of all parameters but those given, by a share.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        entries: Sequence[Entry],
+        fast: Sequence[Entry],
+        selects: bool,
+        move_others: Callable[[set[Tensor], Any], None],
+    ) -> None:
+        self._roster, self._move_others = roster, move_others
+        self._resting = Resting(fast) if selects and Resting.takes(fast) else None
+        self._moved = {entry.param for entry in entries}
+
+    @property
+    def rests(self) -> bool:
+        """Whether there are such parameters."""
+        return bool(self._roster.waiting)
+
+    def select(self, active: np.ndarray) -> None:
+        """For those that step from now on."""
+        if self._resting is not None:
+            self._resting.select(~active)
+        else:
+            self._moved = set(self._roster.active)
+
+    def move(self, weight: Any) -> None:
+        """Brings them towards the parameters by this share."""
+        if self._resting is not None:
+            self._resting.move(weight)
+        if self._resting is None or self._roster.idle:
+            self._move_others(self._moved, weight)

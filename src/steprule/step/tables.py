@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,29 +44,19 @@ class Bucket:
         self.kernel = kernels[0]
         self.plan = plan_of(kernels, entries, groups, services, rows)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
-        self.planned = planned_of(self.kernel, self.plan, entries) if self.kernel.program.own else None
-        self.work, self.launch = None, None
-        if services is not None:
-            members = [Member(*entry.described()) for entry in entries]
-            self.work = work_of(kernels, self.plan, members, entries[0].kind.formats)
-        else:
-            self.launch = launcher_of(self.kernel, self.plan)
+        numbers = numbers_of(self.kernel, self.plan, entries) if self.kernel.program.own else None
+        members = [Member(*entry.described()) for entry in entries] if services is not None else []
+        self.work = work_of(kernels, self.plan, numbers, members, entries[0].kind.formats)
 
     def select(self, active: np.ndarray) -> bool:
         """Steps some of the parameters from now on; False if that is none of them."""
-        for one in (self.plan, self.planned, self.work):
-            if one is not None:
-                one.select(active)  # type: ignore[union-attr]
+        self.plan.select(active)  # type: ignore[union-attr]
+        self.work.select(active)
         return bool(active.any())
 
 
-def launcher_of(kernel: Any, plan: Plan | GpuPlan) -> Callable[[], None]:
-    """What runs a kernel over a plan."""
-    return kernel.launcher(plan, torch.get_num_threads)  # type: ignore[no-any-return]
-
-
-def planned_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned | GpuPlanned:
-    """A plan whose kernel needs sums of its tensors first."""
+def numbers_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned | GpuPlanned:
+    """The numbers that tensors of a plan have for themselves."""
     states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
     if isinstance(plan, GpuPlan):
         from steprule.engine.gpu_own import GpuPlanned
@@ -77,13 +66,16 @@ def planned_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planne
     return Planned(kernel, plan, arrays, torch.get_num_threads)
 
 
-def work_of(kernels: list[Any], plan: Plan | GpuPlan, members: list[Member], formats: dict[str, str]) -> Any:
-    """A plan with services around it."""
+def work_of(
+    kernels: list[Any], plan: Plan | GpuPlan, numbers: Any, members: list[Member], formats: dict[str, str]
+) -> Any:
+    """What a step does with a plan."""
+    both = kernels[0], kernels[-1]
     if isinstance(plan, GpuPlan):
-        from steprule.services.device import GpuWork
+        from steprule.services.gpu_work import GpuWork
 
-        return GpuWork((kernels[0], kernels[-1]), plan, members, formats)
-    return Work((kernels[0], kernels[-1]), plan, members, formats)
+        return GpuWork(both, plan, numbers, members, formats)
+    return Work(both, plan, numbers, members, formats)
 
 
 def hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:

@@ -1,0 +1,190 @@
+"""What a step is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
+
+from steprule.trace.program import Program
+
+Sums = Mapping[str, Any]
+"""Sums over elements by name: for each tensor a list or array of numbers, or a tensor on a device that nobody waits for.
+
+Where a name begins with "top_" or "low_", it is the largest or smallest element in place of the sum."""
+Complete = Callable[[Sequence[Sums]], Sequence[Sums]]
+"""Makes sums over the elements that are here those over all there are: what processes have for themselves is added up."""
+
+
+class Wants(NamedTuple):
+    """What services want to know of gradients before a step.
+
+    Attributes:
+        norm_type: the p of their norms.
+        zero: read what is not finite as 0.
+        check: have no finite sum where an element is not finite.
+        by_row: of each row, where a kernel has factors for rows.
+    """
+
+    norm_type: float
+    zero: bool
+    check: bool
+    by_row: bool
+
+
+class Levels(Protocol):
+    """The numbers that some tensors have for themselves, and the sums that these follow from, level by level."""
+
+    @property
+    def program(self) -> Program | None:
+        """What they are a part of."""
+
+    @property
+    def depth(self) -> int:
+        """How many levels there are, each of which reads what those before it have found; 0 where there are no numbers."""
+
+    def count(self) -> None:
+        """Counts steps, and forgets what held for the last."""
+
+    def run(self, level: int) -> None:
+        """Reads elements for a level's sums."""
+
+    def sums(self, level: int) -> Sums:
+        """A level's sums; the first one has none."""
+
+    def put(self, level: int, sums: Sums) -> None:
+        """Takes over these sums, those over all tensors as one number, and computes what follows from them."""
+
+
+class Work(Levels, Protocol):
+    """Some of the tensors that are stepped together: those of one plan, or one that no kernel steps."""
+
+    def read(self, wants: Wants) -> Sums:
+        """What services want to know of gradients, as they are: "total_grad", "top_grad" or "low_grad"."""
+
+    def prepare(self) -> None:
+        """Raises where the step cannot be taken; nothing has changed yet."""
+
+    def step(self, gather: bool) -> None:
+        """Changes elements, and gathers telemetry if that is wanted."""
+
+
+class Around(Protocol):
+    """What is asked before a step and told of it afterwards."""
+
+    @property
+    def wants(self) -> Wants | None:
+        """What it wants to know of gradients; None for nothing."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether telemetry looks at the step that comes."""
+
+    def ask(self, works: Sequence[Any], sums: Sequence[Sums], complete: Complete) -> bool:
+        """Says what gradients are multiplied by, and whether the step is taken.
+
+        On a device it always is, and changes nothing where kernels find that it is to be skipped.
+
+        Args:
+            works: of the step.
+            sums: what each has read.
+            complete: for what else it reads.
+        """
+
+    def note(self, works: Sequence[Any], gathered: bool, complete: Complete) -> None:
+        """Takes note of a step that was taken."""
+
+
+def alone(sums: Sequence[Sums]) -> Sequence[Sums]:
+    """`Complete` for one process."""
+    return sums
+
+
+def take_step(
+    works: Sequence[Work],
+    around: Around,
+    complete: Complete = alone,
+    begin: Callable[[], None] | None = None,
+) -> bool:
+    """Steps some tensors; False if the step is refused, and nothing has changed.
+
+    Args:
+        works: all of the tensors.
+        around: the services.
+        complete: makes sums over what is here those over all.
+        begin: for a step that no plan has taken before, called when all has been looked at and nothing has changed yet.
+    """
+    wants = around.wants
+    sums = complete([work.read(wants) for work in works]) if wants is not None else ()
+    if not around.ask(works, sums, complete):  # clipping, the guard, the average's weight
+        return False
+    if begin is not None:
+        for work in works:
+            work.prepare()
+        begin()
+    numbered = [work for work in works if work.depth]
+    if numbered:
+        find_numbers(numbered, complete)
+    gather = around.gathers
+    for work in works:
+        work.step(gather)
+    around.note(works, gather, complete)
+    return True
+
+
+def find_numbers(works: Sequence[Levels], complete: Complete = alone) -> None:
+    """Counts steps, and level by level brings all numbers that tensors have for themselves to where elements can change."""
+    for work in works:
+        work.count()
+    for level in range(max((work.depth for work in works), default=0)):
+        for work in works:
+            work.run(level)
+        sums = complete([work.sums(level) for work in works])
+        for work, own in zip(works, over_all_tensors(works, sums), strict=True):
+            work.put(level, own)
+
+
+def over_all_tensors(works: Sequence[Levels], sums: Sequence[Sums]) -> Sequence[Sums]:
+    """Sums, where the formula wants one over all tensors with that in place of each tensor's."""
+    of_all: dict[str, list[Any]] = {}
+    for work, own in zip(works, sums, strict=True):
+        for name, values in own.items():
+            if work.program is not None and work.program.sums[name].of_all:
+                of_all.setdefault(name, []).append(values)
+    if not of_all:
+        return sums
+    totals = {name: add_up(values) for name, values in of_all.items()}
+    return [{name: totals.get(name, values) for name, values in own.items()} for own in sums]
+
+
+def add_up(parts: Sequence[Any]) -> Any:
+    """The sum of all numbers of all parts, lists or tensors: the same whatever their order, however they are grouped."""
+    numbers = list(chain.from_iterable(x if isinstance(x, list) else [x] for x in parts))
+    places = {getattr(x, "device", None) for x in numbers}
+    if places == {None}:
+        return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
+    import torch
+
+    if len(places) == 1 or not any(isinstance(x, list) for x in parts):
+        place = numbers[0].device
+    else:  # what the host must know it has to wait for
+        place = torch.device("cpu")
+    wide = [torch.as_tensor(x, dtype=torch.float64, device=getattr(x, "device", "cpu")).reshape(-1) for x in numbers]
+    return torch.cat([x.to(place, non_blocking=place.type != "cpu") for x in wide]).sort().values.sum()
+
+
+class _Nothing:
+    """Around a step without services."""
+
+    wants, gathers = None, False
+
+    def ask(self, works: Sequence[Any], sums: Sequence[Sums], complete: Complete) -> bool:
+        """Takes every step."""
+        return True
+
+    def note(self, works: Sequence[Any], gathered: bool, complete: Complete) -> None:
+        """Remembers none."""
+
+
+NOTHING = _Nothing()

@@ -1,0 +1,59 @@
+"""What services remember from step to step."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from steprule.services.clip import packed, unpacked
+
+REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
+"""The numbers, by the names that they have in checkpoints."""
+
+
+class Ledger:
+    """What services remember from step to step, as numbers of the host.
+
+    `steprule.services.device.DeviceLedger` has the same on a device.
+
+    Args:
+        window: of how many norms.
+
+    Attributes:
+        norm: the norm of the gradients of the last step that was taken, unscaled; NaN before.
+        clipped, skipped, zeroed: how many steps were clipped or skipped, how many elements zeroed.
+        steps: how many were taken.
+        averaged: how many averages were taken.
+        recent: the norms of the last steps.
+    """
+
+    def __init__(self, window: int = 0) -> None:
+        self.norm = math.nan
+        self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = 0
+        self.recent: deque[float] = deque(maxlen=window)
+
+    def on_host(self) -> Ledger:
+        """The same where the host knows it; waits for a device."""
+        return self
+
+    def keep(self, window: int) -> None:
+        """Remembers so many norms from now on."""
+        self.recent = deque(self.recent, maxlen=window)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        saved = {name: getattr(self, name) for name in REMEMBERED}
+        return saved | ({"recent": packed(self.recent)} if self.recent.maxlen else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned; what is missing stays as it is."""
+        for name in REMEMBERED:
+            setattr(self, name, state.get(name, getattr(self, name)))
+        if "recent" in state:
+            self.recent = deque(unpacked(state["recent"]), self.recent.maxlen)
+
+
+AnyLedger = Any
+"""A `Ledger` or a `steprule.services.device.DeviceLedger`."""
