@@ -57,7 +57,7 @@ class OnHost:
             if wrong:
                 services.refuse(wrong)
                 return False
-            norm = services.total(norms, self._roll or self._call(works))
+            norm = services.total(norms, self._roll or self._call_roll(works))
             services.remember(norm)
         else:
             services.found = False
@@ -72,8 +72,8 @@ class OnHost:
         counts: Sequence[Sums] = ()
         if gathered or services.nonfinite == "zero":
             counts = complete([work.tallies() for work in works])
-        services.close(counts, self._roll or self._call(works), gathered)
+        services.close(counts, self._roll or self._call_roll(works), gathered)
 
-    def _call(self, works: Sequence[Part]) -> Roll:
+    def _call_roll(self, works: Sequence[Part]) -> Roll:
         self._roll = roll = Roll([member for work in works for member in work.members])
         return roll

@@ -53,7 +53,3 @@ class Ledger:
             setattr(self, name, state.get(name, getattr(self, name)))
         if "recent" in state:
             self.recent = deque(unpacked(state["recent"]), self.recent.maxlen)
-
-
-AnyLedger = Any
-"""A `Ledger` or a `steprule.services.device.DeviceLedger`."""

@@ -16,7 +16,7 @@ from steprule.engine.run import Around, Complete, Sums, Wants
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 from steprule.services.decide import average_weight, clip_factor, joined, quantile, roots
-from steprule.services.ledger import AnyLedger, Ledger
+from steprule.services.ledger import Ledger
 from steprule.services.member import COLUMNS, Part, Roll
 from steprule.services.telemetry import Telemetry
 from steprule.trace.around import Services
@@ -33,7 +33,7 @@ class StepServices:
         clip, nonfinite, average, telemetry: as the optimizer's arguments, None where off.
 
     Attributes:
-        ledger: what they remember; on a device where the last steps were decided there.
+        ledger: what they remember: a `Ledger`, or a `DeviceLedger` where the last steps were decided on a device.
         calls: how many steps there were, taken or not, where that is not known at once.
         inverse_scale: what undoes a GradScaler's scale in this step; a tensor where that is on a GPU.
         already: what a GradScaler has found, 0 for gradients that are finite; a tensor on a GPU, or None.
@@ -60,7 +60,7 @@ class StepServices:
         self.nonfinite = nonfinite
         self.average = average
         self.telemetry = telemetry
-        self.ledger: AnyLedger = Ledger(_window(clip))
+        self.ledger: Any = Ledger(_window(clip))
         self.calls = 0
         self.scaled, self.rescales = False, False
         self.inverse_scale: Any = 1.0

@@ -191,9 +191,7 @@ class StepPlan:
             self._accumulator.settle(roster.active)
         if self._launchers is None:
             return self._go_on()
-        for (
-            launch
-        ) in self._launchers:  # `take_step` where nothing but the last pass is left, without the cost of a call
+        for launch in self._launchers:  # all that `take_step` would do, without the cost of a call
             launch()
         count_write(roster.active)
         return True
