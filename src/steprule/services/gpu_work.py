@@ -30,6 +30,8 @@ class GpuWork(PlanWork):
     ) -> None:
         super().__init__(kernels, [kernel.launcher(plan) for kernel in kernels], numbers, members, formats)
         self.plan = plan
+        if self.exempt is not None:
+            self.exempt = torch.from_numpy(self.exempt).to(plan.device)
         self._combinations = [
             Combination(plan.device, plan.first_chunk, [int(name.startswith("top_")) for name in names])
             for names in (self._tallies if members else ())
@@ -42,6 +44,11 @@ class GpuWork(PlanWork):
 
     def _runner(self, reading: GpuReading, of_rows: bool = False) -> Callable[[], Tensor]:
         return reading.run if of_rows else reading.by_tensor
+
+    def here(self, x: Any) -> Tensor:
+        """Numbers brought to the device."""
+        x = x if isinstance(x, Tensor) else torch.from_numpy(x)
+        return x.to(self.plan.device, non_blocking=True)  # type: ignore[no-any-return]
 
     def set_factors(self, factors: Any) -> None:
         """Sets what gradients are multiplied by, where they are by anything."""
@@ -66,4 +73,4 @@ def _set(row: Tensor, values: Any) -> None:
     if isinstance(values, float):
         row.fill_(values)
     else:
-        row.copy_(values if isinstance(values, Tensor) else torch.from_numpy(values))
+        row.copy_(values)

@@ -58,10 +58,10 @@ class OnHost:
                 services.refuse(wrong)
                 return False
             norm = services.total(norms, self._roll or self._call_roll(works))
-            services.remember(norm)
+            services.ledger.remember(norm)
         else:
             services.found = False
-        services.ledger.clipped += services.set_factors(works, norms, services.factor(norm))
+        services.ledger.clipped += services.multiply(works, norms, norm)
         return True
 
     def note(self, works: Sequence[Part], gathered: bool, complete: Complete) -> None:

@@ -48,7 +48,7 @@ class Part(Work, Protocol):
         """The parameters."""
 
     @property
-    def exempt(self) -> np.ndarray | None:
+    def exempt(self) -> Any:
         """Which of them are left out of clipping; None where none is."""
 
     @property
@@ -57,6 +57,9 @@ class Part(Work, Protocol):
 
     def largest(self) -> Sums | None:
         """The "top_grad" of gradients that were read, or None where norms are finite wherever gradients are."""
+
+    def here(self, x: Any) -> Any:
+        """Numbers brought to where its gradients are."""
 
     def clip_rows(self, clip: ClipAdaptive, inverse: Any) -> Any:
         """Sets each row's factor by what was read last; whether one is clipped.

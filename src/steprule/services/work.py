@@ -19,7 +19,7 @@ from steprule.engine.reading import Reading
 from steprule.engine.run import Sums, Wants
 from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive
-from steprule.services.decide import roots, row_factors
+from steprule.services.decide import roots, row_factors, times
 from steprule.services.member import Member, row_of
 
 READ_AS = {math.inf: "top_grad", -math.inf: "low_grad"}
@@ -57,7 +57,7 @@ class PlanWork(ABC):
             self.count, self.run, self.sums, self.put = numbers.count, numbers.run, numbers.sums, numbers.put
         self.members = self._every = members
         self._is_free = np.array([member.free for member in members], bool)
-        self.exempt = self._is_free if self._is_free.any() else None
+        self.exempt: Any = self._is_free if self._is_free.any() else None
         self._dtypes = [FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")]
         self._readings: dict[Any, Any] = {}
         self._wants: Wants | None = None
@@ -82,8 +82,8 @@ class PlanWork(ABC):
     def clip_rows(self, clip: ClipAdaptive, inverse: Any) -> Any:
         """Sets each row's factor by what was read last; whether one is clipped."""
         weights = self._runner(self._reading(0, 2.0, True), of_rows=True)()
-        factors = row_factors(clip, roots(self._grads.latest, 2.0) * inverse, roots(weights, 2.0))
-        self.set_factors(factors * inverse)
+        factors = row_factors(clip, times(roots(self._grads.latest, 2.0), inverse), roots(weights, 2.0))
+        self.set_factors(times(factors, inverse))
         return (factors < 1.0).any()
 
     def prepare(self) -> None:  # noqa: B027
@@ -164,6 +164,10 @@ class Work(PlanWork):
 
     def _runner(self, reading: Reading, of_rows: bool = False) -> Callable[[], np.ndarray]:
         return partial(reading.run if of_rows else reading.by_tensor, torch.get_num_threads)
+
+    def here(self, x: Any) -> Any:
+        """Numbers, which are here already."""
+        return x
 
     def set_factors(self, factors: Any) -> None:
         """Sets what gradients are multiplied by."""
