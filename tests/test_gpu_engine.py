@@ -184,6 +184,33 @@ def refusing(monkeypatch):
     return context
 
 
+DECISIONS = {
+    "clip": ({"clip": 1.0}, 10),
+    "clip by parameter": ({"clip": ClipNorm(1.0, per_parameter=True)}, 11),
+    "skip": ({"nonfinite": "skip"}, 9),
+    "average": ({"average": 0.9}, 4),
+    "all three": ({"clip": 1.0, "nonfinite": "skip", "average": 0.9}, 19),
+}
+
+
+@pytest.mark.parametrize(("settings", "most"), DECISIONS.values(), ids=DECISIONS)
+def test_decisions_take_few_small_operations(settings, most, monkeypatch):
+    """Each is a launch of its own, and they are what a step of a small model costs. Lower the number where it is fewer."""
+    params = make_params(GPU_DEVICE)
+    optimizer = steprule.AdamW(params, **settings)
+    for step in range(2):
+        set_grads(params, step)
+        optimizer.step()
+    if GPU_DEVICE.type == "cpu":  # the interpreter's own are not counted
+        monkeypatch.setattr("triton.runtime.interpreter.GridExecutor.__call__", lambda *args, **options: None)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    outer = [x.name for x in profile.events() if x.cpu_parent is None or not x.cpu_parent.name.startswith("aten::")]
+    views = {"aten::select", "aten::slice", "aten::view", "aten::expand", "aten::to", "aten::detach", "aten::permute"}
+    small = [name for name in outer if name.startswith("aten::") and name not in views]
+    assert 0 < len(small) <= most, small
+
+
 EVERY = [(steprule.AdamW, settings) for settings in SETTINGS] + OWN
 
 

@@ -86,7 +86,7 @@ def test_a_job_may_step_one_parameter_after_the_other():
         optimizer.step()
     assert all(map(torch.equal, mine, its)) and set(plans.single) == set(mine)
     job.groups[0]["params"] = mine[:1]
-    plans.let_go(job.groups, job.states, None)
+    plans.let_go(job.groups, job.states)
     assert set(plans.single) == {mine[0]} and not plans.knows(job.groups)
 
 

@@ -329,7 +329,7 @@ class Optimizer(torch.optim.Optimizer):
                 to 0. Default: True.
         """
         torchs.zero_grad(self, set_to_none)
-        self._core.plans.let_go(self.param_groups, self.state, self._core.services)
+        self._core.plans.let_go(self.param_groups, self.state)
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 

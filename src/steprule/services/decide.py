@@ -1,18 +1,20 @@
 """What services decide: functions of floats and arrays on the host, or of tensors on a device, the same for all.
 
-On a device nothing here waits for it, and numbers that others are divided by are tensors there already (`Ledger.number`).
+On a device nothing here waits for it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from steprule.pieces import Value, maximum, minimum, where
 from steprule.services.average import Average
-from steprule.services.clip import ClipAdaptive
+from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile
+from steprule.services.member import Part
 
 
 def roots(sums: Value, norm_type: float) -> Value:
@@ -40,6 +42,60 @@ def joined(norms: Value, norm_type: float) -> Value:
 def clip_factor(norm: Value, longest: Value) -> Value:
     """What torch's `clip_grad_norm_` multiplies gradients of this norm by, that are to be no longer than that."""
     return minimum(longest / (norm + 1e-6), 1.0)
+
+
+def factor_of(clip: Clip | None, norm: Value, ledger: Any) -> Value:
+    """What all gradients are multiplied by if their norm is this.
+
+    Args:
+        clip: how they are clipped.
+        norm: theirs.
+        ledger: what is remembered of the steps before.
+    """
+    if isinstance(clip, ClipNorm) and not clip.per_parameter:
+        return clip_factor(norm, ledger.max_norm)
+    if isinstance(clip, ClipQuantile):
+        longest = ledger.quantile(clip.quantile)
+        return where(longest == longest, clip_factor(norm, longest), 1.0)
+    return 1.0
+
+
+def set_factors(
+    clip: Clip | None, parts: Sequence[Part], norms: Sequence[Value], factor: Value, inverse: Value, ledger: Any
+) -> list[Value]:
+    """Tells every part what to multiply gradients by, and returns whether that clips any of them, part by part.
+
+    Args:
+        clip: how they are clipped.
+        parts: of the step.
+        norms: of each part's gradients, if clipping goes by them.
+        factor: for those that clipping does not leave out.
+        inverse: what undoes a GradScaler's scale.
+        ledger: what is remembered of the steps before.
+    """
+    clipped: list[Value] = []
+    is_scaled = not (isinstance(inverse, float) and inverse == 1.0)
+    for index, part in enumerate(parts):
+        own = inverse if isinstance(inverse, float) else part.here(inverse)
+        if isinstance(clip, ClipAdaptive) and part.by_row:
+            clipped.append(part.clip_rows(clip, own))
+            continue
+        each = factor
+        if isinstance(clip, ClipNorm) and clip.per_parameter:
+            each = clip_factor(times(norms[index], own), ledger.max_norm)
+        if not isinstance(each, float):
+            each = part.here(each)
+        if part.exempt is not None:
+            each = where(part.exempt, 1.0, each)
+        below = each < 1.0
+        clipped.append(below if isinstance(below, bool) or not below.ndim else below.any())
+        part.set_factors(each * own if is_scaled else each)
+    return clipped
+
+
+def times(x: Value, inverse: Value) -> Value:
+    """The product, for which a device has nothing to do if there is no scale to undo."""
+    return x if isinstance(inverse, float) and inverse == 1.0 else x * inverse
 
 
 def row_factors(clip: ClipAdaptive, grad_norms: Value, weight_norms: Value) -> Value:

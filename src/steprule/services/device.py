@@ -11,8 +11,8 @@ from torch import Tensor
 
 from steprule.engine import gpu
 from steprule.engine.run import Complete, Sums, Wants
-from steprule.services.clip import ClipAdaptive, ClipNorm, ClipQuantile
-from steprule.services.decide import average_weight, clip_factor, joined, roots
+from steprule.services.clip import Clip
+from steprule.services.decide import average_weight, factor_of, joined, roots, set_factors, times
 from steprule.services.gpu_work import GpuWork
 from steprule.services.host import Averages
 from steprule.services.ledger import REMEMBERED, Ledger
@@ -27,14 +27,18 @@ class DeviceLedger:
 
     Args:
         ledger: what the host knows, which is taken over.
+        clip: how gradients are clipped.
         device: where.
     """
 
-    def __init__(self, ledger: Ledger, device: torch.device) -> None:
+    def __init__(self, ledger: Ledger, clip: Clip | None, device: torch.device) -> None:
+        self._clip = clip
         numbers = [float(getattr(ledger, name)) for name in REMEMBERED]
         self._numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
         self.norm, self.clipped, self.skipped, self.zeroed, self.steps, self.averaged = self._numbers
         self.counts = self._numbers[1:]
+        # torch divides by a tensor exactly only where what is divided is one, too; a number on the host is read without waiting.
+        self.max_norm = torch.tensor(ledger.max_norm, dtype=torch.float64, device="cpu")
         self._window = ledger.recent.maxlen or 0
         recent = [*ledger.recent, *[math.nan] * max(self._window, 1)][: max(self._window, 1)]
         self.recent = torch.tensor(recent, dtype=torch.float64, device=device)
@@ -43,13 +47,17 @@ class DeviceLedger:
 
     def on_host(self) -> Ledger:
         """The same where the host knows it; waits for the device."""
-        ledger = Ledger(self._window)
+        ledger = Ledger(self._clip)
         norm, *counts = self._numbers.tolist()
         for name, value in zip(REMEMBERED, [norm, *map(int, counts)], strict=True):
             setattr(ledger, name, value)
         recent = self.recent.roll(-int(self._place)).tolist()
         ledger.recent.extend(norm for norm in recent if not math.isnan(norm))
         return ledger
+
+    def quantile(self, share: float) -> Tensor:
+        """That of the last norms; NaN where there are none."""
+        return torch.nanquantile(self.recent, share)
 
     def remember(self, norm: Tensor, refused: Tensor | None) -> None:
         """Takes note of a step's norm, unless that is refused."""
@@ -77,19 +85,11 @@ class OnDevice:
     def __init__(self, services: StepServices, works: Sequence[GpuWork], averages: Averages | None) -> None:
         self._services, self._averages = services, averages
         self.device = device = works[0].plan.device
-        self.ledger = DeviceLedger(services.look(), device)
+        self.ledger = DeviceLedger(services.look(), services.clip, device)
         self._roll = roll = Roll([member for work in works for member in work.members])
         self._order, self._bound = (
             torch.from_numpy(x).to(device) if x is not None else None for x in (roll.order, roll.bound)
         )
-        self._exempt = [
-            torch.from_numpy(work.exempt).to(work.plan.device) if work.exempt is not None else None for work in works
-        ]
-        self._largest_norm: Any = None
-        if isinstance(
-            services.clip, ClipNorm
-        ):  # divided by norms: torch divides by them exactly only where it is a tensor
-            self._largest_norm = torch.tensor(services.clip.max_norm, dtype=torch.float64, device="cpu")
         averages_too = float(services.average is not None)
         of_counts = {"dtype": torch.float64, "device": device}
         self._at_step = torch.tensor([0.0, 0.0, 0.0, 1.0, averages_too], **of_counts)  # type: ignore[arg-type]
@@ -113,18 +113,21 @@ class OnDevice:
         """Decides what gradients are multiplied by, and has kernels change nothing where the step is not to be taken."""
         services, ledger = self._services, self.ledger
         inverse = services.inverse_scale
-        inverse = inverse.to(self.device, non_blocking=True) if isinstance(inverse, Tensor) else None
+        inverse = inverse.to(self.device, non_blocking=True) if isinstance(inverse, Tensor) else inverse
         norms = [roots(values, services.norm_type) for own in sums for values in own.values()]
         self._refused = refused = self._not_finite(works, norms, complete)
         factor: Any = 1.0
         if norms:
-            norm = self._total(norms)
-            norm = norm if inverse is None else norm * inverse
+            norm = times(self._total(norms), inverse)
             ledger.remember(norm, refused)
-            factor = self._factor(norm)
-        clipped = self._set_factors(works, norms, factor, inverse)
-        if clipped is not None:
-            self._clipped.copy_(clipped)
+            factor = factor_of(services.clip, norm, ledger)
+        if services.scales:
+            clipped = set_factors(services.clip, works, norms, factor, inverse, ledger)
+            clipped = [one for one in clipped if isinstance(one, Tensor)]
+            if clipped:
+                self._clipped.copy_(
+                    clipped[0] if len(clipped) == 1 else self._together([x.reshape(1) for x in clipped]).any()
+                )
         self._counted = self._at_step if refused is None else torch.where(refused, self._at_refusal, self._at_step)
         if services.average is not None:
             self._weight = average_weight(services.average, ledger.averaged)
@@ -160,44 +163,6 @@ class OnDevice:
             return torch.zeros_like(self.ledger.norm)
         every = self._together(norms)
         return joined(every if self._bound is None else every[self._bound], self._services.norm_type)  # type: ignore[no-any-return]
-
-    def _factor(self, norm: Tensor) -> Any:
-        """What all gradients are multiplied by if their norm is this."""
-        clip = self._services.clip
-        if isinstance(clip, ClipNorm) and not clip.per_parameter:
-            return clip_factor(norm, self._largest_norm)
-        if isinstance(clip, ClipQuantile):
-            longest = torch.nanquantile(self.ledger.recent, clip.quantile)
-            return torch.where(longest.isnan(), 1.0, clip_factor(norm, longest))
-        return 1.0
-
-    def _set_factors(
-        self, works: Sequence[GpuWork], norms: Sequence[Tensor], factor: Any, inverse: Tensor | None
-    ) -> Tensor | None:
-        """Tells every part what to multiply by; returns whether anything is clipped by a norm."""
-        services, clip = self._services, self._services.clip
-        if not services.scales:
-            return None
-        clipped = []
-        for index, (work, exempt) in enumerate(zip(works, self._exempt, strict=True)):
-            own = None if inverse is None else inverse.to(work.plan.device, non_blocking=True)
-            each = factor.to(work.plan.device, non_blocking=True) if isinstance(factor, Tensor) else factor
-            if isinstance(clip, ClipAdaptive) and work.by_row:
-                clipped.append(work.clip_rows(clip, 1.0 if own is None else own))
-                continue
-            if isinstance(clip, ClipNorm) and clip.per_parameter:
-                each = clip_factor(norms[index] if own is None else norms[index] * own, self._largest_norm)
-            if isinstance(each, Tensor):
-                each = each if exempt is None else torch.where(exempt, 1.0, each)
-                clipped.append(each < 1.0 if each.dim() == 0 else (each < 1.0).any())
-            work.set_factors(each if own is None else each * own)
-        return (
-            clipped[0]
-            if len(clipped) == 1
-            else self._together([x.reshape(1) for x in clipped]).any()
-            if clipped
-            else None
-        )
 
     def note(self, works: Sequence[GpuWork], gathered: bool, complete: Complete) -> None:
         """Takes note of a step."""

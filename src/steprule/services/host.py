@@ -57,11 +57,11 @@ class OnHost:
             if wrong:
                 services.refuse(wrong)
                 return False
-            norm = services.total(norms, self._roll or self._call(works))
-            services.remember(norm)
+            norm = services.total(norms, self._roll or self._call_roll(works))
+            services.ledger.remember(norm)
         else:
             services.found = False
-        services.ledger.clipped += services.set_factors(works, norms, services.factor(norm))
+        services.ledger.clipped += services.multiply(works, norms, norm)
         return True
 
     def note(self, works: Sequence[Part], gathered: bool, complete: Complete) -> None:
@@ -72,8 +72,8 @@ class OnHost:
         counts: Sequence[Sums] = ()
         if gathered or services.nonfinite == "zero":
             counts = complete([work.tallies() for work in works])
-        services.close(counts, self._roll or self._call(works), gathered)
+        services.close(counts, self._roll or self._call_roll(works), gathered)
 
-    def _call(self, works: Sequence[Part]) -> Roll:
+    def _call_roll(self, works: Sequence[Part]) -> Roll:
         self._roll = roll = Roll([member for work in works for member in work.members])
         return roll

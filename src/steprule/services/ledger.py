@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from steprule.services.clip import packed, unpacked
+from steprule.services.clip import Clip, ClipNorm, ClipQuantile, packed, unpacked
+from steprule.services.decide import quantile
 
 REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
 """The numbers, by the names that they have in checkpoints."""
@@ -19,9 +20,10 @@ class Ledger:
     `steprule.services.device.DeviceLedger` has the same on a device.
 
     Args:
-        window: of how many norms.
+        clip: how gradients are clipped.
 
     Attributes:
+        max_norm: the longest that they may be, where that is one number.
         norm: the norm of the gradients of the last step that was taken, unscaled; NaN before.
         clipped, skipped, zeroed: how many steps were clipped or skipped, how many elements zeroed.
         steps: how many were taken.
@@ -29,18 +31,33 @@ class Ledger:
         recent: the norms of the last steps.
     """
 
-    def __init__(self, window: int = 0) -> None:
+    def __init__(self, clip: Clip | None = None) -> None:
+        self.max_norm = clip.max_norm if isinstance(clip, ClipNorm) else math.inf
         self.norm = math.nan
         self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = 0
-        self.recent: deque[float] = deque(maxlen=window)
+        self.recent: deque[float] = deque(maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
 
     def on_host(self) -> Ledger:
         """The same where the host knows it; waits for a device."""
         return self
 
-    def keep(self, window: int) -> None:
-        """Remembers so many norms from now on."""
-        self.recent = deque(self.recent, maxlen=window)
+    def clipped_by(self, clip: Clip | None) -> Ledger:
+        """The same where gradients are clipped otherwise from now on."""
+        ledger = Ledger(clip)
+        for name in REMEMBERED:
+            setattr(ledger, name, getattr(self, name))
+        ledger.recent.extend(self.recent)
+        return ledger
+
+    def remember(self, norm: float) -> None:
+        """Takes note of a step's norm."""
+        self.norm = norm
+        if self.recent.maxlen and math.isfinite(norm):
+            self.recent.append(norm)
+
+    def quantile(self, share: float) -> float:
+        """That of the last norms; NaN where there are none."""
+        return quantile(self.recent, share) if self.recent else math.nan
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -53,7 +70,3 @@ class Ledger:
             setattr(self, name, state.get(name, getattr(self, name)))
         if "recent" in state:
             self.recent = deque(unpacked(state["recent"]), self.recent.maxlen)
-
-
-AnyLedger = Any
-"""A `Ledger` or a `steprule.services.device.DeviceLedger`."""

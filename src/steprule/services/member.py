@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ from steprule.services.clip import ClipAdaptive
 
 COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
 """What telemetry wants of each, in its order."""
+
+
+_PLACE, _FREE = attrgetter("place"), attrgetter("free")
 
 
 def row_of(param: Tensor) -> int:
@@ -48,7 +52,7 @@ class Part(Work, Protocol):
         """The parameters."""
 
     @property
-    def exempt(self) -> np.ndarray | None:
+    def exempt(self) -> Any:
         """Which of them are left out of clipping; None where none is."""
 
     @property
@@ -57,6 +61,9 @@ class Part(Work, Protocol):
 
     def largest(self) -> Sums | None:
         """The "top_grad" of gradients that were read, or None where norms are finite wherever gradients are."""
+
+    def here(self, x: Any) -> Any:
+        """Numbers brought to where its gradients are."""
 
     def clip_rows(self, clip: ClipAdaptive, inverse: Any) -> Any:
         """Sets each row's factor by what was read last; whether one is clipped.
@@ -89,12 +96,12 @@ class Roll:
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
-        every = range(len(members))
-        order = sorted(every, key=lambda number: members[number].place)
-        bound = [number for number in order if not members[number].free]
-        self.members = [members[number] for number in order]
-        self.order = None if order == [*every] else np.array(order, np.int64)
-        self.bound = None if bound == [*every] else np.array(bound, np.int64)
+        every, places = list(range(len(members))), list(map(_PLACE, members))
+        order = sorted(every, key=places.__getitem__)
+        bound = [number for number in order if not members[number].free] if any(map(_FREE, members)) else order
+        self.members = members if order == every else [members[number] for number in order]
+        self.order = None if order == every else np.array(order, np.int64)
+        self.bound = None if bound == every else np.array(bound, np.int64)
         self._labels: tuple[list[str], list[int]] | None = None
 
     def labels(self) -> tuple[list[str], list[int]]:

@@ -205,7 +205,7 @@ class Release(Owner):
             self._wrong += services.not_finite(works, norms, complete)
             return False
         if self._verdict is not None:
-            factor, wrong = self._verdict
+            norm, wrong = self._verdict
             if wrong:
                 return False
         else:
@@ -215,9 +215,9 @@ class Release(Owner):
             if wrong:
                 return False
             before = services.ledger.norm if math.isfinite(services.ledger.norm) else 0.0
-            each = zip(members, (norm for own in norms for norm in own.tolist()), strict=True)
-            factor = services.factor(max([before, *(norm for member, norm in each if not member.free)]))
-        self._clipped |= services.set_factors(works, norms, factor)
+            each = zip(members, np.concatenate(norms).tolist() if norms else (), strict=True)
+            norm = max([before, *(own for member, own in each if not member.free)])
+        self._clipped |= services.multiply(works, norms, norm)
         return True
 
     def _keep(self, members: Sequence[Member], norms: Sequence[np.ndarray]) -> None:
@@ -282,8 +282,8 @@ class Release(Owner):
         norm, ledger = self._total(), services.ledger
         self._norms_before = ledger.norm, ledger.recent.copy()
         if not self._wrong and services.wants is not None:
-            services.remember(norm)
-        self._verdict = services.factor(norm), self._wrong
+            ledger.remember(norm)
+        self._verdict = norm, self._wrong
 
     def _drop_measurement(self) -> None:
         """Forgets what a measuring pass has found if no step came of it."""
@@ -323,7 +323,7 @@ class Release(Owner):
         if wrong:
             services.refuse(wrong, whole=verdict is not None)
         elif verdict is None and services.wants is not None:
-            services.remember(self._total())
+            services.ledger.remember(self._total())
         if self._taken:
             services.ledger.clipped += self._clipped
             if services.average is not None:

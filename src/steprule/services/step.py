@@ -15,8 +15,8 @@ from torch.amp.grad_scaler import OptState
 from steprule.engine.run import Around, Complete, Sums, Wants
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
-from steprule.services.decide import average_weight, clip_factor, joined, quantile, roots
-from steprule.services.ledger import AnyLedger, Ledger
+from steprule.services.decide import average_weight, factor_of, joined, roots, set_factors
+from steprule.services.ledger import Ledger
 from steprule.services.member import COLUMNS, Part, Roll
 from steprule.services.telemetry import Telemetry
 from steprule.trace.around import Services
@@ -33,7 +33,7 @@ class StepServices:
         clip, nonfinite, average, telemetry: as the optimizer's arguments, None where off.
 
     Attributes:
-        ledger: what they remember; on a device where the last steps were decided there.
+        ledger: what they remember: a `Ledger`, or a `DeviceLedger` where the last steps were decided on a device.
         calls: how many steps there were, taken or not, where that is not known at once.
         inverse_scale: what undoes a GradScaler's scale in this step; a tensor where that is on a GPU.
         already: what a GradScaler has found, 0 for gradients that are finite; a tensor on a GPU, or None.
@@ -60,7 +60,7 @@ class StepServices:
         self.nonfinite = nonfinite
         self.average = average
         self.telemetry = telemetry
-        self.ledger: AnyLedger = Ledger(_window(clip))
+        self.ledger: Any = Ledger(clip)
         self.calls = 0
         self.scaled, self.rescales = False, False
         self.inverse_scale: Any = 1.0
@@ -87,7 +87,7 @@ class StepServices:
 
     def set_clip(self, clip: Clip | None) -> None:
         """Another way to clip from now on."""
-        self.look().keep(_window(clip))
+        self.ledger = self.look().clipped_by(clip)
         self.clip = clip
         self._settle()
 
@@ -159,47 +159,21 @@ class StepServices:
             every = every[roll.bound]
         return float(joined(every, self.norm_type)) * float(self.inverse_scale) if len(every) else 0.0
 
-    def remember(self, norm: float) -> None:
-        """Takes note of a step's norm."""
-        self.ledger.norm = norm
-        if isinstance(self.clip, ClipQuantile) and math.isfinite(norm):
-            self.ledger.recent.append(norm)
-
     def rest(self) -> None:
         """Takes note of a step without gradients, whose norm is 0; it is none of those that clipping goes by."""
         if self.wants is not None:
             self.ledger.norm = 0.0
 
-    def factor(self, norm: float) -> float:
-        """What all gradients are multiplied by if their norm is this."""
-        clip = self.clip
-        if isinstance(clip, ClipNorm) and not clip.per_parameter:
-            return float(clip_factor(norm, clip.max_norm))
-        if isinstance(clip, ClipQuantile) and self.ledger.recent:
-            return float(clip_factor(norm, quantile(self.ledger.recent, clip.quantile)))
-        return 1.0
-
-    def set_factors(self, parts: Sequence[Part], norms: Sequence[np.ndarray], factor: float) -> bool:
-        """Tells every part what to multiply by; True if anything is clipped by a norm."""
+    def multiply(self, parts: Sequence[Part], norms: Sequence[np.ndarray], norm: float) -> bool:
+        """Tells every part what to multiply by, if all gradients have this norm; True if anything is clipped by it."""
         if self.average is not None:
             self.weight = self.average_weight
             for part in parts:
                 part.set_weight(self.weight)
         if not self.scales:
             return False
-        clip, inverse, clipped = self.clip, self.inverse_scale, False
-        for index, part in enumerate(parts):
-            each: Any = factor
-            if isinstance(clip, ClipAdaptive) and part.by_row:
-                clipped |= bool(part.clip_rows(clip, inverse))
-                continue
-            if isinstance(clip, ClipNorm) and clip.per_parameter:
-                each = clip_factor(norms[index] * inverse, clip.max_norm)
-            if part.exempt is not None:
-                each = np.where(part.exempt, 1.0, each)
-            clipped |= each < 1.0 if isinstance(each, float) else bool((each < 1.0).any())
-            part.set_factors(each * inverse)
-        return clipped
+        factor = factor_of(self.clip, norm, self.ledger)
+        return any(set_factors(self.clip, parts, norms, factor, self.inverse_scale, self.ledger))
 
     def close(self, counts: Sequence[Sums], roll: Roll, gathered: bool) -> None:
         """Takes note of a step that has counted this."""
@@ -301,10 +275,6 @@ class StepServices:
 def on_host(x: Any) -> np.ndarray:
     """Numbers as an array of the host, which waits for a device."""
     return x if isinstance(x, np.ndarray) else x.cpu().numpy()
-
-
-def _window(clip: Clip | None) -> int:
-    return clip.window if isinstance(clip, ClipQuantile) else 0
 
 
 RESERVED = ("clip_value", "average_weight", "grad_factor")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -17,22 +19,110 @@ from steprule.engine.reading import Reading
 from steprule.engine.run import Sums, Wants
 from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive
-from steprule.services.decide import row_factors
+from steprule.services.decide import roots, row_factors, times
 from steprule.services.member import Member, row_of
 
 READ_AS = {math.inf: "top_grad", -math.inf: "low_grad"}
 """What is read for a norm that is no root of a sum."""
 
 
-class Work:
+class PlanWork(ABC):
     """The parameters of a plan; see `steprule.engine.run.Work` and `steprule.services.member.Part`.
 
     Args:
         kernels: the kernel, and the one that also gathers telemetry (the same where none is wanted).
-        plan: what they work through.
+        launchers: what runs them over the plan.
         numbers: the numbers that the plan's tensors have for themselves, if its kernel wants some.
         members: one for each of its tensors; none where there are no services.
         formats: of the operands.
+    """
+
+    count: Callable[[], None]
+    run: Callable[[int], None]
+    sums: Callable[[int], Sums]
+    put: Callable[[int, Sums], None]
+
+    def __init__(
+        self,
+        kernels: Sequence[Any],
+        launchers: Sequence[Callable[[], None]],
+        numbers: Any,
+        members: Sequence[Member],
+        formats: Mapping[str, str],
+    ) -> None:
+        self.program = kernels[0].program
+        self.by_row, self.depth = self.program.by_row, 0
+        if numbers is not None:
+            self.depth = numbers.depth
+            self.count, self.run, self.sums, self.put = numbers.count, numbers.run, numbers.sums, numbers.put
+        self.members = self._every = members
+        self._is_free = np.array([member.free for member in members], bool)
+        self.exempt: Any = self._is_free if self._is_free.any() else None
+        self._dtypes = [FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")]
+        self._readings: dict[Any, Any] = {}
+        self._wants: Wants | None = None
+        self._tallies = [kernel.source.tallies for kernel in kernels]
+        self._launchers, self.launch, self._gathered = launchers, launchers[0], False
+
+    def read(self, wants: Wants) -> Sums:
+        """Sums of each gradient's elements."""
+        if wants is not self._wants:
+            self._wants, self._name = wants, READ_AS.get(wants.norm_type, "total_grad")
+            self._grads = self._reading(1, wants.norm_type, wants.by_row and self.by_row)
+            self._read = self._runner(self._grads)
+        return {self._name: self._read()}
+
+    def largest(self) -> Sums | None:
+        """The largest element of each gradient, or None where norms are finite wherever gradients are."""
+        assert self._wants is not None
+        if self._wants.norm_type in (1.0, 2.0, math.inf) and self._dtypes[1] != "float64":
+            return None
+        return {"top_grad": self._runner(self._reading(1, math.inf, False))()}
+
+    def clip_rows(self, clip: ClipAdaptive, inverse: Any) -> Any:
+        """Sets each row's factor by what was read last; whether one is clipped."""
+        weights = self._runner(self._reading(0, 2.0, True), of_rows=True)()
+        factors = row_factors(clip, times(roots(self._grads.latest, 2.0), inverse), roots(weights, 2.0))
+        self.set_factors(times(factors, inverse))
+        return (factors < 1.0).any()
+
+    def prepare(self) -> None:  # noqa: B027
+        """Nothing: what can be refused was when the plan was made."""
+
+    def step(self, gather: bool) -> None:
+        """Steps all members."""
+        self._gathered = gather
+        self._launchers[gather]()
+
+    def _reading(self, operand: int, norm_type: float, by_row: bool) -> Any:
+        """What reads an operand, made when it is first wanted."""
+        wants = self._wants
+        assert wants is not None
+        key = operand, norm_type, by_row, wants
+        if key not in self._readings:
+            rows = [row_of(member.param) for member in self._every] if by_row else None
+            zero = wants.zero and operand == 1
+            self._readings[key] = self._new_reading(operand, norm_type, rows, zero, wants.check)
+        return self._readings[key]
+
+    @abstractmethod
+    def _new_reading(self, operand: int, norm_type: float, rows: Sequence[int] | None, zero: bool, check: bool) -> Any:
+        """A `Reading`, with its arguments."""
+
+    @abstractmethod
+    def _runner(self, reading: Any, of_rows: bool = False) -> Callable[[], Any]:
+        """What runs a reading, and returns a sum for each tensor or for each row."""
+
+    @abstractmethod
+    def set_factors(self, factors: Any) -> None:
+        """Sets what gradients are multiplied by."""
+
+
+class Work(PlanWork):
+    """The parameters of a plan for the host; arguments as for `PlanWork`.
+
+    Args:
+        plan: what the kernels work through.
     """
 
     def __init__(
@@ -43,111 +133,51 @@ class Work:
         members: Sequence[Member],
         formats: Mapping[str, str],
     ) -> None:
-        self.kernel, self.gathering = kernels
-        self.plan, self.numbers = plan, numbers
-        self.program, self.by_row = self.kernel.program, self.kernel.program.by_row
-        self.depth = numbers.depth if numbers is not None else 0
-        self.members = self._of_all = members
+        launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel in kernels]
+        super().__init__(kernels, launchers, numbers, members, formats)
+        self._plan, self._numbers = plan, numbers
         self._active: np.ndarray | None = None
-        self._dtypes = [FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")]
-        self._readings: dict[Any, Reading] = {}
-        self._wants: Wants | None = None
-        threads = torch.get_num_threads
-        self.launch = self.kernel.launcher(plan, threads)
-        self._launch_gathering = self.gathering.launcher(plan, threads)
-        self._threads = threads
-        self._source = self.kernel.source
-        self._every_exempt = np.array([member.free for member in members], bool)
-        self.exempt = self._every_exempt if self._every_exempt.any() else None
         averages = ("average_weight", None) in self.program.scalars
         self._weights = plan.hyper[:, self.program.scalars.index(("average_weight", None))] if averages else None
 
     def select(self, active: np.ndarray) -> None:
         """Steps some of the plan's tensors only from now on, which that knows already."""
-        if self.numbers is not None:
-            self.numbers.select(active)
-        if not self._of_all:
+        if self._numbers is not None:
+            self._numbers.select(active)
+        if not self._every:
             return
         self._active = active
-        self.members = list(compress(self._of_all, active))
-        exempt = self._every_exempt[active]
+        self.members = list(compress(self._every, active))
+        exempt = self._is_free[active]
         self.exempt = exempt if exempt.any() else None
         for reading in self._readings.values():
             reading.select(active)
 
-    def _reading(self, operand: int, norm_type: float, by_row: bool, wants: Wants) -> Reading:
-        key = operand, norm_type, by_row, wants
-        if key not in self._readings:
-            self._readings[key] = Reading(
-                self.plan.addresses[operand],
-                [member.param.numel() for member in self._of_all],
-                self._dtypes[operand],
-                norm_type,
-                [row_of(member.param) for member in self._of_all] if by_row else None,
-                zero=wants.zero and operand == 1,
-                check=wants.check,
-            )
-            if self._active is not None:
-                self._readings[key].select(self._active)
-        return self._readings[key]
+    def _new_reading(
+        self, operand: int, norm_type: float, rows: Sequence[int] | None, zero: bool, check: bool
+    ) -> Reading:
+        sizes = [member.param.numel() for member in self._every]
+        reading = Reading(self._plan.addresses[operand], sizes, self._dtypes[operand], norm_type, rows, zero, check)
+        if self._active is not None:
+            reading.select(self._active)
+        return reading
 
-    def read(self, wants: Wants) -> Sums:
-        """Sums of each gradient's elements."""
-        if wants is not self._wants:
-            self._wants, self._name = wants, READ_AS.get(wants.norm_type, "total_grad")
-            self._grads = self._reading(1, wants.norm_type, wants.by_row and self.by_row, wants)
-        return {self._name: self._grads.by_tensor(self._threads)}
+    def _runner(self, reading: Reading, of_rows: bool = False) -> Callable[[], np.ndarray]:
+        return partial(reading.run if of_rows else reading.by_tensor, torch.get_num_threads)
 
-    def largest(self) -> Sums | None:
-        """The largest element of each gradient, or None where norms are finite wherever gradients are."""
-        wants = self._wants
-        assert wants is not None
-        if wants.norm_type in (1.0, 2.0, math.inf) and self._dtypes[1] != "float64":
-            return None
-        return {"top_grad": self._reading(1, math.inf, False, wants).by_tensor(self._threads)}
-
-    def clip_rows(self, clip: ClipAdaptive, inverse: float) -> bool:
-        """Sets each row's factor by what was read last."""
-        assert self._wants is not None
-        grads = np.sqrt(self._grads.latest)
-        weights = np.sqrt(self._reading(0, 2.0, True, self._wants).run(self._threads))
-        factors = row_factors(clip, grads * inverse, weights)
-        self.plan.factors[self.plan.active_factors] = factors * inverse
-        return bool((factors < 1.0).any())
+    def here(self, x: Any) -> Any:
+        """Numbers, which are here already."""
+        return x
 
     def set_factors(self, factors: Any) -> None:
         """Sets what gradients are multiplied by."""
-        self.plan.factors[self.plan.active_factors] = factors
+        self._plan.factors[self._plan.active_factors] = factors
 
     def set_weight(self, weight: float) -> None:
         """Sets the share of the new weights in their average."""
         if self._weights is not None:
             self._weights.fill(weight)
 
-    def prepare(self) -> None:
-        """Nothing: what can be refused was when the plan was made."""
-
-    def count(self) -> None:
-        """As `Planned`."""
-        self.numbers.count()  # type: ignore[union-attr]
-
-    def run(self, level: int) -> None:
-        """As `Planned`."""
-        self.numbers.run(level)  # type: ignore[union-attr]
-
-    def sums(self, level: int) -> Sums:
-        """As `Planned`."""
-        return self.numbers.sums(level)  # type: ignore[union-attr]
-
-    def put(self, level: int, sums: Sums) -> None:
-        """As `Planned`."""
-        self.numbers.put(level, sums)  # type: ignore[union-attr]
-
-    def step(self, gather: bool) -> None:
-        """Steps all members."""
-        self._source = (self.gathering if gather else self.kernel).source
-        (self._launch_gathering if gather else self.launch)()
-
     def tallies(self) -> Sums:
         """What the last step has counted, for each member."""
-        return self.plan.tallied(self._source.tallies)
+        return self._plan.tallied(self._tallies[self._gathered])

@@ -105,6 +105,10 @@ class Loose(Member):
         self.factor = factors.reshape([-1] + [1] * (self.param.dim() - 1)) if self.param.dim() > 1 else factors.item()
         return bool((own < 1.0).any())
 
+    def here(self, x: Any) -> Any:
+        """Numbers, which the host has."""
+        return x
+
     def set_factors(self, factors: Any) -> None:
         """Sets what the gradient is multiplied by."""
         self.factor = float(np.asarray(factors).reshape(()))

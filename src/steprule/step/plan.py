@@ -65,7 +65,9 @@ class StepPlan:
             if averages
             else None
         )
-        self._around: Around = OnHost(job.services, self._averages) if job.services is not None else NOTHING
+        self._around: Around = NOTHING
+        if job.services is not None:
+            self._around = job.services.release or OnHost(job.services, self._averages)
         self._lay_out(buckets)
         if any(entry.rests for entry in fast):
             self._select()
@@ -190,10 +192,10 @@ class StepPlan:
         if self._accumulator is not None:
             self._accumulator.settle(roster.active)
         if self._launchers is None:
-            return self._go_on()
-        for (
-            launch
-        ) in self._launchers:  # `take_step` where nothing but the last pass is left, without the cost of a call
+            if (self._works or not self._rests_all()) and take_step(self._works, self._around):
+                count_write(roster.active)
+            return True
+        for launch in self._launchers:  # all that `take_step` would do, without the cost of a call
             launch()
         count_write(roster.active)
         return True
@@ -231,18 +233,6 @@ class StepPlan:
             return chain(*map(PARAMS, groups), states.values(), _END)
         return chain(map(states.get, self._roster.params), _END)
 
-    def _go_on(self) -> bool:
-        """Steps as before; True, also where services refuse."""
-        services, around, works = self._services, self._around, self._works
-        if services is not None:
-            if services.release is not None:
-                around = services.release
-            if not works and self._rests_all():
-                return True
-        if take_step(works, around):
-            count_write(self._roster.active)
-        return True
-
     def go(self) -> bool:
         """The first step, with those entries that are not fast; False if services refuse it, and nothing has changed.
 
@@ -256,8 +246,7 @@ class StepPlan:
         works = [*self._works, *loose]
         starts_averages = False
         if services is not None:
-            averaged, around = services.look().averaged, services.release or around
-            starts_averages = services.average is not None and averaged == 0
+            starts_averages = services.look().averaged == 0 and services.average is not None
         is_idle = services is not None and not works and self._rests_all()
         if not is_idle and not take_step(works, around, begin=lambda: self._begin(alive)):
             return False

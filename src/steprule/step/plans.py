@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from steprule.engine import gpu
-from steprule.services.step import StepServices
 from steprule.step.entry import Entry, Kinds
 from steprule.step.job import Job
 from steprule.step.kind import Kernel
@@ -50,11 +49,9 @@ class Plans:
             self.listed.setdefault(one.param, []).append(one)
         self._seen = Seen(groups)
 
-    def let_go(self, groups: list[dict[str, Any]], states: Any, services: StepServices | None) -> None:
+    def let_go(self, groups: list[dict[str, Any]], states: Any) -> None:
         """Drops plans that keep parameters or states alive which have been replaced."""
         if self.current is not None and not self.current.holds_only(groups, states):
-            if services is not None:
-                services.look()  # what decides on a GPU keeps them too
             self.current = None
         if self.single:
             own = {param for group in groups for param in group["params"]}
