@@ -17,6 +17,7 @@ from steprule.formats.tensors import encode, zeros
 from steprule.rules import OWN
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.program import ROW
 from steprule.trace.tracing import nonnegative_states, trace
 
 pytest.importorskip("triton")
@@ -87,7 +88,7 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
     names = host.program.operands
     mine = [arrays_of((rule, hyper, names), formats, shape, 10 + i) for i, shape in enumerate(shapes)]
     theirs = [{key: array.to(GPU_DEVICE, copy=True) for key, array in tensor.items()} for tensor in mine]
-    by_row = host.program.by_row
+    by_row = host.program.factor == ROW
     hyper = {"seed": seed, "clip_value": 0.5, "average_weight": 0.25, **hyper}
     common = dict(
         sizes=[int(np.prod(shape)) for shape in shapes],

@@ -120,7 +120,7 @@ class CpuLoop(Loop):
     @property
     def addresses(self) -> list[str]:
         """The arguments of ``update`` between the sizes and the numbers that no element changes."""
-        extra = ["start", "parameter"] * self.by_element + ["grad_factor"] * self.stage.factor
+        extra = ["start", "parameter"] * self.by_element + ["grad_factor"] * bool(self.stage.factor)
         return [f"{name}{suffix}_at" for name, suffix in self.dtypes] + extra
 
     @property

@@ -116,4 +116,4 @@ class GpuLoop(Loop):
     @property
     def passed(self) -> list[str]:
         """The arguments after arrays and before the elements' places."""
-        return [*self.writer.hoisted.values(), *self.random, *["grad_factor"] * self.stage.factor]
+        return [*self.writer.hoisted.values(), *self.random, *["grad_factor"] * bool(self.stage.factor)]

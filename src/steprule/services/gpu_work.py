@@ -20,6 +20,7 @@ from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_of
 from steprule.services.work import READ_AS
+from steprule.trace.program import ROW
 
 
 class GpuWork:
@@ -43,7 +44,7 @@ class GpuWork:
     ) -> None:
         self.kernel, self.gathering = kernels
         self.plan, self.numbers = plan, numbers
-        self.program, self.by_row = self.kernel.program, self.kernel.program.by_row
+        self.program, self.by_row = self.kernel.program, self.kernel.program.factor == ROW
         self.depth = numbers.depth if numbers is not None else 0
         self.members = members
         exempt = np.array([member.free for member in members], bool)

@@ -19,6 +19,7 @@ from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_of
+from steprule.trace.program import ROW
 
 READ_AS = {math.inf: "top_grad", -math.inf: "low_grad"}
 """What is read for a norm that is no root of a sum."""
@@ -45,7 +46,7 @@ class Work:
     ) -> None:
         self.kernel, self.gathering = kernels
         self.plan, self.numbers = plan, numbers
-        self.program, self.by_row = self.kernel.program, self.kernel.program.by_row
+        self.program, self.by_row = self.kernel.program, self.kernel.program.factor == ROW
         self.depth = numbers.depth if numbers is not None else 0
         self.members = self._of_all = members
         self._active: np.ndarray | None = None

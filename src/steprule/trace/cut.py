@@ -35,7 +35,7 @@ class Cut:
     def _level(self, number: int, inputs: Stage) -> Level:
         known = tuple(name for name, level in self.level.items() if level == number)
         sums = {name: one for name, one in self.sums.items() if name in known}
-        reading = Stage(inputs.operands, inputs.scalars, inputs.own, inputs.factor, inputs.by_row, sums=sums)
+        reading = Stage(inputs.operands, inputs.scalars, inputs.own, inputs.factor, sums=sums)
         numbers = {name: new for name, new in self.numbers.items() if f"new_{name}" in known}
         return Level(reading if sums else None, numbers, known)
 

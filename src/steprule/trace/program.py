@@ -10,6 +10,9 @@ from typing import Any
 
 from steprule.trace.expression import Expression, inputs_of, scalar_name
 
+TENSOR, ROW = "tensor", "row"
+"""What has a number for itself: each tensor, or each index of its first dimension."""
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -33,8 +36,7 @@ class Stage:
         scalars: the hyperparameters as (name, index) pairs, index None for plain numbers; step apart.
         own: the numbers that each tensor has for itself besides the step, all of them scalars: "numel", how many
             elements it has; its scalar states, and as "new_..." their new values; its sums.
-        factor: whether there is a ``grad_factor``, a number that each tensor or row has for itself.
-        by_row: whether it is each row that has one.
+        factor: what has a ``grad_factor`` for itself, `TENSOR` or `ROW`; "" where there is none.
         outputs: for each operand that it stores its new value.
         sums: what it adds up, by name.
         counted: what is 1 where an element counts as zeroed and 0 elsewhere, or None.
@@ -44,8 +46,7 @@ class Stage:
     operands: tuple[str, ...]
     scalars: tuple[tuple[str, int | None], ...]
     own: tuple[str, ...] = ()
-    factor: bool = False
-    by_row: bool = False
+    factor: str = ""
     outputs: Mapping[str, Expression] = field(default_factory=dict)
     sums: Mapping[str, Sum] = field(default_factory=dict)
     counted: Expression | None = None
@@ -109,14 +110,9 @@ class Program:
         return self.last.own
 
     @property
-    def factor(self) -> bool:
-        """Whether there is a ``grad_factor``."""
+    def factor(self) -> str:
+        """What has a ``grad_factor`` for itself."""
         return self.last.factor
-
-    @property
-    def by_row(self) -> bool:
-        """Whether it is each row that has one."""
-        return self.last.by_row
 
     @cached_property
     def readings(self) -> tuple[Stage, ...]:
