@@ -48,7 +48,12 @@ class Kernel(_Kernel):
         return Plan(of_arrays, by_row=stage.factor == ROW, tallies=tallies, own=len(stage.own), **tables)
 
     def launcher(self, plan: Plan, threads: Callable[[], int]) -> Callable[[], None]:
-        """What takes every tensor of the plan one step further; see `steprule.engine.kernel`."""
+        """What takes every tensor of the plan one step further.
+
+        Args:
+            plan: its addresses must be valid whenever the launcher is called.
+            threads: says how many threads may work on it; the result does not depend on it.
+        """
         run, address = self._run, self._address
         if self.stage.own:
             return self.worker(plan, threads)
@@ -73,7 +78,7 @@ class Kernel(_Kernel):
         """As `launcher`, for steps that have been counted."""
 
         def work() -> None:
-            plan.restart()
+            plan.counter[0] = 0
             workers = min(threads(), plan.chunk_count) if plan.size >= PARALLEL_FROM else 1
             if workers == 1:
                 self._run(plan.work_header)

@@ -12,7 +12,7 @@ from steprule.kernels.source import Source, head, indent
 from steprule.trace.expression import scalar_name
 from steprule.trace.program import ROW, TENSOR, Stage
 
-_POINTER = {"bfloat16": "uint16", "float16": "uint16"}
+POINTERS = {"bfloat16": "uint16", "float16": "uint16"}
 THREADS = 128
 """Threads that share a block of elements."""
 PART = 512
@@ -229,7 +229,7 @@ def _call(loop: GpuLoop, is_whole: bool, is_aligned: bool) -> list[str]:
     """The call of compute with arrays from the element first and the group first_group on."""
     arguments = []
     for (name, suffix), dtype in loop.dtypes.items():
-        pointer = f"{name}{suffix}_at.to(tl.pointer_type(tl.{_POINTER.get(dtype, dtype)}))"
+        pointer = f"{name}{suffix}_at.to(tl.pointer_type(tl.{POINTERS.get(dtype, dtype)}))"
         if suffix == "_base":
             arguments.append(f"{pointer} + first_group")
         else:

@@ -13,14 +13,14 @@ from torch import Tensor
 from steprule.engine.gpu import Kernel
 from steprule.engine.gpu_own import GpuPlanned
 from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.gpu_reading import Combination, GpuReading
-from steprule.engine.run import Sums, Wants
+from steprule.engine.gpu_reading import Combination, GpuReading, norms
+from steprule.engine.run import Sums
 from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_of
-from steprule.services.work import READ_AS
-from steprule.trace.program import ROW
+from steprule.trace.norms import Norm
+from steprule.trace.program import ROW, TENSOR
 
 
 class GpuWork:
@@ -49,53 +49,47 @@ class GpuWork:
         self.members = members
         exempt = np.array([member.free for member in members], bool)
         self.exempt = exempt if exempt.any() else None
-        self._dtypes = [FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")]
-        self._readings: dict[Any, GpuReading] = {}
-        self._wants: Wants | None = None
+        self._dtypes = {name: FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")}
+        self._readings: dict[Norm, GpuReading] = {}
+        self._wants: Norm | None = None
         self._launchers = [kernel.launcher(plan) for kernel in kernels]
         self.launch = self._launchers[0]
         self._combinations = [self._combination(kernel) for kernel in kernels] if members else []
         self._gathered = False
 
     def _combination(self, kernel: Kernel) -> Combination:
-        ways = [int(name.startswith("top_")) for name in kernel.source.tallies]
-        return Combination(self.plan.first_chunk, ways, self.plan.partials)
+        return Combination(self.plan.first_chunk, kernel.source.tallies, self.plan.partials)
 
-    def _reading(self, operand: int, norm_type: float, by_row: bool, wants: Wants) -> GpuReading:
-        key = operand, norm_type, by_row, wants
-        if key not in self._readings:
-            self._readings[key] = GpuReading(
-                self.plan,
-                operand,
-                self._dtypes[operand],
-                norm_type,
-                [row_of(member.param) for member in self.members] if by_row else None,
-                zero=wants.zero and operand == 1,
-                check=wants.check,
-            )
-        return self._readings[key]
+    def _reading(self, norm: Norm) -> GpuReading:
+        if norm not in self._readings:
+            operand = self.kernel.source.arrays.index((norm.operand, ""))
+            rows = [row_of(member.param) for member in self.members] if norm.axis == ROW else []
+            self._readings[norm] = norms(norm, self._dtypes[norm.operand], self.plan, operand, rows)
+        return self._readings[norm]
 
-    def read(self, wants: Wants) -> Sums:
+    def read(self, norm: Norm) -> Sums:
         """Sums of each gradient's elements."""
-        if wants is not self._wants:
-            self._wants, self._name = wants, READ_AS.get(wants.norm_type, "total_grad")
-            self._grads = self._reading(1, wants.norm_type, wants.by_row and self.by_row, wants)
-        return {self._name: self._grads.by_tensor()}
+        if norm is not self._wants:
+            self._wants = norm
+            self._grads = self._reading(norm if self.by_row else norm._replace(axis=TENSOR))
+        self._grads.run()
+        return self._grads.sums()
 
     def largest(self) -> Sums | None:
         """The largest element of each gradient, or None where norms are finite wherever gradients are."""
         wants = self._wants
         assert wants is not None
-        if wants.norm_type in (1.0, 2.0, math.inf) and self._dtypes[1] != "float64":
+        if wants.p in (1.0, 2.0, math.inf) and self._dtypes["grad"] != "float64":
             return None
-        return {"top_grad": self._reading(1, math.inf, False, wants).by_tensor()}
+        reading = self._reading(wants._replace(p=math.inf, axis=TENSOR))
+        reading.run()
+        return reading.sums()
 
     def clip_rows(self, clip: ClipAdaptive, inverse: Any) -> Tensor:
         """Sets each row's factor by what was read last."""
-        assert self._wants is not None
-        grads = self._grads.latest.sqrt()
-        weights = self._reading(0, 2.0, True, self._wants).run().sqrt()
-        factors = row_factors(clip, _times(grads, inverse), weights)
+        weights = self._reading(Norm("param", 2.0, ROW))
+        weights.run()
+        factors = row_factors(clip, _times(self._grads.parts.sqrt(), inverse), weights.parts.sqrt())
         self.plan.factors.copy_(_times(factors, inverse))
         return (factors < 1.0).any()  # type: ignore[no-any-return]
 
@@ -137,7 +131,7 @@ class GpuWork:
         names = (self.gathering if self._gathered else self.kernel).source.tallies
         if not names:
             return {}
-        return dict(zip(names, self._combinations[self._gathered].run().T, strict=True))
+        return self._combinations[self._gathered].sums()
 
 
 def _times(x: Tensor, inverse: Any) -> Tensor:

@@ -13,16 +13,14 @@ import torch
 from steprule.engine.cpu import Kernel
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
-from steprule.engine.reading import Reading
-from steprule.engine.run import Sums, Wants
+from steprule.engine.reading import Reading, norms
+from steprule.engine.run import Sums
 from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_of
-from steprule.trace.program import ROW
-
-READ_AS = {math.inf: "top_grad", -math.inf: "low_grad"}
-"""What is read for a norm that is no root of a sum."""
+from steprule.trace.norms import Norm
+from steprule.trace.program import ROW, TENSOR
 
 
 class Work:
@@ -50,9 +48,9 @@ class Work:
         self.depth = numbers.depth if numbers is not None else 0
         self.members = self._of_all = members
         self._active: np.ndarray | None = None
-        self._dtypes = [FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")]
-        self._readings: dict[Any, Reading] = {}
-        self._wants: Wants | None = None
+        self._dtypes = {name: FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")}
+        self._readings: dict[Norm, Reading] = {}
+        self._wants: Norm | None = None
         threads = torch.get_num_threads
         self.launch = self.kernel.launcher(plan, threads)
         self._launch_gathering = self.gathering.launcher(plan, threads)
@@ -74,45 +72,43 @@ class Work:
         exempt = self._every_exempt[active]
         self.exempt = exempt if exempt.any() else None
         for reading in self._readings.values():
-            reading.select(active)
+            reading.plan.select(active)
 
-    def _reading(self, operand: int, norm_type: float, by_row: bool, wants: Wants) -> Reading:
-        key = operand, norm_type, by_row, wants
-        if key not in self._readings:
-            self._readings[key] = Reading(
-                self.plan.addresses[operand],
-                [member.param.numel() for member in self._of_all],
-                self._dtypes[operand],
-                norm_type,
-                [row_of(member.param) for member in self._of_all] if by_row else None,
-                zero=wants.zero and operand == 1,
-                check=wants.check,
-            )
+    def _reading(self, norm: Norm) -> Reading:
+        if norm not in self._readings:
+            operand = self.kernel.source.arrays.index((norm.operand, ""))
+            sizes = [member.param.numel() for member in self._of_all]
+            rows = [row_of(member.param) for member in self._of_all] if norm.axis == ROW else []
+            addresses, dtype = self.plan.addresses[operand], self._dtypes[norm.operand]
+            self._readings[norm] = reading = norms(norm, dtype, addresses, sizes, rows, self._threads)
             if self._active is not None:
-                self._readings[key].select(self._active)
-        return self._readings[key]
+                reading.plan.select(self._active)
+        return self._readings[norm]
 
-    def read(self, wants: Wants) -> Sums:
+    def read(self, norm: Norm) -> Sums:
         """Sums of each gradient's elements."""
-        if wants is not self._wants:
-            self._wants, self._name = wants, READ_AS.get(wants.norm_type, "total_grad")
-            self._grads = self._reading(1, wants.norm_type, wants.by_row and self.by_row, wants)
-        return {self._name: self._grads.by_tensor(self._threads)}
+        if norm is not self._wants:
+            self._wants = norm
+            self._grads = self._reading(norm if self.by_row else norm._replace(axis=TENSOR))
+        self._grads.run()
+        return self._grads.sums()
 
     def largest(self) -> Sums | None:
         """The largest element of each gradient, or None where norms are finite wherever gradients are."""
         wants = self._wants
         assert wants is not None
-        if wants.norm_type in (1.0, 2.0, math.inf) and self._dtypes[1] != "float64":
+        if wants.p in (1.0, 2.0, math.inf) and self._dtypes["grad"] != "float64":
             return None
-        return {"top_grad": self._reading(1, math.inf, False, wants).by_tensor(self._threads)}
+        reading = self._reading(wants._replace(p=math.inf, axis=TENSOR))
+        reading.run()
+        return reading.sums()
 
     def clip_rows(self, clip: ClipAdaptive, inverse: float) -> bool:
         """Sets each row's factor by what was read last."""
-        assert self._wants is not None
-        grads = np.sqrt(self._grads.latest)
-        weights = np.sqrt(self._reading(0, 2.0, True, self._wants).run(self._threads))
-        factors = row_factors(clip, grads * inverse, weights)
+        weights = self._reading(Norm("param", 2.0, ROW))
+        weights.run()
+        grad_norms, weight_norms = (np.sqrt(one.pieces()) for one in (self._grads, weights))
+        factors = row_factors(clip, grad_norms * inverse, weight_norms)
         self.plan.factors[self.plan.active_factors] = factors * inverse
         return bool((factors < 1.0).any())
 

@@ -78,7 +78,7 @@ def cut(scalar_states: tuple[str, ...], outputs: dict[str, Expression]) -> Cut:
             key = keys[id(node)]
             if key not in names:
                 names[key] = f"sum{len(names)}"
-                sums[names[key]] = Sum(node.args[0], node.op == "total_of_all")
+                sums[names[key]] = Sum(node.args[0], of_all=node.op == "total_of_all")
                 level[names[key]] = depth[id(node)]
             node.op, node.args = "input", (names[key],)
     for name, one in computed.items():
