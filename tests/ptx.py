@@ -24,11 +24,13 @@ from steprule.engine import gpu, gpu_own, gpu_reading
 from steprule.engine.gpu_launch import options
 from steprule.formats import ITEM_SIZE
 from steprule.kernels.gpu_pass import GpuSource
+from steprule.kernels.gpu_reading import BLOCK
 from steprule.kernels.operands import keeps
 from steprule.rules import OWN
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import Services
 from steprule.trace.expression import Expression
+from steprule.trace.norms import Norm
 from steprule.trace.program import Stage
 
 TYPES = {
@@ -129,11 +131,12 @@ def keeping_kernels(request: dict[str, Any], capability: int) -> dict[str, Any]:
 
 def reading_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     """What became of a reading kernel."""
-    settings = gpu_reading.settings(request["dtype"], request["norm_type"], request["zero"], request["check"])
+    norm = Norm("grad", request["norm_type"], zero=request["zero"], check=request["check"])
+    kernel = gpu_reading.NormKernel.of_norm(norm, request["dtype"])
     return {
-        "update": compiled(gpu_reading.read, capability, **settings),
+        "update": compiled(kernel.update, capability),
         "prepare": compiled(gpu_reading.combine, capability, BLOCK=256),
-        "expected_loads": ITEM_SIZE[request["dtype"]] * settings["BLOCK"] // 128 // 16,
+        "expected_loads": ITEM_SIZE[request["dtype"]] * BLOCK // 128 // 16,
         "expected_stores": 0,
         "bytes": ITEM_SIZE[request["dtype"]],
     }

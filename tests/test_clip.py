@@ -17,8 +17,10 @@ from settings import FAMILIAR, FAMILIAR_IDS
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 import steprule
-from steprule.engine.reading import STRETCH, Reading
+from steprule.engine.plan import STRETCH
+from steprule.engine.reading import norms
 from steprule.services import ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
+from steprule.trace.norms import Norm
 
 inf = math.inf
 SCALES = (3.0, 0.01, 40.0, 1.0)
@@ -606,13 +608,16 @@ def test_sums_of_any_tensors(data):
     workers = data.draw(st.integers(1, 2), "workers")
     tensors = [random(shape, i, dtype) * (random(shape, 50 + i) > -1) for i, shape in enumerate(shapes)]
     tensors = [x.to(dtype) for x in tensors]
-    reading = Reading(
-        np.array([x.data_ptr() for x in tensors], np.int64),
-        [x.numel() for x in tensors],
+    addresses = np.array([x.data_ptr() for x in tensors], np.int64)
+    reading = norms(
+        Norm("grad", norm_type, "row" if by_row else "tensor"),
         str(dtype).removeprefix("torch."),
-        norm_type,
-        [columns for _, columns in shapes] if by_row else None,
+        addresses,
+        [x.numel() for x in tensors],
+        [columns for _, columns in shapes],
+        lambda: workers,
     )
+    reading.run()
 
     def sums(x):
         x = np.abs(x)
@@ -627,8 +632,8 @@ def test_sums_of_any_tensors(data):
         for length in [columns if by_row else STRETCH]
         for start in range(0, x.size, length)
     ]
-    np.testing.assert_allclose(reading.run(lambda: workers), [sums(x) for x in parts], rtol=1e-12)
-    np.testing.assert_allclose(reading.by_tensor(lambda: workers), [sums(x) for x in wide], rtol=1e-12)
+    np.testing.assert_allclose(reading.pieces(), [sums(x) for x in parts], rtol=1e-12)
+    np.testing.assert_allclose(*reading.sums().values(), [sums(x) for x in wide], rtol=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, -math.nan, inf, -inf])
@@ -641,10 +646,12 @@ def test_sums_show_what_is_not_finite_or_take_it_as_0(dtype, norm_type, wrong):
         pair = np.ones((2, STRETCH + 100), dtype)
         pair[0, at] = wrong
         addresses = np.array([x.ctypes.data for x in pair], np.int64)
-        both = [
-            Reading(addresses, [x.size for x in pair], dtype, norm_type, zero=zero, check=not zero).by_tensor(lambda: 1)
-            for zero in (False, True)
-        ]
+        both = []
+        for zero in (False, True):
+            norm = Norm("grad", norm_type, zero=zero, check=not zero)
+            reading = norms(norm, dtype, addresses, [x.size for x in pair], [], lambda: 1)
+            reading.run()
+            both += reading.sums().values()
         clean = 1.0 if abs(norm_type) == inf else pair.shape[1]
         assert not np.isfinite(both[0][0]) and both[0][1] == clean
         assert both[1].tolist() == [{inf: 1.0, -inf: 0.0}.get(norm_type, clean - 1), clean]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from typing import Any
 import pytest
 from settings import variants
 
-from steprule.engine.reading import write_reading
 from steprule.formats import state_format, weight_format
-from steprule.kernels import cpu_pass, gpu_pass
+from steprule.kernels import cpu_pass, gpu_pass, gpu_reading
 from steprule.rule import Rule
 from steprule.rules import OWN
 from steprule.trace.around import Services
+from steprule.trace.norms import Norm
 from steprule.trace.program import Program
 from steprule.trace.tracing import exact_states, nonnegative_states, trace
 
 FILE = Path(__file__).with_name("digests.json")
 ENGINES: dict[str, Any] = {"cpu": cpu_pass.write_pass, "gpu": gpu_pass.write_pass}
+READ_BY: dict[str, Any] = {"cpu": cpu_pass.write_pass, "gpu": gpu_reading.write_reading}
 KINDS = [
     ("float32", None, None, Services()),
     ("bfloat16", "stochastic", "8bit", Services()),
@@ -57,11 +59,12 @@ def formats_of(
     return tuple(formats[name] for name in formula.operands)
 
 
-def norms() -> Iterator[str]:
+def norms(engine: str) -> Iterator[str]:
     """What reads gradients before a step."""
-    for kind in ("square", "abs", "largest", "smallest", "nonzero", "power"):
+    for p in (2.0, 1.0, math.inf, -math.inf, 0.0, 3.5):
         for dtype in ("float32", "bfloat16", "float64"):
-            yield write_reading(kind, dtype, zero=dtype == "float32", check=dtype == "bfloat16")
+            stage = Norm("grad", p, zero=dtype == "float32", check=dtype == "bfloat16").program().last
+            yield READ_BY[engine]("", stage, [dtype]).text
 
 
 def digest(parts: Iterator[str]) -> str:
@@ -70,7 +73,7 @@ def digest(parts: Iterator[str]) -> str:
 
 def digests(engine: str) -> dict[str, str]:
     found = {rule.__name__: digest(texts(rule, engine)) for rule in OWN.values()}
-    return {**found, "norms": digest(norms())} if engine == "cpu" else found
+    return {**found, "norms": digest(norms(engine))}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

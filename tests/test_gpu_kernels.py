@@ -11,12 +11,14 @@ from settings import VARIANTS, label, telling
 from steprule import Rule, State, floor, mean, norm, total, total_of_all, where
 from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.reading import Reading
+from steprule.engine.reading import norms
 from steprule.formats import FORMATS
 from steprule.formats.tensors import encode, zeros
 from steprule.rules import OWN
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.norms import Norm
+from steprule.trace.program import ROW, TENSOR
 from steprule.trace.tracing import nonnegative_states, trace
 
 pytest.importorskip("triton")
@@ -87,7 +89,7 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
     names = host.program.operands
     mine = [arrays_of((rule, hyper, names), formats, shape, 10 + i) for i, shape in enumerate(shapes)]
     theirs = [{key: array.to(GPU_DEVICE, copy=True) for key, array in tensor.items()} for tensor in mine]
-    by_row = host.program.by_row
+    by_row = host.program.factor == ROW
     hyper = {"seed": seed, "clip_value": 0.5, "average_weight": 0.25, **hyper}
     common = dict(
         sizes=[int(np.prod(shape)) for shape in shapes],
@@ -344,13 +346,16 @@ def test_readings_are_the_cpu_engines(dtype, norm_type):
             keep = mine
         lengths = [len(tensor) for tensor in keep]
         addresses = np.array([tensor.data_ptr() for tensor in mine])  # which must live on
-        one = Reading(addresses, lengths, dtype, norm_type, rows, zero=zero, check=check)
+        norm = Norm("grad", norm_type, TENSOR if rows is None else ROW, zero, check)
+        one = norms(norm, dtype, addresses, lengths, rows or [], lambda: 1)
         plan = GpuPlan(
             GPU_DEVICE, [SOURCE], addresses=[[tensor.data_ptr() for tensor in theirs]] * 2, sizes=lengths,
             groups=[0] * 4, hyper=[[0.0]], first_steps=[0.0] * 4,
         )  # fmt: skip
-        from steprule.engine.gpu_reading import GpuReading
+        from steprule.engine import gpu_reading
 
-        other = GpuReading(plan, 1, dtype, norm_type, rows, zero, check)
-        for ours, its in ((other.run(), one.run(lambda: 1)), (other.by_tensor(), one.by_tensor(lambda: 1))):
+        other = gpu_reading.norms(norm, dtype, plan, 1, rows or [])
+        one.run(), other.run()
+        assert one.sums().keys() == other.sums().keys()
+        for ours, its in ((other.pieces(), one.pieces()), (*other.sums().values(), *one.sums().values())):
             np.testing.assert_allclose(ours.cpu().numpy(), its, rtol=1e-12)

@@ -27,7 +27,7 @@ def stage_of(state: str, setting: str, number: str) -> Stage:
     outputs = {"param": param - lr * grad / (new * new + own * step), state: new}
     gathered = {"grad": grad, "update": outputs["param"] - param, "param": outputs["param"]}
     return Stage(
-        ("param", "grad", state), ((setting, None),), (number,), factor=True, outputs=outputs, counted=grad, gathered=gathered
+        ("param", "grad", state), ((setting, None),), (number,), factor="tensor", outputs=outputs, counted=grad, gathered=gathered
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from steprule import Rule, State, norm, total_of_all
 from steprule.rules import OWN
 from steprule.trace.around import Services
 from steprule.trace.expression import Expression
-from steprule.trace.program import Level, Program, Sum
+from steprule.trace.norms import Norm
+from steprule.trace.program import ADD, LARGEST, ROW, SMALLEST, TENSOR, Level, Program, Sum
 from steprule.trace.tracing import trace
 
 
@@ -81,10 +83,10 @@ def stored_early(program: Program) -> Program:
 
 BROKEN = {
     "the pass of level 1 reads sum1, which is not known yet": lambda program: with_sums(
-        program, 1, sum0=Sum(number("sum1"), False)
+        program, 1, sum0=Sum(number("sum1"))
     ),
     "the pass of level 2 reads seen_sq, which is not known yet": lambda program: with_sums(
-        program, 2, sum1=Sum(element("seen_sq"), True)
+        program, 2, sum1=Sum(element("seen_sq"), of_all=True)
     ),
     "the new seen of level 1 reads grad, which is not known yet": lambda program: with_level(
         program, 1, replace(program.levels[1], numbers={"seen": element("grad")})
@@ -96,6 +98,12 @@ BROKEN = {
         program, last=replace(program.last, counted=element("grad_factor"))
     ),
     "the pass of level 2 reads exp_avg, which has been stored by then": stored_early,
+    "levels add up tensors; sum0 is largest of each tensor": lambda program: with_sums(
+        program, 1, sum0=Sum(element("grad"), LARGEST)
+    ),
+    "levels add up tensors; sum0 is add of each row": lambda program: with_sums(
+        program, 1, sum0=Sum(element("grad"), axis=ROW)
+    ),
     "the last pass stores ['param']": lambda program: replace(
         program, last=replace(program.last, outputs={"param": element("param")})
     ),
@@ -112,4 +120,51 @@ BROKEN = {
 def test_what_breaks_a_promise_is_told(program, told):
     with pytest.raises(AssertionError) as error:
         BROKEN[told](program).check()
+    assert str(error.value).startswith(told)
+
+
+# Norms, which are programs of one pass that only adds up
+
+NORMS = {
+    "2": (2.0, ADD, True),
+    "1": (1.0, ADD, False),
+    "0": (0.0, ADD, False),
+    "3": (3.0, ADD, True),
+    "inf": (math.inf, LARGEST, False),
+    "-inf": (-math.inf, SMALLEST, False),
+}
+"""The p, how elements become one number, and whether it is computed in float64, where powers do not overflow."""
+
+
+@pytest.mark.parametrize("axis", [TENSOR, ROW])
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("operand", ["param", "grad"])
+def test_norms_hold_what_they_promise(operand, p, axis):
+    value, how, wide = NORMS[p]
+    for zero, check in ((False, False), (True, False), (False, True)):
+        program = Norm(operand, value, axis, zero, check).program()
+        program.check()
+        assert program.levels == () and program.operands == (operand,)
+        one = program.last.sums[operand]
+        assert (one.how, one.axis, one.of_all, program.last.wide) == (how, axis, False, wide)
+
+
+def norm_with(**changes: object) -> Program:
+    program = Norm("grad", 2.0).program()
+    return replace(program, last=replace(program.last, **changes))
+
+
+BROKEN_NORMS = {
+    "the last pass reads param, which is not known yet": {"sums": {"grad": Sum(element("param"))}},
+    "grad is middle of each tensor": {"sums": {"grad": Sum(element("grad"), "middle")}},
+    "grad is add of each column": {"sums": {"grad": Sum(element("grad"), axis="column")}},
+    "the last pass cannot wait for grad of all tensors": {"sums": {"grad": Sum(element("grad"), of_all=True)}},
+    "the last pass stores ['grad']": {"outputs": {"grad": element("grad")}},
+}
+
+
+@pytest.mark.parametrize("told", BROKEN_NORMS)
+def test_what_breaks_a_promise_of_norms_is_told(told):
+    with pytest.raises(AssertionError) as error:
+        norm_with(**BROKEN_NORMS[told]).check()
     assert str(error.value).startswith(told)

@@ -7,10 +7,11 @@ import torch
 from dropin import random
 
 import steprule
-from steprule.engine.run import Wants, take_step
+from steprule.engine.run import take_step
 from steprule.step import plan
+from steprule.trace.norms import Norm
 
-WANTS = Wants(2.0, False, True, False)
+WANTS = Norm("grad", 2.0, check=True)
 
 
 class Noting:

@@ -16,7 +16,7 @@ from steprule.engine.team import run_together
 from steprule.kernels.cache import load_for_numba
 from steprule.kernels.cpu_pass import write_pass
 from steprule.kernels.source import Source
-from steprule.trace.program import Stage
+from steprule.trace.program import ROW, Stage
 
 PARALLEL_FROM = 65536
 """Elements from which several threads are worth waking."""
@@ -45,10 +45,15 @@ class Kernel(_Kernel):
         stage, sources = self.stage, self.sources(others)
         tallies = max(len(source.tallies) for source in sources)
         of_arrays = [addresses[array] for array in self.source.arrays]
-        return Plan(of_arrays, by_row=stage.by_row, tallies=tallies, own=len(stage.own), **tables)
+        return Plan(of_arrays, by_row=stage.factor == ROW, tallies=tallies, own=len(stage.own), **tables)
 
     def launcher(self, plan: Plan, threads: Callable[[], int]) -> Callable[[], None]:
-        """What takes every tensor of the plan one step further; see `steprule.engine.kernel`."""
+        """What takes every tensor of the plan one step further.
+
+        Args:
+            plan: its addresses must be valid whenever the launcher is called.
+            threads: says how many threads may work on it; the result does not depend on it.
+        """
         run, address = self._run, self._address
         if self.stage.own:
             return self.worker(plan, threads)
@@ -73,7 +78,7 @@ class Kernel(_Kernel):
         """As `launcher`, for steps that have been counted."""
 
         def work() -> None:
-            plan.restart()
+            plan.counter[0] = 0
             workers = min(threads(), plan.chunk_count) if plan.size >= PARALLEL_FROM else 1
             if workers == 1:
                 self._run(plan.work_header)

@@ -21,7 +21,7 @@ from steprule.engine.gpu_plan import GpuPlan, Number
 from steprule.engine.kernel import Kernel as _Kernel
 from steprule.kernels.cache import load_for_triton
 from steprule.kernels.gpu_pass import GpuSource, write_pass
-from steprule.trace.program import Stage
+from steprule.trace.program import ROW, Stage
 
 DEVICES = {"cuda"}
 """The types of device that it serves."""
@@ -77,7 +77,7 @@ class Kernel(_Kernel):
             tables: what else a `GpuPlan` is made of and no kernel says.
         """
         of_arrays = [addresses[array] for array in self.source.arrays]
-        return GpuPlan(device, self.sources(others), of_arrays, by_row=self.stage.by_row, **tables)
+        return GpuPlan(device, self.sources(others), of_arrays, by_row=self.stage.factor == ROW, **tables)
 
     def launcher(self, plan: GpuPlan, threads: Callable[[], int] | None = None) -> Callable[[], None]:
         """What takes every tensor of the plan one step further; returns before that is done.

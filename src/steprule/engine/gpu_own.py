@@ -13,7 +13,7 @@ from torch import Tensor
 from steprule.engine.gpu import Kernel
 from steprule.engine.gpu_launch import on
 from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.gpu_reading import Combination
+from steprule.engine.gpu_reading import Combination, GpuReading
 from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
@@ -62,11 +62,7 @@ class GpuPlanned:
         self._plan = plan
         device, own = plan.device, self.program.own
         self._readings = [
-            (
-                one.source.tallies,
-                one.launcher(plan),
-                Combination(plan.first_chunk, [0] * len(one.source.tallies), plan.partials),
-            )
+            GpuReading(one.launcher(plan), Combination(plan.first_chunk, one.source.tallies, plan.partials))
             for one in kernel.readings
         ]
         self._rows = dict(zip(own, plan.own, strict=True))
@@ -96,14 +92,13 @@ class GpuPlanned:
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
         if 0 < level <= len(self._readings):
-            self._readings[level - 1][1]()
+            self._readings[level - 1].run()
 
     def sums(self, level: int) -> Sums:
         """A level's sums, for each tensor."""
         if not 0 < level <= len(self._readings):
             return {}
-        names, _, combination = self._readings[level - 1]
-        return dict(zip((name.removeprefix("total_") for name in names), combination.run().T, strict=True))
+        return {name.removeprefix("total_"): value for name, value in self._readings[level - 1].sums().items()}
 
     def put(self, level: int, sums: Sums) -> None:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from steprule.kernels.cache import Loaded
 from steprule.kernels.source import Source, title_of
 from steprule.rule import Rule
 from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.norms import Norm
 from steprule.trace.program import Program, Stage, hyper_of
 from steprule.trace.tracing import static_settings, trace
 
@@ -74,17 +75,28 @@ class Kernel(ABC):
         key = (cls, rule, static_settings(rule, hyper), maximize, tuple(formats), services)
         if key not in _kernels:
             program = trace(rule, hyper, maximize, services)
-            program.check()
-            kernel = cls._of(rule, program.last, formats)
-            kernel.program = program
-            kernel.readings = tuple(cls._of(rule, reading, formats) for reading in program.readings)
-            _kernels[key] = kernel
+            _kernels[key] = cls._of(program, rule.__name__, title_of(rule), formats)
         return _kernels[key]  # type: ignore[no-any-return]
 
     @classmethod
-    def _of(cls: type[_Engine], rule: type[Rule], stage: Stage, formats: Sequence[str]) -> _Engine:
-        source: Source = cls.write(title_of(rule), stage, formats)
-        return cls(stage, source, *cls.load(rule.__name__, source.text))
+    def of_norm(cls: type[_Engine], norm: Norm, dtype: str) -> _Engine:
+        """The kernel that reads a norm of operands of this dtype, made when first asked for."""
+        key = (cls, norm, dtype)
+        if key not in _kernels:
+            _kernels[key] = cls._of(norm.program(), "norm", f"Norms of {norm.operand}: p is {norm.p}.", [dtype])
+        return _kernels[key]  # type: ignore[no-any-return]
+
+    @classmethod
+    def _of(cls: type[_Engine], program: Program, name: str, title: str, formats: Sequence[str]) -> _Engine:
+        """The kernel of a program's last pass, with those that go before it."""
+        program.check()
+        kernels = []
+        for stage in (*program.readings, program.last):
+            source: Source = cls.write(title, stage, formats)
+            kernels.append(cls(stage, source, *cls.load(name, source.text)))
+        *readings, kernel = kernels
+        kernel.program, kernel.readings = program, tuple(readings)
+        return kernel
 
     def numbers(self, hyper: Mapping[str, Any]) -> list[Any]:
         """A plan's row for these hyperparameters, among them ``seed`` if roundings are random."""
@@ -99,12 +111,3 @@ class Kernel(ABC):
     def sources(self, others: Sequence[Any] = ()) -> list[Any]:
         """Those of this kernel and its readings, and of others and theirs."""
         return [one.source for kernel in (self, *others) for one in (kernel, *kernel.readings)]
-
-    @abstractmethod
-    def launcher(self, plan: Any, threads: Callable[[], int]) -> Callable[[], None]:
-        """What takes every tensor of the plan one step further.
-
-        Args:
-            plan: its addresses must be valid whenever the launcher is called.
-            threads: says how many threads of the host may work on it; the result does not depend on it.
-        """

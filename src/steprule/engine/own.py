@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from steprule.engine.reading import Reading
 from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import scalar_name
@@ -30,7 +31,7 @@ class Planned:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
         self._kernel, self._plan, self._states, self._of_all = kernel, plan, states, states
-        self._readings = [(one.source.tallies, one.worker(plan, threads)) for one in kernel.readings]
+        self._readings = [Reading(one, plan, threads) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
 
     def select(self, active: np.ndarray) -> None:
@@ -50,14 +51,14 @@ class Planned:
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
         if 0 < level <= len(self._readings):
-            self._readings[level - 1][1]()
+            self._readings[level - 1].run()
 
     def sums(self, level: int) -> Sums:
         """A level's sums, for each tensor."""
         if not 0 < level <= len(self._readings):
             return {}
-        tallied = self._plan.tallied(self._readings[level - 1][0])
-        return {name.removeprefix("total_"): sums.tolist() for name, sums in tallied.items()}
+        sums = self._readings[level - 1].sums()
+        return {name.removeprefix("total_"): values.tolist() for name, values in sums.items()}
 
     def put(self, level: int, sums: Sums) -> None:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""

@@ -18,11 +18,19 @@ FULL = 1
 """The place behind a plan's counter that is 1 once a step has come there."""
 PIECE = 65536
 """Elements of a chunk that are added up by themselves, where something is: sums then are always the same."""
+STRETCH = 16384
+"""The same for norms."""
+AT_ONCE = 65536
+"""Elements a worker takes at a time for norms, at least."""
 
 Index = slice | np.ndarray
 
 _NOWHERE = np.zeros(1, np.float64)
 """Where kernels count the steps of tensors that take none."""
+
+
+_ENDS = {"top_": (0.0, np.maximum), "low_": (np.inf, np.minimum)}
+"""What the largest and the smallest of pieces begin at, and how they are joined."""
 
 
 def index_of(chosen: np.ndarray) -> Index:
@@ -89,6 +97,31 @@ def uncut(count: int, size: int) -> Chunks:
     return Chunks(table[:, 2].copy(), np.zeros((count, 2), np.int64), table, np.zeros(0, np.int64))
 
 
+def stretches(sizes: Sequence[int], rows: Sequence[int] | None) -> Chunks:
+    """Those of norms: rows, or pieces of `STRETCH`, handed out last first, since the step begins with the first.
+
+    Args:
+        sizes: each tensor's number of elements.
+        rows: the elements of one row of each tensor, or None.
+    """
+    handed_out = max(AT_ONCE, sum(sizes) // 128)  # long ones stream faster
+    pieces = [max(row, 1) for row in rows] if rows is not None else [STRETCH] * len(sizes)
+    table: list[tuple[int, ...]] = []
+    owners: list[int] = []
+    for tensor, (size, piece) in enumerate(zip(sizes, pieces, strict=True)):
+        length = max(handed_out // piece, 1) * piece
+        for start in range(0, size, length):
+            part = min(length, size - start)
+            table.append((tensor, start, part, 0, len(owners)))
+            owners += [tensor] * -(-part // piece)
+    return Chunks(
+        np.array(sizes, np.int64),
+        np.array([(piece, 0) for piece in pieces], np.int64).reshape(-1, 2),
+        np.array(table[::-1], np.int64).reshape(-1, 5),
+        np.array(owners, np.int64),
+    )
+
+
 class Plan:
     """What one kernel call works through. All tables are int64 or float64 and stay where they are.
 
@@ -96,6 +129,7 @@ class Plan:
 
     Args:
         addresses: for each of the kernel's arrays (param, grad, the others), the address of each tensor's first element.
+            The table of another plan, or rows of it, remain that plan's.
         sizes: each tensor's number of elements.
         hyper: a row of numbers for each parameter group, in the order of the formula's scalars.
         groups: each tensor's row in hyper, by default the first.
@@ -114,7 +148,8 @@ class Plan:
         partials: for each piece its tallies.
         piece_tensors: each piece's tensor.
         active: which tensors a step is for, as an index: all, or those that `select` was told.
-        active_factors: the same for factors.
+        active_factors, active_pieces: the same for factors and pieces.
+        is_one_each: whether a step is for all tensors, and each is one piece.
         steps: each tensor's step, of the last time that steps were counted.
         groups: each tensor's row in hyper.
         sizes: each tensor's number of elements.
@@ -124,12 +159,12 @@ class Plan:
 
     active: Index = slice(None)
     active_factors: Index = slice(None)
-    _active_pieces: Index = slice(None)
+    active_pieces: Index = slice(None)
     _of_all: tuple[np.ndarray, ...] = ()
 
     def __init__(
         self,
-        addresses: Sequence[Sequence[int]],
+        addresses: Sequence[Sequence[int]] | np.ndarray,
         sizes: Sequence[int],
         hyper: Sequence[Sequence[float]],
         groups: Sequence[int] | None = None,
@@ -146,7 +181,7 @@ class Plan:
         count = len(sizes)
         self.sizes = np.array(sizes, np.int64)
         self.size = int(self.sizes.sum())
-        self.addresses = np.array(addresses, np.int64).reshape(-1, count)
+        self.addresses = np.asarray(addresses, np.int64).reshape(-1, count)
         self._buffer = self.addresses.data
         self._pack_grads = struct.Struct(f"{count}q").pack_into
         self.hyper = np.array(hyper, np.float64).reshape(len(hyper), -1)
@@ -157,6 +192,7 @@ class Plan:
         self._cut = chunks = chunks or cut(sizes, rows, by_row, tallies)
         self.chunk_count = len(chunks.table)
         self.piece_tensors = self._owners = chunks.owners
+        self.is_one_each = self._is_one_each = len(chunks.owners) == count and chunks.owners.tolist() == [*range(count)]
         factors = self.sizes // np.maximum(chunks.rows, 1) if by_row else np.ones(count, np.int64)
         self.first_factor = np.concatenate([[0], np.cumsum(factors)])
         self.factors = np.ones(self.first_factor[-1], np.float64)
@@ -201,10 +237,6 @@ class Plan:
         header[:, 1:18] = [self.counter.ctypes.data, len(self.sizes), self.chunk_count, *places]
         return header
 
-    def restart(self) -> None:
-        """Lets the chunks be worked through once more, without counting steps."""
-        self.counter[0] = 0
-
     def select(self, active: np.ndarray) -> None:
         """Takes steps for some tensors only from now on; of the others nothing is read and nothing changes.
 
@@ -222,23 +254,27 @@ class Plan:
         self.active = index_of(active)
         self.active_factors = index_of(np.repeat(active, np.diff(self.first_factor)))
         pieces = active[self.piece_tensors]
-        self._active_pieces = index_of(pieces)
+        self.active_pieces = index_of(pieces)
         self._owners = (np.cumsum(active) - 1)[self.piece_tensors[pieces]]
+        self.is_one_each = self._is_one_each and bool(active.all())
 
     def tallied(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """What a kernel with these tallies has left, for each active tensor: sums, or the largest of "top_..."."""
+        """What a kernel with these tallies has left, for each active tensor; see `steprule.kernels.source.Source`."""
         owners, count = self._owners, len(self.steps[self.active])
-        partials = self.partials.reshape(-1)[: len(self.piece_tensors) * len(names)].reshape(-1, len(names))
-        partials = partials[self._active_pieces]
         result = {}
-        for column, name in zip(partials.T, names, strict=True):
+        for column, name in zip(self.left(len(names))[self.active_pieces].T, names, strict=True):
             if name.startswith("total_"):
                 result[name] = np.bincount(owners, column, count)
             else:
-                largest = result[name] = np.zeros(count, np.float64)
+                begin, join = _ENDS[name[:4]]
+                result[name] = np.full(count, begin)
                 with np.errstate(invalid="ignore"):
-                    np.maximum.at(largest, owners, column)
+                    join.at(result[name], owners, column)
         return result
+
+    def left(self, tallies: int) -> np.ndarray:
+        """Where a kernel with so many tallies leaves them: a row for each piece."""
+        return self.partials.reshape(-1)[: len(self.piece_tensors) * tallies].reshape(-1, tallies)
 
     def set_grads(self, addresses: Sequence[int]) -> None:
         """New addresses of the gradients, one a tensor."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from steprule.trace.norms import Norm
 from steprule.trace.program import Program
 
 Sums = Mapping[str, Any]
@@ -15,22 +16,6 @@ Sums = Mapping[str, Any]
 Where a name begins with "top_" or "low_", it is the largest or smallest element in place of the sum."""
 Complete = Callable[[Sequence[Sums]], Sequence[Sums]]
 """Makes sums over the elements that are here those over all there are: what processes have for themselves is added up."""
-
-
-class Wants(NamedTuple):
-    """What services want to know of gradients before a step.
-
-    Attributes:
-        norm_type: the p of their norms.
-        zero: read what is not finite as 0.
-        check: have no finite sum where an element is not finite.
-        by_row: of each row, where a kernel has factors for rows.
-    """
-
-    norm_type: float
-    zero: bool
-    check: bool
-    by_row: bool
 
 
 class Levels(Protocol):
@@ -60,8 +45,11 @@ class Levels(Protocol):
 class Work(Levels, Protocol):
     """Some of the tensors that are stepped together: those of one plan, or one that no kernel steps."""
 
-    def read(self, wants: Wants) -> Sums:
-        """What services want to know of gradients, as they are: "total_grad", "top_grad" or "low_grad"."""
+    def read(self, norm: Norm) -> Sums:
+        """The norms of gradients as they are, up to roots: "total_grad", "top_grad" or "low_grad".
+
+        Those of rows are read where each row has a factor, and added up for each tensor.
+        """
 
     def prepare(self) -> None:
         """Raises where the step cannot be taken; nothing has changed yet."""
@@ -74,8 +62,8 @@ class Around(Protocol):
     """What is asked before a step and told of it afterwards."""
 
     @property
-    def wants(self) -> Wants | None:
-        """What it wants to know of gradients; None for nothing."""
+    def wants(self) -> Norm | None:
+        """The norm of gradients that it wants to know; None for nothing."""
 
     @property
     def gathers(self) -> bool:

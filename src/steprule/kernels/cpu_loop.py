@@ -7,9 +7,9 @@ from typing import Any
 
 from steprule.kernels.languages import NUMBA
 from steprule.kernels.loop import Loop
-from steprule.kernels.source import indent
+from steprule.kernels.source import indent, squared, tally_of
 from steprule.trace.expression import Expression
-from steprule.trace.program import Stage
+from steprule.trace.program import ADD, SMALLEST, Stage, Sum
 
 _UPDATE = '''
 @njit(**FAST)
@@ -85,9 +85,26 @@ class CpuLoop(Loop):
         value = self.value(expression)
         return f"{self.real}({value})" if expression.scalar else value
 
-    def add_up(self, name: str, expression: Expression) -> None:
-        """Adds up an expression."""
-        self._add_up(name, self.value(expression))
+    def add_up(self, name: str, one: Sum) -> None:
+        """Adds up an expression, or takes the largest or the smallest of its values."""
+        tally, square = tally_of(name, one.how), squared(one, self.stage)
+        if square is not None:
+            self.body.append(f"{tally} = add_square({tally}, {self.value(square)})")
+            self.carry(tally, "0.0", tally)
+        elif one.how == ADD:
+            self._add_up(name, self.value(one.expression))
+        elif one.how == SMALLEST:
+            self.body.append(f"{tally} = smaller({tally}, float64({self.value(one.expression)}))")
+            self.carry(tally, "inf", tally)
+        elif self.real == "float64":
+            self.body.append(f"{tally} = larger({tally}, {self.value(one.expression)})")
+            self.carry(tally, "0.0", tally)
+        else:
+            self._take_largest(tally, self.value(one.expression))
+
+    def _take_largest(self, tally: str, value: str) -> None:
+        self.body.append(f"{tally} = larger_magnitude({tally}, {value})")
+        self.carry(tally, "uint32(0)", f"float64_of({tally})")
 
     def _add_up(self, name: str, value: str) -> None:
         self.body.append(f"total_{name} = add_up(total_{name}, float64({value}))")
@@ -105,9 +122,8 @@ class CpuLoop(Loop):
         """Takes the squares and the largest absolute value of seen_name."""
         total, top = f"total_{name}", f"top_{name}"
         self.body.append(f"{total} = add_square({total}, seen_{name})")
-        self.body.append(f"{top} = larger_magnitude({top}, float32(seen_{name}))")
         self.carry(total, f"{self.real}(0)", f"float64({total})")
-        self.carry(top, "uint32(0)", f"float64_of({top})")
+        self._take_largest(top, f"float32(seen_{name})")
 
     def count_lost(self, still: str) -> None:
         """Counts elements that stay as they are, which this says."""
@@ -120,7 +136,7 @@ class CpuLoop(Loop):
     @property
     def addresses(self) -> list[str]:
         """The arguments of ``update`` between the sizes and the numbers that no element changes."""
-        extra = ["start", "parameter"] * self.by_element + ["grad_factor"] * self.stage.factor
+        extra = ["start", "parameter"] * self.by_element + ["grad_factor"] * bool(self.stage.factor)
         return [f"{name}{suffix}_at" for name, suffix in self.dtypes] + extra
 
     @property

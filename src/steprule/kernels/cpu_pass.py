@@ -11,7 +11,7 @@ from steprule.kernels.names import marked, told_apart
 from steprule.kernels.source import Source, head, indent
 from steprule.kernels.writer import is_costly
 from steprule.trace.expression import scalar_name
-from steprule.trace.program import Stage
+from steprule.trace.program import ROW, Stage
 
 _CODE = '''from math import exp, floor, inf, log, nan, sqrt
 
@@ -147,13 +147,13 @@ def _chunk_arguments(loop: CpuLoop) -> list[str]:
         offset = "first_group" if suffix == "_base" else "start"
         arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtype]} * {offset}")
     arguments += ["start", "parameters[tensor]"] * loop.by_element
-    place = "first_factor[tensor] + start // piece" if stage.by_row else "tensor"
-    return arguments + [f"{loop.real}(factors[{place}])"] * stage.factor
+    place = "first_factor[tensor] + start // piece" if stage.factor == ROW else "tensor"
+    return arguments + [f"{loop.real}(factors[{place}])"] * bool(stage.factor)
 
 
 def _call(loop: CpuLoop) -> str:
     """The call of update for a chunk or each of its pieces, and what becomes of their tallies."""
-    by_row, tallies = loop.stage.by_row, list(loop.tallies)
+    by_row, tallies = loop.stage.factor == ROW, list(loop.tallies)
     results = "".join(f"{name}, " for name in tallies).rstrip() + " = " * bool(tallies)
     call = _CALL.format(
         results=results, chunk_arguments="".join(f"            {x},\n" for x in _chunk_arguments(loop))[:-1]
@@ -176,12 +176,12 @@ def _call(loop: CpuLoop) -> str:
 def _service_tables(loop: CpuLoop) -> str:
     """The plan's tables that not every kernel looks at."""
     stage, lines = loop.stage, []
-    if stage.by_row:
+    if stage.factor == ROW:
         lines = ["first_factor = int64_array(plan[FIRST_FACTOR], tensors + 1)"]
         lines += ["factors = float64_array(plan[FACTORS], first_factor[tensors])"]
     elif stage.factor:
         lines = ["factors = float64_array(plan[FACTORS], tensors)"]
-    if loop.tallies or stage.by_row:
+    if loop.tallies or stage.factor == ROW:
         lines.append("pieces = int64_array(plan[PIECES], (tensors, 2))")
     if loop.tallies:
         lines.append(f"partials = float64_array(plan[PARTIALS], (1 << 40, {len(loop.tallies)}))")

@@ -7,7 +7,9 @@ from steprule.kernels.languages import TRITON
 from steprule.kernels.loop import Loop
 from steprule.kernels.names import marked
 from steprule.kernels.operands import Operand
+from steprule.kernels.source import tally_of
 from steprule.trace.expression import Expression
+from steprule.trace.program import ADD, Sum
 
 
 class GpuLoop(Loop):
@@ -56,9 +58,10 @@ class GpuLoop(Loop):
         self.body.append(f"{name} = {value}")
         self._tallies.append(name)
 
-    def add_up(self, name: str, expression: Expression) -> None:
+    def add_up(self, name: str, one: Sum) -> None:
         """Adds up an expression."""
-        self._leave(f"total_{name}", f"lib.sum_of(({self.each(expression)}).to(tl.float64), inside)")
+        assert one.how == ADD, "for a stretch: steprule.kernels.gpu_reading"
+        self._leave(tally_of(name, one.how), f"lib.sum_of(({self.each(one.expression)}).to(tl.float64), inside)")
 
     def count_zeroed(self, value: str) -> None:
         """Adds up what is 1 where an element counts as zeroed."""
@@ -116,4 +119,4 @@ class GpuLoop(Loop):
     @property
     def passed(self) -> list[str]:
         """The arguments after arrays and before the elements' places."""
-        return [*self.writer.hoisted.values(), *self.random, *["grad_factor"] * self.stage.factor]
+        return [*self.writer.hoisted.values(), *self.random, *["grad_factor"] * bool(self.stage.factor)]

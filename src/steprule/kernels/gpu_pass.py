@@ -10,9 +10,9 @@ from steprule.kernels.gpu_loop import GpuLoop
 from steprule.kernels.names import marked, told_apart
 from steprule.kernels.source import Source, head, indent
 from steprule.trace.expression import scalar_name
-from steprule.trace.program import Stage
+from steprule.trace.program import ROW, TENSOR, Stage
 
-_POINTER = {"bfloat16": "uint16", "float16": "uint16"}
+POINTERS = {"bfloat16": "uint16", "float16": "uint16"}
 THREADS = 128
 """Threads that share a block of elements."""
 PART = 512
@@ -213,14 +213,14 @@ def _numbers(loop: GpuLoop, block: int) -> list[str]:
     for name, column in loop.columns.items():
         at = f"bits + tensor * {loop.bits} + {column}"
         lines.append(f"{name} = {at if name in loop.by_place else f'tl.load({at}).to(tl.uint32, bitcast=True)'}")
-    lines += ["factor_at = factors + tl.load(sizes + 2 * count + tensor)"] * stage.factor
+    lines += ["factor_at = factors + tl.load(sizes + 2 * count + tensor)"] * bool(stage.factor)
     lines += [f"partial_at = partials + chunk.to(tl.int64) * {len(tallies)}"] * bool(tallies)
     wide = [f"{name}_at" for name in loop.arrays if not name.endswith("_base")]
     lines.append(f"is_aligned = (({' | '.join(wide)}) & 15) == 0")
     if loop.grouped:
         lines.append(f"groups_in_row = ((row + {GROUP - 1}) // {GROUP}).to(tl.int32)")
         lines.append(f"place = tl.arange(0, {GROUP})[None, :]")
-    if stage.factor and not stage.by_row:
+    if stage.factor == TENSOR:
         lines.append(f"grad_factor = tl.load(factor_at).to(tl.{loop.real})")
     return lines + [f"{name} = tl.zeros((), tl.float64)" for name in tallies]
 
@@ -229,7 +229,7 @@ def _call(loop: GpuLoop, is_whole: bool, is_aligned: bool) -> list[str]:
     """The call of compute with arrays from the element first and the group first_group on."""
     arguments = []
     for (name, suffix), dtype in loop.dtypes.items():
-        pointer = f"{name}{suffix}_at.to(tl.pointer_type(tl.{_POINTER.get(dtype, dtype)}))"
+        pointer = f"{name}{suffix}_at.to(tl.pointer_type(tl.{POINTERS.get(dtype, dtype)}))"
         if suffix == "_base":
             arguments.append(f"{pointer} + first_group")
         else:
@@ -256,7 +256,7 @@ def _elements(loop: GpuLoop, shape: Shape) -> list[Way]:
     """How elements are worked on in a whole block, and where a tensor ends within it or is not aligned."""
     whole = ["first = start + part", f"i = tl.arange(0, {shape.together})"]
     part = ["first = start + part", f"i = tl.arange(0, {PART})", "inside = first + i < size"]
-    if loop.stage.by_row:
+    if loop.stage.factor == ROW:
         factor = "grad_factor = lib.load(factor_at + lib.row_of(first, i, row), {})" + f".to(tl.{loop.real})"
         whole.append(factor.format("None"))
         part.append(factor.format("inside"))
@@ -275,7 +275,7 @@ def _groups(loop: GpuLoop, shape: Shape) -> list[Way]:
         f"group = tl.arange(0, {shape.together // GROUP})[:, None]",
         f"i = group * {GROUP} + place",
     ]
-    if loop.stage.by_row:
+    if loop.stage.factor == ROW:
         whole += ["row_number = (first_group + group) // groups_in_row", factor.format("None")]
 
     def rows(length: str, size: int) -> list[str]:
@@ -291,7 +291,7 @@ def _groups(loop: GpuLoop, shape: Shape) -> list[Way]:
             f"group_inside = row_number * {length} < size",
             f"inside = (in_row + place < {length}) & group_inside",
         ]
-        return lines + [factor.format("group_inside")] * loop.stage.by_row
+        return lines + [factor.format("group_inside")] * (loop.stage.factor == ROW)
 
     even = ["even_row = tl.multiple_of(row, 16)", *rows("even_row", THREADS * shape.wide), *_call(loop, False, True)]
     is_whole = f"is_aligned & (row % {GROUP} == 0) & (start + {shape.block} <= size)"

@@ -12,7 +12,7 @@ from steprule.kernels.operands import Operand, cast, keeps, operands_of
 from steprule.kernels.source import compute_dtype
 from steprule.kernels.writer import Writer
 from steprule.trace.expression import Expression
-from steprule.trace.program import Stage
+from steprule.trace.program import Stage, Sum
 
 
 class Loop(ABC):
@@ -38,11 +38,12 @@ class Loop(ABC):
 
     def __init__(self, stage: Stage, formats: Sequence[str]) -> None:
         self.stage, self.formats = stage, formats
-        self.real = compute_dtype(formats)
+        self.real = compute_dtype(formats, stage.wide)
         self.operands = operands_of(stage, formats)
         found = {(one.name, suffix): dtype for one in self.operands.values() for suffix, dtype in one.format.arrays}
         self.dtypes = dict(sorted(found.items(), key=lambda array: array[0] not in (("param", ""), ("grad", ""))))
-        self.writer = Writer(stage, self.real, self.operands["param"].stored(), self.language)
+        stored = self.operands["param"].stored() if "param" in self.operands else "{0}"
+        self.writer = Writer(stage, self.real, stored, self.language)
         self.loads: list[str] = []
         self.body: list[str] = []
         self.stores: list[str] = []
@@ -62,7 +63,7 @@ class Loop(ABC):
                 self.body.append(f"new_{name} = {self.each(new)}")
                 self.store(self.operands[name], cast(self.language, f"new_{name}", self.real, self.operands[name].real))
         for name, one in stage.sums.items():
-            self.add_up(name, one.expression)
+            self.add_up(name, one)
         if stage.counted is not None:
             self.count_zeroed(self.value(stage.counted))
         for name, expression in stage.gathered.items():
@@ -91,8 +92,8 @@ class Loop(ABC):
         """An expression's value for an element, even if it is the same for all."""
 
     @abstractmethod
-    def add_up(self, name: str, expression: Expression) -> None:
-        """Adds up an expression."""
+    def add_up(self, name: str, one: Sum) -> None:
+        """Adds up an expression, or takes the largest or the smallest of its values."""
 
     @abstractmethod
     def count_zeroed(self, value: str) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from steprule.kernels.languages import Language
 from steprule.rule import Rule
-from steprule.trace.program import Stage
+from steprule.trace.expression import Expression
+from steprule.trace.program import ADD, LARGEST, SMALLEST, Stage, Sum
 
 _HEAD = '''"""{title}
 
@@ -28,7 +29,7 @@ class Source:
         grouped: whether numbers share bases, so that chunks must hold whole groups.
         random: whether the seed follows the formula's scalars in the plan's table of hyperparameters.
         tallies: what each chunk leaves in the plan's partials: names that begin with "total_" are sums, those with
-            "top_" largest absolute values.
+            "top_" the largest and those with "low_" the smallest values; see `tally_of`.
     """
 
     text: str
@@ -47,12 +48,25 @@ def title_of(rule: type[Rule]) -> str:
 def head(title: str, stage: Stage, formats: Sequence[str], language: Language) -> str:
     """That docstring."""
     operands = ", ".join(f"{name} {kind}" for name, kind in zip(stage.operands, formats, strict=True))
-    return _HEAD.format(title=title, operands=operands, real=compute_dtype(formats), compiler=language.compiler)
+    return _HEAD.format(
+        title=title, operands=operands, real=compute_dtype(formats, stage.wide), compiler=language.compiler
+    )
 
 
-def compute_dtype(formats: Sequence[str]) -> str:
-    """The dtype of the arithmetic: float64 if any operand has it, else float32."""
-    return "float64" if "float64" in formats else "float32"
+def compute_dtype(formats: Sequence[str], wide: bool = False) -> str:
+    """The dtype of the arithmetic: float64 if any operand has it or that is wanted, else float32."""
+    return "float64" if wide or "float64" in formats else "float32"
+
+
+def tally_of(name: str, how: str) -> str:
+    """What a sum is called where chunks leave their parts of it."""
+    return {ADD: "total_", LARGEST: "top_", SMALLEST: "low_"}[how] + name
+
+
+def squared(one: Sum, stage: Stage) -> Expression | None:
+    """What is squared and added up in float64, by one operation that languages have for it."""
+    x = one.expression
+    return x.args[0] if stage.wide and x.op == "mul" and x.args[0] is x.args[1] else None
 
 
 def indent(lines: Sequence[str], depth: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine import gpu
-from steprule.engine.run import Complete, Sums, Wants
+from steprule.engine.run import Complete, Sums
 from steprule.services.clip import Clip
 from steprule.services.decide import average_weight, factor_of, joined, roots, set_factors, times
 from steprule.services.gpu_work import GpuWork
@@ -18,6 +18,7 @@ from steprule.services.host import Averages
 from steprule.services.ledger import REMEMBERED, Ledger
 from steprule.services.member import COLUMNS, Roll
 from steprule.services.step import StepServices
+from steprule.trace.norms import Norm
 
 
 class DeviceLedger:
@@ -100,7 +101,7 @@ class OnDevice:
         self._weight: Any = None
 
     @property
-    def wants(self) -> Wants | None:
+    def wants(self) -> Norm | None:
         """What services want to know of gradients."""
         return self._services.wants
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from steprule.engine.gpu import Kernel
 from steprule.engine.gpu_own import GpuPlanned
 from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.gpu_reading import Combination, GpuReading
+from steprule.engine.gpu_reading import Combination, GpuReading, norms
 from steprule.engine.run import Sums
 from steprule.services.member import Member
 from steprule.services.work import PlanWork
+from steprule.trace.norms import Norm
 
 
 class GpuWork(PlanWork):
@@ -33,17 +34,11 @@ class GpuWork(PlanWork):
         if self.exempt is not None:
             self.exempt = torch.from_numpy(self.exempt).to(plan.device)
         self._combinations = [
-            Combination(plan.first_chunk, [int(name.startswith("top_")) for name in names], plan.partials)
-            for names in (self._tallies if members else ())
+            Combination(plan.first_chunk, names, plan.partials) for names in (self._tallies if members else ())
         ]
 
-    def _new_reading(
-        self, operand: int, norm_type: float, rows: Sequence[int] | None, zero: bool, check: bool
-    ) -> GpuReading:
-        return GpuReading(self.plan, operand, self._dtypes[operand], norm_type, rows, zero, check)
-
-    def _runner(self, reading: GpuReading, of_rows: bool = False) -> Callable[[], Tensor]:
-        return reading.run if of_rows else reading.by_tensor
+    def _new_reading(self, norm: Norm, rows: Sequence[int]) -> GpuReading:
+        return norms(norm, self._dtypes[norm.operand], self.plan, self._operands[norm.operand], rows)
 
     def here(self, x: Any) -> Tensor:
         """Numbers brought to the device."""
@@ -61,10 +56,7 @@ class GpuWork(PlanWork):
 
     def tallies(self) -> Sums:
         """What the last step has counted, for each member."""
-        names = self._tallies[self._gathered]
-        if not names:
-            return {}
-        return dict(zip(names, self._combinations[self._gathered].run().T, strict=True))
+        return self._combinations[self._gathered].sums() if self._tallies[self._gathered] else {}
 
 
 def _set(row: Tensor, values: Any) -> None:

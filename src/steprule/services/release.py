@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steprule.engine.run import Complete, Sums, Wants
+from steprule.engine.run import Complete, Sums
 from steprule.services.hooks import Owner, is_nested, processes, weakly
 from steprule.services.member import Member, Part, Roll
 from steprule.services.step import StepServices, on_host
+from steprule.trace.norms import Norm
 
 logger = logging.getLogger("steprule")
 
@@ -186,7 +187,7 @@ class Release(Owner):
         return reduced.then(step)
 
     @property
-    def wants(self) -> Wants | None:
+    def wants(self) -> Norm | None:
         """As the services'."""
         return self.services.wants
 

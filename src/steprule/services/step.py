@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from steprule.engine.run import Around, Complete, Sums, Wants
+from steprule.engine.run import Around, Complete, Sums
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 from steprule.services.decide import average_weight, factor_of, joined, roots, set_factors
@@ -20,6 +20,8 @@ from steprule.services.ledger import Ledger
 from steprule.services.member import COLUMNS, Part, Roll
 from steprule.services.telemetry import Telemetry
 from steprule.trace.around import Services
+from steprule.trace.norms import Norm
+from steprule.trace.program import ROW, TENSOR
 
 logger = logging.getLogger("steprule")
 
@@ -50,7 +52,7 @@ class StepServices:
 
     guards: bool
     norm_type: float
-    wants: Wants | None
+    wants: Norm | None
     scales: bool
 
     def __init__(
@@ -76,7 +78,8 @@ class StepServices:
         self.guards = self.nonfinite in ("skip", "raise") or (self.scaled and self.nonfinite != "zero")
         self.norm_type = float(clip.norm_type) if isinstance(clip, ClipNorm) else 2.0
         by_norm = isinstance(clip, (ClipNorm, ClipAdaptive, ClipQuantile))
-        wants = Wants(self.norm_type, self.nonfinite == "zero", self.guards, isinstance(clip, ClipAdaptive))
+        axis = ROW if isinstance(clip, ClipAdaptive) else TENSOR
+        wants = Norm("grad", self.norm_type, axis, self.nonfinite == "zero", self.guards)
         self.wants = wants if by_norm or self.guards else None
         self.scales = by_norm or self.rescales
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -15,15 +14,14 @@ import torch
 from steprule.engine.cpu import Kernel
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
-from steprule.engine.reading import Reading
-from steprule.engine.run import Sums, Wants
+from steprule.engine.reading import Reading, norms
+from steprule.engine.run import Sums
 from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import roots, row_factors, times
 from steprule.services.member import Member, row_of
-
-READ_AS = {math.inf: "top_grad", -math.inf: "low_grad"}
-"""What is read for a norm that is no root of a sum."""
+from steprule.trace.norms import Norm
+from steprule.trace.program import ROW, TENSOR
 
 
 class PlanWork(ABC):
@@ -51,38 +49,43 @@ class PlanWork(ABC):
         formats: Mapping[str, str],
     ) -> None:
         self.program = kernels[0].program
-        self.by_row, self.depth = self.program.by_row, 0
+        self.by_row, self.depth = self.program.factor == ROW, 0
         if numbers is not None:
             self.depth = numbers.depth
             self.count, self.run, self.sums, self.put = numbers.count, numbers.run, numbers.sums, numbers.put
         self.members = self._every = members
         self._is_free = np.array([member.free for member in members], bool)
         self.exempt: Any = self._is_free if self._is_free.any() else None
-        self._dtypes = [FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")]
-        self._readings: dict[Any, Any] = {}
-        self._wants: Wants | None = None
+        self._dtypes = {name: FORMATS[formats[name]].arrays[0][1] for name in ("param", "grad")}
+        self._operands = {name: kernels[0].source.arrays.index((name, "")) for name in self._dtypes}
+        self._readings: dict[Norm, Any] = {}
+        self._wants: Norm | None = None
         self._tallies = [kernel.source.tallies for kernel in kernels]
         self._launchers, self.launch, self._gathered = launchers, launchers[0], False
 
-    def read(self, wants: Wants) -> Sums:
+    def read(self, norm: Norm) -> Sums:
         """Sums of each gradient's elements."""
-        if wants is not self._wants:
-            self._wants, self._name = wants, READ_AS.get(wants.norm_type, "total_grad")
-            self._grads = self._reading(1, wants.norm_type, wants.by_row and self.by_row)
-            self._read = self._runner(self._grads)
-        return {self._name: self._read()}
+        if norm is not self._wants:
+            self._wants, self._grads = norm, self._reading(norm if self.by_row else norm._replace(axis=TENSOR))
+        self._grads.run()
+        return self._grads.sums()  # type: ignore[no-any-return]
 
     def largest(self) -> Sums | None:
         """The largest element of each gradient, or None where norms are finite wherever gradients are."""
-        assert self._wants is not None
-        if self._wants.norm_type in (1.0, 2.0, math.inf) and self._dtypes[1] != "float64":
+        wants = self._wants
+        assert wants is not None
+        if wants.p in (1.0, 2.0, math.inf) and self._dtypes["grad"] != "float64":
             return None
-        return {"top_grad": self._runner(self._reading(1, math.inf, False))()}
+        reading = self._reading(wants._replace(p=math.inf, axis=TENSOR))
+        reading.run()
+        return reading.sums()  # type: ignore[no-any-return]
 
     def clip_rows(self, clip: ClipAdaptive, inverse: Any) -> Any:
         """Sets each row's factor by what was read last; whether one is clipped."""
-        weights = self._runner(self._reading(0, 2.0, True), of_rows=True)()
-        factors = row_factors(clip, times(roots(self._grads.latest, 2.0), inverse), roots(weights, 2.0))
+        weights = self._reading(Norm("param", 2.0, ROW))
+        weights.run()
+        grad_norms, weight_norms = (roots(one.pieces(), 2.0) for one in (self._grads, weights))
+        factors = row_factors(clip, times(grad_norms, inverse), weight_norms)
         self.set_factors(times(factors, inverse))
         return (factors < 1.0).any()
 
@@ -94,24 +97,16 @@ class PlanWork(ABC):
         self._gathered = gather
         self._launchers[gather]()
 
-    def _reading(self, operand: int, norm_type: float, by_row: bool) -> Any:
-        """What reads an operand, made when it is first wanted."""
-        wants = self._wants
-        assert wants is not None
-        key = operand, norm_type, by_row, wants
-        if key not in self._readings:
-            rows = [row_of(member.param) for member in self._every] if by_row else None
-            zero = wants.zero and operand == 1
-            self._readings[key] = self._new_reading(operand, norm_type, rows, zero, wants.check)
-        return self._readings[key]
+    def _reading(self, norm: Norm) -> Any:
+        """What reads a norm, made when it is first wanted."""
+        if norm not in self._readings:
+            rows = [row_of(member.param) for member in self._every] if norm.axis == ROW else []
+            self._readings[norm] = self._new_reading(norm, rows)
+        return self._readings[norm]
 
     @abstractmethod
-    def _new_reading(self, operand: int, norm_type: float, rows: Sequence[int] | None, zero: bool, check: bool) -> Any:
-        """A `Reading`, with its arguments."""
-
-    @abstractmethod
-    def _runner(self, reading: Any, of_rows: bool = False) -> Callable[[], Any]:
-        """What runs a reading, and returns a sum for each tensor or for each row."""
+    def _new_reading(self, norm: Norm, rows: Sequence[int]) -> Any:
+        """The reading of a norm, perhaps for rows of so many elements."""
 
     @abstractmethod
     def set_factors(self, factors: Any) -> None:
@@ -151,19 +146,15 @@ class Work(PlanWork):
         exempt = self._is_free[active]
         self.exempt = exempt if exempt.any() else None
         for reading in self._readings.values():
-            reading.select(active)
+            reading.plan.select(active)
 
-    def _new_reading(
-        self, operand: int, norm_type: float, rows: Sequence[int] | None, zero: bool, check: bool
-    ) -> Reading:
+    def _new_reading(self, norm: Norm, rows: Sequence[int]) -> Reading:
+        addresses = self._plan.addresses[self._operands[norm.operand]]
         sizes = [member.param.numel() for member in self._every]
-        reading = Reading(self._plan.addresses[operand], sizes, self._dtypes[operand], norm_type, rows, zero, check)
+        reading = norms(norm, self._dtypes[norm.operand], addresses, sizes, rows, torch.get_num_threads)
         if self._active is not None:
-            reading.select(self._active)
+            reading.plan.select(self._active)
         return reading
-
-    def _runner(self, reading: Reading, of_rows: bool = False) -> Callable[[], np.ndarray]:
-        return partial(reading.run if of_rows else reading.by_tensor, torch.get_num_threads)
 
     def here(self, x: Any) -> Any:
         """Numbers, which are here already."""

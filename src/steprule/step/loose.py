@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from steprule.engine.eager import EagerStep
-from steprule.engine.run import Sums, Wants
+from steprule.engine.run import Sums
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
+from steprule.kernels.source import tally_of
 from steprule.services.clip import ClipAdaptive, ClipValue
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_of
 from steprule.services.step import StepServices
-from steprule.services.work import READ_AS
 from steprule.step.entry import Entry
 from steprule.tensors.memory import HALVES, PLAIN
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
+from steprule.trace.norms import Norm
 from steprule.trace.program import Program
 from steprule.trace.tracing import has_own
 
@@ -68,20 +69,20 @@ class Loose(Member):
     def _values(self) -> Tensor:
         return self.grad.coalesce().values() if self.grad.is_sparse else self.grad.detach()
 
-    def read(self, wants: Wants) -> Sums:
+    def read(self, norm: Norm) -> Sums:
         """The sum of the gradient's elements."""
-        values, p = self._values(), wants.norm_type
+        values, p = self._values(), norm.p
         values = values.to(torch.complex128 if values.is_complex() else torch.float64)
         finite = torch.isfinite(values)
-        name = READ_AS.get(p, "total_grad")
-        if wants.zero:
+        name = tally_of("grad", norm.how)
+        if norm.zero:
             values = torch.where(finite, values, 0)
-        elif wants.check and not finite.all():
+        elif norm.check and not finite.all():
             return {name: np.array([math.nan])}
         if not values.numel():  # as kernels have it
             return {name: np.array([math.inf if p == -math.inf else 0.0])}
-        norm = torch.linalg.vector_norm(values, p).item()
-        return {name: np.array([norm if p in (0.0, math.inf, -math.inf) else _power(norm, p)])}
+        value = torch.linalg.vector_norm(values, p).item()
+        return {name: np.array([value if p in (0.0, math.inf, -math.inf) else _power(value, p)])}
 
     def largest(self) -> Sums:
         """The largest element of the gradient."""

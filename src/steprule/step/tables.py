@@ -17,6 +17,7 @@ from steprule.services.step import StepServices
 from steprule.services.work import Work
 from steprule.step.entry import Entry
 from steprule.step.kind import Kernel
+from steprule.trace.program import ROW
 
 if TYPE_CHECKING:
     from steprule.engine.gpu_own import GpuPlanned
@@ -95,7 +96,7 @@ def plan_of(
 ) -> Plan | GpuPlan:
     """The plan of kernels for the parameters of a bucket."""
     kernel = kernels[0]
-    by_row = kernel.program.by_row
+    by_row = kernel.program.factor == ROW
     keeps_step = bucket[0].kind.keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
     tables: dict[str, Any] = {

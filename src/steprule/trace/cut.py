@@ -35,7 +35,7 @@ class Cut:
     def _level(self, number: int, inputs: Stage) -> Level:
         known = tuple(name for name, level in self.level.items() if level == number)
         sums = {name: one for name, one in self.sums.items() if name in known}
-        reading = Stage(inputs.operands, inputs.scalars, inputs.own, inputs.factor, inputs.by_row, sums=sums)
+        reading = Stage(inputs.operands, inputs.scalars, inputs.own, inputs.factor, sums=sums)
         numbers = {name: new for name, new in self.numbers.items() if f"new_{name}" in known}
         return Level(reading if sums else None, numbers, known)
 
@@ -78,7 +78,7 @@ def cut(scalar_states: tuple[str, ...], outputs: dict[str, Expression]) -> Cut:
             key = keys[id(node)]
             if key not in names:
                 names[key] = f"sum{len(names)}"
-                sums[names[key]] = Sum(node.args[0], node.op == "total_of_all")
+                sums[names[key]] = Sum(node.args[0], of_all=node.op == "total_of_all")
                 level[names[key]] = depth[id(node)]
             node.op, node.args = "input", (names[key],)
     for name, one in computed.items():

@@ -10,18 +10,27 @@ from typing import Any
 
 from steprule.trace.expression import Expression, inputs_of, scalar_name
 
+TENSOR, ROW = "tensor", "row"
+"""What has a number for itself: each tensor, or each index of its first dimension."""
+ADD, LARGEST, SMALLEST = "add", "largest", "smallest"
+"""How elements become one number. Where there are none, the sum is 0, and so is the largest; the smallest is inf."""
+
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum over elements.
+    """One number that elements become.
 
     Attributes:
-        expression: of what.
+        expression: of what. Of what is never negative, where the largest is wanted.
+        how: `ADD`, `LARGEST` or `SMALLEST`.
+        axis: of each `TENSOR`, or of each `ROW`.
         of_all: whether it is over the elements of all tensors, and not of each.
     """
 
     expression: Expression
-    of_all: bool
+    how: str = ADD
+    axis: str = TENSOR
+    of_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,23 +42,23 @@ class Stage:
         scalars: the hyperparameters as (name, index) pairs, index None for plain numbers; step apart.
         own: the numbers that each tensor has for itself besides the step, all of them scalars: "numel", how many
             elements it has; its scalar states, and as "new_..." their new values; its sums.
-        factor: whether there is a ``grad_factor``, a number that each tensor or row has for itself.
-        by_row: whether it is each row that has one.
+        factor: what has a ``grad_factor`` for itself, `TENSOR` or `ROW`; "" where there is none.
         outputs: for each operand that it stores its new value.
         sums: what it adds up, by name.
         counted: what is 1 where an element counts as zeroed and 0 elsewhere, or None.
         gathered: "grad", "update" and "param" as telemetry wants them, or none.
+        wide: whether it computes in float64, whatever the operands are.
     """
 
     operands: tuple[str, ...]
     scalars: tuple[tuple[str, int | None], ...]
     own: tuple[str, ...] = ()
-    factor: bool = False
-    by_row: bool = False
+    factor: str = ""
     outputs: Mapping[str, Expression] = field(default_factory=dict)
     sums: Mapping[str, Sum] = field(default_factory=dict)
     counted: Expression | None = None
     gathered: Mapping[str, Expression] = field(default_factory=dict)
+    wide: bool = False
 
     def expressions(self) -> list[Expression]:
         """All that it computes."""
@@ -79,11 +88,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Program:
-    """All that a step of a rule does.
+    """All that a step of a rule does, or a pass that only adds up.
 
     Attributes:
         levels: what comes before elements change, in order. The first has no pass.
-        last: the pass that changes them.
+        last: the pass that changes them, or the one that adds up.
         nonnegative: the states that are seen to stay at 0 or above: sums, averages and maxima of squares, and such.
         extreme: the running maxima and minima among the states, and those that they are compared with.
     """
@@ -109,14 +118,9 @@ class Program:
         return self.last.own
 
     @property
-    def factor(self) -> bool:
-        """Whether there is a ``grad_factor``."""
+    def factor(self) -> str:
+        """What has a ``grad_factor`` for itself."""
         return self.last.factor
-
-    @property
-    def by_row(self) -> bool:
-        """Whether it is each row that has one."""
-        return self.last.by_row
 
     @cached_property
     def readings(self) -> tuple[Stage, ...]:
@@ -138,7 +142,8 @@ class Program:
 
         A pass may read operands, hyperparameters, the step and those of the tensors' own numbers that the levels before it
         have made known. Numbers may read no elements. Nothing reads an operand after the pass that stores it. Every sum and
-        every number has one place.
+        every number has one place. Levels add up the elements of tensors, from which numbers of tensors follow; the last pass
+        may also find the largest and the smallest, and of rows.
 
         Raises:
             AssertionError: it does; the message says which.
@@ -161,7 +166,17 @@ class Program:
         own = [name for level in self.levels for name in level.known]
         assert sorted(own) == sorted(self.own), f"levels know {own}, and tensors have {self.own}"
         _check_reads("the last pass", self.last.expressions(), known | elements, stored)
-        assert set(self.last.outputs) == set(self.operands) - {"grad"}, f"the last pass stores {[*self.last.outputs]}"
+        changed = set() if self.last.sums else set(self.operands) - {"grad"}
+        assert set(self.last.outputs) == changed, f"the last pass stores {[*self.last.outputs]}"
+        for name, one in self.sums.items():
+            assert (one.how, one.axis) == (ADD, TENSOR), (
+                f"levels add up tensors; {name} is {one.how} of each {one.axis}"
+            )
+        for name, one in self.last.sums.items():
+            assert one.how in (ADD, LARGEST, SMALLEST) and one.axis in (TENSOR, ROW), (
+                f"{name} is {one.how} of each {one.axis}"
+            )
+            assert not one.of_all, f"the last pass cannot wait for {name} of all tensors"
 
 
 def _check_reads(who: str, expressions: Sequence[Expression], known: set[str], stored: set[str]) -> None:
