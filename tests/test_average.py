@@ -731,3 +731,23 @@ def test_weights_that_are_swapped_are_not_exchanged_too():
     optimizer.swap_average()
     optimizer.train()
     torch.testing.assert_close(param, before)
+
+
+def test_steps_without_a_gradient_count_after_loading():
+    """A checkpoint that has no averages yet knows how many there would be."""
+    results = []
+    for is_saved in (False, True):
+        p = nn.Parameter(torch.ones(3))
+        optimizer = steprule.SGD([p], lr=0.1, average=0.9)
+        for _ in range(3):
+            optimizer.step()
+        if is_saved:
+            saved = optimizer.state_dict()
+            optimizer = steprule.SGD([p], lr=0.1, average=0.9)
+            optimizer.load_state_dict(saved)
+        for _ in range(3):
+            p.grad = torch.ones(3)
+            optimizer.step()
+        with optimizer.averaged():
+            results.append(p.detach().clone())
+    assert torch.equal(*results)

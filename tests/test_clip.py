@@ -694,3 +694,16 @@ def test_flags_of_services_are_true_or_false():
         ClipNorm(1.0, per_parameter="no")
     with pytest.raises(TypeError, match="warmup must be True or False, not 'no'"):
         steprule.services.Average(0.9, warmup="no")
+
+
+def test_adaptive_clipping_leaves_rows_alone_that_a_sparse_gradient_lacks():
+    results = []
+    for clip in (None, ClipAdaptive(1e9)):
+        p = torch.nn.Parameter(torch.ones(4, 3))
+        optimizer = steprule.SparseAdam([p], lr=0.1, clip=clip)
+        for rows in ([0, 2], [2], [2, 0]):
+            values = torch.arange(1.0, 1.0 + 3 * len(rows)).reshape(-1, 3)
+            p.grad = torch.sparse_coo_tensor(torch.tensor([rows]), values, (4, 3), check_invariants=False)
+            optimizer.step()
+        results.append(p.detach().clone())
+    assert torch.equal(*results)

@@ -18,7 +18,7 @@ from steprule.pieces import atan2, cbrt, sqrt
 from steprule.rule import Rule
 from steprule.rules import OWN
 from steprule.trace.expression import scalar_name
-from steprule.trace.program import scalar_values
+from steprule.trace.program import hyper_of
 from steprule.trace.tracing import trace
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -32,7 +32,7 @@ def assert_within_bound(rule, hyper, operands, step, maximize, result):
     names = [scalar_name(*scalar) for scalar in formula.scalars]
     inputs = {
         **{name: as_float64(value) for name, value in operands.items()},
-        **dict(zip(names, scalar_values(formula, hyper), strict=True)),
+        **dict(zip(names, map(float, hyper_of(formula, hyper)), strict=True)),
         "step": float(step),
         "numel": float(operands["param"].numel()),
     }

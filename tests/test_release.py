@@ -1001,3 +1001,19 @@ def test_a_step_that_is_not_closed_is_not_loaded_over():
     assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
     optimizer.load_state_dict(saved)
     assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
+
+
+def test_a_clip_set_after_a_measuring_pass_remembers_its_norms():
+    model = nn.Linear(3, 2)
+    optimizer = steprule.SGD(model.parameters(), lr=0.1, clip=ClipNorm(1.0))
+    optimizer.release_gradients(model)
+    with optimizer.measure():
+        model(torch.ones(1, 3)).sum().backward()
+    optimizer.clip = ClipQuantile(0.5, 4)
+    optimizer.step()
+    for _ in range(3):
+        with optimizer.measure():
+            model(torch.ones(1, 3)).sum().backward()
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert len(optimizer._core.services.ledger.recent) == 3

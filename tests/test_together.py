@@ -107,6 +107,21 @@ def test_released_parameters_that_another_has_taken_over_are_noticed_before():
     assert torch.equal(net[0].weight, before)
 
 
+def test_summed_gradients_that_another_has_taken_over_are_noticed_before():
+    params = [nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2)]
+    together = Together([steprule.SGD([params[0]], lr=0.1), steprule.SGD([params[1]], lr=0.1, grads="24bit")])
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        together.step()
+    taker = steprule.SGD([params[1]], lr=0.1, grads="24bit")
+    before = params[0].detach().clone()
+    with pytest.raises(RuntimeError, match="summed by another one"):
+        together.step()
+    assert torch.equal(params[0], before)
+    del taker
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_others_that_may_refuse_step_first(place):
     """A sparse gradient, which torch.optim.Adam finds at its step."""

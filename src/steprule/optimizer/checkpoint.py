@@ -98,10 +98,9 @@ def take_notes(groups: Groups, saved: Mapping[str, Any]) -> None:
     if core.services is None:
         return
     core.services.load_state_dict(notes.get("services", {}))
-    if not any(AVERAGE in state for state in states):
-        core.services.look().averaged = 0
-    elif "services" not in notes:  # taken off by someone who knows states and settings only
-        core.services.look().averaged = steps_of(states) or 1
+    if "services" not in notes:  # taken off by someone who knows states and settings only
+        has_averages = any(AVERAGE in state for state in states)
+        core.services.look().averaged = (steps_of(states) or 1) if has_averages else 0
 
 
 def _tell_what_is_dropped(groups: Groups, notes: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> None:

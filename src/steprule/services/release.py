@@ -290,7 +290,9 @@ class Release(Owner):
         """Forgets what a measuring pass has found if no step came of it."""
         if self._verdict is not None:
             ledger = self.services.ledger
-            ledger.norm, ledger.recent = self._norms_before
+            ledger.norm, recent = self._norms_before
+            ledger.recent.clear()  # whose length another clip may have changed
+            ledger.recent.extend(recent)
         self._verdict = None
         self._begin_anew()
 

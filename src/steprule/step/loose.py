@@ -124,18 +124,18 @@ class Loose(Member):
     def _served_grad(self, services: StepServices) -> Tensor:
         """The gradient as the formula is to see it; the parameter's own is left alone."""
         grad = self.grad
-        if isinstance(self.factor, Tensor) and grad.is_sparse:
-            grad = grad.to_dense()
         if grad.is_sparse:
-            grad = grad.coalesce()
-            values = self._serve(grad.values(), services)
+            grad, factor = grad.coalesce(), self.factor
+            if isinstance(factor, Tensor):  # of rows
+                factor = factor.flatten()[grad.indices()[0].cpu()]
+                factor = factor.reshape([-1] + [1] * (grad.values().dim() - 1))
+            values = self._serve(grad.values(), services, factor)
             return torch.sparse_coo_tensor(
                 grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
             )
-        return self._serve(grad, services)
+        return self._serve(grad, services, self.factor)
 
-    def _serve(self, values: Tensor, services: StepServices) -> Tensor:
-        factor = self.factor
+    def _serve(self, values: Tensor, services: StepServices, factor: Any) -> Tensor:
         if services.nonfinite == "zero":
             finite = torch.isfinite(values)
             self.counts["total_zeroed"] = np.array([float((~finite).sum())])

@@ -188,6 +188,8 @@ class StepPlan:
             self._is_short = True
             return False
         if only_ask:
+            if self._accumulator is not None:
+                self._accumulator.check_own()
             return True
         if self._accumulator is not None:
             self._accumulator.settle(roster.active)

@@ -193,8 +193,3 @@ def _names(expressions: Sequence[Expression]) -> Iterator[str]:
 def hyper_of(stage: Stage | Program, hyper: Mapping[str, Any]) -> list[Any]:
     """What stands for the scalars of a stage: numbers and 1-element tensors."""
     return [hyper[name] if index is None else operator.getitem(hyper[name], index) for name, index in stage.scalars]
-
-
-def scalar_values(stage: Stage | Program, hyper: Mapping[str, Any]) -> list[float]:
-    """The numbers that stand for the scalars of a stage, as floats; 1-element tensors are read."""
-    return list(map(float, hyper_of(stage, hyper)))
