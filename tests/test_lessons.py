@@ -1,0 +1,209 @@
+"""Every lesson: its page, and whether all that it states is what the code computes."""
+
+import contextlib
+import io
+import re
+from functools import cache
+from html.parser import HTMLParser
+
+import pytest
+from typer.testing import CliRunner
+
+from steprule.cli import app
+from steprule.lessons import LESSONS, find
+from steprule.lessons.charts import Axis, Chart, Line, number
+from steprule.lessons.glossary import TERMS
+from steprule.lessons.page import page
+
+page = cache(page)
+every = pytest.mark.parametrize("name", LESSONS)
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.texts = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def texts(lesson):
+    """All that a lesson says in words."""
+    questions = [part for one in lesson.questions() for part in (one.text, one.why, *one.choices)]
+    return [lesson.question, *lesson.text, *lesson.wrong, *questions]
+
+
+NUMBER = r"\u2212?\d+(?:,\d{3})*(?:\.\d+)?"
+
+
+def numbers(text):
+    return [found[0] for found in re.finditer(rf"(?<![\w.]){NUMBER}", text)]
+
+
+def read(text):
+    return float(text.replace("\u2212", "-").replace(",", ""))
+
+
+@every
+def test_the_page_is_small_and_loads_nothing(name):
+    text = page(name)
+    assert len(text.encode()) < 1_000_000
+    elements = Elements(text).found
+    loading = ("src", "href", "xlink:href", "srcset", "action", "data", "poster")
+    references = [attributes[one] for _, attributes in elements for one in loading if attributes.get(one)]
+    assert [one for one in references if not one.startswith("#")] == []
+    assert "default-src 'none'" in text  # the browser itself refuses to load anything
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+
+
+@every
+def test_ids_are_unique_and_references_lead_somewhere(name):
+    elements = Elements(page(name)).found
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = {attributes["href"][1:] for tag, attributes in elements if tag == "a"}
+    wanted |= {attributes["for"] for tag, attributes in elements if "for" in attributes}
+    assert wanted <= set(ids)
+
+
+@every
+def test_the_program_prints_what_the_page_says(name):
+    lesson, printed = find(name), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(lesson.try_it, f"<{name}>", "exec"), {})
+    assert printed.getvalue().strip() == lesson.output.strip()
+
+
+@every
+def test_numbers_in_texts_are_those_that_the_code_computes(name):
+    lesson = find(name)
+    everything = "\n".join(texts(lesson))
+    for phrase, value in lesson.claims().items():
+        assert phrase in everything, phrase
+        stated = numbers(phrase)[-1]
+        digits = len(stated.partition(".")[2])
+        assert read(stated) == round(value, digits), f"{phrase!r}: the code computes {value}"
+
+
+@every
+def test_every_number_in_a_text_is_claimed_or_given(name):
+    lesson = find(name)
+    claims = lesson.claims()
+    known = {0.0, 1.0, 2.0, 3.0, *lesson.given, *(read(numbers(phrase)[-1]) for phrase in claims)}
+    left = []
+    for text in texts(lesson):
+        for phrase in claims:
+            text = text.replace(phrase, "")
+        left += [one for one in numbers(text) if read(one) not in known]
+    assert left == [], "claim these, or say that they are given"
+
+
+@every
+def test_three_questions_whose_answers_are_on_the_page(name):
+    questions = find(name).questions()
+    assert len(questions) == 3
+    forms = [attributes for tag, attributes in Elements(page(name)).found if tag == "form"]
+    for form, question in zip(forms, questions, strict=True):
+        if question.choices:
+            assert form["data-answer"] == question.answer
+            assert len(question.choices) == len(set(question.choices)) > 1
+        else:
+            assert float(form["data-answer"]) == question.answer
+            assert float(form["data-within"]) <= 0.1
+
+
+@every
+def test_controls_have_their_symbol_in_formula_and_source(name):
+    pytest.importorskip("latex2mathml")
+    lesson, text = find(name), page(name)
+    formula = re.search(r'<table class="formula".*?</table>', text, re.DOTALL)[0]
+    sources = "".join(re.findall(r"<pre[^>]*>.*?</pre>", text, re.DOTALL))
+    for index, control in enumerate(lesson.controls):
+        assert not control.symbol or f'class="k k{index}"' in formula, control.label
+        assert not control.source or f'<mark class="k{index}">{control.source}</mark>' in sources, control.label
+    assert "\\" not in re.sub(r"<[^>]*>", "", formula)
+
+
+@every
+def test_terms_are_linked_once_and_explained(name):
+    elements = Elements(page(name)).found
+    linked = [attributes["href"] for tag, attributes in elements if tag == "a"]
+    assert len(linked) == len(set(linked)) > 3
+    assert {f"#{attributes['id']}" for tag, attributes in elements if tag == "dt"} == set(linked)
+
+
+@every
+def test_charts_stay_within_their_axes(name):
+    """Of what the first position shows, nearly all is within the axes; and each axis is labelled."""
+    lesson = find(name)
+    for chart in lesson.screen(*lesson.positions()[lesson.initial()]).charts:
+        assert chart.x.label and chart.y.label and chart.title
+        places = [
+            (chart.x.share(x), chart.y.share(y))
+            for mark in chart.marks
+            if isinstance(mark, Line)
+            for x, y in zip(mark.x, mark.y, strict=True)
+        ]
+        within = [one for one in places if min(one) >= -0.01 and max(one) <= 1.01]
+        assert len(within) >= 0.7 * len(places)
+
+
+def test_without_latex2mathml_the_formula_is_text(monkeypatch):
+    monkeypatch.setattr("steprule.lessons.formula.find_spec", lambda name: None)
+    text = page.__wrapped__("averages")
+    assert "exp_avg ← beta·exp_avg + (1 \N{MINUS SIGN} beta)·grad" in text
+    assert "<math" not in text
+
+
+def test_the_command_lists_and_writes(tmp_path, monkeypatch):
+    listed = CliRunner().invoke(app, ["lesson"])
+    assert listed.exit_code == 0
+    assert [line.split()[1] for line in listed.output.splitlines()] == list(LESSONS)
+    opened = []
+    monkeypatch.setattr("typer.launch", opened.append)
+    target = tmp_path / "one.html"
+    assert CliRunner().invoke(app, ["lesson", "averages", "--output", str(target), "--no-open"]).exit_code == 0
+    assert target.read_text(encoding="utf-8") == page("averages")
+    assert opened == []
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["lesson", "averages"]).exit_code == 0
+    assert opened == [(tmp_path / "steprule-lesson-averages.html").as_uri()]
+    unknown = CliRunner().invoke(app, ["lesson", "average"])
+    assert unknown.exit_code == 2
+    assert "there are averages" in unknown.output
+    with pytest.raises(ValueError, match="no lesson 'average'"):
+        find("average")
+
+
+def test_charts_of_other_shapes_are_refused():
+    from steprule.lessons.page import _slots
+
+    axis = Axis("x", 0, 1)
+    one, two = (Chart("c", axis, axis, [Line("", [0], [0])] * count).elements() for count in (1, 2))
+    with pytest.raises(ValueError, match="other marks"):
+        _slots([one, two])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.7, "0.7"), (-1.5, "\u22121.5"), (1e-8, "1e\u22128"), (123456, "1.235e5")]
+)
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("axis", "ticks"),
+    [(Axis("", 0, 1), [0, 0.25, 0.5, 0.75, 1]), (Axis("", -3, 130), [0, 25, 50, 75, 100, 125]), (Axis("", 1e-3, 10, True), [1e-3, 1e-2, 0.1, 1, 10])],
+    ids=["to 1", "to 130", "log"],
+)  # fmt: skip
+def test_ticks_are_round(axis, ticks):
+    assert axis.ticks() == pytest.approx(ticks)
+
+
+def test_terms_are_sentences():
+    assert all(meaning[0].isupper() and meaning.endswith(".") for meaning in TERMS.values())
