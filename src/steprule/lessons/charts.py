@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 WIDTH, HEIGHT = 400, 290
 _LEFT, _TOP, _BOTTOM = 54, 12, 44
 _LABELS, _BARE = 84, 14  # to the right, with labels and without
 
-Numbers = Sequence[float]
+Numbers = Sequence[float] | np.ndarray[Any, Any]
 
 
 class Element(NamedTuple):
