@@ -99,7 +99,7 @@ def test_every_number_in_a_text_is_claimed_or_given(name):
     for text in texts(lesson):
         for phrase in claims:
             text = text.replace(phrase, "")
-        left += [one for one in numbers(text) if read(one) not in known]
+        left += [one for one in numbers(re.sub("`[^`]*`", "", text)) if read(one) not in known]
     assert left == [], "claim these, or say that they are given"
 
 

@@ -91,7 +91,7 @@ def screen(lr: float, momentum: float, convention: str) -> Screen:
         "The loss",
         Axis("step", 0, STEPS),
         Axis("loss", 1e-8, 1e3, log=True),
-        [Line("plain SGD", steps, loss(plain), "faint"), Line("momentum", steps, loss(way), 0)],
+        [Line("plain SGD", steps, loss(plain), 5), Line("momentum", steps, loss(way), 0)],
     )
     rate = lr * in_the_end(momentum, convention)
     flat, steep = (behaviour(lr, momentum, curvature, convention) for curvature in (FLAT, STEEP))
@@ -173,7 +173,7 @@ def claims() -> Mapping[str, float]:
     plain, lr, _ = best(False)
     both, both_lr, both_momentum = best(True)
     return {
-        "25 times as steep": STEEP / FLAT,
+        "weight 2 is 25 times": STEEP / FLAT,
         "flies apart above 0.08": largest_lr(0),
         "best learning rate is 0.077": lr,
         "times 0.923": plain,
@@ -206,10 +206,10 @@ LESSON = Lesson(
         "*This picture is geometry only: two weights, a loss made of two parabolas, no data and no noise. It shows one thing that "
         "happens in large models as well, and not how large models train.*",
         "## A ravine",
-        "The loss above is a ravine. Along weight 2 it is 25 times as steep as along weight 1, so its condition number is 25. "
+        "The loss above is a ravine. Its curvature along weight 2 is 25 times that along weight 1, so its condition number is 25. "
         "Plain SGD subtracts the learning rate times the gradient. Set the momentum to 0 and raise the learning rate: the weight "
-        "jumps between the walls, and flies apart above 0.08. At that rate the flat direction has barely begun to "
-        "move. One learning rate must serve both directions.",
+        "jumps between the walls, and flies apart above 0.08. The flat direction, meanwhile, still "
+        "creeps. One learning rate must serve both directions.",
         "In a ravine like this one, each eigen-direction goes its own way, as if the other were not there. That is the second "
         "chart. A step multiplies the distance to the goal by a factor, one for each direction. The best learning rate "
         "is 0.077; then the slower of the two directions shrinks times 0.923 in a step, and it takes 87 steps to get a thousand times nearer.",
