@@ -25,7 +25,7 @@ from importlib import import_module
 
 from steprule.lessons.lesson import Lesson
 
-LESSONS = ("averages", "momentum", "rmsprop")
+LESSONS = ("averages", "momentum", "rmsprop", "adam")
 """The names of the lessons, in the order in which they are read. Each is a module here."""
 
 
