@@ -7,8 +7,8 @@ How a lesson is written. It is one file here, with one `Lesson` called LESSON, a
   called for every combination of values, and gets its numbers from optimizers of `steprule.arrays` or from the functions of
   `steprule.rules` and `steprule.pieces`: a lesson has no formula of an optimizer of its own. Charts keep their axes and the
   number of their marks; what differs between two combinations is found by comparison, and the page swaps it in.
-- ``formula``: a rule and its settings, printed by `steprule.formula`. A rule of three lines that calls the shipped one with the
-  other hyperparameters left out prints what the lesson is about; ``sources`` are the shipped functions, shown as they are.
+- ``formulas``: rules by what their headings call them, printed by `steprule.formula`. A rule of three lines that calls the
+  shipped one with the other hyperparameters left out prints what the lesson is about; ``sources`` are the shipped functions, shown as they are.
 - ``text``, ``wrong``: paragraphs, with ``code`` between backticks, *emphasis* between stars, and headings that begin with
   "## ". The terms of `steprule.lessons.glossary` are linked where they come first.
 - ``try_it``, ``output``: a program and what it prints.
@@ -25,7 +25,7 @@ from importlib import import_module
 
 from steprule.lessons.lesson import Lesson
 
-LESSONS = ("averages", "momentum", "rmsprop", "adam")
+LESSONS = ("averages", "momentum", "rmsprop", "adam", "decay")
 """The names of the lessons, in the order in which they are read. Each is a module here."""
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from steprule.lessons.charts import Axis, Chart, Line, number
 from steprule.lessons.follow import Array, Way, follow
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
+from steprule.lessons.letters import LETTERS, all_pairs, counts, gradient
 from steprule.pieces import Value, debias, ema, ema_sq
 from steprule.rule import Rule
 from steprule.rules.adam import Adam, adam_direction
@@ -49,31 +46,14 @@ class Uncorrected(Rule):
 
 
 @cache
-def zen() -> Any:
-    """The Zen of Python as numbers: 0 for what is no letter, and 1 to 26."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints itself when it is imported
-        import this
-
-    text = codecs.decode(this.s, "rot13").lower()
-    return np.array([ord(letter) - 96 if "a" <= letter <= "z" else 0 for letter in text])
-
-
-@cache
 def real_gradients() -> Array:
     """The gradients of one weight of a small model of text: how likely an e comes after a b."""
-    letters = zen()
+    pairs = all_pairs()
 
-    def gradient(weights: Array, step: int) -> Array:
-        places = np.arange(32 * (step - 1), 32 * step) % (len(letters) - 1)
-        before, after = letters[places], letters[places + 1]
-        likely = np.exp(weights[before])
-        likely /= likely.sum(1, keepdims=True)
-        likely[np.arange(32), after] -= 1
-        grads = np.zeros_like(weights)
-        np.add.at(grads, before, likely / 32)
-        return grads
+    def grads(weights: Array, step: int) -> Array:
+        return gradient(weights, counts(pairs[np.arange(32 * (step - 1), 32 * step) % len(pairs)]))
 
-    return follow(Adam, np.zeros((27, 27)), gradient, STEPS, lr=0.1).grads[:, 2, 5]
+    return follow(Adam, np.zeros((LETTERS, LETTERS)), grads, STEPS, lr=0.1).grads[:, 2, 5]
 
 
 @cache
@@ -109,28 +89,31 @@ def screen(beta1: float, beta2: float, kind: str) -> Screen:
     mean_sq = [debias(v, beta2, int(t)) for v, t in zip(way.states["exp_avg_sq"][:, 0], steps, strict=True)]
     time = Axis("step", 0, STEPS)
     kept = Chart(
-        "The gradients, and what Adam makes of them",
+        "Gradients, and what Adam keeps",
         time,
         Axis("gradient", -3, 5) if kind == NOISY else Axis("gradient", -1.5, 2.5),
         [
             Line("gradient", steps, gradients(kind), 5, line=False, dots=True),
             Line("mean", steps, mean, 0),
-            Line("root m. sq.", steps, np.sqrt(mean_sq), 1),
+            Line("root of the mean square", steps, np.sqrt(mean_sq), 1, short="root m. sq."),
         ],
     )
-    taken = [(name, subtracted(one), style) for name, one, style in (("without", without, 3), ("corrected", way, 0))]
+    taken = [
+        (name, subtracted(one), style)
+        for name, one, style in (("without correction", without, 3), ("corrected", way, 0))
+    ]
     far = Chart(
-        "What a step subtracts, with and without correction",
+        "What a step subtracts",
         time,
         Axis("learning rates", -6, 8),
-        [Line(name, steps, one, style) for name, one, style in taken],
+        [Line(name, steps, one, style, short=name.partition(" ")[0]) for name, one, style in taken],
     )
     where = Chart(
         "The weight",
         time,
         Axis("learning rates", -300, 150),
         [
-            Line("without", [0, *steps], without.params[:, 0], 3),
+            Line("without correction", [0, *steps], without.params[:, 0], 3, short="without"),
             Line("corrected", [0, *steps], way.params[:, 0], 0),
         ],
     )
@@ -236,7 +219,7 @@ LESSON = Lesson(
         "the averages lie beside the weights. torch writes an object: each parameter carries its gradient, and the optimizer keeps a state "
         "for each parameter. Both are below, in float32, and end with the same bits. It is one formula, compiled once.",
     ],
-    formula=(Corrected, {}),
+    formulas={"As the paper writes it": Corrected},
     sources=[Adam.function(), adam_direction, ema, ema_sq, debias],
     try_it="""
 import numpy as np

@@ -140,7 +140,7 @@ LESSON = Lesson(
         "Every optimizer with momentum, and Adam twice, keeps such an average for every weight of a model. The values that come in "
         "are gradients there, instead of sales.",
     ],
-    formula=(Average, {}),
+    formulas={"As the paper writes it": Average},
     sources=[ema, debias],
     try_it="""
 from steprule import running_ema

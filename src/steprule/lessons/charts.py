@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +61,7 @@ class Line:
     Attributes:
         name: what the legend and the label at its end call it; empty for neither.
         style: its colour and dashes, 0 to 5, or "faint" for what is behind the rest.
+        short: the name for the label, where there is less room than in the legend.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Line:
     style: int | str = 0
     line: bool = True
     dots: bool = False
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class _Drawing:
         if mark.name and self.chart.labels != "none":
             seen = [one for one in points if self._is_within(*one)]
             x, y = (seen or [(self.right, _TOP + 8.0)])[-1]
-            self._labels.append((x, y, mark.name, str(mark.style)))
+            self._labels.append((x, y, mark.short or mark.name, str(mark.style)))
 
     def _is_within(self, x: float, y: float) -> bool:
         return _LEFT - 1 <= x <= self.right + 1 and _TOP - 1 <= y <= self.bottom + 1
@@ -219,12 +222,13 @@ class _Drawing:
             self._add("rect", class_=f"bar s{mark.style}", height=_pixel(abs(zero - top)), **box)
 
     def _draw_heat(self, mark: Heat) -> None:
-        width, height = (self.right - _LEFT) / len(mark.x), (self.bottom - _TOP) / len(mark.y)
-        for row, y in zip(mark.values, mark.y, strict=True):
-            for value, x in zip(row, mark.x, strict=True):
-                place = {"x": _pixel(self._x(x) - width / 2), "y": _pixel(self._y(y) - height / 2)}
+        across = _edges([self._x(x) for x in mark.x])
+        down = _edges([self._y(y) for y in mark.y])
+        for row, (low, high) in zip(mark.values, down, strict=True):
+            for value, (left, right) in zip(row, across, strict=True):
                 fill = heat_colour((value - mark.low) / (mark.high - mark.low))
-                self._add("rect", width=_pixel(width + 0.5), height=_pixel(height + 0.5), fill=fill, **place)
+                box = {"x": left, "y": high, "width": right - left + 0.4, "height": low - high + 0.4}
+                self._add("rect", class_="cell", fill=fill, **{name: _pixel(size) for name, size in box.items()})
 
     def _draw_labels(self) -> None:
         """The names of lines where they end, moved apart if they would overlap."""
@@ -243,6 +247,13 @@ class _Drawing:
                 ends = x > self.right - 8 * len(name)
                 kind = f"label s{style}" + " before" * ends
                 self._add("text", name, class_=kind, x=_pixel(x + (-8 if ends else 8)), y=_pixel(y - 8))
+
+
+def _edges(centres: Sequence[float]) -> list[tuple[float, float]]:
+    """From where to where each cell goes: half the way to the next centre."""
+    middles = [(one + two) / 2 for one, two in pairwise(centres)]
+    first, last = 2 * centres[0] - middles[0], 2 * centres[-1] - middles[-1]
+    return list(pairwise([first, *middles, last]))
 
 
 def _tick(value: float, log: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.util import find_spec
 from typing import Any
@@ -15,11 +15,11 @@ from steprule.lessons.lesson import Control
 from steprule.rule import Rule
 
 
-def formula_html(rule: type[Rule], settings: Mapping[str, Any], controls: Sequence[Control]) -> str:
+def formula_html(rule: type[Rule], controls: Sequence[Control]) -> str:
     """A rule's formula as MathML, one row a line; as plain text where latex2mathml is missing."""
     if find_spec("latex2mathml") is None:
-        return f'<pre tabindex="0">{escape(formula_text(rule, settings))}</pre>'
-    body = formula_latex(rule, settings).removeprefix("\\begin{aligned}\n").removesuffix("\n\\end{aligned}")
+        return f'<pre tabindex="0">{escape(formula_text(rule))}</pre>'
+    body = formula_latex(rule).removeprefix("\\begin{aligned}\n").removesuffix("\n\\end{aligned}")
     rows = ""
     for line in body.split(" \\\\\n"):
         left, _, right = line.partition(" &= ")

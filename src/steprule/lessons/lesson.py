@@ -79,7 +79,7 @@ class Lesson:
     controls: Sequence[Control]
     screen: Callable[..., Screen]
     text: Sequence[str]
-    formula: tuple[type[Rule], Mapping[str, Any]]
+    formulas: Mapping[str, type[Rule]]
     sources: Sequence[Callable[..., Any]]
     try_it: str
     output: str

@@ -231,7 +231,7 @@ LESSON = Lesson(
         "front: the average is the sum times `1 - momentum`. Choose the average above: to get the path back, the learning rate "
         "must grow by `1 / (1 - momentum)`.",
     ],
-    formula=(HeavyBall, {}),
+    formulas={"As the papers write it": HeavyBall},
     sources=[SGD.function()],
     try_it="""
 import numpy as np

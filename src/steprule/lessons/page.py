@@ -114,15 +114,16 @@ def _name(value: object) -> str:
 def _body(lesson: Lesson, screen: Screen, drawn: Sequence[list[Element]]) -> str:
     terms = _Terms()
     changing = {place for place, _ in _slots(drawn)}
-    rule, settings = lesson.formula
     text = "\n".join(_paragraph(one, terms) for one in lesson.text)
     questions = "\n".join(_question(index, one, terms) for index, one in enumerate(lesson.questions()))
+    formulas = "\n".join(
+        f"<h3>{escape(title)}</h3>{formula_html(rule, lesson.controls)}" for title, rule in lesson.formulas.items()
+    )
     return f"""<p class="question-of-lesson">{terms.prose(lesson.question)}</p>
 {_screen(lesson, screen, drawn[lesson.initial()], changing)}
 {text}
 <h2>The formula, and the code that runs</h2>
-<div class="both"><div><h3>As the paper writes it</h3>
-{formula_html(rule, settings, lesson.controls)}
+<div class="both"><div>{formulas}
 {_symbols(lesson.controls)}</div>
 <div><h3>As steprule runs it</h3>
 {source_html(lesson.sources, lesson.controls)}</div></div>
@@ -195,7 +196,7 @@ def _screen(lesson: Lesson, screen: Screen, elements: Sequence[Element], changin
     return f"""<section class="screen" aria-label="Charts">
 <div class="controls" hidden>{controls}</div>
 <noscript><p>Without JavaScript the charts stand still, at {escape(initial)}.</p></noscript>
-<div class="charts">{"".join(parts)}</div>
+<div class="charts{" two" * (len(screen.charts) == 4)}">{"".join(parts)}</div>
 <p class="reading" id="e{place}" aria-live="polite">{escape(screen.reading, quote=False)}</p>
 </section>"""
 
@@ -217,7 +218,7 @@ def _control(index: int, control: Control) -> str:
 
 def _chart(chart: Chart, elements: Sequence[Element], first: int, changing: set[int]) -> str:
     """One chart with its title and legend; what lies outside of the axes is cut off."""
-    inside = ("line", "dots", "bar")
+    inside = ("line", "dots", "bar", "cell")
     parts: list[Callable[[], str]] = []
     clip = f"clip{first}"
     right = WIDTH - (84 if chart.labels == "right" else 14)

@@ -181,7 +181,7 @@ LESSON = Lesson(
         "0.014. SGD does not notice that anything has turned. RMSProp and all of its children, Adam among them, depend on which "
         "directions the weights happen to be.",
     ],
-    formula=(Plain, {}),
+    formulas={"As the paper writes it": Plain},
     sources=[RMSprop.function(), ema_sq, ema],
     try_it="""
 import numpy as np
