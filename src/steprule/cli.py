@@ -211,6 +211,8 @@ def lesson(
         raise typer.Exit(2)
     from steprule.lessons.page import page
 
+    _need(*find(name).needs)
+
     path = output or Path(f"steprule-lesson-{name}.html")
     path.write_text(page(name), encoding="utf-8")
     typer.echo(f"wrote {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -87,7 +87,8 @@ class Lesson:
     questions: Callable[[], Sequence[Question]]
     references: Sequence[str]
     claims: Callable[[], Mapping[str, float]]
-    given: Sequence[float] = field(default=())
+    given: Sequence[float] = ()
+    needs: Sequence[str] = ()
 
     def positions(self) -> list[tuple[Any, ...]]:
         """Every combination of the controls' values, the last control's changing fastest."""
