@@ -118,13 +118,16 @@ def spread(place: str) -> Spread:
     rest = each - full
     single = float(np.sqrt((rest**2).sum(1).mean()))
     rest = rest - np.outer(rest @ along, along)
-    _, vectors = np.linalg.eigh(rest.T @ rest)
-    return Spread(each, full, single, np.stack([along, vectors[:, -1]], axis=1))
+    across = rest[0]
+    for _ in range(30):  # what is longest along the direction of largest spread comes to lie in it
+        across = rest.T @ (rest @ across)
+        across = across / np.linalg.norm(across)
+    return Spread(each, full, single, np.stack([along, across], axis=1))
 
 
 def expected(place: str, batch: float) -> float:
     """How far a batch's gradient lies from the full one, as a root mean square: what single ones do, over sqrt(batch)."""
-    return spread(place).single / batch**0.5
+    return spread(place).single / float(batch) ** 0.5
 
 
 @cache
@@ -187,15 +190,15 @@ def screen(batch: int, lr: float, place: str) -> Screen:
     full = float(np.linalg.norm(spread(place).full))
     reading = (
         f"The gradient of all {count:,} images has length {number(full, 3)}. Batches of {batch} are typically {number(measured(place, batch), 3)} "
-        f"off, {number(measured(place, batch) / full, 2)} times as much; a single image divided by the root of {batch} would be "
-        f"{number(expected(place, batch), 3)} off. An epoch is {-(-count // batch):,} steps."
+        f"off, {number(measured(place, batch) / full, 2)} times as much; the law of the root says "
+        f"{number(expected(place, batch), 3)}. An epoch is {-(-count // batch):,} steps."
     )
     return Screen(
         [
             _arrows(place, batch),
             far,
-            _losses(f"Loss by steps, learning rate {lr}", "step", STEPS, lr, False),
-            _losses(f"Loss by images looked at, learning rate {lr}", "images", EPOCHS * count, lr, True),
+            _losses("Loss by steps", "step", STEPS, lr, False),
+            _losses("Loss by images looked at", "images", EPOCHS * count, lr, True),
         ],
         reading,
     )

@@ -45,6 +45,9 @@ def page(name: str) -> str:
     """
     lesson = find(name)
     screens = [lesson.screen(*position) for position in lesson.positions()]
+    names = [[(chart.title, *(mark.name for mark in chart.marks)) for chart in screen.charts] for screen in screens]
+    if any(one != names[0] for one in names):
+        raise ValueError("the titles or names of charts differ between positions; say what differs in the reading")
     drawn = [_elements(screen) for screen in screens]
     return _PAGE.format(
         title=escape(lesson.title),
