@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import json
 import re
 from functools import cache
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 pytest.importorskip("typer")
@@ -13,6 +15,7 @@ pytest.importorskip("sklearn")
 
 from typer.testing import CliRunner
 
+from steprule import arrays
 from steprule.cli import app
 from steprule.lessons import LESSONS, find
 from steprule.lessons.charts import Axis, Chart, Line, number
@@ -155,6 +158,132 @@ def test_charts_stay_within_their_axes(name):
         ]
         within = [one for one in places if min(one) >= -0.01 and max(one) <= 1.01]
         assert len(within) >= 0.7 * len(places)
+
+
+# What a page shows is what the optimizers of steprule.arrays do, step by step.
+
+
+def shown(name, chart, line, *values):
+    """The points of a line of a chart at one position of the controls, read off the page."""
+    lesson, text = find(name), page(name)
+    position = lesson.positions().index(values)
+    charts = lesson.screen(*values).charts
+    before = sum(len(one.elements()) for one in charts[:chart])
+    lines = [mark for mark in charts[chart].marks if isinstance(mark, Line) and mark.line]
+    index = next(index for index, mark in enumerate(lines) if mark.name == line)
+    places = [
+        place for place, one in enumerate(charts[chart].elements()) if one.attributes["class"].startswith("line ")
+    ]
+    data = json.loads(re.search(r'id="positions">(.*?)</script>', text)[1])
+    slot = data["slots"].index([f"e{before + places[index]}", "d"])
+    path = data["pool"][data["positions"][position][slot]]
+    pixels = np.array([point.split() for point in path[1:].split("L")], float)
+    return charts[chart], pixels
+
+
+def drawn(chart, x, y):
+    """Where these points are on a chart, in pixels."""
+    path = next(
+        one
+        for one in Chart("", chart.x, chart.y, [Line("", x, y)], chart.labels).elements()
+        if one.attributes["class"] == "line s0"
+    )
+    return np.array([point.split() for point in path.attributes["d"][1:].split("L")], float)
+
+
+def steps_of(make, start, gradient, count, **settings):
+    weights = np.array(start, float)
+    optimizer, way = make([weights], **settings), [weights.copy()]
+    for step in range(count):
+        optimizer.step([np.array(gradient(weights, step), float)])
+        way.append(weights.copy())
+    return np.array(way)
+
+
+@pytest.mark.parametrize("lr, momentum", [(0.02, 0.8), (0.002, 0.98), (0.06, 0.0)], ids=["usual", "much", "none"])
+def test_momentum_shows_sgd(lr, momentum):
+    way = steps_of(arrays.SGD, [-1, 1], lambda w, step: [1, 25] * w, 60, lr=lr, momentum=momentum)
+    chart, pixels = shown("momentum", 0, "path", lr, momentum, "sum (heavy ball)")
+    assert np.abs(pixels - drawn(chart, way[:, 0], way[:, 1])).max() < 0.2
+    if momentum:
+        chart, pixels = shown("momentum", 0, "path", 0.04, 0.8, "average (EMA)")
+        same = steps_of(arrays.SGD, [-1, 1], lambda w, step: [1, 25] * w, 60, lr=0.04 * (1 - 0.8), momentum=0.8)
+        assert np.abs(pixels - drawn(chart, same[:, 0], same[:, 1])).max() < 0.2
+
+
+@pytest.mark.parametrize("alpha, eps, degrees", [(0.9, 1e-8, 0), (0.0, 0.1, 45), (0.99, 10.0, 20)], ids=str)
+def test_rmsprop_shows_rmsprop(alpha, eps, degrees):
+    turned = np.radians(degrees)
+    axes = np.array([[np.cos(turned), -np.sin(turned)], [np.sin(turned), np.cos(turned)]])
+    curvature = axes @ np.diag([1.0, 25.0]) @ axes.T
+    way = steps_of(arrays.RMSprop, axes @ [-1, 1], lambda w, step: curvature @ w, 60, lr=0.05, alpha=alpha, eps=eps)
+    chart, pixels = shown("rmsprop", 0, "RMSProp", alpha, eps, degrees)
+    assert np.abs(pixels - drawn(chart, way[:, 0], way[:, 1])).max() < 0.2
+
+
+@pytest.mark.parametrize("beta1, beta2", [(0.9, 0.999), (0.0, 0.9)], ids=str)
+@pytest.mark.parametrize("kind", ["1 with noise", "a real weight"])
+def test_adam_shows_adam(beta1, beta2, kind):
+    from steprule.lessons.adam import gradients
+
+    grads = gradients(kind)
+    way = steps_of(arrays.Adam, [0.0], lambda w, step: [grads[step]], 60, lr=1.0, betas=(beta1, beta2))
+    chart, pixels = shown("adam", 2, "corrected", beta1, beta2, kind)
+    assert np.abs(pixels - drawn(chart, np.arange(61), way[:, 0])).max() < 0.2
+
+
+@pytest.mark.parametrize("lr, decay", [(0.01, 0.1), (0.03, 0.001)], ids=str)
+def test_decay_shows_adam_and_adamw(lr, decay):
+    noise = np.random.default_rng(0).standard_normal((300, 1, 200)) * [[0.1], [1.0]]
+    for make, line in ((arrays.Adam, "L2"), (arrays.AdamW, "decoupled")):
+        way = steps_of(make, np.ones((2, 200)), lambda w, step: noise[step], 300, lr=lr, weight_decay=decay)
+        left = np.sqrt((way**2).mean(-1))[::5]
+        chart, pixels = shown("decay", 1, line, lr, decay)
+        assert np.abs(pixels - drawn(chart, left[:, 0], left[:, 1])).max() < 0.2
+
+
+def test_the_map_of_losses_shows_what_training_gives():
+    from steprule.lessons import decay, letters
+
+    pairs, held_out = letters.parts()
+    random = np.random.default_rng(0)
+    batches = [letters.counts(pairs[random.integers(0, len(pairs), 64)]) for _ in range(200)]
+    for make, kind in ((arrays.Adam, "L2"), (arrays.AdamW, "decoupled")):
+        way = steps_of(
+            make, np.zeros((27, 27)), lambda w, step: letters.gradient(w, batches[step]), 200, lr=0.03, weight_decay=0.1
+        )
+        assert float(letters.loss(way[-1], held_out)) == pytest.approx(decay.losses(kind)[6, 3])
+
+
+def test_noise_shows_sgd():
+    from steprule.lessons import noise
+
+    count, order, random = 1347, [], np.random.default_rng(0)
+
+    def gradient(weights, step):
+        nonlocal order
+        order = order if len(order) >= 16 else random.permutation(count)
+        chosen, order = order[:16], order[16:]
+        return noise.gradient(weights, chosen)
+
+    way = steps_of(arrays.SGD, np.zeros((65, 10)), gradient, 100, lr=0.1)
+    assert noise.loss(way[-1]) == pytest.approx(noise.loss_after("batch 16", 0.1, 100))
+
+
+def test_the_gradients_of_both_models_are_those_of_their_losses():
+    from steprule.lessons import letters, noise
+
+    random = np.random.default_rng(1)
+    weights, along = random.standard_normal((2, 65, 10)) * 0.1
+    slope = (noise.loss(weights + 1e-5 * along) - noise.loss(weights - 1e-5 * along)) / 2e-5
+    assert (noise.gradient(weights, slice(None)) * along).sum() == pytest.approx(slope, rel=1e-6)
+    weights, along = random.standard_normal((2, 27, 27))
+    found = letters.counts(letters.all_pairs())
+    slope = (letters.loss(weights + 1e-5 * along, found) - letters.loss(weights - 1e-5 * along, found)) / 2e-5
+    assert (letters.gradient(weights, found) * along).sum() == pytest.approx(slope, rel=1e-6)
+
+
+# The framework
 
 
 def test_without_latex2mathml_the_formula_is_text(monkeypatch):

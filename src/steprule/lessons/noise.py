@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -71,8 +72,15 @@ def gradient(weights: Array, chosen: Any) -> Array:
 @cache
 def train(name: str, lr: float) -> tuple[Array, Array]:
     """Steps of SGD from weights of 0: after how many the loss was looked at, and what it was."""
+    from threadpoolctl import threadpool_limits  # which scikit-learn needs itself
+
+    with threadpool_limits(1):  # for matrices as small as these further threads only wait for each other
+        return _train(TRAINED[name], lr)
+
+
+def _train(batch: int | None, lr: float) -> tuple[Array, Array]:
     count = len(digits().inputs)
-    size = TRAINED[name] or count
+    size = batch or count
     last = max(STEPS, EPOCHS * count // size)
     looks = {*np.linspace(0, STEPS, 81).astype(int), *np.linspace(0, EPOCHS * count // size, 81).astype(int)}
     random, weights = np.random.default_rng(0), np.zeros((65, 10))
@@ -127,7 +135,7 @@ def spread(place: str) -> Spread:
 
 def expected(place: str, batch: float) -> float:
     """How far a batch's gradient lies from the full one, as a root mean square: what single ones do, over sqrt(batch)."""
-    return spread(place).single / float(batch) ** 0.5
+    return spread(place).single / math.sqrt(batch)
 
 
 @cache
@@ -307,12 +315,16 @@ def gradient(weights, chosen):
 random, weights = np.random.default_rng(0), np.zeros((64, 10))
 full = gradient(weights, np.arange(len(images)))
 for batch in (1, 16, 256):
-    off = [gradient(weights, random.integers(0, len(images), batch)) - full for draw in range(2000)]
-    print(batch, "noise squared, times the batch size:", round(batch * np.mean([(x**2).sum() for x in off]), 1))
+    noise = 0
+    for draw in range(2000):
+        chosen = random.integers(0, len(images), batch)
+        noise += ((gradient(weights, chosen) - full) ** 2).sum() / 2000
+    print(batch, "noise squared, times the batch size:", round(batch * noise, 1))
 
 optimizer = SGD([weights], lr=0.5)
 for step in range(200):
-    optimizer.step([gradient(weights, random.integers(0, len(images), 16))])
+    chosen = random.integers(0, len(images), 16)
+    optimizer.step([gradient(weights, chosen)])
 print("right:", round(((images @ weights).argmax(1) == labels).mean(), 2))
 """,
     output="""
