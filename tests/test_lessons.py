@@ -289,7 +289,8 @@ def test_the_gradients_of_both_models_are_those_of_their_losses():
 def test_without_latex2mathml_the_formula_is_text(monkeypatch):
     monkeypatch.setattr("steprule.lessons.formula.find_spec", lambda name: None)
     text = page.__wrapped__("averages")
-    assert "exp_avg ← beta·exp_avg + (1 \N{MINUS SIGN} beta)·grad" in text
+    beta = '<mark class="k0">beta</mark>'
+    assert f"exp_avg ← {beta}·exp_avg + (1 \N{MINUS SIGN} {beta})·grad" in text
     assert "<math" not in text
 
 
@@ -299,7 +300,7 @@ def test_the_command_lists_and_writes(tmp_path, monkeypatch):
     assert [line.split()[1] for line in listed.output.splitlines()] == list(LESSONS)
     opened = []
     monkeypatch.setattr("typer.launch", opened.append)
-    target = tmp_path / "one.html"
+    target = tmp_path / "new" / "one.html"
     assert CliRunner().invoke(app, ["lesson", "averages", "--output", str(target), "--no-open"]).exit_code == 0
     assert target.read_text(encoding="utf-8") == page("averages")
     assert opened == []
@@ -340,3 +341,21 @@ def test_ticks_are_round(axis, ticks):
 
 def test_terms_are_sentences():
     assert all(meaning[0].isupper() and meaning.endswith(".") for meaning in TERMS.values())
+
+
+def test_texts_and_lines_stand_out_from_their_background():
+    """Contrast as WCAG 2 defines it: 4.5 for text, light and dark."""
+
+    def light(colour):
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+        return np.dot([0.2126, 0.7152, 0.0722], linear) + 0.05
+
+    schemes = re.findall(r":root \{(.*?)\}", page("averages"), re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
+        for name in ("ink", "quiet", "link", "s0", "s1", "s2", "s3", "s4", "s5"):
+            for behind in ("paper", "panel"):
+                one, two = sorted((light(colours[name]), light(colours[behind])))
+                assert two / one >= 4.5, (name, behind)

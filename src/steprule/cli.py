@@ -214,6 +214,7 @@ def lesson(
     _need(*find(name).needs)
 
     path = output or Path(f"steprule-lesson-{name}.html")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(name), encoding="utf-8")
     typer.echo(f"wrote {path}")
     if not no_open:

@@ -137,8 +137,8 @@ LESSON = Lesson(
         "The cure is bias correction: divide by what the days together count. That is `1 - beta**t` after `t` values. On "
         "day 3, 74.04 / 0.657 is 112.69. On day 2 the corrected average says 108.24, where the plain one says 55.2. Later the correction "
         "fades: on day 6 the days together count 0.882, and with `beta` 0.9 the divisor is above 0.99 after 44 values.",
-        "Every optimizer with momentum, and Adam twice, keeps such an average for every weight of a model. The values that come in "
-        "are gradients there, instead of sales.",
+        "Adam keeps two such averages for every weight of a model. Momentum keeps one, or a sum that is a multiple of it. The values "
+        "that come in are gradients there, instead of sales.",
     ],
     formulas={"As the paper writes it": Average},
     sources=[ema, debias],

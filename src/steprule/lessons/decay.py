@@ -248,7 +248,7 @@ AdamW 0.001 [0.9999]
     wrong=[
         "*`weight_decay` of Adam is taken for that of AdamW.* In torch.optim and here Adam's is L2. A value for one means nothing for the other.",
         "*The learning rate goes down, and the decay with it.* In AdamW as torch has it the share is the learning rate times the decay. A schedule "
-        'that ends at 0 ends the decay, too. The paper multiplies with the schedule only; `decay="independent"` is that here.',
+        'that ends at 0 ends the decay, too. In the paper it follows the schedule and not the learning rate; `decay="independent"` takes the same share in every step.',
         "*Everything decays.* Biases and the scales of normalisation layers are usually left out. `create_optimizer` does so by name.",
         "*Decay is lost in bfloat16.* A share of 0.001 is less than a bfloat16 weight can show, and the weight stays as it is.",
     ],

@@ -18,7 +18,7 @@ from steprule.rule import Rule
 def formula_html(rule: type[Rule], controls: Sequence[Control]) -> str:
     """A rule's formula as MathML, one row a line; as plain text where latex2mathml is missing."""
     if find_spec("latex2mathml") is None:
-        return f'<pre tabindex="0">{escape(formula_text(rule))}</pre>'
+        return f'<pre tabindex="0">{_marked(formula_text(rule), controls)}</pre>'
     body = formula_latex(rule).removeprefix("\\begin{aligned}\n").removesuffix("\n\\end{aligned}")
     rows = ""
     for line in body.split(" \\\\\n"):
@@ -54,13 +54,19 @@ def source_html(sources: Sequence[Callable[..., Any]], controls: Sequence[Contro
     parts = []
     for function in sources:
         name = f"{function.__module__}.{function.__qualname__}"
-        code = escape(textwrap.dedent(_without_docstring(function)).rstrip(), quote=False)
-        for index, control in enumerate(controls):
-            if control.source:
-                mark = rf'<mark class="k{index}">\1</mark>'
-                code = re.sub(rf"(?<![\w.])({re.escape(control.source)})\b", mark, code)
+        code = _marked(textwrap.dedent(_without_docstring(function)).rstrip(), controls)
         parts.append(f'<p><code>{name}</code></p><pre tabindex="0">{code}</pre>')
     return "\n".join(parts)
+
+
+def _marked(code: str, controls: Sequence[Control]) -> str:
+    """Code as HTML in which the names of controls are marked."""
+    code = escape(code, quote=False)
+    for index, control in enumerate(controls):
+        if control.source:
+            mark = rf'<mark class="k{index}">\1</mark>'
+            code = re.sub(rf"(?<![\w.])({re.escape(control.source)})\b", mark, code)
+    return code
 
 
 def _without_docstring(function: Callable[..., Any]) -> str:
