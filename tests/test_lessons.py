@@ -124,6 +124,23 @@ def test_three_questions_whose_answers_are_on_the_page(name):
             assert float(form["data-within"]) <= 0.1
 
 
+ANSWERS = {
+    "noise": (0.5, 800, "nearly the same loss"),
+    "averages": (5, 50, "It becomes smoother and follows a change later"),
+    "momentum": (0.1, 0.04, "a smaller momentum"),
+    "rmsprop": (0.1, "They stay as they are", "plain SGD"),
+    "adam": (0.002, "They stay nearly the same", 10),
+    "decay": ("small gradients", 0.999, "yes"),
+}
+"""What the answers are on paper."""
+
+
+@every
+def test_the_answers_are_those_on_paper(name):
+    for question, answer in zip(find(name).questions(), ANSWERS[name], strict=True):
+        assert question.answer == (answer if isinstance(answer, str) else pytest.approx(answer, rel=1e-6))
+
+
 @every
 def test_controls_have_their_symbol_in_formula_and_source(name):
     pytest.importorskip("latex2mathml")
