@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 
@@ -20,6 +21,7 @@ from steprule.cli import app
 from steprule.lessons import LESSONS, find
 from steprule.lessons.charts import Axis, Chart, Line, number
 from steprule.lessons.glossary import TERMS
+from steprule.lessons.lesson import Control, Question, Screen
 from steprule.lessons.page import page
 
 page = cache(page)
@@ -338,6 +340,25 @@ def test_charts_of_other_shapes_are_refused():
     one, two = (Chart("c", axis, axis, [Line("", [0], [0])] * count).elements() for count in (1, 2))
     with pytest.raises(ValueError, match="other marks"):
         _slots([one, two])
+
+
+def test_titles_that_change_are_refused(monkeypatch):
+    lesson = find("averages")
+
+    def screen(beta):
+        first, *others = lesson.screen(beta).charts
+        return Screen([replace(first, title=f"beta {beta}"), *others], "")
+
+    monkeypatch.setattr("steprule.lessons.page.find", lambda name: replace(lesson, screen=screen))
+    with pytest.raises(ValueError, match="differ between positions"):
+        page.__wrapped__("averages")
+
+
+def test_what_a_control_or_question_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"begins at 0\.5, which is none of its values"):
+        Control("beta", (0.1, 0.9), 0.5)
+    with pytest.raises(ValueError, match="'maybe' is none of the choices"):
+        Question("Is it?", "maybe", "", ("yes", "no"))
 
 
 @pytest.mark.parametrize(

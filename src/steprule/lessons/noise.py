@@ -188,7 +188,7 @@ def screen(batch: int, lr: float, place: str) -> Screen:
         Axis("batch size", 0.8, 640, log=True),
         Axis("distance from the full gradient", 0.05, 12, log=True),
         [
-            Line("", sizes, [expected(place, size) for size in sizes], "faint"),
+            Line("one over the root", sizes, [expected(place, size) for size in sizes], "faint"),
             Line("measured", sizes, [measured(place, size) for size in BATCHES], 0, line=False, dots=True),
             Line("your batch", [batch], [measured(place, batch)], 1, line=False, dots=True),
         ],

@@ -199,7 +199,7 @@ def _screen(lesson: Lesson, screen: Screen, elements: Sequence[Element], changin
     return f"""<section class="screen" aria-label="Charts">
 <div class="controls" hidden>{controls}</div>
 <noscript><p>Without JavaScript the charts stand still, at {escape(initial)}.</p></noscript>
-<div class="charts{" two" * (len(screen.charts) == 4)}">{"".join(parts)}</div>
+<div class="charts{" two" * (len(screen.charts) in (2, 4))}">{"".join(parts)}</div>
 <p class="reading" id="e{place}" aria-live="polite">{escape(screen.reading, quote=False)}</p>
 </section>"""
 
