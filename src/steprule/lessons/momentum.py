@@ -260,7 +260,7 @@ print(abs(weights).max() < 1e-3, np.allclose(weights, others))
     ],
     questions=questions,
     references=[
-        "Polyak 1964, Some methods of speeding up the convergence of iteration methods: section 2, equation 9.",
+        "Polyak 1964, Some methods of speeding up the convergence of iteration methods: the heavy ball.",
         "Sutskever, Martens, Dahl and Hinton 2013, On the importance of initialization and momentum in deep learning: equations 1 and 2, and 3 and 4 for Nesterov's.",
         "Goh 2017, Why Momentum Really Works, Distill: the damping of each eigen-direction, and noise.",
     ],

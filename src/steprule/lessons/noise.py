@@ -230,7 +230,7 @@ def questions() -> Sequence[Question]:
         ),
         Question(
             "Your batches have 8 examples, and you want a tenth of the noise. How many examples do you need?",
-            8 * (expected(FIRST, 8) / expected(FIRST, 80)) ** 4,
+            (spread(FIRST).single / (expected(FIRST, 8) / 10)) ** 2,
             "A tenth of the distance takes a hundred times as many examples. That is why large batches pay off less and less.",
         ),
         Question(
