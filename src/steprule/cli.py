@@ -188,6 +188,39 @@ def show(
         raise typer.Exit(2) from None
 
 
+@app.command(cls=Command)
+def lesson(
+    name: Annotated[str | None, typer.Argument(show_default="list all", help="One of the lessons.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", show_default="steprule-lesson-NAME.html", help="The page to write."
+        ),
+    ] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Write the page and do not open it in a browser.")] = False,
+) -> None:
+    """The ideas behind optimizers, each on one page with the numbers of the code that runs."""
+    from steprule.lessons import LESSONS, find
+
+    if name is None:
+        for number, one in enumerate(LESSONS, 1):
+            typer.echo(f"{number}  {one:13}{find(one).question}")
+        return
+    if name not in LESSONS:
+        typer.echo(f"steprule lesson: there is no lesson {name!r}; there are {', '.join(LESSONS)}", err=True)
+        raise typer.Exit(2)
+    from steprule.lessons.page import page
+
+    _need(*find(name).needs)
+
+    path = output or Path(f"steprule-lesson-{name}.html")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(name), encoding="utf-8")
+    typer.echo(f"wrote {path}")
+    if not no_open:
+        typer.launch(path.resolve().as_uri())
+
+
 def main() -> None:
     """Runs the command with the arguments of the process."""
     app(prog_name="steprule")
