@@ -169,3 +169,32 @@ def test_weights_that_were_freed_while_they_were_aside_are_missed():
     with pytest.raises(RuntimeError, match=r"the storage of the weights that swap_average\(\) puts back"):
         optimizer.swap_average()
     assert_same(params[0].detach(), averaged)
+
+
+def test_an_average_that_cannot_be_written_costs_no_weights():
+    params, optimizer = stepped(swapping())
+    state = optimizer.state[params[0]]
+    state["param_average"] = state["param_average"].reshape(-1)[:1].expand(params[0].shape)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError):
+        optimizer.swap_average()
+    assert all(map(torch.equal, params, before))
+
+
+def test_the_weights_of_groups_appended_by_hand_are_exchanged_too():
+    _, optimizer = stepped(lambda params: steprule.ScheduleFreeSGD(params, lr=0.1))
+    other = torch.nn.Parameter(torch.ones(3))
+    optimizer.param_groups.append({"params": [other]})
+    optimizer.eval()
+    assert optimizer.param_groups[-1]["momentum"] == 0.9 and torch.equal(other, torch.ones(3))
+
+
+@pytest.mark.parametrize("betas", [(), None, "ab"], ids=repr)
+def test_constants_that_are_no_numbers_are_refused_at_loading(betas):
+    _, optimizer = stepped(lambda params: steprule.ScheduleFreeAdamW(params, lr=0.1))
+    saved = optimizer.state_dict()
+    saved["param_groups"][0].update(betas=betas, lr=7.0)
+    with pytest.raises(ValueError, match="Invalid betas value"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    optimizer.step()

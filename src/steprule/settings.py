@@ -158,8 +158,13 @@ def as_number(value: Any) -> Any:
 
 def number_at(name: str, settings: Mapping[str, Any]) -> Any:
     """What settings have for a hyperparameter, as `as_number` gives it, or for an element of one, such as "betas[0]"."""
-    value = as_number(settings[whole_of(name)])
-    return value if name == whole_of(name) else value[int(name.partition("[")[2][:-1])]
+    whole = whole_of(name)
+    try:
+        if name == whole:
+            return as_number(settings[whole])
+        return float(settings[whole][int(name.partition("[")[2][:-1])])
+    except (IndexError, TypeError, ValueError):
+        raise ValueError(f"Invalid {whole} value: {settings[whole]!r}; {name} must be a number") from None
 
 
 def as_tuples(settings: Mapping[str, Any], rule: type[Rule]) -> dict[str, tuple[Any, ...]]:

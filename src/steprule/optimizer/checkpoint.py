@@ -237,17 +237,19 @@ class Loading:
             ValueError: a state cannot be what it was saved as; nothing has changed.
         """
         core, optimizer = self._groups.core, self._groups.optimizer
-        core.plans.current = None
+        core.plans.current, begun_with = None, core.begun_with
         try:
             self._restore()
             for group in self._groups.groups:
                 self._groups.complete(group)
             self._convert()
+            core.begun_with = {}
+            self._groups.check_constants()  # which takes note of those that were loaded
         except Exception:
             optimizer.param_groups, optimizer.state = self._before
+            core.begun_with = begun_with
             raise
-        core.begun_with, core.completed = {}, list(self._groups.groups)
-        self._groups.check_constants()  # which takes note of those that were loaded
+        core.completed = list(self._groups.groups)
         take_notes(self._groups, self._source)
         self._groups.set_scheduled_if_possible()
         self._groups.note()

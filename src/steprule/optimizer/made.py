@@ -100,6 +100,7 @@ class _Exchanging(Optimizer):
         modes, rule = self._core.modes, type(self).rule
         if training == modes.training:
             return
+        self._groups.look()
         self._groups.check_constants()
         modes.must_have_weights(f"{'train' if training else 'eval'}()")
         check_arrays(self._core.rule, self.param_groups, self.state)

@@ -97,7 +97,11 @@ def exchange_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 def _exchange(one: Tensor, other: Tensor) -> None:
     kept = one.clone()
     one.copy_(other)
-    other.copy_(kept)
+    try:
+        other.copy_(kept)
+    except Exception:
+        one.copy_(kept)
+        raise
 
 
 def move_resting_average(
