@@ -31,8 +31,8 @@ Transform = Callable[..., Any]
 def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3) -> type[Rule]:
     """A rule whose direction goes through these parts in turn, and then ``param - lr * direction``.
 
-    It is traced, compiled to one pass, printed, saved and loaded as any rule. The same parts make the same class. A
-    chain is pickled by the names of its parts, which lambdas and what is defined in functions have not.
+    It is traced, compiled to one pass, printed, saved and loaded as any rule. The same parts make the same class. Its
+    optimizers are pickled by the names of the parts, which lambdas and what is defined in functions have not.
 
     Args:
         parts: transforms, such as those of `steprule.transforms` or functions of your own like them, and rules, each
