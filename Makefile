@@ -47,8 +47,9 @@ bench-rules: constraints.txt  ## measure every rule beside all libraries that ha
 		adam-atan2-pytorch grams-pytorch schedulefree
 	.peers/bin/python benchmarks/rules.py
 
-docs: $(INSTALLED)  ## docs/optimizers.md, from the rules and what has been measured
-	$(BIN)/python docs/make_optimizers.py
+docs: $(INSTALLED)  ## the documentation site, into site/; every link is checked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
 
 clean:
 	rm -rf $(VENV) .peers .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis steprule-report

@@ -52,7 +52,7 @@ def page(name: str) -> str:
     return _PAGE.format(
         title=escape(lesson.title),
         number=f"steprule lesson {LESSONS.index(name) + 1}: {escape(name)}",
-        style=_file("page.css"),
+        style=_file("charts.css") + _file("page.css"),
         body=_body(lesson, screens[lesson.initial()], drawn),
         positions=json.dumps(_positions(lesson, drawn), separators=(",", ":")).replace("<", "\\u003c"),
         script=_file("page.js"),
@@ -217,6 +217,11 @@ def _control(index: int, control: Control) -> str:
     name = _name(control.initial)
     return f"""<div class="control"><label for="c{index}">{label} = <output for="c{index}">{name}</output></label>
 <input type="range" id="c{index}" min="0" max="{len(control.values) - 1}" step="1" value="{initial}" aria-valuetext="{name}"></div>"""
+
+
+def figure(chart: Chart) -> str:
+    """A chart that does not change, for a page with charts.css."""
+    return _chart(chart, chart.elements(), 0, set())
 
 
 def _chart(chart: Chart, elements: Sequence[Element], first: int, changing: set[int]) -> str:

@@ -1,0 +1,49 @@
+"""What MkDocs calls while it builds the site: pages that are made from the code, and places in others that are filled from it.
+
+A page says ``{{ optimizers.choose }}`` on a line of its own where the result of that function goes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.resources import files as files_of
+from typing import Any
+
+import combinations
+import commands
+import learn
+import optimizers
+from mkdocs.structure.files import File, Files
+
+_PLACE = re.compile(r"^\{\{ (\w+)\.(\w+) \}\}$", re.MULTILINE)
+_MODULES = {module.__name__: module for module in (combinations, learn, optimizers)}
+
+
+def on_config(config: Any) -> Any:
+    """Puts the pages of optimizers into the navigation."""
+    for tab in config.nav:
+        for section in tab.values():
+            for entry in section:
+                if isinstance(entry, dict) and "Optimizers" in entry:
+                    entry["Optimizers"] = ["reference/optimizers/index.md", *optimizers.addresses()]
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds what is made."""
+    made = {**optimizers.pages(), **learn.pages(), "reference/commands.md": commands.page()}
+    made["charts.css"] = files_of("steprule.lessons").joinpath("charts.css").read_text(encoding="utf-8")
+    for path, text in made.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    """Fills the places."""
+    return _PLACE.sub(lambda found: _made(found[1], found[2]), markdown)
+
+
+def _made(module: str, function: str) -> str:
+    make: Callable[[], str] = getattr(_MODULES[module], function)
+    return make()

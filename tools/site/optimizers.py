@@ -1,0 +1,217 @@
+"""Pages of optimizers: one for each rule, the list of all, and which to try first."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from curves import curve
+from mathml import mathml
+
+from steprule.catalog import paper, state_bytes, summary
+from steprule.docstrings import states as told_of_states
+from steprule.docstrings import words_of
+from steprule.formats import STATE_FORMATS
+from steprule.formula import formula_latex, formula_text
+from steprule.rule import NEEDS, Rule
+from steprule.rules import OWN
+from steprule.rules.options import DECAYS
+
+ROOT = Path(__file__).parents[2]
+SOURCE = "https://github.com/steprule/steprule/blob/main"
+PEERS = ROOT / "tests" / "peers" / "trajectories.json"
+
+
+def address(rule: type[Rule]) -> str:
+    """Where a rule's page lies, from the page of all."""
+    return f"{rule.__name__.lower()}.md"
+
+
+def pages() -> dict[str, str]:
+    """The text of each page, by its path."""
+    peers = json.loads(PEERS.read_text())["entries"]
+    found = {
+        f"reference/optimizers/{address(rule)}": page(rule, [one for one in peers if one["rule"] == name])
+        for name, rule in OWN.items()
+    }
+    versions = sorted({f"{one['peer'].split('.')[0]} {one['version']}" for one in peers})
+    return found | {"reference/optimizers/index.md": index(versions)}
+
+
+def addresses() -> list[str]:
+    """The pages of single optimizers, by name."""
+    return sorted(f"reference/optimizers/{address(rule)}" for rule in OWN.values())
+
+
+def page(rule: type[Rule], peers: list[dict[str, Any]]) -> str:
+    """All about one rule."""
+    defaults = ", ".join(f"{name}={value!r}" for name, value in rule.hyperparameters.items())
+    needs = ", ".join(f"{need} ({NEEDS[need]})" for need in rule.needs)
+    doc = inspect.cleandoc(rule.__doc__ or "")
+    parts = [
+        f"# {rule.__name__}",
+        doc,
+        f"**When to use it.** {rule.when}" + (f" Good for: {needs}." if needs else ""),
+        f"```python\nsteprule.{rule.__name__}(params, {defaults})\n```".replace("```python", "``` { .python .no-run }"),
+        "## Formula",
+        mathml(formula_latex(rule)),
+        "As the code names it; `'` marks a value after this step:",
+        f"```text\n{formula_text(rule)}\n```",
+        *_flags(rule),
+        "## Source",
+        f"``` {{ .python .no-run }}\n{_source(rule)}\n```",
+        f"[{_file(rule)}]({SOURCE}/{_file(rule)})",
+        "## Arguments",
+        _arguments(rule),
+        *_states(rule),
+        "## Other implementations",
+        _others(rule, peers),
+        "## On a small task",
+        curve(rule),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _flags(rule: type[Rule]) -> list[str]:
+    """The formula with each flag that changes it."""
+    found, plain = [], formula_text(rule)
+    for name, value in rule.hyperparameters.items():
+        if not isinstance(value, bool):
+            continue
+        settings = {
+            name: not value,
+            **({"momentum": 0.9} if name == "nesterov" and "momentum" in rule.hyperparameters else {}),
+        }
+        text = formula_text(rule, settings)
+        if text != plain:
+            called = ", ".join(f"{one}={value!r}" for one, value in settings.items())
+            found += [f'??? note "With `{called}`"\n\n' + textwrap.indent(f"```text\n{text}\n```", "    ")]
+    if rule.hyperparameters.get("momentum") == 0:
+        text = formula_text(rule, {"momentum": 0.9})
+        found = ['??? note "With `momentum=0.9`"\n\n' + textwrap.indent(f"```text\n{text}\n```", "    "), *found]
+    return found
+
+
+def _source(rule: type[Rule]) -> str:
+    """The formula as it stands in the library."""
+    return textwrap.dedent(inspect.getsource(rule.function())).replace("  # fmt: skip", "").rstrip()
+
+
+def _file(rule: type[Rule]) -> str:
+    return str(Path(inspect.getfile(rule)).relative_to(ROOT))
+
+
+def _arguments(rule: type[Rule]) -> str:
+    rows = [f"| `{name}` | `{value!r}` | {words_of(rule, name)} |" for name, value in rule.hyperparameters.items()]
+    text = "\n".join(["| argument | default | meaning |", "|---|---|---|", *rows])
+    text += "\n\nEvery optimizer also takes the [options of formats, services and weight decay](../options.md)."
+    if rule.refuses:
+        text += f" `decay`, `cautious`, `cautious_decay` and `lookahead` are refused: {rule.refuses}."
+    if "weight_decay" in rule.hyperparameters:
+        meaning = DECAYS.get(str(rule.decay), "a decay of the paper's own, which is none of the kinds of `decay`")
+        text += f" Without `decay`, `weight_decay` means: {meaning.rstrip('.')}."
+    for name, why in rule.constants.items():
+        text += f" `{name}` must stay what it is in the first step: {why}."
+    return text
+
+
+def _states(rule: type[Rule]) -> list[str]:
+    if not rule.states:
+        return ["## States", "None."]
+    told = told_of_states(
+        rule,
+        {
+            "elements": "of the parameter's shape",
+            "scalar": "one number for each tensor",
+            "step": "one number for each tensor",
+        },
+    )
+    rows = []
+    for name in rule.states:
+        sizes = (
+            [f"{state_bytes(rule, name, kept):.3g}" for kept in STATE_FORMATS]
+            if name in rule.tensor_states
+            else ["0"] * len(STATE_FORMATS)
+        )
+        rows.append(f"| `{name}` | {told[name]} | {' | '.join(sizes)} |")
+    kept = " | ".join(f"`{one}`" for one in STATE_FORMATS)
+    head = f"| state | what it is | {kept} |\n|---|---|{'---:|' * len(STATE_FORMATS)}"
+    return ["## States", "Bytes an element of a large matrix, for each format of `states`.", "\n".join([head, *rows])]
+
+
+def _others(rule: type[Rule], peers: list[dict[str, Any]]) -> str:
+    lines = []
+    if rule.like_torch is not None:
+        lines.append(f"- `torch.optim.{rule.__name__}`: same arguments, errors, states and checkpoints.")
+    agree = sorted({one["peer"] for one in peers if one["agrees"] and not _options(rule, one)})
+    if agree:
+        lines.append(f"- Agrees over 20 steps with {', '.join(f'`{one}`' for one in agree)}.")
+    for one in peers:
+        asked = _options(rule, one)
+        where = f"With `{asked}` it " if asked else "It "
+        if one["agrees"] and asked:
+            lines.append(f"- {where}agrees over 20 steps with `{one['peer']}`.")
+        elif not one["agrees"]:
+            lines.append(f"- {where}differs from `{one['peer']}`. That one: {one['why']}")
+    lines = list(dict.fromkeys(lines))
+    lines.append("- Agrees with the paper's pseudocode, transcribed apart from the rule (`tests/papers.py`).")
+    return "\n".join(lines)
+
+
+def _options(rule: type[Rule], peer: dict[str, Any]) -> str:
+    """The options around the formula that a comparison was made with."""
+    return ", ".join(f"{name}={value!r}" for name, value in peer["options"].items() if name not in rule.hyperparameters)
+
+
+def index(versions: list[str]) -> str:
+    """All rules in one table."""
+    rows = []
+    for rule in sorted(OWN.values(), key=lambda rule: rule.__name__.lower()):
+        size = sum(state_bytes(rule, name, "float32") for name in rule.tensor_states if not rule.states[name].when)
+        cited = paper(rule) or ""
+        rows.append(f"| [{rule.__name__}]({address(rule)}) | {summary(rule)} | {cited} | {size:g} |")
+    return "\n".join(
+        [
+            "# Optimizers",
+            "",
+            f"{len(OWN)} optimizers have a formula here. Each has a page, made from the code that runs. The last column is the",
+            "bytes of float32 states an element, with the default arguments' states.",
+            "",
+            "| optimizer | what it does | paper | bytes |",
+            "|---|---|---|---:|",
+            *rows,
+            "",
+            "`Adafactor`, `LBFGS` and `Muon` are torch.optim's own classes: they need whole matrices or several gradients a",
+            "step, which an elementwise formula cannot say.",
+            "",
+            "## How they are checked",
+            "",
+            "Twenty steps of every rule are compared with the paper's pseudocode (`tests/papers.py`), and with other",
+            "implementations where there are any (`tests/peers`). What a page says of them is a test. Their versions:",
+            f"{', '.join(versions)}.",
+            "",
+            "## Left out",
+            "",
+            "- **SM3** keeps one maximum for each row and each column, which is a reduction along axes.",
+            "- **`safeguard_warmup`, `slice_p` and `beta3` of Prodigy**, rectified AdaBelief, grafting and other variations that",
+            "  single implementations have. A [chain](../../invent/chains.md) can say most of them.",
+            "",
+        ]
+    )
+
+
+def choose() -> str:
+    """Tables of what rules are good for, from what rules say of themselves."""
+    lines = []
+    for need, meaning in NEEDS.items():
+        lines += [f"### {need}: {meaning}", "", "| optimizer | when to use it |", "|---|---|"]
+        lines += [
+            f"| [{rule.__name__}](../reference/optimizers/{address(rule)}) | {rule.when} |"
+            for rule in OWN.values()
+            if need in rule.needs
+        ]
+        lines.append("")
+    return "\n".join(lines)
