@@ -84,10 +84,6 @@ def test_links_of_the_readme_work_elsewhere():
             assert (ROOT / link.removeprefix(address).partition("#")[0]).is_file(), link
 
 
-def test_the_readme_begins_with_the_installation():
-    assert (ROOT / "README.md").read_text().split()[2:5] == ["pip", "install", "steprule"]
-
-
 @pytest.mark.parametrize("module", ["steprule", "steprule.cli"])
 def test_the_module_is_the_command(module):
     assert run("-m", module, "--version", cwd=ROOT) == f"steprule {steprule.__version__}\n"

@@ -14,10 +14,12 @@ import combinations
 import commands
 import learn
 import optimizers
+import options
+import texts
 from mkdocs.structure.files import File, Files
 
 _PLACE = re.compile(r"^\{\{ (\w+)\.(\w+) \}\}$", re.MULTILINE)
-_MODULES = {module.__name__: module for module in (combinations, learn, optimizers)}
+_MODULES = {module.__name__: module for module in (combinations, learn, optimizers, options, texts)}
 
 
 def on_config(config: Any) -> Any:
@@ -33,6 +35,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Adds what is made."""
     made = {**optimizers.pages(), **learn.pages(), "reference/commands.md": commands.page()}
+    made["index.md"] = texts.index()
     made["charts.css"] = files_of("steprule.lessons").joinpath("charts.css").read_text(encoding="utf-8")
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))

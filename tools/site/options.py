@@ -1,0 +1,58 @@
+"""What every optimizer takes, and the words of the site."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import steprule
+from steprule.docstrings import OPTIONS
+from steprule.hyper import COMMON
+from steprule.lessons.glossary import TERMS
+from steprule.rules.options import DECAYS
+
+
+def all_take() -> str:
+    """Options of all optimizers."""
+    shared = inspect.signature(steprule.AdamW).parameters
+    rows = []
+    for name, (what, more, *default) in OPTIONS.items():
+        said = " ".join(filter(None, [_capital(what), more]))
+        rows.append(
+            f"| `{name}` | {f'`{default[0]}`' if default and default[0] in ('None', 'False', '0', '0.5') else ' '.join(default)} | {said} |"
+        )
+    assert set(OPTIONS) <= {*shared, "maximize", "differentiable"} | set(OPTIONS)
+    return "\n".join(["| argument | default | meaning |", "|---|---|---|", *rows])
+
+
+def decays() -> str:
+    """What `decay` may be."""
+    rows = []
+    for name, text in DECAYS.items():
+        formula, rest = re.split(r"(?<=\w|\))(?=[:,.])", text, maxsplit=1) if re.search(r"[:,.]", text) else (text, "")
+        rows.append(f'| `"{name}"` | `{formula}` | {rest.lstrip(":,. ")} |')
+    return "\n".join(
+        ["| `decay` | what is added to the gradient, or subtracted from the weight | |", "|---|---|---|", *rows]
+    )
+
+
+def common() -> str:
+    """Hyperparameters that rules share."""
+    rows = [f"| `{name}` | {_capital(said.words(name == 'betas'))} |" for name, said in COMMON.items()]
+    return "\n".join(["| argument | meaning |", "|---|---|", *rows])
+
+
+def glossary() -> str:
+    """The words that lessons explain."""
+    return "\n\n".join(
+        f"**{term}**{{ #{_anchor(term)} }}\n: {meaning}"
+        for term, meaning in sorted(TERMS.items(), key=lambda one: one[0].lower())
+    )
+
+
+def _anchor(term: str) -> str:
+    return re.sub(r"\W+", "-", term.lower())
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
