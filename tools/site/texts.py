@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -22,3 +23,23 @@ def contributing() -> str:
 def changelog() -> str:
     """CHANGELOG.md."""
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace(f"{BLOB}docs/", "../")
+
+
+def modules() -> str:
+    """Each folder of the source, and the first sentence of each file in it."""
+    source = ROOT / "src" / "steprule"
+    parts = []
+    for folder in (source, *sorted(path for path in source.iterdir() if (path / "__init__.py").is_file())):
+        rows = [
+            f"| `{path.relative_to(source)}` | {_first_sentence(path)} |"
+            for path in sorted(folder.glob("*.py"))
+            if path.name != "__init__.py"
+        ]
+        name = "steprule" if folder == source else folder.name
+        parts += [f"### {name}", _first_sentence(folder / "__init__.py"), "\n".join(["| file | what it is |", "|---|---|", *rows])]
+    return "\n\n".join(parts)
+
+
+def _first_sentence(path: Path) -> str:
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return doc.split("\n\n")[0].replace("\n", " ")
