@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from steprule.trace.instead import INSTEAD
+
 ROOT = Path(__file__).parents[2]
 BLOB = "https://github.com/steprule/steprule/blob/main/"
 
@@ -36,10 +38,23 @@ def modules() -> str:
             if path.name != "__init__.py"
         ]
         name = "steprule" if folder == source else folder.name
-        parts += [f"### {name}", _first_sentence(folder / "__init__.py"), "\n".join(["| file | what it is |", "|---|---|", *rows])]
+        parts += [
+            f"### {name}",
+            _first_sentence(folder / "__init__.py"),
+            "\n".join(["| file | what it is |", "|---|---|", *rows]),
+        ]
     return "\n\n".join(parts)
 
 
 def _first_sentence(path: Path) -> str:
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return doc.split("\n\n")[0].replace("\n", " ")
+
+
+def instead() -> str:
+    """What a formula has in place of methods and functions of torch and NumPy."""
+        by_answer: dict[str, list[str]] = {}
+    for name, answer in INSTEAD.items():
+        by_answer.setdefault(answer, []).append(name)
+    rows = [f"| {', '.join(f'`{name}`' for name in names)} | {answer} |" for answer, names in by_answer.items()]
+    return "\n".join(["| you would write | in a formula |", "|---|---|", *rows])
