@@ -53,7 +53,7 @@ def _first_sentence(path: Path) -> str:
 
 def instead() -> str:
     """What a formula has in place of methods and functions of torch and NumPy."""
-        by_answer: dict[str, list[str]] = {}
+    by_answer: dict[str, list[str]] = {}
     for name, answer in INSTEAD.items():
         by_answer.setdefault(answer, []).append(name)
     rows = [f"| {', '.join(f'`{name}`' for name in names)} | {answer} |" for answer, names in by_answer.items()]
