@@ -3,169 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from steprule.formats import GROUP, SHORTEST_ROW, bytes_of
-from steprule.formats.tensors import decode, encode, round_bfloat16
+from steprule.formats.tensors import round_bfloat16
 from steprule.lessons.charts import Axis, Bars, Bits, Chart, Line, number
 from steprule.lessons.decay import Beside
-from steprule.lessons.follow import Array, follow
+from steprule.lessons.few_bits import (
+    CAUSES,
+    DECAYING,
+    EVERY,
+    FULL,
+    HALF,
+    KEPT,
+    LRS,
+    PUSHED,
+    RANDOM,
+    SMALL,
+    SPLIT,
+    STEPS,
+    TRAINING,
+    WEIGHTS,
+    chance,
+    each,
+    exact,
+    losses,
+    mean_square,
+    moves,
+    needs,
+    place,
+    spacing,
+    walk,
+)
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
-from steprule.lessons.letters import LETTERS, counts, gradient, loss, parts
-from steprule.memory import Need, need
 from steprule.rules.adam import AdamW
 
-LRS = (0.0003, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01)
-STEPS, WEIGHTS, TRAINING, EVERY = 200, 1000, 1500, 25
-FULL, HALF, RANDOM, SPLIT, SMALL = "float32", "bfloat16", "stochastic", "24 bits", "24 bits, 8-bit states"
-PUSHED, DECAYING = "a gradient of \u22121", "weight decay alone"
-CAUSES = {PUSHED: (-1.0, 0.0), DECAYING: (0.0, 0.1)}
-"""The gradient, and the weight decay."""
-
-
-States = Literal["float32", "bfloat16", "8bit"] | None
-
-
-class Kept(NamedTuple):
-    """How weights are kept: their dtype, and the arguments of the optimizer."""
-
-    dtype: str
-    weights: Literal["stochastic", "24bit"] | None = None
-    states: States = "float32"
-
-
-KEPT = {
-    FULL: Kept("float32"),
-    HALF: Kept("bfloat16"),
-    RANDOM: Kept("bfloat16", "stochastic"),
-    SPLIT: Kept("bfloat16", "24bit"),
-    SMALL: Kept("bfloat16", "24bit", "8bit"),
-}
 STYLES = {FULL: 5, HALF: 1, RANDOM: 2, SPLIT: 0, SMALL: 3}
-
-
-def make(kind: str, starts: Sequence[Any], settings: Sequence[Mapping[str, float]]) -> tuple[Any, list[Any]]:
-    """A steprule.AdamW, and its parameters: one for each start, with settings of its own."""
-    import torch
-
-    import steprule
-
-    dtype, weights, states = KEPT[kind]
-    params = [torch.nn.Parameter(torch.tensor(start).to(getattr(torch, dtype))) for start in starts]
-    groups = [{"params": [param], **own} for param, own in zip(params, settings, strict=True)]
-    return steprule.AdamW(groups, weights=weights, states=states), params
-
-
-class Walk(NamedTuple):
-    """Where 1,000 weights went that began at 1, for every cause and learning rate.
-
-    Attributes:
-        values: of all of them: cause and learning rate, step, weight.
-        stored: the bits of the first, as the upper ones of 32: cause and learning rate, step.
-    """
-
-    values: Array
-    stored: Any
-
-
-@cache
-def walk(kind: str) -> Walk:
-    """Steps of steprule.AdamW. Only the weights have few bits: states are kept in float32."""
-    settings = [{"lr": lr, "weight_decay": decay} for _, decay in CAUSES.values() for lr in LRS]
-    optimizer, params = make(kind, [[1.0] * WEIGHTS] * len(settings), settings)
-    for param, grad in zip(params, np.repeat([grad for grad, _ in CAUSES.values()], len(LRS)), strict=True):
-        param.grad = param.detach() * float(grad)
-    values, stored = [np.ones((len(params), WEIGHTS))], [[_stored(param, {}) for param in params]]
-    for _ in range(STEPS):
-        optimizer.step()
-        values.append(np.array([optimizer.read(param).double().numpy() for param in params]))
-        stored.append([_stored(param, optimizer.state[param]) for param in params])
-    return Walk(np.stack(values, axis=1), np.array(stored).T)
-
-
-def _stored(param: Any, state: Mapping[str, Any]) -> int:
-    """The bits of a parameter's first weight, and of what its optimizer keeps of it beside, as an integer."""
-    import torch
-
-    if param.dtype == torch.float32:
-        return int(param.detach().view(torch.int32)[0]) & 0xFFFFFFFF
-    low = int(state["param_correction"][0]) & 0xFF if "param_correction" in state else 0
-    return (int(param.detach().view(torch.int16)[0]) & 0xFFFF) << 16 | low << 8
-
-
-def place(lr: float, cause: str) -> int:
-    """Which row of a walk."""
-    return list(CAUSES).index(cause) * len(LRS) + LRS.index(lr)
-
-
-@cache
-def exact(lr: float, cause: str) -> Array:
-    """The same weight in float64."""
-    grad, decay = CAUSES[cause]
-    return follow(AdamW, [1.0], lambda w, step: [grad], STEPS, lr=lr, weight_decay=decay).params[:, 0]
-
-
-@cache
-def spacing(kind: str, weight: float = 1.0) -> float:
-    """How far the next larger number lies from a weight."""
-    import torch
-
-    one = torch.tensor([weight], dtype=torch.bfloat16)
-    arrays = {"": one, "_correction": torch.zeros(1, dtype=torch.int8)}
-    nearest = decode("bfloat16 24bit", arrays, (1,))
-    if kind == HALF:
-        arrays[""] = (one.view(torch.int16) + 1).view(torch.bfloat16)
-    else:
-        arrays["_correction"] += 1
-    return float(decode("bfloat16 24bit", arrays, (1,)) - nearest)
-
-
-@cache
-def losses(kind: str) -> Array:
-    """The validation loss of the model of letters, for each learning rate (rows), after every 25th step."""
-    import torch
-
-    pairs, held_out = parts()
-    random = np.random.default_rng(0)
-    starts = [np.zeros((1, LETTERS**2))] * len(LRS)
-    optimizer, params = make(kind, starts, [{"lr": lr, "weight_decay": 0.1} for lr in LRS])
-    found = []
-    for step in range(TRAINING + 1):
-        weights = torch.stack([param.detach().double() for param in params]).numpy().reshape(-1, LETTERS, LETTERS)
-        if step % EVERY == 0:
-            found.append(loss(weights, held_out))
-        grads = gradient(weights, counts(pairs[random.integers(0, len(pairs), 64)]))
-        for param, grad in zip(params, torch.tensor(grads).to(params[0].dtype), strict=True):
-            param.grad = grad.reshape(1, -1)
-        optimizer.step()
-    return np.array(found).T
-
-
-@cache
-def needs() -> Mapping[str, Need]:
-    """What AdamW takes of memory for a matrix of 1,024 by 1,024, as `steprule memory` counts it."""
-    ways = {
-        "32 / 32": Kept("float32"),
-        "16 / 16": Kept("bfloat16", None, "bfloat16"),
-        "24 / 16": Kept("bfloat16", "24bit", "bfloat16"),
-        "24 / 8": Kept("bfloat16", "24bit", "8bit"),
-        "16 / 8": Kept("bfloat16", "stochastic", "8bit"),
-    }
-    return {
-        name: need(AdamW, [(1024, 1024)], dtype, dtype, states, weights, {}, "AdamW")
-        for name, (dtype, weights, states) in ways.items()
-    }
-
-
-def each(total: int) -> float:
-    """Bytes for one weight of `needs`."""
-    return total / 1024**2
-
-
-# The charts
 
 
 def _bits(kind: str, row: int) -> Chart:
@@ -195,7 +69,9 @@ def _value(lr: float, cause: str) -> Chart:
     named = {tick: number(tick) for tick in ticks}
     lines = [Line("exact", steps[::10], exact(lr, cause)[::10], 5, line=False, dots=True)]
     lines += [Line(kind, steps, walk(kind).values[row, :, 0], STYLES[kind]) for kind in (HALF, RANDOM, SPLIT)]
-    return Chart("The weight", Axis("step", 0, STEPS), Axis("weight", min(ticks), max(ticks), named=named), lines)
+    rim = 0.03 * (max(ticks) - min(ticks))
+    across = Axis("step", 0, STEPS)
+    return Chart("The weight", across, Axis("weight", min(ticks) - rim, max(ticks) + rim, named=named), lines)
 
 
 def _error(lr: float, cause: str) -> Chart:
@@ -260,7 +136,7 @@ def screen(kind: str, lr: float, cause: str) -> Screen:
     """A weight's bits, its way, and what few bits do to a model and to memory."""
     row, truth = place(lr, cause), exact(lr, cause)
     update = abs(truth[1] - truth[0])
-    half = spacing(HALF, 1.0 if cause == PUSHED else 0.999) / 2
+    half = spacing(HALF, 1.0 if cause == PUSHED else 0.99) / 2
     fate = "so bfloat16 loses it" if update < half else "so bfloat16 makes a whole spacing of it"
     ends = {kind: number(float(walk(kind).values[row, -1, 0])) for kind in KEPT if kind != SMALL}
     reading = (
@@ -270,42 +146,6 @@ def screen(kind: str, lr: float, cause: str) -> Screen:
     )
     charts = [_bits(kind, row), _value(lr, cause), _sizes(lr, cause), _error(lr, cause), _model(lr), _memory()]
     return Screen(charts, reading)
-
-
-# What the texts say
-
-
-@cache
-def chance(update: float) -> float:
-    """How often a weight of 1 goes up by stochastic rounding: the share of the random numbers with which it does."""
-    import torch
-
-    random = torch.arange(1 << 16) << 16
-    return float((encode("bfloat16 stochastic", torch.full((1 << 16,), 1 + update), random)[""] > 1).float().mean())
-
-
-def moves(weight: float, lr: float) -> bool:
-    """Whether a bfloat16 weight moves at all with a gradient of -1."""
-    optimizer, (param,) = make(HALF, [[weight]], [{"lr": lr, "weight_decay": 0.0}])
-    param.grad = -(param.detach() / param.detach())
-    before = param.detach().clone()
-    optimizer.step()
-    return bool((param.detach() != before).all())
-
-
-@cache
-def mean_square(states: States) -> float:
-    """Adam's mean square after 5,000 gradients of 1."""
-    import torch
-
-    import steprule
-
-    param = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
-    param.grad = torch.ones_like(param)
-    optimizer = steprule.AdamW([param], states=states)
-    for _ in range(5000):
-        optimizer.step()
-    return float(optimizer.read(param, "exp_avg_sq"))
 
 
 def questions() -> Sequence[Question]:
@@ -421,17 +261,17 @@ LESSON = Lesson(
         "a weight of 1 with probability 0.128, and then by a whole spacing. A single weight wanders: after 200 steps it is typically 0.04 off. On average nothing is "
         "lost: the mean of 1,000 such weights is 1.199. It costs no memory.",
         "*Keep more bits.* The model computes with 16 bits, and the optimizer keeps 8 more. A step puts them together, adds the update, and takes "
-        "them apart again. The spacing is 256 times smaller, and the last bit is rounded at random: after 200 steps 24 bits are 0.00001 off, and float32 0.00001. The chart shows the bits "
+        "them apart again. The spacing is 256 times smaller, and the last bit is rounded at random, so that smaller updates are not lost either: after 200 steps 24 bits are 0.00001 off, and float32 0.00001. The chart shows the bits "
         "as they are stored. The low bits are a number from \u2212128 to 127 that is added, so the 16 bits alone are always the nearest bfloat16. Many training "
         "programs keep a float32 copy of each weight instead, which takes 4 bytes more.",
         "## What it does to a model",
-        "One weight is not a model. The lower charts show the one of letters from the lesson on weight decay, 729 weights, trained for 1500 steps with a weight decay of "
+        "One weight is not a model. The fifth chart shows the one of letters from the lesson on weight decay, 729 weights, trained for 1500 steps with a weight decay of "
         "0.1. The loss starts at 3.30. With learning rate 0.001, float32 comes to 2.68, and bfloat16 to 3.01: its weights begin at 0, and stall once they have grown. "
         "With stochastic rounding to 2.68, with 24 bits to 2.68, with 8-bit states as well to 2.68.",
         "With large steps nothing is to be seen of this. At learning rate 0.01 bfloat16 comes to 2.51, float32 to 2.54: it has begun to learn its examples by heart, "
         "and weights that stall do not. That is luck. Real trainings end with small learning rates, and few bits are felt there.",
         "## What it saves",
-        "In float32 AdamW takes 16 bytes for each weight: 4 for the weight, 4 for its gradient, and 8 for the two averages, its optimizer state. bfloat16 throughout "
+        "In float32 AdamW takes 16 bytes for each weight of a large matrix: 4 for the weight, 4 for its gradient, and 8 for the two averages, its optimizer state. bfloat16 throughout "
         "halves it: 8 bytes. The low bits are one byte more: 9.",
         'The averages need no 16 bits. With `states="8bit"` each number is a code of one byte, and a block of 128 numbers next to each other in a row shares a base of two bytes. The '
         "code is the exponent and 3 bits of mantissa, counted from the base, rounded at random. That is 1.016 bytes for a number. So the two averages take 2.03, and "
@@ -463,7 +303,7 @@ stochastic 0.98 0.009
         "still goes down. Nothing tells you.",
         "*The schedule ends at a learning rate near 0.* In bfloat16 the last part of it then does nothing at all.",
         "*Averages are kept in bfloat16 and rounded to nearest.* They stall like weights. With gradients of 1 and `beta2 = 0.999`, Adam's mean square stops at 0.25 after 5,000 "
-        'steps, instead of 0.99, and steps become twice as long. That is what torch.optim does with bfloat16 weights. Here `states="bfloat16"` rounds at random.',
+        "steps, instead of 0.99, and steps become nearly twice as long. torch.optim's averages stall too, and so do steprule's if bfloat16 weights come without `states`. `states=\"bfloat16\"` rounds at random.",
         "*Only the model is saved.* The low bits are in the state of the optimizer. Without it each weight is rounded to bfloat16.",
         "*Each replica rounds with random numbers of its own.* The copies of a weight then drift apart. Here the random bits depend on the seed, the step, the "
         "parameter and the element alone, and are equal everywhere.",
