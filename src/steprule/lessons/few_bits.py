@@ -7,11 +7,13 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from steprule.formats.tensors import decode, encode
 from steprule.lessons.follow import Array, follow
 from steprule.lessons.letters import LETTERS, counts, gradient, loss, parts
 from steprule.memory import Need, need
+from steprule.optimizer import AdamW as Optimizer
 from steprule.rules.adam import AdamW
 
 LRS = (0.0003, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01)
@@ -43,14 +45,10 @@ KEPT = {
 
 def make(kind: str, starts: Sequence[Any], settings: Sequence[Mapping[str, float]]) -> tuple[Any, list[Any]]:
     """A steprule.AdamW, and its parameters: one for each start, with settings of its own."""
-    import torch
-
-    import steprule
-
     dtype, weights, states = KEPT[kind]
     params = [torch.nn.Parameter(torch.tensor(start).to(getattr(torch, dtype))) for start in starts]
     groups = [{"params": [param], **own} for param, own in zip(params, settings, strict=True)]
-    return steprule.AdamW(groups, weights=weights, states=states), params
+    return Optimizer(groups, weights=weights, states=states), params
 
 
 class Walk(NamedTuple):
@@ -82,8 +80,6 @@ def walk(kind: str) -> Walk:
 
 def _stored(param: Any, state: Mapping[str, Any]) -> int:
     """The bits of a parameter's first weight, and of what its optimizer keeps of it beside, as an integer."""
-    import torch
-
     if param.dtype == torch.float32:
         return int(param.detach().view(torch.int32)[0]) & 0xFFFFFFFF
     low = int(state["param_correction"][0]) & 0xFF if "param_correction" in state else 0
@@ -105,8 +101,6 @@ def exact(lr: float, cause: str) -> Array:
 @cache
 def spacing(kind: str, weight: float = 1.0) -> float:
     """How far the next larger number lies from a weight."""
-    import torch
-
     one = torch.tensor([weight], dtype=torch.bfloat16)
     arrays = {"": one, "_correction": torch.zeros(1, dtype=torch.int8)}
     nearest = decode("bfloat16 24bit", arrays, (1,))
@@ -120,8 +114,6 @@ def spacing(kind: str, weight: float = 1.0) -> float:
 @cache
 def losses(kind: str) -> Array:
     """The validation loss of the model of letters, for each learning rate (rows), after every 25th step."""
-    import torch
-
     pairs, held_out = parts()
     random = np.random.default_rng(0)
     starts = [np.zeros((1, LETTERS**2))] * len(LRS)
@@ -162,16 +154,12 @@ def each(total: int) -> float:
 @cache
 def chance(update: float) -> float:
     """How often a weight of 1 goes up by stochastic rounding: the share of the random numbers with which it does."""
-    import torch
-
     random = torch.arange(1 << 16) << 16
     return float((encode("bfloat16 stochastic", torch.full((1 << 16,), 1 + update), random)[""] > 1).float().mean())
 
 
 def moves(weight: float, lr: float) -> bool:
     """Whether a bfloat16 weight moves at all with a gradient of -1."""
-    import torch
-
     optimizer, (param,) = make(HALF, [[weight]], [{"lr": lr, "weight_decay": 0.0}])
     param.grad = torch.full_like(param, -1.0)
     before = param.detach().clone()
@@ -182,13 +170,9 @@ def moves(weight: float, lr: float) -> bool:
 @cache
 def mean_square(states: States) -> float:
     """Adam's mean square after 5,000 gradients of 1."""
-    import torch
-
-    import steprule
-
     param = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     param.grad = torch.ones_like(param)
-    optimizer = steprule.AdamW([param], states=states)
+    optimizer = Optimizer([param], states=states)
     for _ in range(5000):
         optimizer.step()
     return float(optimizer.read(param, "exp_avg_sq"))
