@@ -121,7 +121,8 @@ def _as_bits(high: Tensor) -> Tensor:
 
 def round_bfloat16(bits: Tensor, random: Tensor | int) -> Tensor:
     """Adds random bits below those that are kept, and cuts off there: what is cut off is rounded up as often as it is large."""
-    return _as_bits((_unsigned(bits, bits.view(torch.float32)) + (random >> 16)) >> 16).view(torch.bfloat16)
+    high = (_unsigned(bits, bits.view(torch.float32)) + (random >> 16)) >> 16
+    return _as_bits(high).view(torch.bfloat16)
 
 
 def _round_float16(x: Tensor, random: Tensor | int) -> Tensor:

@@ -257,7 +257,7 @@ LESSON = Lesson(
         "takes 0.0001 of the weight, and half a spacing is about 1/512 to 1/256 of it. So the decay is lost for weights of every size. Choose weight decay alone: after 200 steps "
         "it should be 0.98, and in bfloat16 it is still 1.",
         "## How training can go on",
-        "*Round at random.* Stochastic rounding takes the lower or the upper neighbour, the nearer one more often, so that the mean is right. An update of 0.001 moves "
+        "*Round at random.* Stochastic rounding takes the lower or the upper neighbour, the nearer one more often, so that the mean is right. `round_bfloat16` below does it with one addition: it adds 16 random bits to those that are cut off, and a carry moves the weight up. An update of 0.001 moves "
         "a weight of 1 with probability 0.128, and then by a whole spacing. A single weight wanders: after 200 steps it is typically 0.04 off. On average nothing is "
         "lost: the mean of 1,000 such weights is 1.199. It costs no memory.",
         "*Keep more bits.* The model computes with 16 bits, and the optimizer keeps 8 more. A step puts them together, adds the update, and takes "
@@ -268,7 +268,7 @@ LESSON = Lesson(
         "One weight is not a model. The fifth chart shows the one of letters from the lesson on weight decay, 729 weights, trained for 1500 steps with a weight decay of "
         "0.1. The loss starts at 3.30. With learning rate 0.001, float32 comes to 2.68, and bfloat16 to 3.01: its weights begin at 0, and stall once they have grown. "
         "With stochastic rounding to 2.68, with 24 bits to 2.68, with 8-bit states as well to 2.68.",
-        "With large steps nothing is to be seen of this. At learning rate 0.01 bfloat16 comes to 2.51, float32 to 2.54: it has begun to learn its examples by heart, "
+        "With large steps nothing is to be seen of this. At learning rate 0.01 bfloat16 comes to 2.51, float32 to 2.54: float32 has begun to learn its examples by heart, "
         "and weights that stall do not. That is luck. Real trainings end with small learning rates, and few bits are felt there.",
         "## What it saves",
         "In float32 AdamW takes 16 bytes for each weight of a large matrix: 4 for the weight, 4 for its gradient, and 8 for the two averages, its optimizer state. bfloat16 throughout "
