@@ -72,7 +72,7 @@ def encode(name: str, x: Tensor, random: Tensor | int = HALF_WAY) -> dict[str, T
     if len(kind) == 1:
         return {"": x.to(getattr(torch, name))}
     if kind[1] in ("dithered", "stochastic"):
-        return {"": _round_bfloat16(bits, random) if kind[0] == "bfloat16" else _round_float16(x, random)}
+        return {"": round_bfloat16(bits, random) if kind[0] == "bfloat16" else _round_float16(x, random)}
     if kind[0] == "float16":
         if kind[1] == "24bit":
             return _split_float16(x, random)
@@ -119,8 +119,10 @@ def _as_bits(high: Tensor) -> Tensor:
     return torch.where(high >= 0x8000, high - 0x10000, high).to(torch.int16)
 
 
-def _round_bfloat16(bits: Tensor, random: Tensor | int) -> Tensor:
-    return _as_bits((_unsigned(bits, bits.view(torch.float32)) + (random >> 16)) >> 16).view(torch.bfloat16)
+def round_bfloat16(bits: Tensor, random: Tensor | int) -> Tensor:
+    """Adds random bits below those that are kept, and cuts off there: what is cut off is rounded up as often as it is large."""
+    high = (_unsigned(bits, bits.view(torch.float32)) + (random >> 16)) >> 16
+    return _as_bits(high).view(torch.bfloat16)
 
 
 def _round_float16(x: Tensor, random: Tensor | int) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +27,17 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its label with the unit, and from where to where it goes."""
+    """An axis: its label with the unit, and from where to where it goes.
+
+    Attributes:
+        named: what is written where, instead of round values.
+    """
 
     label: str
     low: float
     high: float
     log: bool = False
+    named: Mapping[float, str] = field(default_factory=dict)
 
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1 within the axis."""
@@ -42,7 +47,9 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Round values within the axis."""
+        """The values of `named`, or round ones within the axis."""
+        if self.named:
+            return list(self.named)
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             every = 1 + (last - first) // 6
@@ -52,6 +59,16 @@ class Axis:
         size = min((power * one for one in (1, 2, 2.5, 5, 10)), key=lambda one: abs(math.log(one / size)))
         first, last = math.ceil(self.low / size - 1e-9), math.floor(self.high / size + 1e-9)
         return [round(size * n, 10) for n in range(first, last + 1)]
+
+    def text(self, tick: float) -> str:
+        """What is written at a tick."""
+        if self.named:
+            return self.named[tick]
+        return (
+            number(tick)
+            if not self.log or 1e-3 <= tick < 1e4
+            else f"1e{round(math.log10(tick))}".replace("-", "\u2212")
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,22 @@ class Heat:
 
 
 @dataclass(frozen=True)
+class Bits:
+    """Rows of bits: dark cells for ones and light cells for zeros, ones[row][column] at y[row] and x[column].
+
+    Attributes:
+        x: the columns, equally far apart.
+        y: the rows; none where a format has no such bits.
+    """
+
+    name: str
+    x: Numbers
+    y: Numbers
+    ones: Sequence[Numbers]
+    style: int | str = 0
+
+
+@dataclass(frozen=True)
 class Chart:
     """A chart.
 
@@ -115,7 +148,7 @@ class Chart:
     title: str
     x: Axis
     y: Axis
-    marks: Sequence[Line | Bars | Heat]
+    marks: Sequence[Line | Bars | Heat | Bits]
     labels: str = "right"
 
     def elements(self) -> list[Element]:
@@ -167,6 +200,8 @@ class _Drawing:
                 self._draw_heat(mark)
             elif isinstance(mark, Bars):
                 self._draw_bars(mark)
+            elif isinstance(mark, Bits):
+                self._draw_bits(mark)
             else:
                 self._draw_line(mark)
         self._draw_labels()
@@ -186,11 +221,11 @@ class _Drawing:
         for tick in y.ticks():
             at = _pixel(self._y(tick))
             self._add("path", class_="grid", d=f"M{_LEFT} {at}H{_pixel(self.right)}")
-            self._add("text", _tick(tick, y.log), class_="tick y", x=_LEFT - 5, y=at)
+            self._add("text", y.text(tick), class_="tick y", x=_LEFT - 5, y=at)
         for tick in x.ticks():
             at = _pixel(self._x(tick))
             self._add("path", class_="grid", d=f"M{at} {_TOP}V{self.bottom}")
-            self._add("text", _tick(tick, x.log), class_="tick x", x=at, y=self.bottom + 15)
+            self._add("text", x.text(tick), class_="tick x", x=at, y=self.bottom + 15)
         self._add("text", x.label, class_="axis", x=_pixel((_LEFT + self.right) / 2), y=HEIGHT - 8)
         middle = (_TOP + self.bottom) / 2
         self._add("text", y.label, class_="axis", transform=f"translate(13 {_pixel(middle)}) rotate(-90)")
@@ -220,6 +255,22 @@ class _Drawing:
             left, right, top = self._x(x - mark.width / 2), self._x(x + mark.width / 2), self._y(y)
             box = {"x": _pixel(left), "width": _pixel(right - left), "y": _pixel(min(top, zero))}
             self._add("rect", class_=f"bar s{mark.style}", height=_pixel(abs(zero - top)), **box)
+
+    def _draw_bits(self, mark: Bits) -> None:
+        """Two paths for all cells of a kind, in which cells of a row that follow each other are one stroke."""
+        wide, high = self._x(mark.x[1]) - self._x(mark.x[0]), self._y(0) - self._y(1)
+        for kind, wanted in (("zeros", False), (f"s{mark.style}", True)):
+            path = ""
+            for y, row in zip(mark.y, mark.ones, strict=True):
+                first = 0
+                for value, run in groupby(row, key=bool):
+                    count = len(list(run))
+                    if value == wanted:
+                        path += (
+                            f"M{_pixel(self._x(mark.x[first]) - wide / 2)} {_pixel(self._y(y))}h{_pixel(wide * count)}"
+                        )
+                    first += count
+            self._add("path", class_=f"bits {kind}", d=path, stroke_width=f"{high - 1:.2f}")
 
     def _draw_heat(self, mark: Heat) -> None:
         across = _edges([self._x(x) for x in mark.x])
@@ -254,7 +305,3 @@ def _edges(centres: Sequence[float]) -> list[tuple[float, float]]:
     middles = [(one + two) / 2 for one, two in pairwise(centres)]
     first, last = 2 * centres[0] - middles[0], 2 * centres[-1] - middles[-1]
     return list(pairwise([first, *middles, last]))
-
-
-def _tick(value: float, log: bool) -> str:
-    return number(value) if not log or 1e-3 <= value < 1e4 else f"1e{round(math.log10(value))}".replace("-", "\u2212")

@@ -26,5 +26,13 @@ TERMS = {
     "L2 regularization": "Adding the squares of the weights to the loss, which adds a multiple of each weight to its gradient.",
     "standard deviation": "How far values typically lie from their mean.",
     "validation loss": "The loss on examples that were not trained on.",
+    "float32": "A number in 32 bits, 4 bytes: a sign, 8 bits of exponent and 23 bits of mantissa.",
+    "bfloat16": "A number in 16 bits, 2 bytes: the first half of a float32, with 7 bits of mantissa.",
+    "exponent": "The bits of a number that say between which two powers of two it lies.",
+    "mantissa": "The bits of a number that say where it lies between two powers of two.",
+    "spacing": "How far a number is from the next larger one that the format has.",
+    "stochastic rounding": "Rounding up or down at random, the nearer neighbour more often, so that the mean is right.",
+    "optimizer state": "What an optimizer keeps for each weight from step to step, such as Adam's two averages.",
+    "block": "Numbers next to each other that share something, here the base that their codes count from.",
 }
 """Terms and what they mean. A term is found in a text with an s at its end, too."""

@@ -9,7 +9,7 @@ from html import escape
 from importlib.resources import files
 
 from steprule.lessons import LESSONS, find
-from steprule.lessons.charts import HEIGHT, WIDTH, Bars, Chart, Element, Heat, Line, heat_colour, number
+from steprule.lessons.charts import HEIGHT, WIDTH, Bars, Bits, Chart, Element, Heat, Line, heat_colour, number
 from steprule.lessons.formula import formula_html, source_html, symbol_html
 from steprule.lessons.glossary import TERMS
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
@@ -226,7 +226,7 @@ def figure(chart: Chart) -> str:
 
 def _chart(chart: Chart, elements: Sequence[Element], first: int, changing: set[int]) -> str:
     """One chart with its title and legend; what lies outside of the axes is cut off."""
-    inside = ("line", "dots", "bar", "cell")
+    inside = ("line", "dots", "bar", "cell", "bits")
     parts: list[Callable[[], str]] = []
     clip = f"clip{first}"
     right = WIDTH - (84 if chart.labels == "right" else 14)
@@ -256,7 +256,7 @@ def _legend(chart: Chart) -> str:
                 f'<span class="ramp" style="background: linear-gradient(90deg, {colours})"></span> {number(mark.high, 3)}</li>'
             )
             continue
-        kinds = {"bar": isinstance(mark, Bars), "line": isinstance(mark, Line) and mark.line}
+        kinds = {"bar": isinstance(mark, Bars | Bits), "line": isinstance(mark, Line) and mark.line}
         kinds["dots"] = isinstance(mark, Line) and mark.dots
         shape = {"bar": "M0 0", "line": "M0 6H30", "dots": "M15 6h0"}
         drawn = "".join(f'<path class="{kind} s{mark.style}" d="{shape[kind]}"/>' for kind, on in kinds.items() if on)
