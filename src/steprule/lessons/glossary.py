@@ -24,6 +24,12 @@ TERMS = {
     "epsilon": "A small number added to a divisor, so that nothing is divided by 0.",
     "weight decay": "Making every weight a little smaller in each step, whatever its gradient.",
     "L2 regularization": "Adding the squares of the weights to the loss, which adds a multiple of each weight to its gradient.",
+    "layer": "A part of a network, with weights of its own, that takes what the layer before it gives.",
+    "update": "What a step adds to the weights: new weights minus old ones.",
+    "telemetry": "What an optimizer notes of its steps, such as the lengths of gradients, updates and weights.",
+    "trust ratio": "The length of a layer's weights divided by that of its step; multiplying by it makes both equally long.",
+    "layer-wise rate": "A learning rate of its own for each layer, set by the lengths of its weights and its step.",
+    "clipping": "Making a gradient shorter where it is longer than allowed, and leaving it alone elsewhere.",
     "standard deviation": "How far values typically lie from their mean.",
     "validation loss": "The loss on examples that were not trained on.",
 }
