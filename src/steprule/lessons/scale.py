@@ -170,7 +170,7 @@ def screen(rule: str, lr: float, clip: str) -> Screen:
     ratios = Chart(
         "How far each layer moves",
         time,
-        Axis("length of the update / of the weights", 3e-5, 1, log=True),
+        Axis("lengths: update / weights", 3e-5, 1, log=True),
         [Line(name, steps, run.ratios[:, index], index) for index, name in enumerate(LAYERS)],
     )
     nearest = np.abs(np.log10(run.sizes[run.sizes > 0])[:, None] - np.log10(BINS)).argmin(1)
@@ -276,13 +276,13 @@ def claims() -> Mapping[str, float]:
         "layer 4 by 2.03%": ratios[0, 3],
         "5.4 times as much": ratios[0, 3] / ratios[0, 0],
         "length 16.0": lengths[0],
-        "and that of layer 4 only 4.3": lengths[3],
-        "below 0.0000045": np.percentile(moved, 5),
-        "above 0.0010": np.percentile(moved, 95),
+        "and those of layer 4 only 4.3": lengths[3],
+        "less far than 0.0000045": np.percentile(moved, 5),
+        "farther than 0.0010": np.percentile(moved, 95),
         "About 17.5% of the weights": 100 * (off.sizes == 0).mean(),
         "layer 2, by 0.74%": 100 * lion.ratios[0, 1],
         "layer 4, by 0.39%": 100 * lion.ratios[0, 3],
-        "size of 0.12": sizes[1],
+        "typical size of 0.12": sizes[1],
         "in layer 4 of 0.24": sizes[3],
         "smallest share in all 50 steps is 0.997%": 100 * lamb.ratios.min(),
         "the largest 1.000%": 100 * lamb.ratios.max(),
@@ -329,12 +329,12 @@ LESSON = Lesson(
         "optimizers begin with the same weights and see the same mini-batches. Biases are the last row of layer 1; the other layers have none.",
         "## SGD: the gradient decides",
         "With SGD an update is as long as the gradient makes it, and gradients differ from layer to layer. With learning rate 0.03 the first step "
-        "moves layer 1 by 0.37% of its length and layer 4 by 2.03%, 5.4 times as much. Layer 1 has a length 16.0, and that of layer 4 only 4.3. No single learning rate is right for both. "
-        "Within a layer it is the same. In layer 2, one weight in twenty moves below 0.0000045 in step 20, and one in twenty above 0.0010. About 17.5% of the weights "
-        "do not move at all and are not in the chart: they belong to neurons that no image of the mini-batch switched on.",
+        "moves layer 1 by 0.37% of its length and layer 4 by 2.03%, 5.4 times as much. The weights of layer 1 have length 16.0, and those of layer 4 only 4.3. One learning rate has to serve both. "
+        "Within a layer it is the same; the second chart counts the weights of layer 2 by how far they move in step 20. Of those that move, one in twenty goes less far than 0.0000045, and one in twenty farther than 0.0010. "
+        "About 17.5% of the weights do not move at all and are left out: they belong to neurons that no image of the mini-batch switched on.",
         "## Lion: the learning rate decides",
         "Choose Lion and 0.001. Lion takes the sign of a mean of gradients, so each weight moves by exactly the learning rate, up or down. The second chart is a single peak. "
-        "The share is the learning rate divided by the typical size of the layer's weights. Layer 2 has weights of a typical size of 0.12 and in layer 4 of 0.24. So in the first step Lion moves layer 2, by 0.74%, the most, "
+        "The share is the learning rate divided by the typical size of the layer's weights. In layer 2 weights have a typical size of 0.12, and in layer 4 of 0.24 (root mean square). So in the first step Lion moves layer 2, by 0.74%, the most, "
         "and layer 4, by 0.39%, the least. With SGD layer 4 moved the most. Adam is between the two: its steps are near the learning rate where gradients agree, and shorter where they do not.",
         "## LAMB: the share is set",
         "LAMB takes the step of Adam and gives it, layer by layer, the length of the layer's weights. That factor is the trust ratio. Then the learning rate *is* the share. With 0.01 the "
@@ -343,7 +343,7 @@ LESSON = Lesson(
         "## Clipping: a brake for spikes",
         "In step 31 something goes wrong, as it does in real data: the pixels of this mini-batch were not brought to the scale of the others. With SGD and 0.03 the gradient is 22 times as long as the one before. Layer 4 "
         "moves by 13% of its length, and the loss goes from 0.97 to 5.5 in one step.",
-        "Clipping by norm takes the gradients of all layers as one vector. If it is longer than allowed, all are multiplied by one factor. This changes the length of the step and not its direction. Allow 10: "
+        "Clipping by norm takes the gradients of all layers as one vector. If it is longer than allowed, all are multiplied by one factor (`sum_all` in the formula below is a sum over all layers). This changes the length of the step and not its direction. Allow 10: "
         "only that one gradient is clipped, to a share of 0.25, and the step has a cosine of 1.000 with the unclipped one. The loss still goes up to 1.47. Allow 3: it goes from 1.00 to 1.05, and is 0.65 at the end instead of 0.88. Allow 1: "
         "now all 50 gradients are clipped. Every step is as long as the others, and the loss falls slowly, as with a smaller learning rate.",
         "## Clipping with Adam, Lion and LAMB",
