@@ -136,15 +136,14 @@ def train(rule: str, lr: float, clip: str) -> Run:
 
 def _train(rule: str, lr: float, clip: float) -> Run:
     weights = layers()
-    named = list(zip(LAYERS, weights, strict=True))
-    optimizer = RULES[rule](named, lr=lr, clip=ClipNorm(clip), telemetry=1)
-    held_out = [one[TRAINED_ON:] for one in data()]
+    optimizer = RULES[rule](list(zip(LAYERS, weights, strict=True)), lr=lr, clip=ClipNorm(clip), telemetry=1)
+    inputs, labels = (one[TRAINED_ON:] for one in data())
     losses, changes = {}, {}
 
     def look(steps: int) -> None:
         if steps in LOOKS:
             with torch.no_grad():
-                losses[steps] = loss(weights, *held_out).item()
+                losses[steps] = loss(weights, inputs, labels).item()
 
     look(0)
     for step, batch in enumerate(batches(), 1):
@@ -158,8 +157,8 @@ def _train(rule: str, lr: float, clip: float) -> Run:
     records = optimizer.telemetry.records
     ratios = [[one["parameters"][layer]["update_to_weight"] for layer in LAYERS] for one in records]
     norms = [one["total"]["grad_norm"] for one in records]
-    sizes, updates = np.abs(changes[LOOK][1]), np.concatenate([one.ravel() for one in changes[SPIKE]])
-    return Run(np.array(ratios), np.array(norms), sizes, losses, updates)
+    updates = np.concatenate([one.ravel() for one in changes[SPIKE]])
+    return Run(np.array(ratios), np.array(norms), np.abs(changes[LOOK][1]), losses, updates)
 
 
 def screen(rule: str, lr: float, clip: str) -> Screen:
@@ -198,10 +197,10 @@ def screen(rule: str, lr: float, clip: str) -> Screen:
             Line("as chosen", LOOKS, list(run.losses.values()), 0, short="chosen"),
         ],
     )
-    at, ratio = run.ratios[LOOK - 1], run.ratios[LOOK - 1].max() / run.ratios[LOOK - 1].min()
+    at = run.ratios[LOOK - 1]
     reading = (
         f"In step {LOOK} layer 1 moves by {number(100 * at[0], 2)}% of its length and layer 4 by {number(100 * at[3], 2)}%; the largest "
-        f"share is {number(ratio, 2)} times the smallest. In step {SPIKE} the images have the wrong scale: the gradient is "
+        f"share is {number(at.max() / at.min(), 2)} times the smallest. In step {SPIKE} the images have the wrong scale: the gradient is "
         f"{run.norms[SPIKE - 1] / run.norms[SPIKE - 2]:.0f} times as long as the one before. The loss goes from {run.losses[SPIKE - 1]:.2f} "
         f"to {run.losses[SPIKE]:.2f}, and is {run.losses[STEPS]:.2f} at the end."
     )
@@ -211,7 +210,7 @@ def screen(rule: str, lr: float, clip: str) -> Screen:
 def first_ratio(lr: float, size: float) -> float:
     """Update to weight of a layer whose weights are all of this size, in Lion's first step."""
     first, after = follow(Lion, size * np.tile([1.0, -1.0], 50), lambda w, step: np.arange(1.0, 101.0), 1, lr=lr).params
-    return float(np.linalg.norm(after - first) / np.linalg.norm(first))
+    return math.dist(after, first) / math.hypot(*first)
 
 
 def clipped_step(lr: float, longest: float, length: float, one: float) -> float:
@@ -265,11 +264,9 @@ def claims() -> Mapping[str, float]:
     lion, lamb = train("Lion", 0.001, "off"), train("LAMB", 0.01, "off")
     adam, calm = (train("Adam", 0.001, clip) for clip in ("off", "3"))
     ratios = 100 * off.ratios
-    lengths = [float(np.linalg.norm(one.detach())) for one in layers()]
-    sizes = [float(np.linalg.norm(one.detach()) / math.sqrt(one.numel())) for one in layers()]
+    lengths = [one.detach().norm().item() for one in layers()]
     moved = off.sizes[off.sizes > 0]
-    away, near = off.updates, ten.updates
-    cosine = away @ near / np.linalg.norm(away) / np.linalg.norm(near)
+    away, near = (float(np.linalg.norm(one.updates)) for one in (off, ten))
     return {
         "18,880 weights": sum(one.numel() for one in layers()),
         "layer 1 by 0.37%": ratios[0, 0],
@@ -282,16 +279,16 @@ def claims() -> Mapping[str, float]:
         "About 17.5% of the weights": 100 * (off.sizes == 0).mean(),
         "layer 2, by 0.74%": 100 * lion.ratios[0, 1],
         "layer 4, by 0.39%": 100 * lion.ratios[0, 3],
-        "typical size of 0.12": sizes[1],
-        "in layer 4 of 0.24": sizes[3],
+        "typical size of 0.12": lengths[1] / math.sqrt(WIDTHS[1] * WIDTHS[2]),
+        "in layer 4 of 0.24": lengths[3] / math.sqrt(WIDTHS[3] * WIDTHS[4]),
         "smallest share in all 50 steps is 0.997%": 100 * lamb.ratios.min(),
         "the largest 1.000%": 100 * lamb.ratios.max(),
         "22 times as long": off.norms[SPIKE - 1] / off.norms[SPIKE - 2],
         "13% of its length": ratios[SPIKE - 1, 3],
         "goes from 0.97": off.losses[SPIKE - 1],
         "to 5.5": off.losses[SPIKE],
-        "only that one gradient is clipped, to a share of 0.25": np.linalg.norm(near) / np.linalg.norm(away),
-        "cosine of 1.000": float(cosine),
+        "only that one gradient is clipped, to a share of 0.25": near / away,
+        "cosine of 1.000": float(off.updates @ ten.updates) / away / near,
         "still goes up to 1.47": ten.losses[SPIKE],
         "goes from 1.00": three.losses[SPIKE - 1],
         "to 1.05": three.losses[SPIKE],
