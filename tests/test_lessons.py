@@ -133,6 +133,7 @@ ANSWERS = {
     "rmsprop": (0.1, "They stay as they are", "plain SGD"),
     "adam": (0.002, "They stay nearly the same", 10),
     "decay": ("small gradients", 0.999, "yes"),
+    "scale": (0.02, 0.075, "They stay the same"),
     "bytes": (1 / 128, 1 / 8, "only that of 0.01"),
 }
 """What the answers are on paper."""

@@ -26,7 +26,7 @@ from importlib import import_module
 
 from steprule.lessons.lesson import Lesson
 
-LESSONS = ("noise", "averages", "momentum", "rmsprop", "adam", "decay", "bytes")
+LESSONS = ("noise", "averages", "momentum", "rmsprop", "adam", "decay", "scale", "bytes")
 """The names of the lessons, in the order in which they are read. Each is a module here."""
 
 
