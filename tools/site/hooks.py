@@ -16,9 +16,11 @@ import learn
 import optimizers
 import options
 import texts
+from mathml import mathml
 from mkdocs.structure.files import File, Files
 
 _PLACE = re.compile(r"^\{\{ (\w+)\.(\w+) \}\}$", re.MULTILINE)
+_FORMULA = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)
 _MODULES = {module.__name__: module for module in (combinations, learn, optimizers, options, texts)}
 
 
@@ -43,7 +45,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
-    """Fills the places."""
+    """Fills the places, and turns formulas between lines of ``$$`` into MathML, an equation a line."""
+    markdown = _FORMULA.sub(lambda found: mathml(found[1].replace(" = ", " &= ").replace("\n", " \\\\\n")), markdown)
     return _PLACE.sub(lambda found: _made(found[1], found[2]), markdown)
 
 

@@ -35,7 +35,7 @@ _GROUPS = {
     "logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not": TRUTH,
     "grad is_leaf backward register_hook state": _SAVED,
 }
-_INSTEAD = {
+INSTEAD = {
     **{name: words for names, words in _GROUPS.items() for name in names.split()},
     "clamp": "clip(x, low, high)",
     "clamp_min": "maximum(x, low)",
@@ -59,6 +59,7 @@ _INSTEAD = {
     "sgn": "sign(x)",
     "masked_fill": "where(condition, value, x)",
 }
+"""What to write instead, by the name of what a formula cannot have."""
 _KNOWN = sorted(
     name
     for name, one in vars(pieces).items()
@@ -75,8 +76,8 @@ def instead_of(name: str) -> str:
     """What to write, as the end of a sentence that begins with "Write"."""
     name = name.removeprefix("linalg_")
     for known in (name, name.rstrip("_")):  # clamp_ is clamp, and in place at that
-        if known in _INSTEAD:
-            return with_pieces(_INSTEAD[known])
+        if known in INSTEAD:
+            return with_pieces(INSTEAD[known])
         if known in _KNOWN:
             return f"{known}(...), the function of that name from steprule.pieces"
     return f"the formula of one element with + - * / ** and the functions of steprule.pieces: {', '.join(_KNOWN)}"
