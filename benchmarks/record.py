@@ -57,11 +57,11 @@ def machine() -> Record:
 
 
 def commit() -> Record:
-    """The commit of this folder, and whether anything but records differs from it; nothing where git is not at hand."""
+    """The commit, and whether src or the scripts differ from it; null where git is not at hand."""
     try:
         found = [
             subprocess.run(["git", *command], cwd=HERE, capture_output=True, check=True, text=True).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ":/", ":!/benchmarks/*.json"])
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ":/src", ":/benchmarks", ":!/benchmarks/*.json"])
         ]
     except (OSError, subprocess.CalledProcessError):
         return {"hash": None, "dirty": None}
