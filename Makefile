@@ -35,7 +35,7 @@ stubs: $(INSTALLED)  ## the .pyi files, from the rules
 	$(BIN)/python tools/write_stubs.py
 
 # Each script keeps benchmarks/NAME.json. STEPRULE_BENCH_QUICK=1 shows that they work, and measures nothing.
-bench: $(INSTALLED)  ## measure on an idle machine, and put the numbers into texts; 40 minutes on two cores
+bench: $(INSTALLED)  ## measure on an idle machine, and put the numbers into texts; half an hour on two cores
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/low_memory.py
 	$(BIN)/python benchmarks/services.py

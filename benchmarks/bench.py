@@ -1,6 +1,6 @@
 """Measures steprule against torch.optim and the memory; keeps bench.json beside this file and prints its tables.
 
-    python benchmarks/bench.py    # about 5 minutes
+    python benchmarks/bench.py    # about 4 minutes
 
 Every number is a median; every ratio is between contenders that took turns in one run.
 """

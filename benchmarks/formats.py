@@ -1,6 +1,6 @@
 """What formats do to numbers: those for states that were tried, under stress and in training, and AdamW in those that are there.
 
-    python benchmarks/formats.py    # about 10 minutes on two cores
+    python benchmarks/formats.py    # about 3 minutes on two cores
 
 Keeps formats.json beside this file and prints its tables. Schemes are emulated on whole tensors; `steprule compare
 formats.Emulated:lr=3e-3,scheme='linear'` (from this folder) trains with one. No number depends on how fast the machine is.

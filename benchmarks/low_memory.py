@@ -1,6 +1,6 @@
 """Measures low-memory formats against torch's float32 fused AdamW; keeps low_memory.json beside this file and prints its table.
 
-python benchmarks/low_memory.py    # about 2 minutes
+python benchmarks/low_memory.py    # about 3 minutes
 """
 
 from __future__ import annotations

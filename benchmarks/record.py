@@ -61,7 +61,10 @@ def commit() -> Record:
     try:
         found = [
             subprocess.run(["git", *command], cwd=HERE, capture_output=True, check=True, text=True).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ":/src", ":/benchmarks", ":!/benchmarks/*.json"])
+            for command in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--", ":/src", ":/benchmarks", ":!/benchmarks/*.json"],
+            )
         ]
     except (OSError, subprocess.CalledProcessError):
         return {"hash": None, "dirty": None}

@@ -1,6 +1,6 @@
 """Measures every rule against the memory and against what other libraries have of it; keeps rules.json and prints its table.
 
-    python benchmarks/rules.py    # about 10 minutes
+    python benchmarks/rules.py    # about 15 minutes, with all libraries
     python benchmarks/rules.py [--rules lamb,lion] [--elements 32M] [--repeats 15] [--no-compile]
 
 Only a run of all rules, of the default size and rounds, is kept. Other libraries are measured where they are installed:

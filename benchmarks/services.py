@@ -1,6 +1,6 @@
 """Measures a step with what surrounds it against the same from torch; keeps services.json beside this file and prints its tables.
 
-python benchmarks/services.py    # about 2 minutes
+python benchmarks/services.py    # about 3 minutes
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures steps of which the parameters change, and first steps; keeps subsets.json beside this file and prints its table.
 
-    python benchmarks/subsets.py    # about 1 minute
+    python benchmarks/subsets.py    # about 2 minutes
 
 Half of 400 tensors have a gradient, another half in each step, as with experts and layers that are dropped. Contenders take
 turns; a time is the least of many, in microseconds, since whatever else a machine does only adds to it.

@@ -1,6 +1,6 @@
 """Trains both of compare's tasks with every rule, each with the best of five learning rates; keeps training.json and prints its table.
 
-    python benchmarks/training.py    # about 20 minutes on two cores
+    python benchmarks/training.py    # about 10 minutes on two cores
 
 The learning rates are multiples of each rule's default (`BASE` where that is far off for these tasks); the best is that of
 the lowest validation loss with seed 0, which then runs with seeds 1 and 2 as well. 200 and 350 steps without a schedule

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,27 @@ def test_a_new_run_makes_texts_stale():
             row["ms"] *= 2
 
     assert ROOT / "README.md" in fill.stale(altered("low_memory", slower))
+
+
+MEASURED = re.compile(r"(?<![\w.-])(?!100%)\d[\d.,]* ?(?:%|x|ms|us|ns|MB|GB/s|times as)(?!\w)")
+REGIONS = re.compile(r"^<!-- figures:.*?^<!-- end -->|^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in fill.texts() if path.name not in ("optimizers.md", "decisions.md")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_measured_number_is_typed_by_hand(path):
+    """The page of optimizers is generated as a whole; decisions keep the numbers of their date."""
+    assert MEASURED.findall(REGIONS.sub("", path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("number", ["54 ms", "1.02x", "103%", "111 GB/s", "5.1 times as", "52 MB"])
+def test_numbers_typed_by_hand_are_seen(number):
+    text = "Takes 0.1.2, 24bit, 8x8x.\n<!-- figures: speed -->\n9 ms\n<!-- end -->\n"
+    assert not MEASURED.findall(REGIONS.sub("", text))
+    assert MEASURED.findall(REGIONS.sub("", f"{text}Takes {number} long.")) == [number]
 
 
 @pytest.mark.parametrize("change", ["a number", "the source", "an empty line"])

@@ -17,7 +17,7 @@ def formats(records: Records) -> str:
     columns: Columns = {
         "states": lambda row: f"**{row['scheme']}**" if row["scheme"] == CHOSEN else row["scheme"],
         "bytes of both": lambda row: f"{row['bytes']:.2f}",
-        "largest update, of float32's": lambda row: f"{row['largest_update']:.3g}",
+        "largest update, of float32's": lambda row: _power(row["largest_update"]),
         "least moved, of float32's": lambda row: f"{row['least_moved']:.2f}",
         "second moment after 10x": lambda row: f"{row['after_10x']:.2f}",
         "after 0.01x": lambda row: f"{row['after_001x']:.2f}",
@@ -44,14 +44,14 @@ def formats_safe(records: Records) -> str:
     others = [row_of(record, kind="stress", scheme=name)["largest_update"] for name in PUBLISHED]
     return text(
         "One element of a block is 10 to 10,000 times the others. With 8-bit states the largest update is then "
-        f"{ours['largest_update']:.3g} times float32's; with emulations of two published 8-bit maps it is {between(others, _power)} times. "
+        f"{_power(ours['largest_update'])} times float32's; with emulations of two published 8-bit maps it is {between(others, _power)} times. "
         f"Elements down to a hundredth of the largest move at least {ours['least_moved']:.0%} of the way that they do in float32.",
         source(record),
     )
 
 
 def _power(x: float) -> str:
-    return f"{x:.2g}" if x < 1000 else f"{x:.0e}".replace("e+0", "e")
+    return f"{x:.2f}" if x < 1000 else f"{x:.0e}".replace("e+0", "e")
 
 
 def formats_averages(records: Records) -> str:

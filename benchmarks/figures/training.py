@@ -19,6 +19,8 @@ def losses_of(row: Record) -> list[float]:
 def spread(row: Record) -> str:
     """The median and the range."""
     losses = losses_of(row)
+    if not math.isfinite(min(losses)):
+        return "diverged"
     return f"{_loss(statistics.median(losses))} ({_loss(min(losses))} to {_loss(max(losses))})"
 
 
@@ -82,12 +84,13 @@ def formats_training(records: Records) -> str:
 
 def _inside(of_task: dict[str, dict[str, Record]]) -> str:
     """Which medians lie within float32's range."""
-    outside = [
-        f"{name} on {task}"
-        for task, rows in of_task.items()
-        for name, row in rows.items()
-        if not min(losses_of(rows["float32"])) <= statistics.median(losses_of(row)) <= max(losses_of(rows["float32"]))
-    ]
+    outside = []
+    for task, rows in of_task.items():
+        seeds = losses_of(rows["float32"])
+        for name, row in rows.items():
+            median = statistics.median(losses_of(row))
+            if not min(seeds) <= median <= max(seeds):
+                outside.append(f"{name} on {task} ({'lower' if median < min(seeds) else 'higher'})")
     if not outside:
         return "Every format's median lies within the range of float32's seeds."
     return f"Medians outside of the range of float32's seeds: {'; '.join(outside)}."
