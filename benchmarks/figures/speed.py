@@ -15,7 +15,7 @@ def headline(records: Records) -> str:
     float32 = row_of(low, optimizer="steprule", dtype="float32", weights=None, states=None)
     few = row_of(low, optimizer="steprule", dtype="bfloat16", weights="24bit", states="8bit")
     plain = row_of(services, kind="step", model="GPT-2-small", format="float32", what="step")
-    every = row_of(services, kind="step", model="GPT-2-small", format="float32", what="all, torch's guard by the norm")
+    every = row_of(services, kind="step", model="GPT-2-small", format="float32", what="all, torch checks the norm only")
     return text(
         "\n".join(
             [
