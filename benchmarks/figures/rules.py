@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 
 from record import Record
-from tables import Columns, share, source, table, times
+from tables import Columns, ratio, share, source, table, times
 
 from figures.common import Records, between, count, text
 
@@ -81,8 +81,10 @@ def rules_summary(records: Records) -> str:
 
 def _took(took: dict[str, list[float]]) -> str:
     def said(numbers: Iterable[float]) -> str:
-        return between(numbers, times)
+        return between(numbers, ratio)
 
     return ", ".join(
-        f"{way} {'take' if way.endswith('s') else 'takes'} {said(one)} as long" for way, one in took.items() if one
+        f"{way} {'take' if way.endswith('s') else 'takes'} {said(one)} times as long"
+        for way, one in took.items()
+        if one
     )

@@ -131,8 +131,8 @@ def services(records: Records) -> str:
     }
     return text(
         table(rows_of(record, kind="step", model="GPT-2-small"), columns),
-        "torch's calls surround its float32 `fused=True`. \"All\" is clip, guard, average and telemetry in every step. torch's guard asks "
-        "`isfinite` of each gradient, or, in the row that says so, of the norm that `clip_grad_norm_` returns.",
+        "torch's calls surround its float32 `fused=True`. *All* is clipping, skipping, averaging and telemetry in every step. To skip, "
+        "torch asks `isfinite` of each gradient, or, in the row that says so, only of the norm that `clip_grad_norm_` returns.",
         source(record),
     )
 
