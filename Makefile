@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test versions frameworks bench bench-rules docs lint types stubs clean
+.PHONY: demo test versions frameworks bench bench-rules bench-gpu figures docs lint types stubs clean
 
-demo: $(INSTALLED)  ## train two small models with four optimizers, in under two minutes
+demo: $(INSTALLED)  ## train two small models with four optimizers
 	$(BIN)/steprule compare
 
 test: lint  ## lint, types and tests
@@ -34,11 +34,24 @@ types: $(INSTALLED)  ## hold the stubs against what is there when it runs
 stubs: $(INSTALLED)  ## the .pyi files, from the rules
 	$(BIN)/python tools/write_stubs.py
 
-bench: $(INSTALLED)  ## measure against torch and the memory; writes benchmarks/*.txt
+# Each script keeps benchmarks/NAME.json. STEPRULE_BENCH_QUICK=1 shows that they work, and measures nothing.
+bench: $(INSTALLED)  ## measure on an idle machine, and put the numbers into texts; half an hour on two cores
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/low_memory.py
 	$(BIN)/python benchmarks/services.py
+	$(BIN)/python benchmarks/subsets.py
+	$(BIN)/python benchmarks/gpu_code.py
+	$(BIN)/python benchmarks/formats.py
+	$(BIN)/python benchmarks/training.py
+	$(MAKE) figures
+
+bench-gpu: $(INSTALLED)  ## measure the GPU engine; needs a GPU
 	$(BIN)/python benchmarks/gpu.py
+	$(MAKE) figures
+
+figures: $(INSTALLED)  ## put the numbers of benchmarks/*.json into README.md and docs
+	$(BIN)/python docs/make_optimizers.py
+	$(BIN)/python docs/fill.py
 
 bench-rules: constraints.txt  ## measure every rule beside all libraries that have it, which are installed for it
 	$(PYTHON) -m venv .peers
@@ -46,6 +59,7 @@ bench-rules: constraints.txt  ## measure every rule beside all libraries that ha
 		heavyball torch-optimi lion-pytorch prodigyopt dadaptation madgrad dog-optimizer adabelief-pytorch \
 		adam-atan2-pytorch grams-pytorch schedulefree
 	.peers/bin/python benchmarks/rules.py
+	$(MAKE) figures
 
 docs: $(INSTALLED)  ## the documentation site, into site/; every link is checked
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -1,6 +1,6 @@
-"""Measures steprule against torch.optim and the memory; prints a table and keeps it beside this file.
+"""Measures steprule against torch.optim and the memory; keeps bench.json beside this file and prints its tables.
 
-    python benchmarks/bench.py
+    python benchmarks/bench.py    # about 4 minutes
 
 Every number is a median; every ratio is between contenders that took turns in one run.
 """
@@ -8,27 +8,20 @@ Every number is a median; every ratio is between contenders that took turns in o
 from __future__ import annotations
 
 import functools
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
-import numba
+import record
 import torch
-from rich.console import Console
-from rich.table import Table
+from figures import speed
 from shapes import Shapes, gpt2_small, small_cnn, tiny_mlp
 from timing import interleaved
 
 import steprule
-from steprule.engine.cpu import available_threads
-
-HERE = Path(__file__).parent
 
 # The fewest bytes an element that a rule can move in float32: param and states read and written, grad read.
 RULES: dict[str, tuple[dict[str, float], int]] = {
@@ -77,7 +70,11 @@ def large_models() -> list[dict[str, Any]]:
         ours = seconds["steprule"]
         rows.append(
             {
-                "what": f"{name}, GPT-2-small ({len(shapes)} tensors, {size / 1e6:.0f}M)",
+                "kind": "step",
+                "rule": name,
+                "model": "GPT-2-small",
+                "tensors": len(shapes),
+                "elements": size,
                 "steprule_us": ours * 1e6,
                 "gb_per_s": bandwidth["steprule"],
                 "of_scale": bandwidth["steprule"] / bandwidth["in-place scale"],
@@ -111,7 +108,11 @@ def small_models() -> list[dict[str, Any]]:
         )
         rows.append(
             {
-                "what": f"AdamW, {label} ({len(shapes)} tensors, {count(shapes) / 1e3:.0f}K)",
+                "kind": "step",
+                "rule": "AdamW",
+                "model": label,
+                "tensors": len(shapes),
+                "elements": count(shapes),
                 "steprule_us": seconds["steprule"] * 1e6,
                 "vs_fused": seconds["torch fused"] / seconds["steprule"],
                 "vs_default": seconds["torch default"] / seconds["steprule"],
@@ -166,7 +167,8 @@ def training_steps() -> list[dict[str, Any]]:
         )
         rows.append(
             {
-                "what": f"training step, {label}",
+                "kind": "training step",
+                "model": label,
                 "steprule_us": seconds["steprule"] * 1e6,
                 "vs_fused": seconds["torch fused"] / seconds["steprule"],
                 "vs_default": seconds["torch default"] / seconds["steprule"],
@@ -198,7 +200,7 @@ torch.optim.AdamW([p]).step()
 def start_up() -> list[dict[str, Any]]:
     """Imports and first steps, each in processes of their own."""
 
-    def seconds(extra: str, cache: str, repeats: int = 5) -> float:
+    def seconds(extra: str, cache: str, repeats: int = 1 if record.QUICK else 5) -> float:
         environment = {**os.environ, "STEPRULE_CACHE": cache}
         return statistics.median(
             float(
@@ -214,60 +216,17 @@ def start_up() -> list[dict[str, Any]]:
         first = seconds(_STEP, folder, repeats=1)
         later = seconds(_STEP, folder)
         peer = seconds(_TORCH_STEP, folder)
-    return [
-        {"what": "import steprule and AdamW, after torch", "seconds": imported},
-        {"what": "import and first step, never compiled", "seconds": first},
-        {"what": "import and first step, next process", "seconds": later},
-        {"what": "torch.optim's first step", "seconds": peer},
-    ]
-
-
-def show(rows: list[dict[str, Any]]) -> Table:
-    table = Table("what", "steprule", "of the scale's bandwidth", "torch fused takes", "torch default takes", "more")
-    for row in rows:
-        more = []
-        if "gb_per_s" in row:
-            more.append(f"{row['gb_per_s']:.1f} GB/s")
-        if "no_hooks_us" in row:
-            more.append(f"without hooks {row['no_hooks_us']:.1f} us, kernel alone {row['kernel_us']:.1f} us")
-        if "our_part_us" in row:
-            more.append(f"of it the step {row['our_part_us']:.0f} us, torch fused's {row['fused_part_us']:.0f} us")
-        table.add_row(
-            row["what"],
-            f"{row['steprule_us']:,.1f} us" if "steprule_us" in row else f"{row['seconds']:.2f} s",
-            f"{row['of_scale']:.0%}" if "of_scale" in row else "",
-            f"{row['vs_fused']:.2f}x" if row.get("vs_fused") else "",
-            f"{row['vs_default']:.1f}x" if row.get("vs_default") else "",
-            "; ".join(more),
-        )
-    return table
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def publish(name: str, rows: list[dict[str, Any]], *shown: Any, facts: str = "") -> str:
-    """Prints what was measured and where, and keeps it beside this file as text and JSON; returns where."""
-    machine = (
-        f"{processor()}, {available_threads()} cores;{facts} Python {platform.python_version()}, "
-        f"torch {torch.__version__}, numba {numba.__version__}, steprule {steprule.__version__}"
-    )
-    console = Console(width=190, record=True)
-    for one in (machine, *shown):
-        console.print(one)
-    (HERE / f"{name}.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    (HERE / f"{name}.txt").write_text(console.export_text())
-    return machine
+    found = {
+        "import": imported, "first step, compiled": first, "first step, cached": later, "torch's first step": peer,
+    }  # fmt: skip
+    return [{"kind": "start", "what": what, "seconds": seconds} for what, seconds in found.items()]
 
 
 def main() -> None:
+    begun = record.head()
     rows = small_models() + training_steps() + large_models() + start_up()
-    publish("results", rows, show(rows))
+    kept = {"bench": record.write("bench", begun, rows)}
+    record.show(one(kept) for one in (speed.speed, speed.training_steps, speed.first_step))
 
 
 if __name__ == "__main__":

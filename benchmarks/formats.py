@@ -1,7 +1,9 @@
-"""Formats for states that were tried: what each does under stress, emulated on whole tensors.
+"""What formats do to numbers: those for states that were tried, under stress and in training, and AdamW in those that are there.
 
-Run it for the table of stress results. `steprule compare formats.Emulated:lr=3e-3,scheme='linear'` (from this folder)
-trains with one.
+    python benchmarks/formats.py    # about 3 minutes on two cores
+
+Keeps formats.json beside this file and prints its tables. Schemes are emulated on whole tensors; `steprule compare
+formats.Emulated:lr=3e-3,scheme='linear'` (from this folder) trains with one. No number depends on how fast the machine is.
 """
 
 from __future__ import annotations
@@ -9,26 +11,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import record
 import torch
-from rich.console import Console
-from rich.table import Table
+from figures import formats as figures_of_formats
+from figures import training as figures_of_training
 from torch import Tensor
 from torch.nn.functional import pad
+from training import Wanted, trained
 
+import steprule
 from steprule.formats import dither, is_quantised
 from steprule.formats.tensors import decode, encode
 
 RoundTrip = Callable[[Tensor, int], Tensor]
+STRESS_STEPS, SLOW_STEPS, SEEDS = (4, 4, (0, 1)) if record.QUICK else (400, 1000, (0, 1, 2, 3, 4))
+DIGITS_LR, TRAINING_LR = 6e-3, {"digits": 0.01, "chars": 0.01}
+DECAY_STEPS, DECAY_LR, WEIGHT_DECAY = 200, 1e-3, 0.1
+FORMATS: tuple[dict[str, str], ...] = (
+    {"dtype": "float32"},
+    {"dtype": "float32", "states": "8bit"},
+    {"dtype": "bfloat16", "weights": "stochastic", "states": "bfloat16"},
+    {"dtype": "bfloat16", "weights": "32bit", "states": "8bit"},
+    {"dtype": "bfloat16", "weights": "24bit", "states": "8bit"},
+    {"dtype": "bfloat16", "weights": "stochastic", "states": "8bit"},
+)
+"""Those that are trained."""
 
 
-def grouped(size: int, function: Callable[[Tensor], Tensor]) -> RoundTrip:
-    """Applies a function to groups of a row, as a last dimension."""
+def by_block(size: int, function: Callable[[Tensor], Tensor]) -> RoundTrip:
+    """Applies a function to blocks of a row, as a last dimension."""
 
     def apply(x: Tensor, step: int) -> Tensor:
         flat = x.reshape(x.shape[0], -1)
         width = flat.shape[1]
-        groups = pad(flat, (0, -width % size)).view(x.shape[0], -1, size)
-        return function(groups).reshape(x.shape[0], -1)[:, :width].reshape(x.shape)
+        blocks = pad(flat, (0, -width % size)).view(x.shape[0], -1, size)
+        return function(blocks).reshape(x.shape[0], -1)[:, :width].reshape(x.shape)
 
     return apply
 
@@ -36,7 +53,7 @@ def grouped(size: int, function: Callable[[Tensor], Tensor]) -> RoundTrip:
 def scaled(
     function: Callable[[Tensor], Tensor], scale_dtype: torch.dtype = torch.float32
 ) -> Callable[[Tensor], Tensor]:
-    """Divides by the group's largest absolute value and multiplies afterwards."""
+    """Divides by the block's largest absolute value and multiplies afterwards."""
 
     def apply(x: Tensor) -> Tensor:
         scale = x.abs().amax(-1, keepdim=True).to(scale_dtype).float()
@@ -75,9 +92,9 @@ def logarithmic(levels: int, octaves: float) -> Callable[[Tensor], Tensor]:
     return apply
 
 
-def ours(kind: str, rounding: str) -> RoundTrip:
+def ours(kind: str, rounding: str, number: int) -> RoundTrip:
     def apply(x: Tensor, step: int) -> Tensor:
-        random = dither(0, step, 2 + (kind == "positive8")) if rounding == "dither" else 1 << 31
+        random = dither(0, step, number) if rounding == "dither" else 1 << 31
         return decode(kind, encode(kind, x, random), x.shape)
 
     return apply
@@ -90,27 +107,28 @@ def float8(x: Tensor) -> Tensor:
 SCHEMES: dict[str, tuple[float, RoundTrip, RoundTrip]] = {
     "float32": (8.0, lambda x, _: x, lambda x, _: x),
     "linear": (
-        2 + 8 / 128, grouped(128, scaled(lambda x: (x * 127).round() / 127)),
-        grouped(128, scaled(lambda x: (x * 255).round() / 255)),
+        2 + 8 / 128, by_block(128, scaled(lambda x: (x * 127).round() / 127)),
+        by_block(128, scaled(lambda x: (x * 255).round() / 255)),
     ),
     "bitsandbytes": (
-        2 + 8 / 256, grouped(256, scaled(nearest_in(dynamic_map(True)))),
-        grouped(256, scaled(nearest_in(dynamic_map(False)))),
+        2 + 8 / 256, by_block(256, scaled(nearest_in(dynamic_map(True)))),
+        by_block(256, scaled(nearest_in(dynamic_map(False)))),
     ),
     "FlashOptim": (
-        2 + 4 / 32, grouped(32, scaled(companded, torch.float16)),
-        grouped(32, lambda v: scaled(lambda x: (x * 255).round() / 255, torch.float16)(v.sqrt()) ** 2),
+        2 + 4 / 32, by_block(32, scaled(companded, torch.float16)),
+        by_block(32, lambda v: scaled(lambda x: (x * 255).round() / 255, torch.float16)(v.sqrt()) ** 2),
     ),
-    "float8": (2 + 8 / 256, grouped(256, scaled(float8)), grouped(256, scaled(float8))),
-    "logarithmic": (2 + 8 / 128, grouped(128, scaled(logarithmic(127, 16))), grouped(128, scaled(logarithmic(255, 32)))),
+    "float8": (2 + 8 / 256, by_block(256, scaled(float8)), by_block(256, scaled(float8))),
+    "logarithmic": (2 + 8 / 128, by_block(128, scaled(logarithmic(127, 16))), by_block(128, scaled(logarithmic(255, 32)))),
     "4 bits": (
-        1 + 8 / 128, grouped(128, scaled(nearest_in(dynamic_map(True, 4)))),
-        grouped(128, scaled(nearest_in(torch.arange(1, 17) / 16))),
+        1 + 8 / 128, by_block(128, scaled(nearest_in(dynamic_map(True, 4)))),
+        by_block(128, scaled(nearest_in(torch.arange(1, 17) / 16))),
     ),
-    "8bit nearest": (2 + 4 / 128, ours("signed8", "nearest"), ours("positive8", "nearest")),
-    "8bit": (2 + 4 / 128, ours("signed8", "dither"), ours("positive8", "dither")),
+    "8bit nearest": (2 + 4 / 128, ours("signed8", "nearest", 2), ours("positive8", "nearest", 3)),
+    "8bit": (2 + 4 / 128, ours("signed8", "dither", 2), ours("positive8", "dither", 3)),
+    "bfloat16": (4.0, ours("bfloat16 dithered", "dither", 2), ours("bfloat16 dithered", "dither", 3)),
 }  # fmt: skip
-"""Bytes a parameter for both states, and what storing does to the mean and to the mean square."""
+"""Bytes an element for both states, and what storing does to the first moment and to the second."""
 
 
 class Emulated(torch.optim.Optimizer):
@@ -150,7 +168,7 @@ def stress(scheme: str, dominance: float, active: float, signs: str) -> tuple[fl
     p = torch.nn.Parameter(torch.zeros(4, 256))
     optimizer = Emulated([p], lr=1.0, weight_decay=0.0, scheme=scheme)
     largest, moved = 0.0, torch.zeros(4, 256)
-    for _ in range(400):
+    for _ in range(STRESS_STEPS):
         direction = torch.randn(4, 256, generator=g).sign() if signs == "random" else torch.ones(4, 256)
         p.grad = direction * scale * (torch.rand(4, 256, generator=g) < active)
         before = p.detach().clone()
@@ -160,43 +178,93 @@ def stress(scheme: str, dominance: float, active: float, signs: str) -> tuple[fl
     return largest, moved[scale == 1]
 
 
-def slow(scheme: str) -> tuple[float, float]:
-    """The mean square over float32's 1,000 steps after gradients grew tenfold, and after they shrank to a hundredth."""
+def slow(scheme: str) -> dict[str, float]:
+    """The second moment over float32's after gradients grew tenfold, and after they shrank to a hundredth of that."""
     g = torch.Generator().manual_seed(0)
     keep = SCHEMES[scheme][2]
     exact = kept = torch.zeros(32, 256)
     ratios = []
     for i, scale in enumerate((1.0, 10.0, 0.1)):
-        sizes = scale * (1 + torch.rand(32, 256, generator=g))  # other elements keep the group's largest where it is
+        sizes = scale * (1 + torch.rand(32, 256, generator=g))  # other elements keep the block's largest where it is
         sizes[:, ::128] = 50.0
-        for t in range(1000):
+        for t in range(SLOW_STEPS):
             square = (sizes * torch.randn(32, 256, generator=g)) ** 2
             exact = 0.999 * exact + 0.001 * square
-            kept = keep(0.999 * kept + 0.001 * square, 1000 * i + t + 1)
-        ratios.append(float((kept / exact)[:, 1:128].mean()))
-    return ratios[1], ratios[2]
+            kept = keep(0.999 * kept + 0.001 * square, SLOW_STEPS * i + t + 1)
+        ratios.append((kept / exact)[:, 1:128])
+    return {
+        "after_10x": float(ratios[1].mean()),
+        "after_001x": float(ratios[2].mean()),
+        "scatter": float(ratios[2].std()),
+    }
+
+
+def stressed() -> list[record.Record]:
+    """A row for each scheme, without losses."""
+    cases = [(d, a, s) for d in (10, 100, 1000, 10000) for a in (0.01, 0.1, 1.0) for s in ("random", "constant")]
+    exact = {case: stress("float32", *case) for case in cases}
+    rows = []
+    for scheme, (size, *_) in SCHEMES.items():
+        results = {case: stress(scheme, *case) for case in cases}
+        hundredth = [case for case in cases if case[0] <= 100 and (exact[case][1] > 0).any()]
+        rows.append(
+            {
+                "kind": "stress",
+                "scheme": scheme,
+                "bytes": size,
+                "largest_update": max(results[case][0] / exact[case][0] for case in cases),
+                "least_moved": min(float((results[c][1] / exact[c][1])[exact[c][1] > 0].min()) for c in hundredth),
+                **slow(scheme),
+            }
+        )
+        print(f"{scheme}: {rows[-1]}", flush=True)
+    return rows
+
+
+def decayed() -> list[record.Record]:
+    """A row for each format of weights: what weight decay alone leaves of 1."""
+    rows = []
+    for dtype, weights in (
+        ("float32", None), ("bfloat16", None), ("bfloat16", "stochastic"), ("bfloat16", "24bit"), ("bfloat16", "32bit"),
+    ):  # fmt: skip
+        p = torch.nn.Parameter(torch.ones(64, 128, dtype=getattr(torch, dtype)))
+        p.grad = torch.zeros_like(p)
+        optimizer = steprule.AdamW([p], lr=DECAY_LR, weight_decay=WEIGHT_DECAY, weights=weights)
+        for _ in range(DECAY_STEPS):
+            optimizer.step()
+        mean = float(optimizer.read(p).float().mean())
+        rows.append({"kind": "decay", "dtype": dtype, "weights": weights, "states": None, "mean": mean})
+    return rows
 
 
 def main() -> None:
-    """Prints the table."""
-    table = Table(
-        "scheme",
-        "bytes a parameter",
-        "largest update, of float32's",
-        "least moved, of float32's",
-        "mean square after 10x",
-        "after 0.01x",
-    )
-    cases = [(d, a, s) for d in (10, 100, 1000, 10000) for a in (0.01, 0.1, 1.0) for s in ("random", "constant")]
-    exact = {case: stress("float32", *case) for case in cases}
-    for scheme, (size, *_) in SCHEMES.items():
-        results = {case: stress(scheme, *case) for case in cases}
-        worst = max(results[case][0] / exact[case][0] for case in cases)
-        hundredth = [case for case in cases if case[0] <= 100]
-        least = min(float((results[c][1] / exact[c][1])[exact[c][1] > 0].min()) for c in hundredth)
-        up, down = slow(scheme)
-        table.add_row(scheme, f"{size:.2f}", f"{worst:.3g}", f"{least:.2f}", f"{up:.2f}", f"{down:.2f}")
-    Console(width=120).print(table)
+    begun = record.head()
+    rows = stressed()
+    emulated = {row["scheme"]: f"formats.Emulated:lr={DIGITS_LR:g},scheme='{row['scheme']}'" for row in rows}
+    kept = {
+        (task, number): f"adamw:lr={lr:g}" + "".join(f",{key}={value}" for key, value in chosen.items())
+        for task, lr in TRAINING_LR.items()
+        for number, chosen in enumerate(FORMATS)
+    }
+    runs = [Wanted("digits", spec, seed) for spec in emulated.values() for seed in SEEDS]
+    runs += [Wanted(task, spec, seed) for (task, _), spec in kept.items() for seed in SEEDS]
+    done = trained(runs)
+
+    def losses(task: str, spec: str) -> list[float | None]:
+        return [done[Wanted(task, spec, seed)]["loss"] for seed in SEEDS]
+
+    for row in rows:
+        row["losses"] = losses("digits", emulated[row["scheme"]])
+    for (task, number), spec in kept.items():
+        chosen = {"weights": None, "states": None} | FORMATS[number]
+        rows.append({"kind": "training", "task": task, "lr": TRAINING_LR[task], **chosen, "losses": losses(task, spec)})
+    facts = {
+        "seeds": SEEDS, "digits_lr": DIGITS_LR, "stress_steps": STRESS_STEPS, "slow_steps": SLOW_STEPS,
+        "decay_steps": DECAY_STEPS, "decay_lr": DECAY_LR, "weight_decay": WEIGHT_DECAY,
+    }  # fmt: skip
+    written = {"formats": record.write("formats", begun, rows + decayed(), **facts)}
+    figures = (figures_of_formats.formats, figures_of_training.formats_training, figures_of_formats.decay)
+    record.show(figure(written) for figure in figures)
 
 
 if __name__ == "__main__":

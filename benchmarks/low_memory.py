@@ -1,6 +1,6 @@
-"""Measures low-memory formats against torch's float32 fused AdamW; prints a table and keeps it beside this file.
+"""Measures low-memory formats against torch's float32 fused AdamW; keeps low_memory.json beside this file and prints its table.
 
-python benchmarks/low_memory.py
+python benchmarks/low_memory.py    # about 3 minutes
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import subprocess
 import sys
 from typing import Any
 
+import record
 import torch
-from bench import HERE, count, make, publish
-from rich.table import Table
+from bench import count, make
+from figures import speed
 from shapes import Shapes, gpt2_small
 from timing import interleaved
 
@@ -67,13 +68,14 @@ print(json.dumps(status("VmHWM") - before))
 
 def peak(name: str) -> int | None:
     """The bytes by which resident memory rises during a step, in a process of its own; None where Linux has none."""
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or (record.QUICK and name != "float32"):
         return None
-    code = _PEAK.format(folder=str(HERE), name=name)
+    code = _PEAK.format(folder=str(record.HERE), name=name)
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
 
 
 def main() -> None:
+    begun = record.head()
     shapes = gpt2_small()
     size = count(shapes)
     peaks = {name: peak(name) for name in (*CONTENDERS, "torch fused")}
@@ -100,8 +102,12 @@ def main() -> None:
     rows = []
     for name, optimizer in optimizers.items():
         kept, moved = storage(optimizer)
+        dtype, settings = CONTENDERS.get(name, ("float32", {}))
         row: dict[str, Any] = {
-            "what": name,
+            "optimizer": "steprule" if name in CONTENDERS else name,
+            "dtype": dtype,
+            "weights": settings.get("weights"),
+            "states": settings.get("states"),
             "bytes": kept / size,
             "moved": moved / size,
             "ms": seconds[name] * 1e3,
@@ -113,18 +119,8 @@ def main() -> None:
             row["in_cache_ns"] = in_cache[name] / (32 * 768) * 1e9
             row["cores_to_memory"] = math.ceil(row["in_cache_ns"] * 1e-9 / (moved / size / bandwidth))
         rows.append(row)
-
-    table = Table(
-        "AdamW, GPT-2-small", "bytes a parameter", "moved a step", "step", "torch fused takes", "of the scale's bandwidth",
-        "in cache, one core", "cores to be memory-bound", "memory rises by",
-    )  # fmt: skip
-    for row in rows:
-        table.add_row(
-            row["what"], f"{row['bytes']:.2f}", f"{row['moved']:.2f}", f"{row['ms']:.1f} ms", f"{row['vs_fused']:.2f}x",
-            f"{row['of_scale']:.0%}", f"{row['in_cache_ns']:.2f} ns" if "in_cache_ns" in row else "",
-            str(row.get("cores_to_memory", "")), f"{row['peak_bytes'] / 1e6:.1f} MB" if row["peak_bytes"] is not None else "",
-        )  # fmt: skip
-    publish("low_memory", rows, table, facts=f" scale {bandwidth / 1e9:.0f} GB/s;")
+    kept = {"low_memory": record.write("low_memory", begun, rows, scale_gb_per_s=bandwidth / 1e9, elements=size)}
+    record.show([speed.low_memory(kept)])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Measures every rule against the memory and against what other libraries have of it; prints a table.
+"""Measures every rule against the memory and against what other libraries have of it; keeps rules.json and prints its table.
 
+    python benchmarks/rules.py    # about 15 minutes, with all libraries
     python benchmarks/rules.py [--rules lamb,lion] [--elements 32M] [--repeats 15] [--no-compile]
 
-The table of the default size and rounds is kept beside this file, as text, JSON and Markdown; a run of some rules replaces
-their rows, on the same machine. Any other run only prints. Other libraries are measured where they are installed:
+Only a run of all rules, of the default size and rounds, is kept. Other libraries are measured where they are installed:
 `make bench-rules` has an environment that has them all.
 
 Contenders take turns, one step each a round, every one on tensors of its own with the same numbers; times are medians.
@@ -24,7 +24,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import io
-import json
 import logging
 import shutil
 import statistics
@@ -37,10 +36,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
-from bench import count, publish
-from rich.console import Console
-from rich.table import Table
+from bench import count
+from figures import rules as figures_of_rules
 from shapes import Shapes, gpt2_small
 
 import steprule
@@ -51,11 +50,9 @@ from steprule.rules import RULES
 from steprule.trace.expression import Expression
 from steprule.trace.tracing import trace
 
-ELEMENTS, REPEATS = "32M", 15
-HERE = Path(__file__).parent
-LIBRARIES = ("torch", "timm", "pytorch_optimizer", "heavyball", "optimi", "own package")
-OWN = LIBRARIES[-1]
-"""A package of the rule's authors, or one that has this rule alone."""
+ELEMENTS, REPEATS = ("200K", 2) if record.QUICK else ("32M", 15)
+CHOSEN = ["adamw", "lamb", "sparseadam"] if record.QUICK else list(OURS)
+OWN = figures_of_rules.LIBRARIES[-1]
 SETTINGS: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
 """What is not default for steprule, and so for torch."""
 SPARSE_ROWS = 8
@@ -388,12 +385,12 @@ def quietly() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def versions() -> str:
+def versions() -> dict[str, str]:
     """The peers that are installed."""
     distributions = importlib.metadata.packages_distributions()
     packages = {path.split(".")[0] for peers in PEERS.values() for path, _ in peers.values()}
     found = {distributions[one][0] for one in packages if one in distributions}
-    return ", ".join(f"{one} {importlib.metadata.version(one)}" for one in sorted(found)) or "none"
+    return {one: importlib.metadata.version(one) for one in sorted(found)}
 
 
 # Measuring
@@ -450,62 +447,13 @@ def measure(name: str, shapes: Shapes, repeats: int) -> dict[str, Any]:
     }
 
 
-def show(rows: list[dict[str, Any]]) -> tuple[Table, list[str]]:
-    """The table, and what there is to say below it."""
-    table = Table(
-        "rule", "lines", "steprule", "bytes", "GB/s", "of the scale's", "of the memory's", *(f"{one}\ntakes" for one in LIBRARIES)
-    )  # fmt: skip
-    for row in rows:
-        mark = "*" if row["rule"] == "sparseadam" else ""
-        cells = [f"{row['takes'][one]:.2f}x {row['ways'][one]}" if one in row["takes"] else "—" for one in LIBRARIES]
-        shared = f" ({row['lines_with_shared']})" if row["lines_with_shared"] > row["lines"] else ""
-        table.add_row(
-            row["rule"] + mark, f"{row['lines']}{shared}", f"{row['seconds']['steprule'] * 1e3:.2f} ms", f"{row['bytes']}",
-            f"{row['gb_per_s']:.1f}", f"{row['of_scale']:.0%}", f"{row['of_memory']:.0%}", *cells,
-        )  # fmt: skip
-    alone, together = (statistics.median(row[one] for row in rows) for one in ("lines", "lines_with_shared"))
-    below = [
-        "bytes: the fewest an element in float32, operands read and written once, and read again for sums over tensors; "
-        "GB/s are these. Of the scale's: of the GB/s of scaling in place, in the same run. Of the memory's: where a reading for "
-        f"sums goes at most as fast as torch's sum, {statistics.median(row['sum_gb_per_s'] for row in rows):.1f} GB/s, and the "
-        "rest as the scale.",
-        f"lines: of update's signature and statements, median {alone:g}; in parentheses with the functions that rules "
-        f"share, median {together:g}.",
-    ]
-    if any(row["rule"] == "sparseadam" for row in rows):
-        below.append(
-            f"* the two embeddings alone, gradients that hold one row in {SPARSE_ROWS}; elements are those that are there. Too "
-            "few to keep the memory busy: the gradient is looked at anew in every step, and the rows lie apart."
-        )
-    below += [f"{row['rule']}, {one}: {why}" for row in rows for one, why in row["failed"].items()]
-    return table, below
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table for docs/optimizers.md: how often a library's step lasts as long as steprule's."""
-    heads = ["rule", "lines", "bytes", "of the scale's", "of the memory's", *LIBRARIES]
-    lines = [f"| {' | '.join(heads)} |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    for row in rows:
-        takes = [f"{row['takes'][one]:.1f}x" if one in row["takes"] else "" for one in LIBRARIES]
-        cells = [
-            row["rule"],
-            f"{row['lines']}",
-            f"{row['bytes']}",
-            f"{row['of_scale']:.0%}",
-            f"{row['of_memory']:.0%}",
-            *takes,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def number_of(text: str) -> float:
     return float(text.rstrip("KMG")) * {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rules", default=",".join(OURS), help="names, separated by commas")
+    parser.add_argument("--rules", default=",".join(CHOSEN), help="names, separated by commas")
     parser.add_argument("--elements", default=ELEMENTS, help=f"about how many, such as 500K or {ELEMENTS}")
     parser.add_argument("--repeats", default=REPEATS, type=int, help="rounds")
     parser.add_argument("--no-compile", action="store_true", help="heavyball without torch.compile")
@@ -513,10 +461,10 @@ def main() -> None:
     names = options.rules.split(",")
     if unknown := [name for name in names if name not in RULES]:
         parser.error(f"unknown rule {unknown[0]!r}; choose from {', '.join(RULES)}")
-    compilation = ""
+    begun = record.head()
+    is_compiled = False
     if is_installed("heavyball"):
         is_compiled = shutil.which("g++") is not None and not options.no_compile
-        compilation = ", heavyball compiled" if is_compiled else ", heavyball not compiled"
         if not is_compiled:
             importlib.import_module("heavyball").utils.compile_mode = None
     shapes = gpt2_like(number_of(options.elements))
@@ -525,23 +473,18 @@ def main() -> None:
         rows.append(measure(name, shapes, options.repeats))
         gc.collect()
         print(f"{name}: {rows[-1]['of_scale']:.0%} of the scale's bandwidth", file=sys.stderr, flush=True)
-    is_kept = options.elements == ELEMENTS and options.repeats == REPEATS
-    if is_kept and names != list(OURS) and (HERE / "rules.json").exists():
-        kept = {row["rule"]: row for row in [*json.loads((HERE / "rules.json").read_text())["rows"], *rows]}
-        rows = [kept[name] for name in OURS if name in kept]
-    table, below = show(rows)
-    scale = statistics.median(row["scale_gb_per_s"] for row in rows)
-    facts = (
-        f" {torch.get_num_threads()} threads; {count(shapes) / 1e6:.3g}M elements in {len(shapes)} tensors, "
-        f"{options.repeats} rounds, scale {scale:.1f} GB/s; peers: {versions()}{compilation};"
-    )
-    if is_kept:
-        machine = publish("rules", rows, table, *below, facts=facts)
-        (HERE / "rules.md").write_text(markdown(rows) + "\n" + "\n\n".join([*below, f"Measured on {machine}."]) + "\n")
-    else:
-        console = Console(width=190)
-        for one in (facts.strip(), table, *below):
-            console.print(one)
+    facts = {
+        "elements": count(shapes),
+        "tensors": len(shapes),
+        "rounds": options.repeats,
+        "threads": torch.get_num_threads(),
+        "scale_gb_per_s": statistics.median(row["scale_gb_per_s"] for row in rows),
+        "peers": versions(),
+        "heavyball_compiled": is_compiled,
+    }
+    is_kept = (options.elements, options.repeats, names) == (ELEMENTS, REPEATS, CHOSEN)
+    kept = record.write("rules", begun, rows, **facts) if is_kept else {**begun, "facts": facts, "rows": rows}
+    record.show([figures_of_rules.rules({"rules": kept})])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Measures a step with what surrounds it against the same from torch; prints a table and keeps it beside this file.
+"""Measures a step with what surrounds it against the same from torch; keeps services.json beside this file and prints its tables.
 
-python benchmarks/services.py
+python benchmarks/services.py    # about 3 minutes
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import record
 import torch
-from bench import count, make, publish
-from rich.table import Table
+from bench import count, make
+from figures import speed
 from shapes import gpt2_small, tiny_mlp
 from timing import interleaved
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -81,7 +82,8 @@ def peaks() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if not sys.platform.startswith("linux"):
         return rows
-    for label, width, layers, batch in (("as compare has it", 64, 2, 32), ("wider and deeper", 1024, 8, 2)):
+    wide = (64, 1, 2) if record.QUICK else (1024, 8, 2)
+    for label, width, layers, batch in (("of `steprule compare`", 64, 2, 32), ("wider and deeper", *wide)):
         risen = []
         for release in (False, True):
             code = _PEAK.format(arguments=(width, layers, batch, release))
@@ -92,7 +94,9 @@ def peaks() -> list[dict[str, Any]]:
             risen.append([int(number) for number in output.stdout.split()])
         rows.append(
             {
-                "what": f"memory of a training step, transformer {label} ({risen[0][1] / 1e6:.2g}M parameters)",
+                "kind": "memory",
+                "model": label,
+                "elements": risen[0][1],
                 "kept_mb": risen[0][0] / 1e6,
                 "released_mb": risen[1][0] / 1e6,
                 "gradients_mb": risen[0][1] * 4 / 1e6,
@@ -102,13 +106,14 @@ def peaks() -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    begun = record.head()
     size = count(gpt2_small())
     scaled = torch.randn(size)
     rows = []
     for label, dtype, settings in (("float32", "float32", {}), ("7 bytes", "bfloat16", SEVEN_BYTES)):
         chosen: dict[str, dict[str, Any]] = {
             "step": {},
-            "clip + guard": {"clip": 1.0, "nonfinite": "skip"},
+            "clip and skip": {"clip": 1.0, "nonfinite": "skip"},
             "telemetry every step": {"telemetry": 1},
             "telemetry every 10th": {"telemetry": 10},
             "average": {"average": 0.999},
@@ -124,17 +129,20 @@ def main() -> None:
         seconds = interleaved(contenders, rounds=11)
         seconds["telemetry every 10th"] *= seconds["step"] / seconds.pop("ten steps")
         bandwidth = 8 * size / seconds["scale"] / 1e9
-        seconds["all, torch's guard by the norm"] = seconds["all"]
+        seconds["all, torch checks the norm only"] = seconds["all"]
         torch_s = {
             "step": seconds["torch step"],
-            "clip + guard": seconds["torch clip + step"],
+            "clip and skip": seconds["torch clip + step"],
             "all": seconds["torch all"],
-            "all, torch's guard by the norm": seconds["torch all, by norm"],
+            "all, torch checks the norm only": seconds["torch all, by norm"],
         }
-        for name in (*chosen, "all, torch's guard by the norm"):
+        for name in (*chosen, "all, torch checks the norm only"):
             rows.append(
                 {
-                    "what": f"AdamW, GPT-2-small, {label}: {name}",
+                    "kind": "step",
+                    "model": "GPT-2-small",
+                    "format": label,
+                    "what": name,
                     "ms": seconds[name] * 1e3,
                     "of_plain": seconds[name] / seconds["step"],
                     "torch_ms": torch_s[name] * 1e3 if name in torch_s else None,
@@ -148,29 +156,18 @@ def main() -> None:
     for name in ("step", "all"):
         rows.append(
             {
-                "what": f"AdamW, tiny MLP: {name}",
+                "kind": "step",
+                "model": "tiny MLP",
+                "format": "float32",
+                "what": name,
                 "ms": seconds[name] * 1e3,
                 "of_plain": seconds[name] / seconds["step"],
                 "torch_ms": seconds["torch step"] * 1e3 if name == "step" else None,
                 "vs_torch": seconds["torch step"] / seconds[name] if name == "step" else None,
             }
         )
-    table = Table("what", "steprule", "of the plain step", "torch's calls", "torch takes")
-    for row in rows:
-        table.add_row(
-            row["what"],
-            f"{row['ms']:.3g} ms",
-            f"{row['of_plain']:.3f}x",
-            f"{row['torch_ms']:.3g} ms" if row["torch_ms"] else "",
-            f"{row['vs_torch']:.2f}x" if row["vs_torch"] else "",
-        )
-    memory = peaks()
-    lines = [
-        f"{row['what']}: {row['kept_mb']:.1f} MB, with release_gradients {row['released_mb']:.1f} MB "
-        f"(all gradients are {row['gradients_mb']:.1f} MB)"
-        for row in memory
-    ]
-    publish("services", rows + memory, table, *lines, facts=f" scale {rows[0]['scale_gb_per_s']:.0f} GB/s;")
+    kept = {"services": record.write("services", begun, rows + peaks())}
+    record.show(one(kept) for one in (speed.services, speed.release_memory))
 
 
 if __name__ == "__main__":

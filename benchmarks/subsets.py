@@ -1,6 +1,6 @@
-"""Measures steps of which the parameters change, and first steps; prints a table.
+"""Measures steps of which the parameters change, and first steps; keeps subsets.json beside this file and prints its table.
 
-    python benchmarks/subsets.py
+    python benchmarks/subsets.py    # about 2 minutes
 
 Half of 400 tensors have a gradient, another half in each step, as with experts and layers that are dropped. Contenders take
 turns; a time is the least of many, in microseconds, since whatever else a machine does only adds to it.
@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import record
 import torch
-from rich.console import Console
-from rich.table import Table
+from figures import speed
 
 import steprule
 
-TENSORS, ELEMENTS, STEPS = 400, 256, 300
-MANY, TIMES = 10_000, 5
+TENSORS, ELEMENTS, STEPS = 400, 256, 2 if record.QUICK else 300
+MANY, TIMES = (100, 1) if record.QUICK else (10_000, 5)
 CONTENDERS: dict[str, Callable[[Any], Any]] = {
     "AdamW": lambda params: steprule.AdamW(params),
     "AdamW, clip": lambda params: steprule.AdamW(params, clip=1.0),
@@ -83,14 +83,29 @@ def first() -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
+    begun = record.head()
     steps, firsts = changing(), first()
-    table = Table(title=f"{TENSORS} tensors of {ELEMENTS} elements, {torch.get_num_threads()} threads; microseconds")
-    for column in ("", "all", "another half", "half / all", f"first of {MANY}, a tensor", "plan anew, a tensor"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, one in steps.items():
-        numbers = one["all"], one["half"], one["half"] / one["all"], firsts[name]["first"], firsts[name]["anew"]
-        table.add_row(name, *(f"{x:.0f}" if x > 100 else f"{x:.2f}" if x < 10 else f"{x:.1f}" for x in numbers))
-    Console(width=120).print(table)
+    rows = [
+        {
+            "optimizer": name,
+            "all_us": one["all"],
+            "half_us": one["half"],
+            "first_us": firsts[name]["first"],
+            "anew_us": firsts[name]["anew"],
+        }
+        for name, one in steps.items()
+    ]
+    kept = record.write(
+        "subsets",
+        begun,
+        rows,
+        tensors=TENSORS,
+        elements=ELEMENTS,
+        steps=STEPS,
+        many=MANY,
+        threads=torch.get_num_threads(),
+    )
+    record.show([speed.subsets({"subsets": kept})])
 
 
 if __name__ == "__main__":

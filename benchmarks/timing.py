@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+from record import QUICK
+
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, batch: int = 1) -> dict[str, float]:
     """The median seconds a call of each contender takes.
@@ -14,7 +16,11 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, bat
         contenders: what to call, by name.
         rounds: how often each is timed.
         batch: calls in a row in one timing, for what is too short to time alone.
+
+    A quick run takes one round of one call.
     """
+    if QUICK:
+        rounds = batch = 1
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from steprule.rules.options import DECAYS
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / "tests" / "peers" / "trajectories.json"
-BENCHMARKS = HERE.parent / "benchmarks"
+sys.path.insert(0, str(HERE.parent / "benchmarks"))
+
+from figures import FIGURES  # noqa: E402
+from record import Records  # noqa: E402
 
 INTRODUCTION = """# Every optimizer
 
@@ -105,10 +109,8 @@ def page() -> str:
     for need, meaning in NEEDS.items():
         names = ", ".join(rule.__name__ for rule in OWN.values() if need in rule.needs)
         text += f"- **{need}** ({meaning}): {names}\n"
-    for title, file in (("Speed", "rules.md"), ("Training", "training.md")):
-        measured = BENCHMARKS / file
-        if measured.exists():
-            text += f"\n## {title}\n\n{measured.read_text()}"
+    for title, name in (("Speed", "rules"), ("Training", "training")):
+        text += f"\n## {title}\n\n{FIGURES[name](Records())}\n"
     text += "\n## The formulas\n\n"
     text += "\n".join(
         paragraph(name, rule, [one for one in entries if one["rule"] == name]) for name, rule in OWN.items()
