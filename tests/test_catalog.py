@@ -183,7 +183,7 @@ def test_names():
         ("adamww",): "steprule show: unknown optimizer 'adamww'; did you mean 'adamw'?",
         ("qqqq",): "unknown optimizer 'qqqq'; choose from adagrad, ",
         ("sgd", "--kernel", "tpu"): "--kernel 'tpu' must be cpu or gpu",
-        ("adamw:amsgard=True",): "adamw has no hyperparameter 'amsgard'; did you mean 'amsgrad'?",
+        ("adamw:amsgard=True",): "adamw takes no 'amsgard'; did you mean 'amsgrad'?",
         ("adamw:lr=-1",): "Invalid learning rate: -1",
         ("madgrad:cautious=True",): "computed anew from the first ones",
     }

@@ -243,7 +243,7 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
         (["adam:lr"], "optimizer 'adam:lr': 'lr' must look like lr=0.001"),
         (["adam:lr=1,,eps=1"], "optimizer 'adam:lr=1,,eps=1': '' must look like"),
         (["adam:lr=1,lr=2"], "optimizer 'adam:lr=1,lr=2': lr is given twice"),
-        (["adam:lrr=1"], "optimizer 'adam:lrr=1': adam has no hyperparameter 'lrr'; did you mean 'lr'?"),
+        (["adam:lrr=1"], "optimizer 'adam:lrr=1': adam takes no 'lrr'; did you mean 'lr'?"),
         (["adam:lr=fast"], "lr=fast is not a number"),
         (["adam:amsgrad=true"], "amsgrad=true is not a number, True, False, None, a quoted string or a tuple; did you"),
         (["adam:betas=(0.9,0.95"], "betas=(0.9,0.95 is not a number"),

@@ -214,7 +214,7 @@ def refuse(what: str, instead: str) -> NoReturn:
     while frame.f_back is not None and is_ours(frame.f_code):
         frame = frame.f_back
     where = place_of(frame.f_code, frame.f_lineno)
-    raise RuleError(f"a rule {what}, which an elementwise formula cannot ({where}). Write {instead}.")
+    raise RuleError(f"a rule {what}, which an elementwise formula cannot do ({where}). Write {instead}.")
 
 
 def is_ours(code: CodeType) -> bool:
