@@ -46,7 +46,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with all that is known.")]
+_JSON = typer.Option("--json", help="Print JSON, with all that is known.")
 
 
 @app.callback()
@@ -140,7 +140,7 @@ def memory(
         str | None, typer.Option(show_default="the weights'", help="Of the gradients: one of the same.")
     ] = None,
     grads: Annotated[str | None, typer.Option(hidden=True, help="What --grad-dtype was called.")] = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show how much memory training needs, for each optimizer and format."""
     from steprule.memory import show
@@ -161,7 +161,7 @@ def list_optimizers(
             help=f"Only optimizers that are good for this: {', '.join(NEEDS)}. May be given several times, for all.",
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """List optimizers: what each is, what it keeps and what it is good for."""
     from steprule.catalog import print_list
@@ -182,7 +182,7 @@ def show(
     kernel: Annotated[
         str | None, typer.Option(metavar="cpu|gpu", help="Print the source of this kernel and nothing else.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show an optimizer's formula, paper, settings, states and when to use it."""
     from steprule.catalog import print_rule

@@ -60,6 +60,17 @@ class Adagrad(Optimizer):
             least 0. Default: 0.0.
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-10.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -83,11 +94,16 @@ class Adagrad(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        lr_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        initial_accumulator_value: float | collections.abc.Callable[[int], float] = 0.0,
+        eps: float | collections.abc.Callable[[int], float] = 1e-10,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Adadelta(Optimizer):
@@ -105,6 +121,17 @@ class Adadelta(Optimizer):
             of the first steps. At least 0. Default: 1e-06.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -127,10 +154,15 @@ class Adadelta(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-06,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        rho: float | collections.abc.Callable[[int], float] = 0.9,
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Rprop(Optimizer):
@@ -149,6 +181,17 @@ class Rprop(Optimizer):
             it has lasted, 0 < etas[0] < 1 < etas[1]. Default: (0.5, 1.2).
         step_sizes: smallest and largest step size. Each at least 0.
             Default: (1e-06, 50.0).
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -172,9 +215,14 @@ class Rprop(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        etas: collections.abc.Sequence[float] = (0.5, 1.2),
-        step_sizes: collections.abc.Sequence[float] = (1e-06, 50.0),
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        etas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.5, 1.2),
+        step_sizes: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (1e-06, 50.0),
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -196,6 +244,17 @@ class AdamW(Optimizer):
             Default: 0.01.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -220,11 +279,16 @@ class AdamW(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.01,
-        amsgrad: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -245,6 +309,17 @@ class Adam(Optimizer):
             Default: False.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -269,12 +344,17 @@ class Adam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
-        decoupled_weight_decay: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decoupled_weight_decay: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class NAdam(Optimizer):
@@ -298,6 +378,17 @@ class NAdam(Optimizer):
             least 0. Default: 0.004.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -321,12 +412,17 @@ class NAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.002,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        momentum_decay: float = 0.004,
-        decoupled_weight_decay: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.002,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        momentum_decay: float | collections.abc.Callable[[int], float] = 0.004,
+        decoupled_weight_decay: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -345,6 +441,17 @@ class RAdam(Optimizer):
             Default: 0.0.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -367,11 +474,16 @@ class RAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decoupled_weight_decay: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -388,6 +500,17 @@ class Adamax(Optimizer):
             least 0. Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -410,10 +533,15 @@ class Adamax(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.002,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.002,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class SparseAdam(Optimizer):
@@ -428,6 +556,17 @@ class SparseAdam(Optimizer):
             its square. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the root of the mean square before it is debiased; the
             constructor refuses 0. At least 0. Default: 1e-08.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -450,9 +589,14 @@ class SparseAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -476,6 +620,17 @@ class RMSprop(Optimizer):
             buffer. At least 0. Default: 0.0.
         centered: divide by the standard deviation instead of the root mean
             square. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -502,12 +657,17 @@ class RMSprop(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        alpha: float = 0.99,
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        centered: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        alpha: float | collections.abc.Callable[[int], float] = 0.99,
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        momentum: float | collections.abc.Callable[[int], float] = 0.0,
+        centered: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -530,6 +690,17 @@ class SGD(Optimizer):
             Default: 0.0.
         nesterov: use Nesterov's momentum; needs momentum > 0 and dampening
             = 0. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -553,11 +724,16 @@ class SGD(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        momentum: float | collections.abc.Callable[[int], float] = 0.0,
+        dampening: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ASGD(Optimizer):
@@ -579,6 +755,17 @@ class ASGD(Optimizer):
             Default: 1000000.0.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -603,11 +790,16 @@ class ASGD(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        lambd: float = 0.0001,
-        alpha: float = 0.75,
-        t0: float = 1000000.0,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        lambd: float | collections.abc.Callable[[int], float] = 0.0001,
+        alpha: float | collections.abc.Callable[[int], float] = 0.75,
+        t0: float | collections.abc.Callable[[int], float] = 1000000.0,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class MADGRAD(Optimizer):
@@ -625,6 +817,17 @@ class MADGRAD(Optimizer):
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
         eps: added to the cube root, and to lr. At least 0. Default: 1e-06.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -648,10 +851,15 @@ class MADGRAD(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        eps: float = 1e-06,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdamC(Optimizer):
@@ -672,6 +880,17 @@ class AdamC(Optimizer):
             Default: False.
         max_lr: largest learning rate of the schedule; the largest lr so far
             where that is larger. At least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -697,12 +916,17 @@ class AdamC(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.01,
-        amsgrad: bool = False,
-        max_lr: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        max_lr: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdaBelief(Optimizer):
@@ -725,6 +949,17 @@ class AdaBelief(Optimizer):
             Default: 0.0.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -749,11 +984,16 @@ class AdaBelief(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-16,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-16,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Yogi(Optimizer):
@@ -775,6 +1015,17 @@ class Yogi(Optimizer):
             Default: 0.0.
         initial_accumulator_value: first value of both averages. At least 0.
             Default: 1e-06.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -798,11 +1049,16 @@ class Yogi(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 0.001,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 1e-06,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 0.001,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        initial_accumulator_value: float | collections.abc.Callable[[int], float] = 1e-06,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class LaProp(Optimizer):
@@ -822,6 +1078,17 @@ class LaProp(Optimizer):
             Default: 0.0.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -846,11 +1113,16 @@ class LaProp(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.0004,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-15,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.0004,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-15,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ADOPT(Optimizer):
@@ -870,6 +1142,17 @@ class ADOPT(Optimizer):
         eps: smallest denominator. At least 0. Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient; none in the
             first step. At least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -892,10 +1175,15 @@ class ADOPT(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.9999),
-        eps: float = 1e-06,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.9999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdEMAMix(Optimizer):
@@ -917,6 +1205,17 @@ class AdEMAMix(Optimizer):
         warmup: number of steps over which alpha and the slow decay rate
             grow to their values, T in the paper; 0 for none. At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -940,12 +1239,17 @@ class AdEMAMix(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999, 0.9999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        alpha: float = 5.0,
-        warmup: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999, 0.9999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        alpha: float | collections.abc.Callable[[int], float] = 5.0,
+        warmup: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Adan(Optimizer):
@@ -965,6 +1269,17 @@ class Adan(Optimizer):
             Default: 1e-08.
         weight_decay: weight decay: new weights are divided by 1 + lr *
             weight_decay. At least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -988,10 +1303,15 @@ class Adan(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.98, 0.92, 0.99),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class StableAdamW(Optimizer):
@@ -1009,6 +1329,17 @@ class StableAdamW(Optimizer):
             1e-06.
         weight_decay: weight decay, decoupled from the gradient but scaled
             with the step. At least 0. Default: 0.01.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1031,10 +1362,15 @@ class StableAdamW(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.99),
-        eps: float = 1e-06,
-        weight_decay: float = 0.01,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.99),
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdamAtan2(Optimizer):
@@ -1052,6 +1388,17 @@ class AdamAtan2(Optimizer):
         a: factor of the arctangent. At least 0. Default: 1.27.
         b: factor of the root mean square inside the arctangent. At least 0.
             Default: 1.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1074,11 +1421,16 @@ class AdamAtan2(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        a: float = 1.27,
-        b: float = 1.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        a: float | collections.abc.Callable[[int], float] = 1.27,
+        b: float | collections.abc.Callable[[int], float] = 1.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class MARS(Optimizer):
@@ -1103,6 +1455,17 @@ class MARS(Optimizer):
             0.025.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1128,12 +1491,17 @@ class MARS(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.003,
-        betas: collections.abc.Sequence[float] = (0.95, 0.99),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        gamma: float = 0.025,
-        amsgrad: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.003,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.95, 0.99),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        gamma: float | collections.abc.Callable[[int], float] = 0.025,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Grams(Optimizer):
@@ -1150,6 +1518,17 @@ class Grams(Optimizer):
             Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1172,10 +1551,15 @@ class Grams(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-06,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class LARS(Optimizer):
@@ -1196,6 +1580,17 @@ class LARS(Optimizer):
         trust_coefficient: factor of the ratio of norms, eta in the paper.
             At least 0. Default: 0.001.
         nesterov: use Nesterov's momentum. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1218,11 +1613,16 @@ class LARS(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
-        nesterov: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        trust_coefficient: float | collections.abc.Callable[[int], float] = 0.001,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class LAMB(Optimizer):
@@ -1241,6 +1641,17 @@ class LAMB(Optimizer):
             Default: 1e-06.
         weight_decay: weight decay, inside the ratio of norms, lambda in the
             paper. At least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1263,10 +1674,15 @@ class LAMB(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-06,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class NovoGrad(Optimizer):
@@ -1287,6 +1703,17 @@ class NovoGrad(Optimizer):
             Default: 1e-08.
         weight_decay: weight decay, added to the normalised gradient. At
             least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1310,10 +1737,15 @@ class NovoGrad(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        betas: collections.abc.Sequence[float] = (0.95, 0.98),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.95, 0.98),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Prodigy(Optimizer):
@@ -1339,6 +1771,17 @@ class Prodigy(Optimizer):
             At least 1. Default: inf.
         bias_correction: multiply lr by Adam's bias correction. Default:
             False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1364,14 +1807,19 @@ class Prodigy(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        d0: float = 1e-06,
-        d_coef: float = 1.0,
-        growth_rate: float = ...,
-        bias_correction: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        d0: float | collections.abc.Callable[[int], float] = 1e-06,
+        d_coef: float | collections.abc.Callable[[int], float] = 1.0,
+        growth_rate: float | collections.abc.Callable[[int], float] = ...,
+        bias_correction: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class DAdaptAdam(Optimizer):
@@ -1397,6 +1845,17 @@ class DAdaptAdam(Optimizer):
             At least 1. Default: inf.
         bias_correction: multiply lr by Adam's bias correction. Default:
             False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1421,13 +1880,18 @@ class DAdaptAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        d0: float = 1e-06,
-        growth_rate: float = ...,
-        bias_correction: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        d0: float | collections.abc.Callable[[int], float] = 1e-06,
+        growth_rate: float | collections.abc.Callable[[int], float] = ...,
+        bias_correction: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class DoG(Optimizer):
@@ -1445,6 +1909,17 @@ class DoG(Optimizer):
             0. Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1468,10 +1943,15 @@ class DoG(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        reps_rel: float = 1e-06,
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        reps_rel: float | collections.abc.Callable[[int], float] = 1e-06,
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ScheduleFreeSGD(Optimizer):
@@ -1494,6 +1974,17 @@ class ScheduleFreeSGD(Optimizer):
         r: power of the step in the weights of the average. Default: 0.0.
         weight_lr_power: power of the largest lr so far in the weights of
             the average. At least 0. Default: 2.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1517,12 +2008,17 @@ class ScheduleFreeSGD(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        warmup_steps: float = 0.0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        warmup_steps: float | collections.abc.Callable[[int], float] = 0.0,
+        r: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_lr_power: float | collections.abc.Callable[[int], float] = 2.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -1545,6 +2041,17 @@ class ScheduleFreeAdamW(Optimizer):
         r: power of the step in the weights of the average. Default: 0.0.
         weight_lr_power: power of the largest lr so far in the weights of
             the average. At least 0. Default: 2.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1569,13 +2076,18 @@ class ScheduleFreeAdamW(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.0025,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        warmup_steps: float = 0.0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.0025,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        warmup_steps: float | collections.abc.Callable[[int], float] = 0.0,
+        r: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_lr_power: float | collections.abc.Callable[[int], float] = 2.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ScheduleFreeRAdam(Optimizer):
@@ -1598,6 +2110,17 @@ class ScheduleFreeRAdam(Optimizer):
             the average. At least 0. Default: 2.0.
         silent_sgd_phase: take no step as long as RAdam would take one of
             SGD. Default: True.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1622,13 +2145,18 @@ class ScheduleFreeRAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.0025,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        silent_sgd_phase: bool = True,
+        lr: float | collections.abc.Callable[[int], float] = 0.0025,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        r: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_lr_power: float | collections.abc.Callable[[int], float] = 2.0,
+        silent_sgd_phase: bool | collections.abc.Callable[[int], bool] = True,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Signum(Optimizer):
@@ -1645,6 +2173,17 @@ class Signum(Optimizer):
             Default: 0.0.
         nesterov: mix the gradient in once more before the sign is taken;
             needs momentum > 0. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1668,10 +2207,15 @@ class Signum(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -1686,6 +2230,17 @@ class Lion(Optimizer):
             average that is kept. Each in [0, 1). Default: (0.9, 0.99).
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
@@ -1708,7 +2263,12 @@ class Lion(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.0001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.0001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.99),
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
