@@ -94,7 +94,7 @@ def test_a_model_of_ones_own_takes_no_memory(monkeypatch):
     assert result.exit_code == 0 and "1,000,000,000,000 elements" in result.output and "16.00 TB" in result.output
     bad = {
         "my_models:bigg": "did you mean 'big'", "my_models:nothing": "returned int", "no_such:thing": "no_such",
-        "what": "must be a number of parameters", "0": "'0' must be a number of parameters, at least 1",
+        "-1B": "'-1B' is negative", "what": "must be a number of parameters", "0": "'0' must be a number of parameters, at least 1",
     }  # fmt: skip
     for text, message in bad.items():
         result = run(text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 
 def _need(*modules: str) -> None:
@@ -34,6 +35,12 @@ app = typer.Typer(
 
 class Command(TyperCommand):
     """A command whose line in ``steprule --help`` is not cut."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses a negative number where it would be taken for an option."""
+        if args and re.match(r"-\d", args[0]):
+            ctx.fail(f"{args[0]!r} is negative")
+        return super().parse_args(ctx, args)
 
     def get_short_help_str(self, limit: int = 0) -> str:
         """The first sentence of its help."""

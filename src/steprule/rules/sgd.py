@@ -28,7 +28,7 @@ class SGD(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, momentum_buffer: Value, *, step: Value, lr: float = 1e-3, momentum: float = 0.0,
+        param: Value, grad: Value, momentum_buffer: Value = None, *, step: Value, lr: float = 1e-3, momentum: float = 0.0,
         dampening: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
         grad = l2(grad, param, weight_decay)
@@ -56,7 +56,7 @@ class Signum(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, momentum_buffer: Value, *, lr: float = 1e-3, momentum: float = 0.9,
+        param: Value, grad: Value, momentum_buffer: Value = None, *, lr: float = 1e-3, momentum: float = 0.9,
         weight_decay: float = 0.0, nesterov: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
         mean = grad

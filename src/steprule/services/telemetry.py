@@ -204,7 +204,7 @@ class Telemetry:
             writer.add_scalar(f"{prefix}/{tag}", value, latest["step"])
 
     def picture(self, quantity: str = "update_to_weight") -> Figure:
-        """A heatmap of one quantity: a row for each parameter, a column for each step, colours on a log10 scale.
+        """A heatmap of one quantity: a row for each parameter, a column for each step, colors on a log10 scale.
 
         Blank are zero, what is not finite, and steps without a record of the parameter; hovering tells them apart.
 
@@ -232,16 +232,16 @@ class Telemetry:
         logs = np.log10(values, out=np.full(values.shape, np.nan), where=np.isfinite(values) & (values > 0))
         labels = [escape(name) for name in names]  # plotly reads them as HTML
         title = quantity.replace("_", " ") + " by parameter and step"
-        colours: dict[str, Any] = {"showscale": False}
+        colors: dict[str, Any] = {"showscale": False}
         if np.isfinite(logs).any():
             low, high, ticks = _scale(np.nanmin(logs), np.nanmax(logs))
-            colours = {"zmin": low, "zmax": high, "colorscale": "Viridis"}
-            colours["colorbar"] = {"tickvals": ticks, "ticktext": [f"{10.0**tick:.3g}" for tick in ticks.tolist()]}
+            colors = {"zmin": low, "zmax": high, "colorscale": "Viridis"}
+            colors["colorbar"] = {"tickvals": ticks, "ticktext": [f"{10.0**tick:.3g}" for tick in ticks.tolist()]}
         else:
             title += ": nowhere above zero and finite"
         where = "%{y}<br>step %{x}<br>" + quantity.replace("_", " ") + " %{hovertext}<extra></extra>"
         steps = [record.step for record in records]
-        figure = Figure(Heatmap(x=steps, y=labels, z=logs, hovertext=hover, hovertemplate=where, **colours))
+        figure = Figure(Heatmap(x=steps, y=labels, z=logs, hovertext=hover, hovertemplate=where, **colors))
         figure.update_layout(title={"text": title}, height=max(400, 180 + 18 * len(names)))
         # Names may look like numbers, and plotly takes neither labels nor a range from what is blank all over.
         for axis, known in ((figure.layout.xaxis, steps), (figure.layout.yaxis, labels)):
@@ -257,7 +257,7 @@ class Telemetry:
 
 
 def _scale(low: float, high: float) -> tuple[float, float, NDArray[np.float64]]:
-    """The ends of a colour scale for decimal logarithms and its ticks: whole decades, if it spans two or more."""
+    """The ends of a color scale for decimal logarithms and its ticks: whole decades, if it spans two or more."""
     high = min(high, 308.25)  # 10**high is to be a float
     if high - low >= 2:
         return low, high, np.arange(np.ceil(low), np.floor(high) + 1, max(1, round((high - low) / 6)))
