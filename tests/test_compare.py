@@ -224,7 +224,7 @@ def test_names_of_optimizers(text, optimizer):
 def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
     assert command("-t", "sinetask:task", f"sinetask.{name}:scale=0.5", "--steps", "1", "--seeds", "1").exit_code == 0
     assert saved(folder)["tasks"][0]["runs"][0]["lr"] == 0.05
-    with pytest.raises(UsageError, match="no hyperparameter 'scalee'; did you mean 'scale'"):
+    with pytest.raises(UsageError, match="takes no 'scalee'; did you mean 'scale'"):
         spec.parse(f"sinetask.{name}:scalee=0.5")
 
 

@@ -78,6 +78,8 @@ class Adagrad(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         sum: shape and dtype of the array; initial_accumulator_value at
@@ -139,6 +141,8 @@ class Adadelta(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         square_avg, acc_delta: shape and dtype of the array; 0 at first.
@@ -198,6 +202,8 @@ class Rprop(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -261,6 +267,8 @@ class AdamW(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -326,6 +334,8 @@ class Adam(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -396,6 +406,8 @@ class NAdam(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         mu_product: a float64 array of shape (); 1 at first.
@@ -459,6 +471,8 @@ class RAdam(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_avg_sq: shape and dtype of the array; 0 at first.
@@ -518,6 +532,8 @@ class Adamax(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_inf: shape and dtype of the array; 0 at first.
@@ -573,6 +589,8 @@ class SparseAdam(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -637,6 +655,8 @@ class RMSprop(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -708,6 +728,8 @@ class SGD(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         momentum_buffer: shape and dtype of the array; 0 at first; only with
@@ -773,6 +795,8 @@ class ASGD(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         eta: a float64 array of shape (); lr at first.
@@ -834,6 +858,8 @@ class MADGRAD(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -897,6 +923,8 @@ class AdamC(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -967,6 +995,8 @@ class AdaBelief(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_avg_var: shape and dtype of the array; 0 at first.
@@ -1033,6 +1063,8 @@ class Yogi(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_avg_sq: shape and dtype of the array;
@@ -1095,6 +1127,8 @@ class LaProp(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1160,6 +1194,8 @@ class ADOPT(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_avg_sq: shape and dtype of the array; 0 at first.
@@ -1222,6 +1258,8 @@ class AdEMAMix(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1287,6 +1325,8 @@ class Adan(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_avg_diff, exp_avg_sq, previous_grad: shape and dtype of
@@ -1347,6 +1387,8 @@ class StableAdamW(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_avg_sq: shape and dtype of the array; 0 at first.
@@ -1405,6 +1447,8 @@ class AdamAtan2(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1473,6 +1517,8 @@ class MARS(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_avg_sq, previous_grad: shape and dtype of the array; 0
@@ -1536,6 +1582,8 @@ class Grams(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg, exp_avg_sq: shape and dtype of the array; 0 at first.
@@ -1598,6 +1646,8 @@ class LARS(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         momentum_buffer: shape and dtype of the array; 0 at first.
@@ -1658,6 +1708,8 @@ class LAMB(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1720,6 +1772,8 @@ class NovoGrad(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1788,6 +1842,8 @@ class Prodigy(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1863,6 +1919,8 @@ class DAdaptAdam(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         d: a float64 array of shape (); d0 at first.
@@ -1926,6 +1984,8 @@ class DoG(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1991,6 +2051,8 @@ class ScheduleFreeSGD(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -2058,6 +2120,8 @@ class ScheduleFreeAdamW(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -2128,6 +2192,8 @@ class ScheduleFreeRAdam(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         lr_max, weight_sum: a float64 array of shape (); 0 at first.
@@ -2191,6 +2257,8 @@ class Signum(Optimizer):
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
 
+    A hyperparameter may be a function of the step, which counts from 1.
+
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         momentum_buffer: shape and dtype of the array; 0 at first; only with
@@ -2247,6 +2315,8 @@ class Lion(Optimizer):
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.

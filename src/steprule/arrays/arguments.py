@@ -88,6 +88,7 @@ def docstring(rule: type[Rule]) -> str:
     ]
     kept = {"step": "the number of steps so far, an int.", **states(rule, _KINDS)}
     args = arguments(rule, signature_of(rule), ARRAYS)
+    args += "\nA hyperparameter may be a function of the step, which counts from 1.\n"
     return class_docstring(rule, args, kept, "optimizer.state[index of the array]", example)
 
 
