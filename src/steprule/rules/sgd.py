@@ -72,7 +72,7 @@ class Signum(Rule):
 
 
 class Lion(Rule):
-    """The sign of a mean that the gradient enters more strongly than the one it keeps. Chen et al. 2023,
+    """The sign of a mix of momentum (beta1) and gradient; the momentum itself decays by beta2. Chen et al. 2023,
     arXiv:2302.06675, algorithm 2."""
 
     betas = Hyperparameter("decay rates of the average whose sign is taken and of the average that is kept", "[0, 1)")
