@@ -102,7 +102,7 @@ def test_amsgrads_maximum_and_what_it_is_the_maximum_of_are_exact(name):
         assert kept == ({largest, largest.removeprefix("max_")} if amsgrad else set())
         states = 2 + ("previous_grad" in rule.states)
         low, wide = (states - 1, 2) if amsgrad else (states, 0)
-        bytes_needed = need(rule, [(16, 10 * GROUP)], "float32", "float32", "8bit", None, {"amsgrad": amsgrad}, name)
+        bytes_needed = need(rule, [(16, 10 * GROUP)], "float32", "float32", "8bit", None, {"amsgrad": amsgrad})
         assert bytes_needed.state_bytes == 160 * GROUP * (low * (1 + 2 / GROUP) + 4 * wide)
 
 

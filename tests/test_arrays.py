@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import re
 
 import numpy as np
@@ -224,7 +225,16 @@ def test_bad_params():
     frozen = np.ones(3)
     frozen.flags.writeable = False
     refuses(TypeError, "params must be a list of arrays", lambda: arrays.Adam(w))
-    refuses(TypeError, "params[1] must be a NumPy array, not list", lambda: arrays.Adam([w, [1.0]]))
+    refuses(
+        TypeError,
+        "params[1] must be a NumPy array, not list: step changes it in place, so make one",
+        lambda: arrays.Adam([w, [1.0]]),
+    )
+    refuses(
+        TypeError,
+        "not int64: make it with .astype(numpy.float32)",
+        lambda: arrays.Adam([np.ones(2, np.int64)]),
+    )
     refuses(
         TypeError, "params[0] must hold float16, float32 or float64, not int64", lambda: arrays.Adam([np.ones(3, int)])
     )
@@ -251,9 +261,17 @@ def test_bad_settings():
     [
         ([np.ones(3)], "step got 1 gradients for 2 params"),
         ([np.ones(3), np.ones(3)], "grads[1] has shape (3,), its parameter (2,)"),
-        ([np.ones(3), np.ones(2, np.float32)], "grads[1] has dtype float32, its parameter float64"),
-        ([np.ones(3), [1.0, 1.0]], "grads[1] must be a NumPy array or None, not list"),
+        (
+            [np.ones(3), np.ones(2, complex)],
+            "grads[1] has dtype complex128 and must hold real numbers, such as float64",
+        ),
+        ([np.ones(3), [True, False]], "grads[1] has dtype bool and must hold real numbers"),
+        ([np.ones(3), ["1", "2"]], "grads[1] has dtype <U1 and must hold real numbers"),
+        ([np.ones(3), [[1.0], [1.0, 2.0]]], "grads[1] is a list that makes no array"),
+        ([np.ones(3), torch.ones(2)], "grads[1] must be a NumPy array, a list of numbers or None, not Tensor"),
+        (np.ones(3), "step got 3 gradients for 2 params: give a list of gradients, as in step([grad])"),
     ],
+    ids=["too few", "shape", "complex", "flags", "texts", "ragged", "tensor", "one array"],
 )
 def test_bad_gradients_change_nothing(grads, message):
     params = [np.ones(3), np.ones(2)]
@@ -516,3 +534,180 @@ def test_what_cannot_be_optimized_is_refused():
         arrays.Adam([])
     with pytest.raises(TypeError, match=r"Adam takes settings by name: lr=0\.001"):
         arrays.Adam([np.ones(2)], 1e-3)
+
+
+GRADS = {
+    "float64": np.array([0.1, -0.7, 3.0]),
+    "a list": [0.1, -0.7, 3.0],
+    "a tuple": (0.1, -0.7, 3.0),
+    "whole numbers": [1, -2, 3],
+    "an int64 array": np.array([1, -2, 3]),
+}
+
+
+@pytest.mark.parametrize("kind", GRADS)
+def test_gradients_of_other_numbers_are_converted(kind):
+    ours, expected = np.ones(3, np.float32), np.ones(3, np.float32)
+    arrays.Adam([ours], lr=0.1).step([GRADS[kind]])
+    arrays.Adam([expected], lr=0.1).step([np.asarray(GRADS[kind]).astype(np.float32)])
+    np.testing.assert_array_equal(ours, expected)
+    assert ours.dtype == np.float32
+
+
+def test_a_number_is_the_gradient_of_a_number():
+    param = np.array(2.0)
+    arrays.SGD([param], lr=0.5).step([1.0])
+    assert param == 1.5
+
+
+# Functions of the step
+
+
+def warmup(step):
+    return 0.1 * step
+
+
+def test_a_hyperparameter_may_be_a_function_of_the_step():
+    """It counts calls of step, also for an array that had no gradient before."""
+    a, b = np.zeros(1), np.zeros(1)
+    optimizer = arrays.SGD([a, b], lr=warmup)
+    optimizer.step([np.ones(1), None])
+    optimizer.step([np.ones(1), np.ones(1)])
+    np.testing.assert_allclose([a[0], b[0]], [-0.1 - 0.2, -0.2])
+    optimizer.settings["lr"] = 1.0
+    optimizer.step([None, np.ones(1)])
+    optimizer.settings["lr"] = lambda step: step
+    optimizer.step([None, np.ones(1)])
+    np.testing.assert_allclose(b, -0.2 - 1 - 4)
+
+
+def test_functions_give_the_same_bits_as_in_the_front_for_torch():
+    settings = {"lr": warmup, "betas": lambda step: (0.9, 1 - 0.1 / step), "weight_decay": 0.1}
+    params = make_params("float32")
+    peers = [torch.nn.Parameter(torch.tensor(p)) for p in params]
+    ours, its = arrays.AdamW(params, **settings), steprule.AdamW(peers, **settings)
+    for step in range(3):
+        grads = make_grads(params, step)
+        ours.step(grads)
+        for peer, grad in zip(peers, grads, strict=True):
+            peer.grad = torch.tensor(grad)
+        its.step()
+    for param, peer in zip(params, peers, strict=True):
+        np.testing.assert_array_equal(param, peer.detach().numpy())
+
+
+@pytest.mark.parametrize("saved", ["with calls", "by torch"])
+def test_a_function_goes_on_where_the_saved_one_was(saved):
+    param = np.ones(2)
+    optimizer = arrays.Adam([param], lr=warmup)
+    for _ in range(3):
+        optimizer.step([np.ones(2)])
+    state = optimizer.state_dict()
+    assert state["param_groups"][0]["lr"] == pytest.approx(0.4) and state["param_groups"][0]["calls"] == 3
+    if saved == "by torch":
+        del state["param_groups"][0]["calls"]
+    resumed = arrays.Adam([param.copy()], lr=warmup)
+    resumed.load_state_dict(state)
+    assert resumed.settings["lr"] is warmup
+    for one in (optimizer, resumed):
+        one.step([np.ones(2)])
+    np.testing.assert_array_equal(param, resumed.params[0])
+    state["param_groups"][0]["calls"] = "3"
+    refuses(ValueError, "calls='3' in state_dict must be a number of steps", lambda: resumed.load_state_dict(state))
+
+
+def test_a_function_that_fails_or_gives_nonsense_changes_nothing():
+    refuses(ValueError, "Invalid learning rate: -1", lambda: arrays.Adam([np.ones(1)], lr=lambda step: -1))
+    refuses(
+        ValueError,
+        "betas of ScheduleFreeAdamW cannot be a function of the step: ",
+        lambda: arrays.ScheduleFreeAdamW([np.ones(1)], betas=lambda step: (0.9, 0.99)),
+    )
+    param = np.ones(2)
+    optimizer = arrays.Adam([param], lr=lambda step: 0.1 if step < 2 else "much")
+    optimizer.step([np.ones(2)])
+    before = param.copy(), copy.deepcopy(optimizer.state)
+    refuses(TypeError, "lr must be a number, not 'much'", lambda: optimizer.step([np.ones(2)]))
+    np.testing.assert_array_equal(param, before[0])
+    assert repr(optimizer.state) == repr(before[1])
+
+
+# Options around the formula
+
+OPTIONS = {
+    "decay": {"decay": "independent", "weight_decay": 0.1},
+    "decay to the first weights": {"decay": "initial", "weight_decay": 0.1},
+    "cautious": {"cautious": True},
+    "cautious decay": {"cautious_decay": True, "weight_decay": 0.1},
+    "lookahead": {"lookahead": 2, "lookahead_alpha": lambda step: 0.5 + 0.1 / step},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_give_the_same_bits_as_in_the_front_for_torch(name):
+    params = make_params("float32")
+    peers = [torch.nn.Parameter(torch.tensor(p)) for p in params]
+    ours, its = arrays.AdamW(params, lr=0.1, **OPTIONS[name]), steprule.AdamW(peers, lr=0.1, **OPTIONS[name])
+    for step in range(5):
+        if step == 3:
+            ours, saved = pickle.loads(pickle.dumps(arrays.AdamW(params, **pickled(OPTIONS[name])))), ours.state_dict()
+            ours.params = params
+            ours.settings.update({key: value for key, value in OPTIONS[name].items() if callable(value)})
+            ours.load_state_dict(saved)
+        grads = make_grads(params, step)
+        ours.step(grads)
+        for peer, grad in zip(peers, grads, strict=True):
+            peer.grad = torch.tensor(grad)
+        its.step()
+    for param, peer in zip(params, peers, strict=True):
+        np.testing.assert_array_equal(param, peer.detach().numpy())
+
+
+def pickled(settings):
+    """Without functions that have no name."""
+    return {name: value for name, value in settings.items() if not callable(value)}
+
+
+def test_a_decoupled_flag_is_decay_to_options():
+    params = [np.full(3, 2.0), np.full(3, 2.0)]
+    arrays.Adam([params[0]], weight_decay=0.1, decoupled_weight_decay=True, cautious=True).step([np.ones(3)])
+    arrays.AdamW([params[1]], weight_decay=0.1, cautious=True).step([np.ones(3)])
+    np.testing.assert_array_equal(*params)
+
+
+BAD_OPTIONS = {
+    "no such decay": ({"decay": "l2"}, ValueError, "Invalid decay value: 'l2'"),
+    "a flag that is none": ({"cautious": "yes"}, TypeError, "cautious must be True or False, not 'yes'"),
+    "lookahead of half a step": ({"lookahead": 0.5}, ValueError, "Invalid lookahead value: 0.5"),
+    "misspelt": ({"cautius": True}, TypeError, "Adam got an unexpected argument 'cautius'; did you mean 'cautious'?"),
+    "a format": (
+        {"states": "8bit"},
+        TypeError,
+        "Adam takes no states: optimizers of arrays have no formats, services and",
+    ),
+    "a service": ({"clip": 1.0}, TypeError, "Adam takes no clip: optimizers of arrays have no formats, services and"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options(name):
+    settings, kind, message = BAD_OPTIONS[name]
+    refuses(kind, message, lambda: arrays.Adam([np.ones(1)], **settings))
+
+
+def test_options_that_are_changed_later_are_refused():
+    optimizer = arrays.Adam([np.ones(1)], lookahead=2)
+    with pytest.raises(AttributeError, match="an attribute cautious would do nothing: cautious is chosen when"):
+        optimizer.cautious = True
+    optimizer.settings["lookahead"] = 0
+    refuses(ValueError, "Invalid lookahead value: 0", lambda: optimizer.step([np.ones(1)]))
+
+
+def test_what_it_prints_of_itself():
+    assert repr(arrays.SGD([np.ones((2, 3)), np.ones(4)], lr=warmup, nesterov=True, momentum=0.5, cautious=True)) == (
+        "SGD(2 arrays of 10 elements, lr=warmup(step), momentum=0.5, dampening=0.0, weight_decay=0.0, nesterov=True, "
+        "cautious=True)"
+    )
+    shown = repr(arrays.Adam([np.ones(1)], lookahead=5))
+    assert shown.startswith("Adam(1 array of 1 element, lr=0.001, betas=(0.9, 0.999), ")
+    assert shown.endswith("lookahead=5, lookahead_alpha=0.5)")

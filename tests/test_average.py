@@ -688,7 +688,7 @@ def test_a_decay_that_makes_no_sense(decay):
 
 @pytest.mark.parametrize("average", [1.0, -0.1, float("nan")])
 def test_a_number_that_is_no_decay(average):
-    with pytest.raises(ValueError, match=f"Invalid average decay: {average!r}"):
+    with pytest.raises(ValueError, match=rf"average={average!r} must be in \[0, 1\)"):
         make(average=average)
 
 

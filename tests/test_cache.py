@@ -134,3 +134,15 @@ def test_kernels_of_another_machine_lie_apart(tmp_path):
     kernel, _ = step(tmp_path)
     other, _ = step(tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     assert other.name == kernel.name
+
+
+def test_a_rule_of_several_kernels_is_announced_once(monkeypatch, caplog):
+    from steprule.kernels import cache
+
+    monkeypatch.setattr(cache, "_announced", set())
+    for name in ("AdamW", "AdamW", "SGD"):
+        cache._announce(name)
+    assert [record.message.split(" for this")[0] for record in caplog.records] == [
+        "steprule: compiling AdamW",
+        "steprule: compiling SGD",
+    ]

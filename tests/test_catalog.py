@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 import torch
 
 pytest.importorskip("typer")
-pytest.importorskip("rich")
 
 from typer.testing import CliRunner
 
@@ -23,23 +23,23 @@ from steprule.rules import OWN, RULES
 TORCHS = ["sgd", "rmsprop", "adam", "adamw", "nadam", "radam", "adagrad", "adadelta", "adamax", "asgd", "rprop", "sparseadam"]  # fmt: skip
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "160"})
+def run(*arguments, columns=160):
+    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": str(columns)})
 
 
 def rows(output):
-    """The cells of each optimizer's first line, by its name, and all its lines."""
-    found = {}
-    for block in re.split("[├└┡]", output)[1:]:
-        lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in block.splitlines() if "│" in line]
-        if lines:
-            found[lines[0][0]] = [list(cells) for cells in zip(*lines, strict=True)]
+    """What the list says of each optimizer, by its name: bytes, whether torch has it, and the text."""
+    found, name = {}, ""
+    for line in output.split("\n\n")[1].splitlines()[2:]:
+        name = line[:18].strip() or name
+        kept, in_torch, text = line[18:24].strip(), line[24:32].strip(), line[32:]
+        found[name] = (kept, in_torch, text) if name not in found else (*found[name][:2], f"{found[name][2]} {text}")
     return found
 
 
 @pytest.fixture(scope="module")
 def listed():
-    result = run("list")
+    result = run("list", columns=80)
     assert result.exit_code == 0
     found = rows(result.output)
     assert list(found) == list(RULES) and f"{len(RULES)} of {len(RULES)} optimizers" in result.output
@@ -49,22 +49,44 @@ def listed():
 @pytest.mark.parametrize("name", OWN)
 def test_the_list_has_every_rule(listed, name):
     rule = RULES[name]
-    names, sizes, in_torch, needs, about = listed[name]
-    assert names[:2] == [name, rule.__name__]
-    assert [one for one in needs if one] == list(rule.needs)
-    text = " ".join(about)
-    assert summary(rule) in text and paper(rule) in text
-    assert re.search(r"[A-Z].* \d{4}", paper(rule)) and paper(rule) in " ".join(rule.__doc__.split())
-    for state in rule.tensor_states:
-        assert re.search(rf"\b{state}\b", text)
-    assert in_torch[0] == ("yes" if hasattr(torch.optim, rule.__name__) else "")
-    kept = need(rule, [(64, 64)], "float32", "float32", None, None, {}, name).state_bytes
-    assert float(sizes[0]) == kept / 64**2
+    size, in_torch, text = listed[name]
+    good_for = f" [{', '.join(rule.needs)}]" if rule.needs and not rule.sparse_only else ""
+    assert text.startswith(summary(rule).replace("``", "") + good_for)
+    assert in_torch == ("yes" if hasattr(torch.optim, rule.__name__) else "")
+    kept = need(rule, [(64, 64)], "float32", "float32", None, None, {}).state_bytes
+    assert float(size) == kept / 64**2
+
+
+def test_the_list_says_what_takes_nothing_else(listed):
+    assert listed["sparseadam"][2].endswith("[sparse only]") and listed["sgd"][2].endswith("memory, sparse]")
 
 
 def test_what_torch_has(listed):
-    assert [name for name in TORCHS if listed[name][2][0] != "yes"] == []
-    assert listed["lion"][2][0] == ""
+    assert [name for name in TORCHS if listed[name][1] != "yes"] == []
+    assert listed["lion"][1] == ""
+
+
+def test_the_list_as_json():
+    found = {one["name"]: one for one in json.loads(run("list", "--json").output)}
+    assert list(found) == list(RULES)
+    for name, rule in RULES.items():
+        one = found[name]
+        assert (one["class"], one["summary"], one["paper"]) == (rule.__name__, summary(rule), paper(rule))
+        assert re.search(r"[A-Z].* \d{4}", one["paper"]) and one["paper"] in " ".join((rule.__doc__ or "").split())
+        assert one["needs"] == list(rule.needs) and [*one["states"]] == [*rule.states]
+    assert found["adamw"]["states"]["max_exp_avg_sq"]["only_with"] == "amsgrad" and found["sparseadam"]["sparse_only"]
+    assert [one["name"] for one in json.loads(run("list", "--need", "noise", "--json").output)] == [
+        name for name, rule in RULES.items() if "noise" in rule.needs
+    ]
+
+
+@pytest.mark.parametrize("name", [None, *OWN])
+def test_80_columns_cut_nothing(name):
+    """Only formulas may be wider, which break nowhere."""
+    formula = [] if name is None else formula_text(RULES[name]).splitlines()
+    result = run(*(["list"] if name is None else ["show", name]), columns=80)
+    wide = [line for line in result.output.splitlines() if len(line) > 80 and line not in formula and "←" not in line]
+    assert result.exit_code == 0 and wide == [] and "…" not in result.output
 
 
 def test_needs():
@@ -99,14 +121,14 @@ def test_show_has_what_there_is_to_know(name):
     result = run("show", name)
     assert result.exit_code == 0
     assert formula_text(rule) in result.output and formula_latex(rule) not in result.output
+    said = " ".join(result.output.split())
     for key, value in rule.hyperparameters.items():
-        assert f"{key}={value!r}" in result.output and f"\n{key}: {rule.meanings[key].meaning}." in result.output
-    assert " ".join(rule.__doc__.split()) in " ".join(result.output.split())
-    assert rule.when in result.output and all(f"{one}: {NEEDS[one]}" in result.output for one in rule.needs)
+        assert f"  {key}={value!r} " in result.output and f"{rule.meanings[key].meaning}." in said
+    assert " ".join(rule.__doc__.split()) in said
+    assert rule.when in said and all(f"{one}: {NEEDS[one]}" in result.output for one in rule.needs)
     for state in rule.states:
-        (line,) = re.findall(rf"│ {state} +│.*", result.output)
-        cells = [cell.strip() for cell in line.strip("│").split("│")]
-        begins_at, kept, *sizes = cells[1:]
+        (line,) = re.findall(rf"^  {state}  .*", result.output, re.MULTILINE)
+        begins_at, kept, *sizes = re.split("  +", line.strip())[1:]
         assert begins_at == str(rule.states[state].begins or 0)
         assert kept == (f"with {rule.states[state].when}" if rule.states[state].when else "always")
         assert sizes[0] == ("4" if state in rule.tensor_states else "one number a tensor")
@@ -161,7 +183,7 @@ def test_names():
         ("adamww",): "steprule show: unknown optimizer 'adamww'; did you mean 'adamw'?",
         ("qqqq",): "unknown optimizer 'qqqq'; choose from adagrad, ",
         ("sgd", "--kernel", "tpu"): "--kernel 'tpu' must be cpu or gpu",
-        ("adamw:amsgard=True",): "adamw has no hyperparameter 'amsgard'; did you mean 'amsgrad'?",
+        ("adamw:amsgard=True",): "adamw takes no 'amsgard'; did you mean 'amsgrad'?",
         ("adamw:lr=-1",): "Invalid learning rate: -1",
         ("madgrad:cautious=True",): "computed anew from the first ones",
     }
@@ -171,14 +193,30 @@ def test_names():
 
 
 def test_show_takes_settings():
-    output = run("show", "AdamW:amsgrad=True,lr=0.5,decay='independent'").output
-    assert output.startswith("AdamW(params, lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=True)")
+    output = run("show", "AdamW:amsgrad=True,lr=0.5,decay='independent',states=8bit").output
+    assert "  lr=0.5 " in output and "  amsgrad=True " in output and "  decay='independent' " in output
     assert "With amsgrad" not in output and "lr·weight_decay" not in output
     assert "max_exp_avg_sq_at" in run("show", "adamw:amsgrad=True", "--kernel", "cpu").output
+    assert re.search(r"^  state +begins at +kept +8bit\n  exp_avg +0 +always +1.02$", output, re.MULTILINE)
+    assert "it takes weights, seed, clip, " in output and "takes states" not in output
+    assert "it takes states, weights, seed, clip, " in run("show", "adamw").output
+
+
+def test_show_as_json():
+    found = json.loads(run("show", "prodigy:lookahead=5", "--json").output)
+    assert found["formula"].startswith("u = (d/d0)") and found["hyperparameters"]["growth_rate"]["value"] == "inf"
+    assert found["options"] == {"lookahead": 5} and "slow_param" in found["states"]
+    assert found["states"]["s"] == {
+        "begins_at": 0, "only_with": None, "bytes_an_element": {"float32": 4, "bfloat16": 4, "8bit": 4},
+    }  # fmt: skip
+    assert json.loads(run("show", "muon", "--json").output)["class"] == "Muon"
+    result = run("show", "adamw", "--json", "--kernel", "cpu")
+    assert result.exit_code == 2 and "--json and --kernel do not go together" in result.output
 
 
 def test_torchs_own_are_named_in_a_line():
     found = CliRunner().invoke(app, ["list"]).output
-    assert "as torch.optim has them: adafactor, lbfgs, muon" in " ".join(found.split())
-    shown = CliRunner().invoke(app, ["show", "Muon"])
-    assert shown.exit_code == 0 and len(shown.output.splitlines()) == 1 and "help(steprule.Muon)" in shown.output
+    assert "torch.optim's own are in steprule too: adafactor, lbfgs, muon" in " ".join(found.split())
+    shown = run("show", "Muon")
+    said = " ".join(shown.output.split())
+    assert shown.exit_code == 0 and "one number an element (momentum_buffer)" in said and "help(steprule.Muon)" in said

@@ -224,7 +224,7 @@ def test_names_of_optimizers(text, optimizer):
 def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
     assert command("-t", "sinetask:task", f"sinetask.{name}:scale=0.5", "--steps", "1", "--seeds", "1").exit_code == 0
     assert saved(folder)["tasks"][0]["runs"][0]["lr"] == 0.05
-    with pytest.raises(UsageError, match="no hyperparameter 'scalee'; did you mean 'scale'"):
+    with pytest.raises(UsageError, match="takes no 'scalee'; did you mean 'scale'"):
         spec.parse(f"sinetask.{name}:scalee=0.5")
 
 
@@ -243,7 +243,7 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
         (["adam:lr"], "optimizer 'adam:lr': 'lr' must look like lr=0.001"),
         (["adam:lr=1,,eps=1"], "optimizer 'adam:lr=1,,eps=1': '' must look like"),
         (["adam:lr=1,lr=2"], "optimizer 'adam:lr=1,lr=2': lr is given twice"),
-        (["adam:lrr=1"], "optimizer 'adam:lrr=1': adam has no hyperparameter 'lrr'; did you mean 'lr'?"),
+        (["adam:lrr=1"], "optimizer 'adam:lrr=1': adam takes no 'lrr'; did you mean 'lr'?"),
         (["adam:lr=fast"], "lr=fast is not a number"),
         (["adam:amsgrad=true"], "amsgrad=true is not a number, True, False, None, a quoted string or a tuple; did you"),
         (["adam:betas=(0.9,0.95"], "betas=(0.9,0.95 is not a number"),

@@ -47,7 +47,7 @@ def test_weights_bring_the_model_to_bfloat16():
         ("adamw:weights=stochastics", "did you mean 'stochastic'"),
         ("adamw:dtype=int8", "dtype=int8"),
         ("adamw:nonfinite=skipp", "did you mean 'skip'"),
-        ("torch.AdamW:states=8bit", "no hyperparameter 'states'"),
+        ("torch.AdamW:states=8bit", "takes no 'states'"),
     ],
 )
 def test_what_is_no_format_is_refused(text, message):

@@ -142,7 +142,9 @@ def test_a_shared_parameter_is_trained_once_and_by_its_first_name():
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert "tokens.weight" in names and "head.weight" not in names
     assert len(names) == len(set(names)) == len(list(model.parameters()))
-    with pytest.raises(ValueError, match=r"groups\[0\]: 'head.\*' matches no parameter; shared ones go by their first"):
+    with pytest.raises(
+        ValueError, match=r"groups\[0\]: 'head.\*' matches no parameter; names are those of model.named_p"
+    ):
         parameter_groups(model, groups=[("head.*", {"lr": 1.0})])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import types
 
@@ -30,13 +32,12 @@ def test_the_table_is_what_optimizers_really_keep(name, dtype, monkeypatch):
     monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
     rule = OWN[name]
     settings = {"momentum": 0.9} if name == "sgd" else {}
-    ((_, rows),) = table(SHAPES, dtype, dtype, [name])
+    rows = table(name, SHAPES, dtype, dtype)
     assert len(rows) == (2 + 12 if dtype == "bfloat16" else 1 + 3)
     for row in rows:
-        whose, _, kept = row.optimizer.partition(", ")
-        module = torch.optim if whose.startswith("torch") else steprule
-        options = settings if kept else {**settings, "states": row.states, "weights": row.weights}
-        params = [torch.nn.Parameter(torch.ones(s, dtype=getattr(torch, kept or dtype))) for s in SHAPES]
+        module = torch.optim if row.is_without and hasattr(torch.optim, rule.__name__) else steprule
+        options = settings if row.is_without else {**settings, "states": row.states, "weights": row.weights}
+        params = [torch.nn.Parameter(torch.ones(s, dtype=getattr(torch, row.dtype))) for s in SHAPES]
         optimizer = getattr(module, rule.__name__)(params, **options)
         for p in params:
             p.grad = torch.ones_like(p)
@@ -55,7 +56,7 @@ def test_gpt2_small_fits_in_7_and_6_bytes_a_parameter():
 
     shapes = gpt2_small()
     count = sum(torch.Size(s).numel() for s in shapes)
-    ((_, rows),) = table(shapes, "bfloat16", "bfloat16", ["adamw"])
+    rows = table("adamw", shapes, "bfloat16", "bfloat16")
     totals = {(row.states, row.weights): row.total / count for row in rows if row.states}
     assert totals["8bit", "24bit"] <= 7.2
     assert totals["8bit", "stochastic"] <= 6.2
@@ -63,7 +64,16 @@ def test_gpt2_small_fits_in_7_and_6_bytes_a_parameter():
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("124M", 124_000_000), ("7B", 7 * 10**9), ("1_000", 1000), ("1.5k", 1500), ("7", 7), ("x", None)],
+    [
+        ("124M", 124_000_000),
+        ("1e9", 10**9),
+        ("2.5e3", 2500),
+        ("7B", 7 * 10**9),
+        ("1_000", 1000),
+        ("1.5k", 1500),
+        ("7", 7),
+        ("x", None),
+    ],
 )
 def test_counts(text, count):
     assert parameter_count(text) == count
@@ -81,18 +91,74 @@ def test_a_model_of_ones_own_takes_no_memory(monkeypatch):
     module.nothing = lambda: 3
     monkeypatch.setitem(sys.modules, "my_models", module)
     result = run("my_models:big", "adamw")
-    assert result.exit_code == 0 and "1,000,000,000,000 parameters" in result.output and "16.00 TB" in result.output
-    assert "torch.optim.AdamW" in result.output and "8bit" in result.output
+    assert result.exit_code == 0 and "1,000,000,000,000 elements" in result.output and "16.00 TB" in result.output
     bad = {
         "my_models:bigg": "did you mean 'big'", "my_models:nothing": "returned int", "no_such:thing": "no_such",
-        "what": "must be a number of parameters", "0": "no number",
+        "-1B": "'-1B' is negative", "what": "must be a number of parameters", "0": "'0' must be a number of parameters, at least 1",
     }  # fmt: skip
     for text, message in bad.items():
         result = run(text)
         assert result.exit_code == 2 and message in result.output, text
     assert "did you mean 'adamw'" in run("1M", "adamww").output
     assert "--dtype 'int8'" in run("1M", "--dtype", "int8").output
+    assert "--grad-dtype 'int8'" in run("1M", "--grad-dtype", "int8").output
     assert "24bit" in run("7B", "adamw").output and "24bit" not in run("7B", "--dtype", "float32").output
+
+
+def cells(output):
+    """The rows of the table: mark, dtype, states, weights and all bytes an element."""
+    rows = [line for line in output.splitlines() if re.match(r"[>* ] \w+ .*B$", line)]
+    return [(line[:1], *line[2:].split()[:3], line.split()[-3]) for line in rows]
+
+
+@pytest.mark.parametrize("name", [*OWN])
+def test_an_optimizer_has_few_rows_that_all_differ(name):
+    output = run("7B", name).output
+    rows = cells(output)
+    assert 3 <= len(rows) <= 6 and len({(row[1], row[-1]) for row in rows}) == len(rows)
+    assert [row[0] for row in rows].count(">") == 1 and [row[0] for row in rows].count("*") == 1
+    assert all(len(line) <= 80 for line in output.splitlines()) and "…" not in output
+    for kept in ("7B --dtype float32", "7B --dtype float16 --grad-dtype float32"):
+        assert all(len(line) <= 80 for line in run(*kept.split(), name).output.splitlines())
+
+
+def test_the_rows_of_adamw():
+    assert cells(run("7B", "adamw").output) == [
+        (" ", "float32", "-", "-", "16"),
+        ("*", "bfloat16", "-", "-", "8"),
+        (" ", "bfloat16", "float32", "32bit", "14"),
+        (" ", "bfloat16", "bfloat16", "24bit", "9"),
+        (">", "bfloat16", "8bit", "24bit", "7.03"),
+        (" ", "bfloat16", "8bit", "stochastic", "6.03"),
+    ]
+    assert "choose this first: states='8bit', weights='24bit'" in run("7B", "adamw").output
+    assert cells(run("7B", "dog", "--dtype", "float32").output) == [(" ", "float32", "-", "-", "12")]
+
+
+@pytest.mark.parametrize(("dtype", "part"), [("bfloat16", 512), ("float16", 4096)])
+def test_what_is_marked_loses_updates(dtype, part):
+    """It says below which part of a weight an update is lost: for every weight, and not below twice that for all."""
+    assert f"an update below 1/{part} of its" in run("7B", "adamw", "--dtype", dtype).output
+    weights = torch.linspace(1, 3.99, 1000).to(getattr(torch, dtype))
+    assert torch.equal((weights.double() * (1 + 0.99 / part)).to(weights.dtype), weights)
+    assert not torch.equal((weights.double() * (1 + 1.5 / part)).to(weights.dtype), weights)
+
+
+def test_json_has_every_combination():
+    found = json.loads(run("1e6", "adamw", "--json").output)
+    assert (found["elements"], found["dtype"], found["grad_dtype"]) == (10**6, "bfloat16", "bfloat16")
+    assert len(found["rows"]) == 14
+    (best,) = [row for row in found["rows"] if row["is_recommended"]]
+    assert (best["states"], best["weights"], best["loses_updates"]) == ("8bit", "24bit", False)
+    assert best["total_bytes"] == best["weight_bytes"] + best["grad_bytes"] + best["state_bytes"]
+    assert best["bytes_an_element"] == best["total_bytes"] / 10**6
+
+
+def test_the_dtype_of_gradients_goes_by_its_old_name_too():
+    new = run("1M", "adamw", "--grad-dtype", "float32").output
+    assert run("1M", "adamw", "--grads", "float32").output == new and "gradients float32" in new
+    shown = run("--help").output
+    assert "--grad-dtype" in shown and "--grads" not in shown
 
 
 def test_names_are_those_of_the_other_commands():

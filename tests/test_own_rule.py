@@ -315,8 +315,17 @@ def test_a_formula_that_uses_a_state_which_is_not_there_is_told_which(case, fron
 
 
 def test_none_that_is_no_states_is_told_as_ever():
-    with pytest.raises(steprule.RuleError, match="a rule computes with None, which an elementwise formula cannot"):
+    with pytest.raises(steprule.RuleError, match="a rule computes with None, which an elementwise formula cannot do"):
         Optimizer.of(absent("grad = grad + None"))([torch.ones(2)], momentum=0.9)
+
+
+@pytest.mark.parametrize("call", ["torch.norm(grad)", "np.mean(grad)", "np.linalg.norm(grad)", "torch.unique(grad)"])
+def test_what_a_library_does_with_a_symbol_is_told_with_the_rules_line(call):
+    names = {"torch": torch, "np": np}
+    text = f"def update(param, grad, *, lr=0.1):\n    return param - lr * {call}"
+    exec(compile(text, "my_rule.py", "exec"), names)
+    with pytest.raises(steprule.RuleError, match=r"cannot do \(my_rule.py:2, in update\)"):
+        Optimizer.of(type("Mine", (steprule.Rule,), {"update": names["update"]}))([torch.ones(2)])
 
 
 @pytest.mark.parametrize("states", ["", ", m, n"], ids=["no state", "two states"])

@@ -46,7 +46,7 @@ parse("halving:lr=0.5")
 from typer.testing import CliRunner
 from steprule.cli import app
 
-assert "Halving" in CliRunner().invoke(app, ["list"]).output
+assert "\\nhalving " in CliRunner().invoke(app, ["list"]).output
 assert "Nobody 2026" in CliRunner().invoke(app, ["show", "halving"]).output
 """
 

@@ -480,7 +480,10 @@ def test_copies_keep_their_own_records(how):
 def test_a_number_of_steps_that_makes_no_sense(telemetry):
     with pytest.raises(ValueError) as error:
         make(telemetry=telemetry)
-    assert str(error.value) == f"Invalid every value: {telemetry!r}; it must be an int of 1 or more"
+    assert str(error.value) == (
+        f"telemetry={telemetry!r} must be an int of 1 or more (gather every so many steps), a steprule.services.Telemetry, "
+        "or None"
+    )
 
 
 def test_it_is_for_the_whole_optimizer():

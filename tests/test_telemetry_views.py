@@ -94,6 +94,33 @@ def test_the_table_has_names_and_numbers():
     ]
 
 
+@pytest.mark.parametrize("columns", [200, 80, 60, 50])
+def test_a_narrow_table_cuts_no_name_and_no_number(columns):
+    pytest.importorskip("rich")
+    from rich.console import Console
+
+    names = ["blocks.11.self_attn.in_proj_weight", "head.bias"]
+    telemetry = Telemetry()
+    telemetry.add(7, names, SIZES, SUMS, 2, 1)
+    console = Console(width=columns)
+    with console.capture() as capture:
+        console.print(telemetry.table())
+    output = capture.get()
+    rows = [line.split() for line in output.splitlines() if line.split()[:1] in ([names[0]], [names[1]], ["total"])]
+    assert [row[0] for row in rows] == [*names, "total"] and "…" not in output
+    numbers = [f"{value:.3g}" for value in TOTAL.values()]
+    count = len(rows[0]) - 1
+    assert 1 <= count <= 8 and rows[2][1:] == numbers[:count]
+    said = " ".join(output.split()).partition("not shown, for want of room: ")[2]
+    assert said == ", ".join(QUANTITIES[count:]) and (count == 8) == (columns == 200)
+
+
+def test_what_it_prints_of_itself():
+    assert repr(Telemetry(every=2)) == "Telemetry(every=2, keep=1000)"
+    with pytest.raises(ValueError, match="keep=0 must be an int of 1 or more"):
+        Telemetry(keep=0)
+
+
 class Writer:
     def __init__(self):
         self.scalars = {}
@@ -192,7 +219,7 @@ def test_colours_where_little_or_nothing_is_to_be_seen():
 def test_arguments_that_make_no_sense(name, value):
     with pytest.raises(ValueError) as error:
         Telemetry(**{name: value})
-    assert str(error.value) == f"Invalid {name} value: {value!r}; it must be an int of 1 or more"
+    assert str(error.value) == f"{name}={value!r} must be an int of 1 or more"
 
 
 @pytest.mark.parametrize(

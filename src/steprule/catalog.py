@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from steprule.docstrings import words_of
+from steprule.docstrings import OPTIONS, option, words_of
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
 from steprule.names import did_you_mean
 from steprule.registry import TORCHS_OWN
@@ -80,8 +83,16 @@ def state_bytes(rule: type[Rule], state: str, states: str) -> float:
     return bytes_of(kind, _SHAPE) / math.prod(_SHAPE)
 
 
-def settled(text: str) -> tuple[type[Rule], Mapping[str, Any]]:
-    """A rule with the options around its formula, and a value for each hyperparameter.
+class Settled(NamedTuple):
+    """A rule with the options around its formula, a value for each hyperparameter, and the options that were given."""
+
+    rule: type[Rule]
+    hyper: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+def settled(text: str) -> Settled:
+    """What a text stands for.
 
     Args:
         text: a name as for `find`, and after a colon settings as `steprule compare` has them: "adamw:amsgrad=True".
@@ -92,13 +103,16 @@ def settled(text: str) -> tuple[type[Rule], Mapping[str, Any]]:
     name, colon, settings = text.partition(":")
     rule = find(name)
     if not colon:
-        return rule, rule.hyperparameters
+        return Settled(rule, rule.hyperparameters, {})
     import torch
 
     from steprule.compare.spec import check, parse
 
-    optimizer: Any = check(parse(f"{rule.__name__.lower()}:{settings}"), torch.nn.Linear(1, 1))
-    return optimizer.rule, {name: optimizer.param_groups[0][name] for name in optimizer.rule.hyperparameters}
+    spec = parse(f"{rule.__name__.lower()}:{settings}")
+    optimizer: Any = check(spec, torch.nn.Linear(1, 1))
+    hyper = {name: optimizer.param_groups[0][name] for name in optimizer.rule.hyperparameters}
+    options = {name: value for name, value in spec.settings if name not in rule.hyperparameters}
+    return Settled(optimizer.rule, hyper, options)
 
 
 def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None = None) -> str:
@@ -126,71 +140,133 @@ def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None =
     return "\n\n".join(write(title, one, formats).text for one in (*formula.readings, formula.last))
 
 
-def print_list(needs: Sequence[str] = ()) -> None:
-    """Prints a table of the rules.
+def listed(rule: type[Rule]) -> dict[str, Any]:
+    """What ``steprule list`` says of a rule."""
+    import torch
+
+    kept = [state for state in rule.states_for(rule.hyperparameters) if state in rule.tensor_states]
+    return {
+        "name": rule.__name__.lower(),
+        "class": rule.__name__,
+        "summary": summary(rule),
+        "paper": paper(rule),
+        "bytes_an_element": sum(state_bytes(rule, state, "float32") for state in kept),
+        "in_torch": hasattr(torch.optim, rule.__name__),
+        "needs": list(rule.needs),
+        "sparse_only": rule.sparse_only,
+        "states": _states(rule),
+    }
+
+
+def _states(rule: type[Rule]) -> dict[str, dict[str, Any]]:
+    """What there is to say of a rule's states; one that is a number a tensor has no bytes an element."""
+    sizes = {name: {kind: state_bytes(rule, name, kind) for kind in STATE_FORMATS} for name in rule.tensor_states}
+    return {
+        name: {"begins_at": state.begins or 0, "only_with": state.when or None, "bytes_an_element": sizes.get(name)}
+        for name, state in rule.states.items()
+    }
+
+
+def print_list(needs: Sequence[str] = (), as_json: bool = False) -> None:
+    """Prints a line or two for each rule, or all that is known as JSON.
 
     Args:
         needs: only rules that are good for all of these, keys of `steprule.rule.NEEDS`.
+        as_json: print JSON.
 
     Raises:
         ValueError: one is unknown.
     """
-    import torch
-    from rich.console import Console
-    from rich.table import Table
-
     for need in needs:
         if need not in NEEDS:
             raise ValueError(f"--need {need!r} is unknown{_nearest(need, NEEDS)}")
-    chosen = {name: rule for name, rule in RULES.items() if set(needs) <= set(rule.needs)}
-    output = Table(title=f"{len(chosen)} of {len(RULES)} optimizers", title_justify="left", show_lines=True)
-    output.add_column("name\nclass", no_wrap=True)
-    output.add_column("bytes an\nelement", justify="right")
-    output.add_column("in\ntorch")
-    output.add_column("good for", no_wrap=True)
-    output.add_column("what it is\npaper\nstates", overflow="fold")
-    for name, rule in chosen.items():
-        kept = [state for state in rule.states_for(rule.hyperparameters) if state in rule.tensor_states]
-        optional = [f"({state})" for state in rule.tensor_states if state not in kept]
-        count = sum(state_bytes(rule, state, "float32") for state in kept)
-        is_torchs = "yes" if hasattr(torch.optim, rule.__name__) else ""
-        lines = [summary(rule), paper(rule), ", ".join(kept + optional)]
-        output.add_row(
-            f"{name}\n{rule.__name__}", f"{count:g}", is_torchs, "\n".join(rule.needs), "\n".join(filter(None, lines))
-        )
-    console = Console()
-    console.print(output)
-    console.print(f"There too, as torch.optim has them: {', '.join(TORCHS_OWN)}.")
-    console.print("Bytes are those of float32 states; states in parentheses are only there with other settings.")
+    chosen = [listed(rule) for rule in RULES.values() if set(needs) <= set(rule.needs)]
+    if as_json:
+        print(json.dumps(chosen, indent=2))
+        return
+    row = "{:18}{:>6}  {:6}{}".format
+    print(f"{len(chosen)} of {len(RULES)} optimizers\n\n{row('', 'bytes', 'in', '')}".rstrip())
+    print(row("name", "kept", "torch", "what it is [and is good for]"))
+    for one in chosen:
+        good_for = [f"{need} only" if need == "sparse" and one["sparse_only"] else need for need in one["needs"]]
+        about = one["summary"].replace("``", "") + (f" [{', '.join(good_for)}]" if good_for else "")
+        lines = textwrap.wrap(about, _width() - len(row("", "", "", "")), break_on_hyphens=False)
+        print(row(one["name"], f"{one['bytes_an_element']:g}", "yes" if one["in_torch"] else "", lines[0]))
+        for line in lines[1:]:
+            print(row("", "", "", line))
+    print()
+    _tell("Bytes kept are those of the float32 states for each element.")
+    _tell("steprule show NAME has the formula, paper, states and settings. For what an optimizer is good for, --need:")
+    for need, meaning in NEEDS.items():
+        print(f"  {need:12} {meaning}")
+    _tell(f"torch.optim's own are in steprule too: {', '.join(TORCHS_OWN)}.")
 
 
-def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> None:
+def shown(name: str) -> dict[str, Any]:
+    """What ``steprule show`` says of an optimizer, for machines.
+
+    Args:
+        name: as for `settled`.
+
+    Raises:
+        ValueError: name is unknown, or a setting.
+    """
+    from steprule.formula import formula_latex, formula_text
+
+    if name.lower() in TORCHS_OWN:
+        return {"name": name.lower(), "class": TORCHS_OWN[name.lower()], "summary": told_of_torchs(name.lower())}
+    rule, hyper, options = settled(name)
+    return {
+        **listed(RULES[rule.__name__.lower()]),
+        "about": inspect.cleandoc(rule.__doc__ or ""),
+        "when": rule.when,
+        "hyperparameters": {
+            key: {"value": _plain(value), "meaning": words_of(rule, key)} for key, value in hyper.items()
+        },
+        "options": dict(options),
+        "formula": formula_text(rule, hyper),
+        "latex": formula_latex(rule, hyper),
+        "states": _states(rule),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can have it, which knows no infinity."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_rule(name: str, latex: bool = False, kernel: str | None = None, as_json: bool = False) -> None:
     """Prints what there is to know about a rule, or its kernel.
 
     Args:
         name: as for `settled`.
         latex: print the formula as LaTeX.
         kernel: "cpu" or "gpu" to print the source of that kernel and nothing else.
+        as_json: print all of it as JSON.
 
     Raises:
         ValueError: name or kernel is unknown, or a setting.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from steprule.formula import formula_latex, formula_text
 
-    if name.lower() in TORCHS_OWN and kernel is None:
-        print(told_of_torchs(name.lower()))
+    if as_json and kernel is not None:
+        raise ValueError("--json and --kernel do not go together: a kernel is printed as it is")
+    if as_json:
+        print(json.dumps(shown(name), indent=2))
         return
-    rule, hyper = settled(name)
+    if name.lower() in TORCHS_OWN and kernel is None:
+        _tell(told_of_torchs(name.lower()))
+        return
+    rule, hyper, options = settled(name)
     if kernel is not None:
         print(kernel_text(rule, kernel, hyper))
         return
+    print(f"{rule.__name__.lower()}: steprule.{rule.__name__}, steprule.arrays.{rule.__name__}\n")
+    for paragraph in inspect.cleandoc(rule.__doc__ or "").split("\n\n"):
+        print(paragraph if "\n " in paragraph else textwrap.fill(paragraph, _width()), end="\n\n")
+    _print_settings(rule, hyper, options)
     write = formula_latex if latex else formula_text
-    settings = ", ".join(f"{key}={value!r}" for key, value in hyper.items())
-    meanings = "\n".join(f"{key}: {words_of(rule, key)}" for key in hyper)
-    parts = [f"{rule.__name__}(params, {settings})", inspect.cleandoc(rule.__doc__ or ""), meanings, write(rule, hyper)]
+    parts = [write(rule, hyper)]
     for condition in dict.fromkeys(state.when for state in rule.states.values()):
         if condition and not hyper[condition]:
             value = True if isinstance(rule.hyperparameters[condition], bool) else 0.9
@@ -198,22 +274,61 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None) -> Non
     if not latex:
         parts.append("A state with a prime has its new value.")
     print(*parts, sep="\n\n", end="\n\n")
-    title = "States, and their bytes an element in three formats" if rule.states else "No states"
-    output = Table(title=title, title_justify="left")
-    for heading in ("state", "begins at", "kept"):
-        output.add_column(heading)
-    for heading in STATE_FORMATS:
-        output.add_column(heading, justify="right")
-    for state, said in rule.states.items():
-        sizes = ["one number a tensor"]
-        if state in rule.tensor_states:
-            sizes = [f"{state_bytes(rule, state, kind):.3g}" for kind in STATE_FORMATS]
-        output.add_row(state, str(said.begins or 0), f"with {said.when}" if said.when else "always", *sizes)
-    Console().print(output)
+    _print_states(rule, options.get("states"))
     for need in rule.needs:
         print(f"{need}: {NEEDS[need]}")
     if rule.when:
-        print(f"\nWhen: {rule.when}")
+        print()
+        _tell(f"When: {rule.when}")
+
+
+def _print_settings(rule: type[Rule], hyper: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Prints hyperparameters with their values and meanings, and options."""
+    from steprule.optimizer.arguments import ALL_OPTIONS
+
+    texts = {f"{name}={value!r}": words_of(rule, name) for name, value in hyper.items()}
+    texts |= {
+        f"{name}={value!r}": option(name) for name, value in options.items() if name in OPTIONS and name not in hyper
+    }
+    texts |= {f"{name}={value!r}": "" for name, value in options.items() if name not in OPTIONS and name not in hyper}
+    wide = max(map(len, texts), default=0) + 4
+    for setting, meaning in texts.items():
+        first = f"  {setting}".ljust(wide)
+        print(textwrap.fill(meaning, _width(), initial_indent=first, subsequent_indent=" " * wide) or first.rstrip())
+    others = ", ".join(name for name in ALL_OPTIONS if name not in options)
+    print()
+    _tell(f"As every optimizer it takes {others} as well: help(steprule.Optimizer) explains them.")
+    print()
+
+
+def _print_states(rule: type[Rule], states: str | None) -> None:
+    """Prints the states and what they take: in the format that is given, or in each."""
+    kinds = [states] if states else [*STATE_FORMATS]
+    if not rule.states:
+        print("No states")
+        return
+    print(f"States, and their bytes an element{f' with states={states!r}' if states else ' in each format'}:\n")
+    rows = [("state", "begins at", "kept", *kinds)]
+    for name, said in _states(rule).items():
+        sizes = said["bytes_an_element"]
+        numbers = ["one number a tensor"] if sizes is None else [f"{sizes[kind]:.3g}" for kind in kinds]
+        kept = f"with {said['only_with']}" if said["only_with"] else "always"
+        rows.append((name, str(said["begins_at"]), kept, *numbers))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        firsts = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        print("  " + "  ".join([*firsts, *(cell.rjust(max(map(len, kinds))) for cell in row[3:])]))
+    print()
+
+
+def _width() -> int:
+    """Of lines of text: the terminal's, but no narrower than 60 columns and no wider than 100."""
+    return min(max(shutil.get_terminal_size().columns, 60), 100)
+
+
+def _tell(text: str) -> None:
+    """Prints a paragraph."""
+    print(textwrap.fill(text, _width(), break_on_hyphens=False))
 
 
 def _nearest(word: str, choices: Iterable[str]) -> str:

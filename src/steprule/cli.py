@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 
 def _need(*modules: str) -> None:
@@ -35,6 +36,12 @@ app = typer.Typer(
 class Command(TyperCommand):
     """A command whose line in ``steprule --help`` is not cut."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses a negative number where it would be taken for an option."""
+        if args and re.match(r"-\d", args[0]):
+            ctx.fail(f"{args[0]!r} is negative")
+        return super().parse_args(ctx, args)
+
     def get_short_help_str(self, limit: int = 0) -> str:
         """The first sentence of its help."""
         return super().get_short_help_str(1000)
@@ -46,13 +53,16 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_JSON = typer.Option("--json", help="Print JSON, with all that is known.")
+
+
 @app.callback()
 def steprule(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Every optimizer written once, as the formula in the paper, and run in one pass."""
+    """Optimizers for torch and NumPy, each written as its paper's formula and compiled to one pass."""
 
 
 @app.command(cls=Command)
@@ -100,7 +110,7 @@ def compare(
         typer.Option(min=1, help="torch's threads. The tasks that ship gain little from more than one."),
     ] = 1,
 ) -> None:
-    """Train real models with several optimizers and see which reaches the target first."""
+    """Compare optimizers on real tasks: which reaches the target first."""
     _need("rich", "plotly", "sklearn")
     from steprule.compare.command import compare as run
     from steprule.compare.errors import UsageError
@@ -133,14 +143,17 @@ def memory(
         str | None,
         typer.Option(show_default="the model's, or bfloat16", help="Of the weights: float32, bfloat16 or float16."),
     ] = None,
-    grads: Annotated[str | None, typer.Option(show_default="as the weights", help="Dtype of the gradients.")] = None,
+    grad_dtype: Annotated[
+        str | None, typer.Option(show_default="the weights'", help="Of the gradients: one of the same.")
+    ] = None,
+    grads: Annotated[str | None, typer.Option(hidden=True, help="What --grad-dtype was called.")] = None,
+    as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """What weights, gradients and states need, for each optimizer and format, next to torch.optim's."""
-    _need("rich")
+    """Show how much memory training needs, for each optimizer and format."""
     from steprule.memory import show
 
     try:
-        show(model, dtype, grads, optimizers or [])
+        show(model, dtype, grad_dtype or grads, optimizers or [], as_json)
     except ValueError as error:
         typer.echo(f"steprule memory: {error}", err=True)
         raise typer.Exit(2) from None
@@ -155,13 +168,13 @@ def list_optimizers(
             help=f"Only optimizers that are good for this: {', '.join(NEEDS)}. May be given several times, for all.",
         ),
     ] = None,
+    as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Every optimizer: its paper, its states, what they take, and what it is good for."""
-    _need("rich")
+    """List optimizers: what each is, what it keeps and what it is good for."""
     from steprule.catalog import print_list
 
     try:
-        print_list(need or [])
+        print_list(need or [], as_json)
     except ValueError as error:
         typer.echo(f"steprule list: {error}", err=True)
         raise typer.Exit(2) from None
@@ -176,13 +189,13 @@ def show(
     kernel: Annotated[
         str | None, typer.Option(metavar="cpu|gpu", help="Print the source of this kernel and nothing else.")
     ] = None,
+    as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """An optimizer's formula, paper, states, hyperparameters and when to use it."""
-    _need("rich")
+    """Show an optimizer's formula, paper, settings, states and when to use it."""
     from steprule.catalog import print_rule
 
     try:
-        print_rule(optimizer, latex, kernel)
+        print_rule(optimizer, latex, kernel, as_json)
     except ValueError as error:
         typer.echo(f"steprule show: {error}", err=True)
         raise typer.Exit(2) from None
@@ -199,7 +212,7 @@ def lesson(
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Write the page and do not open it in a browser.")] = False,
 ) -> None:
-    """The ideas behind optimizers, each on one page with the numbers of the code that runs."""
+    """Explain an idea behind optimizers on a page, with the numbers of the code that runs."""
     from steprule.lessons import LESSONS, find
 
     if name is None:

@@ -245,7 +245,11 @@ def _matches(where: str, pattern: Pattern, named: Mapping[str, Tensor]) -> list[
     test = pattern if callable(pattern) else lambda name, param: fnmatchcase(name, pattern)
     found = [name for name, param in named.items() if test(name, param)]
     if not found:
-        hint = did_you_mean(str(pattern), named, otherwise="shared ones go by their first name")
+        hint = did_you_mean(
+            str(pattern),
+            named,
+            otherwise="names are those of model.named_parameters(), which names a shared parameter once",
+        )
         raise ValueError(f"{where}: {pattern!r} matches no parameter{hint}")
     return found
 

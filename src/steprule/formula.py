@@ -55,7 +55,7 @@ class _Term:
 
 
 class _Terms:
-    """Makes terms of a formula's expressions: recognises what the functions of `steprule.pieces` have become."""
+    """Makes terms of a formula's expressions: recognizes what the functions of `steprule.pieces` have become."""
 
     def __init__(self, formula: Program) -> None:
         self._formula = formula

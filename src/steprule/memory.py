@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from steprule.catalog import find
@@ -28,13 +29,15 @@ class Need:
     """The bytes of one way to train.
 
     Attributes:
-        optimizer: its name, with the settings that matter.
-        states, weights: the formats, as the optimizer's arguments have them; None for the dtype itself.
-        weight_bytes: of the weights, error-corrections included.
+        optimizer: the name of its class.
+        dtype: the weights'.
+        states, weights: the formats, as the optimizer's arguments have them; None where none is given.
+        weight_bytes: of the weights, with the low bits that their format keeps.
         grad_bytes, state_bytes: of gradients and states.
     """
 
     optimizer: str
+    dtype: str
     states: str | None
     weights: str | None
     weight_bytes: int
@@ -46,10 +49,25 @@ class Need:
         """All of it."""
         return self.weight_bytes + self.grad_bytes + self.state_bytes
 
+    @property
+    def is_without(self) -> bool:
+        """Whether no format is given, so that torch.optim keeps the same."""
+        return self.states is None and self.weights is None
+
+    @property
+    def loses_updates(self) -> bool:
+        """Whether weights are rounded to the nearest number of few bits, which drops small updates."""
+        return self.weights is None and self.dtype in HALVES
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether it takes few bytes and loses nothing that matters to most models."""
+        return self.states == "8bit" and self.weights == ("24bit" if self.dtype in HALVES else None)
+
 
 def need(
     rule: type[Rule], shapes: Shapes, dtype: str, grad_dtype: str, states: str | None, weights: str | None,
-    settings: dict[str, Any], name: str,
+    settings: dict[str, Any],
 ) -> Need:  # fmt: skip
     """Adds up what an optimizer keeps for parameters of these shapes; a step's own few numbers are left out."""
     from steprule.trace.tracing import exact_states, nonnegative_states
@@ -63,44 +81,51 @@ def need(
         grad_bytes += bytes_of(grad_dtype, shape)
         for state in present:
             state_bytes += bytes_of(state_format(states, dtype, shape, state in positive, state in exact), shape)
-    return Need(name, states, weights, weight_bytes, grad_bytes, state_bytes)
+    return Need(rule.__name__, dtype, states, weights, weight_bytes, grad_bytes, state_bytes)
 
 
-def table(shapes: Shapes, dtype: str, grad_dtype: str, optimizers: Sequence[str]) -> list[tuple[str, list[Need]]]:
-    """For each optimizer torch.optim's need in float32 and in the dtype, then steprule's with each format that fits it.
+def table(name: str, shapes: Shapes, dtype: str, grad_dtype: str) -> list[Need]:
+    """What an optimizer needs without formats, in float32 and in the dtype, then with each that fits the dtype.
 
     Args:
+        name: of a rule.
         shapes: the parameters'.
         dtype: theirs, one of PARAMETER_DTYPES.
         grad_dtype: the gradients'.
-        optimizers: names of rules.
     """
-    found = []
-    for name in optimizers:
-        rule, settings = RULES[name], _TYPICAL.get(name, {})
-        rows = [
-            need(rule, shapes, kept, grads, None, None, settings, f"{_plain_name(rule)}, {kept}")
-            for kept, grads in dict.fromkeys([("float32", "float32"), (dtype, grad_dtype)])
-        ]
-        rows += [
-            need(rule, shapes, dtype, grad_dtype, states, weights, settings, rule.__name__)
-            for weights in ((None, *WEIGHT_FORMATS) if dtype in HALVES else (None,))
-            for states in STATE_FORMATS
-        ]
-        found.append((name, rows))
-    return found
+    rule, settings = RULES[name], _TYPICAL.get(name, {})
+    plain = dict.fromkeys([("float32", "float32"), (dtype, grad_dtype)])
+    rows = [need(rule, shapes, kept, grads, None, None, settings) for kept, grads in plain]
+    return rows + [
+        need(rule, shapes, dtype, grad_dtype, states, weights, settings)
+        for weights in (reversed((None, *WEIGHT_FORMATS)) if dtype in HALVES else (None,))
+        for states in STATE_FORMATS
+    ]
 
 
-def _plain_name(rule: type[Rule]) -> str:
-    """What keeps every state in the parameter's dtype."""
-    import torch
+def answer(rows: Sequence[Need]) -> list[Need]:
+    """The rows to choose from, of which no two have equal numbers.
 
-    return f"torch.optim.{rule.__name__}" if hasattr(torch.optim, rule.__name__) else f"{rule.__name__} without formats"
+    Args:
+        rows: what `table` returned.
+    """
+    is_half = rows[-1].dtype in HALVES
+    wanted = [row for row in rows if row.is_without or not is_half or (row.states, row.weights) in _CHOICES]
+    kept: dict[tuple[Any, ...], Need] = {}
+    for row in wanted:
+        key = (row.dtype, row.weight_bytes, row.state_bytes)
+        if key not in kept or (row.is_recommended and not kept[key].is_without):
+            kept[key] = row
+    return list(kept.values())
+
+
+_CHOICES = (("float32", "32bit"), ("bfloat16", "24bit"), ("8bit", "24bit"), ("8bit", "stochastic"))
+"""States and weights of half precision that have an advantage over the others, from the most exact to the smallest."""
 
 
 def parameter_count(text: str) -> int | None:
     """The number that a text such as 124M, 7B or 1_000_000 stands for, None if it stands for none."""
-    match = re.fullmatch(r"([\d_]*\.?\d+|\d[\d_]*)([kKmMbBtT]?)", text)
+    match = re.fullmatch(r"([\d_]*\.?\d+(?:[eE]\+?\d+)?|\d[\d_]*)([kKmMbBtT]?)", text)
     if not match:
         return None
     factor = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}[match[2].lower()]
@@ -123,13 +148,13 @@ def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
     count = parameter_count(model)
     if count is not None:
         if count < 1:
-            raise ValueError(f"{model!r} is no number of parameters")
+            raise ValueError(f"{model!r} must be a number of parameters, at least 1")
         width = max(math.isqrt(count), 1)
         rest = count - width * (count // width)
-        return [(count // width, width), *([(rest,)] if rest else [])], f"{count:,} parameters in one matrix", None
+        return [(count // width, width), *([(rest,)] if rest else [])], f"{count:,} elements in one matrix", None
     module_name, colon, function_name = model.partition(":")
     if not colon or not function_name:
-        raise ValueError(f"{model!r} must be a number of parameters, such as 124M, or module:function")
+        raise ValueError(f"{model!r} must be a number of parameters, such as 124M or 7e9, or module:function")
     import importlib
     import os
     import sys
@@ -158,22 +183,21 @@ def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
     total = sum(p.numel() for p in parameters)
     return (
         [tuple(p.shape) for p in parameters],
-        f"{type(made).__name__}, {total:,} parameters in {len(parameters)} tensors",
+        f"{type(made).__name__}, {total:,} elements in {len(parameters)} tensors",
         dtypes.pop() if len(dtypes) == 1 else None,
     )
 
 
-def show(model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequence[str]) -> None:
-    """Prints the table.
+def show(
+    model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequence[str], as_json: bool = False
+) -> None:
+    """Prints the table, or as JSON every combination of formats.
 
     Raises:
         ValueError: the model, a dtype or an optimizer's name is none, and the message names it; or an optimizer is
             torch.optim's own, and the message says what that keeps.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    for what, value in (("--dtype", dtype), ("--grads", grad_dtype)):
+    for what, value in (("--dtype", dtype), ("--grad-dtype", grad_dtype)):
         if value is not None and value not in PARAMETER_DTYPES:
             raise ValueError(f"{what} {value!r} must be one of {', '.join(PARAMETER_DTYPES)}")
     names = [find(name).__name__.lower() for name in optimizers]
@@ -181,20 +205,56 @@ def show(model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequ
     dtype = dtype or (own if own in PARAMETER_DTYPES else None) or "bfloat16"
     grad_dtype = grad_dtype or dtype
     count = sum(math.prod(shape) for shape in shapes)
-    console = Console()
-    output = Table(title=f"{description}; weights {dtype}, gradients {grad_dtype}", title_justify="left")
-    for heading in ("optimizer", "states=", "weights="):
-        output.add_column(heading)
-    for heading in ("weights", "gradients", "states", "total", "bytes a parameter", "of float32's"):
-        output.add_column(heading, justify="right")
-    for _, rows in table(shapes, dtype, grad_dtype, names or USUAL):
+    tables = [table(name, shapes, dtype, grad_dtype) for name in dict.fromkeys(names or USUAL)]
+    if as_json:
+        rows = [
+            {
+                **asdict(row), "total_bytes": row.total, "bytes_an_element": row.total / count,
+                "loses_updates": row.loses_updates, "is_recommended": row.is_recommended,
+            }
+            for rows in tables for row in rows
+        ]  # fmt: skip
+        print(json.dumps({"elements": count, "dtype": dtype, "grad_dtype": grad_dtype, "rows": rows}, indent=2))
+        return
+    print(f"{description}; weights {dtype}, gradients {grad_dtype}")
+    chosen = [answer(rows) for rows in tables]
+    print(*_lines(chosen, count), *_notes(chosen, dtype), sep="\n")
+
+
+_COLUMNS = "{:2}{:9} {:9} {:10} {:>8} {:>10} {:>7} {:>7} {:>10}"
+
+
+def _lines(tables: Sequence[Sequence[Need]], count: int) -> Iterator[str]:
+    """The table, of at most 80 columns."""
+    yield f"\n{'bytes an element':>58}"
+    yield _COLUMNS.format("", "dtype", "states=", "weights=", "weights", "gradients", "states", "total", "total")
+    for rows in tables:
+        settings = (f", {name}={value}" for name, value in _TYPICAL.get(rows[0].optimizer.lower(), {}).items())
+        yield f"\n{rows[0].optimizer}{''.join(settings)}"
         for row in rows:
-            output.add_row(
-                row.optimizer, row.states or "", row.weights or "", *map(_size, (row.weight_bytes, row.grad_bytes, row.state_bytes, row.total)),
-                f"{row.total / count:.2f}", f"{row.total / rows[0].total:.0%}",
-            )  # fmt: skip
-        output.add_section()
-    console.print(output)
+            mark = ">" if row.is_recommended else "*" if row.loses_updates else ""
+            sizes = (row.weight_bytes, row.grad_bytes, row.state_bytes, row.total)
+            numbers = (f"{size / count:.2f}".rstrip("0").rstrip(".") for size in sizes)
+            yield _COLUMNS.format(mark, row.dtype, row.states or "-", row.weights or "-", *numbers, _size(row.total))
+
+
+def _notes(tables: Sequence[Sequence[Need]], dtype: str) -> Iterator[str]:
+    """What there is to say of the rows."""
+    marks = {row.is_recommended: row for rows in tables for row in rows}
+    yield "\n-  no format given: torch.optim keeps the same, where it has the optimizer."
+    if dtype in HALVES:
+        yield f"*  {dtype} weights are rounded to the nearest: an update below {_LOST[dtype]} of its"
+        yield "   weight is lost."
+    if True in marks:
+        settings = {"states": "8bit", **({"weights": "24bit"} if dtype in HALVES else {})}
+        yield f">  choose this first: {', '.join(f'{name}={value!r}' for name, value in settings.items())}."
+    if dtype in HALVES:
+        yield "   24bit keeps the low bits that rounding drops; stochastic takes a byte less,"
+        yield "   and rounds at random, without bias."
+
+
+_LOST = {"bfloat16": "1/512", "float16": "1/4096"}
+"""The part of a weight that an update must have to change it, when they are rounded to the nearest."""
 
 
 def _size(count: int) -> str:

@@ -34,7 +34,7 @@ def check_rule(who: str, given: Any) -> None:
     """Raises for what is no rule."""
     if isinstance(given, type) and issubclass(given, Rule) and given is not Rule:
         return
-    hint = " (that is its .rule)" if isinstance(given, type) and hasattr(given, "rule") else ""
+    hint = f": pass {given.__name__}.rule" if isinstance(given, type) and hasattr(given, "rule") else ""
     shown = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
     raise TypeError(f"{who} takes a rule, a subclass of steprule.Rule with a formula of its own, not {shown}{hint}")
 

@@ -3,6 +3,7 @@
 >>> from steprule.arrays import Adam
 >>> opt = Adam([w, b], lr=1e-3)
 >>> opt.step([grad_w, grad_b])      # w and b change in place
+>>> Adam([w, b], lr=lambda step: 1e-3 / step, cautious=True)    # a function of the step, and an option
 """
 
 from typing import Any as _Any

@@ -60,12 +60,25 @@ class Adagrad(Optimizer):
             least 0. Default: 0.0.
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-10.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -83,16 +96,21 @@ class Adagrad(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        lr_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        initial_accumulator_value: float | collections.abc.Callable[[int], float] = 0.0,
+        eps: float | collections.abc.Callable[[int], float] = 1e-10,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Adadelta(Optimizer):
-    """Steps as large as the steps before, over gradients as large as the
-    gradients before. Zeiler 2012, arXiv:1212.5701, algorithm 1.
+    """The gradient times the RMS of past updates over the RMS of past
+    gradients. Zeiler 2012, arXiv:1212.5701, algorithm 1.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
@@ -105,12 +123,25 @@ class Adadelta(Optimizer):
             of the first steps. At least 0. Default: 1e-06.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -127,10 +158,15 @@ class Adadelta(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-06,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        rho: float | collections.abc.Callable[[int], float] = 0.9,
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Rprop(Optimizer):
@@ -149,12 +185,25 @@ class Rprop(Optimizer):
             it has lasted, 0 < etas[0] < 1 < etas[1]. Default: (0.5, 1.2).
         step_sizes: smallest and largest step size. Each at least 0.
             Default: (1e-06, 50.0).
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -172,9 +221,14 @@ class Rprop(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        etas: collections.abc.Sequence[float] = (0.5, 1.2),
-        step_sizes: collections.abc.Sequence[float] = (1e-06, 50.0),
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        etas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.5, 1.2),
+        step_sizes: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (1e-06, 50.0),
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -196,12 +250,25 @@ class AdamW(Optimizer):
             Default: 0.01.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -220,11 +287,16 @@ class AdamW(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.01,
-        amsgrad: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -245,12 +317,25 @@ class Adam(Optimizer):
             Default: False.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -269,12 +354,17 @@ class Adam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
-        decoupled_weight_decay: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decoupled_weight_decay: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class NAdam(Optimizer):
@@ -298,12 +388,25 @@ class NAdam(Optimizer):
             least 0. Default: 0.004.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -321,12 +424,17 @@ class NAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.002,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        momentum_decay: float = 0.004,
-        decoupled_weight_decay: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.002,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        momentum_decay: float | collections.abc.Callable[[int], float] = 0.004,
+        decoupled_weight_decay: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -345,12 +453,25 @@ class RAdam(Optimizer):
             Default: 0.0.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -367,11 +488,16 @@ class RAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decoupled_weight_decay: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -388,12 +514,25 @@ class Adamax(Optimizer):
             least 0. Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -410,10 +549,15 @@ class Adamax(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.002,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.002,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class SparseAdam(Optimizer):
@@ -428,12 +572,25 @@ class SparseAdam(Optimizer):
             its square. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the root of the mean square before it is debiased; the
             constructor refuses 0. At least 0. Default: 1e-08.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -450,9 +607,14 @@ class SparseAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -476,12 +638,25 @@ class RMSprop(Optimizer):
             buffer. At least 0. Default: 0.0.
         centered: divide by the standard deviation instead of the root mean
             square. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -502,12 +677,17 @@ class RMSprop(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        alpha: float = 0.99,
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        centered: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        alpha: float | collections.abc.Callable[[int], float] = 0.99,
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        momentum: float | collections.abc.Callable[[int], float] = 0.0,
+        centered: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -530,12 +710,25 @@ class SGD(Optimizer):
             Default: 0.0.
         nesterov: use Nesterov's momentum; needs momentum > 0 and dampening
             = 0. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -553,11 +746,16 @@ class SGD(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        momentum: float | collections.abc.Callable[[int], float] = 0.0,
+        dampening: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ASGD(Optimizer):
@@ -579,12 +777,25 @@ class ASGD(Optimizer):
             Default: 1000000.0.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -603,11 +814,16 @@ class ASGD(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        lambd: float = 0.0001,
-        alpha: float = 0.75,
-        t0: float = 1000000.0,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        lambd: float | collections.abc.Callable[[int], float] = 0.0001,
+        alpha: float | collections.abc.Callable[[int], float] = 0.75,
+        t0: float | collections.abc.Callable[[int], float] = 1000000.0,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class MADGRAD(Optimizer):
@@ -625,12 +841,25 @@ class MADGRAD(Optimizer):
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
         eps: added to the cube root, and to lr. At least 0. Default: 1e-06.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -648,10 +877,15 @@ class MADGRAD(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        eps: float = 1e-06,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdamC(Optimizer):
@@ -672,12 +906,25 @@ class AdamC(Optimizer):
             Default: False.
         max_lr: largest learning rate of the schedule; the largest lr so far
             where that is larger. At least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -697,12 +944,17 @@ class AdamC(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.01,
-        amsgrad: bool = False,
-        max_lr: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        max_lr: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdaBelief(Optimizer):
@@ -725,12 +977,25 @@ class AdaBelief(Optimizer):
             Default: 0.0.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -749,11 +1014,16 @@ class AdaBelief(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-16,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-16,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Yogi(Optimizer):
@@ -775,12 +1045,25 @@ class Yogi(Optimizer):
             Default: 0.0.
         initial_accumulator_value: first value of both averages. At least 0.
             Default: 1e-06.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -798,11 +1081,16 @@ class Yogi(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 0.001,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 1e-06,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 0.001,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        initial_accumulator_value: float | collections.abc.Callable[[int], float] = 1e-06,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class LaProp(Optimizer):
@@ -822,12 +1110,25 @@ class LaProp(Optimizer):
             Default: 0.0.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -846,11 +1147,16 @@ class LaProp(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.0004,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-15,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.0004,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-15,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ADOPT(Optimizer):
@@ -870,12 +1176,25 @@ class ADOPT(Optimizer):
         eps: smallest denominator. At least 0. Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient; none in the
             first step. At least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -892,10 +1211,15 @@ class ADOPT(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.9999),
-        eps: float = 1e-06,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.9999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdEMAMix(Optimizer):
@@ -917,12 +1241,25 @@ class AdEMAMix(Optimizer):
         warmup: number of steps over which alpha and the slow decay rate
             grow to their values, T in the paper; 0 for none. At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -940,12 +1277,17 @@ class AdEMAMix(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999, 0.9999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        alpha: float = 5.0,
-        warmup: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999, 0.9999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        alpha: float | collections.abc.Callable[[int], float] = 5.0,
+        warmup: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Adan(Optimizer):
@@ -965,12 +1307,25 @@ class Adan(Optimizer):
             Default: 1e-08.
         weight_decay: weight decay: new weights are divided by 1 + lr *
             weight_decay. At least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -988,10 +1343,15 @@ class Adan(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.98, 0.92, 0.99),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class StableAdamW(Optimizer):
@@ -1009,12 +1369,25 @@ class StableAdamW(Optimizer):
             1e-06.
         weight_decay: weight decay, decoupled from the gradient but scaled
             with the step. At least 0. Default: 0.01.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1031,10 +1404,15 @@ class StableAdamW(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.99),
-        eps: float = 1e-06,
-        weight_decay: float = 0.01,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.99),
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class AdamAtan2(Optimizer):
@@ -1052,12 +1430,25 @@ class AdamAtan2(Optimizer):
         a: factor of the arctangent. At least 0. Default: 1.27.
         b: factor of the root mean square inside the arctangent. At least 0.
             Default: 1.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1074,11 +1465,16 @@ class AdamAtan2(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        a: float = 1.27,
-        b: float = 1.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        a: float | collections.abc.Callable[[int], float] = 1.27,
+        b: float | collections.abc.Callable[[int], float] = 1.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class MARS(Optimizer):
@@ -1103,12 +1499,25 @@ class MARS(Optimizer):
             0.025.
         amsgrad: divide by the largest mean square so far (AMSGrad).
             Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1128,12 +1537,17 @@ class MARS(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.003,
-        betas: collections.abc.Sequence[float] = (0.95, 0.99),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        gamma: float = 0.025,
-        amsgrad: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.003,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.95, 0.99),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        gamma: float | collections.abc.Callable[[int], float] = 0.025,
+        amsgrad: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Grams(Optimizer):
@@ -1150,12 +1564,25 @@ class Grams(Optimizer):
             Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1172,10 +1599,15 @@ class Grams(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-06,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class LARS(Optimizer):
@@ -1196,12 +1628,25 @@ class LARS(Optimizer):
         trust_coefficient: factor of the ratio of norms, eta in the paper.
             At least 0. Default: 0.001.
         nesterov: use Nesterov's momentum. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1218,11 +1663,16 @@ class LARS(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
-        nesterov: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        trust_coefficient: float | collections.abc.Callable[[int], float] = 0.001,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class LAMB(Optimizer):
@@ -1241,12 +1691,25 @@ class LAMB(Optimizer):
             Default: 1e-06.
         weight_decay: weight decay, inside the ratio of norms, lambda in the
             paper. At least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1263,10 +1726,15 @@ class LAMB(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-06,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class NovoGrad(Optimizer):
@@ -1287,12 +1755,25 @@ class NovoGrad(Optimizer):
             Default: 1e-08.
         weight_decay: weight decay, added to the normalised gradient. At
             least 0. Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1310,10 +1791,15 @@ class NovoGrad(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.01,
-        betas: collections.abc.Sequence[float] = (0.95, 0.98),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.95, 0.98),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Prodigy(Optimizer):
@@ -1339,12 +1825,25 @@ class Prodigy(Optimizer):
             At least 1. Default: inf.
         bias_correction: multiply lr by Adam's bias correction. Default:
             False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1364,14 +1863,19 @@ class Prodigy(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        d0: float = 1e-06,
-        d_coef: float = 1.0,
-        growth_rate: float = ...,
-        bias_correction: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        d0: float | collections.abc.Callable[[int], float] = 1e-06,
+        d_coef: float | collections.abc.Callable[[int], float] = 1.0,
+        growth_rate: float | collections.abc.Callable[[int], float] = ...,
+        bias_correction: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class DAdaptAdam(Optimizer):
@@ -1397,12 +1901,25 @@ class DAdaptAdam(Optimizer):
             At least 1. Default: inf.
         bias_correction: multiply lr by Adam's bias correction. Default:
             False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1421,13 +1938,18 @@ class DAdaptAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        d0: float = 1e-06,
-        growth_rate: float = ...,
-        bias_correction: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        d0: float | collections.abc.Callable[[int], float] = 1e-06,
+        growth_rate: float | collections.abc.Callable[[int], float] = ...,
+        bias_correction: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class DoG(Optimizer):
@@ -1445,12 +1967,25 @@ class DoG(Optimizer):
             0. Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1468,10 +2003,15 @@ class DoG(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        reps_rel: float = 1e-06,
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        reps_rel: float | collections.abc.Callable[[int], float] = 1e-06,
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ScheduleFreeSGD(Optimizer):
@@ -1494,12 +2034,25 @@ class ScheduleFreeSGD(Optimizer):
         r: power of the step in the weights of the average. Default: 0.0.
         weight_lr_power: power of the largest lr so far in the weights of
             the average. At least 0. Default: 2.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1517,12 +2070,17 @@ class ScheduleFreeSGD(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        warmup_steps: float = 0.0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
+        lr: float | collections.abc.Callable[[int], float] = 1.0,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        warmup_steps: float | collections.abc.Callable[[int], float] = 0.0,
+        r: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_lr_power: float | collections.abc.Callable[[int], float] = 2.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -1545,12 +2103,25 @@ class ScheduleFreeAdamW(Optimizer):
         r: power of the step in the weights of the average. Default: 0.0.
         weight_lr_power: power of the largest lr so far in the weights of
             the average. At least 0. Default: 2.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1569,13 +2140,18 @@ class ScheduleFreeAdamW(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.0025,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        warmup_steps: float = 0.0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.0025,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        warmup_steps: float | collections.abc.Callable[[int], float] = 0.0,
+        r: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_lr_power: float | collections.abc.Callable[[int], float] = 2.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class ScheduleFreeRAdam(Optimizer):
@@ -1598,12 +2174,25 @@ class ScheduleFreeRAdam(Optimizer):
             the average. At least 0. Default: 2.0.
         silent_sgd_phase: take no step as long as RAdam would take one of
             SGD. Default: True.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1622,13 +2211,18 @@ class ScheduleFreeRAdam(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.0025,
-        betas: collections.abc.Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-08,
-        weight_decay: float = 0.0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        silent_sgd_phase: bool = True,
+        lr: float | collections.abc.Callable[[int], float] = 0.0025,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        r: float | collections.abc.Callable[[int], float] = 0.0,
+        weight_lr_power: float | collections.abc.Callable[[int], float] = 2.0,
+        silent_sgd_phase: bool | collections.abc.Callable[[int], bool] = True,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Signum(Optimizer):
@@ -1645,12 +2239,25 @@ class Signum(Optimizer):
             Default: 0.0.
         nesterov: mix the gradient in once more before the sign is taken;
             needs momentum > 0. Default: False.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1668,15 +2275,20 @@ class Signum(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.001,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...
 
 class Lion(Optimizer):
-    """The sign of a mean that the gradient enters more strongly than the one
-    it keeps. Chen et al. 2023, arXiv:2302.06675, algorithm 2.
+    """The sign of a mix of momentum (beta1) and gradient; the momentum itself
+    decays by beta2. Chen et al. 2023, arXiv:2302.06675, algorithm 2.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
@@ -1686,12 +2298,25 @@ class Lion(Optimizer):
             average that is kept. Each in [0, 1). Default: (0.9, 0.99).
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: leave out the part of a step that goes up the gradient.
+            Default: False.
+        cautious_decay: decay only weights that the step brings nearer to 0.
+            Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
 
     Raises:
         TypeError: an argument is unknown, or a value is of the wrong kind.
         ValueError: a value is out of range, or does not go with another.
         RuleError: the formula cannot be compiled; the message says what to
             write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
 
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
@@ -1708,7 +2333,12 @@ class Lion(Optimizer):
         self,
         params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
         *,
-        lr: float = 0.0001,
-        betas: collections.abc.Sequence[float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        lr: float | collections.abc.Callable[[int], float] = 0.0001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.99),
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
     ) -> None: ...

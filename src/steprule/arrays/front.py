@@ -5,53 +5,20 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from steprule.docstrings import ARRAYS, arguments, class_docstring, is_listed, states
+from steprule.arrays.arguments import at_step, docstring, signature_of, split
+from steprule.arrays.checks import Array, as_grads, check_apart, check_param, count_of
+from steprule.docstrings import ARRAYS
 from steprule.engine.cpu import Kernel, available_threads
-from steprule.engine.overlap import first_overlap
 from steprule.engine.own import Planned
 from steprule.engine.run import find_numbers
 from steprule.rule import Rule
-from steprule.settings import as_tuples, check_names, check_names_of, check_rule, check_settings, constructor
+from steprule.rules.options import OPTIONS, with_options
+from steprule.settings import as_tuples, check_names, check_names_of, check_rule, constructor
 from steprule.trace.tracing import trace
-
-Array = np.ndarray[Any, Any]
-
-
-def signature_of(rule: type[Rule]) -> inspect.Signature:
-    """The arguments of a rule's optimizer, as its users see them."""
-    kind = inspect.Parameter
-    parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD, annotation=Sequence[Array])]
-    for name, default in rule.hyperparameters.items():
-        number: Any = bool if isinstance(default, bool) else float if isinstance(default, (int, float)) else Any
-        kept = Sequence[float] if isinstance(default, tuple) else number
-        parameters.append(kind(name, kind.KEYWORD_ONLY, default=default, annotation=kept))
-    return inspect.Signature(parameters)
-
-
-def docstring(rule: type[Rule]) -> str:
-    """What a class says of itself."""
-    name = rule.__name__
-    example = [
-        "import numpy as np",
-        "from steprule import arrays",
-        *([] if is_listed(rule) else [f"class {name}Arrays(arrays.Optimizer, rule={name}): ..."]),
-        "weight = np.ones(3, np.float32)",
-        f"optimizer = {f'arrays.{name}' if is_listed(rule) else f'{name}Arrays'}([weight])",
-        "optimizer.step([2 * weight])",
-    ]
-    kept = {"step": "the number of steps so far, an int.", **states(rule, _KINDS)}
-    args = arguments(rule, signature_of(rule), ARRAYS)
-    return class_docstring(rule, args, kept, "optimizer.state[index of the array]", example)
-
-
-_KINDS = {
-    "elements": "shape and dtype of the array",
-    **dict.fromkeys(("scalar", "step"), "a float64 array of shape ()"),
-}
 
 
 class Optimizer:
@@ -61,11 +28,12 @@ class Optimizer:
 
     Args:
         params: arrays of float32, float64 or float16, changed in place by `step`.
-        settings: the rule's hyperparameters, by name.
+        settings: the rule's hyperparameters, by name, each a value or a function of the step, which counts from 1; and the
+            options decay, cautious, cautious_decay, lookahead and lookahead_alpha.
 
     Attributes:
         params: the arrays.
-        settings: hyperparameters by name, read anew at every step: assign to change one.
+        settings: hyperparameters by name, values or functions, read anew at every step: assign to change one.
         state: for each array a dict of its states, arrays like it, and its number of steps so far, ``step``.
 
     Raises:
@@ -73,13 +41,13 @@ class Optimizer:
         ValueError: a setting is out of range, or an array is read-only, given twice or in the memory of another.
     """
 
-    rule: ClassVar[type[Rule]]
+    rule: type[Rule]
 
     def __init_subclass__(cls, rule: type[Rule] | None = None) -> None:
         super().__init_subclass__()
         if rule is not None:
             check_rule(f"class {cls.__name__}(arrays.Optimizer, rule=...)", rule)
-            check_names_of(rule, ("params", "settings", "state", "self"))
+            check_names_of(rule, ("params", "settings", "state", "self", *OPTIONS))
             cls.rule = rule
             cls.__doc__ = cls.__doc__ or docstring(rule)
             if "__init__" not in vars(cls):
@@ -89,28 +57,58 @@ class Optimizer:
         known = self.rule.hyperparameters
         if others:
             raise TypeError(f"{type(self).__name__} takes settings by name: {next(iter(known), 'name')}={others[0]!r}")
-        check_names(type(self).__name__, settings, known)
-        settings |= as_tuples(settings, self.rule)
-        self.settings: dict[str, Any] = {**known, **settings}
-        check_settings(self.rule, self.settings)
-        trace(self.rule, self.settings)
+        self._options, self.settings = split(type(self).__name__, type(self).rule, settings)
+        if self.settings.get("decoupled_weight_decay") and self._options != OPTIONS and self._options["decay"] is None:
+            self._options["decay"] = "decoupled"  # which the options around the formula then see
+        self.rule = with_options(type(self).rule, **self._options)
+        self.settings |= {name: self._options[name] for name in self.rule.hyperparameters if name in OPTIONS}
+        self._calls = 0
+        trace(self.rule, self._settings_now())
         if isinstance(params, np.ndarray):
             raise TypeError("params must be a list of arrays, not one array")
         self.params: list[Array] = list(params)
         if not self.params:
             raise ValueError("params is empty: there is nothing to optimize")
         for index, param in enumerate(self.params):
-            _check_param(index, param)
+            check_param(index, param)
             if any(param is other for other in self.params[:index]):
                 raise ValueError(f"params[{index}] is given twice")
-        _check_apart([(f"params[{index}]", param) for index, param in enumerate(self.params)])
+        check_apart([(f"params[{index}]", param) for index, param in enumerate(self.params)])
         self.state: list[dict[str, Any]] = [{"step": 0} for _ in self.params]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses an attribute that would look like a setting and do nothing, unless a class has defined it."""
-        if name in self.rule.hyperparameters and not hasattr(type(self), name):
-            raise AttributeError(f"an attribute {name} would do nothing: assign to settings[{name!r}]")
+        if not hasattr(type(self), name):
+            if name in type(self).rule.hyperparameters:
+                raise AttributeError(f"an attribute {name} would do nothing: assign to settings[{name!r}]")
+            if name in OPTIONS:
+                raise AttributeError(
+                    f"an attribute {name} would do nothing: {name} is chosen when an optimizer is made"
+                )
         super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        size = sum(param.size for param in self.params)
+        count = f"{len(self.params)} array{'s' * (len(self.params) != 1)} of {size:,} element{'s' * (size != 1)}"
+        shown = [
+            f"{name}={getattr(value, '__name__', type(value).__name__)}(step)"
+            if callable(value)
+            else f"{name}={value!r}"
+            for name, value in self.settings.items()
+        ]
+        shown += [
+            f"{name}={value!r}"
+            for name, value in self._options.items()
+            if value != OPTIONS[name] and name not in self.settings
+        ]
+        return f"{type(self).__name__}({', '.join([count, *shown])})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "rule"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.rule = with_options(type(self).rule, **self._options)
 
     def evaluated(self) -> list[Array]:
         """The weights to evaluate: copies of params, or of the averages that a rule such as ScheduleFreeAdamW's keeps."""
@@ -118,7 +116,7 @@ class Optimizer:
         if formula is None:
             return [param.copy() for param in self.params]
         names = inspect.signature(formula).parameters
-        settings = {name: value for name, value in self.settings.items() if name in names}
+        settings = {name: value for name, value in self._settings_now().items() if name in names}
         needed = [name for name in self.rule.states if name in names]
         return [
             np.asarray(formula(param, **{name: state[name] for name in needed}, **settings), param.dtype)
@@ -131,38 +129,36 @@ class Optimizer:
         """Takes one step.
 
         Args:
-            grads: a gradient for each of params, of its shape and dtype and left untouched, or None to leave
-                that array and its states as they are.
+            grads: a gradient for each of params, of its shape and left untouched: an array, or a list of numbers. One of
+                another dtype is converted to the parameter's. None leaves that array and its states as they are.
 
         Raises:
             ValueError: the number of gradients, a shape, a dtype or a setting does not match, or a parameter or a
                 state has become one that cannot be stepped; nothing has changed.
             TypeError: a setting is unknown, or a parameter no array of floats; nothing has changed.
         """
-        if len(grads) != len(self.params):
-            raise ValueError(f"step got {len(grads)} gradients for {len(self.params)} params")
+        arrays = as_grads(self.params, grads)
         if len(self.state) != len(self.params):
             raise ValueError(
                 f"there are {len(self.state)} states for {len(self.params)} params: state[i] is params[i]'s"
             )
-        self._check_settings()
-        names = tuple(filter(None, self.rule.states_for(self.settings)))
+        settings = self._settings_now()
+        names = tuple(filter(None, self.rule.states_for(settings)))
         written: list[tuple[str, Array]] = []
         read: list[tuple[str, Array, range]] = []
-        for index, (param, grad, state) in enumerate(zip(self.params, grads, self.state, strict=True)):
+        for index, (param, grad, state) in enumerate(zip(self.params, arrays, self.state, strict=True)):
             if grad is not None:
-                _check_param(index, param)
-                _check_grad(index, param, grad)
                 self._check_state(index, names)
                 first = len(written)
                 written.append((f"params[{index}]", param))
                 written += [(f"the state {name} of params[{index}]", state[name]) for name in names if name in state]
                 read.append((f"grads[{index}]", grad, range(first, len(written))))
-        _check_apart(written, read)
-        self._take_step(names, grads)
+        check_apart(written, read)
+        self._take_step(settings, names, arrays)
+        self._calls += 1
 
-    def _take_step(self, names: Sequence[str], grads: Sequence[Array | None]) -> None:
-        """Takes a step that nothing speaks against, with states of these names."""
+    def _take_step(self, settings: Mapping[str, Any], names: Sequence[str], grads: Sequence[Array | None]) -> None:
+        """Takes a step that nothing speaks against, with these settings and states of these names."""
         present = tuple(name for name in names if name in self.rule.tensor_states)
         buckets: dict[str, list[int]] = {}
         kernels = {}
@@ -171,12 +167,12 @@ class Optimizer:
                 dtype = self.params[index].dtype.name
                 buckets.setdefault(dtype, []).append(index)
                 if dtype not in kernels:
-                    kernels[dtype] = Kernel.compiled(self.rule, self.settings, False, [dtype] * (2 + len(present)))
+                    kernels[dtype] = Kernel.compiled(self.rule, settings, False, [dtype] * (2 + len(present)))
         for indices in buckets.values():
             for index in indices:
                 for name in names:
                     if name not in self.state[index]:
-                        first = self.rule.begins_at(name, self.params[index], self.settings)
+                        first = self.rule.begins_at(name, self.params[index], settings)
                         like = self.params[index] if name in present else np.zeros(())
                         self.state[index][name] = np.full_like(like, first)
         work: list[Callable[[], None]] = []
@@ -192,7 +188,7 @@ class Optimizer:
             plan = kernel.plan(
                 {(name, ""): column for name, column in zip(kernel.stage.operands, columns, strict=True)},
                 sizes=[row[0].size for row in arrays],
-                hyper=[kernel.numbers(self.settings)],
+                hyper=[kernel.numbers(settings)],
                 first_steps=[float(self.state[index]["step"]) for index in indices],
             )
             states = {name: [self.state[index][name] for index in indices] for name in kernel.program.numbers}
@@ -211,20 +207,20 @@ class Optimizer:
             for index in indices:
                 self.state[index]["step"] += 1
 
-    def _check_settings(self) -> None:
-        """Raises for settings that someone has changed to what makes no sense."""
+    def _settings_now(self) -> dict[str, Any]:
+        """The settings for the next step; raises for those that someone has changed to what makes no sense."""
         known = self.rule.hyperparameters
         check_names(f"{type(self).__name__}.settings", self.settings, known)
         missing = [name for name in known if name not in self.settings]
         if missing:
             raise ValueError(f"{missing[0]} is missing in settings; its default is {known[missing[0]]!r}")
         self.settings |= as_tuples(self.settings, self.rule)
-        check_settings(self.rule, self.settings)
+        return at_step(self.settings, self.rule, self._calls + 1)
 
     def _check_state(self, index: int, names: Sequence[str]) -> None:
         """Raises for a state that is not as `step` would make it."""
         param, state = self.params[index], self.state[index]
-        has_begun = _count_of(index, state.get("step")) or any(name in state for name in names)
+        has_begun = count_of(index, state.get("step")) or any(name in state for name in names)
         missing = [name for name in names if name not in state and not self.rule.states[name].when]
         if has_begun and missing:
             raise ValueError(
@@ -247,14 +243,18 @@ class Optimizer:
                 raise ValueError(f"{what} is read-only")
 
     def state_dict(self) -> dict[str, Any]:
-        """States and settings in torch.optim's form, as copies: ``{"state": ..., "param_groups": [...]}``."""
+        """States and settings in torch.optim's form, as copies: ``{"state": ..., "param_groups": [...]}``.
+
+        Of a function of the step it has the value for the next step, and how many steps there were as "calls".
+        """
+        calls = {"calls": self._calls} if any(map(callable, self.settings.values())) else {}
         return {
             "state": {index: copy.deepcopy(state) for index, state in enumerate(self.state) if state["step"]},
-            "param_groups": [{**copy.deepcopy(self.settings), "params": list(range(len(self.params)))}],
+            "param_groups": [{**copy.deepcopy(self._settings_now()), **calls, "params": list(range(len(self.params)))}],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned, as copies.
+        """Takes over what `state_dict` returned, as copies. Functions of the step stay, and go on where the saved ones were.
 
         Raises:
             KeyError: it is no optimizer's.
@@ -269,8 +269,8 @@ class Optimizer:
                 f"state_dict holds {[len(group['params']) for group in groups]} params where there are {len(self.params)}"
             )
         settings = {name: value for name, value in groups[0].items() if name in self.rule.hyperparameters}
+        settings = {name: value for name, value in settings.items() if not callable(self.settings[name])}
         settings |= as_tuples(settings, self.rule)
-        check_settings(self.rule, {**self.settings, **settings})
         saved = {
             int(key) if isinstance(key, str) and key.isdigit() else key: x for key, x in state_dict["state"].items()
         }
@@ -283,7 +283,7 @@ class Optimizer:
         for index, param in enumerate(self.params):
             loaded = {name: x for name, x in saved.get(index, {}).items() if x is not None}
             step = loaded.pop("step", None if loaded and self.rule.keeps_step else int(bool(loaded)))
-            fresh: dict[str, Any] = {"step": _count_of(index, step)}
+            fresh: dict[str, Any] = {"step": count_of(index, step)}
             always = [name for name, state in self.rule.states.items() if not state.when]
             missing = [name for name in always if name not in loaded] if loaded or fresh["step"] else []
             unknown = [name for name in loaded if name not in self.rule.states]
@@ -300,78 +300,9 @@ class Optimizer:
                     raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {param.shape}")
                 fresh[name] = array
             state.append(fresh)
+        calls = groups[0].get("calls", max(one["step"] for one in state))
+        if not isinstance(calls, int) or calls < 0:
+            raise ValueError(f"calls={calls!r} in state_dict must be a number of steps")
+        at_step({**self.settings, **settings}, self.rule, calls + 1)
         self.settings.update(copy.deepcopy(settings))
-        self.state = state
-
-
-def _check_apart(written: Sequence[tuple[str, Array]], grads: Sequence[tuple[str, Array, range]] = ()) -> None:
-    """Raises if two arrays have an element in common.
-
-    Args:
-        written: with their names.
-        grads: that are only read, and may have some in common; and which of written are of the same parameter. A gradient
-            may be one of those, each element at its place.
-    """
-    arrays, first = [*(x for _, x in written), *(x for _, x, _ in grads)], len(written)
-
-    def share(a: int, b: int) -> bool:
-        a, b = sorted((a, b))
-        if a >= first or (b >= first and a in grads[b - first][2] and _place(arrays[a]) == _place(arrays[b])):
-            return False
-        return bool(np.shares_memory(arrays[a], arrays[b]))
-
-    both = first_overlap([_span(x) for x in arrays], share)
-    if both is not None and both[1] >= first:
-        raise ValueError(
-            f"{grads[both[1] - first][0]} lies in the memory of {written[both[0]][0]}, which is written while it is read: "
-            "give a copy() of it"
-        )
-    if both is not None:
-        one, other = (written[number][0] for number in both)
-        raise ValueError(
-            f"{one} and {other} lie in the same memory, which would be stepped twice: give one of them only, or a copy()"
-        )
-
-
-def _place(x: Array) -> tuple[Any, ...]:
-    """Where x lies and how."""
-    return x.__array_interface__["data"], x.dtype, x.shape, x.strides
-
-
-def _span(x: Array) -> tuple[int, int]:
-    """Where x's memory begins and ends."""
-    start: int = x.__array_interface__["data"][0]
-    reach = [(size - 1) * stride for size, stride in zip(x.shape, x.strides, strict=True)]
-    end = start + sum(max(one, 0) for one in reach) + x.itemsize
-    return (start + sum(min(one, 0) for one in reach), end) if x.size else (start, start)
-
-
-def _count_of(index: int, step: Any) -> int:
-    """A number of steps.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if step is None or isinstance(step, str) or not float(step).is_integer() or float(step) < 0:
-        raise ValueError(
-            f"the state step of params[{index}] is {step!r} and must be a number of steps, 0 to begin anew"
-        )
-    return int(step)
-
-
-def _check_param(index: int, param: Any) -> None:
-    if not isinstance(param, np.ndarray):
-        raise TypeError(f"params[{index}] must be a NumPy array, not {type(param).__name__}")
-    if param.dtype.name not in ("float16", "float32", "float64") or not param.dtype.isnative:
-        raise TypeError(f"params[{index}] must hold float16, float32 or float64, not {param.dtype}")
-    if not param.flags.writeable:
-        raise ValueError(f"params[{index}] is read-only")
-
-
-def _check_grad(index: int, param: Array, grad: Any) -> None:
-    if not isinstance(grad, np.ndarray):
-        raise ValueError(f"grads[{index}] must be a NumPy array or None, not {type(grad).__name__}")
-    if grad.shape != param.shape:
-        raise ValueError(f"grads[{index}] has shape {grad.shape}, its parameter {param.shape}")
-    if grad.dtype != param.dtype:
-        raise ValueError(f"grads[{index}] has dtype {grad.dtype}, its parameter {param.dtype}")
+        self.state, self._calls = state, calls

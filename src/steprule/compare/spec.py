@@ -87,7 +87,7 @@ def parse(text: str) -> Spec:
         if not key or not equals or not value:
             raise UsageError(f"optimizer {text!r}: {item!r} must look like lr=0.001")
         if known is not None and key not in known and key != "dtype":
-            raise UsageError(f"optimizer {text!r}: {name} has no hyperparameter {key!r}{suggestion(key, known)}")
+            raise UsageError(f"optimizer {text!r}: {name} takes no {key!r}{suggestion(key, known)}")
         if key in settings:
             raise UsageError(f"optimizer {text!r}: {key} is given twice")
         settings[key] = _value(text, key, value)
@@ -217,7 +217,7 @@ def _value(text: str, key: str, value: str) -> Any:
     if key in _WORDS:
         word = value.strip("'\"")
         if word not in _WORDS[key]:
-            raise UsageError(f"optimizer {text!r}: {key}={word}{suggestion(word, _WORDS[key])}")
+            raise UsageError(f"optimizer {text!r}: there is no {key}={word}{suggestion(word, _WORDS[key])}")
         return None if word == "None" else word
     try:
         result = ast.literal_eval(value)

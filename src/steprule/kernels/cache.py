@@ -78,9 +78,7 @@ def _digest(text: str) -> str:
 def _publish(name: str, text: str, folder: Path) -> Loaded:
     """Compiles in a folder beside the final one, then renames it: others see all of it or nothing."""
     draft = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-    announcement = threading.Timer(
-        1.0, logger.warning, (f"steprule: compiling {name} for this machine, once; it takes a few seconds",)
-    )
+    announcement = threading.Timer(1.0, _announce, (name,))
     announcement.daemon = True
     try:
         (draft / "kernel.py").write_text(text)
@@ -96,6 +94,20 @@ def _publish(name: str, text: str, folder: Path) -> Loaded:
     finally:
         announcement.cancel()
         shutil.rmtree(draft, ignore_errors=True)
+
+
+_announced: set[str] = set()
+
+
+def _announce(name: str) -> None:
+    """Says that a rule is being compiled, once in a process: it may have several kernels."""
+    if name not in _announced:
+        _announced.add(name)
+        logger.warning(
+            "steprule: compiling %s for this machine, which takes a few seconds. Each combination of dtypes, formats and "
+            "options is compiled once, and is then in the cache",
+            name,
+        )
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -152,8 +152,8 @@ class Adagrad(_BegunEarly):
     ) -> None: ...
 
 class Adadelta(Optimizer):
-    """Steps as large as the steps before, over gradients as large as the
-    gradients before. Zeiler 2012, arXiv:1212.5701, algorithm 1.
+    """The gradient times the RMS of past updates over the RMS of past
+    gradients. Zeiler 2012, arXiv:1212.5701, algorithm 1.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
@@ -3405,8 +3405,8 @@ class Signum(Optimizer):
     ) -> None: ...
 
 class Lion(Optimizer):
-    """The sign of a mean that the gradient enters more strongly than the one
-    it keeps. Chen et al. 2023, arXiv:2302.06675, algorithm 2.
+    """The sign of a mix of momentum (beta1) and gradient; the momentum itself
+    decays by beta2. Chen et al. 2023, arXiv:2302.06675, algorithm 2.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and

@@ -130,7 +130,13 @@ def make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> St
     if nonfinite not in (None, *NONFINITE):
         raise ValueError(f"Invalid nonfinite value: {nonfinite!r}{_hint(nonfinite, NONFINITE)}")
     if telemetry is not None and not isinstance(telemetry, Telemetry):
-        telemetry = Telemetry(every=telemetry)
+        try:
+            telemetry = Telemetry(every=telemetry)
+        except ValueError:
+            raise ValueError(
+                f"telemetry={telemetry!r} must be an int of 1 or more (gather every so many steps), a "
+                "steprule.services.Telemetry, or None"
+            ) from None
     chosen = as_clip(clip), nonfinite, as_average(average), telemetry
     return StepServices(*chosen) if any(one is not None for one in chosen) else None
 

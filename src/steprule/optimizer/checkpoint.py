@@ -332,6 +332,8 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
 
 def read(groups: Groups, param: Tensor, name: str) -> Tensor:
     """The number behind each element of a parameter or a state; see `Optimizer.read`."""
+    if not isinstance(param, Tensor):
+        raise TypeError(f"read() takes one of the optimizer's parameters and the name of a state, not {param!r} first")
     if not any(param is other for group in groups.groups for other in group["params"]):
         raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
     state = groups.states.get(param, {})

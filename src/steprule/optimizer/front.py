@@ -21,6 +21,7 @@ from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, 
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.making import begin, bind, check_params, finish
 from steprule.optimizer.releasing import release_gradients
+from steprule.optimizer.shown import shown
 from steprule.optimizer.steps import Steps
 from steprule.rule import Rule
 from steprule.services import Telemetry
@@ -139,6 +140,10 @@ class Optimizer(torch.optim.Optimizer):
         else:
             self._groups.take_over(is_copy)
 
+    def __repr__(self) -> str:
+        """torch.optim's lines, functions of the step as such, and what was asked for the whole optimizer."""
+        return shown(type(self).__name__, self._core, self.param_groups)
+
     def read(self, param: Tensor, name: str = "param") -> Tensor:
         """The number behind each element of a parameter or a state, whatever it is kept as.
 
@@ -184,7 +189,7 @@ class Optimizer(torch.optim.Optimizer):
     def clip(self, value: Any) -> None:
         services, wanted = self._core.services, as_clip(value)
         if services is None and wanted is not None:
-            raise AttributeError(f"clip={value!r} needs an optimizer that was made with a clip, nonfinite, ...")
+            raise AttributeError(f"clip={value!r}: make the optimizer with clip=... to change it later")
         if services is not None:
             check_clip(wanted, self.param_groups)
             services.set_clip(wanted)
@@ -311,6 +316,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient does not fit its parameter, or is sparse where the rule takes none.
         """
+        torchs.check_closure(closure)
         if self._core.services is not None and (grad_scaler is not None or hasattr(self, "found_inf")):
             self._core.services.step_scaled(self, grad_scaler, self._steps.take)
             return None

@@ -42,8 +42,8 @@ def _check(groups: Groups, model: Any) -> None:
     for group in groups.groups:
         if couples(core.rule, group):
             raise ValueError(
-                f"{groups.name} does not go with release_gradients(): it adds up over all parameters, which "
-                "then are stepped one at a time"
+                f"{groups.name} does not go with release_gradients(): it needs a sum over all parameters before any of them is "
+                "updated, and release_gradients() updates them one by one. Use it without release_gradients()"
             )
         if group.get("differentiable"):
             raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")

@@ -46,6 +46,10 @@ class Schedules:
         """Whether the group has functions, and has them from here."""
         return group.get(KEY) in self._functions
 
+    def functions_of(self, group: Mapping[str, Any]) -> Mapping[str, Schedule]:
+        """The group's functions, by the hyperparameters that they give."""
+        return self._functions.get(group.get(KEY, -1), {})
+
     def count(self, calls: int) -> None:
         """There were so many steps now."""
         self.calls, self.is_set = calls, False

@@ -39,6 +39,15 @@ def set_attribute(self: Any, name: str, value: Any) -> None:
     _BASE.__setattr__(self, name, value)
 
 
+def check_closure(closure: Any) -> None:
+    """Raises for what is given to `step` and is no closure."""
+    if closure is not None and not callable(closure):
+        raise TypeError(
+            f"step() takes a closure that returns the loss, or nothing, not a {type(closure).__name__}: it reads gradients from "
+            "param.grad, as backward() leaves them. The optimizers of steprule.arrays have step(grads)"
+        )
+
+
 def takes_scaler(services: Any) -> bool:
     """Whether a GradScaler may leave unscaling and its check to the step: where gradients are looked at anyway.
 

@@ -33,7 +33,7 @@ class Adagrad(Rule):
 
 
 class Adadelta(Rule):
-    """Steps as large as the steps before, over gradients as large as the gradients before. Zeiler 2012,
+    """The gradient times the RMS of past updates over the RMS of past gradients. Zeiler 2012,
     arXiv:1212.5701, algorithm 1."""
 
     lr = Hyperparameter("factor of the step, which is 1 in the paper", "[0, inf)")

@@ -41,7 +41,7 @@ class AdamW(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value, *, step: Value,
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value = None, *, step: Value,
         lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2,
         amsgrad: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
@@ -63,7 +63,7 @@ class Adam(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value, *, step: Value,
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value = None, *, step: Value,
         lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
         amsgrad: bool = False, decoupled_weight_decay: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
@@ -91,7 +91,7 @@ class AdamC(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, lr_max: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value, *,
+        param: Value, grad: Value, lr_max: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value = None, *,
         step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2, amsgrad: bool = False, max_lr: float = 0.0,
     ) -> tuple[Value, ...]:  # fmt: skip

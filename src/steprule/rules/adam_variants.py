@@ -43,7 +43,7 @@ class AdaBelief(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, exp_avg: Value, exp_avg_var: Value, max_exp_avg_var: Value, *, step: Value,
+        param: Value, grad: Value, exp_avg: Value, exp_avg_var: Value, max_exp_avg_var: Value = None, *, step: Value,
         lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, weight_decay: float = 0.0,
         amsgrad: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
@@ -101,7 +101,7 @@ class LaProp(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value, *, step: Value,
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value = None, *, step: Value,
         lr: float = 4e-4, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-15, weight_decay: float = 0.0,
         amsgrad: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip

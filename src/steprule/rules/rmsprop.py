@@ -27,8 +27,9 @@ class RMSprop(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, square_avg: Value, momentum_buffer: Value, grad_avg: Value, *, lr: float = 1e-2,
-        alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False,
+        param: Value, grad: Value, square_avg: Value, momentum_buffer: Value = None, grad_avg: Value = None, *,
+        lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0,
+        momentum: float = 0.0, centered: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
         grad = l2(grad, param, weight_decay)
         square_avg = variance = ema_sq(square_avg, grad, alpha)

@@ -28,7 +28,7 @@ class SGD(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, momentum_buffer: Value, *, step: Value, lr: float = 1e-3, momentum: float = 0.0,
+        param: Value, grad: Value, momentum_buffer: Value = None, *, step: Value, lr: float = 1e-3, momentum: float = 0.0,
         dampening: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
         grad = l2(grad, param, weight_decay)
@@ -56,7 +56,7 @@ class Signum(Rule):
 
     @staticmethod
     def update(
-        param: Value, grad: Value, momentum_buffer: Value, *, lr: float = 1e-3, momentum: float = 0.9,
+        param: Value, grad: Value, momentum_buffer: Value = None, *, lr: float = 1e-3, momentum: float = 0.9,
         weight_decay: float = 0.0, nesterov: bool = False,
     ) -> tuple[Value, ...]:  # fmt: skip
         mean = grad
@@ -72,7 +72,7 @@ class Signum(Rule):
 
 
 class Lion(Rule):
-    """The sign of a mean that the gradient enters more strongly than the one it keeps. Chen et al. 2023,
+    """The sign of a mix of momentum (beta1) and gradient; the momentum itself decays by beta2. Chen et al. 2023,
     arXiv:2302.06675, algorithm 2."""
 
     betas = Hyperparameter("decay rates of the average whose sign is taken and of the average that is kept", "[0, 1)")

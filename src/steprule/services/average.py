@@ -47,5 +47,7 @@ def as_average(value: Any) -> Average | None:
     if value is None or isinstance(value, Average):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not 0 <= value < 1:
+            raise ValueError(f"average={value!r} must be in [0, 1): the share that the past keeps, such as 0.999")
         return Average(value)
     raise TypeError(f"average must be a number (the decay) or Average, not {value!r}")

@@ -113,6 +113,8 @@ def as_clip(value: Any) -> Clip | None:
     if value is None or isinstance(value, (ClipNorm, ClipValue, ClipAdaptive, ClipQuantile)):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not value >= 0:
+            raise ValueError(f"clip={value!r} must be above 0: the largest norm of the gradients")
         if value == 0:
             raise ValueError(
                 "clip=0 would make every gradient 0; None is for no clipping, ClipNorm(0) for gradients of 0"

@@ -15,6 +15,7 @@ from steprule.names import did_you_mean
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
     from torch import Tensor
 
@@ -67,10 +68,13 @@ class Telemetry:
     def __init__(self, every: int = 1, keep: int = 1000) -> None:
         for name, value in (("every", every), ("keep", keep)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"Invalid {name} value: {value!r}; it must be an int of 1 or more")
+                raise ValueError(f"{name}={value!r} must be an int of 1 or more")
         self.every, self.keep = every, keep
         self._kept: deque[_Record] = deque(maxlen=keep)
         self._pending: deque[tuple[Sequence[str], Sequence[int], Tensor, Tensor]] = deque(maxlen=keep)
+
+    def __repr__(self) -> str:
+        return f"Telemetry(every={self.every}, keep={self.keep})"
 
     def add(
         self, step: int, names: Sequence[str], sizes: Sequence[int], sums: NDArray[np.float64],
@@ -144,20 +148,43 @@ class Telemetry:
         return [record.as_dict() for record in self._records]
 
     def table(self) -> Table:
-        """The latest record: a row for each parameter and one for the total. RuntimeError if there is none."""
+        """The latest record: a row for each parameter and one for the total. RuntimeError if there is none.
+
+        Where it is printed in too few columns, the last quantities are left out, and it says so.
+        """
         with _extra("rich"):
             from rich.box import SIMPLE_HEAD
+            from rich.measure import Measurement
             from rich.table import Table
             from rich.text import Text
         latest = self.latest
         title = f"Step {latest['step']}; so far {latest['clipped_steps']} clipped, {latest['skipped_steps']} skipped"
-        shown = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
-        shown.add_column("parameter", overflow="fold")
-        for quantity in QUANTITIES:
-            shown.add_column(quantity.replace("_", "\n"), justify="right", no_wrap=True)
-        for name, values in (*latest["parameters"].items(), ("total", latest["total"])):
-            shown.add_row(Text(name), *(f"{value:.3g}" for value in values.values()))
-        return shown
+
+        def made(kind: type[Table], count: int) -> Table:
+            shown = kind(title=Text(title), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+            shown.add_column("parameter", overflow="fold")
+            for quantity in QUANTITIES[:count]:
+                shown.add_column(quantity.replace("_", "\n"), justify="right", no_wrap=True)
+            for name, values in (*latest["parameters"].items(), ("total", latest["total"])):
+                shown.add_row(Text(name), *(f"{value:.3g}" for value in [*values.values()][:count]))
+            if count < len(QUANTITIES):
+                shown.caption, shown.caption_justify = (
+                    f"not shown, for want of room: {', '.join(QUANTITIES[count:])}",
+                    "left",
+                )
+            return shown
+
+        class Fitting(Table):
+            """Leaves out the last columns rather than cut names."""
+
+            def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+                for count in range(len(QUANTITIES), 0, -1):
+                    one = made(Table, count)
+                    if Measurement.get(console, options.update(max_width=10**4), one).maximum <= options.max_width:
+                        break
+                yield one
+
+        return made(Fitting, len(QUANTITIES))
 
     def write(self, writer: Any, prefix: str = "optimizer") -> None:
         """Writes the latest record as TensorBoard scalars. RuntimeError if there is none.
@@ -177,7 +204,7 @@ class Telemetry:
             writer.add_scalar(f"{prefix}/{tag}", value, latest["step"])
 
     def picture(self, quantity: str = "update_to_weight") -> Figure:
-        """A heatmap of one quantity: a row for each parameter, a column for each step, colours on a log10 scale.
+        """A heatmap of one quantity: a row for each parameter, a column for each step, colors on a log10 scale.
 
         Blank are zero, what is not finite, and steps without a record of the parameter; hovering tells them apart.
 
@@ -205,16 +232,16 @@ class Telemetry:
         logs = np.log10(values, out=np.full(values.shape, np.nan), where=np.isfinite(values) & (values > 0))
         labels = [escape(name) for name in names]  # plotly reads them as HTML
         title = quantity.replace("_", " ") + " by parameter and step"
-        colours: dict[str, Any] = {"showscale": False}
+        colors: dict[str, Any] = {"showscale": False}
         if np.isfinite(logs).any():
             low, high, ticks = _scale(np.nanmin(logs), np.nanmax(logs))
-            colours = {"zmin": low, "zmax": high, "colorscale": "Viridis"}
-            colours["colorbar"] = {"tickvals": ticks, "ticktext": [f"{10.0**tick:.3g}" for tick in ticks.tolist()]}
+            colors = {"zmin": low, "zmax": high, "colorscale": "Viridis"}
+            colors["colorbar"] = {"tickvals": ticks, "ticktext": [f"{10.0**tick:.3g}" for tick in ticks.tolist()]}
         else:
             title += ": nowhere above zero and finite"
         where = "%{y}<br>step %{x}<br>" + quantity.replace("_", " ") + " %{hovertext}<extra></extra>"
         steps = [record.step for record in records]
-        figure = Figure(Heatmap(x=steps, y=labels, z=logs, hovertext=hover, hovertemplate=where, **colours))
+        figure = Figure(Heatmap(x=steps, y=labels, z=logs, hovertext=hover, hovertemplate=where, **colors))
         figure.update_layout(title={"text": title}, height=max(400, 180 + 18 * len(names)))
         # Names may look like numbers, and plotly takes neither labels nor a range from what is blank all over.
         for axis, known in ((figure.layout.xaxis, steps), (figure.layout.yaxis, labels)):
@@ -230,7 +257,7 @@ class Telemetry:
 
 
 def _scale(low: float, high: float) -> tuple[float, float, NDArray[np.float64]]:
-    """The ends of a colour scale for decimal logarithms and its ticks: whole decades, if it spans two or more."""
+    """The ends of a color scale for decimal logarithms and its ticks: whole decades, if it spans two or more."""
     high = min(high, 308.25)  # 10**high is to be a float
     if high - low >= 2:
         return low, high, np.arange(np.ceil(low), np.floor(high) + 1, max(1, round((high - low) / 6)))

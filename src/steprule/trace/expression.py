@@ -214,12 +214,14 @@ def refuse(what: str, instead: str) -> NoReturn:
     while frame.f_back is not None and is_ours(frame.f_code):
         frame = frame.f_back
     where = place_of(frame.f_code, frame.f_lineno)
-    raise RuleError(f"a rule {what}, which an elementwise formula cannot ({where}). Write {instead}.")
+    raise RuleError(f"a rule {what}, which an elementwise formula cannot do ({where}). Write {instead}.")
 
 
 def is_ours(code: CodeType) -> bool:
-    """Whether it is what rules are read with, and no rule."""
-    return code.co_filename.startswith(_HERE) or code.co_filename == pieces.__file__
+    """Whether it is what rules are read with, or a library that a rule calls, and no rule."""
+    libraries = [sys.modules[name].__file__ for name in ("numpy", "torch") if name in sys.modules]
+    folders = (_HERE, *(os.path.join(os.path.dirname(file), "") for file in libraries if file))
+    return code.co_filename.startswith(folders) or code.co_filename == pieces.__file__
 
 
 def place_of(code: CodeType, line: int) -> str:

@@ -1,0 +1,45 @@
+"""What an optimizer prints of itself: torch.optim's lines, functions as functions, and what was asked for besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from steprule.optimizer.core import NOTES, Core
+from steprule.optimizer.schedules import KEY as SCHEDULES
+from steprule.rules.options import OPTIONS
+
+
+def shown(name: str, core: Core, groups: list[dict[str, Any]]) -> str:
+    """The text.
+
+    Args:
+        name: the class's.
+        core: the optimizer's.
+        groups: its groups.
+    """
+    lines = [f"{name} ("]
+    for number, group in enumerate(groups):
+        lines += ["", f"Parameter Group {number}"] if number else [f"Parameter Group {number}"]
+        functions = core.schedules.functions_of(group) if core.schedules is not None else {}
+        for key in sorted(group.keys() - {"params", SCHEDULES, *NOTES}):
+            function = f", from {_named(functions[key])}(step)" if key in functions else ""
+            lines.append(f"    {key}: {group[key]}{function}")
+    whole = [f"    {key}: {value!r}" for key, value in _for_all(core)]
+    return "\n".join([*lines, *(["", "All groups", *whole] if whole else []), ")"])
+
+
+def _for_all(core: Core) -> Iterator[tuple[str, Any]]:
+    """The arguments for the whole optimizer that were given."""
+    for key, value in core.options.items():
+        if value != OPTIONS[key] and key not in core.rule.hyperparameters:
+            yield key, value
+    if core.services is not None:
+        yield from ((name, getattr(core.services, name)) for name in core.services.names)
+    if core.accumulator is not None:
+        yield "grads", core.accumulator.kind
+
+
+def _named(function: Any) -> str:
+    """What a function is called."""
+    return str(getattr(function, "__name__", type(function).__name__))
