@@ -141,7 +141,7 @@ def needs() -> Mapping[str, Need]:
         "16 / 8": Kept("bfloat16", "stochastic", "8bit"),
     }
     return {
-        name: need(AdamW, [(1024, 1024)], dtype, dtype, states, weights, {}, "AdamW")
+        name: need(AdamW, [(1024, 1024)], dtype, dtype, states, weights, {})
         for name, (dtype, weights, states) in ways.items()
     }
 
