@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import steprule
+from steprule import optimizer as optimizers
 from steprule.lessons.charts import Axis, Chart, Line, number
 from steprule.lessons.follow import Array, follow
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
@@ -25,7 +25,7 @@ from steprule.rules.sgd import SGD, Lion
 from steprule.services import ClipNorm
 from steprule.services.decide import clip_factor
 
-RULES = {"SGD": steprule.SGD, "Lion": steprule.Lion, "Adam": steprule.Adam, "LAMB": steprule.LAMB}
+RULES = {"SGD": optimizers.SGD, "Lion": optimizers.Lion, "Adam": optimizers.Adam, "LAMB": optimizers.LAMB}
 LRS = (0.001, 0.003, 0.01, 0.03)
 CLIPS = {"off": math.inf, "10": 10.0, "3": 3.0, "1": 1.0}
 WIDTHS = (65, 128, 64, 32, 10)
@@ -224,7 +224,7 @@ def is_lion_the_same(one: float, other: float) -> bool:
     ways = []
     for clip in (one, other):
         weights = torch.nn.Parameter(torch.zeros(20, dtype=torch.float64))
-        optimizer = steprule.Lion([weights], lr=0.01, clip=clip)
+        optimizer = optimizers.Lion([weights], lr=0.01, clip=clip)
         random = np.random.default_rng(0)
         for _ in range(20):
             weights.grad = torch.tensor(random.standard_normal(20))
