@@ -19,6 +19,7 @@ from types import FunctionType
 from typing import Any
 
 from steprule.hyper import COMMON, Hyperparameter, whole_of
+from steprule.names import name_of
 from steprule.pieces import Value
 from steprule.rule import Rule, RuleError, State
 from steprule.rules.options import movement
@@ -198,7 +199,7 @@ class _Link:
         else:
             if not callable(part):
                 raise RuleError(f"chain() got {part!r}, which is neither a function nor a rule")
-            self.name = getattr(plain, "__name__", type(plain).__name__)
+            self.name = name_of(plain)
             check_names(self.name, given, _signature(self.name, plain).parameters)
             own, self.defaults, self._takes_step = _read(self.name, part)
             self._takes_param = own[:1] == ["param"]

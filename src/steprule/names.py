@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 HOME = {
     "optimizer": ("Optimizer",),
@@ -48,3 +49,8 @@ def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6, otherwi
     near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
     last = f"did you mean {by_lower[near[0]]!r}?" if near else otherwise
     return f"; {last}" if last else ""
+
+
+def name_of(function: Any) -> str:
+    """What a function is called; of a callable without a name, its class's."""
+    return str(getattr(function, "__name__", type(function).__name__))

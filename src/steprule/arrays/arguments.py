@@ -11,7 +11,7 @@ from steprule.docstrings import ARRAYS, arguments, class_docstring, is_listed, s
 from steprule.docstrings import OPTIONS as ALL_OPTIONS
 from steprule.hyper import whole_of
 from steprule.rule import DECAYS, Rule
-from steprule.rules.options import OPTIONS, check_lookahead
+from steprule.rules.options import OPTIONS, check_lookahead, seen_by
 from steprule.settings import as_tuples, check_names, check_settings
 
 
@@ -57,9 +57,9 @@ def split(who: str, rule: type[Rule], given: Mapping[str, Any]) -> tuple[dict[st
                 "which steps torch's parameters, has them"
             )
     check_names(who, given, (*rule.hyperparameters, *OPTIONS))
-    options = {name: given.get(name, default) for name, default in OPTIONS.items()}
     settings = {name: given.get(name, default) for name, default in rule.hyperparameters.items()}
-    return options, settings
+    options = {name: given.get(name, default) for name, default in OPTIONS.items()}
+    return seen_by(options, settings), settings
 
 
 def at_step(settings: Mapping[str, Any], rule: type[Rule], step: int) -> dict[str, Any]:

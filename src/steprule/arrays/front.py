@@ -15,6 +15,7 @@ from steprule.docstrings import ARRAYS
 from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.own import Planned
 from steprule.engine.run import find_numbers
+from steprule.names import name_of
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.settings import as_tuples, check_names, check_names_of, check_rule, constructor
@@ -58,8 +59,6 @@ class Optimizer:
         if others:
             raise TypeError(f"{type(self).__name__} takes settings by name: {next(iter(known), 'name')}={others[0]!r}")
         self._options, self.settings = split(type(self).__name__, type(self).rule, settings)
-        if self.settings.get("decoupled_weight_decay") and self._options != OPTIONS and self._options["decay"] is None:
-            self._options["decay"] = "decoupled"  # which the options around the formula then see
         self.rule = with_options(type(self).rule, **self._options)
         self.settings |= {name: self._options[name] for name in self.rule.hyperparameters if name in OPTIONS}
         self._calls = 0
@@ -91,9 +90,7 @@ class Optimizer:
         size = sum(param.size for param in self.params)
         count = f"{len(self.params)} array{'s' * (len(self.params) != 1)} of {size:,} element{'s' * (size != 1)}"
         shown = [
-            f"{name}={getattr(value, '__name__', type(value).__name__)}(step)"
-            if callable(value)
-            else f"{name}={value!r}"
+            f"{name}={name_of(value)}(step)" if callable(value) else f"{name}={value!r}"
             for name, value in self.settings.items()
         ]
         shown += [

@@ -48,9 +48,13 @@ def run_together(function: int, argument: int, threads: int) -> None:
 @contextlib.contextmanager
 def torch_alone() -> Iterator[None]:
     """A context for torch's own operations, which in a forked process would wait for the parent's threads as well."""
-    if not _is_fork:
+    with one_thread() if _is_fork else contextlib.nullcontext():
         yield
-        return
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """A context in which torch's operations use one thread, and so add up in one order on every machine."""
     import torch
 
     threads = torch.get_num_threads()

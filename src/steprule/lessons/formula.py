@@ -19,7 +19,12 @@ def formula_html(rule: type[Rule], controls: Sequence[Control]) -> str:
     """A rule's formula as MathML, one row a line; as plain text where latex2mathml is missing."""
     if find_spec("latex2mathml") is None:
         return f'<pre tabindex="0">{_marked(formula_text(rule), controls)}</pre>'
-    body = formula_latex(rule).removeprefix("\\begin{aligned}\n").removesuffix("\n\\end{aligned}")
+    return equations_html(formula_latex(rule), controls)
+
+
+def equations_html(latex: str, controls: Sequence[Control] = ()) -> str:
+    """The equations of an environment such as `formula_latex` writes, as MathML, one row a line."""
+    body = latex.removeprefix("\\begin{aligned}\n").removesuffix("\n\\end{aligned}")
     rows = ""
     for line in body.split(" \\\\\n"):
         left, _, right = line.partition(" &= ")
@@ -54,7 +59,7 @@ def source_html(sources: Sequence[Callable[..., Any]], controls: Sequence[Contro
     parts = []
     for function in sources:
         name = f"{function.__module__}.{function.__qualname__}"
-        code = _marked(textwrap.dedent(_without_docstring(function)).rstrip(), controls)
+        code = _marked(source_of(function), controls)
         parts.append(f'<p><code>{name}</code></p><pre tabindex="0">{code}</pre>')
     return "\n".join(parts)
 
@@ -69,6 +74,7 @@ def _marked(code: str, controls: Sequence[Control]) -> str:
     return code
 
 
-def _without_docstring(function: Callable[..., Any]) -> str:
-    source = inspect.getsource(function)
-    return re.sub(r'\n\s*""".*?"""(?=\n)', "", source, count=1, flags=re.DOTALL).replace("  # fmt: skip", "")
+def source_of(function: Callable[..., Any]) -> str:
+    """A function as it stands in the library, without its docstring."""
+    source = re.sub(r'\n\s*""".*?"""(?=\n)', "", inspect.getsource(function), count=1, flags=re.DOTALL)
+    return textwrap.dedent(source.replace("  # fmt: skip", "")).rstrip()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steprule import optimizer as optimizers
+from steprule.engine.team import one_thread
 from steprule.lessons.charts import Axis, Chart, Line, number
 from steprule.lessons.follow import Array, follow
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
@@ -82,17 +82,6 @@ class Run:
     sizes: Array
     losses: dict[int, float]
     updates: Array
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums in one order on every machine; further threads would only wait for each other here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @cache

@@ -14,7 +14,7 @@ from steprule.optimizer.core import Core
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import Schedules
 from steprule.rule import Rule
-from steprule.rules.options import OPTIONS
+from steprule.rules.options import OPTIONS, seen_by
 from steprule.settings import check_names
 from steprule.tensors.state import FORMAT_OPTIONS
 from steprule.trace.tracing import trace
@@ -54,9 +54,7 @@ def begin(groups: Groups, settings: dict[str, Any]) -> tuple[Core, dict[str, Any
     """
     functions = groups.take_functions(settings, calls=0)
     chosen = {name: settings.pop(name) for name in SERVICE_OPTIONS}
-    options = {name: settings.pop(name) for name in OPTIONS}
-    if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
-        options["decay"] = "decoupled"  # which the options around the formula then see
+    options = seen_by({name: settings.pop(name) for name in OPTIONS}, settings)
     core = Core(groups.base, options)
     core.schedules = Schedules(functions) if functions else None
     settings |= {name: options[name] for name in core.rule.hyperparameters if name in OPTIONS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from steprule.names import name_of
 from steprule.optimizer.core import NOTES, Core
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rules.options import OPTIONS
@@ -23,7 +24,7 @@ def shown(name: str, core: Core, groups: list[dict[str, Any]]) -> str:
         lines += ["", f"Parameter Group {number}"] if number else [f"Parameter Group {number}"]
         functions = core.schedules.functions_of(group) if core.schedules is not None else {}
         for key in sorted(group.keys() - {"params", SCHEDULES, *NOTES}):
-            function = f", from {_named(functions[key])}(step)" if key in functions else ""
+            function = f", from {name_of(functions[key])}(step)" if key in functions else ""
             lines.append(f"    {key}: {group[key]}{function}")
     whole = [f"    {key}: {value!r}" for key, value in _for_all(core)]
     return "\n".join([*lines, *(["", "All groups", *whole] if whole else []), ")"])
@@ -38,8 +39,3 @@ def _for_all(core: Core) -> Iterator[tuple[str, Any]]:
         yield from ((name, getattr(core.services, name)) for name in core.services.names)
     if core.accumulator is not None:
         yield "grads", core.accumulator.kind
-
-
-def _named(function: Any) -> str:
-    """What a function is called."""
-    return str(getattr(function, "__name__", type(function).__name__))

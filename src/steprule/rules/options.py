@@ -24,6 +24,13 @@ OPTIONS: dict[str, Any] = {
 _rules: dict[Any, type[Rule]] = {}
 
 
+def seen_by(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as those around the formula must see them: with the decay that decoupled_weight_decay=True asks for."""
+    if settings.get("decoupled_weight_decay") and options != OPTIONS and options["decay"] is None:
+        return {**options, "decay": "decoupled"}
+    return {**options}
+
+
 def with_options(
     rule: type[Rule], *, decay: str | None, cautious: bool, cautious_decay: bool, lookahead: int, lookahead_alpha: float
 ) -> type[Rule]:
