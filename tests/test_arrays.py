@@ -35,6 +35,19 @@ def make_grads(params, seed):
     return [np.asarray(rng.standard_normal(p.shape)).astype(p.dtype) for p in params]
 
 
+def step_both(ours, its, grads):
+    """The same step of arrays and of torch's parameters."""
+    ours.step(grads)
+    for peer, grad in zip(its.param_groups[0]["params"], grads, strict=True):
+        peer.grad = torch.tensor(grad)
+    its.step()
+
+
+def assert_same_bits(ours, its):
+    for param, peer in zip(ours.params, its.param_groups[0]["params"], strict=True):
+        np.testing.assert_array_equal(param, peer.detach().numpy())
+
+
 IN_TORCH = [
     pytest.param(rule, settings, dtype, id=f"{name}-{dtype}")
     for (rule, settings), name in zip(map(with_settings, VARIANTS), IDS, strict=True)
@@ -52,11 +65,7 @@ def test_the_same_numbers_as_torch_optim(rule, settings, dtype):
     ours = CLASSES[rule](params, **settings)
     torchs = getattr(torch.optim, rule.__name__)(peers, **settings)
     for step in range(5):
-        grads = make_grads(params, step)
-        ours.step(grads)
-        for peer, grad in zip(peers, grads, strict=True):
-            peer.grad = torch.tensor(grad)
-        torchs.step()
+        step_both(ours, torchs, make_grads(params, step))
     is_exact = dtype == "float64" and not rule.scalar_states  # which torch.optim keeps in float32
     for index, (param, peer) in enumerate(zip(params, peers, strict=True)):
         np.testing.assert_allclose(param, peer.detach().numpy(), rtol=1e-9 if is_exact else 2e-5)
@@ -77,11 +86,7 @@ def test_the_same_bits_as_the_front_for_torch(rule, settings):
             saved = its.state_dict() if step == 2 else ours.state_dict()
             ours = CLASSES[rule](params, lr=7.0)
             ours.load_state_dict(copy.deepcopy(saved))
-        grads = make_grads(params, step)
-        ours.step(grads)
-        for peer, grad in zip(peers, grads, strict=True):
-            peer.grad = torch.tensor(grad)
-        its.step()
+        step_both(ours, its, make_grads(params, step))
         for index, (param, peer) in enumerate(zip(params, peers, strict=True)):
             np.testing.assert_array_equal(param, peer.detach().numpy())
             for name in filter(None, rule.states_for(its.param_groups[0])):
@@ -587,13 +592,8 @@ def test_functions_give_the_same_bits_as_in_the_front_for_torch():
     peers = [torch.nn.Parameter(torch.tensor(p)) for p in params]
     ours, its = arrays.AdamW(params, **settings), steprule.AdamW(peers, **settings)
     for step in range(3):
-        grads = make_grads(params, step)
-        ours.step(grads)
-        for peer, grad in zip(peers, grads, strict=True):
-            peer.grad = torch.tensor(grad)
-        its.step()
-    for param, peer in zip(params, peers, strict=True):
-        np.testing.assert_array_equal(param, peer.detach().numpy())
+        step_both(ours, its, make_grads(params, step))
+    assert_same_bits(ours, its)
 
 
 @pytest.mark.parametrize("saved", ["with calls", "by torch"])
@@ -654,13 +654,8 @@ def test_options_give_the_same_bits_as_in_the_front_for_torch(name):
             ours.params = params
             ours.settings.update({key: value for key, value in OPTIONS[name].items() if callable(value)})
             ours.load_state_dict(saved)
-        grads = make_grads(params, step)
-        ours.step(grads)
-        for peer, grad in zip(peers, grads, strict=True):
-            peer.grad = torch.tensor(grad)
-        its.step()
-    for param, peer in zip(params, peers, strict=True):
-        np.testing.assert_array_equal(param, peer.detach().numpy())
+        step_both(ours, its, make_grads(params, step))
+    assert_same_bits(ours, its)
 
 
 def pickled(settings):
