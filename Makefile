@@ -50,7 +50,6 @@ bench-gpu: $(INSTALLED)  ## measure the GPU engine; needs a GPU
 	$(MAKE) figures
 
 figures: $(INSTALLED)  ## put the numbers of benchmarks/*.json into README.md and docs
-	$(BIN)/python docs/make_optimizers.py
 	$(BIN)/python docs/fill.py
 
 bench-rules: constraints.txt  ## measure every rule beside all libraries that have it, which are installed for it

@@ -91,9 +91,9 @@ def test_what_is_written_of_steprules_rules_has_no_others(install):
     here = Path(__file__).parent
     folders = install({"halving.py": RULE}, "Halving = halving:Halving")
     tables = "from settings import VARIANTS\nassert all(rule is not Halving for rule, _ in VARIANTS)"
-    texts = "import make_optimizers, write_stubs\nassert 'Halving' not in make_optimizers.page() + ''.join(write_stubs.stubs().values())"
+    texts = "import optimizers, write_stubs\nassert 'Halving' not in optimizers.choose() + optimizers.index([]) + str(optimizers.addresses()) + ''.join(write_stubs.stubs().values())"
     code = f"from steprule.rules import OWN, RULES\nHalving = RULES['halving']\nassert 'halving' not in OWN\n{tables}\n{texts}"
-    run(code, *folders, here, here.parent / "docs", here.parent / "tools")
+    run(code, *folders, here, here.parent / "tools", here.parent / "tools" / "site")
 
 
 def test_a_package_that_uses_steprule_may_be_imported_first(install):

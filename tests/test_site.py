@@ -9,15 +9,21 @@ import contextlib
 import doctest
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+pytest.importorskip("latex2mathml")
+
+from steprule.docstrings import words_of
+from steprule.formula import formula_text
+from steprule.lessons.formula import source_of
+from steprule.rules import OWN
+
 DOCS = Path(__file__).parent.parent / "docs"
 FENCE = re.compile(r"^( *)```(.*?)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-PAGES = ["../README.md", "../CONTRIBUTING.md"] + sorted(
-    str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if path.name != "optimizers.md"
-)
+PAGES = ["../README.md", "../CONTRIBUTING.md"] + sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
 
 def blocks(page):
@@ -41,7 +47,9 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
             assert [line.rstrip() for line in printed.strip("\n").split("\n")] == code.rstrip("\n").split("\n")
         elif mark == "pycon":
             runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-            runner.run(doctest.DocTestParser().get_doctest(code, namespace, page, page, number), clear_globs=False)
+            session = doctest.DocTestParser().get_doctest(code, namespace, page, page, number)
+            runner.run(session, clear_globs=False)
+            namespace.update(session.globs)
             assert runner.failures == 0
 
 
@@ -49,3 +57,21 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_every_block_says_what_it_is(page):
     known = re.compile(r"python|pycon|bash|toml|text( title=\"Output\")?|\{ \.python \.no-run \}")
     assert [mark for mark, _ in blocks(page) if not known.fullmatch(mark)] == []
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_page_of_an_optimizer_says_what_the_rule_is(name, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(DOCS.parent / "tools" / "site"), *sys.path])
+    import optimizers
+
+    monkeypatch.setattr(optimizers, "curve", lambda rule: "")  # which takes ten trainings
+    rule = OWN[name]
+    text = optimizers.page(rule, [{"peer": "other", "agrees": False, "why": "Another.", "options": {"cautious": True}}])
+    assert text.startswith(f"# {rule.__name__}\n")
+    assert formula_text(rule) in text and "<math" in text and source_of(rule.function()) in text
+    for one, value in rule.hyperparameters.items():
+        assert f"| `{one}` | `{value!r}` | {words_of(rule, one)} |" in text
+    for state in rule.states:
+        assert f"| `{state}` | " in text
+    assert "With `cautious=True` it differs from `other`. That one: Another." in text
+    assert ("same arguments, errors, states and checkpoints" in text) == (rule.like_torch is not None)

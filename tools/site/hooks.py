@@ -16,8 +16,9 @@ import learn
 import optimizers
 import options
 import texts
-from mathml import mathml
 from mkdocs.structure.files import File, Files
+
+from steprule.lessons.formula import equations_html
 
 _PLACE = re.compile(r"^\{\{ (\w+)\.(\w+) \}\}$", re.MULTILINE)
 _FORMULA = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)
@@ -26,11 +27,9 @@ _MODULES = {module.__name__: module for module in (combinations, learn, optimize
 
 def on_config(config: Any) -> Any:
     """Puts the pages of optimizers into the navigation."""
-    for tab in config.nav:
-        for section in tab.values():
-            for entry in section:
-                if isinstance(entry, dict) and "Optimizers" in entry:
-                    entry["Optimizers"] = ["reference/optimizers/index.md", *optimizers.addresses()]
+    reference = next(tab["Reference"] for tab in config.nav if "Reference" in tab)
+    entry = next(entry for entry in reference if "Optimizers" in entry)
+    entry["Optimizers"] = ["reference/optimizers/index.md", *optimizers.addresses()]
     return config
 
 
@@ -46,7 +45,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
     """Fills the places, and turns formulas between lines of ``$$`` into MathML, an equation a line."""
-    markdown = _FORMULA.sub(lambda found: mathml(found[1].replace(" = ", " &= ").replace("\n", " \\\\\n")), markdown)
+    markdown = _FORMULA.sub(
+        lambda found: equations_html(found[1].replace(" = ", " &= ").replace("\n", " \\\\\n")), markdown
+    )
     return _PLACE.sub(lambda found: _made(found[1], found[2]), markdown)
 
 

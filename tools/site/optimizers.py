@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from curves import curve
-from mathml import mathml
 
 from steprule.catalog import paper, state_bytes, summary
 from steprule.docstrings import states as told_of_states
 from steprule.docstrings import words_of
 from steprule.formats import STATE_FORMATS
 from steprule.formula import formula_latex, formula_text
+from steprule.lessons.formula import equations_html, source_of
 from steprule.rule import NEEDS, Rule
 from steprule.rules import OWN
 from steprule.rules.options import DECAYS
@@ -55,14 +55,14 @@ def page(rule: type[Rule], peers: list[dict[str, Any]]) -> str:
         f"# {rule.__name__}",
         doc,
         f"**When to use it.** {rule.when}" + (f" Good for: {needs}." if needs else ""),
-        f"```python\nsteprule.{rule.__name__}(params, {defaults})\n```".replace("```python", "``` { .python .no-run }"),
+        f"``` {{ .python .no-run }}\nsteprule.{rule.__name__}(params, {defaults})\n```",
         "## Formula",
-        mathml(formula_latex(rule)),
+        equations_html(formula_latex(rule)),
         "As the code names it; `'` marks a value after this step:",
         f"```text\n{formula_text(rule)}\n```",
         *_flags(rule),
         "## Source",
-        f"``` {{ .python .no-run }}\n{_source(rule)}\n```",
+        f"``` {{ .python .no-run }}\n{source_of(rule.function())}\n```",
         f"[{_file(rule)}]({SOURCE}/{_file(rule)})",
         "## Arguments",
         _arguments(rule),
@@ -77,27 +77,18 @@ def page(rule: type[Rule], peers: list[dict[str, Any]]) -> str:
 
 def _flags(rule: type[Rule]) -> list[str]:
     """The formula with each flag that changes it."""
-    found, plain = [], formula_text(rule)
-    for name, value in rule.hyperparameters.items():
-        if not isinstance(value, bool):
-            continue
-        settings = {
-            name: not value,
-            **({"momentum": 0.9} if name == "nesterov" and "momentum" in rule.hyperparameters else {}),
-        }
+    defaults = rule.hyperparameters
+    tried: list[dict[str, Any]] = [{"momentum": 0.9}] if defaults.get("momentum") == 0 else []
+    for name in (name for name, value in defaults.items() if isinstance(value, bool)):
+        needed = {"momentum": 0.9} if name == "nesterov" and "momentum" in defaults else {}
+        tried.append({name: not defaults[name], **needed})
+    notes, plain = [], formula_text(rule)
+    for settings in tried:
         text = formula_text(rule, settings)
         if text != plain:
-            called = ", ".join(f"{one}={value!r}" for one, value in settings.items())
-            found += [f'??? note "With `{called}`"\n\n' + textwrap.indent(f"```text\n{text}\n```", "    ")]
-    if rule.hyperparameters.get("momentum") == 0:
-        text = formula_text(rule, {"momentum": 0.9})
-        found = ['??? note "With `momentum=0.9`"\n\n' + textwrap.indent(f"```text\n{text}\n```", "    "), *found]
-    return found
-
-
-def _source(rule: type[Rule]) -> str:
-    """The formula as it stands in the library."""
-    return textwrap.dedent(inspect.getsource(rule.function())).replace("  # fmt: skip", "").rstrip()
+            called = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            notes.append(f'??? note "With `{called}`"\n\n' + textwrap.indent(f"```text\n{text}\n```", "    "))
+    return notes
 
 
 def _file(rule: type[Rule]) -> str:
