@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from training import Wanted, trained
 
 import steprule
-from steprule.formats import dither, is_quantised
+from steprule.formats import dither, is_quantized
 from steprule.formats.tensors import decode, encode
 
 RoundTrip = Callable[[Tensor, int], Tensor]
@@ -155,7 +155,7 @@ class Emulated(torch.optim.Optimizer):
                 square = beta2 * state["exp_avg_sq"] + (1 - beta2) * p.grad * p.grad
                 direction = mean / (1 - beta1**t) / ((square / (1 - beta2**t)).sqrt() + group["eps"])
                 p.sub_(group["lr"] * (direction + group["weight_decay"] * p))
-                low = is_quantised(p.shape)
+                low = is_quantized(p.shape)
                 state["exp_avg"] = keep_mean(mean, t) if low else mean
                 state["exp_avg_sq"] = keep_square(square, t) if low else square
 

@@ -24,7 +24,7 @@ from shapes import Shapes, gpt2_small
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import steprule
-from steprule.formats import FORMATS, GROUP, ITEM_SIZE
+from steprule.formats import BLOCK, FORMATS, ITEM_SIZE
 
 BILLION: Shapes = (
     gpt2_small()
@@ -193,7 +193,7 @@ def bytes_of(name: str, dtype: str, settings: dict[str, Any]) -> float:
     total = 0.0
     for place, kind in enumerate(formats_of(name, dtype, settings)):
         for suffix, array in FORMATS[kind].arrays:
-            total += ITEM_SIZE[array] * (1 if place == 1 else 2) / (GROUP if suffix == "_base" else 1)
+            total += ITEM_SIZE[array] * (1 if place == 1 else 2) / (BLOCK if suffix == "_base" else 1)
     return total
 
 

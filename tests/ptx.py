@@ -100,8 +100,8 @@ def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
 
 def moved(formula: Stage, source: GpuSource) -> tuple[set[str], set[str]]:
     """Which operands a kernel reads, and which it writes."""
-    grouped = {name for name, suffix in source.arrays if suffix == "_base"}
-    written = {name for name, new in formula.outputs.items() if name in grouped or not keeps(name, new)}
+    blockwise = {name for name, suffix in source.arrays if suffix == "_base"}
+    written = {name for name, new in formula.outputs.items() if name in blockwise or not keeps(name, new)}
     results = [formula.outputs[name] for name in written] + list(formula.gathered.values())
     results += [formula.counted] if formula.counted is not None else []
     results += [one.expression for one in formula.sums.values()] if not formula.outputs else []

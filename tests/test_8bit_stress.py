@@ -7,7 +7,7 @@ import torch
 from settings import IDS, VARIANTS
 
 import steprule
-from steprule.formats import GROUP
+from steprule.formats import BLOCK
 from steprule.memory import need
 from steprule.rules import OWN
 from steprule.trace.tracing import exact_states
@@ -19,12 +19,12 @@ ROWS = 2
 def _streams():
     """Gradients by what is nasty about them: steps, rows of one group."""
     g = torch.Generator().manual_seed(0)
-    shape = (STEPS, ROWS, GROUP)
+    shape = (STEPS, ROWS, BLOCK)
 
     def normal():
         return torch.randn(shape, generator=g)
 
-    dominant = torch.where(torch.arange(GROUP) == 0, 1e4, 1.0)
+    dominant = torch.where(torch.arange(BLOCK) == 0, 1e4, 1.0)
     t = torch.arange(STEPS)[:, None, None]
     spikes = normal()
     spikes[::40, :, 5] *= 1e4
@@ -34,13 +34,13 @@ def _streams():
         "one has spikes": spikes,
         "noise": normal(),
         "noise about 1": normal() + 1,
-        "of four decades": (normal() + 1) * 10 ** torch.linspace(-4, 0, GROUP),
+        "of four decades": (normal() + 1) * 10 ** torch.linspace(-4, 0, BLOCK),
         "all grow": 1.03**t * torch.ones(shape),
         "noise that grows": normal() * 1.03**t,
         "noise that jumps": normal() * torch.where(t < 200, 1.0, 1e3),
         "noise that drops": normal() * torch.where(t < 200, 1.0, 1e-3),
         "noise that stops": normal() * (t < 100),
-        "alternating": (-1.0) ** t * torch.linspace(0.01, 1, GROUP).expand(shape),
+        "alternating": (-1.0) ** t * torch.linspace(0.01, 1, BLOCK).expand(shape),
     }
 
 
@@ -52,11 +52,11 @@ WITH_MEAN = ("one dominates", "noise about 1", "of four decades")
 
 def _go(rule, hyper, streams, states):
     """The largest update of each stream, and how far each element went, in whichever direction."""
-    wide = torch.zeros(len(streams) * ROWS, GROUP, 2)
-    wide[..., 0] = 0.1 * torch.randn(ROWS, GROUP, generator=torch.Generator().manual_seed(1)).repeat(len(streams), 1)
+    wide = torch.zeros(len(streams) * ROWS, BLOCK, 2)
+    wide[..., 0] = 0.1 * torch.randn(ROWS, BLOCK, generator=torch.Generator().manual_seed(1)).repeat(len(streams), 1)
     p = wide[..., 0].requires_grad_()  # two elements apart: the eager engine steps it, and nothing is compiled
     optimizer = getattr(steprule, rule.__name__)([p], **hyper, states=states)
-    largest, gone = torch.zeros(len(streams)), torch.zeros(len(streams), ROWS, GROUP)
+    largest, gone = torch.zeros(len(streams)), torch.zeros(len(streams), ROWS, BLOCK)
     grads = torch.cat([STREAMS[name] for name in streams], 1)
     for grad in grads:
         p.grad = grad
@@ -102,18 +102,18 @@ def test_amsgrads_maximum_and_what_it_is_the_maximum_of_are_exact(name):
         assert kept == ({largest, largest.removeprefix("max_")} if amsgrad else set())
         states = 2 + ("previous_grad" in rule.states)
         low, wide = (states - 1, 2) if amsgrad else (states, 0)
-        bytes_needed = need(rule, [(16, 10 * GROUP)], "float32", "float32", "8bit", None, {"amsgrad": amsgrad})
-        assert bytes_needed.state_bytes == 160 * GROUP * (low * (1 + 2 / GROUP) + 4 * wide)
+        bytes_needed = need(rule, [(16, 10 * BLOCK)], "float32", "float32", "8bit", None, {"amsgrad": amsgrad})
+        assert bytes_needed.state_bytes == 160 * BLOCK * (low * (1 + 2 / BLOCK) + 4 * wide)
 
 
 def test_amsgrads_maximum_does_not_creep():
-    params = [torch.nn.Parameter(torch.zeros(ROWS, GROUP)) for _ in range(2)]
+    params = [torch.nn.Parameter(torch.zeros(ROWS, BLOCK)) for _ in range(2)]
     optimizers = [
         steprule.AdamW([p], amsgrad=True, states=states) for p, states in zip(params, (None, "8bit"), strict=True)
     ]
     g = torch.Generator().manual_seed(0)
     for _ in range(2000):
-        grad = torch.randn(ROWS, GROUP, generator=g)
+        grad = torch.randn(ROWS, BLOCK, generator=g)
         for p, optimizer in zip(params, optimizers, strict=True):
             p.grad = grad
             optimizer.step()

@@ -17,13 +17,13 @@ from settings import IDS, STRUCTURE_IDS, STRUCTURES, VARIANTS
 import steprule
 from steprule.engine import cpu, plan
 from steprule.formats import (
+    BLOCK,
     FIRST_ELEMENT_KEY,
     FORMATS,
-    GROUP,
-    base_shape,
     bytes_of,
     dither,
-    is_quantised,
+    exponent_shape,
+    is_quantized,
     mix,
     row_length,
     state_format,
@@ -67,7 +67,7 @@ def run_kernel(rule, hyper, formats, arrays, shape, threads=1):
     tables = kernel.plan(
         {array: [arrays[array].data_ptr()] for array in kernel.source.arrays},
         sizes=[numel], hyper=[kernel.numbers({**hyper, "seed": SEED})], first_steps=[STEP - 1.0],
-        rows=[row_length(shape)] if kernel.source.grouped else None, numbers=[PLACE],
+        rows=[row_length(shape)] if kernel.source.blockwise else None, numbers=[PLACE],
     )  # fmt: skip
     scalars = {name: arrays[name, ""] for name in kernel.program.numbers}
     step_cpu(kernel, tables, [scalars], threads)
@@ -104,7 +104,7 @@ CASES = [
 @pytest.mark.parametrize(("rule", "hyper", "combination"), CASES)
 def test_kernels_store_what_the_formats_say(rule, hyper, combination):
     """Bit for bit: a float32 kernel on the numbers read, then `encode`, against one kernel that does all of it."""
-    for shape in [(7, 3 * GROUP), (5, GROUP + 9)]:
+    for shape in [(7, 3 * BLOCK), (5, BLOCK + 9)]:
         formats = formats_of(rule, hyper, *combination, shape)
         arrays = stored(rule, hyper, formats, shape)
         wide = {name: x.float() for name, x in read(formats, arrays, shape).items()}
@@ -137,7 +137,7 @@ def test_every_format_in_a_kernel_for_special_numbers(kind):
     patterns += [0x33800000, 0x33000000, 0x387FE000, 0x38800000, 0x3F800000, 0x3F808000, 0x3F80FFFF]
     patterns += [0x3F800FFF, 0x3FFFEFFF, 0x477FEFFF, 0x330FFFFF]  # just below the middle between two halves
     values = np.array([p | sign for p in patterns for sign in (0, 0x80000000)], np.uint32).view(np.float32)
-    shape = (len(values), GROUP + 1)
+    shape = (len(values), BLOCK + 1)
     x = torch.zeros(shape)
     x[:, 3] = torch.from_numpy(values)
     x[:, 5], x[:, -1] = 0.3, 1e-3
@@ -177,11 +177,11 @@ def test_every_format_in_a_kernel_for_special_numbers(kind):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.floats(-36, 36), st.sampled_from(["signed8", "positive8"]))
 def test_8_bits_keep_relative_precision_over_the_whole_range(seed, exponent, kind):
-    x = spread((4, 2 * GROUP), seed, 0.7) * 10.0**exponent
+    x = spread((4, 2 * BLOCK), seed, 0.7) * 10.0**exponent
     x = torch.where(x.isfinite(), x, 0.0)
     if kind == "positive8":
         x = x.abs()
-    top = x.abs().view(4, 2, GROUP).amax(-1).repeat_interleave(GROUP, 1).view_as(x)
+    top = x.abs().view(4, 2, BLOCK).amax(-1).repeat_interleave(BLOCK, 1).view_as(x)
     back = decode(kind, encode(kind, x, mix(seed, 0, 0)), x.shape)
     floor = top * (2.0**-15 / 8 if kind == "signed8" else 2.0**-30) + 2.0**-125
     assert bool(((back - x).abs() <= x.abs() / 8 + floor).all())
@@ -191,7 +191,7 @@ def test_8_bits_keep_relative_precision_over_the_whole_range(seed, exponent, kin
     "kind", ["signed8", "bfloat16 dithered", "bfloat16 stochastic", "float16 stochastic", "positive8"]
 )
 def test_random_rounding_is_right_on_average(kind):
-    x = spread((3, GROUP), 5, 0.5).abs() + 1e-3
+    x = spread((3, BLOCK), 5, 0.5).abs() + 1e-3
     total = torch.zeros_like(x, dtype=torch.float64)
     rounds = 4096
     for i in range(rounds):
@@ -317,9 +317,9 @@ def test_an_8_bit_checkpoint_in_a_plain_optimizer_and_back():
 @pytest.mark.parametrize("signs", ["random", "constant"])
 def test_one_dominant_element_of_a_group_spoils_no_other(dominance, active, signs):
     """Updates at lr=1 are at most 1.5 times float32's, and smaller elements go at least half as far."""
-    shape, largest, moved = (4, 2 * GROUP), {}, {}
+    shape, largest, moved = (4, 2 * BLOCK), {}, {}
     scale = torch.ones(shape)
-    scale[:, ::GROUP] = dominance
+    scale[:, ::BLOCK] = dominance
     for states in (None, "8bit"):
         g = torch.Generator().manual_seed(0)
         p = torch.nn.Parameter(torch.zeros(shape))
@@ -433,7 +433,7 @@ def test_an_average_follows_by_less_than_one_unit_of_the_correction(dtype, direc
 @pytest.mark.parametrize(("states", "drift", "noise"), [("8bit", 0.1, 0.25), ("bfloat16", 0.02, 0.05)])
 def test_slow_averages_follow_a_change_of_scale(states, drift, noise):
     """Gradients grow tenfold, then shrink to a hundredth: the mean square follows float32's within the bound."""
-    shape = (32, 2 * GROUP)
+    shape = (32, 2 * BLOCK)
     sides = [torch.nn.Parameter(torch.zeros(shape)) for _ in range(2)]
     optimizers = [steprule.AdamW([p], lr=0.0, states=s) for p, s in zip(sides, (None, states), strict=True)]
     g = torch.Generator().manual_seed(0)
@@ -509,8 +509,8 @@ def test_shards_along_the_first_dimension_get_the_same_values(options):
             assert torch.equal(optimizer.read(p, name), torch.cat(states))
 
 
-def test_what_is_quantised_follows_from_the_shape_but_not_its_first_number():
-    assert [is_quantised(s) for s in [(5,), (), (4, 31), (1, 32), (3, 8, 16), (0, 200)]] == [
+def test_what_is_quantized_follows_from_the_shape_but_not_its_first_number():
+    assert [is_quantized(s) for s in [(5,), (), (4, 31), (1, 32), (3, 8, 16), (0, 200)]] == [
         False, False, False, True, True, True,
     ]  # fmt: skip
     params, optimizer = make(shapes=[(8, 256), (300,), (8, 30)], states="8bit")
@@ -522,18 +522,18 @@ def test_what_is_quantised_follows_from_the_shape_but_not_its_first_number():
 
 
 def test_non_finite_gradients_stay_in_their_group():
-    params, optimizer = make(shapes=[(4, 2 * GROUP)], states="8bit", weights="24bit")
+    params, optimizer = make(shapes=[(4, 2 * BLOCK)], states="8bit", weights="24bit")
     train(params, optimizer, 2)
     p = params[0]
     p.grad = torch.ones_like(p)
-    p.grad[1, 3], p.grad[2, GROUP] = float("nan"), float("inf")
+    p.grad[1, 3], p.grad[2, BLOCK] = float("nan"), float("inf")
     optimizer.step()
     train(params, optimizer, 2)
     spoiled = torch.zeros(4, 2, dtype=torch.bool)
     spoiled[1, 0] = spoiled[2, 1] = True
     finite = torch.stack([p.detach().float(), optimizer.read(p, "exp_avg"), optimizer.read(p, "exp_avg_sq")]).isfinite()
-    assert bool(finite.view(3, 4, 2, GROUP).all(-1).all(0)[~spoiled].all())
-    assert bool(p[1, 3].isnan()) and bool(p[2, GROUP].isnan() | (p[2, GROUP] == p[2, GROUP]))
+    assert bool(finite.view(3, 4, 2, BLOCK).all(-1).all(0)[~spoiled].all())
+    assert bool(p[1, 3].isnan()) and bool(p[2, BLOCK].isnan() | (p[2, BLOCK] == p[2, BLOCK]))
 
 
 def test_centered_rmsprop_keeps_what_it_subtracts_exact():
@@ -622,7 +622,7 @@ def test_real_storage_is_what_bytes_of_says():
         kinds = [weight_format("24bit", "bfloat16")]
         kinds += [state_format("8bit", "bfloat16", p.shape, n, False) for n in (False, True)]
         assert real == sum(bytes_of(kind, p.shape) for kind in kinds)
-    assert kept["exp_avg"].shape == (7, 30) and base_shape((6, 130)) == (6, 2)
+    assert kept["exp_avg"].shape == (7, 30) and exponent_shape((6, 130)) == (6, 2)
 
 
 def test_formats_may_differ_between_groups_and_change():

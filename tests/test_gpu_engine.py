@@ -517,7 +517,7 @@ def test_more_than_2_31_elements():
         GPU_DEVICE, [kernel.source], addresses=[[param.data_ptr()], [grad.data_ptr()]], sizes=[size], groups=[0],
         hyper=[kernel.numbers(hyper)], first_steps=[0.0],
     )  # fmt: skip
-    assert plan.chunk_count == -(-size // kernel.source.block)
+    assert plan.chunk_count == -(-size // kernel.source.tile)
     plan.chunks, plan.chunk_count = plan.chunks[-2:].contiguous(), 2
     kernel.launcher(plan)()
     assert (param[-1500:] == 0.5).all()

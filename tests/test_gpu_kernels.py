@@ -94,7 +94,7 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
     common = dict(
         sizes=[int(np.prod(shape)) for shape in shapes],
         groups=[0] * len(shapes),
-        rows=[shape[1] for shape in shapes] if host.source.grouped or by_row else None,
+        rows=[shape[1] for shape in shapes] if host.source.blockwise or by_row else None,
         numbers=[5 + 3 * i for i in range(len(shapes))],
         first_steps=[float(i) for i in range(len(shapes))],
     )

@@ -141,7 +141,7 @@ def test_the_correction_of_a_gradient_is_as_large_as_its_parameter():
     param = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     optimizer = steprule.SGD([param], lr=0.5, grads="24bit")
     memory = torch.full((24,), 100, dtype=torch.int8)
-    optimizer._core.accumulator.corrections[param].data = memory[8:16]
+    optimizer._core.accumulator.low_bits[param].data = memory[8:16]
     for size in (8, 16):
         param.data = torch.ones(size, dtype=torch.bfloat16)
         param.grad = torch.ones(size, dtype=torch.bfloat16)

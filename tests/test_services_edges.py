@@ -155,7 +155,7 @@ def test_sums_of_parameters_that_thaw_are_corrected_from_the_next_step_on(releas
     train(model, optimizer)
     model.weight.requires_grad_(True)
     train(model, optimizer)
-    assert model.weight in optimizer._core.accumulator.corrections
+    assert model.weight in optimizer._core.accumulator.low_bits
 
 
 def test_sparse_gradients_pass_an_accumulator():
@@ -172,7 +172,7 @@ def test_copies_accumulate_as_well():
     optimizer, (weight, _) = copy.deepcopy(
         (SGD(model.parameters(), lr=0.5, grads="24bit"), list(model.parameters()))
     )  # fmt: skip
-    assert weight in optimizer._core.accumulator.corrections
+    assert weight in optimizer._core.accumulator.low_bits
 
 
 def test_swapped_weights_are_not_copied():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.formats import GROUP
+from steprule.formats import BLOCK
 from steprule.kernels.gpu_pass import GpuSource
 
 Number = float | Tensor
@@ -72,14 +72,14 @@ class GpuPlan:
 
     Args:
         device: where all tensors are.
-        sources: of the kernels that work through it, which have the same arrays and blocks.
+        sources: of the kernels that work through it, which have the same arrays and tiles.
         addresses: for each of its arrays (param, grad, the others), the address of each tensor's first element.
         sizes: each tensor's number of elements.
         hyper: a row of numbers for each parameter group; a tensor on the device is read there in every step.
         groups: each tensor's row in hyper, by default the first.
         step_at: the address of each tensor's kept step, which is float64, or None to keep it in the plan.
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
-        rows: for kernels that work in groups or by row, the elements of one row of each tensor.
+        rows: for kernels that work in blocks or by row, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
 
@@ -128,11 +128,11 @@ class GpuPlan:
         self.first_factor = np.concatenate([[0], np.cumsum(in_tensor, dtype=np.int64)])
         self.factors = torch.ones(int(self.first_factor[-1]), dtype=torch.float64, device=device)
         self.sizes = table([*sizes, *rows, *self.first_factor[:-1]])
-        blocks = [-(-size // source.block) for size in sizes]
-        if source.grouped:
-            in_groups = [size // row * -(-row // GROUP) for size, row in zip(sizes, rows, strict=True)]
-            blocks = [-(-some // (source.block // GROUP)) for some in in_groups]
-        self.first_chunk, chunks = chunk_table(blocks)
+        tiles = [-(-size // source.tile) for size in sizes]
+        if source.blockwise:
+            in_blocks = [size // row * -(-row // BLOCK) for size, row in zip(sizes, rows, strict=True)]
+            tiles = [-(-some // (source.tile // BLOCK)) for some in in_blocks]
+        self.first_chunk, chunks = chunk_table(tiles)
         self.chunk_count = len(chunks)
         self.chunks = table(chunks, np.int32)
         tallies, scalars = max(len(one.tallies) for one in sources), max(one.scalars for one in sources)

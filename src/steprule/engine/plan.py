@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steprule.formats import GROUP
+from steprule.formats import BLOCK
 
 CHUNK = 32768
 """Elements a worker takes at a time, at least."""
@@ -43,9 +43,9 @@ class Chunks:
     """How tensors are cut: into chunks, one of which a worker takes at a time, and these into pieces.
 
     Attributes:
-        rows: the elements of each tensor's row; all of them where groups and factors do not care for rows.
-        pieces: the elements and groups of each tensor's pieces.
-        table: for each chunk its tensor, first element, length, first group and first piece.
+        rows: the elements of each tensor's row; all of them where blocks and factors do not care for rows.
+        pieces: the elements and blocks of each tensor's pieces.
+        table: for each chunk its tensor, first element, length, first block and first piece.
         owners: each piece's tensor.
     """
 
@@ -59,15 +59,15 @@ def cut(sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, tallies:
     """The chunks of tensors; arguments as for `Plan`."""
     chunk = max(CHUNK, sum(sizes) // 256 // 4096 * 4096)  # long stretches are a little faster to stream
     lengths = rows or sizes
-    whole = [not by_row and row % GROUP == 0 for row in lengths]
+    whole = [not by_row and row % BLOCK == 0 for row in lengths]
     full = [size if one else row for one, row, size in zip(whole, lengths, sizes, strict=True)]
-    pieces = [(PIECE, PIECE // GROUP)] * len(sizes)
+    pieces = [(PIECE, PIECE // BLOCK)] * len(sizes)
     if by_row:
-        pieces = [(row, -(-row // GROUP)) for row in lengths]
+        pieces = [(row, -(-row // BLOCK)) for row in lengths]
     elif rows:
         in_rows = [max(PIECE // row, 1) for row in rows]
         pieces = [
-            pieces[0] if one else (some * row, some * -(-row // GROUP))
+            pieces[0] if one else (some * row, some * -(-row // BLOCK))
             for one, some, row in zip(whole, in_rows, rows, strict=True)
         ]
     table: list[tuple[int, ...]] = []
@@ -79,8 +79,8 @@ def cut(sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, tallies:
             length = max(length // piece, 1) * piece
         for start in range(0, size, length):
             part = min(length, size - start)
-            first_group = start // row * -(-row // GROUP) + start % row // GROUP
-            table.append((tensor, start, part, first_group, len(owners)))
+            first_block = start // row * -(-row // BLOCK) + start % row // BLOCK
+            table.append((tensor, start, part, first_block, len(owners)))
             owners += [tensor] * (1 if by_row else -(-part // piece))
     return Chunks(
         np.array(full, np.int64),
@@ -136,7 +136,7 @@ class Plan:
         step_at: the address of each tensor's kept step, or None to keep it in the plan.
         step_is_double: whether each kept step is float64 (else float32); ignored where step_at is None.
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
-        rows: for kernels that work in groups or by row, the elements of one row of each tensor.
+        rows: for kernels that work in blocks or by row, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element, by default its place.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
         tallies: how many numbers each piece of a chunk leaves in `partials`. Pieces do not depend on what else there is.

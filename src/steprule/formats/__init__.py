@@ -1,11 +1,11 @@
 """How an operand is stored, and read back.
 
 Formulas compute in float32 whatever the format; a format says what lies in memory between two steps. An operand may
-take several arrays: an 8-bit state has a code for each number and a base for each group of `GROUP`, a split weight
-has a 16-bit half that the model sees and a correction that it does not.
+take several arrays. A state in 8 bits is quantized block-wise: it has a code for each element, and an exponent for each
+block of `BLOCK` of them. A split weight has a 16-bit half that the model sees, and low bits that it does not.
 
-Random numbers decide roundings, so that what is smaller than a format's spacing is not lost but happens now and
-then: an average over steps is right. They are functions of the seed and the step, and for weights of the parameter
+Stochastic rounding decides what is smaller than a format's spacing: it is not lost but happens now and then, so that an
+average over steps is right. Its random numbers are functions of the seed and the step, and for weights of the parameter
 and the element, and of nothing else.
 """
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-GROUP = 128
-"""Numbers that share a base: consecutive ones of one row, a row being one index of the first dimension."""
+BLOCK = 128
+"""Elements of a block, which share an exponent: consecutive ones of one row, a row being one index of the first dimension."""
 
 SHORTEST_ROW = 32
-"""Tensors with shorter rows keep float32 states, since bases would take a good part of what codes save."""
+"""Tensors with shorter rows keep float32 states, since block exponents would take a good part of what codes save."""
 
 STATE_FORMATS = ("float32", "bfloat16", "8bit")
 WEIGHT_FORMATS = ("stochastic", "24bit", "32bit")
@@ -33,14 +33,14 @@ class Format:
         arrays: for each array its suffix ("" for one that holds the numbers themselves) and dtype.
         load: the number at i, as an expression of a kernel.
         store: what each array's i receives, as expressions of ``x``, and ``random`` where the rounding is random.
-        grouped: whether numbers share a base, kept in the array with the suffix "_base", one a group.
-        random: "" for none, "step" for one number a step (and place in the group), "element" for one an element.
+        blockwise: whether each block of elements has an exponent, kept in the array with the suffix "_base".
+        random: "" for none, "step" for one number a step (and place in the block), "element" for one for each element.
     """
 
     arrays: tuple[tuple[str, str], ...]
     load: str
     store: tuple[str, ...]
-    grouped: bool = False
+    blockwise: bool = False
     random: str = ""
 
 
@@ -71,21 +71,22 @@ for _half in HALVES:
 for _kind, _code in (("signed8", "int8"), ("positive8", "uint8")):
     FORMATS[_kind] = Format(
         (("_8bit", _code), ("_base", "int16")),
-        f"from_{_kind}({{0}}, {{base}})",
-        (f"to_{_kind}({{x}}, {{base}}, {{random}})",),
-        grouped=True,
+        f"from_{_kind}({{0}}, {{exponent}})",
+        (f"to_{_kind}({{x}}, {{exponent}}, {{random}})",),
+        blockwise=True,
         random="step",
     )
 
 SUFFIXES = ("", "_8bit", "_base", "_correction")
-"""What follows an operand's name in the names of its arrays. Codes are not called as numbers would be, so that nobody takes
-them for numbers: torch.optim, given a checkpoint with codes, says that it misses the state."""
+"""What follows an operand's name in the names of its arrays, in kernels and in checkpoints: nothing for the numbers themselves,
+"_8bit" for codes, "_base" for block exponents, "_correction" for low bits. Codes have a name of their own so that nobody takes
+them for numbers: given a checkpoint with codes, torch.optim says that it misses the state."""
 
 ITEM_SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1, "uint8": 1}
 """Bytes of the dtypes that arrays have."""
 
 
-def is_quantised(shape: Sequence[int]) -> bool:
+def is_quantized(shape: Sequence[int]) -> bool:
     """Whether a state of this shape is kept in 8 bits: it has rows of `SHORTEST_ROW` numbers or more.
 
     The first dimension's size does not matter, so every shard along it decides alike.
@@ -101,9 +102,9 @@ def row_length(shape: Sequence[int]) -> int:
     return length
 
 
-def base_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """The shape of a grouped operand's bases: rows, groups in a row."""
-    return shape[0], -(-row_length(shape) // GROUP)
+def exponent_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """The shape of the block exponents of an operand of this shape: rows, blocks in a row."""
+    return shape[0], -(-row_length(shape) // BLOCK)
 
 
 def state_format(chosen: str | None, dtype: str, shape: Sequence[int], nonnegative: bool, exact: bool) -> str:
@@ -118,7 +119,7 @@ def state_format(chosen: str | None, dtype: str, shape: Sequence[int], nonnegati
     """
     if chosen is None or dtype == "float64":
         return dtype
-    if exact or chosen == "float32" or (chosen == "8bit" and not is_quantised(shape)):
+    if exact or chosen == "float32" or (chosen == "8bit" and not is_quantized(shape)):
         return "float32"
     if chosen == "bfloat16":
         return "bfloat16 dithered"
@@ -135,8 +136,8 @@ def bytes_of(name: str, shape: Sequence[int]) -> int:
     numel = row_length((1, *shape))
     total = 0
     for suffix, dtype in FORMATS[name].arrays:
-        rows, groups = base_shape(shape) if suffix == "_base" else (1, numel)
-        total += ITEM_SIZE[dtype] * rows * groups
+        rows, blocks = exponent_shape(shape) if suffix == "_base" else (1, numel)
+        total += ITEM_SIZE[dtype] * rows * blocks
     return total
 
 
@@ -152,9 +153,9 @@ def mix(seed: int, step: int, number: int) -> int:
 
 
 WEYL = 0x9E3779B9
-"""2**32 over the golden ratio: multiples of it spread evenly, so neighbours in a group round at different times."""
+"""2**32 over the golden ratio: multiples of it spread evenly, so neighbors in a block round at different times."""
 PLACES = 16
-"""Places of a group after which its random bits repeat: a vector's worth, so that they stay in registers."""
+"""Places of a block after which its random bits repeat: a vector's worth, so that they stay in registers."""
 FIRST_ELEMENT_KEY = 1 << 32
 """Added to a parameter's number for `mix`, apart from those of operands."""
 ROOTS = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)

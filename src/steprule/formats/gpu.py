@@ -74,7 +74,7 @@ def dither(seed, step, number: tl.constexpr, root: tl.constexpr):
 
 @triton.jit
 def store_places(at, noise, inside):
-    """Keeps the first 20 bits of the random number of each place in a group, which are all that is used of it."""
+    """Keeps the first 20 bits of the random number of each place in a block, which are all that is used of it."""
     for place in tl.static_range(PLACES):
         number = noise + (place * WEYL) % 4294967296
         tl.store(at + place, (number.to(tl.uint32) >> 12).to(tl.int32, bitcast=True), mask=inside)
@@ -82,7 +82,7 @@ def store_places(at, noise, inside):
 
 @triton.jit
 def of_place(at, place):
-    """What `store_places` has kept for a place in a group."""
+    """What `store_places` has kept for a place in a block."""
     return tl.load(at + place % PLACES).to(tl.uint32, bitcast=True)
 
 
@@ -118,7 +118,7 @@ def to_bfloat16(x):
 
 @triton.jit
 def round_bfloat16(x, random):
-    """Up as often as x is near the upper neighbour."""
+    """Up as often as x is near the upper neighbor."""
     return ((without_payload(x) + (random >> 16)) >> 16).to(tl.uint16)
 
 
@@ -135,7 +135,7 @@ def to_float16(x):
 
 @triton.jit
 def round_float16(x, random):
-    """Up as often as x is near the upper neighbour."""
+    """Up as often as x is near the upper neighbor."""
     normal = (without_payload(x) + (random >> 19)) & 0xFFFFE000
     size = tl.abs(x)
     small = size < 6.103515625e-05  # there the spacing is 2**-24
@@ -189,7 +189,7 @@ _JOIN24 = tl.constexpr(
     "prmt.b32 low0, $6, 0, 0x8804; prmt.b32 low1, $6, 0, 0x9914; prmt.b32 low2, $6, 0, 0xAA24; prmt.b32 low3, $6, 0, 0xBB34; "
     "add.u32 $0, $0, low0; add.u32 $1, $1, low1; add.u32 $2, $2, low2; add.u32 $3, $3, low3; }"
 )
-"""PTX: four halves, two in a register, go to the top, and four corrections, all in one, below, with their sign."""
+"""PTX: four halves, two in a register, go to the top, and their low bits, all in one register, below, with their sign."""
 
 
 @triton.jit
@@ -218,7 +218,7 @@ def join32_bfloat16(high, low):
 
 @triton.jit
 def float16_unit(half, share: tl.constexpr):
-    """What one of a correction is worth: float16's spacing at half (finite, at least its smallest) times a share."""
+    """What one unit of the low bits is worth: float16's spacing at half (finite, at least its smallest) times a share."""
     exponent = (bits_of(half) & 0x7F800000).to(tl.int32)
     exponent = tl.maximum(tl.minimum(exponent, 142 << 23), 113 << 23)
     return float_of(exponent) * share
@@ -244,7 +244,7 @@ def rest24(x, random):
 
 @triton.jit
 def next_float16(half):
-    """The float16 above one that is below the largest, or as good as that for the units of a correction."""
+    """The float16 above one that is below the largest, or as good as that for the units of low bits."""
     return to_float16(half + 128.25 * float16_unit(half, 3.814697265625e-06))
 
 
@@ -291,7 +291,7 @@ def join32_float16(high, low):
     return half + low.to(tl.float32) * float16_unit(half, 1.4901161193847656e-08)
 
 
-# 8 bits: the leading bits of a float32, counted from a group's base. See steprule.formats.tensors.
+# 8 bits: the leading bits of a float32, counted from the block exponent. See steprule.formats.tensors.
 
 
 @triton.jit
@@ -301,61 +301,61 @@ def magnitude(x):
 
 
 @triton.jit
-def base_of(top, room: tl.constexpr, least: tl.constexpr):
+def exponent_of(top, room: tl.constexpr, least: tl.constexpr):
     first = tl.minimum(top >> 20, 0x7FC)
     return tl.maximum(first - room, least).to(tl.int16)
 
 
 @triton.jit
-def largest_in_group(x, inside):
-    """The bits of each group's largest absolute value."""
+def largest_in_block(x, inside):
+    """The bits of each block's largest absolute value."""
     return tl.max(only(magnitude_bits(x).to(tl.int32), inside), axis=1, keep_dims=True)
 
 
 @triton.jit
-def signed8_base(top):
-    return base_of(top, 125, 8)
+def signed8_exponent(top):
+    return exponent_of(top, 125, 8)
 
 
 @triton.jit
-def positive8_base(top):
-    return base_of(top, 254, 0)
+def positive8_exponent(top):
+    return exponent_of(top, 254, 0)
 
 
 @triton.jit
-def shifted(base):
+def shifted(exponent):
     if not PTX:
-        return base.to(tl.int32).to(tl.uint32) << 20
+        return exponent.to(tl.int32).to(tl.uint32) << 20
     else:
-        return tl.inline_asm_elementwise("shl.b32 $0, $1, 20;", "=r,r", [base.to(tl.uint32)], tl.uint32, True, 1)
+        return tl.inline_asm_elementwise("shl.b32 $0, $1, 20;", "=r,r", [exponent.to(tl.uint32)], tl.uint32, True, 1)
 
 
 @triton.jit
-def leading(bits, base, random):
-    """The leading bits above base; 20 random ones are added below them, so that what is cut off counts on average."""
-    return (bits + (random - shifted(base))) >> 20
+def leading(bits, exponent, random):
+    """The leading bits above the block exponent; 20 random ones are added below them, so that what is cut off counts on average."""
+    return (bits + (random - shifted(exponent))) >> 20
 
 
 @triton.jit
-def from_signed8(code, base):
+def from_signed8(code, exponent):
     wide = code.to(tl.int32)
-    x = float_of((tl.abs(wide).to(tl.uint32) << 20) + shifted(base)) - float_of(shifted(base))
+    x = float_of((tl.abs(wide).to(tl.uint32) << 20) + shifted(exponent)) - float_of(shifted(exponent))
     return float_of(bits_of(x) | (wide.to(tl.uint32) & 0x80000000))
 
 
 @triton.jit
-def to_signed8(x, base, random):
-    code = leading(bits_of(float_of(magnitude_bits(x)) + float_of(shifted(base))), base, random).to(tl.int32)
+def to_signed8(x, exponent, random):
+    code = leading(bits_of(float_of(magnitude_bits(x)) + float_of(shifted(exponent))), exponent, random).to(tl.int32)
     sign = bits_of(x).to(tl.int32, bitcast=True) >> 31
     return ((code ^ sign) - sign).to(tl.int8)
 
 
 @triton.jit
-def from_positive8(code, base):
-    return float_of((code.to(tl.uint32) << 20) + shifted(base))
+def from_positive8(code, exponent):
+    return float_of((code.to(tl.uint32) << 20) + shifted(exponent))
 
 
 @triton.jit
-def to_positive8(x, base, random):
+def to_positive8(x, exponent, random):
     """The code of a number that `magnitude` gave."""
-    return leading(tl.maximum(bits_of(x), shifted(base)), base, random).to(tl.uint8)
+    return leading(tl.maximum(bits_of(x), shifted(exponent)), exponent, random).to(tl.uint8)

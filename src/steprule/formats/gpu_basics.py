@@ -1,4 +1,4 @@
-"""What generated GPU kernels are made of, whatever the formats: memory, bits, comparisons and sums over a block."""
+"""What generated GPU kernels are made of, whatever the formats: memory, bits, comparisons and sums over a tile."""
 
 # mypy: ignore-errors
 # Triton compiles these; their annotations and operators are its own.
@@ -16,7 +16,7 @@ PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.version.h
 """Whether kernels may have NVIDIA's assembly: it says what Triton's language cannot, and computes nothing else."""
 
 
-# Memory, of which a block sees all (inside is None) or a part.
+# Memory, of which a tile sees all (inside is None) or a part.
 
 
 @triton.jit
@@ -36,8 +36,8 @@ def store(at, value, inside):
 
 
 @triton.jit
-def store_base(at, value, inside):
-    """Stores a group's base from where it is: tl.store would first bring it to other threads, and all would wait."""
+def store_exponent(at, value, inside):
+    """Stores a block exponent from where it is: tl.store would first bring it to other threads, and all would wait."""
     if not PTX:
         store(at, value, inside)
     else:
@@ -63,7 +63,7 @@ def only(x, inside):
 
 @triton.jit
 def row_of(start, i, row):
-    """The rows of a block's elements; a block that is no longer than a row meets two at most."""
+    """The rows of a tile's elements; a tile that is no longer than a row meets two at most."""
     first = start // row
     behind = start - first * row
     size: tl.constexpr = i.shape[0]
@@ -135,7 +135,7 @@ def smaller(a, b):
     return tl.where((a < b) | (a != a), a, b)
 
 
-# Sums over a block, for telemetry.
+# Sums over a tile, for telemetry.
 
 
 @triton.jit

@@ -15,8 +15,8 @@ from numba.core import cgutils
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from steprule.formats import BLOCK, PLACES, WEYL
 from steprule.formats import FIRST_ELEMENT_KEY as FIRST_ELEMENT_KEY
-from steprule.formats import GROUP, PLACES, WEYL
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -85,11 +85,11 @@ def array(dtype: str, scope: int) -> tuple[Any, Any]:
 
 
 def scratch(number: int) -> Any:
-    """A function that gives the address of room for two groups' float32 numbers on the stack."""
+    """A function that gives the address of room for two blocks' float32 numbers on the stack."""
 
     @_instruction(types.int64, types.int64)
     def room(builder: Any, _: Any) -> Any:
-        place = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, 2 * GROUP), name=f"scratch{number}")
+        place = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, 2 * BLOCK), name=f"scratch{number}")
         place.align = 64  # a cache line: vectors that straddle two cost twice
         return builder.ptrtoint(place, _I64)
 
@@ -137,7 +137,7 @@ def _call(b: Any, name: str, x: Any) -> Any:
 
 @_instruction(_U32, _U32, types.int64)
 def weyl(b: Any, noise: Any, i: Any) -> Any:
-    """The random number of place i in a group."""
+    """The random number of place i in a block."""
     return b.add(noise, b.mul(b.and_(b.trunc(i, _I32), _I32(PLACES - 1)), _I32(WEYL)))
 
 
@@ -170,7 +170,7 @@ def to_bfloat16(b: Any, x: Any) -> Any:
 
 @_instruction(_U16, _F32, _U32)
 def round_bfloat16(b: Any, x: Any, random: Any) -> Any:
-    """float32 as bfloat16 bits, up as often as x is near the upper neighbour."""
+    """float32 as bfloat16 bits, up as often as x is near the upper neighbor."""
     return b.trunc(b.lshr(b.add(_without_payload(b, x), b.lshr(random, _I32(16))), _I32(16)), _I16)
 
 
@@ -188,7 +188,7 @@ to_float16 = _instruction(_U16, _F32)(_to_float16)
 
 @_instruction(_U16, _F32, _U32)
 def round_float16(b: Any, x: Any, random: Any) -> Any:
-    """float32 as float16 bits, up as often as x is near the upper neighbour."""
+    """float32 as float16 bits, up as often as x is near the upper neighbor."""
     bits = _bits(b, x)
     normal = b.and_(b.add(_without_payload(b, x), b.lshr(random, _I32(19))), _I32(0xFFFFE000))
     magnitude = _float(b, _abs(b, bits))
@@ -248,14 +248,14 @@ def join32_bfloat16(b: Any, high: Any, low: Any) -> Any:
 
 
 def _float16_unit(b: Any, half: Any, bits: int) -> Any:
-    """What one of a correction is worth: float16's spacing at half (finite, at least its smallest) over 2**bits."""
+    """What one unit of the low bits is worth: float16's spacing at half (finite, at least its smallest) over 2**bits."""
     exponent = b.and_(_bits(b, half), _I32(0x7F800000))
     exponent = _umax(b, _umin(b, exponent, _I32((127 + 15) << 23)), _I32((127 - 14) << 23))
     return b.fmul(_float(b, exponent), ir.Constant(_FLOAT, 2.0 ** (-10 - bits)))
 
 
 def _within(b: Any, rest: Any, bits: int) -> Any:
-    """A rest as a correction of so many bits; NaN is the least."""
+    """A rest as so many low bits; NaN is the least."""
     top = ir.Constant(_FLOAT, 2.0 ** (bits - 1) - 1)
     bottom = ir.Constant(_FLOAT, -(2.0 ** (bits - 1)))
     rest = b.select(b.fcmp_ordered("<", rest, top), rest, b.select(b.fcmp_ordered(">=", rest, top), top, bottom))
@@ -298,7 +298,7 @@ join24_float16 = _instruction(_F32, _U16, types.int8)(lambda b, high, low: _join
 join32_float16 = _instruction(_F32, _U16, types.int16)(lambda b, high, low: _join_float16(b, high, low, 16))
 
 
-# 8 bits: the leading bits of a float32, counted from a group's base. See steprule.formats.tensors.
+# 8 bits: the leading bits of a float32, counted from the block exponent. See steprule.formats.tensors.
 
 
 @_instruction(_U32, _U32, _F32)
@@ -313,7 +313,7 @@ def float64_of(b: Any, top: Any) -> Any:
     return b.fpext(_float(b, top), _DOUBLE)
 
 
-# Sums of squares and largest absolute values of whole groups, lane by lane: 16 of each, side by side in a scratch.
+# Sums of squares and largest absolute values of whole blocks, lane by lane: 16 of each, side by side in a scratch.
 
 _LANES = 16
 _LANES_F, _LANES_I = ir.VectorType(_FLOAT, _LANES), ir.VectorType(_I32, _LANES)
@@ -332,13 +332,13 @@ def clear_lanes(b: Any, at: Any) -> Any:
 
 
 @_instruction(types.void, types.int64, types.int64)
-def tally_group(b: Any, at: Any, room: Any) -> Any:
-    """Adds a group's numbers, which lie in a scratch."""
+def tally_block(b: Any, at: Any, room: Any) -> Any:
+    """Adds a block's numbers, which lie in a scratch."""
     total, top = b.load(_lanes(b, at, _LANES_F), align=64), b.load(_lanes(b, at, _LANES_I, 1), align=64)
     kind = ir.FunctionType(_LANES_F, [_LANES_F] * 3)
     multiply_add = cgutils.get_or_insert_function(b.module, kind, f"llvm.fmuladd.v{_LANES}f32")
     sign_off = ir.Constant(_LANES_I, [0x7FFFFFFF] * _LANES)
-    for number in range(GROUP // _LANES):
+    for number in range(BLOCK // _LANES):
         x = b.load(_lanes(b, room, _LANES_F, number), align=64)
         total = b.call(multiply_add, [x, x, total])
         top = _umax(b, top, b.and_(b.bitcast(x, _LANES_I), sign_off))
@@ -371,49 +371,49 @@ def magnitude(b: Any, x: Any) -> Any:
     return _float(b, _umin(b, _abs(b, _bits(b, x)), _I32(0x7FC00000)))
 
 
-def _base(b: Any, top: Any, room: int, least: int) -> Any:
+def _block_exponent(b: Any, top: Any, room: int, least: int) -> Any:
     leading = _umin(b, b.lshr(top, _I32(20)), _I32(0x7FC))
     return b.trunc(_smax(b, b.sub(leading, _I32(room)), _I32(least)), _I16)
 
 
-signed8_base = _instruction(types.int16, _U32)(lambda b, top: _base(b, top, 125, 8))
-positive8_base = _instruction(types.int16, _U32)(lambda b, top: _base(b, top, 254, 0))
+signed8_exponent = _instruction(types.int16, _U32)(lambda b, top: _block_exponent(b, top, 125, 8))
+positive8_exponent = _instruction(types.int16, _U32)(lambda b, top: _block_exponent(b, top, 254, 0))
 
 
-def _leading(b: Any, bits: Any, base: Any, random: Any) -> Any:
-    """The leading bits above base; random ones are added below them, so that what is cut off counts on average."""
-    cut = b.sub(b.lshr(random, _I32(12)), b.shl(b.sext(base, _I32), _I32(20)))  # the same for every vector of a group
+def _leading(b: Any, bits: Any, exponent: Any, random: Any) -> Any:
+    """The leading bits above the block exponent; random ones are added below them, so that what is cut off counts on average."""
+    cut = b.sub(b.lshr(random, _I32(12)), b.shl(b.sext(exponent, _I32), _I32(20)))  # the same in all of a block
     return b.lshr(b.add(bits, cut), _I32(20))
 
 
 @_instruction(_F32, types.int8, types.int16)
-def from_signed8(b: Any, code: Any, base: Any) -> Any:
+def from_signed8(b: Any, code: Any, exponent: Any) -> Any:
     """The number of a signed code."""
-    wide, base = b.sext(code, _I32), b.sext(base, _I32)
+    wide, exponent = b.sext(code, _I32), b.sext(exponent, _I32)
     magnitude = b.select(b.icmp_signed("<", wide, _I32(0)), b.neg(wide), wide)
-    offset = _float(b, b.shl(base, _I32(20)))
-    x = b.fsub(_float(b, b.shl(b.add(magnitude, base), _I32(20))), offset)
+    offset = _float(b, b.shl(exponent, _I32(20)))
+    x = b.fsub(_float(b, b.shl(b.add(magnitude, exponent), _I32(20))), offset)
     return _float(b, b.or_(_bits(b, x), b.and_(wide, _I32(0x80000000))))
 
 
 @_instruction(types.int8, _F32, types.int16, _U32)
-def to_signed8(b: Any, x: Any, base: Any, random: Any) -> Any:
+def to_signed8(b: Any, x: Any, exponent: Any, random: Any) -> Any:
     """The signed code of a number."""
     bits = _bits(b, x)
-    offset = _float(b, b.shl(b.sext(base, _I32), _I32(20)))
-    code = _leading(b, _bits(b, b.fadd(_float(b, _abs(b, bits)), offset)), base, random)
+    offset = _float(b, b.shl(b.sext(exponent, _I32), _I32(20)))
+    code = _leading(b, _bits(b, b.fadd(_float(b, _abs(b, bits)), offset)), exponent, random)
     sign = b.ashr(bits, _I32(31))
     return b.trunc(b.sub(b.xor(code, sign), sign), _I8)
 
 
 @_instruction(_F32, types.uint8, types.int16)
-def from_positive8(b: Any, code: Any, base: Any) -> Any:
+def from_positive8(b: Any, code: Any, exponent: Any) -> Any:
     """The number of a nonnegative code."""
-    return _float(b, b.shl(b.add(b.zext(code, _I32), b.sext(base, _I32)), _I32(20)))
+    return _float(b, b.shl(b.add(b.zext(code, _I32), b.sext(exponent, _I32)), _I32(20)))
 
 
 @_instruction(types.uint8, _F32, types.int16, _U32)
-def to_positive8(b: Any, x: Any, base: Any, random: Any) -> Any:
+def to_positive8(b: Any, x: Any, exponent: Any, random: Any) -> Any:
     """The code of a number that `magnitude` gave."""
-    floor = b.shl(b.sext(base, _I32), _I32(20))
-    return b.trunc(_leading(b, _umax(b, _bits(b, x), floor), base, random), _I8)
+    least = _umax(b, _bits(b, x), b.shl(b.sext(exponent, _I32), _I32(20)))
+    return b.trunc(_leading(b, least, exponent, random), _I8)

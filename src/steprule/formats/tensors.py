@@ -1,11 +1,11 @@
 """Formats as operations on whole torch tensors: for the eager engine, checkpoints and looking into a state.
 
-The 8-bit formats in words. A float32's leading bits, taken as an integer, grow with the number: by one for every
-eighth of an octave where three bits of the mantissa are kept (bits >> 20). A code is such an integer counted from the
-group's base, which is chosen so that the group's largest number just fits:
+The 8-bit formats in words. A float32's leading bits, its exponent and three bits of the mantissa (bits >> 20), taken as an
+integer grow with the number, by one for about every eighth of an octave. A code is such an integer counted from the block
+exponent, which is kept as an integer of the same kind and chosen so that the largest number of the block just fits:
 
-- ``positive8``: 255 codes span 32 octaves below the group's largest number. What is smaller is kept at the smallest
-  code, so that a mean square is never read back as 0 where others in its group are not: steps become smaller, never
+- ``positive8``: 255 codes span 32 octaves below the block's largest number. What is smaller is kept at the smallest
+  code, so that a second moment is never read back as 0 where others in its block are not: updates become smaller, never
   larger.
 - ``signed8``: a sign and 127 codes of ``|x| + offset``, the offset being 16 octaves below the largest number. Codes
   are spaced relative to numbers above it, evenly below, and 0 is exact.
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steprule.formats import FORMATS, GROUP, PLACES, WEYL, base_shape, row_length
+from steprule.formats import BLOCK, FORMATS, PLACES, WEYL, exponent_shape, row_length
 
 HALF_WAY = 1 << 31
-"""In place of a random number: rounds to the nearer neighbour."""
+"""In place of a random number: rounds to the nearer neighbor."""
 
 
 def decode(name: str, arrays: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
@@ -39,13 +39,13 @@ def decode(name: str, arrays: Mapping[str, Tensor], shape: Sequence[int]) -> Ten
         A tensor of this shape, float32 unless the format is another plain dtype.
     """
     kind = name.split()
-    if FORMATS[name].grouped:
-        base = _bits_of_base(arrays["_base"])
-        code = _to_groups(arrays["_8bit"], shape).int()
-        x = ((code.abs() + base) << 20).view(torch.float32)
+    if FORMATS[name].blockwise:
+        exponent = _bits_of_exponent(arrays["_base"])
+        code = _to_blocks(arrays["_8bit"], shape).int()
+        x = ((code.abs() + exponent) << 20).view(torch.float32)
         if name == "signed8":
-            x = torch.copysign(x - (base << 20).view(torch.float32), code.float())
-        return _from_groups(x, shape)
+            x = torch.copysign(x - (exponent << 20).view(torch.float32), code.float())
+        return _from_blocks(x, shape)
     own = arrays[""]
     if kind[-1] in ("24bit", "32bit"):
         low = arrays["_correction"]
@@ -67,8 +67,8 @@ def encode(name: str, x: Tensor, random: Tensor | int = HALF_WAY) -> dict[str, T
     """
     kind = name.split()
     bits = x.contiguous().view(torch.int32) if x.dtype == torch.float32 else x
-    if FORMATS[name].grouped:
-        return _encode_groups(name, x, random)
+    if FORMATS[name].blockwise:
+        return _encode_blocks(name, x, random)
     if len(kind) == 1:
         return {"": x.to(getattr(torch, name))}
     if kind[1] in ("dithered", "stochastic"):
@@ -92,8 +92,8 @@ def zeros(name: str, like: Tensor) -> dict[str, Tensor]:
     made = {}
     for suffix, dtype in FORMATS[name].arrays:
         if suffix == "_base":
-            made[suffix] = like.new_zeros(base_shape(like.shape), dtype=torch.int16)
-        elif FORMATS[name].grouped:
+            made[suffix] = like.new_zeros(exponent_shape(like.shape), dtype=torch.int16)
+        elif FORMATS[name].blockwise:
             made[suffix] = like.new_zeros(like.shape, dtype=getattr(torch, dtype))
         else:
             made[suffix] = torch.zeros_like(
@@ -154,40 +154,40 @@ def _share(random: Tensor | int) -> Tensor | float:
 
 
 def _float16_unit(half: Tensor, bits: int) -> Tensor:
-    """What one of a correction is worth: float16's spacing at a finite number over 2**bits."""
+    """What one unit of the low bits is worth: float16's spacing at a finite number over 2**bits."""
     exponent = half.contiguous().view(torch.int32) & 0x7F800000
     return exponent.clamp(113 << 23, 142 << 23).view(torch.float32) * 2.0 ** (-10 - bits)
 
 
-def _to_groups(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Rows by groups by places; the last group of a row is filled up with zeros."""
-    rows, groups = base_shape(shape)
+def _to_blocks(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Rows by blocks by places; the last block of a row is filled up with zeros."""
+    rows, blocks = exponent_shape(shape)
     flat = x.reshape(rows, row_length(shape))
-    return pad(flat, (0, groups * GROUP - flat.shape[1])).view(rows, groups, GROUP)
+    return pad(flat, (0, blocks * BLOCK - flat.shape[1])).view(rows, blocks, BLOCK)
 
 
-def _from_groups(x: Tensor, shape: Sequence[int]) -> Tensor:
+def _from_blocks(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x.reshape(x.shape[0], -1)[:, : row_length(shape)].reshape(tuple(shape)).contiguous()
 
 
-def _bits_of_base(base: Tensor) -> Tensor:
-    return base.int().unsqueeze(-1)
+def _bits_of_exponent(exponent: Tensor) -> Tensor:
+    return exponent.int().unsqueeze(-1)
 
 
-def _encode_groups(name: str, x: Tensor, random: Tensor | int) -> dict[str, Tensor]:
-    groups = _to_groups(x.float(), x.shape)
-    magnitude = groups.view(torch.int32) & 0x7FFFFFFF
+def _encode_blocks(name: str, x: Tensor, random: Tensor | int) -> dict[str, Tensor]:
+    blocks = _to_blocks(x.float(), x.shape)
+    magnitude = blocks.view(torch.int32) & 0x7FFFFFFF
     leading = (magnitude.amax(-1) >> 20).clamp(max=0x7FC)
-    base = (leading - 125).clamp(min=8) if name == "signed8" else (leading - 254).clamp(min=0)
-    floor = base.unsqueeze(-1) << 20
+    exponent = (leading - 125).clamp(min=8) if name == "signed8" else (leading - 254).clamp(min=0)
+    floor = exponent.unsqueeze(-1) << 20
     if name == "signed8":
         bits = (magnitude.view(torch.float32) + floor.view(torch.float32)).view(torch.int32)
     else:
         bits = magnitude.clamp(max=0x7FC00000).maximum(floor)
-    places = torch.arange(GROUP, device=x.device) % PLACES
+    places = torch.arange(BLOCK, device=x.device) % PLACES
     cut = (random + places * WEYL) & 0xFFFFFFFF if random is not HALF_WAY else places * 0 + HALF_WAY
-    code = ((bits.long() + (cut >> 12)) >> 20) - base.unsqueeze(-1)
+    code = ((bits.long() + (cut >> 12)) >> 20) - exponent.unsqueeze(-1)
     if name == "signed8":
-        code = torch.where(groups.view(torch.int32) < 0, -code, code)
+        code = torch.where(blocks.view(torch.int32) < 0, -code, code)
     dtype = torch.int8 if name == "signed8" else torch.uint8
-    return {"_8bit": _from_groups(code.to(dtype), x.shape), "_base": base.to(torch.int16)}
+    return {"_8bit": _from_blocks(code.to(dtype), x.shape), "_base": exponent.to(torch.int16)}

@@ -29,7 +29,7 @@ def update(size, {addresses}, numbers):
 {before}{start_tallies}{room_lines}
     first = 0
     while first < size:
-        count = min(2 * GROUP, size - first)
+        count = min(2 * BLOCK, size - first)
         for j in range(count):
             i = first + j
 {body}

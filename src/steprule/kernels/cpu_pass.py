@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steprule.formats import ITEM_SIZE
-from steprule.kernels.cpu_groups import CpuGroups
+from steprule.kernels.cpu_blocks import CpuBlocks
 from steprule.kernels.cpu_loop import CpuLoop, CpuStrips
 from steprule.kernels.names import marked, told_apart
 from steprule.kernels.source import Source, head, indent
@@ -65,7 +65,7 @@ def run(header):
         chunk = fetch_add(counter, 1)
         if chunk >= chunks:
             return
-        tensor, start, size, first_group = table[chunk, 0], table[chunk, 1], table[chunk, 2], table[chunk, 3]
+        tensor, start, size, first_block = table[chunk, 0], table[chunk, 1], table[chunk, 2], table[chunk, 3]
         if {has_changed}:
             group, step = groups[tensor], steps[tensor]
             numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step{own_row_of_tensor})
@@ -78,11 +78,11 @@ _CALL = """        {results}update(
         )
 """
 
-_CALL_BY_PIECE = """        piece, groups_of_piece, end, place = pieces[tensor, 0], pieces[tensor, 1], start + size, table[chunk, 4]
+_CALL_BY_PIECE = """        piece, blocks_of_piece, end, place = pieces[tensor, 0], pieces[tensor, 1], start + size, table[chunk, 4]
         while start < end:
             size = min(piece, end - start)
 {call}            start += piece
-            first_group += groups_of_piece
+            first_block += blocks_of_piece
 """
 
 
@@ -115,14 +115,14 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> Source:
         call=_call(loop),
     )
     text = head(title, stage, formats, loop.language) + told_apart(code)
-    return Source(text, tuple(loop.dtypes), loop.grouped, loop.uses_seed, tuple(loop.tallies))
+    return Source(text, tuple(loop.dtypes), loop.blockwise, loop.uses_seed, tuple(loop.tallies))
 
 
 def _loop(stage: Stage, formats: Sequence[str]) -> CpuLoop:
     """What suits the operands."""
     loop = CpuLoop(stage, formats)
-    if loop.grouped:
-        return CpuGroups(stage, formats)
+    if loop.blockwise:
+        return CpuBlocks(stage, formats)
     costly = loop.real == "float32" and any(is_costly(one.expression) for one in stage.sums.values())
     return CpuStrips(stage, formats) if costly else loop
 
@@ -142,9 +142,9 @@ def _scalar_lines(loop: CpuLoop) -> list[str]:
 
 def _chunk_arguments(loop: CpuLoop) -> list[str]:
     """What ``update`` is given between the size and the numbers that no element changes."""
-    stage, arguments = loop.stage, ["rows[tensor]"] * loop.grouped
+    stage, arguments = loop.stage, ["rows[tensor]"] * loop.blockwise
     for position, ((_, suffix), dtype) in enumerate(loop.dtypes.items()):
-        offset = "first_group" if suffix == "_base" else "start"
+        offset = "first_block" if suffix == "_base" else "start"
         arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtype]} * {offset}")
     arguments += ["start", "parameters[tensor]"] * loop.by_element
     place = "first_factor[tensor] + start // piece" if stage.factor == ROW else "tensor"

@@ -1,4 +1,4 @@
-"""A block of elements for Triton."""
+"""A tile of elements for Triton."""
 
 from __future__ import annotations
 
@@ -33,24 +33,23 @@ class GpuLoop(Loop):
 
     def load(self, operand: Operand) -> None:
         """Reads an operand."""
-        if operand.format.grouped:
-            base = f"{operand.name}_base"
-            self.loads.append(f"{base} = lib.load({base}_at + group, group_inside)")
+        if operand.format.blockwise:
+            self.loads.append(f"{operand.name}_exponent = lib.load({operand.name}_base_at + block, block_inside)")
         super().load(operand)
 
     def store(self, operand: Operand, x: str) -> None:
-        """Writes an operand's new value, and first its group's base."""
-        if operand.format.grouped:
+        """Writes an operand's new value, and first its block's exponent."""
+        if operand.format.blockwise:
             name, kind = operand.name, operand.kind
             self.stores.append(f"{name}_kept = {f'lib.magnitude({x})' if kind == 'positive8' else x}")
             x = f"{name}_kept"
-            self.stores.append(f"{name}_top = lib.largest_in_group({x}, inside)")
-            self.stores.append(f"{name}_base = lib.{kind}_base({name}_top)")
-            self.stores.append(f"lib.store_base({name}_base_at + group, {name}_base, group_inside)")
+            self.stores.append(f"{name}_top = lib.largest_in_block({x}, inside)")
+            self.stores.append(f"{name}_exponent = lib.{kind}_exponent({name}_top)")
+            self.stores.append(f"lib.store_exponent({name}_base_at + block, {name}_exponent, block_inside)")
         super().store(operand, x)
 
     def each(self, expression: Expression) -> str:
-        """An expression's value for each element of a block, even if it is the same for all."""
+        """An expression's value for each element of a tile, even if it is the same for all."""
         value = self.value(expression)
         return f"tl.zeros_like({marked('param')}) + {value}" if expression.scalar else value
 
@@ -94,9 +93,9 @@ class GpuLoop(Loop):
 
     @property
     def by_place(self) -> list[str]:
-        """Those of these that are a number for each place of a group."""
-        grouped = [f"random_{name}" for name in self.rounded if self.operands[name].format.grouped]
-        return [name for name in self.random if name in grouped]
+        """Those of these that are a number for each place of a block."""
+        blockwise = [f"random_{name}" for name in self.rounded if self.operands[name].format.blockwise]
+        return [name for name in self.random if name in blockwise]
 
     @property
     def columns(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steprule.formats import GROUP, ITEM_SIZE, ROOTS
+from steprule.formats import BLOCK, ITEM_SIZE, ROOTS
 from steprule.kernels.gpu_loop import GpuLoop
 from steprule.kernels.names import marked, told_apart
 from steprule.kernels.source import Source, head, indent
@@ -14,9 +14,9 @@ from steprule.trace.program import ROW, TENSOR, Stage
 
 POINTERS = {"bfloat16": "uint16", "float16": "uint16"}
 THREADS = 128
-"""Threads that share a block of elements."""
+"""Threads that share a tile of elements."""
 PART = 512
-"""Elements that are worked on at a time where a tensor ends within the block, or is not aligned."""
+"""Elements that are worked on at a time where a tensor ends within the tile, or is not aligned."""
 
 _CODE = '''import triton
 import triton.language as tl
@@ -41,17 +41,17 @@ def prepare(
 
 @triton.jit
 def compute({arguments}):
-    """The new values of a block of elements."""
+    """The new values of a tile of elements."""
 {body}
 
 
 @triton.jit
 def update(address, sizes, chunks, scalars, bits, factors, partials, skip, count):
-    """One block of elements of one tensor."""
+    """One tile of elements of one tensor."""
     if tl.load(skip) != 0:
         return
     chunk = tl.program_id(0)
-    tensor, block = tl.load(chunks + 2 * chunk), tl.load(chunks + 2 * chunk + 1)
+    tensor, tile = tl.load(chunks + 2 * chunk), tl.load(chunks + 2 * chunk + 1)
     size, row = tl.load(sizes + tensor), tl.load(sizes + count + tensor)
 {lead}
 '''
@@ -72,7 +72,7 @@ class GpuSource(Source):
     Attributes:
         dtypes: those of its arrays.
         real: the dtype of the arithmetic.
-        block: elements of a chunk.
+        tile: elements of a chunk.
         each: those that a thread works on at a time.
         scalars, bits, own: how many numbers of each kind a tensor has in the plan's tables.
         registers: how many a thread may use, so that enough threads are at work at a time.
@@ -80,7 +80,7 @@ class GpuSource(Source):
 
     dtypes: tuple[str, ...]
     real: str
-    block: int
+    tile: int
     each: int
     scalars: int
     bits: int
@@ -90,7 +90,7 @@ class GpuSource(Source):
 
 @dataclass(frozen=True)
 class Shape:
-    """How a block is worked on.
+    """How a tile is worked on.
 
     Attributes:
         each: how many elements a thread works on at a time.
@@ -114,7 +114,7 @@ class Shape:
         """
         widest = max(ITEM_SIZE[dtype] for (_, suffix), dtype in loop.dtypes.items() if suffix != "_base")
         is_half = widest == 2
-        each = 16 if loop.grouped and not is_half else 8
+        each = 16 if loop.blockwise and not is_half else 8
         registers = each * len(loop.stage.operands) + 16 * (each == 16)
         return cls(each, 4 if is_half else 1, 16 // widest, registers)
 
@@ -124,8 +124,8 @@ class Shape:
         return THREADS * self.each
 
     @property
-    def block(self) -> int:
-        """Elements of a block."""
+    def tile(self) -> int:
+        """Elements of a tile."""
         return self.together * self.rounds
 
 
@@ -141,7 +141,7 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> GpuSource:
     loop.write()
     dtypes = tuple(loop.dtypes.values())
     shape = Shape.of(loop)
-    place = ["group", "group_inside", "place"] * loop.grouped
+    place = ["block", "block_inside", "place"] * loop.blockwise
     arguments = [*(f"{name}_at" for name in loop.arrays), *loop.passed, "i", "element", "inside", *place]
     code = _CODE.format(
         step=indent(_HAS_COUNTED if stage.own else _COUNTS, 2),
@@ -155,11 +155,11 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> GpuSource:
         text=head(title, stage, formats, loop.language) + told_apart(code),
         arrays=tuple(loop.dtypes),
         dtypes=dtypes,
-        grouped=loop.grouped,
+        blockwise=loop.blockwise,
         random=loop.uses_seed,
         tallies=tuple(loop.tallies),
         real=loop.real,
-        block=shape.block,
+        tile=shape.tile,
         each=shape.each,
         scalars=len(loop.writer.hoisted),
         bits=loop.bits,
@@ -194,20 +194,20 @@ def _scalar_lines(loop: GpuLoop) -> list[str]:
 
 def _lead(loop: GpuLoop, shape: Shape) -> list[str]:
     """What leads from a chunk's number to the calls of compute, and what becomes of their tallies."""
-    unit = GROUP if loop.grouped else 1
-    lines = _numbers(loop, shape.block)
-    ways = (_groups if loop.grouped else _elements)(loop, shape)
+    unit = BLOCK if loop.blockwise else 1
+    lines = _numbers(loop, shape.tile)
+    ways = (_blocks if loop.blockwise else _elements)(loop, shape)
     for number, (condition, size, body) in enumerate(ways):
         word = "else" if condition is None else f"{'el' * (number > 0)}if {condition}"
-        lines += [f"{word}:", f"    for part in range(0, {shape.block // unit}, {size // unit}):"]
+        lines += [f"{word}:", f"    for part in range(0, {shape.tile // unit}, {size // unit}):"]
         lines += [f"        {line}" for line in body]
     return lines + [f"tl.store(partial_at + {i}, {name})" for i, name in enumerate(loop.tallies)]
 
 
-def _numbers(loop: GpuLoop, block: int) -> list[str]:
+def _numbers(loop: GpuLoop, tile: int) -> list[str]:
     """What a chunk's elements have in common."""
     stage, scalars, tallies = loop.stage, list(loop.writer.hoisted.values()), loop.tallies
-    lines = [f"start = block.to(tl.int64) * {block}"]
+    lines = [f"start = tile.to(tl.int64) * {tile}"]
     lines += [f"{name}_at = tl.load(address + {i} * count + tensor)" for i, name in enumerate(loop.arrays)]
     lines += [f"{local} = tl.load(scalars + tensor * {len(scalars)} + {i})" for i, local in enumerate(scalars)]
     for name, column in loop.columns.items():
@@ -217,25 +217,25 @@ def _numbers(loop: GpuLoop, block: int) -> list[str]:
     lines += [f"partial_at = partials + chunk.to(tl.int64) * {len(tallies)}"] * bool(tallies)
     wide = [f"{name}_at" for name in loop.arrays if not name.endswith("_base")]
     lines.append(f"is_aligned = (({' | '.join(wide)}) & 15) == 0")
-    if loop.grouped:
-        lines.append(f"groups_in_row = ((row + {GROUP - 1}) // {GROUP}).to(tl.int32)")
-        lines.append(f"place = tl.arange(0, {GROUP})[None, :]")
+    if loop.blockwise:
+        lines.append(f"blocks_in_row = ((row + {BLOCK - 1}) // {BLOCK}).to(tl.int32)")
+        lines.append(f"place = tl.arange(0, {BLOCK})[None, :]")
     if stage.factor == TENSOR:
         lines.append(f"grad_factor = tl.load(factor_at).to(tl.{loop.real})")
     return lines + [f"{name} = tl.zeros((), tl.float64)" for name in tallies]
 
 
 def _call(loop: GpuLoop, is_whole: bool, is_aligned: bool) -> list[str]:
-    """The call of compute with arrays from the element first and the group first_group on."""
+    """The call of compute with arrays from the element first and the block first_block on."""
     arguments = []
     for (name, suffix), dtype in loop.dtypes.items():
         pointer = f"{name}{suffix}_at.to(tl.pointer_type(tl.{POINTERS.get(dtype, dtype)}))"
         if suffix == "_base":
-            arguments.append(f"{pointer} + first_group")
+            arguments.append(f"{pointer} + first_block")
         else:
             arguments.append(f"{f'tl.multiple_of({pointer}, 16)' if is_aligned else pointer} + first")
-    inside, group_inside = ("None", "None") if is_whole else ("inside", "group_inside")
-    arguments += [*loop.passed, "i", "first + i", inside, *["group", group_inside, "place"] * loop.grouped]
+    inside, block_inside = ("None", "None") if is_whole else ("inside", "block_inside")
+    arguments += [*loop.passed, "i", "first + i", inside, *["block", block_inside, "place"] * loop.blockwise]
     tallies = loop.tallies
     return [
         f"{', '.join(f'new_{name}' for name in tallies)}{' = ' * bool(tallies)}compute(",
@@ -253,7 +253,7 @@ Way = tuple[str | None, int, list[str]]
 
 
 def _elements(loop: GpuLoop, shape: Shape) -> list[Way]:
-    """How elements are worked on in a whole block, and where a tensor ends within it or is not aligned."""
+    """How elements are worked on in a whole tile, and where a tensor ends within it or is not aligned."""
     whole = ["first = start + part", f"i = tl.arange(0, {shape.together})"]
     part = ["first = start + part", f"i = tl.arange(0, {PART})", "inside = first + i < size"]
     if loop.stage.factor == ROW:
@@ -261,42 +261,42 @@ def _elements(loop: GpuLoop, shape: Shape) -> list[Way]:
         whole.append(factor.format("None"))
         part.append(factor.format("inside"))
     return [
-        (f"is_aligned & (start + {shape.block} <= size)", shape.together, whole + _call(loop, True, True)),
+        (f"is_aligned & (start + {shape.tile} <= size)", shape.together, whole + _call(loop, True, True)),
         (None, PART, part + _call(loop, False, False)),
     ]
 
 
-def _groups(loop: GpuLoop, shape: Shape) -> list[Way]:
-    """The same for groups that share a base: rows may end in the middle of one, perhaps where memory is aligned."""
+def _blocks(loop: GpuLoop, shape: Shape) -> list[Way]:
+    """The same for block-wise formats: rows may end in the middle of a block, perhaps where memory is aligned."""
     factor = "grad_factor = lib.load(factor_at + row_number, {})" + f".to(tl.{loop.real})"
     whole = [
-        f"first_group = (start // {GROUP}).to(tl.int32) + part",
-        f"first = first_group.to(tl.int64) * {GROUP}",
-        f"group = tl.arange(0, {shape.together // GROUP})[:, None]",
-        f"i = group * {GROUP} + place",
+        f"first_block = (start // {BLOCK}).to(tl.int32) + part",
+        f"first = first_block.to(tl.int64) * {BLOCK}",
+        f"block = tl.arange(0, {shape.together // BLOCK})[:, None]",
+        f"i = block * {BLOCK} + place",
     ]
     if loop.stage.factor == ROW:
-        whole += ["row_number = (first_group + group) // groups_in_row", factor.format("None")]
+        whole += ["row_number = (first_block + block) // blocks_in_row", factor.format("None")]
 
     def rows(length: str, size: int) -> list[str]:
-        """Where so many elements lie, if this is a row's length: some at a time, of rows that may end in a group."""
+        """Where so many elements lie, if this is a row's length: some at a time, of rows that may end in a block."""
         lines = [
-            f"first_group = (start // {GROUP}).to(tl.int32) + part",
-            "first_row = first_group // groups_in_row",
-            f"first = first_row * {length} + (first_group - first_row * groups_in_row).to(tl.int64) * {GROUP}",
-            f"group = tl.arange(0, {size // GROUP})[:, None]",
-            "row_number = (first_group + group) // groups_in_row",
-            f"in_row = (first_group + group - row_number * groups_in_row).to(tl.int64) * {GROUP}",
+            f"first_block = (start // {BLOCK}).to(tl.int32) + part",
+            "first_row = first_block // blocks_in_row",
+            f"first = first_row * {length} + (first_block - first_row * blocks_in_row).to(tl.int64) * {BLOCK}",
+            f"block = tl.arange(0, {size // BLOCK})[:, None]",
+            "row_number = (first_block + block) // blocks_in_row",
+            f"in_row = (first_block + block - row_number * blocks_in_row).to(tl.int64) * {BLOCK}",
             f"i = (row_number * {length} + in_row - first).to(tl.int32) + place",
-            f"group_inside = row_number * {length} < size",
-            f"inside = (in_row + place < {length}) & group_inside",
+            f"block_inside = row_number * {length} < size",
+            f"inside = (in_row + place < {length}) & block_inside",
         ]
-        return lines + [factor.format("group_inside")] * (loop.stage.factor == ROW)
+        return lines + [factor.format("block_inside")] * (loop.stage.factor == ROW)
 
     even = ["even_row = tl.multiple_of(row, 16)", *rows("even_row", THREADS * shape.wide), *_call(loop, False, True)]
-    is_whole = f"is_aligned & (row % {GROUP} == 0) & (start + {shape.block} <= size)"
+    is_whole = f"is_aligned & (row % {BLOCK} == 0) & (start + {shape.tile} <= size)"
     return [
         (is_whole, shape.together, whole + _call(loop, True, True)),
         ("is_aligned & (row % 16 == 0)", THREADS * shape.wide, even),
-        (None, GROUP, rows("row", GROUP) + _call(loop, False, False)),
+        (None, BLOCK, rows("row", BLOCK) + _call(loop, False, False)),
     ]

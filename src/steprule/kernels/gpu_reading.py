@@ -11,7 +11,7 @@ from steprule.kernels.names import told_apart
 from steprule.kernels.source import Source, head, indent, squared, tally_of
 from steprule.trace.program import ADD, LARGEST, SMALLEST, Stage, Sum
 
-BLOCK = 1024
+TILE = 1024
 """Elements that are read at a time."""
 
 _CODE = '''import triton
@@ -23,7 +23,7 @@ from steprule.formats.gpu import *
 
 @triton.jit
 def joined(total, {array}_at, i, inside):
-    """What a block's elements make of what was there, lane by lane."""
+    """What a tile's elements make of what was there, lane by lane."""
 {body}
     if inside is None:
         return new
@@ -42,12 +42,12 @@ def update(address, sizes, chunks, lengths, sums):
     place = tl.load(address + tensor) + start * {item_size}
     at = place.to(tl.pointer_type(tl.{pointer}))
     aligned_at = tl.multiple_of(at, 16)
-    i = tl.arange(0, {block})
-    total = tl.full(({block},), {begin}, tl.float64)
-    whole = tl.where((place & 15) == 0, length // {block} * {block}, 0)
-    for first in range(0, whole, {block}):
+    i = tl.arange(0, {tile})
+    total = tl.full(({tile},), {begin}, tl.float64)
+    whole = tl.where((place & 15) == 0, length // {tile} * {tile}, 0)
+    for first in range(0, whole, {tile}):
         total = joined(total, aligned_at + first, i, None)
-    for first in range(whole, length, {block}):
+    for first in range(whole, length, {tile}):
         total = joined(total, at + first, i, first + i < length)
     tl.store(sums + chunk, {end}(total))
 '''
@@ -100,7 +100,7 @@ def write_reading(title: str, stage: Stage, formats: Sequence[str]) -> Source:
         body=indent(loop.lines(), 1),
         item_size=ITEM_SIZE[dtype],
         pointer=POINTERS.get(dtype, dtype),
-        block=BLOCK,
+        tile=TILE,
         begin=begin,
         end=end,
     )

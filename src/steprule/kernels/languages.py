@@ -18,7 +18,7 @@ class Language:
         cast: ``x`` as ``dtype``.
         load, store: element i of an array called ``array``, read, and written with ``value``.
         element_random: the random bits of an element.
-        weyl: those of its place in a group, made of the group's.
+        weyl: those of its place in a block, made of the block's.
     """
 
     compiler: str

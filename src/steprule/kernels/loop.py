@@ -29,7 +29,7 @@ class Loop(ABC):
         dtypes: of each array, (operand, suffix); param's and grad's own come first.
         writer: of its expressions.
         loads, body, stores: lines, in this order.
-        grouped: whether numbers share bases.
+        blockwise: whether an operand has block exponents.
         rounded: the operands that are rounded by one random number a step.
         by_element: whether elements have random numbers of their own.
     """
@@ -48,7 +48,7 @@ class Loop(ABC):
         self.body: list[str] = []
         self.stores: list[str] = []
         kinds = {name: one.format for name, one in self.operands.items()}
-        self.grouped = any(one.grouped for one in kinds.values())
+        self.blockwise = any(one.blockwise for one in kinds.values())
         self.rounded = [name for name, one in kinds.items() if one.random == "step"]
         self.by_element = any(one.random == "element" for one in kinds.values())
         self.uses_seed = bool(self.rounded) or self.by_element
@@ -59,7 +59,7 @@ class Loop(ABC):
         for operand in self.operands.values():
             self.load(operand)
         for name, new in stage.outputs.items():
-            if self.operands[name].format.grouped or not keeps(name, new):
+            if self.operands[name].format.blockwise or not keeps(name, new):
                 self.body.append(f"new_{name} = {self.each(new)}")
                 self.store(self.operands[name], cast(self.language, f"new_{name}", self.real, self.operands[name].real))
         for name, one in stage.sums.items():

@@ -43,21 +43,21 @@ class Operand:
     def load(self, language: Language, real: str) -> str:
         """The line that reads it, as this dtype."""
         own = [language.load.format(array=name + suffix) for name, suffix in self.arrays() if suffix != "_base"]
-        value = self.format.load.format(*own, base=f"{self.name}_base")
+        value = self.format.load.format(*own, exponent=f"{self.name}_exponent")
         return f"{marked(self.name)} = {cast(language, value, self.real, real)}"
 
     def store(self, language: Language, x: str) -> list[str]:
-        """The lines that write it, if x is its new value; a base is not written by the element."""
+        """The lines that write it, if x is its new value; block exponents are not written by the element."""
         random, lines = self._random(language), []
         for (name, suffix), text in zip(self.arrays(), self.format.store, strict=False):
-            value = text.format(x=x, base=f"{self.name}_base", random=random)
+            value = text.format(x=x, exponent=f"{self.name}_exponent", random=random)
             lines.append(language.store.format(array=name + suffix, value=value))
         return lines
 
     def _random(self, language: Language) -> str:
         if self.format.random == "element":
             return language.element_random
-        return language.weyl.format(f"random_{self.name}") if self.format.grouped else f"random_{self.name}"
+        return language.weyl.format(f"random_{self.name}") if self.format.blockwise else f"random_{self.name}"
 
     def stored(self) -> str:
         """What a new value, {0}, is once stored: rounded if that loses anything for good, and as it is otherwise."""

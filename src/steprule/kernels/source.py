@@ -26,7 +26,7 @@ class Source:
     Attributes:
         text: the file.
         arrays: the arrays that it works on, as (operand, suffix); param's and grad's own come first.
-        grouped: whether numbers share bases, so that chunks must hold whole groups.
+        blockwise: whether an operand has block exponents, so that chunks must hold whole blocks.
         random: whether the seed follows the formula's scalars in the plan's table of hyperparameters.
         tallies: what each chunk leaves in the plan's partials: names that begin with "total_" are sums, those with
             "top_" the largest and those with "low_" the smallest values; see `tally_of`.
@@ -34,7 +34,7 @@ class Source:
 
     text: str
     arrays: tuple[tuple[str, str], ...]
-    grouped: bool
+    blockwise: bool
     random: bool
     tallies: tuple[str, ...]
 

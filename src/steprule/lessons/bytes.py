@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from steprule.formats import GROUP, SHORTEST_ROW, bytes_of
+from steprule.formats import BLOCK, SHORTEST_ROW, bytes_of
 from steprule.formats.tensors import round_bfloat16
 from steprule.lessons.charts import Axis, Bars, Bits, Chart, Line, number
 from steprule.lessons.decay import Beside
@@ -226,7 +226,7 @@ def bytes_claimed() -> Mapping[str, float]:
         "without low bits to 6.03": memory["16 / 8"],
         "two averages take 2.03": each(small.state_bytes),
         "1.016 bytes for a number": bytes_of("signed8", (1024, 1024)) / 1024**2,
-        "128 numbers next to each other": GROUP,
+        "128 numbers next to each other": BLOCK,
         "rows of less than 32": SHORTEST_ROW,
     }
 

@@ -26,7 +26,7 @@ from steprule.tensors.state import (
     FORMAT_OPTIONS,
     average_format,
     convert,
-    drop_other_correction,
+    drop_other_low_bits,
     freed,
     has_arrays,
     kept,
@@ -307,7 +307,7 @@ class Loading:
                 if group.get("states") is not None:
                     kind = state_format(rule, name, group, param)
                 convert(state, name, kind, param)
-        drop_other_correction(state, weight_format(group.get("weights"), dtype))
+        drop_other_low_bits(state, weight_format(group.get("weights"), dtype))
 
 
 def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:

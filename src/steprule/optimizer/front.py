@@ -149,7 +149,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Args:
             param: one of the optimizer's parameters.
-            name: a state, or "param" for the weight itself with its error-correction.
+            name: a state, or "param" for the weight itself with its low bits.
 
         Returns:
             A new tensor of the parameter's shape, float32 (float64 for float64).
@@ -163,7 +163,7 @@ class Optimizer(torch.optim.Optimizer):
     def plain_state_dict(self) -> dict[str, Any]:
         """The state dict with every state as a float32 tensor and without formats: torch.optim can load it.
 
-        Error-corrections of weights are left out, since torch.optim has none; `read` gives a weight with its own.
+        Low bits of weights are left out, since torch.optim has none; `read` gives a weight with its own.
         """
         self._core.modes.must_train("plain_state_dict()")
         return plain_state_dict(self._groups, self.state_dict())

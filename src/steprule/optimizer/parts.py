@@ -73,7 +73,7 @@ def _needs_whole(core: Core, group: Mapping[str, Any], is_flattened: bool) -> It
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
     if group.get("states") == "8bit":
-        yield 'states="8bit" has a base for every 128 elements of a row'
+        yield 'states="8bit" has an exponent for every block of 128 elements of a row'
     if is_flattened and core.has_modes:
         yield "eval() exchanges the model's weights"
     if services is None:

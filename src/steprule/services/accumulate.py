@@ -1,8 +1,9 @@
-"""Sums of half-precision gradients over micro-batches, kept in more than half precision.
+"""Gradient accumulation: sums of half-precision gradients over micro-batches, kept in more than half precision.
 
-bfloat16 has 8 bits: a sum of sixteen gradients loses the small ones, and each addition rounds. Either the sum is float32
-(``grads="float32"``, torch's own ``grad_dtype``), or ``param.grad`` stays the half-precision sum that everybody expects
-and what rounding took from it is kept beside it, in 8 or 16 bits (``"24bit"``, ``"32bit"``), and used by the step.
+bfloat16 has 8 significant bits: a sum of sixteen gradients drops the small ones, and each addition rounds. Either the sum is
+float32 (``grads="float32"``, torch's own ``grad_dtype``), or ``param.grad`` stays the half-precision sum that other code
+expects, and the low bits that rounding cut off are kept beside it, 8 or 16 of them (``"24bit"``, ``"32bit"``). The step uses
+both.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from steprule.pieces import Value
 from steprule.rule import Rule
 from steprule.services.hooks import Owner, processes, weakly
 from steprule.tensors.memory import name_of
-from steprule.tensors.state import corrected
+from steprule.tensors.state import with_low_bits
 
 GRAD_FORMATS = ("float32", "24bit", "32bit")
 
 
-class Sum(Rule):
+class RunningSum(Rule):
     """A running sum."""
 
     @staticmethod
@@ -37,7 +38,7 @@ class Sum(Rule):
 
 
 class Accumulator(Owner):
-    """The corrections of one optimizer's gradients.
+    """The low bits of one optimizer's summed gradients.
 
     Args:
         kind: one of GRAD_FORMATS.
@@ -47,10 +48,10 @@ class Accumulator(Owner):
         super().__init__()
         self.kind = kind
         self._taken_over = (
-            f'with grads="{kind}" are summed by another one, made later, which has the corrections of their gradients: '
+            f'with grads="{kind}" are summed by another one, made later, which has the low bits of their gradients: '
             "use that alone"
         )
-        self.corrections: dict[Tensor, Tensor] = {}
+        self.low_bits: dict[Tensor, Tensor] = {}
         self._counts: dict[Tensor, int] = {}
         self._left: dict[Tensor, tuple[Any, int]] = {}  # the sum as autograd left it, and its version
 
@@ -69,10 +70,10 @@ class Accumulator(Owner):
 
     def _hook(self, param: Tensor) -> tuple[Any, ...]:
         low = torch.int8 if self.kind == "24bit" else torch.int16
-        if param in self.corrections:  # at which a plan's kernels write
+        if param in self.low_bits:  # at which a plan's kernels write
             self._fitting(param).zero_()
         else:
-            self.corrections[param] = torch.zeros_like(param, dtype=low, requires_grad=False)
+            self.low_bits[param] = torch.zeros_like(param, dtype=low, requires_grad=False)
         # The node that adds to param.grad, and not param itself, whose hooks torch.autograd.grad would call as well.
         node: Any = torch.autograd.graph.get_gradient_edge(param).node
         add = weakly(self._add)
@@ -82,7 +83,7 @@ class Accumulator(Owner):
 
     def _forget(self, param: Tensor) -> None:
         super()._forget(param)
-        self.corrections.pop(param, None)
+        self.low_bits.pop(param, None)
         self._counts.pop(param, None)
         self._left.pop(param, None)
 
@@ -93,7 +94,7 @@ class Accumulator(Owner):
                 self.watch(param)
 
     def settle(self, params: Iterable[Tensor]) -> None:
-        """Drops corrections of gradients that someone has changed since: they belong to other numbers.
+        """Drops the low bits of gradients that someone has changed since: they belong to other numbers.
 
         Args:
             params: whose gradients are about to be used.
@@ -103,23 +104,23 @@ class Accumulator(Owner):
         """
         self.check_own()
         for param in params:
-            if param in self.corrections:
-                correction = self._fitting(param)
+            if param in self.low_bits:
+                low = self._fitting(param)
                 if param.grad is not None and not self._is_untouched(param, param.grad):
                     with torch_alone():
-                        correction.zero_()
+                        low.zero_()
 
     def _fitting(self, param: Tensor) -> Tensor:
-        """A parameter's correction, anew where the parameter has another shape or place by now."""
-        correction = self.corrections[param]
-        if correction.shape != param.shape or correction.device != param.device:
-            correction.data = torch.zeros_like(param, dtype=correction.dtype, requires_grad=False)
-        return correction
+        """A gradient's low bits, anew where the parameter has another shape or place by now."""
+        low = self.low_bits[param]
+        if low.shape != param.shape or low.device != param.device:
+            low.data = torch.zeros_like(param, dtype=low.dtype, requires_grad=False)
+        return low
 
     def wide(self, param: Tensor, grad: Tensor) -> Tensor:
-        """The gradient with its correction, in float32."""
+        """The gradient with its low bits, in float32."""
         kind = self.format(name_of(param.dtype))
-        return decode(kind, corrected(grad, self.corrections[param]), param.shape)
+        return decode(kind, with_low_bits(grad, self.low_bits[param]), param.shape)
 
     def _note(self, param: Tensor) -> None:
         if param.grad is not None and not param.grad.is_sparse:
@@ -134,35 +135,35 @@ class Accumulator(Owner):
         """Called with a new gradient before autograd adds it to the old: returns the sum in its place."""
         if processes() > 1:
             raise RuntimeError(
-                f'grads="{self.kind}" is for one process: what rounding took would not be averaged over processes'
+                f'grads="{self.kind}" is for one process: the low bits of the sum would not be averaged over processes'
             )
-        correction, total = self._fitting(param), param.grad
+        low, total = self._fitting(param), param.grad
         fits = total is not None and total.shape == grad.shape == param.shape and total.dtype == param.dtype
         if total is None or not fits or total.is_sparse or grad.is_sparse:
-            correction.zero_()
+            low.zero_()
             return None
         if not self._is_untouched(param, total):
-            correction.zero_()
+            low.zero_()
         dtype = name_of(param.dtype)
         kind = self.format(dtype)
         count = self._counts[param] = self._counts.get(param, 0) + 1
         if (
-            all(x.is_contiguous() for x in (total, correction, grad))
+            all(x.is_contiguous() for x in (total, low, grad))
             and grad.dtype == total.dtype
             and grad.device.type == "cpu"
         ):
-            self._add_in_one_pass(kind, dtype, total, correction, grad, count)
+            self._add_in_one_pass(kind, dtype, total, low, grad, count)
         else:
-            exact = decode(kind, corrected(total, correction), total.shape) + grad.float()
+            exact = decode(kind, with_low_bits(total, low), total.shape) + grad.float()
             for suffix, array in encode(kind, exact, dither(0, count, 0)).items():
-                (correction if suffix else total).copy_(array)
+                (low if suffix else total).copy_(array)
         param.grad = None
         return (total,)
 
     @staticmethod
-    def _add_in_one_pass(kind: str, dtype: str, total: Tensor, correction: Tensor, grad: Tensor, count: int) -> None:
-        kernel = Kernel.compiled(Sum, {"seed": 0}, False, [kind, dtype])
-        arrays = {("param", suffix): x for suffix, x in corrected(total, correction).items()} | {("grad", ""): grad}
+    def _add_in_one_pass(kind: str, dtype: str, total: Tensor, low: Tensor, grad: Tensor, count: int) -> None:
+        kernel = Kernel.compiled(RunningSum, {"seed": 0}, False, [kind, dtype])
+        arrays = {("param", suffix): x for suffix, x in with_low_bits(total, low).items()} | {("grad", ""): grad}
         addresses = {array: [x.data_ptr()] for array, x in arrays.items()}
         plan = kernel.plan(addresses, sizes=[total.numel()], hyper=[kernel.numbers({})], first_steps=[count - 1.0])
         kernel.launcher(plan, torch.get_num_threads)()

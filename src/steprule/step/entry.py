@@ -14,7 +14,7 @@ from steprule.step.listed import Listed, given_name, name_in
 from steprule.tensors.memory import missing_bytes, too_short
 from steprule.tensors.state import (
     AVERAGE,
-    begin_correction,
+    begin_low_bits,
     begin_state,
     convert,
     counting,
@@ -46,7 +46,7 @@ class Entry:
     """
 
     __slots__ = (
-        "_states", "accumulator", "correction", "grad", "group", "has_begun", "index", "is_fast", "is_last", "is_new", "kind",
+        "_states", "accumulator", "grad", "group", "has_begun", "index", "is_fast", "is_last", "is_new", "kind", "low_bits",
         "number", "param", "place", "rests", "rule", "services", "state", "state_before",
     )  # fmt: skip
 
@@ -59,27 +59,27 @@ class Entry:
         self.has_begun = False  # whether something of its step has been written
         self.is_last = True  # of those of its parameter, which moves the average
         self.rests = False  # whether it is known from earlier steps and has no gradient in this one
-        self.correction = self._find_correction()
+        self.low_bits = self._find_low_bits()
         self.kind = self._find_kind(job, kinds)
         self.is_fast, self.is_new = self.kind.is_fast, self.kind.is_new
         self._check_memory()
         if self.state:
             self._check_begun(job.base)
 
-    def _find_correction(self) -> Tensor | None:
-        """That of the gradient, if it is corrected."""
+    def _find_low_bits(self) -> Tensor | None:
+        """Those of the gradient, if it is a sum that has some."""
         if self.accumulator is None or self.grad.dtype != self.param.dtype or self.grad.is_sparse:
             return None
-        return self.accumulator.corrections.get(self.param)
+        return self.accumulator.low_bits.get(self.param)
 
     def _find_kind(self, job: Job, kinds: Kinds) -> Kind:
         """What is the same for all that look like this one."""
-        tensors = (self.param, self.grad, self.correction) if self.correction is not None else (self.param, self.grad)
+        tensors = (self.param, self.grad, self.low_bits) if self.low_bits is not None else (self.param, self.grad)
         looks = tuple(map(look_of, (*tensors, *self.state.values())))
         look = (self.number, len(tensors), *self.state, *looks)
         kind = kinds.get(look) if None not in looks else None
         if kind is None:
-            kind = Kind(job, self.group, self.param, self.state, self.correction, self.who)
+            kind = Kind(job, self.group, self.param, self.state, self.low_bits, self.who)
             if None not in looks:
                 kinds[look] = kind
         return kind
@@ -137,12 +137,12 @@ class Entry:
         written = {"param": self.param}
         if self.state:
             written |= {name: x for name, x in self.state.items() if name in names and isinstance(x, Tensor)}
-        return written if self.correction is None else {**written, "grad_correction": self.correction}
+        return written if self.low_bits is None else {**written, "grad_correction": self.low_bits}
 
     def called(self, what: str) -> str:
         """What errors call one of these."""
         if what == "grad_correction":
-            return f"the correction of the gradient of {self.who}"
+            return f"the low bits of the gradient of {self.who}"
         return self.who if what == "param" else f"the state {what} of {self.who}"
 
     def make_state(self) -> None:
@@ -182,7 +182,7 @@ class Entry:
             return
         for name in kind.present:
             convert(self.state, name, kind.formats[name], self.param)
-        begin_correction(self.state, kind.formats["param"], self.param)
+        begin_low_bits(self.state, kind.formats["param"], self.param)
         if AVERAGE in kind.formats:
             if AVERAGE not in self.state:
                 own = weight_arrays(self.param, self.state)
@@ -201,7 +201,7 @@ class Entry:
     def tensor(self, name: str, suffix: str) -> Tensor:
         """One of the arrays of a kernel."""
         if name == "grad":
-            return self.correction if suffix else self.grad  # type: ignore[return-value]
+            return self.low_bits if suffix else self.grad  # type: ignore[return-value]
         if suffix or name != "param":
             return self.state[name + suffix]  # type: ignore[no-any-return]
         return self.param

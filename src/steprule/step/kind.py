@@ -39,19 +39,19 @@ class Kind:
         job: of which they are a part.
         group: theirs.
         param, state: one of them, and its state.
-        correction: that of its gradient, if it is corrected.
+        low_bits: those of its gradient, if it is a sum that has some.
         who: what errors call it.
 
     Attributes:
         names: their states, in update's order; None for each that they do without.
         present, scalar_states: those of them that are tensors, and those that are one number.
         averages: whether there are averages of the weights.
-        corrected: whether gradients are.
+        has_low_bits: whether gradients are sums with low bits.
         formats: how each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones.
         arrays: what those consist of, as names and suffixes.
         state_names: what a state consists of.
         written: which of a state a step writes to, but for the numbers that it counts by.
-        is_fast: whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read.
+        is_fast: whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read.
         is_new: whether they have no state yet.
         is_complete: whether no state is missing.
         key: what parameters must have in common to be stepped together.
@@ -62,7 +62,7 @@ class Kind:
     """
 
     def __init__(
-        self, job: Job, group: dict[str, Any], param: Tensor, state: dict[str, Any], correction: Tensor | None, who: str
+        self, job: Job, group: dict[str, Any], param: Tensor, state: dict[str, Any], low_bits: Tensor | None, who: str
     ) -> None:
         self.rule, self.group, self.device = job.rule, group, param.device
         self.services, self.accumulator = job.services, job.accumulator
@@ -71,7 +71,7 @@ class Kind:
         self.present = tuple(name for name in self.names if name in job.rule.tensor_states)
         self.scalar_states = tuple(name for name in self.names if name in job.rule.scalar_states)
         self.averages = job.services is not None and job.services.average is not None
-        self.corrected = correction is not None
+        self.has_low_bits = low_bits is not None
         self.is_abstract = is_abstract(param)
         self.is_new = all(kept(state, name) is None for name in self.present)
         begun = (name for name in job.base.states_for(group) if name)
@@ -84,7 +84,7 @@ class Kind:
         self.state_names = names | {*self.scalar_states} | ({"step"} if self.keeps_step else set())
         averages = {AVERAGE} if self.averages else set()
         self.written = {*self.present, *self.state_names, *averages} - {*self.scalar_states, "step"}
-        self.is_fast = self._fits_an_engine(param, param.grad, state, correction)
+        self.is_fast = self._fits_an_engine(param, param.grad, state, low_bits)
         self.engine = "gpu" if gpu.serves(param.device) else "cpu"
         self.key = self._key()
         self.first: dict[str, Tensor] | None = None
@@ -140,7 +140,7 @@ class Kind:
             return {}
         dtype, chosen = name_of(param.dtype), self.group.get("states")
         formats = {"param": weight_format(self.group.get("weights"), dtype), "grad": name_of(grad.dtype)}
-        if self.corrected:
+        if self.has_low_bits:
             formats["grad"] = self.accumulator.format(dtype)  # type: ignore[union-attr]
         for name in self.present:
             if chosen is not None:
@@ -153,8 +153,8 @@ class Kind:
             formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
         return formats
 
-    def _fits_an_engine(self, param: Tensor, grad: Tensor, state: dict[str, Any], correction: Tensor | None) -> bool:
-        """Whether all operands lie in memory as the parameter does, gap-free, in a format that kernels read."""
+    def _fits_an_engine(self, param: Tensor, grad: Tensor, state: dict[str, Any], low_bits: Tensor | None) -> bool:
+        """Whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read."""
         if self.group.get("differentiable") or not self.formats or not is_dense(param):
             return False
         on_gpu = gpu.serves(param.device)
@@ -170,14 +170,14 @@ class Kind:
         ):
             return False
         kinds = [FORMATS[kind] for kind in self.formats.values()]
-        if any(kind.grouped or kind.random == "element" for kind in kinds) and not param.is_contiguous():
-            return False  # groups and elements are counted by row
+        if any(kind.blockwise or kind.random == "element" for kind in kinds) and not param.is_contiguous():
+            return False  # blocks and elements are counted by row
         by_row = self._served().factor == "row"
         if by_row and param.dim() > 1 and param.numel() and param.stride(0) != param[0].numel():
             return False  # rows that have factors of their own must lie in one stretch
         own = layout(param)
         kept_at = [state.get(name + suffix) for name, suffix in arrays_in(self.formats, by_element=True)]
         others = [grad, *(x for x in kept_at if isinstance(x, Tensor))]
-        if correction is not None:
-            others.append(correction)
+        if low_bits is not None:
+            others.append(low_bits)
         return all(is_readable(x, param.device) and layout(x) == own for x in (param, *others))

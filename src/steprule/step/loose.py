@@ -57,12 +57,12 @@ class Loose(Member):
 
     @cached_property
     def grad(self) -> Tensor:
-        """Its gradient, with the correction if it has one."""
+        """Its gradient, with the low bits if it has some."""
         return self._wide_grad()
 
     def _wide_grad(self) -> Tensor:
         entry = self._entry
-        if entry.kind.corrected and entry.accumulator is not None:
+        if entry.kind.has_low_bits and entry.accumulator is not None:
             return entry.accumulator.wide(self.param, entry.grad)
         return entry.grad
 

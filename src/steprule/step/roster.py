@@ -42,8 +42,8 @@ class Roster:
         self.params = self.active = [entry.param for entry in entries]
         self.grads_of: Sequence[Any] = self.params
         self.idle = self.waiting = idle
-        corrections = [entry.correction for entry in entries if entry.correction is not None]
-        self.fixed = (self.params, *(entry.state.values() for entry in entries), corrections)
+        low_bits = [entry.low_bits for entry in entries if entry.low_bits is not None]
+        self.fixed = (self.params, *(entry.state.values() for entry in entries), low_bits)
         self.held = list(chain.from_iterable(self.fixed))
 
     def remember(self, grads: list[Tensor]) -> None:

@@ -105,7 +105,7 @@ def plan_of(
         "hyper": hyper(kernel, groups, services),
         "step_at": list(map(Tensor.data_ptr, steps)) if keeps_step else None,
         "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],
-        "rows": [row_of(entry.param) for entry in bucket] if kernel.source.grouped or by_row else None,
+        "rows": [row_of(entry.param) for entry in bucket] if kernel.source.blockwise or by_row else None,
         "numbers": [entry.place for entry in bucket],
     }
     addresses = {array: [entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays}

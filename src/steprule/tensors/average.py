@@ -72,7 +72,7 @@ class Aside:
                 param.data = now.new_empty(wide.shape)
             param.copy_(wide)
             for suffix, x in own.items():
-                if suffix:  # a correction of another dtype's numbers
+                if suffix:  # low bits of another dtype's numbers
                     x.zero_()
         if self._is_exchanged and AVERAGE in state:
             set_arrays(state, AVERAGE, weights)

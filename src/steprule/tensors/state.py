@@ -15,7 +15,7 @@ from torch import Tensor
 from steprule import formats
 from steprule.engine.gpu import serves
 from steprule.engine.plan import LAST_FLOAT32_STEP
-from steprule.formats import FORMATS, SUFFIXES, base_shape, dither, mix, weight_format
+from steprule.formats import FORMATS, SUFFIXES, dither, exponent_shape, mix, weight_format
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.tensors.memory import DTYPES, HALVES, PLAIN, is_abstract, name_of, too_short
@@ -44,22 +44,22 @@ def average_format(weights: str | None, dtype: str) -> str:
     return "float32" if dtype in formats.HALVES and weights is None else weight_format(weights, dtype)
 
 
-def correction_dtype(kind: str) -> str | None:
-    """The dtype of a weight format's error-correction, None if it has none."""
+def low_bits_dtype(kind: str) -> str | None:
+    """The dtype of a weight format's low bits, None if it has none."""
     return dict(FORMATS[kind].arrays).get("_correction")
 
 
-def begin_correction(state: dict[str, Any], kind: str, param: Tensor) -> None:
-    """Gives a weight the error-correction of its format, or takes it out if that has none."""
-    drop_other_correction(state, kind)
-    if correction_dtype(kind) is not None and state.get("param_correction") is None:
+def begin_low_bits(state: dict[str, Any], kind: str, param: Tensor) -> None:
+    """Gives a weight the low bits of its format, or takes them out if the format has none."""
+    drop_other_low_bits(state, kind)
+    if low_bits_dtype(kind) is not None and state.get("param_correction") is None:
         state["param_correction"] = zeros(kind, param)["_correction"]
 
 
-def drop_other_correction(state: dict[str, Any], kind: str) -> None:
-    """Takes out a weight's error-correction unless it is one of its format."""
-    correction = state.get("param_correction")
-    if correction is not None and name_of(correction.dtype) != correction_dtype(kind):
+def drop_other_low_bits(state: dict[str, Any], kind: str) -> None:
+    """Takes out a weight's low bits unless they are those of its format."""
+    low = state.get("param_correction")
+    if low is not None and name_of(low.dtype) != low_bits_dtype(kind):
         del state["param_correction"]
 
 
@@ -68,7 +68,7 @@ def arrays_in(formats: Mapping[str, str], by_element: bool = False) -> list[tupl
 
     Args:
         formats: by name.
-        by_element: only those with something for each element, and not what groups of elements share.
+        by_element: only those with something for each element, without block exponents.
     """
     return [
         (name, suffix)
@@ -78,9 +78,9 @@ def arrays_in(formats: Mapping[str, str], by_element: bool = False) -> list[tupl
     ]
 
 
-def corrected(x: Tensor, correction: Tensor) -> dict[str, Tensor]:
-    """The arrays of what has an error-correction, by suffix."""
-    return {"": x, "_correction": correction}
+def with_low_bits(x: Tensor, low: Tensor) -> dict[str, Tensor]:
+    """The arrays of what has low bits, by suffix."""
+    return {"": x, "_correction": low}
 
 
 def has_arrays(state: Mapping[str, Any], name: str) -> bool:
@@ -133,18 +133,20 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
-        array, base = kept(state, name), state.get(f"{name}_base")
+        array, exponents = kept(state, name), state.get(f"{name}_base")
         if array is not None and array.shape != param.shape:
             return f"the state {name} of {who} has the shape {array.shape}, its parameter {param.shape}"
-        if array is not None and f"{name}_8bit" in state and base is None:
-            return f"the state {name}_8bit of {who} is without {name}_base, which its codes are counted from"
+        if array is not None and f"{name}_8bit" in state and exponents is None:
+            return f"the state {name}_8bit of {who} is without {name}_base, the block exponents that its codes are counted from"
         codes = state.get(f"{name}_8bit")
         if isinstance(codes, Tensor) and codes.dtype not in (torch.int8, torch.uint8):
             return f"the state {name}_8bit of {who} is {codes.dtype} and must be int8 or uint8"
-        if isinstance(base, Tensor) and (base.shape != base_shape(param.shape) or base.dtype != torch.int16):
+        if isinstance(exponents, Tensor) and (
+            exponents.shape != exponent_shape(param.shape) or exponents.dtype != torch.int16
+        ):
             return (
-                f"the state {name}_base of {who} is {base.dtype} of shape {tuple(base.shape)} and must be int16 of shape "
-                f"{base_shape(param.shape)}"
+                f"the state {name}_base of {who} is {exponents.dtype} of shape {tuple(exponents.shape)} and must be int16 of shape "
+                f"{exponent_shape(param.shape)}"
             )
         value = state.get(name)
         if isinstance(value, Tensor) and not _is_usable(name, value.dtype, param.dtype, converted):
@@ -220,7 +222,7 @@ def arrays_of(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 
 
 def weight_arrays(param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The arrays that a weight consists of: the parameter and, where there is one, its error-correction."""
+    """The arrays that a weight consists of: the parameter and, where there are some, its low bits."""
     return arrays_of({**state, "param": param.detach()}, "param")
 
 
@@ -272,7 +274,7 @@ def convert(state: dict[str, Any], name: str, kind: str, param: Tensor) -> None:
         return
     wide = decode(before, arrays_of(state, name), param.shape)
     arrays = {"": wide.to(getattr(torch, kind))} if kind in PLAIN else encode(kind, wide.float())
-    if not FORMATS[kind].grouped:
+    if not FORMATS[kind].blockwise:
         arrays = {
             suffix: torch.empty_like(param, dtype=array.dtype, requires_grad=False).copy_(array)
             for suffix, array in arrays.items()

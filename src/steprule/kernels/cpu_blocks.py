@@ -1,4 +1,4 @@
-"""A loop over elements for Numba, for operands of which some have a base for each group of numbers."""
+"""A loop over elements for Numba, for operands of which some are quantized block-wise."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from steprule.trace.program import Stage
 
 _UPDATE = '''
 @njit(forceinline=True, **FAST)
-def compute(first, group, size, {rooms}, {addresses}, numbers{tally_arguments}):
-    """The new values of numbers that share a base, and that base."""
+def compute(first, block, size, {rooms}, {addresses}, numbers{tally_arguments}):
+    """The new values of a block's elements, and its exponents."""
     {scalar_names} = numbers
 {before}    for j in range(size):
         i = first + j
@@ -22,10 +22,10 @@ def compute(first, group, size, {rooms}, {addresses}, numbers{tally_arguments}):
 {return_tallies}
 
 @njit(forceinline=True, **FAST)
-def encode(first, group, size, {rooms}, {addresses}, numbers):
+def encode(first, block, size, {rooms}, {addresses}, numbers):
     """Their codes."""
     {scalar_names} = numbers
-{bases}
+{exponents}
     for j in range(size):
         i = first + j
 {after}
@@ -33,39 +33,39 @@ def encode(first, group, size, {rooms}, {addresses}, numbers):
 
 @njit(**FAST)
 def update(size, row, {addresses}, numbers):
-    """A chunk of rows of this length, or of a tensor whose groups all are full.
+    """A chunk of rows of this length, or of a tensor whose blocks all are full.
 
-    Each group is encoded after the next has been computed, since finding the largest of a group takes a while.
+    Each block is encoded after the next has been computed, since finding the largest of a block takes a while.
     """
 {room_lines}
-{start_tallies}    first = before = group = 0
+{start_tallies}    first = before = block = 0
     count = before_count = 0
     left = row
     while first < size:
-        count = min(left, size - first, GROUP)
-        half = group % 2 * (4 * GROUP)
-        if count == GROUP:
-            {tallies}compute(first, group, GROUP, {halves}, {addresses}, numbers{tally_arguments})
+        count = min(left, size - first, BLOCK)
+        half = block % 2 * (4 * BLOCK)
+        if count == BLOCK:
+            {tallies}compute(first, block, BLOCK, {halves}, {addresses}, numbers{tally_arguments})
         else:
-            {tallies}compute(first, group, count, {halves}, {addresses}, numbers{tally_arguments})
-        half = 4 * GROUP - half
-        if before_count == GROUP:
-            encode(before, group - 1, GROUP, {halves}, {addresses}, numbers)
+            {tallies}compute(first, block, count, {halves}, {addresses}, numbers{tally_arguments})
+        half = 4 * BLOCK - half
+        if before_count == BLOCK:
+            encode(before, block - 1, BLOCK, {halves}, {addresses}, numbers)
         else:
-            encode(before, group - 1, before_count, {halves}, {addresses}, numbers)
+            encode(before, block - 1, before_count, {halves}, {addresses}, numbers)
         before, before_count = first, count
         first += count
         left = left - count if left > count else row
-        group += 1
-    half = (group + 1) % 2 * (4 * GROUP)
-    encode(before, group - 1, before_count, {halves}, {addresses}, numbers)
+        block += 1
+    half = (block + 1) % 2 * (4 * BLOCK)
+    encode(before, block - 1, before_count, {halves}, {addresses}, numbers)
 {give_tallies}
 '''
 
 _READING = '''
 @njit(forceinline=True, **FAST)
-def compute(first, group, size, {addresses}, numbers{tally_arguments}):
-    """What numbers that share a base add to the sums."""
+def compute(first, block, size, {addresses}, numbers{tally_arguments}):
+    """What a block's elements add to the sums."""
     {scalar_names} = numbers
 {before}    for j in range(size):
         i = first + j
@@ -74,45 +74,45 @@ def compute(first, group, size, {addresses}, numbers{tally_arguments}):
 
 @njit(**FAST)
 def update(size, row, {addresses}, numbers):
-    """A chunk of rows of this length, or of a tensor whose groups all are full."""
-{start_tallies}    first = group = 0
+    """A chunk of rows of this length, or of a tensor whose blocks all are full."""
+{start_tallies}    first = block = 0
     left = row
     while first < size:
-        count = min(left, size - first, GROUP)
-        if count == GROUP:
-            {tallies}compute(first, group, GROUP, {addresses}, numbers{tally_arguments})
+        count = min(left, size - first, BLOCK)
+        if count == BLOCK:
+            {tallies}compute(first, block, BLOCK, {addresses}, numbers{tally_arguments})
         else:
-            {tallies}compute(first, group, count, {addresses}, numbers{tally_arguments})
+            {tallies}compute(first, block, count, {addresses}, numbers{tally_arguments})
         first += count
         left = left - count if left > count else row
-        group += 1
+        block += 1
 {give_tallies}
 '''
 
 
-class CpuGroups(CpuLoop):
-    """The functions ``compute`` and ``encode``, which work through a group, and ``update``, which does through a chunk."""
+class CpuBlocks(CpuLoop):
+    """The functions ``compute`` and ``encode``, which work through a block, and ``update``, which does through a chunk."""
 
     def __init__(self, stage: Stage, formats: Sequence[str]) -> None:
         super().__init__(stage, formats)
         self.template = _UPDATE if stage.outputs else _READING
-        self._bases: list[str] = []  # lines that read them
-        self._between: list[str] = []  # between a group's numbers and its codes
+        self._exponents: list[str] = []  # lines that read them
+        self._between: list[str] = []  # between a block's numbers and its codes
         self._codes: list[str] = []
         self._rooms: dict[str, str] = {}  # and what makes each
-        self._lanes: dict[str, str] = {}  # rooms that all groups share
+        self._lanes: dict[str, str] = {}  # rooms that all blocks share
 
     def load(self, operand: Operand) -> None:
         """Reads an operand."""
         super().load(operand)
-        if operand.format.grouped:
+        if operand.format.blockwise:
             name = operand.name
-            self._bases.append(f"{name}_base = load_{name}_base({name}_base_at, group)")
-            self.before.append(self._bases[-1])
+            self._exponents.append(f"{name}_exponent = load_{name}_base({name}_base_at, block)")
+            self.before.append(self._exponents[-1])
 
     def store(self, operand: Operand, x: str) -> None:
-        """Writes an operand's new value: in a room, where it waits for its group's base."""
-        if not operand.format.grouped:
+        """Writes an operand's new value: in a room, where it waits for its block's exponent."""
+        if not operand.format.blockwise:
             super().store(operand, x)
             return
         name, kind = operand.name, operand.kind
@@ -123,11 +123,11 @@ class CpuGroups(CpuLoop):
             self.stores.append(f"{x} = magnitude({x})")
         self.stores.append(f"store_new_{name}({name}_room, j, {x})")
         self.stores.append(f"{name}_top = larger_magnitude({name}_top, {x})")
-        self._between.append(f"store_{name}_base({name}_base_at, group, {kind}_base({name}_top))")
+        self._between.append(f"store_{name}_base({name}_base_at, block, {kind}_exponent({name}_top))")
         self._codes += operand.store(self.language, f"load_new_{name}({name}_room, j)")
 
     def gather(self, name: str) -> None:
-        """Takes squares and largest in vectors of their own, since a group's end is no place to add up lanes."""
+        """Takes squares and largest in vectors of their own, since a block's end is no place to add up lanes."""
         self.body.append(f"store_seen_{name}(seen_{name}_room, j, seen_{name})")
         self._given[f"total_{name}"] = f"lanes_total({name}_lanes)"
         self._given[f"top_{name}"] = f"lanes_top({name}_lanes)"
@@ -140,12 +140,12 @@ class CpuGroups(CpuLoop):
         fields, carried = super().fields(), in_tuple(self.carried)
         between = list(self._between)
         if seen := self.stage.gathered:
-            between.append("for j in range(size, GROUP):")
+            between.append("for j in range(size, BLOCK):")
             between += [f"    store_seen_{name}(seen_{name}_room, j, float32(0))" for name in seen]
-            between += [f"tally_group({name}_lanes, seen_{name}_room)" for name in seen]
+            between += [f"tally_block({name}_lanes, seen_{name}_room)" for name in seen]
         return {
             **fields,
-            "bases": indent(self._bases, 1),
+            "exponents": indent(self._exponents, 1),
             "between": indent(between, 1),
             "after": indent(self._codes or ["pass"], self.depth),
             "rooms": ", ".join(self._rooms),
