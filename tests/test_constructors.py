@@ -237,13 +237,13 @@ def test_a_docstring_has_all_arguments_and_states_and_an_example_that_runs(front
 
 def test_what_all_optimizers_take_is_said_in_full_once():
     every = sections(steprule.Optimizer.__doc__)["Arguments that all optimizers take, by name:"]
-    assert sorted(every) == sorted({*docstrings.OPTIONS})
+    assert sorted(every) == sorted({*docstrings.OPTION_TEXTS})
 
 
-@pytest.mark.parametrize("name", [name for name, told in docstrings.OPTIONS.items() if len(told) == 3])
+@pytest.mark.parametrize("name", [name for name, told in docstrings.OPTION_TEXTS.items() if len(told) == 3])
 def test_the_default_of_an_option_is_what_is_said(name):
     """But for those whose default is not a value but a word for one."""
-    told = docstrings.OPTIONS[name][-1]
+    told = docstrings.OPTION_TEXTS[name][-1]
     default = inspect.signature(steprule.AdamW).parameters[name].default
     assert told == str(default) or (default is None and " " in told)
 

@@ -101,7 +101,7 @@ def test_a_run_is_float64s_whatever_its_tensors_are_stepped_by(name, mixture, mo
     monkeypatch.setattr(run, "find_numbers", find_numbers)
     params, optimizer = make(name, dtypes, layouts)
     train(params, optimizer)
-    assert kinds[0].count("Work") == plans and kinds[0].count("Loose") == loose
+    assert kinds[0].count("CpuWork") == plans and kinds[0].count("Loose") == loose
     assert_close(params, expected, 2e-5)
     ours, its = numbers(optimizer, params), numbers(exact, expected)
     for mine, theirs in zip(ours, its, strict=True):

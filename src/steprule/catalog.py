@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from steprule.docstrings import OPTIONS, option, words_of
+from steprule.docstrings import OPTION_TEXTS, option, words_of
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
 from steprule.names import did_you_mean
 from steprule.registry import TORCHS_OWN
@@ -288,9 +288,13 @@ def _print_settings(rule: type[Rule], hyper: Mapping[str, Any], options: Mapping
 
     texts = {f"{name}={value!r}": words_of(rule, name) for name, value in hyper.items()}
     texts |= {
-        f"{name}={value!r}": option(name) for name, value in options.items() if name in OPTIONS and name not in hyper
+        f"{name}={value!r}": option(name)
+        for name, value in options.items()
+        if name in OPTION_TEXTS and name not in hyper
     }
-    texts |= {f"{name}={value!r}": "" for name, value in options.items() if name not in OPTIONS and name not in hyper}
+    texts |= {
+        f"{name}={value!r}": "" for name, value in options.items() if name not in OPTION_TEXTS and name not in hyper
+    }
     wide = max(map(len, texts), default=0) + 4
     for setting, meaning in texts.items():
         first = f"  {setting}".ljust(wide)

@@ -25,7 +25,7 @@ __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
 
 Model = nn.Module | Iterable[tuple[str, Tensor]]
 Pattern = str | Callable[[str, Tensor], bool]
-Groups = Sequence[tuple[Pattern, Mapping[str, Any]]]
+GroupSettings = Sequence[tuple[Pattern, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,7 +82,7 @@ def _abbreviated(names: Sequence[str]) -> str:
 def parameter_groups(
     model: Model, *, lr: float | Tensor | None = None, weight_decay: float | Tensor | None = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None, groups: Groups = (),
+    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (),
 ) -> Split:  # fmt: skip
     """Divides parameters into groups, for any optimizer of steprule or torch.optim::
 
@@ -224,7 +224,7 @@ def _shaped(who: str, name: str, param: Tensor) -> Tensor:
     return param
 
 
-def _chosen(named: Mapping[str, Tensor], groups: Groups) -> dict[str, int]:
+def _chosen(named: Mapping[str, Tensor], groups: GroupSettings) -> dict[str, int]:
     """For each parameter that one of the groups matches, the number of the first that does."""
     found: dict[str, int] = {}
     for number, group in enumerate(groups):
@@ -284,14 +284,14 @@ def create_optimizer(
 def create_optimizer(
     model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None, groups: Groups = (), show: bool = False, **settings: Any,
+    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), show: bool = False, **settings: Any,
 ) -> Optimizer: ...  # fmt: skip
 
 
 def create_optimizer(
     model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None, groups: Groups = (), show: bool = False, **settings: Any,
+    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), show: bool = False, **settings: Any,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """Makes an optimizer by its name, over the groups of `parameter_groups`::
 

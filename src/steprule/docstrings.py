@@ -21,7 +21,7 @@ _TORCHS = (
     "accepted as in torch.optim; the engine is chosen by what the tensors are.",
     "They are kept in the groups. fused=True refuses parameters that are not floating point, as there.",
 )
-OPTIONS: dict[str, tuple[str, ...]] = {
+OPTION_TEXTS: dict[str, tuple[str, ...]] = {
     "maximize": ("follow the gradient upwards.", "", "False"),
     "differentiable": ("let autograd pass through the step.", "That is slower.", "False"),
     "foreach": _TORCHS,
@@ -84,7 +84,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 def option(name: str, at_length: bool = False) -> str:
     """What an argument does, in short or at length."""
-    what, more, *default = OPTIONS[name]
+    what, more, *default = OPTION_TEXTS[name]
     return " ".join([what, *[more] * (at_length and more != ""), *(f"Default: {one}." for one in default)])
 
 
@@ -106,7 +106,7 @@ def arguments(rule: type[Rule], signature: inspect.Signature, params: str) -> st
     for name in signature.parameters:
         if name in rule.hyperparameters:
             told[name] = f"{words_of(rule, name)} Default: {rule.hyperparameters[name]!r}."
-        elif name in OPTIONS:
+        elif name in OPTION_TEXTS:
             told[name] = option(name)
     return f"{_section('Args', told)}\n\n{_section('Raises', RAISES)}\n"
 
@@ -114,7 +114,8 @@ def arguments(rule: type[Rule], signature: inspect.Signature, params: str) -> st
 def options_at_length() -> str:
     """A section of the arguments that all optimizers of tensors take."""
     return (
-        _section("Arguments that all optimizers take, by name", {name: option(name, True) for name in OPTIONS}) + "\n"
+        _section("Arguments that all optimizers take, by name", {name: option(name, True) for name in OPTION_TEXTS})
+        + "\n"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from steprule.docstrings import OPTIONS
+from steprule.docstrings import OPTION_TEXTS
 from steprule.hyper import COMMON
 from steprule.lessons.glossary import TERMS
 from steprule.rules.options import DECAYS
@@ -13,7 +13,7 @@ from steprule.rules.options import DECAYS
 def all_take() -> str:
     """Options of all optimizers."""
     rows = []
-    for name, (what, more, *default) in OPTIONS.items():
+    for name, (what, more, *default) in OPTION_TEXTS.items():
         said = " ".join(filter(None, [_capital(what), more]))
         rows.append(
             f"| `{name}` | {f'`{default[0]}`' if default and default[0] in ('None', 'False', '0', '0.5') else ' '.join(default)} | {said} |"

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from steprule.arrays.checks import Array
-from steprule.docstrings import ARRAYS, arguments, class_docstring, is_listed, states
-from steprule.docstrings import OPTIONS as ALL_OPTIONS
+from steprule.docstrings import ARRAYS, OPTION_TEXTS, arguments, class_docstring, is_listed, states
 from steprule.hyper import whole_of
 from steprule.rule import DECAYS, Rule
 from steprule.rules.options import OPTIONS, check_lookahead, seen_by
@@ -51,7 +50,7 @@ def split(who: str, rule: type[Rule], given: Mapping[str, Any]) -> tuple[dict[st
         TypeError: an argument is neither, and the message says so.
     """
     for name in given:
-        if name in ALL_OPTIONS and name not in OPTIONS and name not in rule.hyperparameters:
+        if name in OPTION_TEXTS and name not in OPTIONS and name not in rule.hyperparameters:
             raise TypeError(
                 f"{who} takes no {name}: optimizers of arrays have no formats, services and flags. steprule.{rule.__name__}, "
                 "which steps torch's parameters, has them"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 """How kernels are compiled: products and sums are fused where the formula's text says so, as on the CPU."""
 HAS_LIMIT = torch.version.hip is None
 """Whether the compiler can be told how many registers a thread may use."""
@@ -21,7 +21,7 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 
 def options(registers: int | None = None) -> dict[str, Any]:
     """How a kernel is compiled whose threads may use so many registers."""
-    return {**OPTIONS, "maxnreg": min(registers, 255)} if registers is not None and HAS_LIMIT else OPTIONS
+    return {**LAUNCH_OPTIONS, "maxnreg": min(registers, 255)} if registers is not None and HAS_LIMIT else LAUNCH_OPTIONS
 
 
 class Launch:

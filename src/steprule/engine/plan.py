@@ -55,7 +55,7 @@ class Chunks:
     owners: np.ndarray
 
 
-def cut(sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, tallies: int) -> Chunks:
+def chunks_of(sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, tallies: int) -> Chunks:
     """The chunks of tensors; arguments as for `Plan`."""
     chunk = max(CHUNK, sum(sizes) // 256 // 4096 * 4096)  # long stretches are a little faster to stream
     lengths = rows or sizes
@@ -141,7 +141,7 @@ class Plan:
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
         tallies: how many numbers each piece of a chunk leaves in `partials`. Pieces do not depend on what else there is.
         own: how many numbers each tensor has for itself.
-        chunks: how tensors are cut, by default by `cut`.
+        chunks: how tensors are cut, by default by `chunks_of`.
 
     Attributes:
         factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
@@ -189,7 +189,7 @@ class Plan:
         self._numbers = np.array(numbers, np.int64) if numbers is not None else np.arange(count, dtype=np.int64)
         self._keep_steps(step_at, step_is_double, first_steps)
         self.steps = np.zeros(count, np.float64)
-        self._cut = chunks = chunks or cut(sizes, rows, by_row, tallies)
+        self._cut = chunks = chunks or chunks_of(sizes, rows, by_row, tallies)
         self.chunk_count = len(chunks.table)
         self.piece_tensors = self._owners = chunks.owners
         self.is_one_each = self._is_one_each = len(chunks.owners) == count and chunks.owners.tolist() == [*range(count)]

@@ -21,7 +21,7 @@ from steprule.services.average import as_average
 from steprule.services.clip import Clip, ClipValue, as_clip
 from steprule.services.step import NONFINITE, StepServices
 from steprule.step.listed import name_in
-from steprule.tensors.memory import HALVES, find_shared, name_of
+from steprule.tensors.memory import HALF_DTYPES, dtype_name, find_shared
 from steprule.tensors.state import FORMAT_OPTIONS
 
 FLAGS: dict[str, Any] = {
@@ -195,8 +195,8 @@ def check_halves(groups: Sequence[Mapping[str, Any]], accumulator: Accumulator |
     if not wanted:
         return
     dtypes = {param.dtype for group in groups for param in group["params"]}
-    if dtypes.isdisjoint(HALVES):
-        names = " or ".join(sorted(map(name_of, dtypes)))
+    if dtypes.isdisjoint(HALF_DTYPES):
+        names = " or ".join(sorted(map(dtype_name, dtypes)))
         raise ValueError(f"{wanted[0]} is for bfloat16 and float16 parameters; these are all {names}")
 
 

@@ -20,7 +20,7 @@ from steprule.rules.options import added_names
 from steprule.services.clip import unpacked
 from steprule.services.ledger import REMEMBERED
 from steprule.step.listed import name_in
-from steprule.tensors.memory import DTYPES, name_of, too_short
+from steprule.tensors.memory import DTYPES, dtype_name, too_short
 from steprule.tensors.state import (
     AVERAGE,
     FORMAT_OPTIONS,
@@ -294,13 +294,13 @@ class Loading:
         if services is None or services.average is None or state.get(AVERAGE, 0) is None:
             set_arrays(state, AVERAGE, {})
         elif AVERAGE in state and param.dtype in DTYPES:
-            convert(state, AVERAGE, average_format(group.get("weights"), name_of(param.dtype)), param)
+            convert(state, AVERAGE, average_format(group.get("weights"), dtype_name(param.dtype)), param)
         if param.dtype not in DTYPES:
             for name in (AVERAGE, *rule.tensor_states):
                 if isinstance(state.get(name), Tensor):
                     state[name] = state[name].to(param.dtype)
             return
-        dtype = name_of(param.dtype)
+        dtype = dtype_name(param.dtype)
         for name in rule.tensor_states:
             if kept(state, name) is not None:
                 kind = self._dtypes.get((param, name), dtype)

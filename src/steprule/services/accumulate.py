@@ -22,7 +22,7 @@ from steprule.formats.tensors import decode, encode
 from steprule.pieces import Value
 from steprule.rule import Rule
 from steprule.services.hooks import Owner, processes, weakly
-from steprule.tensors.memory import name_of
+from steprule.tensors.memory import dtype_name
 from steprule.tensors.state import with_low_bits
 
 GRAD_FORMATS = ("float32", "24bit", "32bit")
@@ -61,7 +61,7 @@ class Accumulator(Owner):
 
     def watch(self, param: Tensor) -> bool:
         """Prepares a parameter; only half-precision ones that are trained need it. Another optimizer's sums are taken over."""
-        if name_of(param.dtype) not in HALVES or not param.requires_grad:
+        if dtype_name(param.dtype) not in HALVES or not param.requires_grad:
             return False
         if self.kind == "float32":
             param.grad_dtype = torch.float32
@@ -119,7 +119,7 @@ class Accumulator(Owner):
 
     def wide(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient with its low bits, in float32."""
-        kind = self.format(name_of(param.dtype))
+        kind = self.format(dtype_name(param.dtype))
         return decode(kind, with_low_bits(grad, self.low_bits[param]), param.shape)
 
     def _note(self, param: Tensor) -> None:
@@ -144,7 +144,7 @@ class Accumulator(Owner):
             return None
         if not self._is_untouched(param, total):
             low.zero_()
-        dtype = name_of(param.dtype)
+        dtype = dtype_name(param.dtype)
         kind = self.format(dtype)
         count = self._counts[param] = self._counts.get(param, 0) + 1
         if (

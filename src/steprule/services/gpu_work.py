@@ -19,7 +19,7 @@ from steprule.trace.norms import Norm
 
 
 class GpuWork(PlanWork):
-    """The parameters of a plan on a GPU, for which nobody waits; arguments as for `steprule.services.work.Work`."""
+    """The parameters of a plan on a GPU, for which nobody waits; arguments as for `steprule.services.work.CpuWork`."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad"
 _PLACE, _FREE = attrgetter("place"), attrgetter("free")
 
 
-def row_of(param: Tensor) -> int:
+def row_size(param: Tensor) -> int:
     """The elements of one index of a parameter's first dimension; all of a vector's, and at least 1."""
     return max(row_length(param.shape) if param.dim() > 1 else param.numel(), 1)
 

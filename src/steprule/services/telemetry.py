@@ -222,11 +222,11 @@ class Telemetry:
         # The longest first: a parameter that joins late keeps its place among its neighbours.
         by_length = sorted(records, key=lambda record: len(record.names), reverse=True)
         names = list(dict.fromkeys(name for record in by_length for name in record.names))
-        row_of = {name: row for row, name in enumerate(names)}
+        row_by_name = {name: row for row, name in enumerate(names)}
         values = np.zeros((len(names), len(records)))
         hover = np.full(values.shape, "no record", dtype=object)
         for column, record in enumerate(records):
-            rows = [row_of[name] for name in record.names]
+            rows = [row_by_name[name] for name in record.names]
             values[rows, column] = record.quantities()[:-1, QUANTITIES.index(quantity)]
             hover[rows, column] = [f"{value:.4g}" for value in values[rows, column]]
         logs = np.log10(values, out=np.full(values.shape, np.nan), where=np.isfinite(values) & (values > 0))

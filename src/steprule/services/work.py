@@ -19,7 +19,7 @@ from steprule.engine.run import Sums
 from steprule.formats import FORMATS
 from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import roots, row_factors, times
-from steprule.services.member import Member, row_of
+from steprule.services.member import Member, row_size
 from steprule.trace.norms import Norm
 from steprule.trace.program import ROW, TENSOR
 
@@ -100,7 +100,7 @@ class PlanWork(ABC):
     def _reading(self, norm: Norm) -> Any:
         """What reads a norm, made when it is first wanted."""
         if norm not in self._readings:
-            rows = [row_of(member.param) for member in self._every] if norm.axis == ROW else []
+            rows = [row_size(member.param) for member in self._every] if norm.axis == ROW else []
             self._readings[norm] = self._new_reading(norm, rows)
         return self._readings[norm]
 
@@ -113,7 +113,7 @@ class PlanWork(ABC):
         """Sets what gradients are multiplied by."""
 
 
-class Work(PlanWork):
+class CpuWork(PlanWork):
     """The parameters of a plan for the host; arguments as for `PlanWork`.
 
     Args:

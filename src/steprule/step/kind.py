@@ -13,7 +13,7 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 from steprule.engine import cpu, gpu
 from steprule.formats import FORMATS, weight_format
 from steprule.step.job import Job
-from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, is_abstract, is_dense, is_readable, layout, name_of
+from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.tracing import static_settings
@@ -138,8 +138,8 @@ class Kind:
         """How each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones."""
         if param.dtype not in DTYPES:
             return {}
-        dtype, chosen = name_of(param.dtype), self.group.get("states")
-        formats = {"param": weight_format(self.group.get("weights"), dtype), "grad": name_of(grad.dtype)}
+        dtype, chosen = dtype_name(param.dtype), self.group.get("states")
+        formats = {"param": weight_format(self.group.get("weights"), dtype), "grad": dtype_name(grad.dtype)}
         if self.has_low_bits:
             formats["grad"] = self.accumulator.format(dtype)  # type: ignore[union-attr]
         for name in self.present:

@@ -13,7 +13,7 @@ from steprule.rule import Rule
 from steprule.tensors.memory import too_short
 from steprule.tensors.state import misfit
 
-PARAMS = itemgetter("params")
+PARAMS_OF = itemgetter("params")
 
 
 class Listed(NamedTuple):
@@ -39,13 +39,13 @@ class Seen:
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self._lengths = _lengths_of(groups)
-        self._objects = [*groups, *chain(*map(PARAMS, groups))]
+        self._objects = [*groups, *chain(*map(PARAMS_OF, groups))]
 
     def holds(self, groups: list[dict[str, Any]]) -> bool:
         """Whether the same groups have the same parameters still."""
         try:
             return _lengths_of(groups) == self._lengths and all(
-                map(is_, chain(groups, *map(PARAMS, groups)), self._objects)
+                map(is_, chain(groups, *map(PARAMS_OF, groups)), self._objects)
             )
         except (TypeError, KeyError):  # a group that nobody has completed yet
             return False
@@ -53,7 +53,7 @@ class Seen:
 
 def _lengths_of(groups: list[dict[str, Any]]) -> list[int]:
     """How many parameters each group has: it shows if one goes to the next group, where the sequence of all stays."""
-    return list(map(len, map(PARAMS, groups)))
+    return list(map(len, map(PARAMS_OF, groups)))
 
 
 def given_name(group: dict[str, Any], index: int) -> str | None:

@@ -16,10 +16,10 @@ from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
 from steprule.kernels.source import tally_of
 from steprule.services.clip import ClipAdaptive, ClipValue
 from steprule.services.decide import row_factors
-from steprule.services.member import Member, row_of
+from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.step.entry import Entry
-from steprule.tensors.memory import HALVES, PLAIN
+from steprule.tensors.memory import HALF_DTYPES, PLAIN
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
 from steprule.trace.norms import Norm
 from steprule.trace.program import Program
@@ -94,7 +94,7 @@ class Loose(Member):
         if not self.param.numel():
             return False
         grad, param = (
-            x.reshape(-1, row_of(self.param)).to(torch.complex128 if x.is_complex() else torch.float64)
+            x.reshape(-1, row_size(self.param)).to(torch.complex128 if x.is_complex() else torch.float64)
             for x in (self.grad.to_dense() if self.grad.is_sparse else self.grad.detach(), self.param.detach())
         )
         assert self._entry.services is not None
@@ -216,7 +216,7 @@ class Loose(Member):
         own = {name: state[name] for name in entry.kind.names if name in state}
         own["param"] = self.param
         if any(kind not in PLAIN for kind in entry.kind.formats.values()) or (
-            entry.services is not None and self.param.dtype in HALVES
+            entry.services is not None and self.param.dtype in HALF_DTYPES
         ):
             self._wide = {name: self._read(name) for name in ("param", *entry.kind.present)}
         operands = {**own, **self._wide}

@@ -17,9 +17,9 @@ from steprule.services.release import check_not_released
 from steprule.step.entry import Entry, count_write
 from steprule.step.job import Job
 from steprule.step.kind import Kernel
-from steprule.step.listed import PARAMS
+from steprule.step.listed import PARAMS_OF
 from steprule.step.loose import Loose
-from steprule.step.resting import Averages
+from steprule.step.resting import RestingAverages
 from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
 from steprule.tensors.average import start_average
@@ -61,7 +61,7 @@ class StepPlan:
         self._know_tensors(job.states, fast)
         averages = job.services is not None and job.services.average is not None and whole
         self._averages = (
-            Averages(self._roster, entries, fast, self._selects, weakly(job.move_resting_averages))
+            RestingAverages(self._roster, entries, fast, self._selects, weakly(job.move_resting_averages))
             if averages
             else None
         )
@@ -81,7 +81,7 @@ class StepPlan:
         self._clips = list(map(_CLIP, groups))
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
-        self._lengths = list(map(len, [*groups, *(map(PARAMS, groups) if self._whole else ())]))
+        self._lengths = list(map(len, [*groups, *(map(PARAMS_OF, groups) if self._whole else ())]))
 
     def _know_tensors(self, states: Any, fast: list[Entry]) -> None:
         """What tensors are and where they lie, to be compared with later ones."""
@@ -158,7 +158,7 @@ class StepPlan:
             is_short = True
         try:
             if self._whole:
-                lists = [*map(PARAMS, groups)]
+                lists = [*map(PARAMS_OF, groups)]
                 objects = chain(*lists, states.values(), _END)
             else:
                 groups, lists, objects = self._groups, [], chain(map(states.get, roster.params), _END)
@@ -232,7 +232,7 @@ class StepPlan:
     def _objects_now(self, groups: list[dict[str, Any]], states: Any) -> Iterator[Any]:
         """What must be the same objects."""
         if self._whole:
-            return chain(*map(PARAMS, groups), states.values(), _END)
+            return chain(*map(PARAMS_OF, groups), states.values(), _END)
         return chain(map(states.get, self._roster.params), _END)
 
     def go(self) -> bool:

@@ -87,7 +87,7 @@ class Resting:
         return kernel, plan
 
 
-class Averages:
+class RestingAverages:
     """The averages of an optimizer's parameters that take no step.
 
     Args:

@@ -12,9 +12,9 @@ from steprule.engine import gpu
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
-from steprule.services.member import Member, row_of
+from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
-from steprule.services.work import Work
+from steprule.services.work import CpuWork
 from steprule.step.entry import Entry
 from steprule.step.kind import Kernel
 from steprule.trace.program import ROW
@@ -76,7 +76,7 @@ def work_of(
         from steprule.services.gpu_work import GpuWork
 
         return GpuWork(both, plan, numbers, members, formats)
-    return Work(both, plan, numbers, members, formats)
+    return CpuWork(both, plan, numbers, members, formats)
 
 
 def hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
@@ -105,7 +105,7 @@ def plan_of(
         "hyper": hyper(kernel, groups, services),
         "step_at": list(map(Tensor.data_ptr, steps)) if keeps_step else None,
         "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],
-        "rows": [row_of(entry.param) for entry in bucket] if kernel.source.blockwise or by_row else None,
+        "rows": [row_size(entry.param) for entry in bucket] if kernel.source.blockwise or by_row else None,
         "numbers": [entry.place for entry in bucket],
     }
     addresses = {array: [entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays}

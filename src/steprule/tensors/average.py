@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steprule.formats import FORMATS
 from steprule.formats.tensors import decode
-from steprule.tensors.memory import name_of, too_short
+from steprule.tensors.memory import dtype_name, too_short
 from steprule.tensors.state import (
     AVERAGE,
     arrays_of,
@@ -118,7 +118,7 @@ def move_resting_average(
         share = weight.to(param.device, param.dtype) if isinstance(weight, Tensor) else weight
         state[AVERAGE].lerp_(param.detach(), share)
         return
-    kind = average_format(group.get("weights"), name_of(param.dtype))
+    kind = average_format(group.get("weights"), dtype_name(param.dtype))
     convert(state, AVERAGE, kind, param)
     old = decode(kind, arrays_of(state, AVERAGE), param.shape)
     value = decode(kept_format({**state, "param": param}, "param"), weight_arrays(param, state), param.shape)

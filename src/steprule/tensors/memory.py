@@ -17,7 +17,7 @@ from steprule.engine.overlap import first_overlap
 
 PLAIN = ("float64", "float32", "bfloat16", "float16")
 DTYPES = {getattr(torch, name): name for name in PLAIN}
-HALVES = (torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and its gradient's dtype
 
 _READABLE = {*DTYPES, torch.int8, torch.uint8, torch.int16}
@@ -188,6 +188,6 @@ def is_dense(x: Tensor) -> bool:
     return True
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """As formats are called: "float32"."""
     return str(dtype).removeprefix("torch.")

@@ -18,7 +18,7 @@ from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.formats import FORMATS, SUFFIXES, dither, exponent_shape, mix, weight_format
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
-from steprule.tensors.memory import DTYPES, HALVES, PLAIN, is_abstract, name_of, too_short
+from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -34,7 +34,7 @@ def is_near(x: Tensor) -> bool:
 def state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: Tensor) -> str:
     """The format that a group's choice of states means for one state of one parameter."""
     return formats.state_format(
-        group["states"], name_of(param.dtype), param.shape, name in nonnegative_states(rule, group),
+        group["states"], dtype_name(param.dtype), param.shape, name in nonnegative_states(rule, group),
         name in exact_states(rule, group),
     )  # fmt: skip
 
@@ -59,7 +59,7 @@ def begin_low_bits(state: dict[str, Any], kind: str, param: Tensor) -> None:
 def drop_other_low_bits(state: dict[str, Any], kind: str) -> None:
     """Takes out a weight's low bits unless they are those of its format."""
     low = state.get("param_correction")
-    if low is not None and name_of(low.dtype) != low_bits_dtype(kind):
+    if low is not None and dtype_name(low.dtype) != low_bits_dtype(kind):
         del state["param_correction"]
 
 
@@ -212,8 +212,8 @@ def kept_format(state: Mapping[str, Any], name: str) -> str:
         return "signed8" if state[f"{name}_8bit"].dtype == torch.int8 else "positive8"
     dtype = state[name].dtype
     if f"{name}_correction" in state:
-        return f"{name_of(dtype)} {'24bit' if state[f'{name}_correction'].dtype == torch.int8 else '32bit'}"
-    return name_of(dtype)
+        return f"{dtype_name(dtype)} {'24bit' if state[f'{name}_correction'].dtype == torch.int8 else '32bit'}"
+    return dtype_name(dtype)
 
 
 def arrays_of(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
@@ -327,7 +327,7 @@ def begin_state(
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))
     else:
-        dtype = param.dtype if param.dtype not in HALVES else torch.float32
+        dtype = param.dtype if param.dtype not in HALF_DTYPES else torch.float32
         state[name] = torch.empty_like(param, dtype=dtype, requires_grad=False)
         state[name].copy_(param if first is param else _filled(param, first))
 
