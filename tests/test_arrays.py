@@ -674,7 +674,7 @@ BAD_OPTIONS = {
     "no such decay": ({"decay": "l2"}, ValueError, "Invalid decay value: 'l2'"),
     "a flag that is none": ({"cautious": "yes"}, TypeError, "cautious must be True or False, not 'yes'"),
     "lookahead of half a step": ({"lookahead": 0.5}, ValueError, "Invalid lookahead value: 0.5"),
-    "misspelt": ({"cautius": True}, TypeError, "Adam got an unexpected argument 'cautius'; did you mean 'cautious'?"),
+    "misspelled": ({"cautius": True}, TypeError, "Adam got an unexpected argument 'cautius'; did you mean 'cautious'?"),
     "a format": (
         {"states": "8bit"},
         TypeError,

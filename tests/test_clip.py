@@ -641,7 +641,7 @@ def test_sums_of_any_tensors(data):
     ("dtype", "norm_type"), [*(("float32", p) for p in NORM_TYPES), ("float64", 2.0), ("float64", inf)]
 )
 def test_sums_show_what_is_not_finite_or_take_it_as_0(dtype, norm_type, wrong):
-    """Wherever in the tensor it is; its neighbour's sum does not change."""
+    """Wherever in the tensor it is; its neighbor's sum does not change."""
     for at in (0, 77, STRETCH + 5, STRETCH + 99):
         pair = np.ones((2, STRETCH + 100), dtype)
         pair[0, at] = wrong

@@ -147,7 +147,7 @@ def test_modules_are_attributes(name):
         ("steprule.arrays", "Optimiser", "Optimizer"),
     ],
 )
-def test_a_misspelt_name_is_answered_with_the_nearest(module, wrong, right):
+def test_a_misspelled_name_is_answered_with_the_nearest(module, wrong, right):
     hint = f"'{wrong}'; did you mean '{right}'"
     with pytest.raises(AttributeError, match=f"module '{module}' has no attribute {hint}"):
         getattr(importlib.import_module(module), wrong)

@@ -108,7 +108,7 @@ def test_31_16_bit_numbers_are_at_most_twice_as_far_from_the_truth_as_torchs(con
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_24_maximize_is_minimising_the_negated_gradient(config):
+def test_24_maximize_is_minimizing_the_negated_gradient(config):
     """Negated before decay is added."""
     maximizing = mine(config.name)(leaves(), **{**config.options, "maximize": True})
     minimizing = mine(config.name)(leaves(), **{**config.options, "maximize": False})

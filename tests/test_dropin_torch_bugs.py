@@ -234,7 +234,7 @@ def test_B6_decoupled_decay_of_bfloat16_weights_does_not_vanish(config, size):
     ours = decayed_once(mine(config.name), config, torch.bfloat16, grads)
     exact = decayed_once(torchs(config.name), config, torch.float64, grads)
     its = decayed_once(torchs(config.name), config, torch.bfloat16, grads)
-    assert float((1.5 - its).mean()) < 1e-4, "torch has learnt it"
+    assert float((1.5 - its).mean()) < 1e-4, "torch has learned it"
     assert float((1.5 - ours).mean()) == pytest.approx(0.0015, rel=0.2)
     unit = 2.0**-7  # of a bfloat16 in [1, 2)
     assert bool(((ours - exact).abs() <= 0.501 * unit).all())

@@ -141,7 +141,7 @@ def test_every_format_in_a_kernel_for_special_numbers(kind):
     x = torch.zeros(shape)
     x[:, 3] = torch.from_numpy(values)
     x[:, 5], x[:, -1] = 0.3, 1e-3
-    x = x * 1.0  # as the kernel will: makes a signalling NaN quiet
+    x = x * 1.0  # as the kernel will: makes a signaling NaN quiet
     state = kind in ("signed8", "positive8") or "dithered" in kind
 
     class Copy(steprule.Rule):
@@ -485,7 +485,7 @@ def test_weights_of_two_parameters_round_apart():
     optimizer.step()
     one, other = ((p.detach() != 1).float().flatten() for p in params)
     assert 0.1 < float(one.mean()) < 0.4 and abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.1
-    assert abs(float(torch.corrcoef(torch.stack([one[1:], one[:-1]]))[0, 1])) < 0.1  # nor do neighbours
+    assert abs(float(torch.corrcoef(torch.stack([one[1:], one[:-1]]))[0, 1])) < 0.1  # nor do neighbors
 
 
 @pytest.mark.parametrize("options", [o for o in OPTIONS if o["weights"] != "stochastic"], ids=str)

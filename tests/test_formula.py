@@ -279,7 +279,7 @@ def printed(update, printer=formula_text, **attributes):
     return printer(type("Mine", (Rule,), {"update": staticmethod(update), **attributes}))
 
 
-def test_pieces_that_are_traced_as_arithmetic_are_recognised():
+def test_pieces_that_are_traced_as_arithmetic_are_recognized():
     def update(param, grad, total, count, *, step, lr=0.1, eps=1e-30):
         length = pieces.norm(grad) / pieces.mean(grad) + pieces.size(grad) * pieces.total_of_all(param)
         angle = pieces.atan2(-grad, pieces.cbrt(param))
@@ -332,7 +332,7 @@ p = pieces
             "(1 if grad·param > 0 else 2) − (3 if grad·param > 0 else grad)",
         ),
         (lambda x, g, step, lr: p.where(step == 1, 0 * g, g), "0 if step = 1 else grad"),
-        # What is recognised, and what only looks like it.
+        # What is recognized, and what only looks like it.
         (lambda x, g, step, lr: p.where(g < 0, -p.log(abs(g) / x), p.log(abs(g) / x)), None),
         (
             lambda x, g, step, lr: p.where((g > 0) & (g < INF), p.sqrt(g), g),

@@ -794,7 +794,7 @@ def test_functions_go_on_where_a_run_of_torch_stopped():
     assert optimizer.param_groups[0]["lr"] == third(5)
 
 
-def test_a_key_that_may_be_a_misspelt_setting_is_told_once():
+def test_a_key_that_may_be_a_misspelled_setting_is_told_once():
     param = torch.nn.Parameter(torch.ones(2))
     with pytest.warns(
         UserWarning, match=r"'weigth_decay' in a parameter group of AdamW is no setting.*did you mean 'weight_decay'"

@@ -175,7 +175,7 @@ def test_an_attribute_of_an_array_optimizer_is_refused():
 
 
 class Normed(steprule.Rule):
-    """Momentum of normalised gradients, which slows down as the weights leave where they began."""
+    """Momentum of normalized gradients, which slows down as the weights leave where they began."""
 
     longest = steprule.State("scalar", begins="floor_")
     steps = steprule.State("scalar")
@@ -428,7 +428,7 @@ def test_weights_to_evaluate_need_the_way_back_and_known_arguments():
 
 
 @pytest.mark.parametrize("name, nearest", [("keep_step", "keeps_step"), ("decays", "decay"), ("need", "needs")])
-def test_a_misspelt_attribute_of_a_rule_is_refused(name, nearest):
+def test_a_misspelled_attribute_of_a_rule_is_refused(name, nearest):
     def update(param, grad, *, lr=0.1):
         return param - lr * grad
 

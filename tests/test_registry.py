@@ -174,9 +174,9 @@ def test_public_names_are_no_rules(name):
         return param - lr * grad
 
     before = dict(RULES)
-    for spelt in (name, name.capitalize()):
+    for spelled in (name, name.capitalize()):
         with pytest.raises(steprule.RuleError, match=f"cannot be called {name.lower()!r}, which .* is; choose another"):
-            RULES.enter(type(spelt, (steprule.Rule,), {"update": update}))
+            RULES.enter(type(spelled, (steprule.Rule,), {"update": update}))
     assert dict(RULES) == before
 
 

@@ -407,7 +407,7 @@ def test_schedule_free_radam_by_hand():
 
 
 @pytest.mark.parametrize("rule", OWN.values())
-def test_maximize_is_minimising_the_negated_gradient(rule):
+def test_maximize_is_minimizing_the_negated_gradient(rule):
     changed = {"weight_decay": 0.1, "d0": 0.1, "eps": 0.01}
     decay = {name: value for name, value in changed.items() if name in rule.hyperparameters}
     assert two_steps(rule, [1.0, -2.0], maximize=True, **decay) == two_steps(rule, [-1.0, 2.0], **decay)

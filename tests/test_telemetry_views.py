@@ -199,7 +199,7 @@ def test_a_step_taken_again_has_one_column():
     np.testing.assert_allclose(heatmap.z, [[0, -2, -1]], atol=1e-12)
 
 
-def test_colours_where_little_or_nothing_is_to_be_seen():
+def test_colors_where_little_or_nothing_is_to_be_seen():
     pytest.importorskip("plotly")
     telemetry = Telemetry()
     telemetry.add(1, ["a"], [1], sums_of(1.0), 0, 0)

@@ -30,7 +30,7 @@ NEEDS = {
 
 
 DECAYS = {
-    "coupled": "grad + weight_decay * param: L2 regularisation",
+    "coupled": "grad + weight_decay * param: L2 regularization",
     "decoupled": "lr * weight_decay * param. Loshchilov & Hutter 2019, arXiv:1711.05101",
     "independent": "weight_decay * param, whatever lr is. Loshchilov & Hutter 2019, section 2",
     "corrected": "lr**2 / max_lr * weight_decay * param, max_lr the largest so far. Defazio 2025, arXiv:2506.02285",

@@ -54,7 +54,7 @@ def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
         if name not in known:
             is_others = name in _ALSO_CALLED or any(
                 name in rule.hyperparameters for rule in RULES.values()
-            )  # and seldom misspelt
+            )  # and seldom misspelled
             none = f"it has no {_ALSO_CALLED.get(name, name)}; " if is_others else ""
             also = _ALSO_CALLED.get(name, name)
             word, cutoff = (also, 1.0) if also in known else (name, 0.85 if is_others else 0.6)

@@ -19,7 +19,7 @@ from steprule.formats import ROOTS
 EXACT: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Divisions that give inf or NaN instead of raising; nothing is reordered. Python calls none of these functions."""
 FAST: dict[str, Any] = {**EXACT, "fastmath": {"nsz"}}
-"""For element loops: what vectorises, never what assumes that there is no NaN or inf, nor estimates reciprocals."""
+"""For element loops: what vectorizes, never what assumes that there is no NaN or inf, nor estimates reciprocals."""
 
 float32, float64, uint32, uint64, int64 = np.float32, np.float64, np.uint32, np.uint64, np.int64
 

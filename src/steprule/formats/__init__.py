@@ -145,7 +145,7 @@ _MASK = 2**64 - 1
 
 
 def mix(seed: int, step: int, number: int) -> int:
-    """32 random bits for a seed, a step and a number: splitmix64's finaliser. Steele et al. 2014."""
+    """32 random bits for a seed, a step and a number: splitmix64's finalizer. Steele et al. 2014."""
     z = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + number * 0x8CB92BA72F3D8DD7) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -1,6 +1,6 @@
 """Functions that no processor has an instruction for, written out in operations that all of them have.
 
-So they vectorise, and every engine gets the same bits. Each is right to three units in the last place, over the whole range.
+So they vectorize, and every engine gets the same bits. Each is right to three units in the last place, over the whole range.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Groups:
         its = self.base.like_torch
         self.flags, self.fixed = flags_of(self.base), its.fixed if its is not None else {}
         self.constants = self.base.constants
-        self._spelt: set[str] = {*NOTES, SCHEDULES, "initial_lr", *self.fixed}  # keys that need no second look
+        self._spelled: set[str] = {*NOTES, SCHEDULES, "initial_lr", *self.fixed}  # keys that need no second look
 
     @property
     def optimizer(self) -> Any:
@@ -289,10 +289,10 @@ class Groups:
                 raise ValueError(f"{name}={group[name]!r} in a parameter group: with {self.name} it is {value!r}")
 
     def check_keys(self, group: Mapping[str, Any]) -> None:
-        """Raises for what a group cannot have for itself, and warns of what may be a misspelt setting."""
+        """Raises for what a group cannot have for itself, and warns of what may be a misspelled setting."""
         settings = (*self.core.rule.hyperparameters, *self.flags, *FORMAT_OPTIONS)
-        for name in group.keys() - {"params", "param_names", *settings, *SERVICE_OPTIONS, *OPTIONS, *self._spelt}:
-            self._spelt.add(name)
+        for name in group.keys() - {"params", "param_names", *settings, *SERVICE_OPTIONS, *OPTIONS, *self._spelled}:
+            self._spelled.add(name)
             is_of_one = any(one in str(name) for one in settings)  # as a scheduler's base_momentum
             hint = "" if is_of_one else did_you_mean(str(name), settings, 0.8)
             if hint:

@@ -70,7 +70,7 @@ class MADGRAD(Rule):
     initial_param = State(begins="param", exact=True)
     decay = "coupled"
     refuses = "the weights are computed anew from the first ones in every step"
-    when = "Where SGD generalises better than Adam but needs more tuning: with little or no weight decay."
+    when = "Where SGD generalizes better than Adam but needs more tuning: with little or no weight decay."
 
     @staticmethod
     def update(

@@ -88,11 +88,11 @@ class Yogi(Rule):
 
 
 class LaProp(Rule):
-    """Momentum of normalised gradients, where Adam normalises the momentum. Ziyin et al. 2020, arXiv:2002.04839,
+    """Momentum of normalized gradients, where Adam normalizes the momentum. Ziyin et al. 2020, arXiv:2002.04839,
     algorithm 1."""
 
     betas = Hyperparameter(
-        "decay rates of the running averages of the normalised gradient and of the squared gradient", "[0, 1)"
+        "decay rates of the running averages of the normalized gradient and of the squared gradient", "[0, 1)"
     )
     max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
@@ -122,7 +122,7 @@ class ADOPT(Rule):
     """
 
     betas = Hyperparameter(
-        "decay rates of the running averages of the normalised gradient and of the squared gradient", "[0, 1)"
+        "decay rates of the running averages of the normalized gradient and of the squared gradient", "[0, 1)"
     )
     eps = Hyperparameter("smallest denominator", "[0, inf)")
     weight_decay = Hyperparameter("weight decay, decoupled from the gradient; none in the first step", "[0, inf)")

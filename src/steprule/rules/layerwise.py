@@ -71,7 +71,7 @@ class NovoGrad(Rule):
     betas = Hyperparameter(
         "share of the momentum that a step keeps, and decay rate of the running average of the squared norm", "[0, 1)"
     )
-    weight_decay = Hyperparameter("weight decay, added to the normalised gradient", "[0, inf)")
+    weight_decay = Hyperparameter("weight decay, added to the normalized gradient", "[0, inf)")
     exp_avg_sq = State("scalar")
     decay = "own"
     needs = ("memory", "large-batch")

@@ -219,7 +219,7 @@ class Telemetry:
             from plotly.graph_objects import Figure, Heatmap
         # A step that was taken again, after a checkpoint was loaded, counts as it was the last time.
         records = [record for _, record in sorted({record.step: record for record in self._some_records()}.items())]
-        # The longest first: a parameter that joins late keeps its place among its neighbours.
+        # The longest first: a parameter that joins late keeps its place among its neighbors.
         by_length = sorted(records, key=lambda record: len(record.names), reverse=True)
         names = list(dict.fromkeys(name for record in by_length for name in record.names))
         row_by_name = {name: row for row, name in enumerate(names)}
