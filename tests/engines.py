@@ -97,7 +97,7 @@ def addresses_of(kernel: Any, tensors: Sequence[Operands]) -> dict[tuple[str, st
 def run_eager(
     rule: type[Rule], hyper: Mapping[str, Any], operands: Operands, step: int, maximize: bool = False
 ) -> Operands:
-    """One step by the eager engine, on copies."""
+    """One step by the eager fallback, on copies."""
     fresh = {name: value.clone() for name, value in operands.items()}
     states = [name and fresh[name] for name in rule.states_for(hyper)]
     step_tensors(rule, fresh["param"], fresh["grad"], states, step, hyper, maximize)

@@ -17,7 +17,7 @@ ROWS = 2
 
 
 def _streams():
-    """Gradients by what is nasty about them: steps, rows of one group."""
+    """Gradients by what is nasty about them: steps, rows of one block."""
     g = torch.Generator().manual_seed(0)
     shape = (STEPS, ROWS, BLOCK)
 
@@ -54,7 +54,7 @@ def _go(rule, hyper, streams, states):
     """The largest update of each stream, and how far each element went, in whichever direction."""
     wide = torch.zeros(len(streams) * ROWS, BLOCK, 2)
     wide[..., 0] = 0.1 * torch.randn(ROWS, BLOCK, generator=torch.Generator().manual_seed(1)).repeat(len(streams), 1)
-    p = wide[..., 0].requires_grad_()  # two elements apart: the eager engine steps it, and nothing is compiled
+    p = wide[..., 0].requires_grad_()  # two elements apart: the eager fallback steps it, and nothing is compiled
     optimizer = getattr(steprule, rule.__name__)([p], **hyper, states=states)
     largest, gone = torch.zeros(len(streams)), torch.zeros(len(streams), ROWS, BLOCK)
     grads = torch.cat([STREAMS[name] for name in streams], 1)

@@ -364,7 +364,7 @@ def test_a_group_has_no_choice(kind):
 # Several processes
 
 
-def corrections_are_refused(rank, kind, wrap):
+def low_bits_are_refused(rank, kind, wrap):
     model = net(torch.bfloat16)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = steprule.SGD(model.parameters(), grads=kind)
@@ -387,7 +387,7 @@ def torch_refuses_to_average_float32(rank):
 
 
 SCENARIOS = {
-    f"{kind}, {wrap.__name__}": partial(corrections_are_refused, kind=kind, wrap=wrap)
+    f"{kind}, {wrap.__name__}": partial(low_bits_are_refused, kind=kind, wrap=wrap)
     for kind in ("24bit", "32bit")
     for wrap in (nn.Sequential, DDP)
 } | {"float32": torch_refuses_to_average_float32}

@@ -434,7 +434,7 @@ def test_a_model_that_is_converted_while_it_has_averages_has_its_weights_in_that
         assert p.dtype == other and torch.equal(p.detach(), weight.to(other))
         narrow = average.to(other).float() if dtype == torch.float32 else average  # as the model had it
         assert torch.equal(optimizer.read(p, "param_average"), narrow)
-    if other == torch.float16:  # whose correction is counted from nothing that was lost
+    if other == torch.float16:  # whose low bits are counted from nothing that was lost
         assert all(torch.equal(optimizer.read(p), p.detach().float()) for p in params)
 
 

@@ -143,7 +143,7 @@ def test_show_has_what_there_is_to_know(name):
 
 
 def test_bytes_of_states():
-    """128 codes share a base of two bytes; what is exact stays float32."""
+    """The codes of a block of 128 share an exponent of two bytes; what is exact stays float32."""
     assert [state_bytes(RULES["adamw"], "exp_avg", kind) for kind in ("float32", "bfloat16", "8bit")] == [
         4,
         2,

@@ -359,7 +359,7 @@ def test_gradients_clipped_by_the_user_are_taken_as_they_are(options):
             same_tensor(p.detach(), q.detach(), f"after step {step}")
 
 
-# What the eager engine steps
+# What the eager fallback steps
 
 
 def strided():
@@ -452,7 +452,7 @@ def test_results_do_not_depend_on_threads(clip):
 
 
 def test_the_norm_does_not_depend_on_grouping():
-    """Bit for bit: groups of the same settings, of other hyperparameters, of another formula, and the eager engine."""
+    """Bit for bit: groups of the same settings, of other hyperparameters, of another formula, and the eager fallback."""
     spread = [(5 + i,) for i in range(40)]
 
     def norm(groups_of):

@@ -23,7 +23,7 @@ def elsewhere():
 
 @pytest.fixture
 def eager_engine(monkeypatch):
-    """The eager engine steps everything, which makes most tensors."""
+    """The eager fallback steps everything, which makes most tensors."""
     monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
 
 

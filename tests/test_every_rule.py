@@ -1,7 +1,7 @@
 """Every rule in every format and with every service: that it trains as it does in float64, and goes on from a checkpoint.
 
 Formats know nothing of formulas and services little, and what kernels make of them is tested bit for bit with a few. So
-each rule is compiled once, in formats that compile fast, and the eager engine takes it through the others.
+each rule is compiled once, in formats that compile fast, and the eager fallback takes it through the others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def settings_of(rule):
 
 
 def strided(x):
-    """The same numbers, two elements apart, which the eager engine steps."""
+    """The same numbers, two elements apart, which the eager fallback steps."""
     wide = torch.zeros(*x.shape, 2, dtype=x.dtype)
     wide[..., 0] = x
     return wide[..., 0]

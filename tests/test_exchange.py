@@ -93,7 +93,7 @@ def test_formulas_get_none_and_flags_as_they_are():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("weights", ["24bit", "32bit"])
-def test_weights_are_exchanged_with_their_corrections(weights, dtype):
+def test_weights_are_exchanged_with_their_low_bits(weights, dtype):
     """As if the parameter had its full precision, to that of its format."""
     params, optimizer = stepped(steprule.ScheduleFreeAdamW, steps=20, dtype=dtype, weights=weights, lr=1e-2)
     trained = [optimizer.read(param).double() for param in params]

@@ -119,7 +119,7 @@ def test_kernels_store_what_the_formats_say(rule, hyper, combination):
                 got = result[name, suffix] if name != "grad" else arrays[name, suffix]
                 assert torch.equal(bits(got), bits(array)), (kind, suffix, shape)
         scalars = [(name, "") for name in rule.scalar_states]
-        for key in scalars:  # groups are added up in another order
+        for key in scalars:  # blocks are added up in another order
             torch.testing.assert_close(result[key], expected[key], rtol=1e-13, atol=0)
         assert not scalars or any(result[key] != arrays[key] for key in scalars)
 
@@ -171,7 +171,7 @@ def test_every_format_in_a_kernel_for_special_numbers(kind):
     others = back[:, torch.tensor([i for i in range(shape[1] - 1) if i not in (3, 5)])]
     if kind != "positive8":
         assert not others.any()
-    assert torch.allclose(back[:, -1].float(), torch.tensor(1e-3), rtol=0.13)  # the next group: whatever happened here
+    assert torch.allclose(back[:, -1].float(), torch.tensor(1e-3), rtol=0.13)  # the next block: whatever happened here
 
 
 @settings(max_examples=60, deadline=None)
@@ -315,7 +315,7 @@ def test_an_8_bit_checkpoint_in_a_plain_optimizer_and_back():
 @pytest.mark.parametrize("dominance", [10, 100, 1000, 10000])
 @pytest.mark.parametrize("active", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("signs", ["random", "constant"])
-def test_one_dominant_element_of_a_group_spoils_no_other(dominance, active, signs):
+def test_one_dominant_element_of_a_block_spoils_no_other(dominance, active, signs):
     """Updates at lr=1 are at most 1.5 times float32's, and smaller elements go at least half as far."""
     shape, largest, moved = (4, 2 * BLOCK), {}, {}
     scale = torch.ones(shape)
@@ -370,7 +370,7 @@ UNITS_OF_1 = {"float16": 2**18, "bfloat16": 2**15}
 
 
 def units(dtype):
-    """Weights of several exponents, and what one of a 24-bit correction is worth beside them."""
+    """Weights of several exponents, and what one unit of 8 low bits is worth beside them."""
     exponents = torch.tensor(EXPONENTS[dtype]).float()[:, None]
     weights = 2.0**exponents * torch.tensor([1.0, 1 + 2**-7, 1.3359375, 2 - 2**-7])
     unit = 2.0 ** exponents.clamp(min=SMALLEST[dtype]) / UNITS_OF_1[dtype]
@@ -402,7 +402,7 @@ def test_the_largest_float16_is_not_rounded_to_infinity_at_random():
 
 @pytest.mark.parametrize("direction", [1, -1], ids=["up", "down"])
 @pytest.mark.parametrize("dtype", EXPONENTS)
-def test_equal_updates_below_one_unit_of_the_correction_add_up(dtype, direction):
+def test_equal_updates_below_one_unit_of_the_low_bits_add_up(dtype, direction):
     unit, weights = units(dtype)
     start = torch.cat([weights, -weights]).repeat(1, 8).to(getattr(torch, dtype))
     p = torch.nn.Parameter(start.clone())
@@ -417,7 +417,7 @@ def test_equal_updates_below_one_unit_of_the_correction_add_up(dtype, direction)
 
 @pytest.mark.parametrize("direction", [1, -1], ids=["up", "down"])
 @pytest.mark.parametrize("dtype", EXPONENTS)
-def test_an_average_follows_by_less_than_one_unit_of_the_correction(dtype, direction):
+def test_an_average_follows_by_less_than_one_unit_of_the_low_bits(dtype, direction):
     p = torch.nn.Parameter(torch.full((4, 16), 1.5, dtype=getattr(torch, dtype)))
     spacing = 256 / UNITS_OF_1[dtype]
     optimizer = steprule.SGD([p], lr=0.0, weights="24bit", average=0.998)
@@ -521,7 +521,7 @@ def test_what_is_quantized_follows_from_the_shape_but_not_its_first_number():
     train(empty, optimizer, 2)
 
 
-def test_non_finite_gradients_stay_in_their_group():
+def test_non_finite_gradients_stay_in_their_block():
     params, optimizer = make(shapes=[(4, 2 * BLOCK)], states="8bit", weights="24bit")
     train(params, optimizer, 2)
     p = params[0]
@@ -643,7 +643,7 @@ def test_formats_may_differ_between_groups_and_change():
     assert torch.allclose(optimizer.read(params[0], "exp_avg"), before, rtol=0.01)
 
 
-def test_a_change_of_the_weights_format_changes_the_correction():
+def test_a_change_of_the_weights_format_changes_the_low_bits():
     params, optimizer = make(weights="24bit")
     for weights, dtype in [("24bit", torch.int8), ("32bit", torch.int16), ("stochastic", None), (None, None)]:
         optimizer.param_groups[0]["weights"] = weights

@@ -424,7 +424,7 @@ def test_a_sum_over_all_tensors_is_the_same_whatever_their_order_and_grouping():
     for turn in range(10):
         order = numbers[torch.randperm(300, generator=generator)]
         parts = order.to(GPU_DEVICE).split(30 * turn + 1)
-        sums.add(add_up([*parts[:-1], list(parts[-1])]).item())  # lists are the eager engine's
+        sums.add(add_up([*parts[:-1], list(parts[-1])]).item())  # lists are the eager fallback's
         plain.add(order.sum().item())
     assert len(sums) == 1 and len(plain) > 1
     assert sums.pop() == pytest.approx(math.fsum(numbers.tolist()), rel=1e-14)

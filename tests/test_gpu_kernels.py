@@ -193,12 +193,12 @@ class Between(Rule):
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
-def test_corrections_in_the_middle_between_two_halves_are_the_cpu_engines(half):
+def test_low_bits_in_the_middle_between_two_halves_are_the_cpu_engines(half):
     mine, theirs, *_ = step_both(Between, Between.hyperparameters, [f"{half} 24bit", half], steps=1)
     assert_equal(mine, theirs)
-    corrections = torch.cat([one["param", "_correction"].flatten() for one in mine])
+    low = torch.cat([one["param", "_correction"].flatten() for one in mine])
     if half == "float16":
-        assert {127, -64, -128} < {*corrections.tolist()}
+        assert {127, -64, -128} < {*low.tolist()}
 
 
 SERVICES = [

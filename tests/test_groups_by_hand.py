@@ -597,7 +597,7 @@ def test_what_is_appended_in_place_is_checked():
         step(optimizer)
 
 
-def test_gradients_of_what_is_appended_in_place_are_summed_with_corrections():
+def test_gradients_of_what_is_appended_in_place_are_summed_with_low_bits():
     first, second = (torch.zeros(2, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     optimizer = steprule.SGD([first], lr=1.0, grads="32bit")
     optimizer.param_groups[0]["params"].append(second)

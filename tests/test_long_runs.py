@@ -24,7 +24,7 @@ def start(request):
 
 @pytest.fixture
 def eager_engine(monkeypatch):
-    """A function after which the eager engine steps everything."""
+    """A function after which the eager fallback steps everything."""
     return lambda: monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
 
 

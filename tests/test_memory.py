@@ -44,8 +44,8 @@ def test_the_table_is_what_optimizers_really_keep(name, dtype, monkeypatch):
         optimizer.step()
         numbers = ("step", *rule.scalar_states)  # too few to count
         kept = [(key, x) for p in params for key, x in optimizer.state[p].items() if key not in numbers]
-        corrections = [x for key, x in kept if key == "param_correction"]
-        assert storage([*params, *corrections]) == row.weight_bytes, row
+        low_bits = [x for key, x in kept if key == "param_correction"]
+        assert storage([*params, *low_bits]) == row.weight_bytes, row
         assert storage(p.grad for p in params) == row.grad_bytes
         assert storage(x for key, x in kept if key != "param_correction") == row.state_bytes, row
 

@@ -137,7 +137,7 @@ def test_a_released_parameters_state_is_looked_at_as_well():
     torch.testing.assert_close(models[0].weight, models[1].weight)
 
 
-def test_the_correction_of_a_gradient_is_as_large_as_its_parameter():
+def test_the_low_bits_of_a_gradient_are_as_many_as_its_parameters_elements():
     param = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     optimizer = steprule.SGD([param], lr=0.5, grads="24bit")
     memory = torch.full((24,), 100, dtype=torch.int8)

@@ -70,7 +70,9 @@ def test_what_does_not_fit_is_refused_with_a_reason(name):
                 made(params(), **options)
         else:
             if rule.sparse_only and "lookahead" in options:
-                with pytest.raises(ValueError, match="does not go with lookahead: elements without a gradient rest"):
+                with pytest.raises(
+                    ValueError, match="does not go with lookahead: elements without a gradient stay as they are"
+                ):
                     made(params(), **options)
                 continue
             made(params(), **options)

@@ -62,7 +62,7 @@ def train(name, hyper, params, grads, dtype=torch.float64, **options):
     """The parameters after each step."""
     mine = [torch.tensor(param, dtype=dtype) for param in params]
     if name != "sparseadam":
-        options = {**options, "differentiable": True}  # the eager engine, which has nothing to compile
+        options = {**options, "differentiable": True}  # the eager fallback, which has nothing to compile
     optimizer = getattr(steprule, OWN[name].__name__)(mine, **hyper, **options)
     history = []
     for own in grads:

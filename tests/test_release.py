@@ -75,7 +75,7 @@ class Branches(nn.Module):
 
 
 class Odd(nn.Module):
-    """Parameters that only the eager engine takes: a strided view and a complex one."""
+    """Parameters that only the eager fallback takes: a strided view and a complex one."""
 
     def __init__(self):
         super().__init__()

@@ -29,17 +29,17 @@ OPTION_TEXTS: dict[str, tuple[str, ...]] = {
     "capturable": _TORCHS,
     "states": (
         'keep states as "float32", "bfloat16" or "8bit".',
-        '"8bit" has an 8-bit code for each number and a 16-bit scale for each 128 numbers; tensors with fewer than 32 '
-        "numbers in a row keep float32.",
+        '"8bit" keeps an 8-bit code for each element and a 16-bit exponent for each block of 128 elements; tensors with '
+        "fewer than 32 elements in a row keep float32.",
         "the parameter's dtype",
     ),
     "weights": (
         'keep half-precision parameters as "stochastic", "24bit" or "32bit".',
-        '"stochastic" rounds at random, so that small updates count on average. "24bit" and "32bit" keep the bits that '
-        "rounding loses in the state, in place of a float32 master copy.",
+        '"stochastic" rounds at random, so that small updates count on average. "24bit" and "32bit" keep the low bits '
+        "that rounding cuts off in the state, in place of a float32 master copy.",
         "round to nearest, which loses small updates",
     ),
-    "seed": ("seed of random rounding.", "An int from 0 to 2**53. Every replica must have the same.", "0"),
+    "seed": ("seed of stochastic rounding.", "An int from 0 to 2**53. Every process must have the same.", "0"),
     "clip": (
         "clip gradients to this norm, or as an object of steprule.services says.",
         "A number is the largest norm of all gradients together; the objects are ClipNorm, ClipValue, ClipAdaptive and "
@@ -57,10 +57,14 @@ OPTION_TEXTS: dict[str, tuple[str, ...]] = {
         "Or an Average from steprule.services.",
         "None",
     ),
-    "telemetry": ("gather norms every so many steps.", "Or a Telemetry from steprule.services.", "None"),
+    "telemetry": (
+        "record norms of gradients, updates and weights every so many steps.",
+        "Or a Telemetry from steprule.services.",
+        "None",
+    ),
     "grads": (
         'sum micro-batches\' half-precision gradients in "float32", "24bit" or "32bit".',
-        '"24bit" and "32bit" keep the bits that rounding loses beside param.grad. Without it the sum has the '
+        '"24bit" and "32bit" keep the low bits that rounding cuts off beside param.grad. Without it the sum has the '
         "parameter's dtype.",
         "None",
     ),
@@ -70,11 +74,15 @@ OPTION_TEXTS: dict[str, tuple[str, ...]] = {
         "lr**2 / max_lr. Initial: towards the first weights, times lr.",
         "what the formula says",
     ),
-    "cautious": ("leave out the part of a step that goes up the gradient.", "", "False"),
-    "cautious_decay": ("decay only weights that the step brings nearer to 0.", "", "False"),
+    "cautious": (
+        "set to 0 the elements of the update that go up the gradient.",
+        "The others are enlarged to make up for it.",
+        "False",
+    ),
+    "cautious_decay": ("decay only weights that the update brings nearer to 0.", "", "False"),
     "lookahead": (
         "steps between two updates of slow weights; 0 for none.",
-        "Every so many steps these move towards the weights, which are then set to them.",
+        "Every so many steps the slow weights move toward the weights, which then restart from them.",
         "0",
     ),
     "lookahead_alpha": ("share of the way that slow weights move.", "From 0 to 1.", "0.5"),

@@ -81,10 +81,10 @@ _DECAYS = {
 
 COMMON = {
     "lr": Hyperparameter("learning rate", _FROM_0),
-    "betas": Hyperparameter("decay rates of the running averages", "[0, 1)"),
+    "betas": Hyperparameter("decay rates of the EMAs", "[0, 1)"),
     "eps": Hyperparameter("added to the denominator for numerical stability", _FROM_0),
     "weight_decay": Hyperparameter("weight decay", _FROM_0),
-    "amsgrad": Hyperparameter("divide by the largest mean square so far (AMSGrad)"),
+    "amsgrad": Hyperparameter("divide by the largest second moment so far (AMSGrad)"),
     "nesterov": Hyperparameter("use Nesterov's momentum"),
     "decoupled_weight_decay": Hyperparameter("decouple weight decay from the gradient, as AdamW does"),
     "lookahead": Hyperparameter("steps between two updates of the slow weights", _FROM_0),

@@ -1,1 +1,1 @@
-"""Engines run a rule over tensors: cpu (one compiled pass over all of them) and eager (array by array)."""
+"""Engines run a rule over tensors: cpu and gpu in one compiled pass over all of them, the eager fallback array by array."""

@@ -1,4 +1,4 @@
-"""The eager engine: a rule's formula on whole arrays, one operation after another.
+"""The eager fallback: a rule's formula on whole arrays, one operation after another.
 
 On float64 NumPy arrays it is the oracle that the other engines are measured against; on torch tensors it serves
 what the CPU engine does not: complex numbers, autograd through the step, odd strides, other devices; and sparse gradients,

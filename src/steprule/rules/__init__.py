@@ -1,4 +1,4 @@
-"""The formulas, one short file a family. A class in a file here is entered in the registry by being there."""
+"""The formulas, one short file for each family. A class in one of these files is entered in the registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that sums and averages of squares set for each element: Adagrad, Adadelta, MADGRAD; and Rprop, by signs alone."""
+"""A step size for each element, from sums or EMAs of squares: Adagrad, Adadelta, MADGRAD; and Rprop, from signs alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Adagrad(Rule):
     needs = ("sparse", "memory")
     like_torch = TorchArguments("foreach maximize differentiable fused", positional="foreach")
     begins_early = True
-    when = "Sparse features and convex problems; for long runs its steps become too small."
+    when = "Sparse features and convex problems; in long runs its updates become too small."
 
     @staticmethod
     def update(
@@ -36,14 +36,12 @@ class Adadelta(Rule):
     """The gradient times the RMS of past updates over the RMS of past gradients. Zeiler 2012,
     arXiv:1212.5701, algorithm 1."""
 
-    lr = Hyperparameter("factor of the step, which is 1 in the paper", "[0, inf)")
-    rho = Hyperparameter("decay rate of the running averages of squared gradients and of squared steps", "[0, 1]")
-    eps = Hyperparameter(
-        "added to both averages under their roots; it also sets the size of the first steps", "[0, inf)"
-    )
+    lr = Hyperparameter("factor of the update, which is 1 in the paper", "[0, inf)")
+    rho = Hyperparameter("decay rate of the EMAs of squared gradients and of squared updates", "[0, 1]")
+    eps = Hyperparameter("added to both EMAs under their roots; it also sets the size of the first updates", "[0, inf)")
     decay = "coupled"
     needs = ("tuning-free",)
-    square_avg = acc_delta = State(exact=True)  # steps follow from steps: what is off stays off
+    square_avg = acc_delta = State(exact=True)  # updates follow from updates: what is off stays off
     like_torch = TorchArguments("foreach capturable maximize differentiable", positional="foreach")
     when = "Where old code asks for it; it has no learning rate to speak of, and starts slowly."
 
@@ -66,10 +64,10 @@ class MADGRAD(Rule):
 
     momentum = Hyperparameter("share of the old weights in the new ones, 1 - c in the paper", "[0, 1)")
     eps = Hyperparameter("added to the cube root, and to lr", "[0, inf)")
-    grad_sum_sq = grad_sum = State(exact=True)  # all the way follows from them
+    grad_sum_sq = grad_sum = State(exact=True)  # the weights follow from them
     initial_param = State(begins="param", exact=True)
     decay = "coupled"
-    refuses = "the weights are computed anew from the first ones in every step"
+    refuses = "every step computes the weights anew from the first ones"
     when = "Where SGD generalizes better than Adam but needs more tuning: with little or no weight decay."
 
     @staticmethod
@@ -86,7 +84,7 @@ class MADGRAD(Rule):
 
 
 class Rprop(Rule):
-    """Steps that grow while the gradient's sign lasts and shrink when it turns. Riedmiller & Braun 1993.
+    """Step sizes that grow while the gradient's sign lasts and shrink when it turns. Riedmiller & Braun 1993.
 
     A gradient that has turned counts as 0, once. NaN counts as 0 too, as in torch.optim.
     """
@@ -98,7 +96,7 @@ class Rprop(Rule):
     step_sizes = Hyperparameter("smallest and largest step size", "[0, inf)")
     step_size = State(begins="lr", exact=True)
     like_torch = TorchArguments("capturable foreach maximize differentiable")
-    when = "Full batches, deterministic losses: it looks at nothing but signs, which noise makes worthless."
+    when = "Full batches and deterministic losses: it uses signs alone, which noise makes worthless."
 
     @staticmethod
     def update(

@@ -1,4 +1,4 @@
-"""Adam and its close relatives: the mean of the gradients over the root of their mean square."""
+"""Adam and its close relatives: the first moment of the gradients over the root of the second."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 from steprule.pieces import Value, abs, debias, ema, ema_sq, l2, maximum, sqrt, where
 from steprule.rule import Hyperparameter, Rule, State, TorchArguments
 
-BETAS = Hyperparameter("decay rates of the running averages of the gradient and of its square", "[0, 1)")
+BETAS = Hyperparameter(
+    "decay rates of the EMAs of the gradient and of its square, the first and second moment", "[0, 1)"
+)
 
 
 def adam_direction(
     grad: Value, exp_avg: Value, exp_avg_sq: Value, max_exp_avg_sq: Value, step: Value, betas: tuple[float, float],
     eps: float,
 ) -> tuple[Value, ...]:  # fmt: skip
-    """The mean over the root of the mean square, both debiased, and the new averages."""
+    """The first moment over the root of the second, both debiased, and the new EMAs."""
     beta1, beta2 = betas
     exp_avg = ema(exp_avg, grad, beta1)
     exp_avg_sq = mean_sq = ema_sq(exp_avg_sq, grad, beta2)
@@ -134,7 +136,7 @@ class NAdam(Rule):
 
 
 def rectification(beta2: Value, step: Value, threshold: float) -> tuple[Value, Value]:
-    """RAdam's factor for the adaptive step, and whether the mean square is known well enough for one. Equations 4-6."""
+    """RAdam's factor for the adaptive update, and whether the second moment is known well enough for one. Equations 4-6."""
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * step * beta2**step / (1 - beta2**step)
     known = maximum(rho, threshold)  # of interest only above it
@@ -143,7 +145,7 @@ def rectification(beta2: Value, step: Value, threshold: float) -> tuple[Value, V
 
 
 class RAdam(Rule):
-    """Adam that is momentum until its mean square can be relied on. Liu et al. 2020, arXiv:1908.03265, algorithm 2."""
+    """Adam that is momentum until its second moment can be relied on. Liu et al. 2020, arXiv:1908.03265, algorithm 2."""
 
     betas = BETAS
     decay = "coupled"
@@ -169,9 +171,9 @@ class RAdam(Rule):
 
 
 class Adamax(Rule):
-    """Adam with the largest gradient, decaying, in place of the root mean square. Kingma & Ba 2015, algorithm 2."""
+    """Adam with a decaying maximum of gradients in place of the root of the second moment. Kingma & Ba 2015, algorithm 2."""
 
-    betas = Hyperparameter("decay rates of the running average of the gradient and of its running maximum", "[0, 1)")
+    betas = Hyperparameter("decay rates of the EMA of the gradient and of its running maximum", "[0, 1)")
     eps = Hyperparameter("added to the absolute gradient before the maximum is taken", "[0, inf)")
     decay = "coupled"
     like_torch = TorchArguments("foreach maximize differentiable capturable", positional="foreach")
@@ -190,11 +192,11 @@ class Adamax(Rule):
 
 
 class SparseAdam(Rule):
-    """Adam for sparse gradients: elements without one rest, and so do their averages. Kingma & Ba 2015, section 2."""
+    """Adam for sparse gradients: elements without one stay as they are, and so do their moments. Kingma & Ba 2015, section 2."""
 
     betas = BETAS
     eps = Hyperparameter(
-        "added to the root of the mean square before it is debiased; the constructor refuses 0", "[0, inf)"
+        "added to the root of the second moment before it is debiased; the constructor refuses 0", "[0, inf)"
     )
     sparse_grads = sparse_only = True
     touches_states = True

@@ -1,4 +1,4 @@
-"""What came after Adam: other means, other mean squares, other ways to put them together."""
+"""What came after Adam: other first moments, other second moments, other ways to combine them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from steprule.rules.adam import BETAS, adam_direction
 
 
 class AdaBelief(Rule):
-    """Divides by how far gradients are from their mean. Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
+    """Divides by how far gradients are from their EMA. Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
 
     The authors' code rectifies as RAdam does by default; the paper does not, nor does this.
     """
 
     betas = Hyperparameter(
-        "decay rates of the running averages of the gradient and of its squared distance from that average", "[0, 1)"
+        "decay rates of the EMAs of the gradient and of its squared distance from that EMA", "[0, 1)"
     )
-    eps = Hyperparameter("added to the mean squared distance in every step, and to its root", "[0, inf)")
+    eps = Hyperparameter("added to the EMA of squared distances in every step, and to its root", "[0, inf)")
     max_exp_avg_var = State(when="amsgrad")
     decay = "decoupled"
     needs = ("noise",)
-    when = "In place of Adam where its steps are too small along directions that gradients agree on."
+    when = "In place of Adam where its updates are too small along directions that gradients agree on."
 
     @staticmethod
     def update(
@@ -57,21 +57,21 @@ class AdaBelief(Rule):
 
 
 class Yogi(Rule):
-    """Adam whose mean square moves by a bounded amount. Zaheer et al. 2018, "Adaptive Methods for Nonconvex
+    """Adam whose second moment moves by a bounded amount. Zaheer et al. 2018, "Adaptive Methods for Nonconvex
     Optimization", algorithm 2.
 
-    Both averages are debiased as in optax.
+    Both moments are debiased as in optax.
     """
 
     betas = Hyperparameter(
-        "decay rate of the running average of the gradient, and one minus the rate at which the mean square moves",
+        "decay rate of the EMA of the gradient, and one minus the rate at which the second moment moves",
         "[0, 1)",
     )
-    initial_accumulator_value = Hyperparameter("first value of both averages", "[0, inf)")
+    initial_accumulator_value = Hyperparameter("first value of both moments", "[0, inf)")
     exp_avg = exp_avg_sq = State(begins="initial_accumulator_value")
     decay = "decoupled"
     needs = ("noise",)
-    when = "Where gradients are sparse or heavy-tailed and Adam's steps grow too fast after them."
+    when = "Where gradients are sparse or heavy-tailed and Adam's updates grow too fast after them."
 
     @staticmethod
     def update(
@@ -91,13 +91,11 @@ class LaProp(Rule):
     """Momentum of normalized gradients, where Adam normalizes the momentum. Ziyin et al. 2020, arXiv:2002.04839,
     algorithm 1."""
 
-    betas = Hyperparameter(
-        "decay rates of the running averages of the normalized gradient and of the squared gradient", "[0, 1)"
-    )
+    betas = Hyperparameter("decay rates of the EMAs of the normalized gradient and of the squared gradient", "[0, 1)")
     max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
     needs = ("noise",)
-    when = "Where Adam diverges with a small beta2 or large noise: its momentum cannot meet a wrong mean square."
+    when = "Where Adam diverges with a small beta2 or large noise: its momentum never meets a second moment of other gradients."
 
     @staticmethod
     def update(
@@ -117,13 +115,11 @@ class LaProp(Rule):
 class ADOPT(Rule):
     """Adam that converges with any beta2. Taniguchi et al. 2024, arXiv:2411.02853, algorithm 2, with clipping.
 
-    Gradients are divided by the mean square of those before them and clipped to (step - 1)**(1/4); the first only
-    begins the mean square.
+    Gradients are divided by the root of the second moment of those before them and clipped to (step - 1)**(1/4); the first
+    only begins the second moment.
     """
 
-    betas = Hyperparameter(
-        "decay rates of the running averages of the normalized gradient and of the squared gradient", "[0, 1)"
-    )
+    betas = Hyperparameter("decay rates of the EMAs of the normalized gradient and of the squared gradient", "[0, 1)")
     eps = Hyperparameter("smallest denominator", "[0, inf)")
     weight_decay = Hyperparameter("weight decay, decoupled from the gradient; none in the first step", "[0, inf)")
     decay = "own"
@@ -143,13 +139,13 @@ class ADOPT(Rule):
 
 
 class AdEMAMix(Rule):
-    """Adam with a second, much slower mean of gradients. Pagliardini et al. 2024, arXiv:2409.03137, algorithm 1."""
+    """Adam with another, much slower EMA of gradients. Pagliardini et al. 2024, arXiv:2409.03137, algorithm 1."""
 
     betas = Hyperparameter(
-        "decay rates of the fast average of the gradient, of the average of its square, and of the slow average",
+        "decay rates of the fast EMA of the gradient, of the EMA of its square, and of the slow EMA",
         "[0, 1)",
     )
-    alpha = Hyperparameter("factor of the slow average", "[0, inf)")
+    alpha = Hyperparameter("factor of the slow EMA", "[0, inf)")
     warmup = Hyperparameter(
         "number of steps over which alpha and the slow decay rate grow to their values, T in the paper; 0 for none",
         "[0, inf)",
@@ -175,19 +171,19 @@ class AdEMAMix(Rule):
 
 
 def slow_beta(start: Value, end: Value, part: Value) -> Value:
-    """A part of the way from one beta to another, linear in the averages' half-lives. AdEMAMix, section 3."""
+    """A part of the way from one beta to another, linear in the EMAs' half-lives. AdEMAMix, section 3."""
     a, b = log(maximum(start, 1e-300)), log(maximum(end, 1e-300))
     return where(part < 1, exp(a * b / minimum((1 - part) * b + part * a, -1e-300)), end)
 
 
 class Adan(Rule):
-    """Adam with a mean of the gradients' differences. Xie et al. 2022, arXiv:2208.06677, algorithm 1.
+    """Adam with an EMA of the gradients' differences. Xie et al. 2022, arXiv:2208.06677, algorithm 1.
 
     betas and weight decay are those of the authors' code.
     """
 
     betas = Hyperparameter(
-        "decay rates of the running averages of the gradient, of its differences and of the square, one minus the paper's",
+        "decay rates of the EMAs of the gradient, of its differences and of the square, one minus the paper's",
         "[0, 1)",
     )
     weight_decay = Hyperparameter("weight decay: new weights are divided by 1 + lr * weight_decay", "[0, inf)")
@@ -212,14 +208,15 @@ class Adan(Rule):
 
 
 class StableAdamW(Rule):
-    """AdamW with the step of each tensor divided by how wrong its mean square is. Wortsman et al. 2023,
+    """AdamW with the update of each tensor divided by how wrong its second moment is. Wortsman et al. 2023,
     arXiv:2304.13013, algorithm 2."""
 
     betas = BETAS
     eps = Hyperparameter(
-        "added to the denominator; its square is the smallest mean square that the step's size is judged by", "[0, inf)"
+        "added to the denominator; its square is the smallest second moment that the update's size is judged by",
+        "[0, inf)",
     )
-    weight_decay = Hyperparameter("weight decay, decoupled from the gradient but scaled with the step", "[0, inf)")
+    weight_decay = Hyperparameter("weight decay, decoupled from the gradient but scaled with the update", "[0, inf)")
     decay = "own"
     when = "Where AdamW's loss has spikes: it needs no gradient clipping."
 
@@ -241,9 +238,9 @@ class AdamAtan2(Rule):
 
     betas = BETAS
     a = Hyperparameter("factor of the arctangent", "[0, inf)")
-    b = Hyperparameter("factor of the root mean square inside the arctangent", "[0, inf)")
+    b = Hyperparameter("factor of the root of the second moment inside the arctangent", "[0, inf)")
     decay = "decoupled"
-    when = "Where gradients may be tiny and eps would have to be tuned: steps do not depend on their scale."
+    when = "Where gradients may be tiny and eps would have to be tuned: updates do not depend on their scale."
 
     @staticmethod
     def update(
@@ -259,11 +256,11 @@ class AdamAtan2(Rule):
 class MARS(Rule):
     """AdamW on gradients with less variance. Yuan et al. 2024, arXiv:2411.10438, algorithm 2 (MARS-AdamW).
 
-    The approximate form, with the last step's gradient in place of the last weights' gradient on this batch. The
+    The approximate form, with the previous step's gradient in place of the previous weights' gradient on this batch. The
     corrected gradient of each tensor is scaled to a norm of 1 where it is longer.
     """
 
-    betas = Hyperparameter("decay rates of the running averages of the corrected gradient and of its square", "[0, 1)")
+    betas = Hyperparameter("decay rates of the EMAs of the corrected gradient and of its square", "[0, 1)")
     gamma = Hyperparameter("strength of the variance reduction", "[0, inf)")
     max_exp_avg_sq = State(when="amsgrad")
     decay = "decoupled"
@@ -284,7 +281,7 @@ class MARS(Rule):
 
 
 class Grams(Rule):
-    """Adam's step sizes with the gradient's own signs. Cao et al. 2024, arXiv:2412.17107, algorithm 1."""
+    """Adam's update sizes with the gradient's own signs. Cao et al. 2024, arXiv:2412.17107, algorithm 1."""
 
     betas = BETAS
     decay = "decoupled"

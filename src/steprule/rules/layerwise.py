@@ -1,4 +1,4 @@
-"""Steps that a norm of each tensor sets: LARS, LAMB, NovoGrad."""
+"""A step size for each tensor, from its norms: LARS, LAMB, NovoGrad."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def trust_ratio(numerator: Value, denominator: Value) -> Value:
 
 
 class LARS(Rule):
-    """SGD with each tensor's step in proportion to its norm. You et al. 2017, arXiv:1708.03888, algorithm 1.
+    """SGD with each tensor's update in proportion to its norm. You et al. 2017, arXiv:1708.03888, algorithm 1.
 
     The ratio is 1 where a norm is 0. lr multiplies what enters the momentum, as in the paper.
     """
@@ -25,7 +25,7 @@ class LARS(Rule):
     trust_coefficient = Hyperparameter("factor of the ratio of norms, eta in the paper", "[0, inf)")
     decay = "own"
     needs = ("large-batch", "memory")
-    when = "Convolutional networks with batches of many thousands; leave biases and norms out of weight_decay."
+    when = "Convolutional networks with batches of many thousands; leave biases and normalization layers out of weight_decay."
 
     @staticmethod
     def update(
@@ -40,7 +40,7 @@ class LARS(Rule):
 
 
 class LAMB(Rule):
-    """AdamW with each tensor's step in proportion to its norm. You et al. 2020, arXiv:1904.00962, algorithm 2.
+    """AdamW with each tensor's update in proportion to its norm. You et al. 2020, arXiv:1904.00962, algorithm 2.
 
     phi is the identity; the ratio is 1 where a norm is 0.
     """
@@ -62,20 +62,20 @@ class LAMB(Rule):
 
 
 class NovoGrad(Rule):
-    """Momentum of gradients over the root of the mean square of their norm. Ginsburg et al. 2019, arXiv:1905.11286,
+    """Momentum of gradients, each divided by the root of the EMA of their squared norm. Ginsburg et al. 2019, arXiv:1905.11286,
     algorithm 1.
 
     eps is there in the first step too, where the paper leaves it out and divides by a norm that may be 0.
     """
 
     betas = Hyperparameter(
-        "share of the momentum that a step keeps, and decay rate of the running average of the squared norm", "[0, 1)"
+        "share of the momentum that a step keeps, and decay rate of the EMA of the squared norm", "[0, 1)"
     )
     weight_decay = Hyperparameter("weight decay, added to the normalized gradient", "[0, inf)")
     exp_avg_sq = State("scalar")
     decay = "own"
     needs = ("memory", "large-batch")
-    when = "Speech and vision with large batches, at one state an element; it is robust to the learning rate."
+    when = "Speech and vision with large batches, with one number of state for each element; it is robust to the learning rate."
 
     @staticmethod
     def update(

@@ -39,11 +39,11 @@ def with_options(
     Args:
         rule: the rule.
         decay: what its weight_decay means, a key of `DECAYS`. Default: what the formula makes of it.
-        cautious: leave out the part of a step that goes up the gradient, and make up for it in the rest. Liang et al.
-            2024, arXiv:2411.16085, algorithm 1.
-        cautious_decay: decay a weight only in steps that bring it nearer to 0. Chen et al. 2025, arXiv:2510.12402.
-        lookahead: after how many steps the weights go back to a slower copy, which has moved a part of the way to
-            them; 0 for never. Zhang et al. 2019, arXiv:1907.08610, algorithm 1.
+        cautious: set to 0 the elements of the update that go up the gradient, and enlarge the others to make up for it.
+            Liang et al. 2024, arXiv:2411.16085, algorithm 1.
+        cautious_decay: decay a weight only in steps whose update brings it nearer to 0. Chen et al. 2025, arXiv:2510.12402.
+        lookahead: every so many steps a slow copy moves a part of the way to the weights, and the weights restart from it;
+            0 for never. Zhang et al. 2019, arXiv:1907.08610, algorithm 1.
         lookahead_alpha: which part.
 
     Raises:
@@ -65,11 +65,11 @@ def with_options(
         raise ValueError(f"{rule.__name__} does not go with {' and '.join(chosen)}: {rule.refuses}")
     if lookahead and rule.sparse_only:
         raise ValueError(
-            f"{rule.__name__} does not go with lookahead: elements without a gradient rest, and their slow copies would not"
+            f"{rule.__name__} does not go with lookahead: elements without a gradient stay as they are, and their slow copies would not"
         )
     around = decay if decay != rule.decay else None
     if cautious and decay in (None, rule.decay) and _decay_of(rule, "cautious") not in ("coupled", "own", None):
-        around = rule.decay  # what decays is no part of the step that is looked at
+        around = rule.decay  # what decays is no part of the update that is looked at
     if (cautious_decay or around) and "weight_decay" not in rule.hyperparameters:
         raise ValueError(f"{rule.__name__} has no weight_decay, which {' and '.join(chosen)} would change")
     if cautious_decay:

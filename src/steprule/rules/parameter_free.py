@@ -1,6 +1,6 @@
 """Rules that find their learning rate from how far they have come: Prodigy, D-Adaptation, DoG.
 
-What is summed up is summed over all tensors that are stepped together, and each of them keeps the result.
+Sums are over all tensors that are stepped together, and each tensor keeps the result.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class DoG(Rule):
     """Distance over gradients: the learning rate is how far the weights have come over the root of the sum of squared
     gradients. Ivgi et al. 2023, arXiv:2302.12022, equation 3."""
 
-    lr = Hyperparameter("factor of all steps; leave it at 1", "[0, inf)")
+    lr = Hyperparameter("factor of all updates; leave it at 1", "[0, inf)")
     reps_rel = Hyperparameter("first distance, relative to 1 + the norm of the first weights", "[0, inf)")
     eps = Hyperparameter("added to the sum of squared gradients under its root", "[0, inf)")
     distance = grad_sum_sq = State("scalar")

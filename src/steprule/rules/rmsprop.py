@@ -7,14 +7,14 @@ from steprule.rule import Hyperparameter, Rule, State, TorchArguments
 
 
 class RMSprop(Rule):
-    """The gradient over the root of its mean square, with optional momentum and L2 weight decay.
+    """The gradient over the root of its second moment, with optional momentum and L2 weight decay.
 
     Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013, arXiv:1308.0850, equations 38-41.
     """
 
-    alpha = Hyperparameter("decay rate of the running average of squared gradients", "[0, inf)")
+    alpha = Hyperparameter("decay rate of the EMA of squared gradients", "[0, inf)")
     momentum = Hyperparameter("share of the momentum buffer that a step keeps; 0 keeps no buffer", "[0, inf)")
-    centered = Hyperparameter("divide by the standard deviation instead of the root mean square")
+    centered = Hyperparameter("divide by the standard deviation instead of the root of the second moment")
     square_avg = State(exact="centered")  # from which the square of grad_avg is subtracted, and the rest divided by
     momentum_buffer = State(when="momentum")
     grad_avg = State(when="centered", exact="centered")
@@ -23,7 +23,7 @@ class RMSprop(Rule):
     like_torch = TorchArguments(
         "capturable foreach maximize differentiable", positional="capturable foreach maximize differentiable"
     )
-    when = "Reinforcement learning, and recurrent networks of old; Adam is this with momentum and bias correction."
+    when = "Reinforcement learning, and older recurrent networks; Adam is this with momentum and bias correction."
 
     @staticmethod
     def update(

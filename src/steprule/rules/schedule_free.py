@@ -43,7 +43,7 @@ def mixed(x: Value, z: Value, beta: Value) -> Value:
 
 
 class _Averaging:
-    """What the rules here have in common."""
+    """What these rules have in common."""
 
     weight_decay = Hyperparameter("weight decay, added to the direction at y", "[0, inf)")
     r = Hyperparameter("power of the step in the weights of the average")
@@ -63,10 +63,10 @@ def _trained_by_betas(param: Value, z: Value, *, betas: tuple[float, float]) -> 
 
 
 class _ByBetas(_Averaging):
-    """What those have in common whose first beta is the paper's."""
+    """What the rules have in common whose first beta is the paper's."""
 
     betas = Hyperparameter(
-        "weight of the average in the point y where gradients are taken, above 0, and decay rate of the running average of the squared gradient",
+        "weight of the average in the point y where gradients are taken, above 0, and decay rate of the EMA of the squared gradient",
         "[0, 1)",
     )
     constants: ClassVar[Mapping[str, str]] = {"betas[0]": _MIXED}

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, its momentum, its signs and its averages."""
+"""Stochastic gradient descent, with momentum, by signs and with averages of the weights."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class SGD(Rule):
 
 
 class Signum(Rule):
-    """The sign of the gradients' mean. Bernstein et al. 2018, arXiv:1802.04434, algorithm 2; signSGD with momentum 0."""
+    """The sign of the first moment. Bernstein et al. 2018, arXiv:1802.04434, algorithm 2; signSGD with momentum 0."""
 
-    momentum = Hyperparameter("decay rate of the running average of gradients; 0 is signSGD", "[0, 1)")
+    momentum = Hyperparameter("decay rate of the EMA of gradients; 0 is signSGD", "[0, 1)")
     nesterov = Hyperparameter("mix the gradient in once more before the sign is taken; needs momentum > 0")
     momentum_buffer = State(when="momentum")
     decay = "decoupled"
     needs = ("memory",)
-    when = "Where one state is all there is room for and Adam's kind of steps are wanted; compare with Lion."
+    when = "Where there is room for one state alone and Adam's kind of updates is wanted; compare with Lion."
 
     @staticmethod
     def update(
@@ -75,7 +75,7 @@ class Lion(Rule):
     """The sign of a mix of momentum (beta1) and gradient; the momentum itself decays by beta2. Chen et al. 2023,
     arXiv:2302.06675, algorithm 2."""
 
-    betas = Hyperparameter("decay rates of the average whose sign is taken and of the average that is kept", "[0, 1)")
+    betas = Hyperparameter("decay rates of the EMA whose sign is taken and of the EMA that is kept", "[0, 1)")
     decay = "decoupled"
     needs = ("memory", "large-batch")
     when = "In place of AdamW with half its states: a third to a tenth of its lr, as many times its weight decay."
@@ -90,9 +90,9 @@ class Lion(Rule):
 
 
 class ASGD(Rule):
-    """SGD with a decaying step, and in ``ax`` the average of its weights. Polyak & Juditsky 1992; Bottou 2010, section 4.
+    """SGD with a decaying step size, and in ``ax`` the average of its weights. Polyak & Juditsky 1992; Bottou 2010, section 4.
 
-    eta, the step, is lr / (1 + lambd * lr * step)**alpha, of the step before as in torch.optim; averaging begins
+    eta, the step size, is lr / (1 + lambd * lr * step)**alpha of the previous step, as in torch.optim; averaging begins
     after t0 steps.
     """
 

@@ -1,4 +1,4 @@
-"""A parameter that no kernel steps: the eager engine does."""
+"""A parameter that no kernel steps: the eager fallback does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from steprule.trace.tracing import has_own
 
 
 class Loose(Member):
-    """A parameter that the eager engine steps; see `steprule.engine.run.Work` and `steprule.services.member.Part`.
+    """A parameter that the eager fallback steps; see `steprule.engine.run.Work` and `steprule.services.member.Part`.
 
     Args:
         entry: what it needs.
@@ -115,7 +115,7 @@ class Loose(Member):
         self.factor = float(np.asarray(factors).reshape(()))
 
     def set_weight(self, weight: float) -> None:
-        """Nothing: the eager engine asks the services."""
+        """Nothing: the eager fallback asks the services."""
 
     def tallies(self) -> Sums:
         """What the step has counted."""
@@ -190,7 +190,7 @@ class Loose(Member):
             self._part = self._eager_step()
 
     def count(self) -> None:
-        """Nothing: the eager engine is given the step."""
+        """Nothing: the eager fallback is given the step."""
 
     def run(self, level: int) -> None:
         """Nothing: `sums` reads elements."""
