@@ -709,7 +709,7 @@ def test_every_optimizer_takes_and_explains_it(rule):
     cls = getattr(steprule, rule.__name__)
     assert inspect.signature(cls).parameters["average"].default is None
     assert "average" in cls.__doc__
-    assert "average: keep an exponential average of the weights" in steprule.Optimizer.__doc__
+    assert "average: keep an EMA (exponential moving average)" in steprule.Optimizer.__doc__
 
 
 def test_differentiable_steps_have_none():

@@ -362,7 +362,7 @@ def test_a_state_that_takes_the_place_of_codes_is_read():
     assert float(optimizer.read(params[0], "exp_avg").abs().max()) < 0.5  # a tenth of a gradient
 
 
-def test_codes_without_their_base_are_refused():
+def test_codes_without_their_block_exponents_are_refused():
     saved = copy.deepcopy(trained(states="8bit")[1].state_dict())
     del saved["state"][0]["exp_avg_base"]
     with pytest.raises(ValueError, match="exp_avg_8bit of parameter 0 of group 0 is without exp_avg_base"):
@@ -387,7 +387,7 @@ def test_the_parts_that_a_state_is_kept_in_are_not_read_as_numbers(name):
     assert optimizer.read(param, whole).shape == (4, 64)
 
 
-def test_codes_are_not_read_with_a_base_that_is_too_short():
+def test_codes_are_not_read_with_block_exponents_that_are_too_few():
     params, optimizer = trained(states="8bit")
     optimizer.state[params[0]]["exp_avg_base"] = optimizer.state[params[0]]["exp_avg_base"][:1]
     with pytest.raises(

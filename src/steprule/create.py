@@ -1,4 +1,4 @@
-"""Optimizers by name, with the parameter groups that a training script would otherwise sort by hand."""
+"""Optimizers by name, and the parameter groups that a training script would otherwise sort by hand."""
 
 from __future__ import annotations
 
@@ -95,17 +95,17 @@ def parameter_groups(
         model: a module, or (name, parameter) pairs.
         lr: the learning rate of all groups without one of their own. Default: the optimizer's.
         weight_decay: the same of those that decay. Default: the optimizer's.
-        no_decay: which parameters have weight_decay=0. True: vectors and scalars, so the parameters of normalizations,
-            and what is called bias. "embeddings": the weights of nn.Embedding and nn.EmbeddingBag too. A list of
+        no_decay: which parameters have weight_decay=0. True: vectors and scalars (so those of normalization layers), and
+            every parameter called bias. "embeddings": the weights of nn.Embedding and nn.EmbeddingBag too. A list of
             patterns such as "*.bias": what matches one of them, and nothing else. False: none. Default: True.
         layer_decay: the last layer has lr, and each one before it layer_decay times the lr of the next: a number above
             0, at most 1. Layers are the numbered modules of the largest list in the model ("blocks.3.attn.weight"),
             counted from 1; 0 is what comes before the list, and the last layer is what comes after it. The largest
             is the one with the most modules times elements. Frozen layers count. Default: None, the same lr for all.
-        layer_of: a function from a parameter's name to its layer, an int from 0, to be used instead.
+        layer_of: a function from a parameter's name to its layer, an int from 0, to use instead of the numbers in names.
         groups: (pattern, settings) pairs for parameters with settings of their own; the first that matches wins. A
-            pattern is matched with the whole name ("head.*"), or is a function of name and parameter. What settings
-            do not mention is as elsewhere; lr and weight_decay, where they do, hold as they are.
+            pattern is matched with the whole name ("head.*"), or is a function of name and parameter. Settings that
+            are not given are those of the other groups; an lr or weight_decay that is given is used as it is.
 
     Raises:
         ValueError: a value makes no sense, a pattern matches nothing, there is nothing to train, or a lazy module's

@@ -41,8 +41,8 @@ OPTION_TEXTS: dict[str, tuple[str, ...]] = {
     ),
     "seed": ("seed of stochastic rounding.", "An int from 0 to 2**53. Every process must have the same.", "0"),
     "clip": (
-        "clip gradients to this norm, or as an object of steprule.services says.",
-        "A number is the largest norm of all gradients together; the objects are ClipNorm, ClipValue, ClipAdaptive and "
+        "clip gradients to this norm, or as an object from steprule.services says.",
+        "A number is the largest norm of all gradients together. The objects are ClipNorm, ClipValue, ClipAdaptive and "
         'ClipQuantile. A group with "clip": False is left out. The tensors param.grad stay as they are; `grad_norm` is '
         "their norm.",
         "None",
@@ -53,7 +53,7 @@ OPTION_TEXTS: dict[str, tuple[str, ...]] = {
         "None",
     ),
     "average": (
-        "keep an exponential average of the weights with this decay.",
+        "keep an EMA (exponential moving average) of the weights with this decay.",
         "Or an Average from steprule.services.",
         "None",
     ),

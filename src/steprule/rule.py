@@ -1,4 +1,4 @@
-"""What a rule is: one optimizer's formula, and what can be read off its signature."""
+"""What a rule is: one optimizer's formula, and what its signature says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from steprule.state import check_kinds
 
 NEEDS = {
     "baseline": "what others are compared with",
-    "memory": "at most one state an element",
+    "memory": "at most one state for each element",
     "tuning-free": "finds its learning rate, or takes one for many tasks",
     "no-schedule": "needs no learning rate schedule",
     "large-batch": "made for large batches",
@@ -48,15 +48,15 @@ class Rule:
             return new_param, <new states in the same order>
 
     It is elementwise and pure: every value is one element's (or a whole array's, it cannot tell), old
-    values come in and new ones go out. ``step`` counts from 1 and may be left out. Whatever depends on
-    hyperparameters and ``step`` alone, such as ``1 - beta**step``, every engine computes in float64 once a
+    values come in and new ones go out. ``step`` counts from 1 and may be left out. What depends on
+    hyperparameters and ``step`` alone, such as ``1 - beta**step``, is computed in float64, once for each
     step. An ``if`` may ask for a True/False hyperparameter or whether a state is None, never for numbers:
     that is what `steprule.where` is for.
 
     Attributes:
         states: update's states, read off its signature and in its order, each with its `State`: the class attribute
             of its name, here or in a parent, or else State().
-        scalar_states: the names of those that are one number a tensor.
+        scalar_states: the names of those that are one number for each parameter.
         tensor_states: the names of the others.
         hyperparameters: update's hyperparameters and their defaults, in order.
         meanings: what they are: for each the `Hyperparameter` that is the class attribute of its name, here or in a parent, or

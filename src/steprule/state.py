@@ -1,4 +1,4 @@
-"""What a rule says of its states and of torch.optim's class that it stands in for, and of which kind all is that it says."""
+"""What a rule says of its states, and of the class of torch.optim that it stands in for; and a check of its class attributes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class State:
     A state that has the parameter's shape, begins at 0 and may be kept in any format needs none.
 
     Attributes:
-        extent: "elements" for a state of the parameter's shape, or "scalar" for one number a tensor, like step.
+        extent: "elements" for a state of the parameter's shape, or "scalar" for one number for each parameter, like step.
         begins: what it begins at: a number, a hyperparameter's name, or "param", the parameter itself.
-        exact: whether it is kept in float32 at least, or the name of a hyperparameter that must be true for that: for
-            a state that a coarse format would make noise of, since it is subtracted from another or its errors add
-            up. Running maxima and minima, and states that they are compared with, need not say so.
-        when: for a state that only some settings need, the hyperparameter that must be true or nonzero for it to
-            exist; otherwise update is given None.
+        exact: whether it is kept in float32 at least, or the name of a hyperparameter that must be true for that. Use it
+            for a state that is subtracted from another, or whose errors add up: a coarse format would turn it into
+            noise. Running maxima and minima, and the states that they are compared with, are kept so without it.
+        when: the hyperparameter that must be true or nonzero for the state to exist; otherwise update is given None.
+            Use it for a state that only some settings need.
         dtype: how a scalar state is kept: in float64 (None), or in step's dtype ("step").
 
     Raises:
-        RuleError: a value makes no sense, or not beside the others.
+        RuleError: a value makes no sense, or does not go with another.
     """
 
     extent: Extent = "elements"

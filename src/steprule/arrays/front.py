@@ -195,7 +195,7 @@ class Optimizer:
         find_numbers(planned)
         for launch in work:
             launch()
-        for operands, arrays in packed:  # what does not lie in memory as a gap-free array goes by way of a copy
+        for operands, arrays in packed:  # arrays with gaps in memory go by way of a copy
             for originals, copies in zip(operands, arrays, strict=True):
                 for position, (original, written) in enumerate(zip(originals, copies, strict=True)):
                     if original is not written and position != 1:

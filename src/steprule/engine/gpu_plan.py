@@ -154,7 +154,7 @@ class GpuPlan:
         return self._hyper.tensor
 
     def set_grads(self, addresses: Sequence[int]) -> None:
-        """New addresses of the gradients, one a tensor."""
+        """New addresses of the gradients, one for each tensor."""
         self._host_addresses[1] = addresses
         self._addresses.fill(self._host_addresses)
 

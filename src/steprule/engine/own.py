@@ -1,4 +1,4 @@
-"""What must be known of whole tensors before their elements change: sums, and states that are one number a tensor."""
+"""What must be known of whole tensors before their elements change: sums, and states that are one number for each tensor."""
 
 from __future__ import annotations
 

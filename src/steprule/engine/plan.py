@@ -277,7 +277,7 @@ class Plan:
         return self.partials.reshape(-1)[: len(self.piece_tensors) * tallies].reshape(-1, tallies)
 
     def set_grads(self, addresses: Sequence[int]) -> None:
-        """New addresses of the gradients, one a tensor."""
+        """New addresses of the gradients, one for each tensor."""
         self._pack_grads(self._buffer, self.addresses.strides[0], *addresses)
 
     def set_hyper(self, hyper: Sequence[Sequence[float]]) -> None:

@@ -34,7 +34,7 @@ class Format:
         load: the number at i, as an expression of a kernel.
         store: what each array's i receives, as expressions of ``x``, and ``random`` where the rounding is random.
         blockwise: whether each block of elements has an exponent, kept in the array with the suffix "_base".
-        random: "" for none, "step" for one number a step (and place in the block), "element" for one for each element.
+        random: "" for none, "step" for one number for each step (and place in the block), "element" for one for each element.
     """
 
     arrays: tuple[tuple[str, str], ...]
@@ -83,11 +83,11 @@ SUFFIXES = ("", "_8bit", "_base", "_correction")
 them for numbers: given a checkpoint with codes, torch.optim says that it misses the state."""
 
 ITEM_SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1, "uint8": 1}
-"""Bytes of the dtypes that arrays have."""
+"""The bytes of an element of each dtype."""
 
 
 def is_quantized(shape: Sequence[int]) -> bool:
-    """Whether a state of this shape is kept in 8 bits: it has rows of `SHORTEST_ROW` numbers or more.
+    """Whether a state of this shape is kept in 8 bits: it has rows of `SHORTEST_ROW` elements or more.
 
     The first dimension's size does not matter, so every shard along it decides alike.
     """

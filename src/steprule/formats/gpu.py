@@ -145,7 +145,7 @@ def round_float16(x, random):
     return to_float16(float_of(tl.where(small, signed, normal)))
 
 
-# Split weights: a half that is the weight rounded to nearest, and the rest.
+# Split weights: a half that is the weight rounded to nearest, and low bits.
 
 
 @triton.jit

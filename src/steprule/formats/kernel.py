@@ -200,7 +200,7 @@ def round_float16(b: Any, x: Any, random: Any) -> Any:
     return _to_float16(b, _float(b, b.select(small, signed, normal)))
 
 
-# Split weights: a half that is the weight rounded to nearest, and the rest.
+# Split weights: a half that is the weight rounded to nearest, and low bits.
 
 
 def _split_bfloat16(b: Any, x: Any, rest: int, random: Any) -> tuple[Any, Any]:

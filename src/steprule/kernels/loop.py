@@ -30,7 +30,7 @@ class Loop(ABC):
         writer: of its expressions.
         loads, body, stores: lines, in this order.
         blockwise: whether an operand has block exponents.
-        rounded: the operands that are rounded by one random number a step.
+        rounded: the operands that are rounded by one random number for each step.
         by_element: whether elements have random numbers of their own.
     """
 

@@ -39,13 +39,13 @@ class Optimizer(torch.optim.Optimizer):
         class Lion(steprule.Optimizer, rule=LionRule): ...
 
     or, without a class, by `Optimizer.of`. Its arguments are params, the rule's hyperparameters in the formula's
-    order, the flags and the options. Any hyperparameter may be a function of the step, which counts from 1. The group
-    holds its value for the next step. Where a scheduler writes another value, the function's is put back, with a
-    warning. If the function raises an error, the step that needs its value raises it.
+    order, the flags and the options. Any hyperparameter may be a function of the step, which counts from 1. The
+    parameter group holds its value for the next step. If a scheduler writes another value, the function's is put back,
+    with a warning. If the function raises an error, the step that needs its value raises it.
 
-    Groups may be changed by hand. The next step checks their settings before it changes anything; with released
-    gradients, before it changes parameters of that group. What torch.optim accepts there for the rules that it has,
-    such as a negative lr, is accepted.
+    Parameter groups may be changed by hand. The next step checks their settings before it changes anything; with gradient
+    release (stepping in backward), before it changes parameters of that group. What torch.optim accepts there for its own
+    rules, such as a negative lr, is accepted.
 
     Class arguments:
         rule: the formula.
@@ -74,7 +74,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @staticmethod
     def of(rule: type[Rule]) -> type[Optimizer]:
-        """The optimizer of a rule, such as one that `steprule.chain` has made.
+        """The optimizer class of a rule, such as one made by `steprule.chain`.
 
         Raises:
             TypeError: rule is no subclass of `steprule.Rule`.
@@ -101,21 +101,21 @@ class Optimizer(torch.optim.Optimizer):
         self._groups.add(param_group, functools.partial(torchs.add_param_group, self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state dict, torch.optim's or one's own, as copies.
+        """Copies a state dict, this optimizer's or torch.optim's.
 
-        Formats stay those of this optimizer, and what was saved in others is converted; the seed is taken over.
-        Without formats, states come in the parameter's dtype, or in that of the state that they replace. Functions of the step
-        and averages go on where the saved ones were; where that was not saved, as by torch.optim, at the states' own step.
+        Formats stay those of this optimizer: states saved in another format are converted. The seed is taken from the state
+        dict. Without formats, states get the parameter's dtype, or that of the state that they replace. Functions of the step
+        and averages go on where the saved ones were; torch.optim does not save that, and then they go on at the states' step.
 
         Args:
             state_dict: what `state_dict` returned.
 
         Raises:
-            KeyError: it is no optimizer's.
+            KeyError: it is not the state dict of an optimizer.
             RuntimeError: backward has stepped released parameters, and `step` was not called since.
-            ValueError: its groups have other sizes, or it is another rule's: a parameter that has states lacks some that its
-                settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
-                has changed then.
+            ValueError: its parameter groups have other sizes, or it is another rule's: a parameter with states lacks some that
+                its settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
+                has changed.
         """
         if self is not self._groups.optimizer:  # but a wrapper of it, which would get states of its own
             return self._groups.optimizer.load_state_dict(state_dict)  # type: ignore[no-any-return]
@@ -141,15 +141,15 @@ class Optimizer(torch.optim.Optimizer):
             self._groups.take_over(is_copy)
 
     def __repr__(self) -> str:
-        """torch.optim's lines, functions of the step as such, and what was asked for the whole optimizer."""
+        """torch.optim's lines, with functions of the step as functions, and the options of the whole optimizer."""
         return shown(type(self).__name__, self._core, self.param_groups)
 
     def read(self, param: Tensor, name: str = "param") -> Tensor:
-        """The number behind each element of a parameter or a state, whatever it is kept as.
+        """The value of each element of a parameter or a state, in whatever format it is kept.
 
         Args:
             param: one of the optimizer's parameters.
-            name: a state, or "param" for the weight itself with its low bits.
+            name: a state, or "param" for the weights with their low bits.
 
         Returns:
             A new tensor of the parameter's shape, float32 (float64 for float64).
@@ -163,18 +163,18 @@ class Optimizer(torch.optim.Optimizer):
     def plain_state_dict(self) -> dict[str, Any]:
         """The state dict with every state as a float32 tensor and without formats: torch.optim can load it.
 
-        Low bits of weights are left out, since torch.optim has none; `read` gives a weight with its own.
+        The low bits of weights are left out, since torch.optim has none; `read` gives weights with them.
         """
         self._core.modes.must_train("plain_state_dict()")
         return plain_state_dict(self._groups, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's, with states in 8 bits under names of their own ("exp_avg_8bit" and "exp_avg_base"), and with averages of
-        weights as states named "param_average".
+        """As torch.optim's. States in 8 bits have names of their own ("exp_avg_8bit" for codes, "exp_avg_base" for block exponents),
+        low bits of weights are the state "param_correction", and averages of weights the state "param_average".
 
-        All that the next step depends on is under torch.optim's two keys, where whatever saves an optimizer looks for it. What
-        services must remember, such as how many steps were skipped, is in every group as "services"; how many steps functions
-        have seen as "calls"; whether Schedule-Free's model has the weights that are trained as "train_mode".
+        All that the next step depends on is under torch.optim's two keys, where tools that save optimizers look for it. Each
+        parameter group holds what services must remember, such as how many steps were skipped, as "services"; how many steps
+        functions of the step have seen as "calls"; and whether a Schedule-Free model has its training weights as "train_mode".
         """
         self._core.modes.must_have_weights("state_dict()")
         self._groups.note()
@@ -182,7 +182,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def clip(self) -> Clip | None:
-        """How gradients are clipped; may be set between steps to anything that the argument takes."""
+        """How gradients are clipped. Between steps it may be set to anything that the argument clip takes."""
         return self._core.services.clip if self._core.services is not None else None
 
     @clip.setter
@@ -197,7 +197,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def telemetry(self) -> Telemetry | None:
-        """What was gathered, if the argument telemetry was given."""
+        """The records, if the argument telemetry was given; else None."""
         return self._core.services.telemetry if self._core.services is not None else None
 
     @property
@@ -205,8 +205,8 @@ class Optimizer(torch.optim.Optimizer):
         """The norm of the gradients of the last step that was taken, before clipping: a 0-dim float32 tensor.
 
         It is on the GPU if clipping is decided there, and on the CPU otherwise. Its p is the clip's norm_type. It is 0 after a
-        step without gradients (gradient release takes no such step), and NaN if no step has read the gradients: clipping by a norm
-        does, and so do nonfinite="skip" and "raise".
+        step without gradients (gradient release takes no such step). It is NaN if no step has read the gradients: only clipping
+        by a norm, nonfinite="skip" and nonfinite="raise" do so.
         """
         return self._core.grad_norm()
 
@@ -228,9 +228,9 @@ class Optimizer(torch.optim.Optimizer):
     def swap_average(self) -> None:
         """Exchanges the weights with their averages; a second call exchanges them back, bit for bit.
 
-        In between `step` and `state_dict` refuse. Averages of another format than the weights' (float32 ones of
-        bfloat16 weights) are rounded on the way, and the weights kept aside. Parameters have their weights again
-        whatever happened to groups and states in between; one that has another dtype by then has them in that.
+        Between the two calls, `step` and `state_dict` raise an error. If averages have another format than the weights
+        (float32 for bfloat16 weights), the model gets them rounded, and the weights are kept aside. The second call gives
+        the weights back whatever happened to parameter groups and states meanwhile, in the dtype that the parameter then has.
 
         Raises:
             RuntimeError: there is no average yet, or one cannot be exchanged; no weight has changed.
@@ -244,7 +244,7 @@ class Optimizer(torch.optim.Optimizer):
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``.
 
-        Contexts may be nested: the inner one changes nothing.
+        Contexts may be nested: an inner one changes nothing.
 
         Raises:
             RuntimeError: there is no average yet.
@@ -252,37 +252,37 @@ class Optimizer(torch.optim.Optimizer):
         return self._core.modes.averaged(self._swap)
 
     def release_gradients(self, model: torch.nn.Module) -> None:
-        """From now on steps every parameter inside backward, as soon as its gradient is complete, and drops that.
+        """Turns on gradient release (stepping in backward): each parameter is stepped during backward, as soon as its gradient
+        is complete, and the gradient is freed at once.
 
-        A parameter that another optimizer releases is taken over, and that one's `step` says so from then on. A copy of
-        the optimizer, by deepcopy or pickle, has other parameters and releases nothing until this is called for it.
+        So gradients never all exist at the same time. Still call `step` after backward: it closes the step and runs its hooks,
+        and learning rate schedules follow it as usual. What you set between backward and `step`, such as a learning rate, holds
+        from the next step on. Every backward pass through these parameters trains them: for a loss that should not, use
+        `requires_grad=False` or `torch.autograd.grad`. `steprule.services.release` says what is exact.
 
-        Gradients then never all exist at once. `step` is still called after backward: it closes the step, with its
-        hooks, and learning rate schedules follow it as ever. What is set between backward and `step` (a learning
-        rate, say) holds from the next step on, and every backward pass through these parameters must be one of their
-        own: losses that should not train them need `requires_grad=False` or `torch.autograd.grad`. See
-        `steprule.services.release` for what is exact.
+        If another optimizer releases gradients of the same parameters, this one takes them over, and the other's `step` raises
+        an error. A copy of the optimizer, by deepcopy or pickle, has other parameters and releases nothing until you call this.
 
         Args:
-            model: whose backward passes to hook: the DistributedDataParallel module where there is one.
+            model: the model whose backward passes are hooked; with DistributedDataParallel, that module.
 
         Raises:
-            ValueError: nonfinite="raise" or differentiable=True, which would have to undo steps, or a parameter
-                that is not the model's.
-            TypeError: model is no module.
-            RuntimeError: it is on already.
+            ValueError: with nonfinite="raise" or differentiable=True, which would have to undo steps; a rule that needs a sum
+                over all parameters; or a parameter that is not one of the model's.
+            TypeError: model is not a module.
+            RuntimeError: gradient release is on already.
         """
         release_gradients(self._groups, self._groups.optimizer._steps, model)
 
     def accumulate(self) -> contextlib.AbstractContextManager[None]:
-        """A context for all but the last micro-batch of a step: backward passes in it release nothing.
+        """A context for every micro-batch of a step except the last: backward passes in it release no gradients.
 
-        Without `release_gradients` it does nothing. With DistributedDataParallel it is that module's `no_sync`, too.
+        Without `release_gradients` it does nothing. With DistributedDataParallel it is also that module's `no_sync`.
         """
         return self._core.release.accumulate() if self._core.release is not None else contextlib.nullcontext()
 
     def measure(self) -> contextlib.AbstractContextManager[None]:
-        """A context for a first backward pass that only measures, so that released steps clip and skip exactly::
+        """A context for a first backward pass that only measures, so that gradient release clips and skips exactly::
 
             with optimizer.measure():
                 loss.backward(retain_graph=True)
@@ -307,7 +307,7 @@ class Optimizer(torch.optim.Optimizer):
         """Takes one step.
 
         Args:
-            closure: evaluates the model again, calls backward and returns the loss.
+            closure: a function that evaluates the model again, calls backward and returns the loss.
             grad_scaler: given by a GradScaler whose `step` is called, never by hand.
 
         Returns:
@@ -328,11 +328,11 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients of all parameters, and lets go of parameters and states that have been replaced.
+        """Resets the gradients of all parameters, and frees parameters and states that have been replaced.
 
         Args:
-            set_to_none: drop them, so that parameters which get none are left alone by the next step, and not set
-                to 0. Default: True.
+            set_to_none: set gradients to None rather than to 0, so that the next step leaves parameters alone that get none.
+                Default: True.
         """
         torchs.zero_grad(self, set_to_none)
         self._core.plans.let_go(self.param_groups, self.state)

@@ -1,4 +1,4 @@
-"""What gradient release asks of an optimizer."""
+"""What gradient release (stepping in backward) asks of an optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What else a training step needs: clipping, a guard, an average of the weights, telemetry, gradient release."""
+"""What else a training step needs: clipping, a check for non-finite gradients, an EMA of the weights, telemetry, gradient release
+(stepping in backward)."""
 
 from steprule.services.average import Average
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipQuantile, ClipValue

@@ -1,4 +1,4 @@
-"""An exponential average of the weights, as the ``average`` argument of every optimizer."""
+"""An EMA of the weights: the ``average`` argument of every optimizer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from steprule.services.clip import check_flags
 
 @dataclass(frozen=True)
 class Average:
-    """An exponential average of the weights after each step; the first is a copy. Polyak & Juditsky 1992.
+    """An exponential moving average (EMA) of the weights after each step; it begins as a copy. Polyak & Juditsky 1992.
 
-    With the defaults the same as `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(decay)`.
+    With the defaults it is the same as `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(decay)`.
 
     Args:
-        decay: the share that the past keeps, in [0, 1). Default: 0.999.
-        warmup: begin with the smaller ``(1 + n) / (10 + n)`` after n averages, as TensorFlow's moving averages do.
-            Default: False.
-        bias_correction: weigh as if the average had begun at 0 and been debiased, so that the first weights do not
-            count more than others. Default: False.
+        decay: the share of the old average in the new one, in [0, 1). Default: 0.999.
+        warmup: use ``(1 + n) / (10 + n)`` after n averages where that is smaller than decay, as TensorFlow's moving
+            averages do. Default: False.
+        bias_correction: weigh as if the average had begun at 0 and been debiased, so that the first weights count no
+            more than later ones. Default: False.
 
     Raises:
         ValueError: decay is out of range, or both options are chosen.
@@ -42,7 +42,7 @@ def as_average(value: Any) -> Average | None:
 
     Raises:
         ValueError: the number is out of range.
-        TypeError: it is nothing of the kind.
+        TypeError: it is neither.
     """
     if value is None or isinstance(value, Average):
         return value

@@ -1,4 +1,4 @@
-"""Ways to clip gradients, as the ``clip`` argument of every optimizer."""
+"""Ways to clip gradients: the ``clip`` argument of every optimizer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClipNorm:
-    """As `torch.nn.utils.clip_grad_norm_`: gradients together no longer than max_norm. Pascanu et al. 2013.
+    """Clips by norm, as `torch.nn.utils.clip_grad_norm_`: the norm of all gradients is at most max_norm. Pascanu et al. 2013.
 
     Args:
         max_norm: the largest norm, at least 0.
-        norm_type: the p of the norm; any float, inf for the largest absolute value. Default: 2.
-        per_parameter: whether each parameter's gradient is clipped by itself. Default: False, all as one vector.
+        norm_type: the p of the norm: any float, or inf for the largest absolute value. Default: 2.
+        per_parameter: whether each parameter's gradient is clipped by its own norm. Default: False, all as one vector.
 
     Raises:
         ValueError: an argument is out of range.
@@ -38,7 +38,7 @@ class ClipNorm:
 
 @dataclass(frozen=True)
 class ClipValue:
-    """As `torch.nn.utils.clip_grad_value_`: every element within clip_value of 0.
+    """Clips by value, as `torch.nn.utils.clip_grad_value_`: every element is at most clip_value from 0.
 
     Args:
         clip_value: the largest absolute value, at least 0.
@@ -55,15 +55,15 @@ class ClipValue:
 
 @dataclass(frozen=True)
 class ClipAdaptive:
-    """Adaptive gradient clipping: each row's gradient no longer than a share of its weights.
+    """Adaptive gradient clipping: the norm of each row's gradient is at most a share of the norm of its weights.
 
     A row is one index of the first dimension (an output unit); vectors and scalars are clipped whole.
-    Brock et al. 2021, arXiv:2102.06171, equation 3. They leave the last linear layer out: put it in a group with
-    ``"clip": False``.
+    Brock et al. 2021, arXiv:2102.06171, equation 3. The authors leave the last linear layer out: to do so, put it in a
+    group with ``"clip": False``.
 
     Args:
         clip_factor: the largest share, at least 0. Default: 0.01.
-        eps: the least length that weights are taken to have. Default: 1e-3.
+        eps: the smallest norm that a row of weights is taken to have. Default: 1e-3.
 
     Raises:
         ValueError: an argument is out of range.
@@ -79,13 +79,13 @@ class ClipAdaptive:
 
 @dataclass(frozen=True)
 class ClipQuantile:
-    """AutoClip: gradients together no longer than a quantile of the norms so far, this step's among them.
+    """AutoClip: the norm of all gradients is at most a quantile of the recent norms, this step's among them.
 
-    Seetharaman et al. 2020, arXiv:2007.14469; with a window, as bitsandbytes has it.
+    Seetharaman et al. 2020, arXiv:2007.14469; with a window, as in bitsandbytes.
 
     Args:
-        quantile: which, in [0, 1]. Default: 0.1, the paper's.
-        window: of how many norms. Default: 100.
+        quantile: which one, in [0, 1]. Default: 0.1, the paper's.
+        window: how many norms are recent. Default: 100.
 
     Raises:
         ValueError: an argument is out of range.
@@ -108,7 +108,7 @@ def as_clip(value: Any) -> Clip | None:
 
     Raises:
         ValueError: a number is out of range, or 0, which elsewhere means no clipping and here would stop training.
-        TypeError: it is nothing of the kind.
+        TypeError: it is none of these.
     """
     if value is None or isinstance(value, (ClipNorm, ClipValue, ClipAdaptive, ClipQuantile)):
         return value

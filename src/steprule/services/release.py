@@ -1,16 +1,17 @@
-"""Gradient release: every parameter is stepped inside the backward pass and its gradient dropped.
+"""Gradient release (stepping in backward): each parameter is stepped during the backward pass, and its gradient is freed at once.
 
-What looks at one parameter alone is exact: the formula, clipping by value, by parameter and by row, zeroing, the average,
-telemetry. What needs all gradients, the global norm and the decision to skip, is not known yet when the first parameter
-is stepped. Then either
+Whatever needs one parameter alone is exact: the formula, clipping by value, by parameter and by row, zeroing, the average,
+telemetry. The global norm and the decision to skip need all gradients, and are not known yet when the first parameter is
+stepped. There are two ways:
 
-- the norm of the step before is taken, or the parameter's own where that is larger; a parameter whose gradient is not
-  finite keeps its old weights while the others step. Or
-- two backward passes are run, the first under `measure`, which makes both exact.
+- With one backward pass, the previous step's norm is used, or the parameter's own where that is larger; a parameter whose
+  gradient is not finite keeps its old weights while the others are stepped.
+- With two backward passes, the first of them under `measure`, both are exact.
 
 Inside a reentrant checkpoint (torch.utils.checkpoint with use_reentrant=True), a gradient that seems complete may get more
-from another use of its parameter. It is kept until `step`, which steps it: right, but not released. use_reentrant=False
-releases it. A parameter that is used inside of one and outside is refused when its gradient comes a second time.
+from another use of its parameter. It is kept until `step`, which steps the parameter: the result is right, but the gradient is
+not released. With use_reentrant=False it is. A parameter that is used both inside and outside of such a checkpoint is refused
+when its gradient comes a second time.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Job:
         flags: the names of settings that are no hyperparameters.
         groups, states: its parameter groups, and the state of every parameter.
         services: what surrounds its steps, if anything does.
-        accumulator: what corrects its gradients, if anything does.
+        accumulator: what keeps the low bits of its summed gradients, if anything does.
         check_numbers: says whether groups may go on with other numbers under these names; raises for those that make no sense.
         move_resting_averages: brings the averages of parameters that are not among those given towards them, by a share.
     """

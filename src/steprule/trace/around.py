@@ -15,7 +15,7 @@ class Services:
     """What a pass does besides the rule's formula.
 
     Attributes:
-        factor: multiplies the gradient by a number: "tensor" for one a tensor, "row" for one a row, "" for none.
+        factor: multiplies the gradient by a number: "tensor" for one for each tensor, "row" for one for each row, "" for none.
         limit: keeps it within the hyperparameter ``clip_value`` of 0.
         zero: puts 0 in place of its elements that are not finite, and counts them.
         average: moves the state ``param_average`` towards the new parameter by the share ``average_weight``.
