@@ -215,7 +215,7 @@ def test_states_of_no_param_are_refused(key):
     saved = stepped(np.ones(3)).state_dict()
     saved["state"][key] = saved["state"].pop(0)
     optimizer = arrays.Adam([np.ones(3)])
-    refuses(ValueError, "which is no index of the 1 params", lambda: optimizer.load_state_dict(saved))
+    refuses(ValueError, "which is not an index of the 1 params", lambda: optimizer.load_state_dict(saved))
     assert optimizer.state == [{"step": 0}]
     refuses(KeyError, "state_dict has no 'param_groups'", lambda: optimizer.load_state_dict({"w": np.ones(3)}))
 
@@ -272,7 +272,7 @@ def test_bad_settings():
         ),
         ([np.ones(3), [True, False]], "grads[1] has dtype bool and must hold real numbers"),
         ([np.ones(3), ["1", "2"]], "grads[1] has dtype <U1 and must hold real numbers"),
-        ([np.ones(3), [[1.0], [1.0, 2.0]]], "grads[1] is a list that makes no array"),
+        ([np.ones(3), [[1.0], [1.0, 2.0]]], "grads[1] is a list that cannot be an array"),
         ([np.ones(3), torch.ones(2)], "grads[1] must be a NumPy array, a list of numbers or None, not Tensor"),
         (np.ones(3), "step got 3 gradients for 2 params: give a list of gradients, as in step([grad])"),
     ],

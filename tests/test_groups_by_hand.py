@@ -797,7 +797,7 @@ def test_functions_go_on_where_a_run_of_torch_stopped():
 def test_a_key_that_may_be_a_misspelled_setting_is_told_once():
     param = torch.nn.Parameter(torch.ones(2))
     with pytest.warns(
-        UserWarning, match=r"'weigth_decay' in a parameter group of AdamW is no setting.*did you mean 'weight_decay'"
+        UserWarning, match=r"'weigth_decay' in a parameter group of AdamW is not a setting.*did you mean 'weight_decay'"
     ):
         optimizer = steprule.AdamW([{"params": [param], "weigth_decay": 0.0, "name": "head", "initial_lr": 0.1}])
     param.grad = torch.ones(2)

@@ -261,7 +261,7 @@ def test_a_state_begins_at_a_number(default):
     def update(param, grad, m, *, lr=0.1, betas=default):
         return param - lr * m, m
 
-    with pytest.raises(steprule.RuleError, match=r"Mine.m = State\(begins='betas'\): betas=.* is no number"):
+    with pytest.raises(steprule.RuleError, match=r"Mine.m = State\(begins='betas'\): betas=.* is not a number"):
         type("Mine", (steprule.Rule,), {"update": update, "m": steprule.State(begins="betas")})
 
 
@@ -270,7 +270,7 @@ def test_a_state_does_not_depend_on_a_tuple(what):
     def update(param, grad, m, *, lr=0.1, betas=(0.9, 0.99)):
         return param - lr * m, m
 
-    with pytest.raises(steprule.RuleError, match=rf"Mine.m = State\({what}='betas'\): betas=.* is no number"):
+    with pytest.raises(steprule.RuleError, match=rf"Mine.m = State\({what}='betas'\): betas=.* is not a number"):
         type("Mine", (steprule.Rule,), {"update": update, "m": steprule.State(**{what: "betas"})})
 
 

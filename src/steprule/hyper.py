@@ -1,4 +1,4 @@
-"""What is said of hyperparameters: their meaning in words, and which values make sense."""
+"""What hyperparameters are: their meaning in words, and which values make sense."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Hyperparameter:
     """What a rule says of one of its hyperparameters, as a class attribute of the hyperparameter's name::
 
         class AdEMAMix(Rule):
-            alpha = Hyperparameter("factor of the slow average", "[0, inf)")
+            alpha = Hyperparameter("factor of the slow EMA", "[0, inf)")
 
-    Those that `COMMON` has need none, unless the rule means something else by the name. Any other that nothing is
-    said of may be every finite number.
+    Hyperparameters that `COMMON` has need none, unless the rule means something else by the name. Any other without one may
+    be every finite number.
 
     Attributes:
         meaning: what it is, in words, without its range and default.
@@ -26,7 +26,7 @@ class Hyperparameter:
             leaves the check to the rule's `check`. True/False hyperparameters need none. Default: any finite number.
 
     Raises:
-        ValueError: range is no interval.
+        ValueError: range is not an interval.
     """
 
     meaning: str

@@ -136,7 +136,7 @@ class Rule:
         _check_check(cls)
         if cls.begins_early and cls.counts_steps and not cls.keeps_step:
             raise RuleError(
-                f"{cls.__name__}.begins_early = True needs keeps_step: by its states alone nobody sees which step is the first"
+                f"{cls.__name__}.begins_early = True needs keeps_step: its states alone do not show which step is the first"
             )
         _check_exchange(cls)
         _check_spelling(cls)
@@ -334,7 +334,7 @@ def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
             default = rule.hyperparameters[hyperparameter]
             if isinstance(default, tuple) or (what == "begins" and not hasattr(default, "__float__")):
                 raise RuleError(
-                    f"{who}.{name} = State({what}={hyperparameter!r}): {hyperparameter}={default!r} is no number"
+                    f"{who}.{name} = State({what}={hyperparameter!r}): {hyperparameter}={default!r} is not a number"
                 )
     return states
 

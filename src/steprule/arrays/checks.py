@@ -106,7 +106,7 @@ def _as_grad(index: int, param: Array, grad: Any) -> Array:
         try:
             given = np.asarray(grad)
         except ValueError as error:  # rows of several lengths
-            raise ValueError(f"grads[{index}] is a {type(grad).__name__} that makes no array: {error}") from None
+            raise ValueError(f"grads[{index}] is a {type(grad).__name__} that cannot be an array: {error}") from None
     if not isinstance(given, np.ndarray):
         raise ValueError(f"grads[{index}] must be a NumPy array, a list of numbers or None, not {type(grad).__name__}")
     if given.shape != param.shape:

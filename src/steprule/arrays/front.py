@@ -259,7 +259,7 @@ class Optimizer:
         """
         for key in ("param_groups", "state"):
             if key not in state_dict:
-                raise KeyError(f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned")
+                raise KeyError(f"state_dict has no {key!r}: it is not what an optimizer's state_dict() returned")
         groups = state_dict["param_groups"]
         if len(groups) != 1 or len(groups[0]["params"]) != len(self.params):
             raise ValueError(
@@ -274,7 +274,7 @@ class Optimizer:
         strangers = [key for key in saved if key not in range(len(self.params))]  # JSON has texts as keys
         if strangers:
             raise ValueError(
-                f"state_dict has a state for {strangers[0]!r}, which is no index of the {len(self.params)} params"
+                f"state_dict has a state for {strangers[0]!r}, which is not an index of the {len(self.params)} params"
             )
         state: list[dict[str, Any]] = []
         for index, param in enumerate(self.params):

@@ -1,8 +1,8 @@
 """The eager fallback: a rule's formula on whole arrays, one operation after another.
 
-On float64 NumPy arrays it is the oracle that the other engines are measured against; on torch tensors it serves
-what the CPU engine does not: complex numbers, autograd through the step, odd strides, other devices; and sparse gradients,
-whose rows the CPU engine steps where it can.
+On float64 NumPy arrays it is the oracle that the other engines are measured against. On torch tensors it serves what no
+kernel takes: complex numbers, autograd through the step, unusual strides and other devices; and sparse gradients, except
+where the CPU engine can step their rows.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def take_step(
     """
     wants = around.wants
     sums = complete([work.read(wants) for work in works]) if wants is not None else ()
-    if not around.ask(works, sums, complete):  # clipping, the guard, the average's weight
+    if not around.ask(works, sums, complete):  # clipping, the check for non-finite gradients, the average's weight
         return False
     if begin is not None:
         for work in works:

@@ -102,9 +102,8 @@ def _pool() -> ThreadPoolExecutor:
 @cache
 def _warn() -> None:
     logger.warning(
-        "steprule: this process is a fork of one that has stepped with several threads, which a fork has not; steps use "
-        "others, but large operations of torch may wait for ever: start processes by spawn, or "
-        "torch.set_num_threads(1)"
+        "steprule: this process was forked from one that had stepped with several threads, which a fork does not have. Steps use "
+        "other threads, but large operations of torch may hang: start processes with spawn, or call torch.set_num_threads(1)"
     )
 
 

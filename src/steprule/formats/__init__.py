@@ -4,9 +4,8 @@ Formulas compute in float32 whatever the format; a format says what lies in memo
 take several arrays. A state in 8 bits is quantized block-wise: it has a code for each element, and an exponent for each
 block of `BLOCK` of them. A split weight has a 16-bit half that the model sees, and low bits that it does not.
 
-Stochastic rounding decides what is smaller than a format's spacing: it is not lost but happens now and then, so that an
-average over steps is right. Its random numbers are functions of the seed and the step, and for weights of the parameter
-and the element, and of nothing else.
+Stochastic rounding keeps what is smaller than a format's spacing right on average: it rounds up as often as needed. Its
+random numbers depend on the seed and the step, for weights also on the parameter and the element, and on nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BLOCK = 128
-"""Elements of a block, which share an exponent: consecutive ones of one row, a row being one index of the first dimension."""
+"""Elements of a block, which share an exponent: consecutive ones of one row. A row is one index of the first dimension."""
 
 SHORTEST_ROW = 32
 """Tensors with shorter rows keep float32 states, since block exponents would take a good part of what codes save."""

@@ -1,4 +1,4 @@
-"""Formats as operations on whole torch tensors: for the eager fallback, checkpoints and looking into a state.
+"""Formats as operations on whole torch tensors: for the eager fallback, checkpoints and reading states.
 
 The 8-bit formats in words. A float32's leading bits, its exponent and three bits of the mantissa (bits >> 20), taken as an
 integer grow with the number, by one for about every eighth of an octave. A code is such an integer counted from the block

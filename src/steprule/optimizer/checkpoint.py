@@ -74,7 +74,7 @@ def check_notes(notes: Mapping[str, Any]) -> None:
         else:
             is_right = name in REMEMBERED and (_is_number(value) if name == "norm" else _is_count(value))
         if not is_right:
-            raise ValueError(f"the loaded state dict has services[{name!r}]={value!r}, which no optimizer has written")
+            raise ValueError(f"the loaded state dict has services[{name!r}]={value!r}, which no optimizer writes")
 
 
 def _is_number(value: Any) -> bool:
@@ -156,7 +156,7 @@ class Loading:
         for key in ("param_groups", "state"):
             if key not in state_dict:
                 raise KeyError(
-                    f"state_dict has no {key!r}: it is none that an optimizer's state_dict() returned; it has "
+                    f"state_dict has no {key!r}: it is not what an optimizer's state_dict() returned; it has "
                     f"{', '.join(map(str, [*state_dict][:5])) or 'nothing'}"
                 )
         numbers = {number for group in state_dict["param_groups"] for number in group["params"]}

@@ -297,7 +297,7 @@ class Groups:
             hint = "" if is_of_one else did_you_mean(str(name), settings, 0.8)
             if hint:
                 warnings.warn(
-                    f"{name!r} in a parameter group of {self.name} is no setting, and does nothing{hint}",
+                    f"{name!r} in a parameter group of {self.name} is not a setting and does nothing{hint}",
                     UserWarning,
                     stacklevel=2,
                 )

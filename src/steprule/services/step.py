@@ -210,7 +210,7 @@ class StepServices:
         """
         if self.release is not None:
             raise RuntimeError(
-                "a GradScaler cannot step an optimizer that releases gradients: each was stepped before its scale was known"
+                "a GradScaler cannot step an optimizer with gradient release: parameters were stepped before the scale was known"
             )
         if scaler is None:
             scale, found = optimizer.grad_scale, [optimizer.found_inf]

@@ -1,4 +1,4 @@
-"""What optimizer steps did, kept for a while and shown as a table, as TensorBoard scalars or as a picture."""
+"""What optimizer steps did: recorded, and shown as a table, as TensorBoard scalars or as a heatmap."""
 
 from __future__ import annotations
 
@@ -52,17 +52,18 @@ class _Record(NamedTuple):
 
 
 class Telemetry:
-    """Keeps what optimizer steps did to each parameter and to all together (the total), and shows it.
+    """Records what optimizer steps did to each parameter and to all together (the total), and shows it.
 
-    grad_norm, update_norm and weight_norm are Euclidean; update_to_weight is the ratio of the last two, nan where
-    weight_norm is 0; lost_share is the share of the elements, 0 to 1, whose update was lost to rounding; largest_grad,
-    largest_update and largest_weight are absolute values, nan if any is nan.
+    grad_norm, update_norm and weight_norm are Euclidean norms; update_to_weight is the ratio of the last two, nan where
+    weight_norm is 0; lost_share is the share of elements, from 0 to 1, whose update was lost to rounding; largest_grad,
+    largest_update and largest_weight are absolute values, nan if any of them is nan.
 
     Args:
-        every: every how many steps the engine looks at one. Default: 1.
-        keep: how many records are kept; the oldest go first. Default: 1000.
+        every: how many steps lie between two records; 1 records every step. Default: 1.
+        keep: how many records are kept; the oldest are dropped first. Default: 1000.
 
-    Raises ValueError if one of them is not an int of 1 or more.
+    Raises:
+        ValueError: every or keep is not an int of 1 or more.
     """
 
     def __init__(self, every: int = 1, keep: int = 1000) -> None:
@@ -80,7 +81,7 @@ class Telemetry:
         self, step: int, names: Sequence[str], sizes: Sequence[int], sums: NDArray[np.float64],
         clipped_steps: int, skipped_steps: int,
     ) -> None:  # fmt: skip
-        """Keeps a step, whatever its number: leaving out those between every few is up to the caller.
+        """Records a step, whatever its number: the caller leaves out steps that `every` does not ask for.
 
         Args:
             step: its number.
@@ -90,7 +91,8 @@ class Telemetry:
                 of elements whose update was lost to rounding, the largest absolute gradient, update and weight.
             clipped_steps, skipped_steps: how many there have been so far.
 
-        Raises ValueError if names, sizes and sums do not fit together, or a name comes twice.
+        Raises:
+            ValueError: names, sizes and sums do not fit together, or a name comes twice.
         """
         self._settle()
         self._keep(step, names, sizes, sums, clipped_steps, skipped_steps)
@@ -111,7 +113,7 @@ class Telemetry:
         self._kept.append(record)
 
     def add_later(self, names: Sequence[str], sizes: Sequence[int], sums: Tensor, numbers: Tensor) -> None:
-        """Keeps a step of which a GPU knows, without waiting for it; that is left to whoever looks at records.
+        """Records a step whose numbers are on a GPU, without waiting for them; reading the records waits.
 
         Args:
             names, sizes, sums: as for `add`, sums on the device.
@@ -150,7 +152,7 @@ class Telemetry:
     def table(self) -> Table:
         """The latest record: a row for each parameter and one for the total. RuntimeError if there is none.
 
-        Where it is printed in too few columns, the last quantities are left out, and it says so.
+        If the terminal is too narrow, the last quantities are left out, and the table says so.
         """
         with _extra("rich"):
             from rich.box import SIMPLE_HEAD
@@ -206,12 +208,14 @@ class Telemetry:
     def picture(self, quantity: str = "update_to_weight") -> Figure:
         """A heatmap of one quantity: a row for each parameter, a column for each step, colors on a log10 scale.
 
-        Blank are zero, what is not finite, and steps without a record of the parameter; hovering tells them apart.
+        Zero, what is not finite and steps without a record of the parameter are blank; hovering tells them apart.
 
         Args:
             quantity: one of QUANTITIES. Default: "update_to_weight".
 
-        Raises ValueError if there is no such quantity, naming the nearest, and RuntimeError if there is no record.
+        Raises:
+            ValueError: there is no such quantity; the message names the nearest.
+            RuntimeError: there is no record.
         """
         if quantity not in QUANTITIES:
             raise ValueError(f"Invalid quantity value: {quantity!r}{did_you_mean(str(quantity), QUANTITIES, 0.0)}")

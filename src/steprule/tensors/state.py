@@ -40,7 +40,7 @@ def state_format(rule: type[Rule], name: str, group: Mapping[str, Any], param: T
 
 
 def average_format(weights: str | None, dtype: str) -> str:
-    """The format of the average of parameters: theirs, but float32 where theirs loses what is small."""
+    """The format of the average of weights: theirs, but float32 where theirs would drop small updates."""
     return "float32" if dtype in formats.HALVES and weights is None else weight_format(weights, dtype)
 
 
