@@ -17,7 +17,7 @@ from engines import GPU_DEVICE
 import steprule
 from steprule.engine import gpu
 from steprule.engine.gpu_plan import GpuPlan, Table
-from steprule.engine.run import add_up
+from steprule.engine.run import sum_of_parts
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 
 pytest.importorskip("triton")
@@ -424,11 +424,11 @@ def test_a_sum_over_all_tensors_is_the_same_whatever_their_order_and_grouping():
     for turn in range(10):
         order = numbers[torch.randperm(300, generator=generator)]
         parts = order.to(GPU_DEVICE).split(30 * turn + 1)
-        sums.add(add_up([*parts[:-1], list(parts[-1])]).item())  # lists are the eager fallback's
+        sums.add(sum_of_parts([*parts[:-1], list(parts[-1])]).item())  # lists are the eager fallback's
         plain.add(order.sum().item())
     assert len(sums) == 1 and len(plain) > 1
     assert sums.pop() == pytest.approx(math.fsum(numbers.tolist()), rel=1e-14)
-    mixed = add_up([numbers[:100].to(GPU_DEVICE), numbers[100:].tolist()])  # as with parameters on the host
+    mixed = sum_of_parts([numbers[:100].to(GPU_DEVICE), numbers[100:].tolist()])  # as with parameters on the host
     assert mixed.device.type == "cpu" and mixed.item() == pytest.approx(math.fsum(numbers.tolist()), rel=1e-14)
 
 

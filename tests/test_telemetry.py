@@ -481,7 +481,7 @@ def test_a_number_of_steps_that_makes_no_sense(telemetry):
     with pytest.raises(ValueError) as error:
         make(telemetry=telemetry)
     assert str(error.value) == (
-        f"telemetry={telemetry!r} must be an int of 1 or more (gather every so many steps), a steprule.services.Telemetry, "
+        f"telemetry={telemetry!r} must be an int of 1 or more (record every so many steps), a steprule.services.Telemetry, "
         "or None"
     )
 

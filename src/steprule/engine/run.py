@@ -142,12 +142,12 @@ def over_all_tensors(works: Sequence[Levels], sums: Sequence[Sums]) -> Sequence[
                 of_all.setdefault(name, []).append(values)
     if not of_all:
         return sums
-    totals = {name: add_up(values) for name, values in of_all.items()}
+    totals = {name: sum_of_parts(values) for name, values in of_all.items()}
     return [{name: totals.get(name, values) for name, values in own.items()} for own in sums]
 
 
-def add_up(parts: Sequence[Any]) -> Any:
-    """The sum of all numbers of all parts, lists or tensors: the same whatever their order, however they are grouped."""
+def sum_of_parts(parts: Sequence[Any]) -> Any:
+    """The sum of all numbers of all parts, lists or tensors: the same whatever their order, however they are divided."""
     numbers = list(chain.from_iterable(x if isinstance(x, list) else [x] for x in parts))
     places = {getattr(x, "device", None) for x in numbers}
     if places == {None}:

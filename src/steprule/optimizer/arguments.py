@@ -134,7 +134,7 @@ def make_services(clip: Any, nonfinite: Any, average: Any, telemetry: Any) -> St
             telemetry = Telemetry(every=telemetry)
         except ValueError:
             raise ValueError(
-                f"telemetry={telemetry!r} must be an int of 1 or more (gather every so many steps), a "
+                f"telemetry={telemetry!r} must be an int of 1 or more (record every so many steps), a "
                 "steprule.services.Telemetry, or None"
             ) from None
     chosen = as_clip(clip), nonfinite, as_average(average), telemetry

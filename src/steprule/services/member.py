@@ -84,7 +84,7 @@ class Part(Work, Protocol):
 
 
 class Roll:
-    """The members of a step in the parameters' order, so that nothing depends on how they are grouped.
+    """The members of a step in the parameters' order, so that nothing depends on how they are divided.
 
     Args:
         members: as parts of the step have them.

@@ -18,7 +18,7 @@ from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, mis
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.tracing import static_settings
 
-Kernel = cpu.Kernel | gpu.Kernel
+AnyKernel = cpu.Kernel | gpu.Kernel
 
 ZERO = torch.zeros((), device="cpu")
 
@@ -105,9 +105,9 @@ class Kind:
         static = static_settings(self.rule, self.group), self.group.get("maximize", False)
         return (self.engine, where, *static, tuple(self.formats.values()), self._served())
 
-    def kernel(self, gather: bool) -> Kernel:
+    def kernel(self, gather: bool) -> AnyKernel:
         """What steps it, with telemetry or without."""
-        kernel: type[Kernel] = gpu.Kernel if self.engine == "gpu" else cpu.Kernel
+        kernel: type[AnyKernel] = gpu.Kernel if self.engine == "gpu" else cpu.Kernel
         formats = tuple(self.formats.values())
         return kernel.compiled(
             self.rule, self.group, self.group.get("maximize", False), formats, replace(self._served(), gather=gather)

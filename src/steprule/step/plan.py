@@ -16,7 +16,7 @@ from steprule.services.host import OnHost
 from steprule.services.release import check_not_released
 from steprule.step.entry import Entry, count_write
 from steprule.step.job import Job
-from steprule.step.kind import Kernel
+from steprule.step.kind import AnyKernel
 from steprule.step.listed import PARAMS_OF
 from steprule.step.loose import Loose
 from steprule.step.resting import RestingAverages
@@ -48,7 +48,7 @@ class StepPlan:
     """
 
     def __init__(
-        self, job: Job, entries: list[Entry], buckets: list[tuple[list[Kernel], list[Entry]]], whole: bool = True
+        self, job: Job, entries: list[Entry], buckets: list[tuple[list[AnyKernel], list[Entry]]], whole: bool = True
     ) -> None:
         self._rule, self._services, self._accumulator = job.rule, job.services, job.accumulator
         self._whole = whole
@@ -99,7 +99,7 @@ class StepPlan:
         if self.repeats or must_select:
             self._roster.remember([entry.grad for entry in fast])
 
-    def _lay_out(self, buckets: list[tuple[list[Kernel], list[Entry]]]) -> None:
+    def _lay_out(self, buckets: list[tuple[list[AnyKernel], list[Entry]]]) -> None:
         """What kernels run over."""
         self._buckets: list[tuple[Bucket, slice]] = []
         start = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from steprule.engine import gpu
 from steprule.step.entry import Entry, Kinds
 from steprule.step.job import Job
-from steprule.step.kind import Kernel
+from steprule.step.kind import AnyKernel
 from steprule.step.listed import Listed, Seen, list_all
 from steprule.step.plan import StepPlan
 from steprule.tensors.memory import are_apart, find_shared, is_abstract
@@ -85,7 +85,7 @@ def make_states(job: Job) -> None:
 
 def look(
     job: Job, listed: Sequence[Listed], known: Mapping[int, tuple[Entry, Tensor]] = _NONE
-) -> tuple[list[Entry], list[tuple[list[Kernel], list[Entry]]]]:
+) -> tuple[list[Entry], list[tuple[list[AnyKernel], list[Entry]]]]:
     """What a step of these parameters takes, and the kernels for it; no parameter and no state has changed.
 
     Args:

@@ -16,7 +16,7 @@ from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
 from steprule.step.entry import Entry
-from steprule.step.kind import Kernel
+from steprule.step.kind import AnyKernel
 from steprule.trace.program import ROW
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Bucket:
 
     def __init__(
         self,
-        kernels: list[Kernel],
+        kernels: list[AnyKernel],
         entries: list[Entry],
         groups: list[dict[str, Any]],
         rows: list[int],
@@ -79,7 +79,7 @@ def work_of(
     return CpuWork(both, plan, numbers, members, formats)
 
 
-def hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
+def hyper(kernel: AnyKernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
     """The numbers of every group, as a kernel takes them."""
     extra = services.numbers() if services is not None else {}
     names = {"seed", *(name for name, _ in kernel.program.scalars)}
@@ -88,7 +88,7 @@ def hyper(kernel: Kernel, groups: list[dict[str, Any]], services: StepServices |
 
 
 def plan_of(
-    kernels: list[Kernel],
+    kernels: list[AnyKernel],
     bucket: list[Entry],
     groups: list[dict[str, Any]],
     services: StepServices | None,
