@@ -63,10 +63,10 @@ class Adagrad(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -115,21 +115,21 @@ class Adadelta(Optimizer):
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
-        lr: factor of the step, which is 1 in the paper. At least 0.
+        lr: factor of the update, which is 1 in the paper. At least 0.
             Default: 1.0.
-        rho: decay rate of the running averages of squared gradients and of
-            squared steps. In [0, 1]. Default: 0.9.
-        eps: added to both averages under their roots; it also sets the size
-            of the first steps. At least 0. Default: 1e-06.
+        rho: decay rate of the EMAs of squared gradients and of squared
+            updates. In [0, 1]. Default: 0.9.
+        eps: added to both EMAs under their roots; it also sets the size of
+            the first updates. At least 0. Default: 1e-06.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -170,7 +170,7 @@ class Adadelta(Optimizer):
     ) -> None: ...
 
 class Rprop(Optimizer):
-    """Steps that grow while the gradient's sign lasts and shrink when it
+    """Step sizes that grow while the gradient's sign lasts and shrink when it
     turns. Riedmiller & Braun 1993.
 
     A gradient that has turned counts as 0, once. NaN counts as 0 too, as in
@@ -188,10 +188,10 @@ class Rprop(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -242,21 +242,22 @@ class AdamW(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.01.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -307,23 +308,24 @@ class Adam(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -378,8 +380,9 @@ class NAdam(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.002.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
@@ -391,10 +394,10 @@ class NAdam(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -438,15 +441,16 @@ class NAdam(Optimizer):
     ) -> None: ...
 
 class RAdam(Optimizer):
-    """Adam that is momentum until its mean square can be relied on. Liu et al.
-    2020, arXiv:1908.03265, algorithm 2.
+    """Adam that is momentum until its second moment can be relied on. Liu et
+    al. 2020, arXiv:1908.03265, algorithm 2.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
@@ -456,10 +460,10 @@ class RAdam(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -501,15 +505,15 @@ class RAdam(Optimizer):
     ) -> None: ...
 
 class Adamax(Optimizer):
-    """Adam with the largest gradient, decaying, in place of the root mean
-    square. Kingma & Ba 2015, algorithm 2.
+    """Adam with a decaying maximum of gradients in place of the root of the
+    second moment. Kingma & Ba 2015, algorithm 2.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.002.
-        betas: decay rates of the running average of the gradient and of its
-            running maximum. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMA of the gradient and of its running
+            maximum. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the absolute gradient before the maximum is taken. At
             least 0. Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
@@ -517,10 +521,10 @@ class Adamax(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -561,24 +565,25 @@ class Adamax(Optimizer):
     ) -> None: ...
 
 class SparseAdam(Optimizer):
-    """Adam for sparse gradients: elements without one rest, and so do their
-    averages. Kingma & Ba 2015, section 2.
+    """Adam for sparse gradients: elements without one stay as they are, and so
+    do their moments. Kingma & Ba 2015, section 2.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
-        eps: added to the root of the mean square before it is debiased; the
-            constructor refuses 0. At least 0. Default: 1e-08.
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
+        eps: added to the root of the second moment before it is debiased;
+            the constructor refuses 0. At least 0. Default: 1e-08.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -618,7 +623,7 @@ class SparseAdam(Optimizer):
     ) -> None: ...
 
 class RMSprop(Optimizer):
-    """The gradient over the root of its mean square, with optional momentum
+    """The gradient over the root of its second moment, with optional momentum
     and L2 weight decay.
 
     Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013,
@@ -628,23 +633,23 @@ class RMSprop(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.01.
-        alpha: decay rate of the running average of squared gradients. At
-            least 0. Default: 0.99.
+        alpha: decay rate of the EMA of squared gradients. At least 0.
+            Default: 0.99.
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
         momentum: share of the momentum buffer that a step keeps; 0 keeps no
             buffer. At least 0. Default: 0.0.
-        centered: divide by the standard deviation instead of the root mean
-            square. Default: False.
+        centered: divide by the standard deviation instead of the root of
+            the second moment. Default: False.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -713,10 +718,10 @@ class SGD(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -759,11 +764,11 @@ class SGD(Optimizer):
     ) -> None: ...
 
 class ASGD(Optimizer):
-    """SGD with a decaying step, and in ``ax`` the average of its weights.
+    """SGD with a decaying step size, and in ``ax`` the average of its weights.
     Polyak & Juditsky 1992; Bottou 2010, section 4.
 
-    eta, the step, is lr / (1 + lambd * lr * step)**alpha, of the step
-    before as in torch.optim; averaging begins after t0 steps.
+    eta, the step size, is lr / (1 + lambd * lr * step)**alpha of the
+    previous step, as in torch.optim; averaging begins after t0 steps.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
@@ -780,10 +785,10 @@ class ASGD(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -844,10 +849,10 @@ class MADGRAD(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -896,23 +901,24 @@ class AdamC(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, decoupled from the gradient, times lr**2
             / max_lr. At least 0. Default: 0.01.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         max_lr: largest learning rate of the schedule; the largest lr so far
             where that is larger. At least 0. Default: 0.0.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -958,7 +964,7 @@ class AdamC(Optimizer):
     ) -> None: ...
 
 class AdaBelief(Optimizer):
-    """Divides by how far gradients are from their mean. Zhuang et al. 2020,
+    """Divides by how far gradients are from their EMA. Zhuang et al. 2020,
     arXiv:2010.07468, algorithm 2.
 
     The authors' code rectifies as RAdam does by default; the paper does
@@ -968,22 +974,21 @@ class AdaBelief(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its squared distance from that average. Each in [0, 1). Default:
-            (0.9, 0.999).
-        eps: added to the mean squared distance in every step, and to its
+        betas: decay rates of the EMAs of the gradient and of its squared
+            distance from that EMA. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the EMA of squared distances in every step, and to its
             root. At least 0. Default: 1e-16.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1027,31 +1032,31 @@ class AdaBelief(Optimizer):
     ) -> None: ...
 
 class Yogi(Optimizer):
-    """Adam whose mean square moves by a bounded amount. Zaheer et al. 2018,
+    """Adam whose second moment moves by a bounded amount. Zaheer et al. 2018,
     "Adaptive Methods for Nonconvex Optimization", algorithm 2.
 
-    Both averages are debiased as in optax.
+    Both moments are debiased as in optax.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.01.
-        betas: decay rate of the running average of the gradient, and one
-            minus the rate at which the mean square moves. Each in [0, 1).
-            Default: (0.9, 0.999).
+        betas: decay rate of the EMA of the gradient, and one minus the rate
+            at which the second moment moves. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        initial_accumulator_value: first value of both averages. At least 0.
+        initial_accumulator_value: first value of both moments. At least 0.
             Default: 1e-06.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1094,29 +1099,28 @@ class Yogi(Optimizer):
     ) -> None: ...
 
 class LaProp(Optimizer):
-    """Momentum of normalised gradients, where Adam normalises the momentum.
+    """Momentum of normalized gradients, where Adam normalizes the momentum.
     Ziyin et al. 2020, arXiv:2002.04839, algorithm 1.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.0004.
-        betas: decay rates of the running averages of the normalised
-            gradient and of the squared gradient. Each in [0, 1). Default:
-            (0.9, 0.999).
+        betas: decay rates of the EMAs of the normalized gradient and of the
+            squared gradient. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-15.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1163,26 +1167,26 @@ class ADOPT(Optimizer):
     """Adam that converges with any beta2. Taniguchi et al. 2024,
     arXiv:2411.02853, algorithm 2, with clipping.
 
-    Gradients are divided by the mean square of those before them and
-    clipped to (step - 1)**(1/4); the first only begins the mean square.
+    Gradients are divided by the root of the second moment of those before
+    them and clipped to (step - 1)**(1/4); the first only begins the second
+    moment.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the normalised
-            gradient and of the squared gradient. Each in [0, 1). Default:
-            (0.9, 0.9999).
+        betas: decay rates of the EMAs of the normalized gradient and of the
+            squared gradient. Each in [0, 1). Default: (0.9, 0.9999).
         eps: smallest denominator. At least 0. Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient; none in the
             first step. At least 0. Default: 0.0.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1223,31 +1227,31 @@ class ADOPT(Optimizer):
     ) -> None: ...
 
 class AdEMAMix(Optimizer):
-    """Adam with a second, much slower mean of gradients. Pagliardini et al.
+    """Adam with another, much slower EMA of gradients. Pagliardini et al.
     2024, arXiv:2409.03137, algorithm 1.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the fast average of the gradient, of the
-            average of its square, and of the slow average. Each in [0, 1).
-            Default: (0.9, 0.999, 0.9999).
+        betas: decay rates of the fast EMA of the gradient, of the EMA of
+            its square, and of the slow EMA. Each in [0, 1). Default: (0.9,
+            0.999, 0.9999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        alpha: factor of the slow average. At least 0. Default: 5.0.
+        alpha: factor of the slow EMA. At least 0. Default: 5.0.
         warmup: number of steps over which alpha and the slow decay rate
             grow to their values, T in the paper; 0 for none. At least 0.
             Default: 0.0.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1291,7 +1295,7 @@ class AdEMAMix(Optimizer):
     ) -> None: ...
 
 class Adan(Optimizer):
-    """Adam with a mean of the gradients' differences. Xie et al. 2022,
+    """Adam with an EMA of the gradients' differences. Xie et al. 2022,
     arXiv:2208.06677, algorithm 1.
 
     betas and weight decay are those of the authors' code.
@@ -1300,9 +1304,9 @@ class Adan(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient, of its
-            differences and of the square, one minus the paper's. Each in
-            [0, 1). Default: (0.98, 0.92, 0.99).
+        betas: decay rates of the EMAs of the gradient, of its differences
+            and of the square, one minus the paper's. Each in [0, 1).
+            Default: (0.98, 0.92, 0.99).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay: new weights are divided by 1 + lr *
@@ -1310,10 +1314,10 @@ class Adan(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1355,27 +1359,28 @@ class Adan(Optimizer):
     ) -> None: ...
 
 class StableAdamW(Optimizer):
-    """AdamW with the step of each tensor divided by how wrong its mean square
-    is. Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
+    """AdamW with the update of each tensor divided by how wrong its second
+    moment is. Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.99).
-        eps: added to the denominator; its square is the smallest mean
-            square that the step's size is judged by. At least 0. Default:
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.99).
+        eps: added to the denominator; its square is the smallest second
+            moment that the update's size is judged by. At least 0. Default:
             1e-06.
         weight_decay: weight decay, decoupled from the gradient but scaled
-            with the step. At least 0. Default: 0.01.
+            with the update. At least 0. Default: 0.01.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1423,20 +1428,21 @@ class AdamAtan2(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         a: factor of the arctangent. At least 0. Default: 1.27.
-        b: factor of the root mean square inside the arctangent. At least 0.
-            Default: 1.0.
+        b: factor of the root of the second moment inside the arctangent. At
+            least 0. Default: 1.0.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1481,31 +1487,31 @@ class MARS(Optimizer):
     """AdamW on gradients with less variance. Yuan et al. 2024,
     arXiv:2411.10438, algorithm 2 (MARS-AdamW).
 
-    The approximate form, with the last step's gradient in place of the last
-    weights' gradient on this batch. The corrected gradient of each tensor
-    is scaled to a norm of 1 where it is longer.
+    The approximate form, with the previous step's gradient in place of the
+    previous weights' gradient on this batch. The corrected gradient of each
+    tensor is scaled to a norm of 1 where it is longer.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.003.
-        betas: decay rates of the running averages of the corrected gradient
-            and of its square. Each in [0, 1). Default: (0.95, 0.99).
+        betas: decay rates of the EMAs of the corrected gradient and of its
+            square. Each in [0, 1). Default: (0.95, 0.99).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         gamma: strength of the variance reduction. At least 0. Default:
             0.025.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1551,15 +1557,16 @@ class MARS(Optimizer):
     ) -> None: ...
 
 class Grams(Optimizer):
-    """Adam's step sizes with the gradient's own signs. Cao et al. 2024,
+    """Adam's update sizes with the gradient's own signs. Cao et al. 2024,
     arXiv:2412.17107, algorithm 1.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
@@ -1567,10 +1574,10 @@ class Grams(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1611,8 +1618,8 @@ class Grams(Optimizer):
     ) -> None: ...
 
 class LARS(Optimizer):
-    """SGD with each tensor's step in proportion to its norm. You et al. 2017,
-    arXiv:1708.03888, algorithm 1.
+    """SGD with each tensor's update in proportion to its norm. You et al.
+    2017, arXiv:1708.03888, algorithm 1.
 
     The ratio is 1 where a norm is 0. lr multiplies what enters the
     momentum, as in the paper.
@@ -1631,10 +1638,10 @@ class LARS(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1676,7 +1683,7 @@ class LARS(Optimizer):
     ) -> None: ...
 
 class LAMB(Optimizer):
-    """AdamW with each tensor's step in proportion to its norm. You et al.
+    """AdamW with each tensor's update in proportion to its norm. You et al.
     2020, arXiv:1904.00962, algorithm 2.
 
     phi is the identity; the ratio is 1 where a norm is 0.
@@ -1685,8 +1692,9 @@ class LAMB(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-06.
         weight_decay: weight decay, inside the ratio of norms, lambda in the
@@ -1694,10 +1702,10 @@ class LAMB(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1738,8 +1746,8 @@ class LAMB(Optimizer):
     ) -> None: ...
 
 class NovoGrad(Optimizer):
-    """Momentum of gradients over the root of the mean square of their norm.
-    Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
+    """Momentum of gradients, each divided by the root of the EMA of their
+    squared norm. Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
     eps is there in the first step too, where the paper leaves it out and
     divides by a norm that may be 0.
@@ -1749,19 +1757,19 @@ class NovoGrad(Optimizer):
             changes in place.
         lr: learning rate. At least 0. Default: 0.01.
         betas: share of the momentum that a step keeps, and decay rate of
-            the running average of the squared norm. Each in [0, 1).
-            Default: (0.95, 0.98).
+            the EMA of the squared norm. Each in [0, 1). Default: (0.95,
+            0.98).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
-        weight_decay: weight decay, added to the normalised gradient. At
+        weight_decay: weight decay, added to the normalized gradient. At
             least 0. Default: 0.0.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1813,8 +1821,9 @@ class Prodigy(Optimizer):
             changes in place.
         lr: factor of the estimated distance; leave it at 1, or give it a
             schedule. At least 0. Default: 1.0.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator, times d. At least 0. Default: 1e-08.
         weight_decay: weight decay, times the learning rate that was found.
             At least 0. Default: 0.0.
@@ -1828,10 +1837,10 @@ class Prodigy(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1889,8 +1898,9 @@ class DAdaptAdam(Optimizer):
             changes in place.
         lr: factor of the estimated distance; leave it at 1, or give it a
             schedule. At least 0. Default: 1.0.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, times the learning rate that was found.
@@ -1904,10 +1914,10 @@ class DAdaptAdam(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1960,7 +1970,7 @@ class DoG(Optimizer):
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
-        lr: factor of all steps; leave it at 1. At least 0. Default: 1.0.
+        lr: factor of all updates; leave it at 1. At least 0. Default: 1.0.
         reps_rel: first distance, relative to 1 + the norm of the first
             weights. At least 0. Default: 1e-06.
         eps: added to the sum of squared gradients under its root. At least
@@ -1970,10 +1980,10 @@ class DoG(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2037,10 +2047,10 @@ class ScheduleFreeSGD(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2092,8 +2102,8 @@ class ScheduleFreeAdamW(Optimizer):
             changes in place.
         lr: learning rate. At least 0. Default: 0.0025.
         betas: weight of the average in the point y where gradients are
-            taken, above 0, and decay rate of the running average of the
-            squared gradient. Each in [0, 1). Default: (0.9, 0.999).
+            taken, above 0, and decay rate of the EMA of the squared
+            gradient. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the direction at y. At least 0.
@@ -2106,10 +2116,10 @@ class ScheduleFreeAdamW(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2163,8 +2173,8 @@ class ScheduleFreeRAdam(Optimizer):
             changes in place.
         lr: learning rate. At least 0. Default: 0.0025.
         betas: weight of the average in the point y where gradients are
-            taken, above 0, and decay rate of the running average of the
-            squared gradient. Each in [0, 1). Default: (0.9, 0.999).
+            taken, above 0, and decay rate of the EMA of the squared
+            gradient. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the direction at y. At least 0.
@@ -2177,10 +2187,10 @@ class ScheduleFreeRAdam(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2226,15 +2236,15 @@ class ScheduleFreeRAdam(Optimizer):
     ) -> None: ...
 
 class Signum(Optimizer):
-    """The sign of the gradients' mean. Bernstein et al. 2018,
-    arXiv:1802.04434, algorithm 2; signSGD with momentum 0.
+    """The sign of the first moment. Bernstein et al. 2018, arXiv:1802.04434,
+    algorithm 2; signSGD with momentum 0.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.001.
-        momentum: decay rate of the running average of gradients; 0 is
-            signSGD. In [0, 1). Default: 0.9.
+        momentum: decay rate of the EMA of gradients; 0 is signSGD. In [0,
+            1). Default: 0.9.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         nesterov: mix the gradient in once more before the sign is taken;
@@ -2242,10 +2252,10 @@ class Signum(Optimizer):
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2294,17 +2304,17 @@ class Lion(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.0001.
-        betas: decay rates of the average whose sign is taken and of the
-            average that is kept. Each in [0, 1). Default: (0.9, 0.99).
+        betas: decay rates of the EMA whose sign is taken and of the EMA
+            that is kept. Each in [0, 1). Default: (0.9, 0.99).
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:

@@ -80,23 +80,24 @@ class Adagrad(_BegunEarly):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -158,12 +159,12 @@ class Adadelta(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
-        lr: factor of the step, which is 1 in the paper. At least 0.
+        lr: factor of the update, which is 1 in the paper. At least 0.
             Default: 1.0.
-        rho: decay rate of the running averages of squared gradients and of
-            squared steps. In [0, 1]. Default: 0.9.
-        eps: added to both averages under their roots; it also sets the size
-            of the first steps. At least 0. Default: 1e-06.
+        rho: decay rate of the EMAs of squared gradients and of squared
+            updates. In [0, 1]. Default: 0.9.
+        eps: added to both EMAs under their roots; it also sets the size of
+            the first updates. At least 0. Default: 1e-06.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
         foreach, capturable: accepted as in torch.optim; the engine is
@@ -174,23 +175,24 @@ class Adadelta(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -245,7 +247,7 @@ class Adadelta(Optimizer):
     ) -> None: ...
 
 class Rprop(Optimizer):
-    """Steps that grow while the gradient's sign lasts and shrink when it
+    """Step sizes that grow while the gradient's sign lasts and shrink when it
     turns. Riedmiller & Braun 1993.
 
     A gradient that has turned counts as 0, once. NaN counts as 0 too, as in
@@ -268,23 +270,24 @@ class Rprop(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -350,13 +353,14 @@ class AdamW(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.01.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         maximize: follow the gradient upwards. Default: False.
         foreach, capturable, fused: accepted as in torch.optim; the engine
@@ -366,23 +370,24 @@ class AdamW(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -448,13 +453,14 @@ class Adam(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         foreach, capturable, fused: accepted as in torch.optim; the engine
             is chosen by what the tensors are.
@@ -466,23 +472,24 @@ class Adam(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -552,8 +559,9 @@ class NAdam(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.002.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
@@ -570,23 +578,24 @@ class NAdam(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -644,15 +653,16 @@ class NAdam(Optimizer):
     ) -> None: ...
 
 class RAdam(Optimizer):
-    """Adam that is momentum until its mean square can be relied on. Liu et al.
-    2020, arXiv:1908.03265, algorithm 2.
+    """Adam that is momentum until its second moment can be relied on. Liu et
+    al. 2020, arXiv:1908.03265, algorithm 2.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
@@ -667,23 +677,24 @@ class RAdam(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -739,15 +750,15 @@ class RAdam(Optimizer):
     ) -> None: ...
 
 class Adamax(Optimizer):
-    """Adam with the largest gradient, decaying, in place of the root mean
-    square. Kingma & Ba 2015, algorithm 2.
+    """Adam with a decaying maximum of gradients in place of the root of the
+    second moment. Kingma & Ba 2015, algorithm 2.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.002.
-        betas: decay rates of the running average of the gradient and of its
-            running maximum. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMA of the gradient and of its running
+            maximum. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the absolute gradient before the maximum is taken. At
             least 0. Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
@@ -760,23 +771,24 @@ class Adamax(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -831,39 +843,41 @@ class Adamax(Optimizer):
     ) -> None: ...
 
 class SparseAdam(Optimizer):
-    """Adam for sparse gradients: elements without one rest, and so do their
-    averages. Kingma & Ba 2015, section 2.
+    """Adam for sparse gradients: elements without one stay as they are, and so
+    do their moments. Kingma & Ba 2015, section 2.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
-        eps: added to the root of the mean square before it is debiased; the
-            constructor refuses 0. At least 0. Default: 1e-08.
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
+        eps: added to the root of the second moment before it is debiased;
+            the constructor refuses 0. At least 0. Default: 1e-08.
         maximize: follow the gradient upwards. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -914,7 +928,7 @@ class SparseAdam(Optimizer):
     ) -> None: ...
 
 class RMSprop(Optimizer):
-    """The gradient over the root of its mean square, with optional momentum
+    """The gradient over the root of its second moment, with optional momentum
     and L2 weight decay.
 
     Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013,
@@ -924,16 +938,16 @@ class RMSprop(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.01.
-        alpha: decay rate of the running average of squared gradients. At
-            least 0. Default: 0.99.
+        alpha: decay rate of the EMA of squared gradients. At least 0.
+            Default: 0.99.
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
         momentum: share of the momentum buffer that a step keeps; 0 keeps no
             buffer. At least 0. Default: 0.0.
-        centered: divide by the standard deviation instead of the root mean
-            square. Default: False.
+        centered: divide by the standard deviation instead of the root of
+            the second moment. Default: False.
         capturable, foreach: accepted as in torch.optim; the engine is
             chosen by what the tensors are.
         maximize: follow the gradient upwards. Default: False.
@@ -942,23 +956,24 @@ class RMSprop(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1046,23 +1061,24 @@ class SGD(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1117,11 +1133,11 @@ class SGD(Optimizer):
     ) -> None: ...
 
 class ASGD(Optimizer):
-    """SGD with a decaying step, and in ``ax`` the average of its weights.
+    """SGD with a decaying step size, and in ``ax`` the average of its weights.
     Polyak & Juditsky 1992; Bottou 2010, section 4.
 
-    eta, the step, is lr / (1 + lambd * lr * step)**alpha, of the step
-    before as in torch.optim; averaging begins after t0 steps.
+    eta, the step size, is lr / (1 + lambd * lr * step)**alpha of the
+    previous step, as in torch.optim; averaging begins after t0 steps.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
@@ -1143,23 +1159,24 @@ class ASGD(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1239,23 +1256,24 @@ class MADGRAD(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1320,13 +1338,14 @@ class AdamC(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, decoupled from the gradient, times lr**2
             / max_lr. At least 0. Default: 0.01.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         max_lr: largest learning rate of the schedule; the largest lr so far
             where that is larger. At least 0. Default: 0.0.
@@ -1338,23 +1357,24 @@ class AdamC(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1415,7 +1435,7 @@ class AdamC(Optimizer):
     ) -> None: ...
 
 class AdaBelief(Optimizer):
-    """Divides by how far gradients are from their mean. Zhuang et al. 2020,
+    """Divides by how far gradients are from their EMA. Zhuang et al. 2020,
     arXiv:2010.07468, algorithm 2.
 
     The authors' code rectifies as RAdam does by default; the paper does
@@ -1425,14 +1445,13 @@ class AdaBelief(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its squared distance from that average. Each in [0, 1). Default:
-            (0.9, 0.999).
-        eps: added to the mean squared distance in every step, and to its
+        betas: decay rates of the EMAs of the gradient and of its squared
+            distance from that EMA. Each in [0, 1). Default: (0.9, 0.999).
+        eps: added to the EMA of squared distances in every step, and to its
             root. At least 0. Default: 1e-16.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         foreach, capturable, fused: accepted as in torch.optim; the engine
             is chosen by what the tensors are.
@@ -1442,23 +1461,24 @@ class AdaBelief(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1517,23 +1537,23 @@ class AdaBelief(Optimizer):
     ) -> None: ...
 
 class Yogi(Optimizer):
-    """Adam whose mean square moves by a bounded amount. Zaheer et al. 2018,
+    """Adam whose second moment moves by a bounded amount. Zaheer et al. 2018,
     "Adaptive Methods for Nonconvex Optimization", algorithm 2.
 
-    Both averages are debiased as in optax.
+    Both moments are debiased as in optax.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.01.
-        betas: decay rate of the running average of the gradient, and one
-            minus the rate at which the mean square moves. Each in [0, 1).
-            Default: (0.9, 0.999).
+        betas: decay rate of the EMA of the gradient, and one minus the rate
+            at which the second moment moves. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        initial_accumulator_value: first value of both averages. At least 0.
+        initial_accumulator_value: first value of both moments. At least 0.
             Default: 1e-06.
         foreach, capturable, fused: accepted as in torch.optim; the engine
             is chosen by what the tensors are.
@@ -1543,23 +1563,24 @@ class Yogi(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1616,21 +1637,20 @@ class Yogi(Optimizer):
     ) -> None: ...
 
 class LaProp(Optimizer):
-    """Momentum of normalised gradients, where Adam normalises the momentum.
+    """Momentum of normalized gradients, where Adam normalizes the momentum.
     Ziyin et al. 2020, arXiv:2002.04839, algorithm 1.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.0004.
-        betas: decay rates of the running averages of the normalised
-            gradient and of the squared gradient. Each in [0, 1). Default:
-            (0.9, 0.999).
+        betas: decay rates of the EMAs of the normalized gradient and of the
+            squared gradient. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-15.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         foreach, capturable, fused: accepted as in torch.optim; the engine
             is chosen by what the tensors are.
@@ -1640,23 +1660,24 @@ class LaProp(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1718,16 +1739,16 @@ class ADOPT(Optimizer):
     """Adam that converges with any beta2. Taniguchi et al. 2024,
     arXiv:2411.02853, algorithm 2, with clipping.
 
-    Gradients are divided by the mean square of those before them and
-    clipped to (step - 1)**(1/4); the first only begins the mean square.
+    Gradients are divided by the root of the second moment of those before
+    them and clipped to (step - 1)**(1/4); the first only begins the second
+    moment.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the normalised
-            gradient and of the squared gradient. Each in [0, 1). Default:
-            (0.9, 0.9999).
+        betas: decay rates of the EMAs of the normalized gradient and of the
+            squared gradient. Each in [0, 1). Default: (0.9, 0.9999).
         eps: smallest denominator. At least 0. Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient; none in the
             first step. At least 0. Default: 0.0.
@@ -1739,23 +1760,24 @@ class ADOPT(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1811,21 +1833,21 @@ class ADOPT(Optimizer):
     ) -> None: ...
 
 class AdEMAMix(Optimizer):
-    """Adam with a second, much slower mean of gradients. Pagliardini et al.
+    """Adam with another, much slower EMA of gradients. Pagliardini et al.
     2024, arXiv:2409.03137, algorithm 1.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the fast average of the gradient, of the
-            average of its square, and of the slow average. Each in [0, 1).
-            Default: (0.9, 0.999, 0.9999).
+        betas: decay rates of the fast EMA of the gradient, of the EMA of
+            its square, and of the slow EMA. Each in [0, 1). Default: (0.9,
+            0.999, 0.9999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        alpha: factor of the slow average. At least 0. Default: 5.0.
+        alpha: factor of the slow EMA. At least 0. Default: 5.0.
         warmup: number of steps over which alpha and the slow decay rate
             grow to their values, T in the paper; 0 for none. At least 0.
             Default: 0.0.
@@ -1837,23 +1859,24 @@ class AdEMAMix(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -1911,7 +1934,7 @@ class AdEMAMix(Optimizer):
     ) -> None: ...
 
 class Adan(Optimizer):
-    """Adam with a mean of the gradients' differences. Xie et al. 2022,
+    """Adam with an EMA of the gradients' differences. Xie et al. 2022,
     arXiv:2208.06677, algorithm 1.
 
     betas and weight decay are those of the authors' code.
@@ -1920,9 +1943,9 @@ class Adan(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient, of its
-            differences and of the square, one minus the paper's. Each in
-            [0, 1). Default: (0.98, 0.92, 0.99).
+        betas: decay rates of the EMAs of the gradient, of its differences
+            and of the square, one minus the paper's. Each in [0, 1).
+            Default: (0.98, 0.92, 0.99).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay: new weights are divided by 1 + lr *
@@ -1935,23 +1958,24 @@ class Adan(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2007,20 +2031,21 @@ class Adan(Optimizer):
     ) -> None: ...
 
 class StableAdamW(Optimizer):
-    """AdamW with the step of each tensor divided by how wrong its mean square
-    is. Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
+    """AdamW with the update of each tensor divided by how wrong its second
+    moment is. Wortsman et al. 2023, arXiv:2304.13013, algorithm 2.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.99).
-        eps: added to the denominator; its square is the smallest mean
-            square that the step's size is judged by. At least 0. Default:
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.99).
+        eps: added to the denominator; its square is the smallest second
+            moment that the update's size is judged by. At least 0. Default:
             1e-06.
         weight_decay: weight decay, decoupled from the gradient but scaled
-            with the step. At least 0. Default: 0.01.
+            with the update. At least 0. Default: 0.01.
         foreach, capturable, fused: accepted as in torch.optim; the engine
             is chosen by what the tensors are.
         maximize: follow the gradient upwards. Default: False.
@@ -2029,23 +2054,24 @@ class StableAdamW(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2108,13 +2134,14 @@ class AdamAtan2(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         a: factor of the arctangent. At least 0. Default: 1.27.
-        b: factor of the root mean square inside the arctangent. At least 0.
-            Default: 1.0.
+        b: factor of the root of the second moment inside the arctangent. At
+            least 0. Default: 1.0.
         foreach, capturable, fused: accepted as in torch.optim; the engine
             is chosen by what the tensors are.
         maximize: follow the gradient upwards. Default: False.
@@ -2123,23 +2150,24 @@ class AdamAtan2(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2199,23 +2227,23 @@ class MARS(Optimizer):
     """AdamW on gradients with less variance. Yuan et al. 2024,
     arXiv:2411.10438, algorithm 2 (MARS-AdamW).
 
-    The approximate form, with the last step's gradient in place of the last
-    weights' gradient on this batch. The corrected gradient of each tensor
-    is scaled to a norm of 1 where it is longer.
+    The approximate form, with the previous step's gradient in place of the
+    previous weights' gradient on this batch. The corrected gradient of each
+    tensor is scaled to a norm of 1 where it is longer.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.003.
-        betas: decay rates of the running averages of the corrected gradient
-            and of its square. Each in [0, 1). Default: (0.95, 0.99).
+        betas: decay rates of the EMAs of the corrected gradient and of its
+            square. Each in [0, 1). Default: (0.95, 0.99).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         gamma: strength of the variance reduction. At least 0. Default:
             0.025.
-        amsgrad: divide by the largest mean square so far (AMSGrad).
+        amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
         foreach, capturable, fused: accepted as in torch.optim; the engine
             is chosen by what the tensors are.
@@ -2225,23 +2253,24 @@ class MARS(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2301,15 +2330,16 @@ class MARS(Optimizer):
     ) -> None: ...
 
 class Grams(Optimizer):
-    """Adam's step sizes with the gradient's own signs. Cao et al. 2024,
+    """Adam's update sizes with the gradient's own signs. Cao et al. 2024,
     arXiv:2412.17107, algorithm 1.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
@@ -2322,23 +2352,24 @@ class Grams(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2394,8 +2425,8 @@ class Grams(Optimizer):
     ) -> None: ...
 
 class LARS(Optimizer):
-    """SGD with each tensor's step in proportion to its norm. You et al. 2017,
-    arXiv:1708.03888, algorithm 1.
+    """SGD with each tensor's update in proportion to its norm. You et al.
+    2017, arXiv:1708.03888, algorithm 1.
 
     The ratio is 1 where a norm is 0. lr multiplies what enters the
     momentum, as in the paper.
@@ -2419,23 +2450,24 @@ class LARS(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2492,7 +2524,7 @@ class LARS(Optimizer):
     ) -> None: ...
 
 class LAMB(Optimizer):
-    """AdamW with each tensor's step in proportion to its norm. You et al.
+    """AdamW with each tensor's update in proportion to its norm. You et al.
     2020, arXiv:1904.00962, algorithm 2.
 
     phi is the identity; the ratio is 1 where a norm is 0.
@@ -2501,8 +2533,9 @@ class LAMB(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-06.
         weight_decay: weight decay, inside the ratio of norms, lambda in the
@@ -2515,23 +2548,24 @@ class LAMB(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2587,8 +2621,8 @@ class LAMB(Optimizer):
     ) -> None: ...
 
 class NovoGrad(Optimizer):
-    """Momentum of gradients over the root of the mean square of their norm.
-    Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
+    """Momentum of gradients, each divided by the root of the EMA of their
+    squared norm. Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
     eps is there in the first step too, where the paper leaves it out and
     divides by a norm that may be 0.
@@ -2598,11 +2632,11 @@ class NovoGrad(Optimizer):
             settings of a group.
         lr: learning rate. At least 0. Default: 0.01.
         betas: share of the momentum that a step keeps, and decay rate of
-            the running average of the squared norm. Each in [0, 1).
-            Default: (0.95, 0.98).
+            the EMA of the squared norm. Each in [0, 1). Default: (0.95,
+            0.98).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
-        weight_decay: weight decay, added to the normalised gradient. At
+        weight_decay: weight decay, added to the normalized gradient. At
             least 0. Default: 0.0.
         foreach, capturable, fused: accepted as in torch.optim; the engine
             is chosen by what the tensors are.
@@ -2612,23 +2646,24 @@ class NovoGrad(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2695,8 +2730,9 @@ class Prodigy(Optimizer):
             settings of a group.
         lr: factor of the estimated distance; leave it at 1, or give it a
             schedule. At least 0. Default: 1.0.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator, times d. At least 0. Default: 1e-08.
         weight_decay: weight decay, times the learning rate that was found.
             At least 0. Default: 0.0.
@@ -2715,23 +2751,24 @@ class Prodigy(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2805,8 +2842,9 @@ class DAdaptAdam(Optimizer):
             settings of a group.
         lr: factor of the estimated distance; leave it at 1, or give it a
             schedule. At least 0. Default: 1.0.
-        betas: decay rates of the running averages of the gradient and of
-            its square. Each in [0, 1). Default: (0.9, 0.999).
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, times the learning rate that was found.
@@ -2825,23 +2863,24 @@ class DAdaptAdam(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -2909,7 +2948,7 @@ class DoG(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
-        lr: factor of all steps; leave it at 1. At least 0. Default: 1.0.
+        lr: factor of all updates; leave it at 1. At least 0. Default: 1.0.
         reps_rel: first distance, relative to 1 + the norm of the first
             weights. At least 0. Default: 1e-06.
         eps: added to the sum of squared gradients under its root. At least
@@ -2924,23 +2963,24 @@ class DoG(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -3024,23 +3064,24 @@ class ScheduleFreeSGD(_Exchanging):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -3108,8 +3149,8 @@ class ScheduleFreeAdamW(_Exchanging):
             settings of a group.
         lr: learning rate. At least 0. Default: 0.0025.
         betas: weight of the average in the point y where gradients are
-            taken, above 0, and decay rate of the running average of the
-            squared gradient. Each in [0, 1). Default: (0.9, 0.999).
+            taken, above 0, and decay rate of the EMA of the squared
+            gradient. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the direction at y. At least 0.
@@ -3127,23 +3168,24 @@ class ScheduleFreeAdamW(_Exchanging):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -3214,8 +3256,8 @@ class ScheduleFreeRAdam(_Exchanging):
             settings of a group.
         lr: learning rate. At least 0. Default: 0.0025.
         betas: weight of the average in the point y where gradients are
-            taken, above 0, and decay rate of the running average of the
-            squared gradient. Each in [0, 1). Default: (0.9, 0.999).
+            taken, above 0, and decay rate of the EMA of the squared
+            gradient. Each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-08.
         weight_decay: weight decay, added to the direction at y. At least 0.
@@ -3233,23 +3275,24 @@ class ScheduleFreeRAdam(_Exchanging):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -3312,15 +3355,15 @@ class ScheduleFreeRAdam(_Exchanging):
     ) -> None: ...
 
 class Signum(Optimizer):
-    """The sign of the gradients' mean. Bernstein et al. 2018,
-    arXiv:1802.04434, algorithm 2; signSGD with momentum 0.
+    """The sign of the first moment. Bernstein et al. 2018, arXiv:1802.04434,
+    algorithm 2; signSGD with momentum 0.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.001.
-        momentum: decay rate of the running average of gradients; 0 is
-            signSGD. In [0, 1). Default: 0.9.
+        momentum: decay rate of the EMA of gradients; 0 is signSGD. In [0,
+            1). Default: 0.9.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         nesterov: mix the gradient in once more before the sign is taken;
@@ -3333,23 +3376,24 @@ class Signum(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
@@ -3412,8 +3456,8 @@ class Lion(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.0001.
-        betas: decay rates of the average whose sign is taken and of the
-            average that is kept. Each in [0, 1). Default: (0.9, 0.99).
+        betas: decay rates of the EMA whose sign is taken and of the EMA
+            that is kept. Each in [0, 1). Default: (0.9, 0.99).
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         foreach, capturable, fused: accepted as in torch.optim; the engine
@@ -3424,23 +3468,24 @@ class Lion(Optimizer):
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
             "32bit". Default: round to nearest, which loses small updates.
-        seed: seed of random rounding. Default: 0.
-        clip: clip gradients to this norm, or as an object of
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
             steprule.services says. Default: None.
         nonfinite: where a gradient is not finite, "skip" the step, "zero"
             the elements or "raise". Default: None.
-        average: keep an exponential average of the weights with this decay.
-            Default: None.
-        telemetry: gather norms every so many steps. Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
-        cautious: leave out the part of a step that goes up the gradient.
-            Default: False.
-        cautious_decay: decay only weights that the step brings nearer to 0.
-            Default: False.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
         lookahead: steps between two updates of slow weights; 0 for none.
             Default: 0.
         lookahead_alpha: share of the way that slow weights move. Default:
