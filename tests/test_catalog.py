@@ -185,7 +185,7 @@ def test_names():
         ("sgd", "--kernel", "tpu"): "--kernel 'tpu' must be cpu or gpu",
         ("adamw:amsgard=True",): "adamw takes no 'amsgard'; did you mean 'amsgrad'?",
         ("adamw:lr=-1",): "Invalid learning rate: -1",
-        ("madgrad:cautious=True",): "computed anew from the first ones",
+        ("madgrad:cautious=True",): "computes the weights anew from the first ones",
     }
     for arguments, message in bad.items():
         result = run("show", *arguments)
