@@ -133,6 +133,7 @@ ANSWERS = {
     "rmsprop": (0.1, "They stay as they are", "plain SGD"),
     "adam": (0.002, "They stay nearly the same", 10),
     "decay": ("small gradients", 0.999, "yes"),
+    "schedules": (0.0025, 0.01, "the average of the weights"),
     "scale": (0.02, 0.075, "They stay the same"),
     "bytes": (1 / 128, 1 / 8, "only that of 0.01"),
 }
@@ -255,7 +256,7 @@ def test_adam_shows_adam(beta1, beta2, kind):
 
 @pytest.mark.parametrize("lr, decay", [(0.01, 0.1), (0.03, 0.001)], ids=str)
 def test_decay_shows_adam_and_adamw(lr, decay):
-    noise = np.random.default_rng(0).standard_normal((300, 1, 200)) * [[0.1], [1.0]]
+    noise = np.random.default_rng(0).standard_normal((300, 1, 200)) * [[0.3], [3.0]]
     for make, line in ((arrays.Adam, "L2"), (arrays.AdamW, "decoupled")):
         way = steps_of(make, np.ones((2, 200)), lambda w, step: noise[step], 300, lr=lr, weight_decay=decay)
         left = np.sqrt((way**2).mean(-1))[::5]
