@@ -132,7 +132,7 @@ ANSWERS = {
     "momentum": (0.1, 0.04, "a smaller momentum"),
     "rmsprop": (0.1, "They stay as they are", "plain SGD"),
     "adam": (0.002, "They stay nearly the same", 10),
-    "decay": ("small gradients", 0.999, "yes"),
+    "decay": ("those with small gradients", 0.999, "yes"),
     "schedules": (0.0025, 0.01, "the average of the weights"),
     "scale": (0.02, 0.075, "They stay the same"),
     "bytes": (1 / 128, 1 / 8, "only that of 0.01"),
@@ -238,7 +238,9 @@ def test_rmsprop_shows_rmsprop(alpha, eps, degrees):
     turned = np.radians(degrees)
     axes = np.array([[np.cos(turned), -np.sin(turned)], [np.sin(turned), np.cos(turned)]])
     curvature = axes @ np.diag([1.0, 25.0]) @ axes.T
-    way = steps_of(arrays.RMSprop, axes @ [-1, 1], lambda w, step: curvature @ w, 60, lr=0.05, alpha=alpha, eps=eps)
+    way = steps_of(
+        arrays.RMSprop, axes @ [-1.03, 1.03], lambda w, step: curvature @ w, 120, lr=0.05, alpha=alpha, eps=eps
+    )
     chart, pixels = shown("rmsprop", 0, "RMSProp", alpha, eps, degrees)
     assert np.abs(pixels - drawn(chart, way[:, 0], way[:, 1])).max() < 0.2
 

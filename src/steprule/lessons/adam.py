@@ -89,7 +89,7 @@ def screen(beta1: float, beta2: float, kind: str) -> Screen:
     mean_sq = [debias(v, beta2, int(t)) for v, t in zip(way.states["exp_avg_sq"][:, 0], steps, strict=True)]
     time = Axis("step", 0, STEPS)
     kept = Chart(
-        "Gradients, and what Adam keeps",
+        "Gradients, and their averages after correction",
         time,
         Axis("gradient", -3, 5) if kind == NOISY else Axis("gradient", -1.5, 2.5),
         [
@@ -120,9 +120,9 @@ def screen(beta1: float, beta2: float, kind: str) -> Screen:
     first, largest = (np.abs(subtracted(one)) for one in (way, without))
     begun = int(np.flatnonzero(first > 1e-6)[0])
     reading = (
-        f"The first gradient that is not 0 comes in step {begun + 1} and moves the weight by {number(first[begun], 3)} times the learning "
-        f"rate, without bias correction by {number(largest[begun], 3)} times. The longest of {STEPS} steps has {number(first.max(), 3)} times, "
-        f"without correction {number(largest.max(), 3)} times."
+        f"The first gradient that is not 0 comes in step {begun + 1} and moves the weight by {number(first[begun], 3)} learning "
+        f"rates, without bias correction by {number(largest[begun], 3)}. The longest of {STEPS} steps is {number(first.max(), 3)} learning rates long, "
+        f"without correction {number(largest.max(), 3)}."
     )
     return Screen([kept, far, where], reading)
 
@@ -140,7 +140,7 @@ def questions() -> Sequence[Question]:
             "Adam is the learning rate times the sign of the gradient, 0.002 times \u22121, and it is subtracted.",
         ),
         Question(
-            "You multiply the loss with 1000. What happens to the steps of Adam?",
+            "You multiply the loss by 1000. What happens to the steps of Adam?",
             sizes[0] if grown else sizes[1],
             "The mean and the root of the mean square grow alike, and their quotient stays. Only epsilon counts less.",
             sizes,

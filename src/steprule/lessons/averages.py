@@ -141,7 +141,7 @@ LESSON = Lesson(
         "With `beta = 0.7`, beginning at 0, we get 30 on the first evening, then 55.2, 74.04, 86.93, 96.85 and 104.39. Move the "
         "slider and look at the line called plain.",
         "## Why exponentially",
-        "Each evening everything older is multiplied with `beta` once more. So today counts 0.3, yesterday 0.21, the day before "
+        "Each evening everything older is multiplied by `beta` once more. So today counts 0.3, yesterday 0.21, the day before "
         "0.147, and so on: the bars. No day drops out suddenly; each fades. Roughly, an average with `beta` spans "
         "`1 / (1 - beta)` values: these count about two thirds, and everything older counts the rest. With 0.7 it spans about 3.3 values, with 0.98 about 50 values. A larger `beta` gives a "
         "smoother line, which also follows a change later: the third chart, sixty days on which sales jump once, shows both.",

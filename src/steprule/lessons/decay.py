@@ -148,7 +148,7 @@ def idle(rule: type[Rule], weight_decay: float, steps: int = 10, lr: float = 0.0
 def questions() -> Sequence[Question]:
     """The three questions, with their answers computed."""
     both = norms(L2, 0.01, 0.1)[-1]
-    alike = ("small gradients", "large gradients", "both alike")
+    alike = ("those with small gradients", "those with large gradients", "both alike")
     same = abs(sgd_two_ways(0.1) - 1) < 1e-12
     return [
         Question(
@@ -187,8 +187,10 @@ def claims() -> Mapping[str, float]:
         "small gradients and 0.92": inside[1],
         "leaves 0.76 of both": beside.mean(),
         "in both maps, 2.50": (best(L2)[0] + best(DECOUPLED)[0]) / 2,
-        "at a decay of 0.0003": best(L2)[1],
-        "decoupled at 0.1": best(DECOUPLED)[1],
+        "with L2 at learning rate 0.1": best(L2)[2],
+        "a decay of 0.0003": best(L2)[1],
+        "decoupled at learning rate 0.03": best(DECOUPLED)[2],
+        "a decay of 0.1: these": best(DECOUPLED)[1],
         "learning rate of 1 the best that L2 can do is 2.76": best_decay(L2, 1.0)[0],
         "and decoupled decay 2.53": best_decay(DECOUPLED, 1.0)[0],
         "moves by 0.01 in each step": 1 - idle(Adam, 0.1, 1),
@@ -221,8 +223,8 @@ LESSON = Lesson(
         "## What it does to a model",
         "The maps show a real, small model: which letter follows which in the Zen of Python (`import this`), 729 weights. It is trained on 600 pairs of "
         "letters for 200 steps, and the rest of the text gives the validation loss. Without decay it learns the pairs by heart. Dark is good.",
-        "Compare the two maps. The least loss is the same in both maps, 2.50: decoupling does not give a better model here. But it lies elsewhere, with L2 at a decay of 0.0003 and decoupled at 0.1: these are numbers of different kinds, since what "
-        "L2 does depends on how large the gradients are. And with L2 the dark region is narrower. At the far too large learning rate of 1 the best that L2 can do is 2.76, "
+        "Compare the two maps. The least loss is the same in both maps, 2.50: decoupling does not give a better model here. But it lies elsewhere, with L2 at learning rate 0.1 and a decay of 0.0003, and decoupled at learning rate 0.03 and a decay of 0.1: these are numbers of different kinds, since what "
+        "L2 does depends on how large the gradients are. At the far too large learning rate of 1 the best that L2 can do is 2.76, "
         "and decoupled decay 2.53. On large models the difference can be more, or less; measure it on yours.",
     ],
     formulas={"L2 inside Adam": Inside, "Decoupled: AdamW": Beside},

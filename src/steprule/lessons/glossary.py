@@ -6,7 +6,7 @@ TERMS = {
     "loss": "One number that says how wrong a model is on some data. Training makes it smaller.",
     "gradient": "For each weight, how fast the loss grows when that weight grows. A step goes against it.",
     "weight": "One of the numbers that training changes; all of them together are the model. Also called a parameter.",
-    "learning rate": "What the direction of a step is multiplied with: how far a step goes. lr in code, \u03b7 in formulas.",
+    "learning rate": "What the direction of a step is multiplied by: how far a step goes. lr in code, \u03b7 in formulas.",
     "step": "One change of all weights, by one gradient.",
     "optimizer": "What makes a step out of gradients: SGD, Adam and others.",
     "mini-batch": "A few examples of the data, drawn at random, whose gradient stands in for that of all of them.",

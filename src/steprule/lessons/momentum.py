@@ -99,7 +99,9 @@ def screen(lr: float, momentum: float, convention: str) -> Screen:
         f"{number(float(loss(way[-1])), 2)}. A gradient that stays the same moves the weight by {number(rate, 3)} times itself "
         "in each step, in the end: the effective learning rate."
     )
-    return Screen([from_above("The path from above", [("path", way, 0)]), apart, down], reading)
+    return Screen(
+        [from_above("The path from above", [("plain SGD", plain, 5), ("path", way, 0)]), apart, down], reading
+    )
 
 
 @cache
@@ -208,14 +210,14 @@ LESSON = Lesson(
         "happens in large models as well, and not how large models train.*",
         "## A ravine",
         "The loss above is a ravine. Its curvature along weight 2 is 25 times that along weight 1, so its condition number is 25. "
-        "Plain SGD subtracts the learning rate times the gradient. Set the momentum to 0 and raise the learning rate: the weight "
+        "Plain SGD subtracts the learning rate times the gradient; the gray path is what it does with your learning rate. Set the momentum to 0 and raise the learning rate: the weight "
         "jumps between the walls, and flies apart above 0.08. The flat direction, meanwhile, still "
         "creeps. One learning rate must serve both directions.",
         "In a ravine like this one the weights move along each eigen-direction as if the other were not there. Here the two directions are simply the two axes. That is the second "
         "chart. A step multiplies the distance to the goal by a factor, one for each direction. In the long run the best learning rate "
         "is 0.077. Then each step leaves 0.923 of the distance along the slower direction, and it takes 87 steps to get a thousand times nearer.",
         "## Keep moving",
-        "Momentum keeps a sum of past gradients, in which older ones count less: each step multiplies the sum by `momentum` "
+        "Momentum keeps a sum of past gradients, in which older ones count less. It is the average of lesson 2 applied to gradients, except that the new one is added in full: each step multiplies the sum by `momentum` "
         "and adds the new gradient. Where the learning rate is large, the gradient across the ravine changes its sign again and again, and the sum stays small. Along "
         "the ravine the gradients agree, and the sum grows. With learning rate 1/9 and momentum 4/9, the best for this ravine, 27 steps get as near.",
         "Does this also average out the noise of lesson 1? Less than one would think. A single step is less noisy, but the noise of each gradient acts in full, spread over the "

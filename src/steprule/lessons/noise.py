@@ -163,7 +163,7 @@ def _arrows(place: str, batch: int) -> Chart:
     ends = Line(f"{ARROWS} batches", tips[:, 0], tips[:, 1], 0, line=False, dots=True)
     whole = Line("all data", [0.0, full[0]], [0.0, full[1]], 1, dots=True)
     return Chart(
-        "Gradients from the same weights",
+        "Gradients from the same weights, in 2 of 650 directions",
         Axis("along the gradient of all data", -3.5, 5),
         Axis("across it, where spread is largest", -3, 3),
         [*shafts, ends, whole],
@@ -281,7 +281,7 @@ LESSON = Lesson(
         "gradient is a mean as well, and it takes a pass over all data. A mini-batch is a poll: draw a few examples at random and take the "
         "mean of *their* gradients. On average over all draws that is the full gradient. A single draw is off by some noise.",
         "The picture is of real data: 1,347 images of handwritten digits, and a model without hidden layers, 650 weights. The arrows are the gradients of "
-        "20 batches, all from the same weights. What you see are two directions out of 650; the distances below count all of them.",
+        "20 batches, all from the same weights. You see two directions out of 650. In each of the others there is a little more noise, and the distances below count all of them.",
         "## The root of the batch size",
         "At the first step the full gradient has length 1.19. The gradient of a single image is typically 7.6 off, which is the root of the mean squared distance: nearly all of it is noise. "
         "Batches of 16 images are 1.9 off, those of 64 images 0.95. Four times as many examples halve the noise, wherever you are in training: it shrinks as one "
