@@ -233,7 +233,7 @@ def test_momentum_shows_sgd(lr, momentum):
         assert np.abs(pixels - drawn(chart, same[:, 0], same[:, 1])).max() < 0.2
 
 
-@pytest.mark.parametrize("alpha, eps, degrees", [(0.9, 1e-8, 0), (0.0, 0.1, 45), (0.99, 10.0, 20)], ids=str)
+@pytest.mark.parametrize("alpha, eps, degrees", [(0.9, 1e-8, 0), (0.0, 0.1, 45), (0.99, 10.0, 30)], ids=str)
 def test_rmsprop_shows_rmsprop(alpha, eps, degrees):
     turned = np.radians(degrees)
     axes = np.array([[np.cos(turned), -np.sin(turned)], [np.sin(turned), np.cos(turned)]])
