@@ -132,7 +132,8 @@ ANSWERS = {
     "momentum": (0.1, 0.04, "a smaller momentum"),
     "rmsprop": (0.1, "They stay as they are", "plain SGD"),
     "adam": (0.002, "They stay nearly the same", 10),
-    "decay": ("small gradients", 0.999, "yes"),
+    "decay": ("those with small gradients", 0.999, "yes"),
+    "schedules": (0.0025, 0.01, "the average of the weights"),
     "scale": (0.02, 0.075, "They stay the same"),
     "bytes": (1 / 128, 1 / 8, "only that of 0.01"),
 }
@@ -232,12 +233,14 @@ def test_momentum_shows_sgd(lr, momentum):
         assert np.abs(pixels - drawn(chart, same[:, 0], same[:, 1])).max() < 0.2
 
 
-@pytest.mark.parametrize("alpha, eps, degrees", [(0.9, 1e-8, 0), (0.0, 0.1, 45), (0.99, 10.0, 20)], ids=str)
+@pytest.mark.parametrize("alpha, eps, degrees", [(0.9, 1e-8, 0), (0.0, 0.1, 45), (0.99, 10.0, 30)], ids=str)
 def test_rmsprop_shows_rmsprop(alpha, eps, degrees):
     turned = np.radians(degrees)
     axes = np.array([[np.cos(turned), -np.sin(turned)], [np.sin(turned), np.cos(turned)]])
     curvature = axes @ np.diag([1.0, 25.0]) @ axes.T
-    way = steps_of(arrays.RMSprop, axes @ [-1, 1], lambda w, step: curvature @ w, 60, lr=0.05, alpha=alpha, eps=eps)
+    way = steps_of(
+        arrays.RMSprop, axes @ [-1.03, 1.03], lambda w, step: curvature @ w, 120, lr=0.05, alpha=alpha, eps=eps
+    )
     chart, pixels = shown("rmsprop", 0, "RMSProp", alpha, eps, degrees)
     assert np.abs(pixels - drawn(chart, way[:, 0], way[:, 1])).max() < 0.2
 
@@ -255,7 +258,7 @@ def test_adam_shows_adam(beta1, beta2, kind):
 
 @pytest.mark.parametrize("lr, decay", [(0.01, 0.1), (0.03, 0.001)], ids=str)
 def test_decay_shows_adam_and_adamw(lr, decay):
-    noise = np.random.default_rng(0).standard_normal((300, 1, 200)) * [[0.1], [1.0]]
+    noise = np.random.default_rng(0).standard_normal((300, 1, 200)) * [[0.3], [3.0]]
     for make, line in ((arrays.Adam, "L2"), (arrays.AdamW, "decoupled")):
         way = steps_of(make, np.ones((2, 200)), lambda w, step: noise[step], 300, lr=lr, weight_decay=decay)
         left = np.sqrt((way**2).mean(-1))[::5]

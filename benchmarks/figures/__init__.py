@@ -12,7 +12,7 @@ from figures.common import Figure
 FIGURES: dict[str, Figure] = {
     function.__name__: function
     for function in (
-        speed.headline, speed.speed, speed.training_steps, speed.first_step, speed.low_memory, speed.formats_short, speed.services,
+        speed.headline, speed.speed, speed.training_steps, speed.first_step, speed.low_memory, speed.services,
         speed.release_memory, speed.subsets, rules.rules, rules.rules_summary, training.training, training.formats_training,
         formats.formats, formats.formats_safe, formats.formats_averages, formats.decay, gpu.gpu, gpu.gpu_summary, gpu.gpu_code,
     )

@@ -8,28 +8,32 @@ from figures.common import Records, count, format_of, row_of, rows_of, text
 
 
 def headline(records: Records) -> str:
-    """The three numbers of the README."""
-    bench, low, services = records["bench"], records["low_memory"], records["services"]
+    """The numbers of the README."""
+    bench, low, services, gpu = records["bench"], records["low_memory"], records["services"], records["gpu"]
     large = row_of(bench, kind="step", rule="AdamW", model="GPT-2-small")
     small = row_of(bench, kind="step", rule="AdamW", model="tiny MLP")
     float32 = row_of(low, optimizer="steprule", dtype="float32", weights=None, states=None)
     few = row_of(low, optimizer="steprule", dtype="bfloat16", weights="24bit", states="8bit")
-    plain = row_of(services, kind="step", model="GPT-2-small", format="float32", what="step")
     every = row_of(services, kind="step", model="GPT-2-small", format="float32", what="all, torch checks the norm only")
+    one, seven = (
+        row_of(gpu, case=case, model="1B parameters")
+        for case in ("AdamW, float32", "AdamW, 7 bytes (24-bit weights, 8-bit states)")
+    )
     return text(
         "\n".join(
             [
-                f"- **AdamW over GPT-2-small** takes {span(large['steprule_us'] / 1e6)} a step. torch's default takes "
-                f"{ratio(large['vs_default'])} times as long, its `fused=True` {ratio(large['vs_fused'])} times. Over a network of "
-                f"{small['tensors']} small tensors `fused=True` takes {ratio(small['vs_fused'])} times as long.",
-                f"- **{few['bytes']:.2f} bytes an element instead of {float32['bytes']:.0f}** for weights, gradients and states, and a "
-                f"step of {few['ms']:.0f} ms where float32 takes {float32['ms']:.0f} ms.",
-                f"- **Clipping, skipping, averaging and telemetry** together make a step {ratio(every['of_plain'])} times as long "
-                f"({every['ms']:.0f} ms, not {plain['ms']:.0f} ms). Separate torch calls around `fused=True` take "
-                f"{every['torch_ms']:.0f} ms.",
+                f"- **AdamW on a CPU.** torch's `fused=True` takes {ratio(large['vs_fused'])} times as long over GPT-2-small, and "
+                f"{ratio(small['vs_fused'])} times over {small['tensors']} small tensors; torch's default takes {ratio(large['vs_default'])} and "
+                f"{ratio(small['vs_default'])} times.",
+                f"- **AdamW on a GPU.** `fused=True` takes {ratio(one['torch_takes_in_a_row'])} times as long over 1B parameters in float32.",
+                f"- **{few['bytes']:.2f} bytes an element instead of {float32['bytes']:.0f}** for weights, gradients and states. A step then takes "
+                f"{ratio(few['ms'] / float32['ms'])} of the time on the CPU, and "
+                f"{ratio(seven['in_a_row']['ours'] / one['in_a_row']['ours'])} on the GPU.",
+                f"- **Clipping, skipping, averaging and telemetry** together make a step {ratio(every['of_plain'])} times as long on the CPU. "
+                f"torch's calls for these, around `fused=True`, take {ratio(every['vs_torch'])} times as long as that.",
             ]
         ),
-        source(bench, low, services),
+        f"{source(bench, low, services)} {source(gpu)}",
     )
 
 
@@ -90,30 +94,6 @@ def low_memory(records: Records) -> str:
     return text(
         table(record["rows"], columns),
         f"Bytes are those of weights, gradients and states. An in-place scale moves {record['facts']['scale_gb_per_s']:.0f} GB/s.",
-        source(record),
-    )
-
-
-def formats_short(records: Records) -> str:
-    """The README's three rows."""
-    record = records["low_memory"]
-    chosen = [("float32", None, None), ("bfloat16", "24bit", "8bit"), ("bfloat16", "stochastic", "8bit")]
-    when = {
-        None: "memory is no concern",
-        "24bit": "weights should train as in float32",
-        "stochastic": "every byte counts",
-    }
-    columns: Columns = {
-        "AdamW": format_of,
-        "bytes an element": lambda row: f"{row['bytes']:.2f}",
-        "step over GPT-2-small": lambda row: f"{row['ms']:.0f} ms",
-        "choose it when": lambda row: when[row["weights"]],
-    }
-    rows = [row_of(record, optimizer="steprule", dtype=d, weights=w, states=s) for d, w, s in chosen]
-    fused = row_of(record, optimizer="torch fused")
-    return text(
-        table(rows, columns),
-        f"Bytes are those of weights, gradients and states. `torch.optim.AdamW(fused=True)` in float32: {fused['bytes']:.0f} bytes, {fused['ms']:.0f} ms.",
         source(record),
     )
 

@@ -45,6 +45,14 @@ def formula_latex(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> s
     return "\n".join([r"\begin{aligned}", " \\\\\n".join(lines), r"\end{aligned}"])
 
 
+def formula_symbols(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> dict[str, str]:
+    r"""What `formula_latex` writes for the names in it, such as ``{"lr": r"\eta", "beta1": r"\beta_{1}"}``.
+
+    Symbols are without their times. Arguments and errors as for `formula_text`.
+    """
+    return _LatexWriter(rule, hyper or {}).used
+
+
 @dataclass(frozen=True, eq=False)
 class _Term:
     """An expression in the shape in which it is printed. Terms that print alike are one object."""
@@ -312,9 +320,10 @@ class _Writer:
 class _LatexWriter(_Writer):
     forms = _LATEX
     arrow = equals = " &= "
+    used: dict[str, str]
 
     def _choose_symbols(self) -> dict[str, str]:
-        symbols: dict[str, str] = {}
+        self.used, symbols = {}, {}
         for name in ("step", "numel", *self._operands, *self._words):
             words = self._words.get(name, name)
             symbol = _subscripted(_SYMBOLS.get(words, words))
@@ -323,10 +332,11 @@ class _LatexWriter(_Writer):
         return symbols
 
     def _old(self, name: str) -> str:
-        symbol = super()._old(name)
+        symbol = self.used[self._words.get(name, name)] = super()._old(name)
         return _at(symbol, "t" if name == "grad" else "t-1") if name in self._operands else symbol
 
     def _new(self, name: str) -> str:
+        self.used[name] = self._symbols[name]
         return _at(self._symbols[name], "t")
 
     _target = _new

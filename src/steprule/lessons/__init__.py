@@ -15,6 +15,8 @@ How a lesson is written. It is one file here, with one `Lesson` called LESSON, a
 - ``questions``: three, whose answers are computed.
 - ``claims``: a function that returns each phrase of the texts that states a number, with that number computed. A test rounds
   the computed one to the phrase's digits, and finds numbers that are in no claim and that no control, program or ``given`` has.
+- ``symbols``: what names in the formulas stand for, where `steprule.lessons.formula.MEANINGS` does not say it.
+- ``about_code``: which part of the source belongs to the lesson, where it is not all of it.
 - ``needs``: modules that not every installation has.
 
 `steprule.lessons.averages` is the shortest example.
@@ -26,7 +28,7 @@ from importlib import import_module
 
 from steprule.lessons.lesson import Lesson
 
-LESSONS = ("noise", "averages", "momentum", "rmsprop", "adam", "decay", "scale", "bytes")
+LESSONS = ("noise", "averages", "momentum", "rmsprop", "adam", "decay", "schedules", "scale", "bytes")
 """The names of the lessons, in the order in which they are read. Each is a module here."""
 
 

@@ -89,7 +89,7 @@ def screen(beta1: float, beta2: float, kind: str) -> Screen:
     mean_sq = [debias(v, beta2, int(t)) for v, t in zip(way.states["exp_avg_sq"][:, 0], steps, strict=True)]
     time = Axis("step", 0, STEPS)
     kept = Chart(
-        "Gradients, and what Adam keeps",
+        "Gradients, and their averages after correction",
         time,
         Axis("gradient", -3, 5) if kind == NOISY else Axis("gradient", -1.5, 2.5),
         [
@@ -120,9 +120,9 @@ def screen(beta1: float, beta2: float, kind: str) -> Screen:
     first, largest = (np.abs(subtracted(one)) for one in (way, without))
     begun = int(np.flatnonzero(first > 1e-6)[0])
     reading = (
-        f"The first gradient that is not 0 comes in step {begun + 1} and moves the weight by {number(first[begun], 3)} times the learning "
-        f"rate, without bias correction by {number(largest[begun], 3)} times. The longest of {STEPS} steps has {number(first.max(), 3)} times, "
-        f"without correction {number(largest.max(), 3)} times."
+        f"The first gradient that is not 0 comes in step {begun + 1} and moves the weight by {number(first[begun], 3)} learning "
+        f"rates, without bias correction by {number(largest[begun], 3)}. The longest of {STEPS} steps is {number(first.max(), 3)} learning rates long, "
+        f"without correction {number(largest.max(), 3)}."
     )
     return Screen([kept, far, where], reading)
 
@@ -137,10 +137,10 @@ def questions() -> Sequence[Question]:
             "to the weight?",
             float(follow(Adam, [0.0], lambda w, step: [-7.0], 1, lr=0.002).params[1, 0]),
             "Both corrected averages have seen one gradient: the mean is -7, the root of the mean square 7. The first step of "
-            "Adam is the learning rate times the sign of the gradient, and it is subtracted.",
+            "Adam is the learning rate times the sign of the gradient, 0.002 times \u22121, and it is subtracted.",
         ),
         Question(
-            "You multiply the loss with 1000. What happens to the steps of Adam?",
+            "You multiply the loss by 1000. What happens to the steps of Adam?",
             sizes[0] if grown else sizes[1],
             "The mean and the root of the mean square grow alike, and their quotient stays. Only epsilon counts less.",
             sizes,
@@ -156,6 +156,12 @@ def questions() -> Sequence[Question]:
 def first_steps(size: float) -> Array:
     """Ten steps with gradients of a size, of changing sign."""
     return follow(Adam, [0.0], lambda w, step: [size * (-1) ** (step // 3)], 10).params
+
+
+def restarted() -> float:
+    """The step after very many gradients of 1, when the averages are kept and the number of steps begins anew."""
+    weight, *_ = Adam.function()(0.0, 1.0, 1.0, 1.0, None, step=1, lr=1.0)
+    return float(-weight)
 
 
 def claims() -> Mapping[str, float]:
@@ -175,18 +181,19 @@ def claims() -> Mapping[str, float]:
         ),
         "moves the weight by 0.49": rare[14],
         "is 0 in 18": float((real == 0).sum()),
-        "after 60 steps it has gone 36": float(-walk(Corrected, NOISY).params[-1, 0]),
-        "shortest step is 0.001": float(np.abs(noisy).min()),
+        "after 60 steps the weight has gone 36": float(-walk(Corrected, NOISY).params[-1, 0]),
+        "shortest is 0.001": float(np.abs(noisy).min()),
         "as 0.1 of the first gradient": float(walk(Corrected, STEADY).states["exp_avg"][0, 0]),
         "as 0.001 of its square": float(walk(Corrected, STEADY).states["exp_avg_sq"][0, 0]),
         "mean square is 0.01": float(walk(Corrected, STEADY, 0.0, 0.99).states["exp_avg_sq"][0, 0]),
+        "only 0.32 times": restarted(),
         "its root 0.1": float(walk(Corrected, STEADY, 0.0, 0.99).states["exp_avg_sq"][0, 0] ** 0.5),
     }
 
 
 LESSON = Lesson(
     title="Adam",
-    question="What comes out when momentum and RMSProp are put together, and why must it be corrected?",
+    question="What do you get when you put momentum and RMSProp together, and why must it be corrected?",
     controls=[
         Control("memory of the mean", BETA1, 0.9, r"\beta_1", "beta1"),
         Control("memory of the mean square", BETA2, 0.999, r"\beta_2", "beta2"),
@@ -196,28 +203,28 @@ LESSON = Lesson(
     text=[
         "## Two averages of one gradient",
         "Adam keeps two exponentially weighted averages for each weight: of its gradient, as momentum does, and of the gradient's square, as "
-        "RMSProp does. A step goes along the mean, divided by the root of the mean square. That quotient has no unit. It is 1 where all "
-        "gradients agree, and near 0 where they cancel each other. So the learning rate says how far a weight goes at most, or nearly, and "
-        "the quotient says how sure it is.",
+        "RMSProp does. A step goes along the mean, divided by the root of the mean square. That quotient has no unit. It is 1 or -1 where all "
+        "gradients are the same, and near 0 where they cancel each other. So the learning rate says how far a weight usually goes at most, and "
+        "the quotient says how sure it is. (After a long silence the mean square is almost 0, and a step can be several learning rates long.)",
         "Choose the gradients that are always 1: every step is 1 learning rate long. With noise that is twice as large as the mean, "
-        "steps are shorter; the shortest step is 0.001 learning rates, and after 60 steps it has gone 36 instead of 60.",
+        "steps are shorter: the shortest is 0.001 learning rates long, and after 60 steps the weight has gone 36 learning rates instead of 60.",
         "## Why it must be corrected",
         "Both averages begin at 0. With the usual betas, 0.9 and 0.999, the mean begins as 0.1 of the first gradient, and the mean "
-        "square begins as 0.001 of its square. These are not wrong alike. The root of 0.001 is 0.03, so the quotient comes out too large: "
-        "without correction the first step is 3.2 learning rates long. It gets worse: the mean recovers within about 10 steps, the mean "
-        "square needs 1000. With gradients of 1 the longest step has 6.6 learning rates, in step 12, and after 60 steps it is 5 "
+        "square begins as 0.001 of its square. The two are not wrong by the same factor. The root of 0.001 is 0.03, so the quotient comes out too large: "
+        "without correction the first step is 3.2 learning rates long. It gets worse: the mean is most of the way to its final value after 10 steps, the mean "
+        "square only after 1000. With gradients of 1 the longest step has 6.6 learning rates, in step 12, and after 60 steps it is 5 "
         "times as far as it should be. Bias correction divides each average by the share that it has really seen, and the first step is "
         "the learning rate times the sign of the gradient.",
         "## Rare gradients",
         "Choose a gradient of 1 in every 15th step, as for a word that is seldom used. The first one moves the weight by 0.49 learning "
         "rates, and the mean goes on moving it while no gradient comes. Lower the memory of the mean square: it then forgets the last "
-        "gradient before the next one comes.",
+        "gradient before the next one comes, and each of these gradients moves the weight farther.",
         "The real weight is one of a small model that learns which letter follows which, from the Zen of Python (`import this`). Its "
         "gradient is 0 in 18 of the 60 steps, where the letter before does not occur.",
         "## Written both ways",
-        "There are two ways to write an optimizer down. Courses write a function of arrays: gradients are given by hand, and "
-        "the averages lie beside the weights. torch writes an object: each parameter carries its gradient, and the optimizer keeps a state "
-        "for each parameter. Both are below, in float32, and end with the same bits. It is one formula, compiled once.",
+        "There are two ways to write an optimizer in Python. Courses write a function of arrays: gradients are given by hand, and "
+        "the averages lie beside the weights. torch, the library in which most networks are trained, has an object instead: each tensor of weights, a `Parameter`, carries its gradient, and the optimizer keeps a state "
+        "for each parameter. Both are below, in float32. They call the same formula, and end with the same bits.",
     ],
     formulas={"As the paper writes it": Corrected},
     sources=[Adam.function(), adam_direction, ema, ema_sq, debias],
@@ -253,9 +260,9 @@ exp_avg True
 exp_avg_sq True
 """,
     wrong=[
-        "*The step count is lost.* Whoever saves the averages and not the number of steps corrects old averages as if they were new. The "
-        "mean square is then divided by 0.001 once more. Save the whole state.",
-        "*The learning rate of SGD is kept.* A step of Adam is up to a learning rate long in *every* weight. 0.001 is a usual value, 0.1 hardly ever.",
+        "*The step count is lost.* If you save the averages and not the number of steps, old averages are corrected as if they were new: the mean is divided by 0.1 and the "
+        "mean square by 0.001 once more. The next step is then only 0.32 times as long as it should be. Save the whole state.",
+        "*The learning rate of SGD is kept.* A step of Adam is up to about a learning rate long in *every* weight. 0.001 is usual; 0.1 hardly ever works.",
         "*Epsilon is too large.* Where gradients are about as large as epsilon, the quotient is no longer near 1, and the steps shrink. The "
         "default is `1e-8`.",
         "*L2 regularization is called weight decay.* In Adam they are not the same; the next lesson is about that.",
@@ -266,5 +273,6 @@ exp_avg_sq True
         "Reddi, Kale and Kumar 2018, On the Convergence of Adam and Beyond, arXiv:1904.09237: what a short memory of squares can do to rare gradients.",
     ],
     claims=claims,
-    given=(0.9, 0.999, 15, 60, 10, 1000, 0.03, 0.002, 7, -7, 0.99, 0.1, 0.001, 32, 18),
+    about_code="`amsgrad` keeps the largest mean square instead of the last, and `max_exp_avg_sq` is what it keeps; `l2` belongs to lesson 6. Leave them out, and what remains is the formula.",
+    given=(6, -1, 0.9, 0.999, 15, 60, 10, 1000, 0.03, 0.002, 7, -7, 0.99, 0.1, 0.001, 32, 18),
 )

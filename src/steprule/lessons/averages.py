@@ -21,9 +21,15 @@ class Average(Rule):
     """The average by itself, in the form of a rule, so that it is printed as rules are."""
 
     @staticmethod
-    def update(param: Value, grad: Value, exp_avg: Value, *, step: Value, beta: float = 0.7) -> tuple[Value, Value]:
+    def update(
+        param: Value, grad: Value, exp_avg: Value, corrected: Value, *, step: Value, beta: float = 0.7
+    ) -> tuple[Value, ...]:
         exp_avg = ema(exp_avg, grad, beta)
-        return debias(exp_avg, beta, step), exp_avg
+        return param, exp_avg, debias(exp_avg, beta, step)
+
+
+JUMP = [float(one) for one in 100 + 30 * (np.arange(60) >= 30) + 10 * np.random.default_rng(0).standard_normal(60)]
+"""Noisy sales, that are higher from day 30 on."""
 
 
 @cache
@@ -52,12 +58,21 @@ def screen(beta: float) -> Screen:
         bars,
         "none",
     )
+    change = Chart(
+        "Sixty days on which sales jump once",
+        Axis("day", 0, 60),
+        Axis("sales (a day)", 60, 170),
+        [
+            Line("sales", np.arange(60), JUMP, 5, line=False, dots=True),
+            Line("corrected", np.arange(60), running_ema(JUMP, beta, bias_correction=True), 1),
+        ],
+    )
     reading = (
         f"With beta {number(beta)} the average spans about {number(1 / (1 - beta), 3)} days. On day 6 the days together count "
         f"{sum(shares):.2f}, so the plain average is {plain[-1]:.2f}; divided by {sum(shares):.2f}, the corrected one is "
         f"{corrected[-1]:.2f}."
     )
-    return Screen([sales, share], reading)
+    return Screen([sales, share, change], reading)
 
 
 def questions() -> Sequence[Question]:
@@ -126,21 +141,21 @@ LESSON = Lesson(
         "With `beta = 0.7`, beginning at 0, we get 30 on the first evening, then 55.2, 74.04, 86.93, 96.85 and 104.39. Move the "
         "slider and look at the line called plain.",
         "## Why exponentially",
-        "Each evening everything older is multiplied with `beta` once more. So today counts 0.3, yesterday 0.21, the day before "
-        "0.147, and so on: the bars. No day is ever forgotten at once, and none counts for long. An average with `beta` spans "
-        "about `1 / (1 - beta)` values: with 0.7 it spans about 3.3 values, with 0.98 about 50 values. A larger `beta` gives a "
-        "smoother line, which also notices a change later.",
+        "Each evening everything older is multiplied by `beta` once more. So today counts 0.3, yesterday 0.21, the day before "
+        "0.147, and so on: the bars. No day drops out suddenly; each fades. Roughly, an average with `beta` spans "
+        "`1 / (1 - beta)` values: these count about two thirds, and everything older counts the rest. With 0.7 it spans about 3.3 values, with 0.98 about 50 values. A larger `beta` gives a "
+        "smoother line, which also follows a change later: the third chart, sixty days on which sales jump once, shows both.",
         "## Why the first days are wrong",
         "The plain average of the first evening is 30, and the shop never sold as little as that. The average began at 0, and "
         "that 0 still counts. After three days the days have counted 0.3, 0.21 and 0.147; together they count 0.657. The "
-        "rest is on the 0 that never was a day.",
+        "rest still lies on the 0 of the start, which was no day of sales.",
         "The cure is bias correction: divide by what the days together count. That is `1 - beta**t` after `t` values. On "
         "day 3, 74.04 / 0.657 is 112.69. On day 2 the corrected average says 108.24, where the plain one says 55.2. Later the correction "
         "fades: on day 6 the days together count 0.882, and with `beta` 0.9 the divisor is above 0.99 after 44 values.",
-        "Adam keeps two such averages for every weight of a model. Momentum keeps one, or a sum that is a multiple of it. The values "
-        "that come in are gradients there, instead of sales.",
+        "What has this to do with optimizers? Momentum, the next lesson, keeps such an average of gradients for every weight of a model (or a sum that is a multiple of it). "
+        "Adam, lesson 5, keeps two. The values that come in are gradients instead of sales.",
     ],
-    formulas={"As the paper writes it": Average},
+    formulas={"As Kingma and Ba write it": Average},
     sources=[ema, debias],
     try_it="""
 from steprule import running_ema
@@ -155,10 +170,10 @@ for correction in (False, True):
 [100.0, 108.24, 112.69, 114.39, 116.42, 118.31]
 """,
     wrong=[
-        "*The roles of beta are swapped.* Some libraries give the share of the new value (often called alpha) instead of the "
-        "share of the past. `beta = 0.1` there is 0.9 here.",
-        "*The correction is forgotten.* With `beta = 0.999`, as in Adam's second average, the first average is a thousandth of the "
-        "first value. Whoever divides by its root takes a far too long step.",
+        "*The roles of beta are swapped.* Some libraries ask for the share of the new value, often called alpha, instead of the "
+        "share of the past. `alpha = 0.1` there is `beta = 0.9` here.",
+        "*The correction is forgotten.* With `beta = 0.999` the first average is a thousandth of the "
+        "first value. Adam (lesson 5) divides by the root of such an average. Without the correction its first steps would be far too long.",
         "*The correction is applied to what is kept.* Only what you use is divided. If the divided number is kept and averaged "
         "on, it is corrected again every day.",
     ],
@@ -168,5 +183,13 @@ for correction in (False, True):
         "Roberts 1959, Control chart tests based on geometric moving averages, Technometrics 1(3): where the average comes from.",
     ],
     claims=claims,
+    about_code="The code is the formula, rearranged: \u03b2a + (1 \u2212 \u03b2)v is the same as a + (1 \u2212 \u03b2)(v \u2212 a).",
+    symbols={
+        "grad": "the new value",
+        "exp_avg": "the average as it is kept",
+        "corrected": "the average after bias correction",
+        "beta": "how much of the past is kept",
+        "step": "how many values there were, with this one; what has it as its index is the value after this one, and \u03b2 with it is a power",
+    },
     given=(*SALES, 0.7, 0.9, 0.98, 0.1, 50, 0.999, 0.3, 0.21, 0.147, 0.99),
 )

@@ -19,7 +19,7 @@ from steprule.rules.sgd import SGD
 LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS, TRAINING = 300, 200
-SMALL, LARGE = 0.1, 1.0
+SMALL, LARGE = 0.3, 3.0
 L2, DECOUPLED = "L2", "decoupled"
 RULES: Mapping[str, type[Rule]] = {L2: Adam, DECOUPLED: AdamW}
 
@@ -148,7 +148,7 @@ def idle(rule: type[Rule], weight_decay: float, steps: int = 10, lr: float = 0.0
 def questions() -> Sequence[Question]:
     """The three questions, with their answers computed."""
     both = norms(L2, 0.01, 0.1)[-1]
-    alike = ("small gradients", "large gradients", "both alike")
+    alike = ("those with small gradients", "those with large gradients", "both alike")
     same = abs(sgd_two_ways(0.1) - 1) < 1e-12
     return [
         Question(
@@ -183,12 +183,14 @@ def claims() -> Mapping[str, float]:
     """The numbers of the texts, computed."""
     inside, beside = norms(L2, 0.01, 0.1)[-1], norms(DECOUPLED, 0.01, 0.1)[-1]
     return {
-        "small gradients go down to 0.1": inside[0],
-        "those with large ones to 0.76": inside[1],
+        "L2 leaves 0.39": inside[0],
+        "small gradients and 0.92": inside[1],
         "leaves 0.76 of both": beside.mean(),
         "in both maps, 2.50": (best(L2)[0] + best(DECOUPLED)[0]) / 2,
-        "at a decay of 0.0003": best(L2)[1],
-        "decoupled at 0.1": best(DECOUPLED)[1],
+        "with L2 at learning rate 0.1": best(L2)[2],
+        "a decay of 0.0003": best(L2)[1],
+        "decoupled at learning rate 0.03": best(DECOUPLED)[2],
+        "a decay of 0.1: these": best(DECOUPLED)[1],
         "learning rate of 1 the best that L2 can do is 2.76": best_decay(L2, 1.0)[0],
         "and decoupled decay 2.53": best_decay(DECOUPLED, 1.0)[0],
         "moves by 0.01 in each step": 1 - idle(Adam, 0.1, 1),
@@ -199,7 +201,7 @@ def claims() -> Mapping[str, float]:
 
 LESSON = Lesson(
     title="Weight decay and L2 regularization",
-    question="Adding a multiple of the weight to its gradient makes it decay. Why is that not weight decay in Adam?",
+    question="Adding a multiple of each weight to its gradient makes the weights smaller. Why is that not weight decay in Adam?",
     controls=[
         Control("learning rate", LRS, 0.01, r"\eta", "lr"),
         Control("weight decay", DECAYS, 0.1, r"\lambda", "weight_decay"),
@@ -207,22 +209,22 @@ LESSON = Lesson(
     screen=screen,
     text=[
         "## Two ways to make weights smaller",
-        "Large weights let a model learn its examples by heart. There are two old ways to keep weights small. L2 regularization "
-        "adds the squares of the weights to the loss, so that a multiple of each weight is added to its gradient. Weight decay "
-        "takes a share of each weight away in every step, whatever the gradient is. In SGD they are the same: try it on paper. In Adam they are not.",
+        "A model that learns its examples by heart usually needs large weights for it. There are two old ways to keep weights small. L2 regularization "
+        "adds half the sum of their squares, times a factor, to the loss. That adds the factor times each weight to its gradient. Weight decay "
+        "takes a share of each weight away in every step, whatever the gradient is. In SGD without momentum they are the same, if the share is the learning rate times the factor: try it on paper. In Adam they are not.",
         "## What Adam does to L2",
         "Adam divides by the root of the mean square of the gradient, and what L2 has added is divided with the rest. A weight "
-        "with large gradients then hardly decays, and one with small gradients decays fast. In the first two charts, gradients are noise "
-        "with nothing to learn, ten times as large for one group of weights as for the other. With learning rate 0.01 and weight decay "
-        "0.1, the weights with small gradients go down to 0.1 and those with large ones to 0.76. Decoupled decay, AdamW, "
-        "leaves 0.76 of both: only the learning rate and the weight decay count. (Noise moves weights as well. It adds to them where the learning rate is large.)",
-        "The plainest case is a weight whose gradient is 0. L2 is then all that Adam sees, and Adam does not ask how large it is: the weight "
-        "moves by 0.01 in each step, whatever the decay is. AdamW takes a share of 0.001 each time.",
+        "with large gradients then decays slowly, and one with small gradients fast. In the first two charts, gradients are noise "
+        "with nothing to learn: of size 3 for one group of weights, and of size 0.3 for the other. With learning rate 0.01 and weight decay "
+        "0.1, L2 leaves 0.39 of the weights with small gradients and 0.92 of those with large ones. Decoupled decay, AdamW, "
+        "leaves 0.76 of both: only the learning rate and the weight decay count. (Where the learning rate is large the lines go up again: noise alone makes weights larger.)",
+        "The plainest case is a weight whose gradient is 0. L2 is then all that Adam sees, and Adam divides by its size: the weight "
+        "moves by the learning rate in each step, however small the factor is. With the values above it moves by 0.01 in each step, where AdamW takes a share of 0.001.",
         "## What it does to a model",
         "The maps show a real, small model: which letter follows which in the Zen of Python (`import this`), 729 weights. It is trained on 600 pairs of "
         "letters for 200 steps, and the rest of the text gives the validation loss. Without decay it learns the pairs by heart. Dark is good.",
-        "Compare the two maps. The least loss is the same in both maps, 2.50: decoupling does not give a better model here. But it lies elsewhere, with L2 at a decay of 0.0003 and decoupled at 0.1: these are numbers of different kinds, since what "
-        "L2 does depends on how large the gradients are. And the region is not as wide. At the far too large learning rate of 1 the best that L2 can do is 2.76, "
+        "Compare the two maps. The least loss is the same in both maps, 2.50: decoupling does not give a better model here. But it lies elsewhere, with L2 at learning rate 0.1 and a decay of 0.0003, and decoupled at learning rate 0.03 and a decay of 0.1: these are numbers of different kinds, since what "
+        "L2 does depends on how large the gradients are. At the far too large learning rate of 1 the best that L2 can do is 2.76, "
         "and decoupled decay 2.53. On large models the difference can be more, or less; measure it on yours.",
     ],
     formulas={"L2 inside Adam": Inside, "Decoupled: AdamW": Beside},
@@ -248,9 +250,10 @@ AdamW 0.001 [0.9999]
     wrong=[
         "*`weight_decay` of Adam is taken for that of AdamW.* In torch.optim and here Adam's is L2. A value for one means nothing for the other.",
         "*The learning rate goes down, and the decay with it.* In AdamW as torch has it the share is the learning rate times the decay. A schedule "
-        'that ends at 0 ends the decay, too. In the paper it follows the schedule and not the learning rate; `decay="independent"` takes the same share in every step.',
-        "*Everything decays.* Biases and the scales of normalisation layers are usually left out. `create_optimizer` does so by name.",
-        "*Decay is lost in bfloat16.* A share of 0.001 is less than a bfloat16 weight can show, and the weight stays as it is.",
+        'that ends at 0 ends the decay, too. (Lesson 7 is on such plans for the learning rate.) `decay="independent"` takes the same share in every step, whatever the learning rate is.',
+        "*Everything decays.* Numbers that are added in a layer (biases), and the scales of normalization layers, are usually left out. "
+        '`steprule.create_optimizer(model, "adamw", weight_decay=0.1)` does so.',
+        "*Decay is lost in bfloat16.* In this format of 16 bits a weight cannot show a change by a share of 0.001, and stays as it is: lesson 9.",
     ],
     questions=questions,
     references=[
@@ -258,5 +261,5 @@ AdamW 0.001 [0.9999]
         "Kingma and Ba 2015, Adam, arXiv:1412.6980: algorithm 1.",
     ],
     claims=claims,
-    given=(0.01, 0.1, 729, 600, 200, 0.03, 0.3, 0.001, 16),
+    given=(7, 9, 3, 0.3, 0.01, 0.1, 729, 600, 200, 0.03, 0.3, 0.001, 16),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -28,29 +29,41 @@ class Way:
     states: dict[str, Array]
 
 
-def follow(rule: type[Rule], start: Any, gradient: Callable[[Array, int], Any], steps: int, **settings: Any) -> Way:
-    """Takes steps of a shipped rule in float64.
+def moves(
+    rule: type[Rule], start: Any, gradient: Callable[[Array, int], Any], **settings: Any
+) -> Iterator[tuple[Array, Array, tuple[Array, ...]]]:
+    """Takes steps of a shipped rule in float64, without end: after each, the weights, the gradient and the states.
 
     Args:
         rule: the rule.
         start: the first weights.
         gradient: given the weights and the step, from 1, returns the gradient.
-        steps: how many.
-        settings: hyperparameters other than the defaults.
+        settings: hyperparameters other than the defaults; a function is called with the step.
     """
-    hyper = {**rule.hyperparameters, **settings}
-    names = rule.states_for(hyper)
+    hyper = _at(1, rule, settings)
     param = np.array(start, float)
-    states = tuple(None if name is None else np.full_like(param, rule.begins_at(name, param, hyper)) for name in names)
-    params, grads, kept = [param], [], []
-    for step in range(1, steps + 1):
+    states = tuple(
+        None if name is None else np.full_like(param, rule.begins_at(name, param, hyper))
+        for name in rule.states_for(hyper)
+    )
+    for step in count(1):
         grad = np.array(gradient(param, step), float)
-        param, *new = rule.evaluate(param, grad, states, step, hyper)
+        param, *new = rule.evaluate(param, grad, states, step, _at(step, rule, settings))
         states = tuple(new)
-        params.append(param)
-        grads.append(grad)
-        kept.append(states)
+        yield param, grad, states
+
+
+def _at(step: int, rule: type[Rule], settings: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value(step) if callable(value) else value for name, value in settings.items()}
+    return {**rule.hyperparameters, **given}
+
+
+def follow(rule: type[Rule], start: Any, gradient: Callable[[Array, int], Any], steps: int, **settings: Any) -> Way:
+    """Takes so many steps of a shipped rule, and keeps all of them. The arguments are those of `moves`."""
+    names = rule.states_for(_at(1, rule, settings))
+    kept = list(islice(moves(rule, start, gradient, **settings), steps))
+    params, grads, states = zip(*kept, strict=True)
     by_name = {
-        name: np.array(one) for name, one in zip(names, zip(*kept, strict=True), strict=True) if name is not None
+        name: np.array(one) for name, one in zip(names, zip(*states, strict=True), strict=True) if name is not None
     }
-    return Way(np.array(params), np.array(grads), by_name)
+    return Way(np.array([np.array(start, float), *params]), np.array(grads), by_name)

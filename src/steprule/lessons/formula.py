@@ -10,9 +10,26 @@ from html import escape
 from importlib.util import find_spec
 from typing import Any
 
-from steprule.formula import formula_latex, formula_text
-from steprule.lessons.lesson import Control
+from steprule.formula import formula_latex, formula_symbols, formula_text
+from steprule.lessons.lesson import Control, Lesson
 from steprule.rule import Rule
+
+MEANINGS = {
+    "param": "the weights",
+    "grad": "the gradient",
+    "exp_avg": "the average of gradients, also called first moment",
+    "exp_avg_sq": "the average of their squares, also called second moment",
+    "square_avg": "the average of squares of gradients",
+    "momentum_buffer": "the sum of gradients that momentum keeps",
+    "lr": "the learning rate",
+    "beta1": "the share that the average of gradients keeps",
+    "beta2": "the share that the average of squares keeps",
+    "alpha": "the share that the average of squares keeps",
+    "momentum": "the share that the sum of gradients keeps",
+    "eps": "epsilon, a small number against dividing by 0",
+    "weight_decay": "the weight decay",
+}
+"""What the names in formulas stand for, where a lesson says nothing else."""
 
 
 def formula_html(rule: type[Rule], controls: Sequence[Control]) -> str:
@@ -32,11 +49,28 @@ def equations_html(latex: str, controls: Sequence[Control] = ()) -> str:
     return f'<div class="scroll" tabindex="0"><table class="formula" role="presentation">{rows}</table></div>'
 
 
-def symbol_html(control: Control) -> str:
-    """A control's symbol, or nothing."""
-    if not control.symbol or find_spec("latex2mathml") is None:
+def symbol_html(symbol: str) -> str:
+    """A symbol in LaTeX as MathML; nothing where there is none, or where latex2mathml is missing."""
+    return _math(symbol, ()) if symbol and find_spec("latex2mathml") is not None else ""
+
+
+def symbols_html(lesson: Lesson) -> str:
+    """What the symbols of a lesson's formulas stand for, those of controls marked."""
+    if find_spec("latex2mathml") is None:
         return ""
-    return _math(control.symbol, ())
+    symbols = {name: symbol for rule in lesson.formulas.values() for name, symbol in formula_symbols(rule).items()}
+    meanings = {**MEANINGS, **lesson.symbols}
+    items = ""
+    for name, symbol in symbols.items():
+        if name == "step":
+            continue
+        marks = [index for index, control in enumerate(lesson.controls) if control.symbol == symbol]
+        math = symbol_html(symbol)
+        shown = f'<mark class="k{marks[0]}">{math}</mark>' if marks else math
+        code = f", <code>{name}</code> in the code" if name not in ("param", "grad") else ""
+        items += f"<li>{shown} {escape(meanings[name])}{code}</li>"
+    time = "the number of the step, from 1; what has it as its index is the value after that step, and with t \u2212 1 the value before"
+    return f"<ul>{items}<li>{symbol_html('t')} {lesson.symbols.get('step', time)}</li></ul>"
 
 
 def _math(latex: str, controls: Sequence[Control]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -89,6 +89,8 @@ class Lesson:
     claims: Callable[[], Mapping[str, float]]
     given: Sequence[float] = ()
     needs: Sequence[str] = ()
+    about_code: str = ""
+    symbols: Mapping[str, str] = field(default_factory=dict)
 
     def positions(self) -> list[tuple[Any, ...]]:
         """Every combination of the controls' values, the last control's changing fastest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
@@ -68,12 +67,12 @@ def behaviour(lr: float, momentum: float, curvature: float, convention: str) -> 
     """How the weight moves along a direction, in words."""
     factor = factors(lr, momentum, curvature, convention)[0]
     if abs(factor) > 1 + 1e-9:
-        return f"flies apart (times {abs(factor):.2f} a step)"
+        return f"flies apart: the distance grows to {abs(factor):.2f} of itself in each step"
     if abs(factor) > 1 - 1e-9:
-        return "swings for ever"
+        return "swings forever"
     straight = "creeps" if factor.real > 0 else "jumps from side to side"
     kind = "swings" if abs(factor.imag) > 1e-6 else straight
-    return f"{kind} (times {abs(factor):.3f} a step)"
+    return f"{kind}, and the distance shrinks to {abs(factor):.3f} of itself in each step"
 
 
 def screen(lr: float, momentum: float, convention: str) -> Screen:
@@ -96,11 +95,13 @@ def screen(lr: float, momentum: float, convention: str) -> Screen:
     rate = lr * in_the_end(momentum, convention)
     flat, steep = (behaviour(lr, momentum, curvature, convention) for curvature in (FLAT, STEEP))
     reading = (
-        f"Along the flat direction the weight {flat}, along the steep one it {steep}. After {STEPS} steps the loss is "
+        f"Along the flat direction the weight {flat}. Along the steep one it {steep}. After {STEPS} steps the loss is "
         f"{number(float(loss(way[-1])), 2)}. A gradient that stays the same moves the weight by {number(rate, 3)} times itself "
         "in each step, in the end: the effective learning rate."
     )
-    return Screen([from_above("The path from above", [("path", way, 0)]), apart, down], reading)
+    return Screen(
+        [from_above("The path from above", [("plain SGD", plain, 5), ("path", way, 0)]), apart, down], reading
+    )
 
 
 @cache
@@ -119,6 +120,12 @@ def best(with_momentum: bool) -> tuple[float, float, float]:
         for momentum in momenta
     ]
     return min(tried)
+
+
+def nearer(lr: float, momentum: float) -> int:
+    """How many steps it takes until both directions are a thousand times nearer to the goal, and stay so."""
+    way = follow(SGD, START, lambda w, step: [FLAT, STEEP] * w, 200, lr=lr, momentum=momentum).params
+    return int(np.flatnonzero(np.abs(way).max(1) > 1e-3)[-1]) + 1
 
 
 def edge(test: Callable[[float], bool], low: float = 0.0, high: float = 1.0) -> float:
@@ -158,10 +165,10 @@ def questions() -> Sequence[Question]:
             "The average is the sum times 1 \u2212 0.95, so the learning rate must be 20 times as large.",
         ),
         Question(
-            "Learning rate 0.01, momentum 0.9: along the steep direction the weight swings around its goal for long. What makes "
+            "Learning rate 0.01, momentum 0.9: along the steep direction the weight swings around its goal for a long time. What makes "
             "the swinging die out in fewer steps?",
             choices[0] if calmer and not slower else choices[1] if slower else choices[2],
-            "While a weight swings, each step shrinks the swing by the root of the momentum, whatever the learning rate is. A "
+            "While a weight swings, each step multiplies the swing by the root of the momentum, whatever the learning rate is. A "
             "smaller learning rate makes it swing more slowly, for as many steps.",
             choices,
         ),
@@ -171,17 +178,13 @@ def questions() -> Sequence[Question]:
 def claims() -> Mapping[str, float]:
     """The numbers of the texts, computed."""
     plain, lr, _ = best(False)
-    both, both_lr, both_momentum = best(True)
     return {
         "weight 2 is 25 times": STEEP / FLAT,
         "flies apart above 0.08": largest_lr(0),
         "best learning rate is 0.077": lr,
-        "times 0.923": plain,
-        "takes 87 steps": math.ceil(math.log(1000) / -math.log(plain)),
-        "learning rate 0.11 and": both_lr,
-        "momentum 0.44": both_momentum,
-        "times 0.67": both,
-        "takes 18 steps": math.ceil(math.log(1000) / -math.log(both)),
+        "leaves 0.923 of": plain,
+        "takes 87 steps": nearer(lr, 0.0),
+        "27 steps get as near": nearer(1 / 9, 4 / 9),
         "is 0.25 for the steep direction": critical(0.01, STEEP),
         "0.81 for the flat one": critical(0.01, FLAT),
         "momentum of 0.9 it is 10 times": in_the_end(0.9),
@@ -195,7 +198,7 @@ def claims() -> Mapping[str, float]:
 
 LESSON = Lesson(
     title="Momentum",
-    question="Why do past gradients help, when the last one says where it goes down?",
+    question="The latest gradient already says which way is down. Why do past ones help?",
     controls=[
         Control("learning rate", LRS, 0.02, r"\eta", "lr"),
         Control("momentum", MOMENTA, 0.8, r"\mu", "momentum"),
@@ -207,21 +210,22 @@ LESSON = Lesson(
         "happens in large models as well, and not how large models train.*",
         "## A ravine",
         "The loss above is a ravine. Its curvature along weight 2 is 25 times that along weight 1, so its condition number is 25. "
-        "Plain SGD subtracts the learning rate times the gradient. Set the momentum to 0 and raise the learning rate: the weight "
+        "Plain SGD subtracts the learning rate times the gradient; the gray path is what it does with your learning rate. Set the momentum to 0 and raise the learning rate: the weight "
         "jumps between the walls, and flies apart above 0.08. The flat direction, meanwhile, still "
         "creeps. One learning rate must serve both directions.",
-        "In a ravine like this one, each eigen-direction goes its own way, as if the other were not there. That is the second "
-        "chart. A step multiplies the distance to the goal by a factor, one for each direction. The best learning rate "
-        "is 0.077; then the slower of the two directions shrinks times 0.923 in a step, and it takes 87 steps to get a thousand times nearer.",
+        "In a ravine like this one the weights move along each eigen-direction as if the other were not there. Here the two directions are simply the two axes. That is the second "
+        "chart. A step multiplies the distance to the goal by a factor, one for each direction. In the long run the best learning rate "
+        "is 0.077. Then each step leaves 0.923 of the distance along the slower direction, and it takes 87 steps to get a thousand times nearer.",
         "## Keep moving",
-        "Momentum keeps a sum of past gradients, in which older ones count less: each step multiplies the sum by `momentum` "
-        "and adds the new gradient. Across the ravine the gradient changes its sign again and again, and the sum stays small. Along "
-        "the ravine the gradients agree, and the sum grows. With learning rate 0.11 and momentum 0.44 the slowest direction "
-        "shrinks times 0.67 in a step: it takes 18 steps to get as near.",
+        "Momentum keeps a sum of past gradients, in which older ones count less. It is the average of lesson 2 applied to gradients, except that the new one is added in full: each step multiplies the sum by `momentum` "
+        "and adds the new gradient. Where the learning rate is large, the gradient across the ravine changes its sign again and again, and the sum stays small. Along "
+        "the ravine the gradients agree, and the sum grows. With learning rate 1/9 and momentum 4/9, the best for this ravine, 27 steps get as near.",
+        "Does this also average out the noise of lesson 1? Less than one would think. A single step is less noisy, but the noise of each gradient acts in full, spread over the "
+        "steps that follow. What momentum cures is the ravine.",
         "## Too much of it",
         "A weight with momentum is like a ball with friction. With little momentum it creeps to the goal. With much it runs past it, "
-        "and swings. In between lies critical damping, `momentum = (1 - sqrt(lr * curvature))**2`. With learning rate 0.01 it "
-        "is 0.25 for the steep direction and 0.81 for the flat one. Try 0.9: both directions swing, and each step shrinks the "
+        "and swings. In between lies critical damping, `momentum = (1 - sqrt(lr * curvature))**2` (Goh 2017, below, derives it). With learning rate 0.01 it "
+        "is 0.25 for the steep direction and 0.81 for the flat one. Try 0.9: both directions swing, and each step multiplies the "
         "swing by the root of the momentum, whatever the learning rate is; with 0.9 that is 0.949.",
         "## The effective learning rate",
         "Where the gradient stays the same, the sum becomes `1 / (1 - momentum)` times as large as one gradient. With a "
@@ -229,9 +233,9 @@ LESSON = Lesson(
         "compare `lr / (1 - momentum)`, not `lr`, when you compare two trainings.",
         "Some libraries and papers keep an exponentially weighted average instead of a sum. That is the same path with another number in "
         "front: the average is the sum times `1 - momentum`. Choose the average above: to get the path back, the learning rate "
-        "must grow by `1 / (1 - momentum)`.",
+        "must be multiplied by `1 / (1 - momentum)`.",
     ],
-    formulas={"As the papers write it": HeavyBall},
+    formulas={"As torch.optim writes it": HeavyBall},
     sources=[SGD.function()],
     try_it="""
 import numpy as np
@@ -253,7 +257,7 @@ print(abs(weights).max() < 1e-3, np.allclose(weights, others))
         "*Momentum goes from 0.9 to 0.99 and the learning rate stays.* The effective learning rate is then ten times as large.",
         "*Two conventions are mixed up.* A learning rate that was found with a sum is far too small for an average. Look for a "
         "factor of `1 - momentum` in front of the gradient. In torch.optim and here `dampening=momentum` makes an average of the "
-        "sum, with one exception: the first gradient enters undampened.",
+        "sum, except that the first gradient counts in full, so that the first steps are longer.",
         "*Swinging is taken for noise.* A training loss that goes up and down with a steady beat may have too much momentum. A smaller "
         "learning rate makes the beat slower, but does not make it die out in fewer steps.",
         "*Momentum is expected to allow any learning rate.* It does allow more: up to 0.152 with momentum 0.9 here, instead of 0.08.",
@@ -265,5 +269,9 @@ print(abs(weights).max() < 1e-3, np.allclose(weights, others))
         "Goh 2017, Why Momentum Really Works, Distill: the damping of each eigen-direction, and noise.",
     ],
     claims=claims,
-    given=(25, 0.01, 0.9, 0.95, 0.002, 0.99, 0.81),
+    symbols={
+        "momentum_buffer": "the sum of past gradients",
+        "momentum": "the momentum, which plays the part of \u03b2 in lesson 2",
+    },
+    given=(2017, 4, 9, 25, 0.01, 0.9, 0.95, 0.002, 0.99, 0.81),
 )

@@ -39,13 +39,14 @@ class Data(NamedTuple):
 
 
 @cache
-def digits() -> Data:
-    """scikit-learn's digits: the same three quarters that `steprule compare` trains on."""
+def digits(held_out: bool = False) -> Data:
+    """scikit-learn's digits: the three quarters that `steprule compare` trains on, or the rest, which it holds out."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    images, _, labels, _ = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
+    training, rest, *both = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
+    images, labels = (rest, both[1]) if held_out else (training, both[0])
     inputs = np.hstack([(images - 5) / 6, np.ones((len(images), 1))])
     return Data(inputs, np.eye(10)[labels])
 
@@ -162,7 +163,7 @@ def _arrows(place: str, batch: int) -> Chart:
     ends = Line(f"{ARROWS} batches", tips[:, 0], tips[:, 1], 0, line=False, dots=True)
     whole = Line("all data", [0.0, full[0]], [0.0, full[1]], 1, dots=True)
     return Chart(
-        "Gradients from the same weights",
+        "Gradients from the same weights, in 2 of 650 directions",
         Axis("along the gradient of all data", -3.5, 5),
         Axis("across it, where spread is largest", -3, 3),
         [*shafts, ends, whole],
@@ -229,7 +230,7 @@ def questions() -> Sequence[Question]:
             "Four times as many examples, and the distance shrinks by the root of four.",
         ),
         Question(
-            "Your batches have 8 examples, and you want a tenth of the noise. How many examples do you need?",
+            "Your batches have 8 examples, and you want gradients that are a tenth as far off. How many examples do you need?",
             (spread(FIRST).single / (expected(FIRST, 8) / 10)) ** 2,
             "A tenth of the distance takes a hundred times as many examples. That is why large batches pay off less and less.",
         ),
@@ -280,24 +281,24 @@ LESSON = Lesson(
         "gradient is a mean as well, and it takes a pass over all data. A mini-batch is a poll: draw a few examples at random and take the "
         "mean of *their* gradients. On average over all draws that is the full gradient. A single draw is off by some noise.",
         "The picture is of real data: 1,347 images of handwritten digits, and a model without hidden layers, 650 weights. The arrows are the gradients of "
-        "20 batches, all from the same weights. What you see are two directions out of 650; the distances below count all of them.",
+        "20 batches, all from the same weights. You see two directions out of 650. In each of the others there is a little more noise, and the distances below count all of them.",
         "## The root of the batch size",
-        "At the first step the full gradient has length 1.19, and the gradient of a single image is typically 7.6 off: nearly all noise. "
-        "Batches of 16 images are 1.9 off, those of 64 images 0.95. Four times as many examples halve the noise, always: it shrinks as one "
-        "over the root of the batch size, the line in the second chart. A larger batch gives a better gradient, and each further example helps less than the one before.",
+        "At the first step the full gradient has length 1.19. The gradient of a single image is typically 7.6 off, which is the root of the mean squared distance: nearly all of it is noise. "
+        "Batches of 16 images are 1.9 off, those of 64 images 0.95. Four times as many examples halve the noise, wherever you are in training: it shrinks as one "
+        "over the root of the batch size, the line in the second chart. (The examples are drawn independently here. Batches that take a large part of the data are nearer still.) A larger batch gives a better gradient, and each further example helps less than the one before.",
         "## What noise does to training",
         "Look at the loss by steps. At learning rate 0.05, after 400 steps, batches of 64 reach 0.22 and all data reach 0.22. A step with 64 images takes a twentieth of "
         "the work, so the noise was nearly free. Now look at the loss by images looked at: five epochs bring single images to 0.05, and "
         "five steps with all data only to 1.98. Many rough steps beat a few exact ones.",
-        "Noise has a price where the learning rate is large. Set it to 0.2: with single images the loss is 0.46 after 200 steps and 1.30 after 400. It "
-        "never settles, since each image pulls the weights its own way. With a smaller learning rate many noisy steps average out.",
-        "## Near the end, noise is all there is",
-        "Take the gradients after 100 steps. The full gradient has shrunk to 0.14, and single images are still 2.9 off, 21 times as much. The nearer you come, the "
-        "more of each step is noise. That is why the learning rate should decay towards the end, and why averages of gradients, the next "
-        "lesson, are in nearly every optimizer.",
-        "One thing the charts leave out: hardware. A graphics card computes the gradient of 64 images in about the time of one. Then count steps, not images.",
+        "Noise has a price where the learning rate is large. Set it to 0.2: with single images the loss is 0.46 after 200 steps and 1.30 after 400. In "
+        "these steps it does not settle, since each image pulls the weights its own way. With a smaller learning rate many noisy steps average out.",
+        "## Near the end, a step is mostly noise",
+        "Take the gradients after 100 steps. The full gradient has shrunk to 0.14, and single images are still 2.9 off, 21 times as much. The noise has shrunk as well, but the "
+        "full gradient has shrunk faster. That is one reason to lower the learning rate towards the end (lesson 7), and one for the averages that are in nearly every "
+        "optimizer. The next lesson is on averages that remember a single number.",
+        "One thing the charts leave out: hardware. A graphics card computes the gradient of 64 images in about the time of one. On such hardware compare losses by steps, not by images.",
     ],
-    formulas={"As it is written": Plain},
+    formulas={"SGD, as it is written": Plain},
     sources=[SGD.function()],
     try_it="""
 import numpy as np
@@ -305,7 +306,7 @@ from sklearn.datasets import load_digits
 from steprule.arrays import SGD
 
 images, labels = load_digits(return_X_y=True)
-images = images / 16
+images = images / 16  # another scale than in the charts, so other numbers
 
 def gradient(weights, chosen):
     likely = np.exp(images[chosen] @ weights)
@@ -334,12 +335,12 @@ print("right:", round(((images @ weights).argmax(1) == labels).mean(), 2))
 right: 0.95
 """,
     wrong=[
-        "*The batch grows and the learning rate stays.* With less noise a larger learning rate is possible, and fewer steps make an epoch. Whoever "
-        "keeps the learning rate trains less. Multiplying it by the same factor is a common first try for SGD; for Adam it is the root of the factor.",
+        "*The batch grows and the learning rate stays.* With less noise a larger learning rate is possible, and fewer steps make an epoch. If you keep the "
+        "learning rate, an epoch brings the weights less far. Multiplying it by the same factor as the batch size is a common first try for SGD.",
         "*Batches are not drawn at random.* Sorted data gives batches of one class, and their gradients are off in the same direction for "
-        "long. Shuffle before each epoch.",
+        "many steps in a row. Shuffle before each epoch.",
         "*The loss of a batch is taken for the loss.* It is as noisy as the gradient. Compare losses over many batches, or the validation loss.",
-        "*Gradients are added instead of averaged.* The learning rate then depends on the batch size, and the last, smaller batch of an epoch counts less.",
+        "*Gradients are added instead of averaged.* Then each step grows with the batch size, and a learning rate that suits batches of 16 is four times too large for batches of 64.",
     ],
     questions=questions,
     references=[
@@ -348,6 +349,7 @@ right: 0.95
         "McCandlish, Kaplan and Amodei 2018, An Empirical Model of Large-Batch Training, arXiv:1812.06162: section 2, from which batch size on noise no longer matters.",
     ],
     claims=claims,
-    given=(20, 650, 16, 64, 0.05, 400, 0.2, 200, 100, 8),
+    about_code="Only the line `return param - lr * grad, None` belongs to this lesson. With momentum and weight decay at 0 the rest does nothing; lessons 3 and 6 come back to it.",
+    given=(7, 64, 20, 650, 16, 64, 0.05, 400, 0.2, 200, 100, 8),
     needs=("sklearn",),
 )

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from steprule.lessons import LESSONS, find
 from steprule.lessons.charts import HEIGHT, WIDTH, Bars, Bits, Chart, Element, Heat, Line, heat_colour, number
-from steprule.lessons.formula import formula_html, source_html, symbol_html
+from steprule.lessons.formula import formula_html, source_html, symbol_html, symbols_html
 from steprule.lessons.glossary import TERMS
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 
@@ -127,8 +127,9 @@ def _body(lesson: Lesson, screen: Screen, drawn: Sequence[list[Element]]) -> str
 {text}
 <h2>The formula, and the code that runs</h2>
 <div class="both"><div>{formulas}
-{_symbols(lesson.controls)}</div>
+{symbols_html(lesson)}</div>
 <div><h3>As steprule runs it</h3>
+{f"<p>{terms.prose(lesson.about_code, False)}</p>" if lesson.about_code else ""}
 {source_html(lesson.sources, lesson.controls)}</div></div>
 <h2>Try it</h2>
 <pre tabindex="0"><code>{escape(lesson.try_it.strip(), quote=False)}</code></pre>
@@ -205,7 +206,7 @@ def _screen(lesson: Lesson, screen: Screen, elements: Sequence[Element], changin
 
 
 def _control(index: int, control: Control) -> str:
-    symbol = f'<mark class="k{index}">{symbol_html(control) or control.source}</mark>' if control.symbol else ""
+    symbol = f'<mark class="k{index}">{symbol_html(control.symbol) or control.source}</mark>' if control.symbol else ""
     label = f"{escape(control.label)} {symbol}"
     initial = list(control.values).index(control.initial)
     if control.is_choice:
@@ -264,18 +265,6 @@ def _legend(chart: Chart) -> str:
             drawn = f'<rect class="bar s{mark.style}" x="8" y="1" width="14" height="10"/>'
         items += f'<li><svg viewBox="0 0 30 12" aria-hidden="true">{drawn}</svg>{escape(mark.name)}</li>'
     return f'<ul class="legend">{items}</ul>' if items else ""
-
-
-def _symbols(controls: Sequence[Control]) -> str:
-    """Which mark is which control."""
-    items = [
-        f'<li><mark class="k{index}">{symbol_html(control) or escape(control.source)}</mark> {escape(control.label)}'
-        + (f", <code>{escape(control.source)}</code> in the code" if control.source else "")
-        + "</li>"
-        for index, control in enumerate(controls)
-        if control.symbol
-    ]
-    return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
 def _question(index: int, question: Question, terms: _Terms) -> str:
