@@ -82,7 +82,7 @@ def test_a_rule_goes_on_from_what_comes_before_it():
 
 
 def test_names_that_come_twice_are_numbered_and_defaults_can_be_given():
-    rule = chain(transforms.mean, transforms.sign, partial(transforms.mean, beta=0.5), lr=0.3)
+    rule = chain(transforms.ema, transforms.sign, partial(transforms.ema, beta=0.5), lr=0.3)
     assert [*rule.states] == ["exp_avg", "exp_avg_2"]
     assert dict(rule.hyperparameters) == {"lr": 0.3, "beta": 0.9, "beta_2": 0.5}
     given = {**rule.hyperparameters, "beta": 0.2, "beta_2": 0.4}
@@ -94,7 +94,7 @@ def test_names_that_come_twice_are_numbered_and_defaults_can_be_given():
 
 
 def test_a_chain_is_one_pass_with_formats_services_and_options():
-    rule = chain(transforms.mean, transforms.rms_scaling, transforms.trust, transforms.decay)
+    rule = chain(transforms.ema, transforms.rms_scaling, transforms.trust, transforms.decay)
     assert len(trace(rule, rule.hyperparameters).last.outputs) == 3
     plain = run(Optimizer.of(rule), dtype=torch.float32, lr=0.01)
     small = run(
@@ -107,7 +107,7 @@ def test_a_chain_is_one_pass_with_formats_services_and_options():
 
 
 def test_checkpoints_of_a_chain_go_on_with_the_same_bits():
-    rule = chain(transforms.mean, rules.NovoGrad, transforms.decay)
+    rule = chain(transforms.ema, rules.NovoGrad, transforms.decay)
     params, optimizer = run(Optimizer.of(rule), lr=0.01)
     kept = io.BytesIO()
     torch.save(optimizer.state_dict(), kept)
@@ -147,7 +147,7 @@ def test_a_function_of_ones_own_and_what_it_must_look_like():
     with pytest.raises(RuleError, match="Rprop cannot be a part of a chain: its states begin at its learning rate"):
         chain(rules.Rprop)
     with pytest.raises(TypeError, match="did you mean 'beta'"):
-        Optimizer.of(chain(transforms.mean))([torch.zeros(1)], betta=0.5)
+        Optimizer.of(chain(transforms.ema))([torch.zeros(1)], betta=0.5)
 
 
 def test_the_array_front_takes_a_chain():
@@ -358,13 +358,13 @@ def test_rules_with_other_defaults():
             param.grad = torch.arange(3.0) - number
             optimizer.step()
     torch.testing.assert_close(*params)
-    for wrong in (partial(rules.AdamW, beats=1), partial(transforms.mean, bta=0.3)):
+    for wrong in (partial(rules.AdamW, beats=1), partial(transforms.ema, bta=0.3)):
         with pytest.raises(TypeError, match=r"got an unexpected argument .*; did you mean 'beta"):
             chain(wrong)
 
 
 def test_hyperparameters_with_numbers_are_looked_at_as_those_without():
-    made = Optimizer.of(chain(transforms.mean, transforms.rms_scaling, rules.SGD, rules.SGD))
+    made = Optimizer.of(chain(transforms.ema, transforms.rms_scaling, rules.SGD, rules.SGD))
     for wrong in ({"beta": 1.5}, {"beta_2": 1.5}, {"beta_2": -3.0}, {"weight_decay_2": -5.0}, {"nesterov_2": True}):
         with pytest.raises(ValueError, match=r"Invalid|Nesterov momentum requires"):
             made([torch.zeros(1)], **wrong)
@@ -426,7 +426,7 @@ def test_what_is_no_part_or_no_rule_says_what_would_be():
     ):
         with pytest.raises(RuleError, match=message):
             chain(part)
-    for wrong in (steprule.AdamW, 3, transforms.mean):
+    for wrong in (steprule.AdamW, 3, transforms.ema):
         with pytest.raises(TypeError, match=r"takes a rule, a subclass of steprule\.Rule"):
             Optimizer.of(wrong)
 
@@ -547,8 +547,8 @@ PARTS = {
     "a function": lambda: chain(double),
     "a function with other defaults": lambda: chain(functools.partial(halve, share=0.25)),
     "a rule with a list": lambda: chain(functools.partial(rules.Lion, betas=[0.5, 0.75]), name="Listed", lr=0.5),
-    "a chain": lambda: chain(chain(double, transforms.mean, name="Inner"), transforms.sign),
-    "a chain with other defaults": lambda: chain(functools.partial(chain(transforms.mean), beta=0.5)),
+    "a chain": lambda: chain(chain(double, transforms.ema, name="Inner"), transforms.sign),
+    "a chain with other defaults": lambda: chain(functools.partial(chain(transforms.ema), beta=0.5)),
 }
 
 
@@ -623,5 +623,5 @@ def test_parts_within_a_class_have_a_name():
 
 def test_a_library_that_needs_no_names_is_let():
     cloudpickle = pytest.importorskip("cloudpickle")
-    optimizer = Optimizer.of(chain(unnamed("lambda"), transforms.mean))([torch.ones(2, requires_grad=True)])
+    optimizer = Optimizer.of(chain(unnamed("lambda"), transforms.ema))([torch.ones(2, requires_grad=True)])
     assert [*cloudpickle.loads(cloudpickle.dumps(optimizer)).rule.states] == ["exp_avg"]

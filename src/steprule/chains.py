@@ -1,10 +1,4 @@
-"""New rules out of pieces and rules, without a class.
-
->>> from steprule import Optimizer, chain
->>> from steprule.transforms import decay, mean, sign
->>> SignedMean = chain(mean, sign, decay)
->>> optimizer = Optimizer.of(SignedMean)(model.parameters(), lr=1e-3, beta=0.95, weight_decay=0.1)
-"""
+"""New rules out of transforms and rules, without a class."""
 
 from __future__ import annotations
 
@@ -26,25 +20,38 @@ from steprule.rules.options import movement
 from steprule.settings import check_names, check_together
 
 Transform = Callable[..., Any]
-"""(grad, [param], <states>, *, [step], <hyperparameters>) -> the new direction, or that and the new states."""
+"""A function ``(grad, [param], <states>, *, [step], <hyperparameters>)`` that returns the new direction, or that and the new states."""
 
 
 def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3) -> type[Rule]:
-    """A rule whose direction goes through these parts in turn, and then ``param - lr * direction``.
+    """A rule made of parts: the direction starts as the gradient and goes through each part, then ``param - lr * direction``.
 
-    It is traced, compiled to one pass, printed, saved and loaded as any rule. The same parts make the same class. Its
-    optimizers are pickled by the names of the parts, which lambdas and what is defined in functions have not.
+    The rule is traced, compiled, printed, saved and loaded as any other. The same parts make the same class. Its optimizers
+    are pickled by the names of the parts, so lambdas and functions defined in functions cannot be pickled.
 
     Args:
-        parts: transforms, such as those of `steprule.transforms` or functions of your own like them, and rules, each
-            of which makes of the direction so far the one that it would step along with lr 1. Other defaults are
-            given by `functools.partial`. Names that come twice have a number the second time: beta, beta_2.
-        name: what to call it.
-        lr: the default learning rate.
+        parts: transforms and rules, in order. A transform is one of `steprule.transforms`, or a function of your own with
+            the same kind of arguments. A rule makes the direction along which it would step with lr 1. `functools.partial`
+            gives a part other defaults. A name that comes twice gets a number the second time: beta, beta_2.
+        name: the name of the rule.
+        lr: the default learning rate, at least 0.
+
+    Returns:
+        A rule, for `Optimizer.of`. Its hyperparameters are lr and those of the parts.
 
     Raises:
         RuleError: there is no part, or one cannot be a part of a chain.
         TypeError: a partial gives an argument that its function or rule does not take, or one of a rule by position.
+
+    Examples:
+        >>> from steprule import chain
+        >>> from steprule.transforms import decay, ema, sign
+        >>> SignedMean = chain(ema, sign, decay, name="SignedMean")
+        >>> SignedMean.hyperparameters
+        {'lr': 0.001, 'beta': 0.9, 'weight_decay': 0.01}
+        >>> param, exp_avg = SignedMean.update(1.0, 8.0, 0.0, step=1, lr=0.5, beta=0.75, weight_decay=0.25)
+        >>> param, exp_avg  # 1 - 0.5 * (sign(8) + 0.25 * 1)
+        (0.375, 2.0)
     """
     if not parts:
         raise RuleError("chain() needs at least one part")

@@ -12,21 +12,30 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """What a rule says of one of its hyperparameters, as a class attribute of the hyperparameter's name::
+    """The meaning and the range of a hyperparameter, written in a rule's class under the hyperparameter's name.
 
-        class AdEMAMix(Rule):
-            alpha = Hyperparameter("factor of the slow EMA", "[0, inf)")
-
-    Hyperparameters that `COMMON` has need none, unless the rule means something else by the name. Any other without one may
-    be every finite number.
+    It is optional: names such as lr, betas, eps and weight_decay have a common meaning and range, and any other name may be
+    any finite number. A value out of range is refused with ValueError when an optimizer is made.
 
     Attributes:
         meaning: what it is, in words, without its range and default.
-        range: where each of its numbers must lie, as an interval: "[0, 1)" includes 0 and excludes 1. An empty string
+        range: the interval in which each of its numbers must lie: "[0, 1)" includes 0 and excludes 1. An empty string
             leaves the check to the rule's `check`. True/False hyperparameters need none. Default: any finite number.
 
     Raises:
-        ValueError: range is not an interval.
+        ValueError: range is no interval.
+
+    Examples:
+        >>> from steprule import Hyperparameter, Rule
+        >>> class Soft(Rule):
+        ...     delta = Hyperparameter("gradient at which the update has half its size", "[0, inf)")
+        ...
+        ...     def update(param, grad, *, lr=0.1, delta=1.0):
+        ...         return param - lr * grad / (abs(grad) + delta)
+        >>> Soft.meanings["delta"].range
+        '[0, inf)'
+        >>> Soft.meanings["delta"].allows(-1.0)
+        False
     """
 
     meaning: str

@@ -1,60 +1,113 @@
-"""The pieces that rules are made of.
+"""The functions that rules are made of.
 
-Every function here takes whatever carries the numbers: Python floats, NumPy arrays, torch tensors,
-or the symbols an engine traces a rule with. None of them changes its arguments.
+Every function here takes whatever carries the numbers: Python floats, NumPy arrays, torch tensors, or the symbols with which
+a rule's formula is read. None of them changes its arguments. An argument may have one value for each element (the shape of
+the parameter) or be one number, such as a hyperparameter or ``step``.
+
+In a compiled rule elements are computed in float32, or in float64 where the parameter is float64. What depends on
+hyperparameters, ``step`` and sums alone is computed in float64, once a step.
 """
 
 from __future__ import annotations
 
-import builtins
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-Value = Any
-"""A float, a NumPy array, a torch tensor or a traced expression."""
+from steprule.elementwise import Value as Value
+from steprule.elementwise import abs as abs
+from steprule.elementwise import atan2 as atan2
+from steprule.elementwise import cbrt as cbrt
+from steprule.elementwise import clip as clip
+from steprule.elementwise import exp as exp
+from steprule.elementwise import floor as floor
+from steprule.elementwise import is_tensor
+from steprule.elementwise import log as log
+from steprule.elementwise import maximum as maximum
+from steprule.elementwise import minimum as minimum
+from steprule.elementwise import sign as sign
+from steprule.elementwise import sqrt as sqrt
+from steprule.elementwise import where as where
 
 
 def ema(avg: Value, value: Value, beta: Value) -> Value:
-    """One step of the exponentially weighted average: ``beta * avg + (1 - beta) * value``.
+    """One step of an exponential moving average (EMA), ``m_t = β m_{t-1} + (1 - β) x_t``.
 
-    Written as ``avg + (1 - beta) * (value - avg)``, which keeps the two weights' sum at exactly one.
+    Of gradients it is the first moment of Adam: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1. It is computed as
+    ``m_{t-1} + (1 - β) (x_t - m_{t-1})``, whose two weights add up to exactly 1.
 
     Args:
-        avg: the average so far (0 before the first value).
-        value: the new value, of avg's shape.
-        beta: the share that the past keeps, in [0, 1). The average spans about 1 / (1 - beta) values.
+        avg: ``m_{t-1}``, the average so far; 0 before the first value.
+        value: ``x_t``, the new value, of avg's shape.
+        beta: ``β``, the share of the past, in [0, 1). The average spans about 1 / (1 - beta) values.
+
+    Examples:
+        >>> from steprule.pieces import ema
+        >>> ema(0.0, 10.0, beta=0.75)
+        2.5
     """
     return avg + (1 - beta) * (value - avg)
 
 
 def ema_sq(avg: Value, value: Value, beta: Value) -> Value:
-    """One step of the exponentially weighted average of squares: ``beta * avg + (1 - beta) * value**2``.
+    """One step of an EMA of squares, ``v_t = β v_{t-1} + (1 - β) x_t²``.
 
-    As `ema`, except that an average that has overflowed to inf stays there instead of becoming NaN, so that one
-    huge gradient stops its own parameter and not all of them.
+    Of gradients it is the second moment of Adam: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1. It differs from
+    ``ema(avg, value * value, beta)`` in one case: an average that has overflowed to infinity stays infinite instead of
+    becoming NaN, so that a huge gradient stops its own element and no others.
+
+    Args:
+        avg: ``v_{t-1}``, the average so far; 0 before the first value.
+        value: ``x_t``, the new value, of avg's shape. It is squared here.
+        beta: ``β``, the share of the past, in [0, 1).
+
+    Examples:
+        >>> from steprule.pieces import ema_sq
+        >>> ema_sq(0.0, 10.0, beta=0.75)
+        25.0
     """
     return where(avg < math.inf, ema(avg, value * value, beta), avg + value * value)
 
 
 def l2(grad: Value, param: Value, weight_decay: Value) -> Value:
-    """The gradient with that of L2 regularisation, ``grad + weight_decay * param``; grad itself without decay."""
+    """The gradient of the loss with L2 regularization, ``g_t + λ θ_{t-1}``.
+
+    This is coupled weight decay: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2, in Adam with L2. With
+    weight_decay 0 it is grad itself, even where param is not finite.
+
+    Args:
+        grad: ``g_t``, the gradient.
+        param: ``θ_{t-1}``, the parameter, of grad's shape.
+        weight_decay: ``λ``, at least 0.
+
+    Examples:
+        >>> from steprule.pieces import l2
+        >>> l2(1.0, 4.0, weight_decay=0.5)
+        3.0
+    """
     return where(weight_decay == 0, grad, grad + weight_decay * param)
 
 
 def debias(avg: Value, beta: Value, step: Value) -> Value:
-    """Bias correction of an `ema` that began at 0: ``avg / (1 - beta**step)``. Adam, section 3.
+    """The bias correction of an EMA that began at 0, ``m̂_t = m_t / (1 - β^t)``.
+
+    Kingma & Ba 2015, arXiv:1412.6980, section 3.
 
     Args:
-        avg: the average after ``step`` values.
-        beta: the average's beta.
-        step: how many values the average has seen; 1 after the first.
+        avg: ``m_t``, the average after ``step`` values.
+        beta: ``β`` of the average.
+        step: ``t``, the number of values that the average has seen; 1 after the first.
 
     Raises:
         ValueError: step is a number below 1: there is no average yet.
+
+    Examples:
+        >>> from steprule.pieces import debias, ema
+        >>> debias(ema(0.0, 10.0, beta=0.75), beta=0.75, step=1)
+        10.0
     """
     if isinstance(step, (int, float)) and step < 1:
         raise ValueError(f"Invalid step value: {step}; an average has seen at least 1 value")
@@ -62,33 +115,62 @@ def debias(avg: Value, beta: Value, step: Value) -> Value:
 
 
 def debiased_beta(beta: Value, step: Value) -> Value:
-    """The beta at which an `ema` has no bias at any step, ``beta * (1 - beta**(step - 1)) / (1 - beta**step)``.
+    """The beta at which an EMA has no bias at any step, ``β_t = β (1 - β^{t-1}) / (1 - β^t)``.
 
-    An average that is moved by it is at every step what `debias` makes of one that is moved by beta. 0 at step 1.
+    An EMA that moves by ``β_t`` is at every step what `debias` makes of one that moves by ``β``. Shazeer & Stern 2018,
+    arXiv:1804.04235, section 7.1.
+
+    Args:
+        beta: ``β``, in [0, 1).
+        step: ``t``, from 1. At step 1 the result is 0: the average is the first value.
+
+    Examples:
+        >>> from steprule.pieces import debiased_beta
+        >>> debiased_beta(0.5, step=1), round(debiased_beta(0.5, step=2), 4)
+        (0.0, 0.3333)
     """
     return beta * (1 - beta ** (step - 1)) / (1 - beta**step)
 
 
 def at_first(step: Value, first: Value, later: Value) -> Value:
-    """first at a tensor's first step and later from the second on."""
+    """One value at a tensor's first step and another one afterwards, ``first if step == 1 else later``.
+
+    Args:
+        step: the number of the step, from 1, as a rule is given it.
+        first: the result at step 1.
+        later: the result from step 2 on.
+
+    Examples:
+        >>> from steprule.pieces import at_first
+        >>> at_first(1, 0.0, 5.0), at_first(2, 0.0, 5.0)
+        (0.0, 5.0)
+    """
     return where(step == 1, first, later)
 
 
 def running_ema(series: Sequence[Value], beta: float, bias_correction: bool = False) -> Any:
-    """The exponentially weighted average after each value of a series.
+    """The EMA after each value of a series: `ema` from 0, once for each value.
+
+    It is for plots and for learning; a rule moves its averages by `ema`.
 
     Args:
-        series: scalars, arrays or tensors in order of time; an array or tensor is read along its first
-            dimension.
-        beta: as in `ema`, in [0, 1).
-        bias_correction: whether each average is debiased, so that early ones are not pulled to 0.
+        series: numbers, arrays or tensors in order of time; an array or tensor is read along its first dimension.
+        beta: the share of the past, in [0, 1).
+        bias_correction: whether each average is debiased, so that the first ones are not close to 0.
 
     Returns:
         A list, or an array or tensor if that is what series is; as long as series.
 
     Raises:
-        ValueError: beta is outside [0, 1).
-        TypeError: the series is of something else than numbers.
+        ValueError: beta is outside of [0, 1).
+        TypeError: a value of the series is None or a string.
+
+    Examples:
+        >>> from steprule.pieces import running_ema
+        >>> running_ema([8.0, 8.0, 8.0], beta=0.5)
+        [4.0, 6.0, 7.0]
+        >>> running_ema([8.0, 8.0, 8.0], beta=0.5, bias_correction=True)
+        [8.0, 8.0, 8.0]
     """
     if not 0 <= beta < 1:
         raise ValueError(f"Invalid beta value: {beta}")
@@ -102,78 +184,36 @@ def running_ema(series: Sequence[Value], beta: float, bias_correction: bool = Fa
         averages.append(debias(avg, beta, step) if bias_correction else avg)
     if isinstance(series, np.ndarray):
         return np.array(averages).reshape(series.shape)
-    if _is_tensor(series):
+    if is_tensor(series):
         return sys.modules["torch"].stack(averages) if averages else series
     return averages
-
-
-def sqrt(x: Value) -> Value:
-    """The square root."""
-    return _call("sqrt", x)
-
-
-def exp(x: Value) -> Value:
-    """e to the power of x."""
-    return _call("exp", x)
-
-
-def log(x: Value) -> Value:
-    """The natural logarithm."""
-    return _call("log", x)
-
-
-def abs(x: Value) -> Value:
-    """The absolute value."""
-    return builtins.abs(x)
-
-
-def sign(x: Value) -> Value:
-    """-1, 0 or 1; NaN for NaN."""
-    return where(x > 0, 1.0, where(x < 0, -1.0, x))
-
-
-def maximum(a: Value, b: Value) -> Value:
-    """The larger of two, NaN if either is."""
-    if isinstance(a, float) and isinstance(b, float):  # as `_call` would, in a tenth of its time
-        return a if a >= b or a != a else b
-    return _call("maximum", a, b)
-
-
-def minimum(a: Value, b: Value) -> Value:
-    """The smaller of two, NaN if either is."""
-    if isinstance(a, float) and isinstance(b, float):
-        return a if a <= b or a != a else b
-    return _call("minimum", a, b)
-
-
-def clip(x: Value, low: Value, high: Value) -> Value:
-    """x kept within low and high; NaN for NaN."""
-    return minimum(maximum(x, low), high)
-
-
-def floor(x: Value) -> Value:
-    """The largest whole number that is not above x: of hyperparameters and the step, not of elements."""
-    return _call("floor", x)
-
-
-def cbrt(x: Value) -> Value:
-    """The cube root of a number that is at least 0."""
-    return (x.double() ** (1 / 3)).to(x.dtype) if _is_tensor(x) else _call("cbrt", x)
-
-
-def atan2(y: Value, x: Value) -> Value:
-    """The angle of the point (x, y), x being at least 0: from -pi/2 to pi/2, and 0 for (0, 0)."""
-    return _call("arctan2", y, x)
 
 
 # Sums over all elements of a tensor: one number for each, which must be known before any element changes.
 
 
 def total(x: Value) -> Value:
-    """The sum over a tensor's elements, in float64."""
+    """The sum over a tensor's elements, ``Σ x_i``, in float64.
+
+    A rule that uses it, or `mean` or `norm`, reads its tensors in a reduction pass before the pass that changes them.
+
+    Args:
+        x: one value for each element.
+
+    Returns:
+        One number a tensor.
+
+    Raises:
+        TypeError: x is None.
+
+    Examples:
+        >>> from steprule.pieces import total
+        >>> float(total(np.array([1.0, 2.0, 4.0])))
+        7.0
+    """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("total", x)
-    if _is_tensor(x):
+    if is_tensor(x):
         return x.sum(dtype=sys.modules["torch"].float64)
     if x is None:  # which NumPy takes for NaN
         raise TypeError("total() of None")
@@ -181,75 +221,89 @@ def total(x: Value) -> Value:
 
 
 def mean(x: Value) -> Value:
-    """The mean over a tensor's elements."""
+    """The mean over a tensor's elements, ``Σ x_i / n``, in float64.
+
+    An average over time is `ema`.
+
+    Args:
+        x: one value for each element.
+
+    Returns:
+        One number a tensor.
+
+    Raises:
+        TypeError: x is None.
+
+    Examples:
+        >>> from steprule.pieces import mean
+        >>> float(mean(np.array([1.0, 2.0, 6.0])))
+        3.0
+    """
     return total(x) / size(x)
 
 
 def norm(x: Value) -> Value:
-    """The Euclidean norm of a tensor."""
+    """The Euclidean norm of a tensor, ``‖x‖ = √(Σ x_i²)``, in float64.
+
+    Args:
+        x: one value for each element.
+
+    Returns:
+        One number a tensor.
+
+    Raises:
+        TypeError: x is None.
+
+    Examples:
+        >>> from steprule.pieces import norm
+        >>> float(norm(np.array([3.0, 4.0])))
+        5.0
+    """
     return sqrt(total(x * x))
 
 
 def size(x: Value) -> Value:
-    """How many elements the tensor has."""
+    """The number of elements of a tensor, ``n``.
+
+    Args:
+        x: one value for each element.
+
+    Returns:
+        One number a tensor; 1 for a plain number.
+
+    Raises:
+        TypeError: x is None.
+
+    Examples:
+        >>> from steprule.pieces import size
+        >>> size(np.zeros((2, 3)))
+        6
+    """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("size", x)
     if x is None:  # which NumPy takes for one number
         raise TypeError("size() of None")
-    return x.numel() if _is_tensor(x) else np.size(x)
+    return x.numel() if is_tensor(x) else np.size(x)
 
 
 def total_of_all(x: Value) -> Value:
-    """The sum over the elements of all tensors that are stepped together; over x's where it is called by hand."""
+    """The sum over the elements of all tensors that are stepped together, ``Σ_tensors Σ_i x_i``, in float64.
+
+    Called by hand, it knows one tensor, and is `total`. An optimizer whose rule uses it cannot step parameters one by one
+    inside backward (gradient release).
+
+    Args:
+        x: one value for each element.
+
+    Returns:
+        One number for all tensors.
+
+    Raises:
+        TypeError: x is None.
+
+    Examples:
+        >>> from steprule.pieces import total_of_all
+        >>> float(total_of_all(np.array([1.0, 2.0])))
+        3.0
+    """
     return x.__steprule__("total_of_all", x) if hasattr(x, "__steprule__") else total(x)
-
-
-def where(condition: Value, a: Value, b: Value) -> Value:
-    """a where the condition holds and b elsewhere: what a rule writes instead of ``if``."""
-    if isinstance(condition, (bool, np.bool_)):
-        return a if condition else b
-    return _call("where", condition, a, b)
-
-
-def _call(name: str, *values: Value) -> Value:
-    """The function of that name from wherever the values come from."""
-    for value in values:
-        if hasattr(value, "__steprule__"):
-            return value.__steprule__(name, *values)
-    if any(map(_is_tensor, values)):
-        torch = sys.modules["torch"]
-        if name in ("maximum", "minimum"):
-            tensors = [value for value in values if _is_tensor(value)]
-            if len(tensors) == 1 and not tensors[0].requires_grad:  # a number beside it needs no tensor of its own
-                number = values[1] if values[0] is tensors[0] else values[0]
-                return tensors[0].clamp(**{"min" if name == "maximum" else "max": number})
-            values = tuple(_as_tensors(torch, values))
-        elif name == "where" and not any(map(_is_tensor, values[1:])):  # numbers that no element changes
-            options = {"dtype": torch.float64, "device": values[0].device}
-            values = (values[0], *(torch.full((), float(x), **options) for x in values[1:]))
-        return getattr(torch, name)(*values)
-    if all(isinstance(value, (int, float)) for value in values):
-        return _SCALAR[name](*values)
-    return getattr(np, name)(*values)
-
-
-def _as_tensors(torch: Any, values: Sequence[Value]) -> list[Any]:
-    like = next(value for value in values if _is_tensor(value))
-    return [v if _is_tensor(v) else torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values]
-
-
-def _is_tensor(value: Value) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-_SCALAR: dict[str, Callable[..., float]] = {
-    "sqrt": math.sqrt,
-    "exp": math.exp,
-    "log": math.log,
-    "floor": math.floor,
-    "arctan2": math.atan2,
-    "cbrt": lambda x: float(np.cbrt(x)),
-    "maximum": lambda a, b: a if a >= b or a != a else b,
-    "minimum": lambda a, b: a if a <= b or a != a else b,
-}

@@ -40,18 +40,24 @@ DECAYS = {
 
 
 class Rule:
-    """One optimizer's formula.
+    """One optimizer's formula, ``θ_t = θ_{t-1} - η u_t`` or any other, as a class with one function.
 
-    A subclass writes one function::
+    The function is ``update(param, grad, <states>, *, step, <hyperparameters with defaults>)``. It returns the new parameter
+    and the new states, in the same order. It is elementwise and pure: every value is one element's (or a whole array's, it
+    cannot tell), old values come in and new ones go out. ``step`` counts from 1 and may be left out. What depends on
+    hyperparameters and ``step`` alone, such as ``1 - beta**step``, is computed in float64 once a step. An ``if`` may ask for
+    a True/False hyperparameter or whether a state is None, never for a number: write `steprule.where` for that.
 
-        def update(param, grad, <states>, *, step, <hyperparameters with defaults>):
-            return new_param, <new states in the same order>
-
-    It is elementwise and pure: every value is one element's (or a whole array's, it cannot tell), old
-    values come in and new ones go out. ``step`` counts from 1 and may be left out. What depends on
-    hyperparameters and ``step`` alone, such as ``1 - beta**step``, is computed in float64, once for each
-    step. An ``if`` may ask for a True/False hyperparameter or whether a state is None, never for numbers:
-    that is what `steprule.where` is for.
+    Examples:
+        >>> from steprule import Rule, ema
+        >>> class Momentum(Rule):
+        ...     def update(param, grad, exp_avg, *, lr=0.1, beta=0.9):
+        ...         exp_avg = ema(exp_avg, grad, beta)
+        ...         return param - lr * exp_avg, exp_avg
+        >>> Momentum.hyperparameters, list(Momentum.states)
+        ({'lr': 0.1, 'beta': 0.9}, ['exp_avg'])
+        >>> Momentum.update(1.0, 8.0, 0.0, lr=0.25, beta=0.75)
+        (0.5, 2.0)
 
     Attributes:
         states: update's states, read off its signature and in its order, each with its `State`: the class attribute
@@ -59,14 +65,16 @@ class Rule:
         scalar_states: the names of those that are one number for each parameter.
         tensor_states: the names of the others.
         hyperparameters: update's hyperparameters and their defaults, in order.
-        meanings: what they are: for each the `Hyperparameter` that is the class attribute of its name, here or in a parent, or
-            what `steprule.hyper.COMMON` has of the name.
-        decay: what the formula makes of its hyperparameter weight_decay: a key of `DECAYS`, or "own" for any other kind.
-            Options that depend on the kind are refused where this is None.
-        refuses: why no option of `steprule.rules.options` goes around the formula; empty where they do.
-        needs: what it is good for, of `NEEDS`.
-        when: when to use it.
-        made_by: what makes it again in another process, where it has no name to be found by.
+        meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or the common one of
+            that name in `steprule.hyper.COMMON`.
+        decay: the kind of weight decay in the formula: a key of `DECAYS`, or "own" for any other kind. With None, options
+            that depend on the kind are refused.
+        refuses: the reason why the options decay, cautious, cautious_decay and lookahead cannot be used with the formula;
+            empty where they can.
+        needs: the needs that it serves, keys of `NEEDS`.
+        when: when to use it, in a sentence.
+        made_by: a function that makes the rule again in another process; for rules that no module has under their name, such
+            as chains.
         counts_steps: whether update asks for ``step``, read off its signature.
         keeps_step: whether ``step`` is kept with each parameter's state. Where it is not, step is 1 at a
             parameter's first step (its states are new) and 2 or more afterwards.
@@ -81,9 +89,10 @@ class Rule:
         check: raises ValueError for hyperparameters that do not go together. It is given a value for each, by name, and nothing
             else; those that it does not name it takes as ``**others``.
         begins_early: whether states are there before the first step.
-        evaluated: for weights that gradients are taken at and that are not those to evaluate: a second formula,
-            ``evaluated(param, <states>, *, <hyperparameters>)``, of whichever of them it names. Its optimizer has eval().
-        trained: the way back, which train() takes; with the same kinds of arguments.
+        evaluated: for rules that train other weights than those to evaluate, such as schedule-free ones: a second formula,
+            ``evaluated(param, <states>, *, <hyperparameters>)``, which names the states and hyperparameters that it needs
+            and returns the weights to evaluate. The optimizer's eval() applies it.
+        trained: the formula of the way back, with the same kinds of arguments, which train() applies.
 
     Raises:
         RuleError: when the class is made, if update's signature, a State or a Hyperparameter does not fit.

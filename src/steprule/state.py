@@ -20,26 +20,32 @@ Extent = Literal["elements", "scalar"]
 
 @dataclass(frozen=True)
 class State:
-    """What a rule says of one of its states, as a class attribute of the state's name::
+    """How a rule keeps one of its states, written in its class under the state's name.
 
-        class Prodigy(Rule):
-            d = State("scalar", begins="d0")
-            s = State(exact=True)
-
-    A state that has the parameter's shape, begins at 0 and may be kept in any format needs none.
+    It is optional: without it a state has the parameter's shape, begins at 0 and may be kept in any format.
 
     Attributes:
         extent: "elements" for a state of the parameter's shape, or "scalar" for one number for each parameter, like step.
-        begins: what it begins at: a number, a hyperparameter's name, or "param", the parameter itself.
-        exact: whether it is kept in float32 at least, or the name of a hyperparameter that must be true for that. Use it
-            for a state that is subtracted from another, or whose errors add up: a coarse format would turn it into
-            noise. Running maxima and minima, and the states that they are compared with, are kept so without it.
+        begins: its value before the first step: a number, a hyperparameter's name, or "param" for the parameter itself.
+        exact: whether it is kept in float32 at least, whatever the format, or the name of a hyperparameter that switches
+            this on. Needed where the formula subtracts the state from another one, or where its rounding errors add up.
+            Running maxima and minima, and states that they are compared with, are kept so without it.
         when: the hyperparameter that must be true or nonzero for the state to exist; otherwise update is given None.
-            Use it for a state that only some settings need.
+            Default: the state always exists.
         dtype: how a scalar state is kept: in float64 (None), or in step's dtype ("step").
 
     Raises:
-        RuleError: a value makes no sense, or does not go with another.
+        RuleError: a value makes no sense, or not beside the others.
+
+    Examples:
+        >>> from steprule import Rule, State
+        >>> class Anchored(Rule):
+        ...     first = State(begins="param", exact=True)
+        ...
+        ...     def update(param, grad, first, *, lr=0.1, pull=0.5):
+        ...         return param - lr * (grad + pull * (param - first)), first
+        >>> Anchored.states["first"].begins
+        'param'
     """
 
     extent: Extent = "elements"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from pathlib import Path
+from types import ModuleType
 
+from steprule import elementwise
+from steprule import pieces as pieces_
+from steprule import transforms as transforms_
 from steprule.trace.instead import INSTEAD
 
 ROOT = Path(__file__).parents[2]
@@ -58,3 +63,23 @@ def instead() -> str:
         by_answer.setdefault(answer, []).append(name)
     rows = [f"| {', '.join(f'`{name}`' for name in names)} | {answer} |" for answer, names in by_answer.items()]
     return "\n".join(["| you would write | in a formula |", "|---|---|", *rows])
+
+
+def pieces() -> str:
+    """Every function that rules are made of, and what it computes."""
+    return "\n".join(["| piece | what it computes |", "|---|---|", *_rows(pieces_), *_rows(elementwise)])
+
+
+def transforms() -> str:
+    """Every transform, and what it computes."""
+    return "\n".join(["| transform | the new direction |", "|---|---|", *_rows(transforms_)])
+
+
+def _rows(module: ModuleType) -> list[str]:
+    """The functions of a module, with links to where they are described, and their first sentences."""
+    return [
+        f"| [`{name}`][{module.__name__}.{name}] | {(one.__doc__ or '').splitlines()[0]} |"
+        for name, one in vars(module).items()
+        if inspect.isfunction(one) and (one.__module__, one.__name__) == (module.__name__, name)
+        if name[0] != "_" and name != "is_tensor"
+    ]

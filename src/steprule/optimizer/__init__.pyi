@@ -3456,8 +3456,8 @@ class Lion(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.0001.
-        betas: decay rates of the EMA whose sign is taken and of the EMA
-            that is kept. Each in [0, 1). Default: (0.9, 0.99).
+        betas: share of the EMA in the mix whose sign is taken, and decay
+            rate of the EMA itself. Each in [0, 1). Default: (0.9, 0.99).
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
         foreach, capturable, fused: accepted as in torch.optim; the engine

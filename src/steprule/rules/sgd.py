@@ -75,7 +75,9 @@ class Lion(Rule):
     """The sign of a mix of momentum (beta1) and gradient; the momentum itself decays by beta2. Chen et al. 2023,
     arXiv:2302.06675, algorithm 2."""
 
-    betas = Hyperparameter("decay rates of the EMA whose sign is taken and of the EMA that is kept", "[0, 1)")
+    betas = Hyperparameter(
+        "share of the EMA in the mix whose sign is taken, and decay rate of the EMA itself", "[0, 1)"
+    )
     decay = "decoupled"
     needs = ("memory", "large-batch")
     when = "In place of AdamW with half its states: a third to a tenth of its lr, as many times its weight decay."

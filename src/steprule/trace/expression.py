@@ -11,7 +11,7 @@ import sys
 from types import CodeType
 from typing import Any, NoReturn
 
-from steprule import pieces
+from steprule import elementwise, pieces
 from steprule.rule import RuleError
 from steprule.trace.instead import PRODUCTS, ROUNDING, TRUTH, instead_of
 
@@ -221,7 +221,7 @@ def is_ours(code: CodeType) -> bool:
     """Whether it is what rules are read with, or a library that a rule calls, and no rule."""
     libraries = [sys.modules[name].__file__ for name in ("numpy", "torch") if name in sys.modules]
     folders = (_HERE, *(os.path.join(os.path.dirname(file), "") for file in libraries if file))
-    return code.co_filename.startswith(folders) or code.co_filename == pieces.__file__
+    return code.co_filename.startswith(folders) or code.co_filename in (pieces.__file__, elementwise.__file__)
 
 
 def place_of(code: CodeType, line: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule import pieces
+from steprule.names import HOME
 
 SUMS = "mean(x), total(x) or norm(x), over the whole tensor; one for each row or column is not possible"
 _ALIKE = "x * 0 or a plain number: a number stands for a tensor of it"
@@ -60,11 +60,7 @@ INSTEAD = {
     "masked_fill": "where(condition, value, x)",
 }
 """What to write instead, by the name of what a formula cannot have."""
-_KNOWN = sorted(
-    name
-    for name, one in vars(pieces).items()
-    if callable(one) and getattr(one, "__module__", "") == pieces.__name__ and not name.startswith("_")
-)
+_KNOWN = sorted(("abs", *HOME["pieces"]))
 
 
 def with_pieces(words: str) -> str:
