@@ -323,7 +323,8 @@ class _LatexWriter(_Writer):
     used: dict[str, str]
 
     def _choose_symbols(self) -> dict[str, str]:
-        self.used, symbols = {}, {}
+        self.used = {}
+        symbols: dict[str, str] = {}
         for name in ("step", "numel", *self._operands, *self._words):
             words = self._words.get(name, name)
             symbol = _subscripted(_SYMBOLS.get(words, words))

@@ -31,7 +31,7 @@ class Way:
 
 def moves(
     rule: type[Rule], start: Any, gradient: Callable[[Array, int], Any], **settings: Any
-) -> Iterator[tuple[Array, Array, tuple[Array, ...]]]:
+) -> Iterator[tuple[Array, Array, tuple[Array | None, ...]]]:
     """Takes steps of a shipped rule in float64, without end: after each, the weights, the gradient and the states.
 
     Args:

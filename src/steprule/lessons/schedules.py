@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import islice, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -124,10 +124,10 @@ def _runs() -> Mapping[Setting, Run]:
     }
 
 
-def _batches(count: int) -> Array:
+def _batches(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Which images each step looks at: all in a random order, then all in another one."""
     random = np.random.default_rng(0)
-    rows: list[Array] = []
+    rows: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     while len(rows) < STEPS:
         order = random.permutation(count)
         rows += [order[at : at + BATCH] for at in range(0, count - BATCH + 1, BATCH)]
@@ -138,7 +138,7 @@ def screen(shape: str, warmup: str, peak: float, decay: float) -> Screen:
     """The learning rate, the loss on the way, the first steps, and the loss at the end for all peaks."""
     steps = np.array(LOOKS)
     chosen, plain = runs()[shape, warmup, peak], runs()[CONSTANT, warmup, peak]
-    every = np.arange(1, STEPS + 1)
+    every = range(1, STEPS + 1)
     rates = [learning_rate(step, shape, WARMUPS[warmup], 1.0) for step in every]
     rate = Chart(
         "The learning rate", Axis("step", 0, STEPS), Axis("share of the peak", 0, 1.1), [Line("", every, rates, 0)], "none"
