@@ -88,6 +88,7 @@ class EagerStep:
         step: the step's number, a float or a 0-dim tensor.
         hyper: a value for each hyperparameter, floats or tensors.
         maximize: negate the gradient first.
+        size: how many elements the whole has that param is a part of. Default: param's.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class EagerStep:
         step: Any,
         hyper: Mapping[str, Any],
         maximize: bool,
+        size: int | None = None,
     ) -> None:
         import torch
 
@@ -144,7 +146,8 @@ class EagerStep:
         if self.program is not None:
             numbers = zip(self.program.scalars, hyper_of(self.program, hyper), strict=True)
             self._evaluation.inputs |= {scalar_name(*scalar): value for scalar, value in numbers}
-            self._evaluation.inputs |= {**self._wide, "grad": self._grad, "step": step, "numel": self._grad.numel()}
+            self._evaluation.inputs |= {**self._wide, "grad": self._grad, "step": step}
+            self._evaluation.inputs["numel"] = size or self._grad.numel()
 
     def _elementwise(self) -> dict[str, Any]:
         return {name: x for name, x in self._states.items() if name not in self.rule.scalar_states}

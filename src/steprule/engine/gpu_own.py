@@ -54,9 +54,12 @@ class GpuPlanned:
         kernel: their kernel.
         plan: their plan, whose tables `steps` and `own` this fills.
         states: for each scalar state that of each tensor: one number, float32 or float64, on the plan's device.
+        sizes: how many elements each tensor has, or the one that it is a part of. Default: as the plan has it.
     """
 
-    def __init__(self, kernel: Kernel, plan: GpuPlan, states: Mapping[str, Sequence[Tensor]]) -> None:
+    def __init__(
+        self, kernel: Kernel, plan: GpuPlan, states: Mapping[str, Sequence[Tensor]], sizes: Sequence[int] | None = None
+    ) -> None:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
         self._plan = plan
@@ -67,7 +70,7 @@ class GpuPlanned:
         ]
         self._rows = dict(zip(own, plan.own, strict=True))
         if "numel" in self._rows:
-            self._rows["numel"].copy_(torch.tensor(plan.lengths, device=device))
+            self._rows["numel"].copy_(torch.tensor(plan.lengths if sizes is None else sizes, device=device))
         self._names = [name for name in own if name in self.program.numbers]
         kept = [states[name] for name in self._names]
         self._kept_at = torch.tensor([[x.data_ptr() for x in row] for row in kept], dtype=torch.int64, device=device)

@@ -23,14 +23,21 @@ class Planned:
         plan: their plan, whose table `own` this fills.
         states: for each scalar state of each tensor a 0-dim array over the memory where it is kept.
         threads: says how many threads may work.
+        sizes: how many elements each tensor has, or the one that it is a part of. Default: as the plan has it.
     """
 
     def __init__(
-        self, kernel: Any, plan: Any, states: Mapping[str, Sequence[np.ndarray]], threads: Callable[[], int]
+        self,
+        kernel: Any,
+        plan: Any,
+        states: Mapping[str, Sequence[np.ndarray]],
+        threads: Callable[[], int],
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
         self._kernel, self._plan, self._states, self._of_all = kernel, plan, states, states
+        self._sizes = np.array(plan.sizes if sizes is None else sizes, np.float64)
         self._readings = [Reading(one, plan, threads) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
 
@@ -44,7 +51,7 @@ class Planned:
         self._kernel.count(plan)
         hyper = plan.hyper[plan.groups[active]].T
         inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(program.scalars)}
-        inputs |= {"step": plan.steps[active].copy(), "numel": plan.sizes[active].astype(np.float64)}
+        inputs |= {"step": plan.steps[active].copy(), "numel": self._sizes[active]}
         inputs |= {name: np.array([float(one) for one in kept]) for name, kept in self._states.items()}
         self._evaluation = Evaluation(inputs)
 

@@ -14,8 +14,10 @@ Sums = Mapping[str, Any]
 """Sums over elements by name: for each tensor a list or array of numbers, or a tensor on a device that nobody waits for.
 
 Where a name begins with "top_" or "low_", it is the largest or smallest element in place of the sum."""
-Complete = Callable[[Sequence[Sums]], Sequence[Sums]]
-"""Makes sums over the elements that are here those over all there are: what processes have for themselves is added up."""
+Complete = Callable[[Sequence[Any], Sequence[Sums]], Sequence[Sums]]
+"""Makes sums over the elements that are here those over all there are: what processes have for themselves is added up.
+
+It is given what was read, works or parts of a step, and what each has found."""
 
 
 class Levels(Protocol):
@@ -44,6 +46,10 @@ class Levels(Protocol):
 
 class Work(Levels, Protocol):
     """Some of the tensors that are stepped together: those of one plan, or one that no kernel steps."""
+
+    @property
+    def params(self) -> Sequence[Any]:
+        """The tensors, as `sums` has them."""
 
     def read(self, norm: Norm) -> Sums:
         """The norms of gradients as they are, up to roots: "total_grad", "top_grad" or "low_grad".
@@ -84,7 +90,7 @@ class Around(Protocol):
         """Takes note of a step that was taken."""
 
 
-def alone(sums: Sequence[Sums]) -> Sequence[Sums]:
+def alone(works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
     """`Complete` for one process."""
     return sums
 
@@ -104,7 +110,7 @@ def take_step(
         begin: for a step that no plan has taken before, called when all has been looked at and nothing has changed yet.
     """
     wants = around.wants
-    sums = complete([work.read(wants) for work in works]) if wants is not None else ()
+    sums = complete(works, [work.read(wants) for work in works]) if wants is not None else ()
     if not around.ask(works, sums, complete):  # clipping, the check for non-finite gradients, the average's weight
         return False
     if begin is not None:
@@ -128,7 +134,7 @@ def find_numbers(works: Sequence[Levels], complete: Complete = alone) -> None:
     for level in range(max((work.depth for work in works), default=0)):
         for work in works:
             work.run(level)
-        sums = complete([work.sums(level) for work in works])
+        sums = complete(works, [work.sums(level) for work in works])
         for work, own in zip(works, over_all_tensors(works, sums), strict=True):
             work.put(level, own)
 

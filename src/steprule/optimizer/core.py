@@ -19,6 +19,7 @@ from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.plans import Plans
+from steprule.tensors.shard import Shards
 
 NOTES = ("services", "calls", "train_mode")
 """What groups have besides settings. Older checkpoints had it beside the groups."""
@@ -67,6 +68,7 @@ class Core:
         has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
         modes: which weights the model has.
         plans: what can do the next steps, if something can.
+        shards: the parts of its parameters that are here, where some are DTensors.
     """
 
     def __init__(self, base: type[Rule], options: dict[str, Any]) -> None:
@@ -83,6 +85,7 @@ class Core:
         self.begun_with: dict[Tensor, dict[str, float]] = {}
         self.modes = Modes()
         self.plans = Plans()
+        self.shards: Shards | None = None
 
     @property
     def calls(self) -> int:

@@ -335,7 +335,7 @@ class Optimizer(torch.optim.Optimizer):
                 Default: True.
         """
         torchs.zero_grad(self, set_to_none)
-        self._core.plans.let_go(self.param_groups, self.state)
+        self._core.plans.let_go(*self._steps.here())
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
@@ -360,7 +360,7 @@ class Optimizer(torch.optim.Optimizer):
                 return self._hooked_step(*args, **kwargs)
             core = self._core
             current = core.plans.current
-            if not args and not kwargs and current is not None and core.schedules is None:
+            if not args and not kwargs and current is not None and core.schedules is None and core.shards is None:
                 is_scaled = core.services is not None and hasattr(self, "found_inf")
                 if not is_scaled and current.run(self.param_groups, self.state):
                     return None

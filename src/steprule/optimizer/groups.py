@@ -32,6 +32,7 @@ from steprule.rules.options import OPTIONS, check_lookahead
 from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together, number_at
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
+from steprule.tensors.shard import is_sharded
 from steprule.tensors.state import FORMAT_OPTIONS, bring_up_to_date
 
 
@@ -331,7 +332,8 @@ class Groups:
         group, services = self.groups[number], self.core.services
         chosen = {name: group[name] for name in ("states", "weights") if group.get(name) is not None}
         for index, param in enumerate(group["params"]):
-            is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_fake(param)
+            is_subclass = type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__
+            is_subclass &= not (is_fake(param) or is_sharded(param))
             for name, value in chosen.items():
                 if param.dtype not in MIXABLE or is_subclass:
                     kind = param.dtype if param.dtype not in MIXABLE else type(param).__name__

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule.optimizer.core import Core
-from steprule.services.clip import ClipValue
+from steprule.services.clip import ClipAdaptive, ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
+from steprule.tensors.shard import cut_dimensions, is_sharded, is_unreduced
 from steprule.trace.tracing import program_of
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
@@ -32,17 +33,13 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
     group = groups[number]
     for index, param in enumerate(group["params"]):
         kind = _FLAT if is_flattened else _kind_of(param)
-        needing = next(_needs_whole(core, group, is_flattened), None) if kind else None
+        needs = _needs_of_shards(core, group, param) if is_sharded(param) else _needs_whole(core, group, is_flattened)
+        needing = next(needs, None) if kind else None
         if needing is not None:
             raise ValueError(
                 f"{needing}, and {name_in(group, number, index)} {kind}: a step here would see only its own part, and its "
                 "result would be wrong. Rules that look at each element by itself take such parameters"
             )
-
-
-def is_sharded(param: Tensor) -> bool:
-    """Whether a parameter is a DTensor."""
-    return hasattr(param, "device_mesh") and hasattr(param, "placements")
 
 
 def _is_flattened(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
@@ -63,6 +60,21 @@ def _kind_of(param: Tensor) -> str | None:
     if getattr(param, "_fsdp_flattened", False) and param.dim() == 1:  # FSDP's mark
         return "belongs to FSDP, which gives each process a piece of several tensors laid end to end"
     return None
+
+
+def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[str]:
+    """What was asked for and cannot be had of this DTensor."""
+    services, cut = core.services, cut_dimensions(param)
+    if is_unreduced(param):
+        yield "a step takes tensors that are added up (call redistribute() first)"
+    if core.accumulator is not None:
+        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
+    if group.get("states") == "8bit" and any(cut):
+        yield 'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut'
+    if group.get("weights") == "stochastic" and cut:
+        yield 'weights="stochastic" draws a number for each element of the whole'
+    if services is not None and isinstance(services.clip, ClipAdaptive) and group.get("clip") is not False:
+        yield f"clip={services.clip} looks at rows"
 
 
 def _needs_whole(core: Core, group: Mapping[str, Any], is_flattened: bool) -> Iterator[str]:

@@ -8,11 +8,11 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from steprule.optimizer.groups import Groups
-from steprule.optimizer.parts import is_sharded
 from steprule.optimizer.steps import Steps
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.listed import list_all
+from steprule.tensors.shard import is_sharded
 from steprule.trace.tracing import couples
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steprule.engine.run import alone
 from steprule.engine.team import torch_alone
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.core import Core
@@ -19,6 +20,7 @@ from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import is_abstract
+from steprule.tensors.shard import Shards, complete, is_sharded
 from steprule.tensors.state import AVERAGE
 
 
@@ -46,9 +48,13 @@ class Steps:
         else:
             groups.insist_on_schedules()
             current = core.plans.current
-            if current is None or not current.run(groups.groups, groups.states):
-                with torch.set_grad_enabled(groups.defaults.get("differentiable", False)), torch_alone():
-                    self._take_anew()
+            try:
+                if current is None or not current.run(*self.here()):
+                    with torch.set_grad_enabled(groups.defaults.get("differentiable", False)), torch_alone():
+                        self._take_anew()
+            finally:
+                if core.shards is not None:
+                    core.shards.let_go()
         if core.schedules is not None:
             core.schedules.count(core.schedules.calls + 1)
             groups.set_scheduled_if_possible()
@@ -56,16 +62,31 @@ class Steps:
     def _take_anew(self) -> None:
         """Looks at everything, makes a plan and steps."""
         self._look()
-        if self._groups.groups:
-            self._core.plans.renew(self.job())
-        else:  # all taken out
+        if not self._groups.groups:  # all taken out
             self._core.plans.current = None
+            return
+        try:
+            self._core.plans.renew(self.job())
+        finally:
+            self._keep()
+
+    def here(self) -> tuple[list[dict[str, Any]], Any]:
+        """Groups and states as a step takes them: with this process's parts in the places of DTensors."""
+        groups, shards = self._groups, self._core.shards
+        return (groups.groups, groups.states) if shards is None else shards.here(groups.groups, groups.states)
+
+    def _keep(self) -> None:
+        """Gives the optimizer the states that a step has made of parts."""
+        if self._core.shards is not None:
+            self._core.shards.keep(self._groups.states)
 
     def _look(self) -> None:
         """Raises where a step of all parameters cannot be taken now, and completes groups."""
         self.check_ready(self._groups.groups)
         self._groups.look()
-        check_not_released(param for group in self._groups.groups for param in group["params"])
+        core, every = self._core, [param for group in self._groups.groups for param in group["params"]]
+        core.shards = (core.shards or Shards()) if any(map(is_sharded, every)) else None
+        check_not_released(every)
 
     def check(self) -> None:
         """Raises what the next step would refuse; no parameter and no state has changed."""
@@ -76,10 +97,11 @@ class Steps:
             return
         groups.insist_on_schedules()
         current = core.plans.current
-        if current is None or not current.run(groups.groups, groups.states, only_ask=True):
+        if current is None or not current.run(*self.here(), only_ask=True):
             with torch.no_grad(), torch_alone():
                 self._look()
-                look(self.job(), list(list_all(groups.groups)))
+                job = self.job()
+                look(job, list(list_all(job.groups)))
         if core.services is not None and core.services.nonfinite == "raise":
             wrong = [
                 given_name(group, index) or name_in(group, number, index)
@@ -127,16 +149,17 @@ class Steps:
         """What a step needs to know."""
         core, groups = self._core, self._groups
         return Job(
-            groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), groups.groups, groups.states, core.services,
-            core.accumulator, groups.check_numbers, self.move_resting_averages,
+            groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
+            core.accumulator, groups.check_numbers, alone if core.shards is None else complete, self.move_resting_averages,
         )  # fmt: skip
 
     @torch_alone()
     def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
         """Moves the averages of all parameters but those that were stepped towards the weights, by this share."""
         assert self._core.services is not None
-        for group, param in self._groups.each():
-            state = self._groups.states.get(param, {})
+        every, states = self.here()
+        for param, group in {param: group for group in every for param in group["params"]}.items():
+            state = states.get(param, {})
             if param not in stepped and AVERAGE in state:
                 move_resting_average(param, group, state, weight, lambda: self._core.known("averaged"))
 
@@ -163,6 +186,7 @@ class Steps:
         """Makes the states of all parameters that have gradients, and steps none."""
         with torch.no_grad():
             make_states(self.job())
+            self._keep()
 
 
 def _is_finite(grad: Tensor) -> bool:

@@ -147,7 +147,7 @@ class OnDevice:
             finite = []
             for work, own in zip(works, norms, strict=True):
                 largest = work.largest()
-                finite.append(own if largest is None else complete([largest])[0]["top_grad"])
+                finite.append(own if largest is None else complete([work], [largest])[0]["top_grad"])
             refused = (self._together(finite).amax() < math.inf).logical_not()
         if services.already is not None and services.nonfinite != "zero":
             found = services.already.to(self.device, non_blocking=True) != 0
@@ -175,7 +175,7 @@ class OnDevice:
         ledger.counts += self._counted
         if services.nonfinite != "zero" and not gathered:
             return
-        counts = complete([work.tallies() for work in works])
+        counts = complete(works, [work.tallies() for work in works])
         if services.nonfinite == "zero":
             zeroed = self._together([one["total_zeroed"] for one in counts]).sum()
             ledger.zeroed += zeroed

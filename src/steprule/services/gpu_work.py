@@ -26,10 +26,11 @@ class GpuWork(PlanWork):
         kernels: tuple[Kernel, Kernel],
         plan: GpuPlan,
         numbers: GpuPlanned | None,
+        params: Sequence[Any],
         members: Sequence[Member],
         formats: Mapping[str, str],
     ) -> None:
-        super().__init__(kernels, [kernel.launcher(plan) for kernel in kernels], numbers, members, formats)
+        super().__init__(kernels, [kernel.launcher(plan) for kernel in kernels], numbers, params, members, formats)
         self.plan = plan
         if self.exempt is not None:
             self.exempt = torch.from_numpy(self.exempt).to(plan.device)

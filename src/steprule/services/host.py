@@ -71,7 +71,7 @@ class OnHost:
             self._averages.move(services.weight)
         counts: Sequence[Sums] = ()
         if gathered or services.nonfinite == "zero":
-            counts = complete([work.tallies() for work in works])
+            counts = complete(works, [work.tallies() for work in works])
         services.close(counts, self._roll or self._call_roll(works), gathered)
 
     def _call_roll(self, works: Sequence[Part]) -> Roll:

@@ -12,6 +12,7 @@ from torch import Tensor
 from steprule.engine.run import Sums, Work
 from steprule.formats import row_length
 from steprule.services.clip import ClipAdaptive
+from steprule.tensors.shard import whole_of
 
 COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
 """What telemetry wants of each, in its order."""
@@ -110,5 +111,5 @@ class Roll:
             names = [member.name for member in self.members]
             if len(set(names)) < len(names):  # of two models in two groups, say
                 names = [f"{member.name} ({member.place})" for member in self.members]
-            self._labels = names, [member.param.numel() for member in self.members]
+            self._labels = names, [whole_of(member.param).numel() for member in self.members]
         return self._labels

@@ -237,7 +237,7 @@ class Release(Owner):
             self._counted += [member for work in works for member in work.members]
             self._counts += [
                 {name: on_host(counts).copy() for name, counts in own.items()}
-                for own in complete([work.tallies() for work in works])
+                for own in complete(works, [work.tallies() for work in works])
             ]
 
     # Around backward

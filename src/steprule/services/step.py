@@ -150,7 +150,7 @@ class StepServices:
             if not np.isfinite(own).all():
                 largest = part.largest()
                 if largest is not None:
-                    (own,) = map(on_host, complete([largest])[0].values())
+                    (own,) = map(on_host, complete([part], [largest])[0].values())
                 is_finite = np.isfinite(own).tolist()
                 wrong += [member.who for member, one in zip(part.members, is_finite, strict=True) if not one]
         return wrong

@@ -31,7 +31,8 @@ class PlanWork(ABC):
         kernels: the kernel, and the one that also gathers telemetry (the same where none is wanted).
         launchers: what runs them over the plan.
         numbers: the numbers that the plan's tensors have for themselves, if its kernel wants some.
-        members: one for each of its tensors; none where there are no services.
+        params: its tensors.
+        members: one for each of them; none where there are no services.
         formats: of the operands.
     """
 
@@ -45,9 +46,11 @@ class PlanWork(ABC):
         kernels: Sequence[Any],
         launchers: Sequence[Callable[[], None]],
         numbers: Any,
+        params: Sequence[Any],
         members: Sequence[Member],
         formats: Mapping[str, str],
     ) -> None:
+        self.params = self._of_all = params
         self.program = kernels[0].program
         self.by_row, self.depth = self.program.factor == ROW, 0
         if numbers is not None:
@@ -125,11 +128,12 @@ class CpuWork(PlanWork):
         kernels: tuple[Kernel, Kernel],
         plan: Plan,
         numbers: Planned | None,
+        params: Sequence[Any],
         members: Sequence[Member],
         formats: Mapping[str, str],
     ) -> None:
         launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel in kernels]
-        super().__init__(kernels, launchers, numbers, members, formats)
+        super().__init__(kernels, launchers, numbers, params, members, formats)
         self._plan, self._numbers = plan, numbers
         self._active: np.ndarray | None = None
         averages = ("average_weight", None) in self.program.scalars
@@ -137,6 +141,7 @@ class CpuWork(PlanWork):
 
     def select(self, active: np.ndarray) -> None:
         """Steps some of the plan's tensors only from now on, which that knows already."""
+        self.params = list(compress(self._of_all, active))
         if self._numbers is not None:
             self._numbers.select(active)
         if not self._every:

@@ -20,6 +20,7 @@ from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.step.entry import Entry
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
+from steprule.tensors.shard import whole_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
 from steprule.trace.norms import Norm
 from steprule.trace.program import Program
@@ -49,6 +50,11 @@ class Loose(Member):
         self._wide: dict[str, Tensor] = {}
 
     # As services see it
+
+    @property
+    def params(self) -> list[Tensor]:
+        """Its parameter."""
+        return [self.param]
 
     @property
     def members(self) -> list[Loose]:
@@ -222,7 +228,8 @@ class Loose(Member):
         operands = {**own, **self._wide}
         states = [name and operands[name] for name in entry.kind.names]
         settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
-        return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False))
+        size = whole_of(self.param).numel()
+        return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False), size)
 
     def step(self, gather: bool) -> None:
         """Takes it; made now where no other parameter need wait for what this one's sums are."""

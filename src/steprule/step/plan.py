@@ -54,7 +54,7 @@ class StepPlan:
         self._whole = whole
         self._groups = job.groups if whole else [entries[0].group]
         self._needs_numbers = not all(bucket[0].kind.engine == "gpu" for _, bucket in buckets)
-        self._check_numbers = weakly(job.check_numbers)
+        self._check_numbers, self._complete = weakly(job.check_numbers), job.complete
         self._entries = entries
         self._know_settings(job.flags)
         fast = [entry for _, bucket in buckets for entry in bucket]
@@ -194,7 +194,7 @@ class StepPlan:
         if self._accumulator is not None:
             self._accumulator.settle(roster.active)
         if self._launchers is None:
-            if (self._works or not self._rests_all()) and take_step(self._works, self._around):
+            if (self._works or not self._rests_all()) and take_step(self._works, self._around, self._complete):
                 count_write(roster.active)
             return True
         for launch in self._launchers:  # all that `take_step` would do, without the cost of a call
@@ -250,7 +250,7 @@ class StepPlan:
         if services is not None:
             starts_averages = services.look().averaged == 0 and services.average is not None
         is_idle = services is not None and not works and self._rests_all()
-        if not is_idle and not take_step(works, around, begin=lambda: self._begin(alive)):
+        if not is_idle and not take_step(works, around, self._complete, lambda: self._begin(alive)):
             return False
         for entry in alive if starts_averages else ():
             start_average(entry.param, entry.state)

@@ -17,6 +17,7 @@ from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
+from steprule.tensors.shard import whole_of
 from steprule.trace.program import ROW
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Bucket:
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
         numbers = numbers_of(self.kernel, self.plan, entries) if self.kernel.program.own else None
         members = [Member(*entry.described()) for entry in entries] if services is not None else []
-        self.work = work_of(kernels, self.plan, numbers, members, entries[0].kind.formats)
+        params = [entry.param for entry in entries]
+        self.work = work_of(kernels, self.plan, numbers, params, members, entries[0].kind.formats)
 
     def select(self, active: np.ndarray) -> bool:
         """Steps some of the parameters from now on; False if that is none of them."""
@@ -59,24 +61,30 @@ class Bucket:
 def numbers_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned | GpuPlanned:
     """The numbers that tensors of a plan have for themselves."""
     states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
+    sizes = [whole_of(entry.param).numel() for entry in bucket]
     if isinstance(plan, GpuPlan):
         from steprule.engine.gpu_own import GpuPlanned
 
-        return GpuPlanned(kernel, plan, states)
+        return GpuPlanned(kernel, plan, states, sizes)
     arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
-    return Planned(kernel, plan, arrays, torch.get_num_threads)
+    return Planned(kernel, plan, arrays, torch.get_num_threads, sizes)
 
 
 def work_of(
-    kernels: list[Any], plan: Plan | GpuPlan, numbers: Any, members: list[Member], formats: dict[str, str]
+    kernels: list[Any],
+    plan: Plan | GpuPlan,
+    numbers: Any,
+    params: list[Tensor],
+    members: list[Member],
+    formats: dict[str, str],
 ) -> Any:
     """What a step does with a plan."""
     both = kernels[0], kernels[-1]
     if isinstance(plan, GpuPlan):
         from steprule.services.gpu_work import GpuWork
 
-        return GpuWork(both, plan, numbers, members, formats)
-    return CpuWork(both, plan, numbers, members, formats)
+        return GpuWork(both, plan, numbers, params, members, formats)
+    return CpuWork(both, plan, numbers, params, members, formats)
 
 
 def hyper(kernel: AnyKernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
