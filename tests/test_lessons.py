@@ -17,9 +17,9 @@ pytest.importorskip("sklearn")
 from typer.testing import CliRunner
 
 from steprule import arrays
+from steprule.charts import Axis, Chart, Line, number
 from steprule.cli import app
 from steprule.lessons import LESSONS, find
-from steprule.lessons.charts import Axis, Chart, Line, number
 from steprule.lessons.glossary import TERMS
 from steprule.lessons.lesson import Control, Question, Screen
 from steprule.lessons.page import page

@@ -12,10 +12,10 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 import steprule
+from steprule.charts import Axis, Bits, Chart
 from steprule.cli import app
 from steprule.lessons import bytes as few_bytes
 from steprule.lessons import few_bits
-from steprule.lessons.charts import Axis, Bits, Chart
 
 FORMATS = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "24 bits": ("bfloat16", "24bit")}
 CAUSES = {"a gradient of \u22121": (-1.0, 0.0), "weight decay alone": (0.0, 0.1)}

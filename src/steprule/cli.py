@@ -54,6 +54,11 @@ def _print_version(wanted: bool) -> None:
 
 
 _JSON = typer.Option("--json", help="Print JSON, with all that is known.")
+_OUT = typer.Option(
+    metavar="DIR",
+    show_default="a new one in steprule-report",
+    help="Folder for report.html and results.json; it must not hold a report already.",
+)
 
 
 @app.callback()
@@ -102,22 +107,24 @@ def compare(
     target: Annotated[
         float | None, typer.Option(show_default="the task's", help="The validation loss to reach.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html and results.json.")] = Path(
-        "steprule-report"
-    ),
+    out: Annotated[Path | None, _OUT] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no files.")] = False,
+    as_json: Annotated[bool, _JSON] = False,
     threads: Annotated[
         int,
         typer.Option(min=1, help="torch's threads. The tasks that ship gain little from more than one."),
     ] = 1,
 ) -> None:
     """Compare optimizers on real tasks: which reaches the target first."""
-    _need("rich", "plotly", "sklearn")
+    _need("rich", "sklearn")
     from steprule.compare.command import compare as run
     from steprule.compare.errors import UsageError
 
     tasks = task or ["digits", "chars"]
     try:
-        code = run(optimizers or [], tasks, seeds, steps, seconds, lr_grid, target, out, threads)
+        code = run(
+            optimizers or [], tasks, seeds, steps, seconds, lr_grid, target, out, threads, as_json, report=not no_report
+        )
     except UsageError as error:
         typer.echo(f"steprule compare: {error}", err=True)
         code = 2

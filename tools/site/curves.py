@@ -6,10 +6,9 @@ from functools import cache
 
 import numpy as np
 
+from steprule.charts import Axis, Chart, Line, figure, number
 from steprule.lessons import letters
-from steprule.lessons.charts import Axis, Chart, Line, number
 from steprule.lessons.follow import Array, follow
-from steprule.lessons.page import figure
 from steprule.rule import Rule
 from steprule.rules import OWN
 

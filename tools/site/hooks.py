@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from importlib.resources import files as files_of
 from typing import Any
 
 import combinations
@@ -18,6 +17,7 @@ import options
 import texts
 from mkdocs.structure.files import File, Files
 
+from steprule import charts
 from steprule.lessons.formula import equations_html
 
 _PLACE = re.compile(r"^\{\{ (\w+)\.(\w+) \}\}$", re.MULTILINE)
@@ -37,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds what is made."""
     made = {**optimizers.pages(), **learn.pages(), "reference/commands.md": commands.page()}
     made["index.md"] = texts.index()
-    made["charts.css"] = files_of("steprule.lessons").joinpath("charts.css").read_text(encoding="utf-8")
+    made["charts.css"] = charts.style()
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files

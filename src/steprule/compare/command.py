@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
-from steprule.compare.errors import UsageError, told
+from steprule.compare.errors import UsageError, defined, told
 from steprule.compare.report import page
-from steprule.compare.results import Comparison, TaskResult, machine, write_text
+from steprule.compare.results import Comparison, TaskResult, machine, make_folder, write_text
 from steprule.compare.run import Budget, train
 from steprule.compare.spec import Spec, check, import_dotted, parse, suggestion
-from steprule.compare.tasks import TASKS, Task
+from steprule.compare.tasks import TASKS, Task, described
 from steprule.compare.terminal import Watch, make_console, table
 
 __all__ = ["compare"]
@@ -27,13 +28,15 @@ __all__ = ["compare"]
 def compare(
     optimizers: Sequence[str],
     tasks: Sequence[str],
-    seeds: int,
-    steps: int | None,
-    seconds: float | None,
-    lr_grid: str | None,
-    target: float | None,
-    out: Path,
-    threads: int,
+    seeds: int = 3,
+    steps: int | None = None,
+    seconds: float | None = None,
+    lr_grid: str | None = None,
+    target: float | None = None,
+    out: Path | None = None,
+    threads: int = 1,
+    as_json: bool = False,
+    report: bool = True,
 ) -> int:
     """Trains every task with every optimizer and seed, shows who reached the target first and writes the report.
 
@@ -45,8 +48,11 @@ def compare(
         seconds: how long each run trains, instead of steps.
         lr_grid: learning rates with commas between, for every optimizer to be run with each.
         target: the validation loss to reach; None for the task's own.
-        out: the folder for report.html and results.json.
+        out: the folder for report.html and results.json, which must not hold such files; None for a new one, called
+            after the date, in steprule-report.
         threads: of torch, for a run.
+        as_json: whether standard output gets the results as JSON and nothing else; the rest goes to standard error.
+        report: whether there is a folder at all.
 
     Returns:
         The exit code: 0, 1 if a run failed with an exception, 130 if stopped by Ctrl-C.
@@ -54,99 +60,142 @@ def compare(
     Raises:
         UsageError: an argument cannot be right. Nothing has been trained then.
     """
-    _check(steps, seconds, target)
+    _check(steps, seconds, target, out, report)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own tasks and optimizers lie here
     torch.set_num_threads(threads)
     grid = _learning_rates(lr_grid)
     loaded = [_load(name) for name in _unlike("--task", tasks)]
     _unlike("--task", [task.name for task in loaded])
-    plans = [_specs(task, optimizers, grid) for task in loaded]
-    results = [_result(task, target, steps, seconds, grid) for task in loaded]
+    prepared = [_prepare(task, optimizers, grid, steps, seconds, target) for task in loaded]
+    plans, results = [plan for plan, _ in prepared], [result for _, result in prepared]
+    given = {"seeds": seeds, "steps": steps, "seconds": seconds, "lr_grid": lr_grid, "target": target}
     settings = {
         "optimizers": {task.name: list(map(str, plan)) for task, plan in zip(loaded, plans, strict=True)},
+        **given,
         "seeds": list(range(seeds)),
-        "steps": steps,
-        "seconds": seconds,
         "lr_grid": grid or None,
-        "target": target,
         "threads": threads,
     }
-    _folder(out)
-    comparison = Comparison(settings, machine(), results)
-    console = make_console()
-    counts = [seeds * len(plan) for plan in plans]
-    try:
-        with Watch(console, [task.name for task in loaded], counts) as watch:
-            for result, plan in zip(results, plans, strict=True):
-                _run(comparison, result, plan, seeds, watch, out)
-    except KeyboardInterrupt:
-        if not _stop(comparison, sum(counts)):
-            return 130
-    return _report(comparison, console, out)
+    comparison = Comparison(
+        settings, machine(), results, _command_line(optimizers, tasks, {**given, "threads": threads})
+    )
+    folder = make_folder(out, comparison.date) if report else None
+    return _Session(comparison, folder, as_json).run(plans, seeds)
 
 
-def _check(steps: int | None, seconds: float | None, target: float | None) -> None:
-    """Raises for a length or a target that cannot be right."""
+def _check(steps: int | None, seconds: float | None, target: float | None, out: Path | None, report: bool) -> None:
+    """Raises for options that cannot be right, or not together."""
     if steps is not None and seconds is not None:
         raise UsageError("--steps and --seconds exclude each other")
+    if out is not None and not report:
+        raise UsageError("--out and --no-report exclude each other")
     for name, value in (("--target", target), ("--seconds", seconds)):
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{name} {value} must be a finite number")
 
 
-def _result(
-    task: Task, target: float | None, steps: int | None, seconds: float | None, grid: list[float]
-) -> TaskResult:
-    """A task's result before its first run."""
-    budget = Budget(seconds=seconds) if seconds is not None else Budget(steps=steps or task.steps)
-    return TaskResult(task, task.target if target is None else target, budget, grid)
+def _command_line(optimizers: Sequence[str], tasks: Sequence[str], options: Mapping[str, Any]) -> str:
+    """What to type to run the comparison again."""
+    words = ["steprule", "compare", *optimizers]
+    for task in tasks:
+        words += ["--task", task]
+    for name, value in options.items():
+        if value is not None:
+            words += ["--" + name.replace("_", "-"), str(value)]
+    return shlex.join(words)
 
 
-def _stop(comparison: Comparison, planned: int) -> bool:
-    """Keeps what is there when Ctrl-C comes; False if that is nothing."""
-    comparison.interrupted = True
-    comparison.results = [result for result in comparison.results if result.runs]
-    done = sum(len(result.runs) for result in comparison.results)
-    print(f"Stopped by Ctrl-C: {done} of {planned} runs were over, and only those are kept.", flush=True)
-    return done > 0
+class _Session:
+    """A comparison that runs: where its results go.
+
+    Args:
+        comparison: what is to be run.
+        folder: for the report, None for no report.
+        as_json: whether standard output is for JSON alone.
+    """
+
+    def __init__(self, comparison: Comparison, folder: Path | None, as_json: bool) -> None:
+        self.comparison, self.folder, self.as_json = comparison, folder, as_json
+        self.console = make_console(stderr=as_json)
+
+    def run(self, plans: Sequence[Sequence[Spec]], seeds: int) -> int:
+        """Trains every task; returns the exit code."""
+        comparison, counts = self.comparison, [seeds * len(plan) for plan in plans]
+        try:
+            with Watch(self.console, [result.task.name for result in comparison.results], counts) as watch:
+                for result, plan in zip(comparison.results, plans, strict=True):
+                    self._train(result, plan, seeds, watch)
+        except KeyboardInterrupt:
+            comparison.interrupted = True
+            comparison.results = [result for result in comparison.results if result.runs]
+            done = sum(len(result.runs) for result in comparison.results)
+            self._say(f"Stopped by Ctrl-C: {done} of {sum(counts)} runs were over, and only those are kept.")
+            if not done:
+                if self.folder is not None and not any(self.folder.iterdir()):
+                    self.folder.rmdir()
+                return 130
+        self._write()
+        failed = self._tell_failures()
+        return 130 if comparison.interrupted else 1 if failed else 0
+
+    def _say(self, text: str) -> None:
+        print(text, file=self.console.file, flush=True)
+
+    def _train(self, result: TaskResult, plan: Sequence[Spec], seeds: int, watch: Watch) -> None:
+        """Trains one task, and keeps what is there after every run."""
+        for seed in range(seeds):  # all optimizers with one seed first: half a comparison is one too
+            for spec in plan:
+                progress = watch.begin(result.task.name, str(spec), seed)
+                run = train(result.task, spec, seed, result.budget, result.target, progress)
+                result.runs.append(run)
+                if self.folder is not None:  # whatever comes after
+                    write_text(self.folder / "results.json", self.comparison.to_json(summary=False))
+                watch.end(run)
+            if len(plan) > 1 and result.failure:  # the task is at fault: other seeds would tell nothing new
+                return
+
+    def _write(self) -> None:
+        """Writes and shows what came of it."""
+        comparison, folder = self.comparison, self.folder
+        try:
+            text = comparison.to_json()
+            if folder is not None:
+                write_text(folder / "results.json", text)
+                write_text(folder / "report.html", page(comparison))
+            if self.as_json:
+                print(text, end="", flush=True)
+            for result in comparison.results:
+                if not self.as_json and not result.failure:
+                    self.console.print(table(result))
+                    self.console.print(result.sentence() + "\n")
+        except Exception:
+            if folder is not None:
+                self._say(f"All runs are in {folder / 'results.json'}; what failed is their summary.")
+            raise
+        if folder is not None:
+            self._say(f"Report: {folder / 'report.html'}")
+
+    def _tell_failures(self) -> bool:
+        """Says on standard error what failed, once where everything failed the same way."""
+        failed = False
+        for result in self.comparison.results:
+            if result.failure:
+                runs = f"all {len(result.runs)} runs" if len(result.runs) > 1 else "the only run"
+                _complain(f"the task {result.task.name!r}: {runs} failed: {result.failure}")
+                failed = True
+                continue
+            for run in result.runs:
+                if run.status == "failed":
+                    _complain(f"{run.task}  {run.optimizer}  seed {run.seed} failed: {run.failure}")
+                    failed = True
+        if failed and self.folder is not None:
+            _complain(f"tracebacks are in {self.folder / 'results.json'}")
+        return failed
 
 
-def _folder(out: Path) -> None:
-    """Makes the folder for the report."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {str(out)!r}: {error.strerror}") from error
-
-
-def _run(comparison: Comparison, result: TaskResult, plan: Sequence[Spec], seeds: int, watch: Watch, out: Path) -> None:
-    """Trains one task, and keeps what is there after every run."""
-    for seed in range(seeds):  # all optimizers with one seed first: half a comparison is one too
-        for spec in plan:
-            progress = watch.begin(result.task.name, str(spec), seed)
-            run = train(result.task, spec, seed, result.budget, result.target, progress)
-            result.runs.append(run)
-            write_text(out / "results.json", comparison.to_json(summary=False))  # whatever comes after
-            watch.end(run)
-
-
-def _report(comparison: Comparison, console: Console, out: Path) -> int:
-    """Writes and shows what came of it; returns the exit code."""
-    try:
-        write_text(out / "results.json", comparison.to_json())
-        write_text(out / "report.html", page(comparison))
-        for result in comparison.results:
-            console.print(table(result))
-            print(result.sentence() + "\n")
-    except Exception:
-        print(f"All runs are in {out / 'results.json'}; what failed is their summary.", flush=True)
-        raise
-    failed = [run for result in comparison.results for run in result.runs if run.status == "failed"]
-    for run in failed:
-        print(f"{run.task}  {run.optimizer}  seed {run.seed} failed: {run.failure}")
-    print(f"Report: {out / 'report.html'}", flush=True)
-    return 130 if comparison.interrupted else 1 if failed else 0
+def _complain(text: str) -> None:
+    print(f"steprule compare: {text}", file=sys.stderr, flush=True)
 
 
 def _learning_rates(text: str | None) -> list[float]:
@@ -163,7 +212,7 @@ def _load(text: str) -> Task:
     if not colon:
         if text not in TASKS:
             raise UsageError(f"unknown --task {text!r}{suggestion(text, TASKS)}, or module:function for your own")
-        return TASKS[text]()
+        return described(TASKS[text](), TASKS[text])
     if not module or not function:
         raise UsageError(f"--task {text!r} must look like digits, chars or module:function")
     make = import_dotted(module, function, f"--task {text!r}", _function_names)
@@ -176,16 +225,30 @@ def _load(text: str) -> Task:
         raise UsageError(f"--task {text!r}: {function}() failed: {told(error)}") from error
     if not isinstance(task, Task):
         raise UsageError(f"--task {text!r}: {function}() returned {task!r}, not a steprule.compare.Task")
-    return task
+    return described(task, make)
 
 
 def _function_names(module: Any) -> list[str]:
-    own = (name for name, one in vars(module).items() if getattr(one, "__module__", None) == module.__name__)
-    return [name for name in own if callable(getattr(module, name)) and not name.startswith("_")]
+    """The functions of a module that may return a task: those that it defines and that need no argument."""
+    return [
+        name
+        for name, one in vars(module).items()
+        if inspect.isfunction(one)
+        and one.__module__ == module.__name__
+        and not name.startswith("_")
+        and all(parameter.default is not parameter.empty for parameter in inspect.signature(one).parameters.values())
+    ]
 
 
-def _specs(task: Task, optimizers: Sequence[str], grid: Sequence[float]) -> list[Spec]:
-    """The task's optimizers, each with each learning rate of the grid, known to work with its model."""
+def _prepare(
+    task: Task,
+    optimizers: Sequence[str],
+    grid: Sequence[float],
+    steps: int | None,
+    seconds: float | None,
+    target: float | None,
+) -> tuple[list[Spec], TaskResult]:
+    """The task's optimizers with each learning rate of the grid, known to work with its model, and no runs yet."""
     specs = [parse(text) for text in optimizers or task.optimizers]
     for spec in specs:
         if grid and optimizers and "lr" in dict(spec.settings):
@@ -193,15 +256,30 @@ def _specs(task: Task, optimizers: Sequence[str], grid: Sequence[float]) -> list
     if grid:
         specs = [spec.with_lr(lr) for spec in specs for lr in grid]
     _unlike("optimizer", list(map(str, specs)))
+    what = "make_model"
     try:
         model = task.make_model(0)
+        what = "batches"
+        batch = next(iter(task.batches(0)), None)
     except Exception as error:
-        raise UsageError(f"the task {task.name!r}: make_model(0) failed: {told(error)}") from error
+        raise UsageError(f"the task {task.name!r}: {what}(0) failed: {told(error)}") from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"the task {task.name!r}: make_model(0) returned {model!r}, not a torch.nn.Module")
+        where = defined(task.make_model)
+        raise UsageError(f"the task {task.name!r}: make_model(0) must return a torch.nn.Module, not {model!r}{where}")
     for spec in specs:
         check(spec, model)
-    return specs
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    budget = Budget(steps=steps or task.steps) if seconds is None else Budget(seconds=seconds)
+    goal = task.target if target is None else target
+    return specs, TaskResult(task, goal, budget, grid, len(trained), sum(trained), _batch_size(batch))
+
+
+def _batch_size(batch: Any) -> int | None:
+    """The first dimension of a batch's first tensor."""
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.ndim else None
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((size for size in map(_batch_size, parts) if size is not None), None)
 
 
 def _unlike(what: str, names: Sequence[str]) -> Sequence[str]:

@@ -7,6 +7,7 @@ import site
 import sysconfig
 from importlib.util import find_spec
 from traceback import extract_tb
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -26,6 +27,12 @@ def told(error: BaseException) -> str:
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     place = place_of(error)
     return f"{text} ({place})" if place else text
+
+
+def defined(function: Any) -> str:
+    """Where a function is written, in parentheses after a space; empty for what is no function."""
+    code = getattr(function, "__code__", None)
+    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
 
 
 def _libraries() -> list[str]:

@@ -1,136 +1,155 @@
-"""The report: one HTML page that needs nothing from outside."""
+"""The report: one HTML page that needs nothing from outside, and no script."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+import hashlib
+import re
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
+from steprule.charts import figure, legend
+from steprule.charts import style as charts_style
+from steprule.compare.curves import picture
 from steprule.compare.results import Comparison, TaskResult
 from steprule.compare.run import Run
-from steprule.compare.summary import HEADINGS, Curve, Row, curve
+from steprule.compare.summary import Column, Row, columns, number
 
 __all__ = ["page"]
-
-# Okabe and Ito's colours for all kinds of colour vision, without black and yellow, and a dash for each lr.
-_COLOURS = ("0,114,178", "213,94,0", "0,158,115", "204,121,167", "230,159,0", "86,180,233")
-_DASHES = ("solid", "dash", "dot", "dashdot")
-_LOG_FROM = 8.0  # the largest loss over the smallest
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-script-src 'unsafe-inline'; img-src data: blob:">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{digest}'; \
+base-uri 'none'; form-action 'none'">
 <title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ddd; --soft: #f5f5f5; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #ddd; --paper: #161616; --line: #3a3a3a; --soft: #222; }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 3rem; }}
-h1 {{ font-size: 1.6rem; margin: 1rem 0 0; }}
-h2 {{ font-size: 1.25rem; margin: 2.5rem 0 .25rem; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; margin: 1rem 0; width: 100%; }}
-caption {{ text-align: left; padding-bottom: .5rem; }}
-th, td {{ padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom; }}
-th:first-child, td:first-child {{ text-align: left; }}
-th {{ font-weight: 600; }}
-thead th {{ white-space: pre-line; }}
-tbody th, td {{ font-weight: 400; white-space: nowrap; }}
-tbody tr:first-child {{ background: var(--soft); }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }}
-figure {{ margin: 0; min-width: 0; }}
-figcaption {{ font-size: .875rem; }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.5rem; font-size: .875rem; }}
-dd {{ margin: 0; overflow-wrap: anywhere; }}
-</style>
+<style>{style}</style>
 </head>
 <body>
 <main>
 <h1>{title}</h1>
 {body}
 </main>
-<script>{plotly}</script>
-<script>
-const figures = {figures};
-const dark = matchMedia("(prefers-color-scheme: dark)");
-function draw() {{
-  const style = getComputedStyle(document.documentElement);
-  const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
-  for (const figure of figures) {{
-    const axis = {{gridcolor: line, zeroline: false, linecolor: line}}, clear = "rgba(0,0,0,0)";
-    Plotly.react(figure.id, figure.data, {{
-      paper_bgcolor: clear, plot_bgcolor: clear, font: {{color: ink, family: "system-ui, sans-serif"}},
-      modebar: {{orientation: "v", bgcolor: clear, color: line, activecolor: ink}},
-      margin: {{l: 60, r: 30, t: 10, b: 45}}, hovermode: "closest",
-      legend: {{orientation: "h", x: 0, y: 1.02, yanchor: "bottom", maxheight: 9999, font: {{size: 12}}}},
-      xaxis: {{...axis, title: {{text: figure.x}}, rangemode: "tozero"}},
-      yaxis: {{...axis, title: {{text: "validation loss"}}, ...(figure.log ? {{type: "log", dtick: "D2"}} : {{}})}},
-    }}, {{responsive: true, displaylogo: false}});
-  }}
-}}
-dark.addEventListener("change", draw);
-draw();
-</script>
 </body>
 </html>
 """
 
 
 def page(comparison: Comparison) -> str:
-    """The whole comparison as an HTML page of its own, about 5 MB, most of them plotly.js."""
-    names = " and ".join(result.task.name for result in comparison.results)
-    figures: list[dict[str, Any]] = []
-    parts: list[str] = []
+    """The whole comparison as an HTML page of its own."""
+    style = charts_style() + files("steprule.compare").joinpath("report.css").read_text(encoding="utf-8")
+    versions = [f"{name} {comparison.machine[name]}" for name in ("steprule", "torch") if name in comparison.machine]
+    date = f"{comparison.date:%Y-%m-%d %H:%M %Z}"
+    parts = [f'<p class="quiet">{escape(", ".join([date, *versions]))}</p>']
     if comparison.interrupted:
         parts.append("<p><strong>Stopped before all runs were over: this is what was finished.</strong></p>")
-    for number, result in enumerate(comparison.results):
-        parts.append(_section(number, result))
-        figures += _figures(number, result)
-    parts.append("<h2>Settings</h2>" + _definitions(comparison.settings))
-    parts.append("<h2>Machine</h2>" + _definitions(comparison.machine))
+    parts.append(_answers(comparison.results))
+    parts += [_section(index, result) for index, result in enumerate(comparison.results)]
+    parts.append(_conditions(comparison))
     return _PAGE.format(
-        title=escape(f"Optimizers on {names}"),
+        digest=b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        title=escape("Optimizers on " + " and ".join(result.task.name for result in comparison.results)),
+        style=style,
         body="\n".join(parts),
-        plotly=get_plotlyjs(),
-        figures=json.dumps(figures, allow_nan=False).replace("<", "\\u003c"),
     )
 
 
-def _section(number: int, result: TaskResult) -> str:
-    parts = [
-        f"<h2>{escape(result.title())}</h2>",
-        f"<p>{escape(result.sentence())}</p>",
-        _table(
-            result.ranked(),
-            f"The median over the seeds, sorted by {result.by} to target. Seconds are of training, without evaluation.",
-        ),
-        '<div class="plots">',
-    ]
-    height = 20 + len(result.all_rows())  # the legend needs some of it
-    for x in ("steps", "seconds"):
-        parts.append(
-            f'<figure><div id="plot-{number}-{x}" style="height: {height}rem" role="img" '
-            f'aria-label="Validation loss of each optimizer against {x}; the table has the numbers."></div>'
-            f"<figcaption>Validation loss against {x} of training: the median over the seeds, and from the lowest "
-            "to the highest as a band.</figcaption></figure>"
-        )
-    parts.append("</div>")
-    if result.lr_grid:
-        parts.append(
-            _table(result.all_rows(), "Every learning rate. The others are in the plots too: click them there.")
-        )
+def _answers(results: Sequence[TaskResult]) -> str:
+    """Who was first, task by task."""
+    items = ""
+    for index, result in enumerate(results):
+        link = f'<a href="#task{index}">{escape(result.task.name)}</a>'
+        told = result.sentence() if result.failure is None else f"Every run failed with {result.failure}"
+        items += f"<li><strong>{link}: {escape(result.answer())}</strong> {escape(told)}</li>"
+    return f'<ul class="answers">{items}</ul>'
+
+
+def _section(index: int, result: TaskResult) -> str:
+    """A task: what it is, and what came of it."""
+    parts = [f'<h2 id="task{index}">{escape(result.task.name)}</h2>']
+    if result.task.description:
+        parts.append(f"<p>{escape(result.task.description)}</p>")
+    parts.append(f'<p class="quiet">{escape(_facts(result))}</p>')
+    if result.failure is None:
+        parts += _results(index, result)
     trouble = [run for run in result.runs if run.status != "finished"]
     if trouble:
-        parts.append("<h3>Runs that did not finish</h3><ul>" + "".join(map(_trouble, trouble)) + "</ul>")
+        parts.append(f"<h3>Runs that did not finish</h3><ul>{''.join(map(_trouble, trouble))}</ul>")
     return "\n".join(parts)
+
+
+def _results(index: int, result: TaskResult) -> list[str]:
+    """The tables and the charts."""
+    parts = [_tables(result.ranked(), result.by, {row.optimizer for row in result.leaders()})]
+    drawn = picture(result)
+    if drawn is not None:
+        charts = "".join(
+            figure(chart, first=2 * index + place, description=drawn.about, with_legend=False)
+            for place, chart in enumerate(drawn.charts)
+        )
+        parts.append(
+            f'{legend(drawn.charts[0])}<div class="charts">{charts}</div><p class="quiet">{escape(drawn.note)}</p>'
+        )
+    if result.lr_grid:
+        rows = result.all_rows()
+        table = _table("All learning rates", rows, [column for column in columns(rows) if column.goal])
+        parts.append(f'<details class="more"><summary>All learning rates</summary>{table}</details>')
+    return parts
+
+
+def _facts(result: TaskResult) -> str:
+    """The task's size and goal."""
+    facts = [f"The model has {result.elements:,} elements in {result.parameters:,} parameters"]
+    if result.batch_size is not None:
+        facts.append(f"a batch has {result.batch_size:,} examples")
+    budget = result.budget
+    facts.append(f"a run is {budget.steps:,} steps" if budget.seconds is None else f"a run is {budget.seconds:g} s")
+    return f"{', '.join(facts)}. The target is a validation loss of {number(result.target)}."
+
+
+def _tables(rows: Sequence[Row], by: str, first: Collection[str]) -> str:
+    """How far each optimizer came, what a step of it costs, and how to read that."""
+    numbers = columns(rows)
+    note = f"Numbers are medians over the seeds, with the range below. Sorted by {by} to the target."
+    if len(first) > 1:
+        note += " Those with a bar cannot be told apart from the first: their ranges overlap."
+    goal = _table("To the target", rows, [column for column in numbers if column.goal], first)
+    cost = _table("At the end, and in each step", rows, [column for column in numbers if not column.goal], brief=True)
+    return f'<div class="tables">{goal}{cost}</div><p class="quiet">{escape(note)}</p>'
+
+
+def _table(
+    caption: str, rows: Sequence[Row], numbers: Sequence[Column], first: Collection[str] = (), brief: bool = False
+) -> str:
+    """A table. If it is brief, settings stand only where they tell optimizers of the same name apart."""
+    names = Counter(row.name for row in rows)
+    headings = ("optimizer", *(column.heading for column in numbers))
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = ""
+    for index, row in enumerate(rows):
+        is_told = names[row.name] > 1 or not brief
+        settings = " ".join(f"<span>{_breakable(one)}</span>" for one in row.settings) if is_told else ""
+        kind = ' class="first"' if row.optimizer in first else ""
+        cells = "".join(
+            f"<td>{_cell(cell.text, escape(cell.spread))}</td>" for cell in (one.cells[index] for one in numbers)
+        )
+        body += f'<tr{kind}><th scope="row">{_cell(row.name, settings)}</th>{cells}</tr>\n'
+    return f"<table><caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+
+
+def _cell(text: str, below: str) -> str:
+    """A text, and HTML that stands below it."""
+    return _breakable(text) + (f" <small>{below}</small>" if below else "")
+
+
+def _breakable(text: str) -> str:
+    """A text that may be broken where a reader expects it."""
+    return re.sub("[=_.](?=[A-Za-z])", r"\g<0><wbr>", escape(text))
 
 
 def _trouble(run: Run) -> str:
@@ -138,84 +157,14 @@ def _trouble(run: Run) -> str:
     return f"<li>{escape(what + (f': {run.failure}' if run.error else ''))}</li>"
 
 
-def _table(rows: Sequence[Row], caption: str) -> str:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in HEADINGS)
-    body = ""
-    for row in rows:
-        first, *others = map(escape, row.cells())
-        body += f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>\n"
+def _conditions(comparison: Comparison) -> str:
+    """How to run it again, and where it ran."""
+    plans = {} if comparison.settings["lr_grid"] else comparison.settings["optimizers"]
+    settings = {f"{task}'s optimizers": ", ".join(plan) for task, plan in plans.items()}
+    facts: Mapping[str, Any] = {"date": f"{comparison.date:%Y-%m-%d %H:%M:%S %Z}", **settings, **comparison.machine}
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
     return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<h2>How it was run</h2>\n<p>To run it again:</p>\n<pre><code>{escape(comparison.command)}</code></pre>\n"
+        "<p>Seconds are of training on this machine, without evaluation. results.json has all curves.</p>"
+        f"\n<dl>{items}<dt>threads of torch</dt><dd>{comparison.settings['threads']}</dd></dl>"
     )
-
-
-def _definitions(facts: dict[str, Any]) -> str:
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_plain(value))}</dd>" for name, value in facts.items())
-    return f"<dl>{items}</dl>"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {_plain(item)}" for name, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    return "not given" if value is None else str(value)
-
-
-def _figures(number: int, result: TaskResult) -> list[dict[str, Any]]:
-    """The task's two plots, as the page's script wants them."""
-    shown = {row.optimizer for row in result.ranked()}
-    labels = list(dict.fromkeys(run.label for run in result.runs))  # a colour for each, the same in every task
-    lrs_seen = dict.fromkeys(labels, 0)
-    curves = []
-    for row in sorted(result.all_rows(), key=lambda row: row.optimizer not in shown):
-        round_of_colours, colour = divmod(labels.index(row.label), len(_COLOURS))
-        dash = _DASHES[(round_of_colours + lrs_seen[row.label]) % len(_DASHES)]
-        lrs_seen[row.label] += 1
-        over_seeds = curve([run for run in result.runs if run.optimizer == row.optimizer])
-        curves.append((row, _COLOURS[colour], dash, over_seeds))
-    losses = [loss for *_, c in curves for loss in (*c.low, *c.high)] + [result.target]
-    log = min(losses) > 0 and max(losses) / min(losses) > _LOG_FROM
-    figures = []
-    for x in ("steps", "seconds"):
-        data = [
-            trace
-            for row, colour, dash, c in curves
-            for trace in _traces(row, colour, dash, c, getattr(c, x), row.optimizer in shown)
-        ]
-        end = max((at for *_, c in curves for at in getattr(c, x)), default=1)
-        line = {"width": 1, "color": "#888", "dash": "dash"}
-        data.append(
-            _LINES | {"name": f"target {result.target:g}", "x": [0, end], "y": [result.target] * 2, "line": line}
-        )
-        figures.append({"id": f"plot-{number}-{x}", "x": f"{x} of training", "log": log, "data": data})
-    return figures
-
-
-_LINES = {"type": "scatter", "mode": "lines"}
-
-
-def _traces(row: Row, colour: str, dash: str, c: Curve, xs: list[float], shown: bool) -> list[dict[str, Any]]:
-    """A curve as plotly has it: the band, and the line of the medians."""
-    name = row.label if row.lr is None else f"{row.label} lr={row.lr:g}"
-    common = _LINES | {
-        "name": escape(name) + (f" ({row.diverged} of {row.seeds} diverged)" if row.diverged else ""),
-        "legendgroup": row.optimizer,
-        "visible": True if shown else "legendonly",
-    }
-    band = {
-        "x": xs + xs[::-1],
-        "y": c.high + c.low[::-1],
-        "fill": "toself",
-        "fillcolor": f"rgba({colour},0.2)",
-        "line": {"width": 0},
-        "hoverinfo": "skip",
-        "showlegend": False,
-    }
-    line = {
-        "x": xs,
-        "y": [loss if math.isfinite(loss) else None for loss in c.median],
-        "line": {"width": 2, "color": f"rgb({colour})", "dash": dash},
-    }
-    return [common | band, common | line]

@@ -8,17 +8,19 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from steprule.compare.errors import UsageError
 from steprule.compare.run import Budget, Run
-from steprule.compare.summary import Row, rank, rows, sentence
+from steprule.compare.summary import Row, answer, leaders, rank, rows, sentence
 from steprule.compare.tasks import Task
 
-__all__ = ["Comparison", "TaskResult", "machine", "write_text"]
+__all__ = ["Comparison", "TaskResult", "machine", "make_folder", "write_text"]
 
 
 @dataclass
@@ -30,6 +32,8 @@ class TaskResult:
         target: the validation loss to reach.
         budget: of each run.
         lr_grid: the learning rates that each optimizer was given; empty if it kept its own.
+        parameters, elements: of the model, those that are trained.
+        batch_size: the first dimension of the first tensor of a batch, None if there is none.
         runs: in the order they were made.
     """
 
@@ -37,6 +41,9 @@ class TaskResult:
     target: float
     budget: Budget
     lr_grid: Sequence[float]
+    parameters: int = 0
+    elements: int = 0
+    batch_size: int | None = None
     runs: list[Run] = field(default_factory=list)
 
     @property
@@ -56,6 +63,20 @@ class TaskResult:
         """Who was first."""
         return sentence(self.ranked(), self.by, self.target)
 
+    def answer(self) -> str:
+        """The same in a few words."""
+        return answer(self.ranked(), self.by)
+
+    def leaders(self) -> list[Row]:
+        """Who was first, or cannot be told apart from who was."""
+        return leaders(self.ranked(), self.by)
+
+    @property
+    def failure(self) -> str | None:
+        """What every run failed with, if it is the same."""
+        failures = {run.failure if run.status == "failed" else None for run in self.runs}
+        return failures.pop() if len(failures) == 1 else None
+
     def title(self) -> str:
         """The task and what was asked of it, in a few words."""
         length = (
@@ -72,12 +93,16 @@ class Comparison:
         settings: what was asked for, by the name of the option.
         machine: what it ran on, as machine() returns it.
         results: one a task.
+        command: the command line that repeats it.
+        date: when it began, with the time zone.
         interrupted: whether it was stopped before all runs were over.
     """
 
     settings: dict[str, Any]
     machine: dict[str, str]
     results: list[TaskResult]
+    command: str = ""
+    date: datetime = field(default_factory=lambda: datetime.now().astimezone())
     interrupted: bool = False
 
     def to_json(self, summary: bool = True) -> str:
@@ -90,6 +115,10 @@ class Comparison:
         for result in self.results:
             task: dict[str, Any] = {
                 "name": result.task.name,
+                "description": result.task.description,
+                "parameters": result.parameters,
+                "elements": result.elements,
+                "batch_size": result.batch_size,
                 "target": result.target,
                 "steps": result.budget.steps,
                 "seconds": result.budget.seconds,
@@ -97,6 +126,7 @@ class Comparison:
                 "ranked_by": result.by,
             }
             if summary:
+                task["answer"] = result.answer()
                 task["sentence"] = result.sentence()
                 task["table"] = [asdict(row) for row in result.ranked()]
                 task["all_rows"] = [asdict(row) for row in result.all_rows()]
@@ -104,6 +134,8 @@ class Comparison:
         everything = {
             "format": 1,
             "interrupted": self.interrupted,
+            "command": self.command,
+            "date": self.date.isoformat(timespec="seconds"),
             "settings": self.settings,
             "machine": self.machine,
             "tasks": tasks,
@@ -124,6 +156,40 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def make_folder(out: Path | None, date: datetime) -> Path:
+    """Makes the folder for a report, which replaces no other report.
+
+    Args:
+        out: the folder, which may be there if no report is in it; None for a new one in steprule-report.
+        date: what a new one is called after.
+
+    Raises:
+        UsageError: the folder cannot be made, or holds a report.
+    """
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in ("results.json", "report.html"):
+                if (out / name).exists():
+                    raise UsageError(
+                        f"--out {str(out)!r} holds a report already; name another folder, or remove {name}"
+                    )
+            return out
+        number = 1
+        while True:
+            folder = Path("steprule-report", f"{date:%Y-%m-%d-%H%M%S}" + f"-{number}" * (number > 1))
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise
+            number += 1
+    except OSError as error:
+        what = f"--out {str(out)!r}" if out is not None else "the folder steprule-report"
+        raise UsageError(f"{what}: {error.strerror}") from error
 
 
 def machine() -> dict[str, str]:

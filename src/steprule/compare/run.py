@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steprule.compare.errors import place_of
+from steprule.compare.errors import defined, place_of
 from steprule.compare.spec import Spec
 from steprule.compare.tasks import Task
 
@@ -128,7 +128,8 @@ def _train(run: Run, task: Task, spec: Spec, budget: Budget, target: float, prog
         with torch.no_grad(), _evaluated(optimizer):
             result = task.evaluate(model)
         if not isinstance(result, Mapping) or "loss" not in result:
-            raise ValueError(f"the task's evaluate returned no 'loss' but {result!r}")
+            where = defined(task.evaluate)
+            raise ValueError(f"the task's evaluate must return a dict with 'loss', not {result!r}{where}")
         loss = float(result["loss"])
         if not math.isfinite(loss):
             return False
@@ -178,7 +179,8 @@ def _start(task: Task, seed: int) -> tuple[nn.Module, Iterator[Any]]:
         seed_it(seed)
     model = task.make_model(seed)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"the task's make_model returned {model!r}, not a torch.nn.Module")
+        where = defined(task.make_model)
+        raise ValueError(f"the task's make_model must return a torch.nn.Module, not {model!r}{where}")
     return model, iter(task.batches(seed))
 
 
@@ -203,7 +205,7 @@ def _step(
     optimizer.zero_grad()
     loss = task.loss(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ValueError(f"the task's loss returned {loss!r}, not a tensor of one element")
+        raise ValueError(f"the task's loss must return a tensor of one element, not {loss!r}{defined(task.loss)}")
     loss.backward()  # type: ignore[no-untyped-call]
     synchronize()
     before = perf_counter()

@@ -103,6 +103,12 @@ def check(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
     closure = inspect.signature(spec.optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UsageError(f"optimizer {str(spec)!r}: its step needs a closure, which compare does not give")
+    is_sparse = any(getattr(module, "sparse", False) for module in model.modules())
+    if isinstance(built, (steprule.optimizer.SparseAdam, torch.optim.SparseAdam)) and not is_sparse:
+        raise UsageError(
+            f"optimizer {str(spec)!r} takes sparse gradients only, and the model has no layer with sparse=True "
+            "(such as torch.nn.Embedding); compare adam instead"
+        )
     return built
 
 

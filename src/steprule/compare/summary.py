@@ -1,16 +1,32 @@
-"""What the runs of a task amount to: one row for each optimizer, ranked, a sentence, and curves over the seeds."""
+"""What the runs of a task amount to: one row for each optimizer, ranked, an answer, and curves over the seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from steprule.compare.run import Run
 
-__all__ = ["HEADINGS", "Curve", "Row", "Spread", "curve", "number", "rank", "rows", "sentence"]
+__all__ = [
+    "Cell",
+    "Column",
+    "Curve",
+    "Row",
+    "Spread",
+    "answer",
+    "columns",
+    "curve",
+    "leaders",
+    "measured",
+    "number",
+    "rank",
+    "rows",
+    "sentence",
+]
 
 
 @dataclass(frozen=True)
@@ -57,35 +73,75 @@ class Row:
     step_ms: float | None
     state_bytes: float | None
 
-    def cells(self) -> list[str]:
-        """The row as text, under HEADINGS."""
-        steps, seconds = number(self.steps.median), number(self.seconds.median)
-        if self.reached < self.seeds:
-            steps += f" ({self.reached} of {self.seeds} seeds)"
-        unfinished = "diverged" if self.diverged else "failed"
-        final, spread = number(self.final_loss.median, unfinished), _range(self.final_loss, unfinished)
-        return [
-            self.label,
-            number(self.lr),
-            final if final == spread else f"{final} ({spread})",
-            "-" if self.accuracy is None else f"{self.accuracy:.1%}",
-            steps,
-            seconds,
-            number(self.step_ms),
-            number(self.state_bytes),
-        ]
+    @property
+    def name(self) -> str:
+        """What the optimizer is called, without settings."""
+        return self.label.partition(" ")[0]
+
+    @property
+    def settings(self) -> list[str]:
+        """The learning rate and the other settings that were given, each as name=value."""
+        lr = [] if self.lr is None else [f"lr={number(self.lr)}"]
+        return [*lr, *self.label.split(" ")[1:]]
 
 
-HEADINGS = (
-    "optimizer",
-    "lr",
-    "final loss\n(min to max)",
-    "accuracy",
-    "steps to\ntarget",
-    "seconds to\ntarget",
-    "optimizer\nms a step",
-    "state bytes\na parameter",
-)
+class Cell(NamedTuple):
+    """A number in a table, and how far it varies over the seeds (empty if it does not)."""
+
+    text: str
+    spread: str = ""
+
+
+class Column(NamedTuple):
+    """A column of a table: its heading, a short one, a cell a row, and whether it is about reaching the target."""
+
+    heading: str
+    short: str
+    cells: list[Cell]
+    goal: bool = False
+
+
+def columns(shown: Sequence[Row]) -> list[Column]:
+    """The numbers of some rows as text; accuracy only if a row has it."""
+    found = [
+        Column("steps to target", "steps to\ntarget", [_to_target(row, row.steps, number) for row in shown], True),
+        Column(
+            "seconds to target", "seconds to\ntarget", [_to_target(row, row.seconds, _seconds) for row in shown], True
+        ),
+        Column("final loss", "final\nloss", [_final_loss(row) for row in shown], True),
+    ]
+    if any(row.accuracy is not None for row in shown):
+        accuracy = [Cell("-" if row.accuracy is None else f"{row.accuracy:.1%}") for row in shown]
+        found.append(Column("final accuracy", "accuracy", accuracy))
+    step_ms = [Cell(number(row.step_ms, digits=2)) for row in shown]
+    state_bytes = [Cell(number(row.state_bytes, digits=2)) for row in shown]
+    return [
+        *found,
+        Column("optimizer's ms a step", "ms a\nstep", step_ms),
+        Column("state bytes an element", "state\nbytes", state_bytes),
+    ]
+
+
+def _seconds(value: float) -> str:
+    return "-" if math.isinf(value) else measured(value, 2)
+
+
+def _to_target(row: Row, spread: Spread, text: Callable[[float], str]) -> Cell:
+    if 0 < row.reached < row.seeds:
+        return Cell(text(spread.median), f"{row.reached} of {row.seeds} seeds")
+    return _spread(text(spread.median), text(spread.low), text(spread.high))
+
+
+def _final_loss(row: Row) -> Cell:
+    """Two digits, or three if the seeds agree in the first two."""
+    middle, low, high = row.final_loss.median, row.final_loss.low, row.final_loss.high
+    digits = 3 if high - low < abs(middle) / 20 else 2
+    unfinished = "diverged" if row.diverged else "failed"
+    return _spread(*(unfinished if math.isinf(value) else measured(value, digits) for value in (middle, low, high)))
+
+
+def _spread(middle: str, low: str, high: str) -> Cell:
+    return Cell(middle, "" if low == high else f"{low} to {high}")
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -133,6 +189,30 @@ def rank(candidates: Sequence[Row], by: Literal["steps", "seconds"], best_lr: bo
     return sorted(chosen, key=lambda row: (getattr(row, by).median, -row.reached, row.final_loss.median))
 
 
+def leaders(ranked: Sequence[Row], by: Literal["steps", "seconds"]) -> list[Row]:
+    """The first row and those whose ranges overlap with its own; none if most of its seeds did not reach the target."""
+    if not ranked or math.isinf(getattr(ranked[0], by).median):
+        return []
+    last: float = getattr(ranked[0], by).high
+    return [ranked[0], *(row for row in ranked[1:] if row.reached and getattr(row, by).low <= last)]
+
+
+def answer(ranked: Sequence[Row], by: Literal["steps", "seconds"]) -> str:
+    """Who was first, in as few words as possible; arguments as for sentence."""
+    if all(row.failed == row.seeds for row in ranked):
+        return "No run finished."
+    first = leaders(ranked, by)
+    if not first:
+        return "No optimizer reached the target."
+    name_of = _names(ranked)
+    names = [name_of[row.optimizer] for row in first]
+    if len(ranked) == 1:
+        return f"{names[0]} reached the target."
+    if len(names) == 1:
+        return f"{names[0]} reached the target first" + (", with one seed." if first[0].seeds == 1 else ".")
+    return f"{', '.join(names[:-1])} and {names[-1]} cannot be told apart."
+
+
 def sentence(ranked: Sequence[Row], by: Literal["steps", "seconds"], target: float) -> str:
     """Who was first, in one sentence that claims no more than the spread over the seeds allows.
 
@@ -146,6 +226,11 @@ def sentence(ranked: Sequence[Row], by: Literal["steps", "seconds"], target: flo
     if all(row.failed == row.seeds for row in ranked):
         return f"No run finished: all {sum(row.seeds for row in ranked)} failed."
     goal = f"the target loss of {number(target)}"
+    names = _names(ranked)
+    told = {
+        row.optimizer: names[row.optimizer] + (f" (lr {number(row.lr)})" if row.lr is not None else "")
+        for row in ranked
+    }
     first, others = ranked[0], ranked[1:]
     took: Spread = getattr(first, by)
     if math.isinf(took.median):
@@ -153,24 +238,26 @@ def sentence(ranked: Sequence[Row], by: Literal["steps", "seconds"], target: flo
         nobody = f"No optimizer reached {goal} in most of its seeds"
         if math.isinf(best.final_loss.median):
             return f"{nobody}, nor a finite loss at the end."
-        return f"{nobody}; the lowest median final loss, {number(best.final_loss.median)}, is that of {_name(best)}."
-    result = f"{_name(first)} reached {goal} after {number(took.median)} {by}"
+        return f"{nobody}; the lowest median final loss, {number(best.final_loss.median)}, is that of {told[best.optimizer]}."
+    digits = 3 if by == "steps" else 2
+    result = f"{told[first.optimizer]} reached {goal} after {number(took.median, digits=digits)} {by}"
     if first.seeds > 1:
-        result += f" ({_range(took, 'never')} over {first.seeds} seeds)"
-    level = [row for row in others if row.reached and getattr(row, by).low <= took.high]
+        result += f" ({_range(took, digits)} over {first.seeds} seeds)"
+    level = leaders(ranked, by)[1:]
     if level:
-        names = " and ".join(_name(row) for row in level) if len(level) < 3 else f"{len(level)} others"
+        some = " and ".join(told[row.optimizer] for row in level) if len(level) < 3 else f"{len(level)} others"
         if first.seeds == 1:
-            return f"{result}, level with {names}; one seed settles little."
-        return f"{result}, but its range overlaps with that of {names}: these seeds do not settle who is first."
+            return f"{result}, level with {some}; one seed settles little."
+        return f"{result}, but its range overlaps with that of {some}: these seeds do not settle who is first."
     if others:
         second: Spread = getattr(others[0], by)
         if math.isinf(second.low):
             result += ", and no other optimizer did"
         else:
-            result += f", the first to do so; next was {_name(others[0])} with {number(second.median, 'never')}"
+            median_of_second = number(second.median, "never", digits)
+            result += f", the first to do so; next was {told[others[0].optimizer]} with {median_of_second}"
             if first.seeds > 1:
-                result += f" ({_range(second, 'never')})"
+                result += f" ({_range(second, digits)})"
     return result + ("; one seed settles little." if first.seeds == 1 and others else ".")
 
 
@@ -181,14 +268,11 @@ class Curve:
     Attributes:
         steps, seconds: medians.
         median: of the loss; infinite where half of the runs or more had diverged.
-        low, high: the least and greatest loss of those that had not.
     """
 
     steps: list[float]
     seconds: list[float]
     median: list[float]
-    low: list[float]
-    high: list[float]
 
 
 def curve(runs: Sequence[Run]) -> Curve:
@@ -196,35 +280,42 @@ def curve(runs: Sequence[Run]) -> Curve:
     length = min((len(run.loss) for run in runs if run.status == "finished"), default=0)
     if not length:
         length = max((len(run.loss) for run in runs), default=0)
-    result = Curve([], [], [], [], [])
+    result = Curve([], [], [])
     for at in range(length):
         alive = [run for run in runs if at < len(run.loss)]
         losses = [run.loss[at] for run in alive]
         result.steps.append(median(run.steps[at] for run in alive))
         result.seconds.append(median(run.seconds[at] for run in alive))
         result.median.append(median(losses + [math.inf] * (len(runs) - len(alive))))
-        result.low.append(min(losses))
-        result.high.append(max(losses))
     return result
 
 
-def number(value: float | None, infinite: str = "-") -> str:
-    """A number in three digits, or as many as its integer part has."""
+def number(value: float | None, infinite: str = "-", digits: int = 3) -> str:
+    """A number in so many digits, or as many as its integer part has if that is not very long."""
     if value is None:
         return "-"
     if math.isinf(value):
         return infinite
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    is_long = 10 ** (digits - 1) <= round(abs(value)) < 1e8
+    return f"{value:.0f}" if is_long else f"{value:.{digits}g}"
+
+
+def measured(value: float, digits: int) -> str:
+    """The same with zeros at the end, which say how exact it is: 0.050 between 0.034 and 0.066."""
+    is_long = 10 ** (digits - 1) <= round(abs(value)) < 1e8
+    return f"{value:.0f}" if is_long else f"{value:#.{digits}g}"
 
 
 def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
 
 
-def _range(spread: Spread, infinite: str) -> str:
-    low, high = number(spread.low, infinite), number(spread.high, infinite)
+def _range(spread: Spread, digits: int) -> str:
+    low, high = number(spread.low, "never", digits), number(spread.high, "never", digits)
     return low if low == high else f"{low} to {high}"
 
 
-def _name(row: Row) -> str:
-    return f"{row.label} (lr {number(row.lr)})" if row.lr is not None else row.label
+def _names(shown: Sequence[Row]) -> dict[str, str]:
+    """What to call each optimizer: its name, with the settings but lr where several have the same."""
+    same = Counter(row.name for row in shown)
+    return {row.optimizer: row.name if same[row.name] == 1 else row.label for row in shown}

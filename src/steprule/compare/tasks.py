@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from steprule.compare.errors import UsageError
 
-__all__ = ["TASKS", "Task", "chars", "digits"]
+__all__ = ["TASKS", "Task", "chars", "described", "digits"]
 
 
 def _tuned(**lrs: float) -> tuple[str, ...]:
@@ -28,38 +29,46 @@ def _tuned(**lrs: float) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data and a goal, as ``steprule compare --task module:function`` takes them from function().
+    """A model, its data and a goal: what ``steprule compare --task module:function`` gets from ``function()``.
 
-    torch, NumPy and random are seeded with the seed before make_model and before batches are called, so that only
-    the seed decides on the first weights and the order of the data.
+    ``examples/task.py`` is a complete one. torch, NumPy and random are seeded with the seed before make_model and
+    before batches are called, so the seed alone decides on the first weights and on the order of the data.
 
     Attributes:
-        name: what the task is called in the results.
-        make_model: given a seed, returns a new model, on the device it shall be trained on.
-        batches: given a seed, returns an iterator of batches (anything that loss takes), at least as many as steps.
-        loss: given the model in training mode and a batch, returns the training loss, a tensor of one element.
-        evaluate: given the model in evaluation mode, without gradients, returns {"loss": the validation loss} and
-            optionally "accuracy", from 0 to 1.
-        target: the validation loss to reach.
-        steps: how many steps to train for, unless the command says otherwise.
-        eval_every: how many steps lie between evaluations. Default: 10.
-        optimizers: what is compared when the command names none. Default: four with common learning rates.
+        name: a text, what the results call the task.
+        make_model: a function of the seed (an int) that returns a new torch.nn.Module, on the device to train on.
+        batches: a function of the seed (an int) that returns an iterable of batches, at least as many as steps. A
+            batch is whatever loss takes; often a tuple of an input and a label tensor, whose first dimension is the
+            size of the batch.
+        loss: a function of the model, in training mode, and a batch. Returns the training loss, a tensor of one
+            element that has a gradient.
+        evaluate: a function of the model, in evaluation mode and without gradients. Returns a dict with "loss", the
+            validation loss (a float), and optionally "accuracy" (a float from 0 to 1).
+        target: the validation loss to reach, a float.
+        steps: how many steps to train for, an int of at least 1. The command's --steps and --seconds override it.
+        eval_every: how many steps lie between evaluations, an int of at least 1. Default: 10.
+        optimizers: what is compared when the command names none, texts as on the command line. Default: sgd with
+            lr=0.1 and momentum=0.9, rmsprop and adam with lr=0.001, adamw with lr=0.001 and weight_decay=0.1.
+        description: a sentence for the report. Default: the first paragraph of the docstring of ``function``.
 
     Raises:
-        TypeError, ValueError: an attribute cannot be that; the message names it and its value.
+        TypeError, ValueError: an attribute cannot be that; the message names it and its value and says what it must be.
     """
 
     name: str
     make_model: Callable[[int], nn.Module]
-    batches: Callable[[int], Iterator[Any]]
+    batches: Callable[[int], Iterable[Any]]
     loss: Callable[[nn.Module, Any], Tensor]
     evaluate: Callable[[nn.Module], Mapping[str, float]]
     target: float
     steps: int
     eval_every: int = 10
     optimizers: tuple[str, ...] = _tuned(sgd=0.1, rmsprop=0.001, adam=0.001, adamw=0.001)
+    description: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.description, str):
+            raise TypeError(f"Task's description must be a text, not {self.description!r}")
         if not isinstance(self.name, str) or not self.name.strip():
             raise TypeError(f"Task's name must be a text, not {self.name!r}")
         for field in ("make_model", "batches", "loss", "evaluate"):
@@ -84,6 +93,14 @@ class Task:
             raise TypeError(f"Task's optimizers must be a tuple of texts such as 'adam:lr=0.01', not {named!r}")
 
 
+def described(task: Task, make: Callable[[], Task]) -> Task:
+    """The task with a description: its own, or the first paragraph of the docstring of the function that made it."""
+    if task.description:
+        return task
+    first = (inspect.getdoc(make) or "").partition("\n\n")[0]
+    return replace(task, description=" ".join(first.split()))
+
+
 def _classify(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     inputs, labels = batch
     return functional.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
@@ -99,7 +116,9 @@ def _evaluate(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, flo
 
 
 def digits() -> Task:
-    """Handwritten digits, 8 x 8 pixels, by a small convolutional net: 1,347 to learn from, 450 to be judged by."""
+    """Classify handwritten digits of 8 by 8 pixels (scikit-learn's) with a small convolutional network;
+    1,347 images are for training and 450 for validation.
+    """
     train_images, train_labels, test_images, test_labels = _digits_data()
 
     def make_model(seed: int) -> nn.Module:
@@ -158,9 +177,8 @@ _VALIDATION_WINDOWS = 128
 
 
 def chars() -> Task:
-    """The next character in the source of Python's own standard library, by a small causal transformer.
-
-    Every tenth file is kept for validation. The text, and so the numbers, are those of the Python that runs.
+    """Predict the next character in the source of Python's standard library with a small causal transformer;
+    every tenth file is for validation. The text, and so the numbers, depend on the version of Python.
     """
     text, validation = _stdlib_text()
     starts = torch.linspace(0, len(validation) - CONTEXT - 1, _VALIDATION_WINDOWS).long()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -14,17 +13,14 @@ from rich.text import Text
 
 from steprule.compare.results import TaskResult
 from steprule.compare.run import Run
-from steprule.compare.summary import HEADINGS, number
+from steprule.compare.summary import columns, number
 
 __all__ = ["Watch", "make_console", "table"]
 
 
-def make_console() -> Console:
-    """The console for standard output, wide enough for the table where it is not a terminal."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 140
-    return console
+def make_console(stderr: bool = False) -> Console:
+    """The console for standard output, or for standard error."""
+    return Console(highlight=False, markup=False, emoji=False, stderr=stderr)
 
 
 class Watch:
@@ -76,7 +72,7 @@ class Watch:
         self._over[run.task] += 1
         self._progress.update(self._bars[run.task], completed=self._over[run.task], current="")
         if not self._console.is_terminal:
-            print(_line(run), flush=True)
+            print(_line(run), file=self._console.file, flush=True)
 
 
 def _line(run: Run) -> str:
@@ -90,10 +86,26 @@ def _line(run: Run) -> str:
 
 
 def table(result: TaskResult) -> Table:
-    """The ranked optimizers of a task."""
-    shown = Table(title=Text(result.title()), title_justify="left", box=SIMPLE_HEAD)
-    for index, heading in enumerate(HEADINGS):
-        shown.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
-    for row in result.ranked():
-        shown.add_row(*map(Text, row.cells()))
+    """The ranked optimizers of a task in at most 80 columns: medians, and below them the ranges over the seeds."""
+    rows = result.ranked()
+    numbers = columns(rows)
+    shown = Table(
+        title=Text(result.title()),
+        title_justify="left",
+        caption=Text("Medians, below them the ranges over the seeds; state bytes are those of an element."),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+    )
+    shown.add_column("optimizer", overflow="fold")
+    for column in numbers:
+        shown.add_column(Text(column.short), justify="right", no_wrap=True)
+    for index, row in enumerate(rows):
+        cells = [column.cells[index] for column in numbers]
+        settings = "".join(f"\n {setting}" for setting in row.settings)
+        shown.add_row(Text(row.name + settings), *(Text(f"{cell.text}\n{_short(cell.spread)}") for cell in cells))
     return shown
+
+
+def _short(spread: str) -> str:
+    return spread if "-" in spread else spread.replace(" to ", "-")

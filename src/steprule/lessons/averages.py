@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from steprule.lessons.charts import Axis, Bars, Chart, Line, number
+from steprule.charts import Axis, Bars, Chart, Line, number
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.pieces import Value, debias, ema, running_ema
 from steprule.rule import Rule

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from steprule.charts import Axis, Bars, Bits, Chart, Line, number
 from steprule.formats import BLOCK, SHORTEST_ROW, bytes_of
 from steprule.formats.tensors import round_bfloat16
-from steprule.lessons.charts import Axis, Bars, Bits, Chart, Line, number
 from steprule.lessons.decay import Beside
 from steprule.lessons.few_bits import (
     CAUSES,

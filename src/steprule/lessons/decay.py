@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from steprule.lessons.charts import Axis, Chart, Heat, Line, number
+from steprule.charts import Axis, Chart, Heat, Line, number
 from steprule.lessons.follow import Array, follow
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.lessons.letters import LETTERS, counts, gradient, loss, parts

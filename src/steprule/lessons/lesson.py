@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from steprule.lessons.charts import Chart
+from steprule.charts import Chart
 from steprule.rule import Rule
 
 

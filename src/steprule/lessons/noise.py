@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steprule.lessons.charts import Axis, Chart, Line, number
+from steprule.charts import Axis, Chart, Line, number
 from steprule.lessons.follow import Array
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.pieces import Value

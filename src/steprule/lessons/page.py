@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from steprule.charts import Element, figure, number
+from steprule.charts import style as charts_style
 from steprule.lessons import LESSONS, find
-from steprule.lessons.charts import HEIGHT, WIDTH, Bars, Bits, Chart, Element, Heat, Line, heat_colour, number
 from steprule.lessons.formula import formula_html, source_html, symbol_html, symbols_html
 from steprule.lessons.glossary import TERMS
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
@@ -52,7 +53,7 @@ def page(name: str) -> str:
     return _PAGE.format(
         title=escape(lesson.title),
         number=f"steprule lesson {LESSONS.index(name) + 1}: {escape(name)}",
-        style=_file("charts.css") + _file("page.css"),
+        style=charts_style() + _file("page.css"),
         body=_body(lesson, screens[lesson.initial()], drawn),
         positions=json.dumps(_positions(lesson, drawn), separators=(",", ":")).replace("<", "\\u003c"),
         script=_file("page.js"),
@@ -193,7 +194,7 @@ def _screen(lesson: Lesson, screen: Screen, elements: Sequence[Element], changin
     parts, place = [], 0
     for chart in screen.charts:
         count = len(chart.elements())
-        parts.append(_chart(chart, elements[place : place + count], place, changing))
+        parts.append(figure(chart, elements[place : place + count], place, changing))
         place += count
     controls = "".join(_control(index, control) for index, control in enumerate(lesson.controls))
     initial = ", ".join(f"{control.label} {_name(control.initial)}" for control in lesson.controls)
@@ -218,53 +219,6 @@ def _control(index: int, control: Control) -> str:
     name = _name(control.initial)
     return f"""<div class="control"><label for="c{index}">{label} = <output for="c{index}">{name}</output></label>
 <input type="range" id="c{index}" min="0" max="{len(control.values) - 1}" step="1" value="{initial}" aria-valuetext="{name}"></div>"""
-
-
-def figure(chart: Chart) -> str:
-    """A chart that does not change, for a page with charts.css."""
-    return _chart(chart, chart.elements(), 0, set())
-
-
-def _chart(chart: Chart, elements: Sequence[Element], first: int, changing: set[int]) -> str:
-    """One chart with its title and legend; what lies outside of the axes is cut off."""
-    inside = ("line", "dots", "bar", "cell", "bits")
-    parts: list[Callable[[], str]] = []
-    clip = f"clip{first}"
-    right = WIDTH - (84 if chart.labels == "right" else 14)
-    for place, element in enumerate(elements, first):
-        attributes = dict(element.attributes)
-        if attributes.get("class", "").partition(" ")[0] in inside:
-            attributes["clip-path"] = f"url(#{clip})"
-        if place in changing:
-            attributes["id"] = f"e{place}"
-        texts = "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
-        parts.append(lambda tag=element.tag, texts=texts, text=element.text: f"<{tag}{texts}>{escape(text)}</{tag}>")  # type: ignore[misc]
-    drawn = "".join(part() for part in parts)
-    return f"""<figure class="chart"><h3>{escape(chart.title)}</h3>{_legend(chart)}
-<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}: {escape(chart.y.label)} against {escape(chart.x.label)}">
-<clipPath id="{clip}"><rect x="54" y="12" width="{right - 54}" height="{HEIGHT - 56}"/></clipPath>{drawn}</svg></figure>"""
-
-
-def _legend(chart: Chart) -> str:
-    items = ""
-    for mark in chart.marks:
-        if not mark.name:
-            continue
-        if isinstance(mark, Heat):
-            colours = ", ".join(heat_colour(step / 5) for step in range(6))
-            items += (
-                f"<li>{escape(mark.name)}: {number(mark.low, 3)} "
-                f'<span class="ramp" style="background: linear-gradient(90deg, {colours})"></span> {number(mark.high, 3)}</li>'
-            )
-            continue
-        kinds = {"bar": isinstance(mark, Bars | Bits), "line": isinstance(mark, Line) and mark.line}
-        kinds["dots"] = isinstance(mark, Line) and mark.dots
-        shape = {"bar": "M0 0", "line": "M0 6H30", "dots": "M15 6h0"}
-        drawn = "".join(f'<path class="{kind} s{mark.style}" d="{shape[kind]}"/>' for kind, on in kinds.items() if on)
-        if kinds["bar"]:
-            drawn = f'<rect class="bar s{mark.style}" x="8" y="1" width="14" height="10"/>'
-        items += f'<li><svg viewBox="0 0 30 12" aria-hidden="true">{drawn}</svg>{escape(mark.name)}</li>'
-    return f'<ul class="legend">{items}</ul>' if items else ""
 
 
 def _question(index: int, question: Question, terms: _Terms) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steprule.lessons.charts import Axis, Chart, Line
+from steprule.charts import Axis, Chart, Line
 from steprule.lessons.follow import Array
 
 FLAT, STEEP = 1.0, 25.0

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from steprule.lessons.charts import Axis, Chart, Line, number
+from steprule.charts import Axis, Chart, Line, number
 from steprule.lessons.follow import Way, follow
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.lessons.ravine import START, from_above, hessian, loss, turn

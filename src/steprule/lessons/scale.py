@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from steprule import optimizer as optimizers
+from steprule.charts import Axis, Chart, Line, number
 from steprule.engine.team import one_thread
-from steprule.lessons.charts import Axis, Chart, Line, number
 from steprule.lessons.follow import Array, follow
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.lessons.noise import digits

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steprule.lessons.charts import Axis, Chart, Line, number
+from steprule.charts import Axis, Chart, Line, number
 from steprule.lessons.follow import Array, moves
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.lessons.network import begin, gradient, loss

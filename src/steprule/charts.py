@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 WIDTH, HEIGHT = 400, 290
 _LEFT, _TOP, _BOTTOM = 54, 12, 44
 _LABELS, _BARE = 84, 14  # to the right, with labels and without
+_APART = 14  # labels, from line to line
 
 Numbers = Sequence[float] | np.ndarray[Any, Any]
 
@@ -79,6 +82,7 @@ class Line:
         name: what the legend and the label at its end call it; empty for neither.
         style: its colour and dashes, 0 to 5, or "faint" for what is behind the rest.
         short: the name for the label, where there is less room than in the legend.
+        thin: whether it is one of several lines that a thicker one sums up.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Line:
     line: bool = True
     dots: bool = False
     short: str = ""
+    thin: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,11 @@ class Chart:
     marks: Sequence[Line | Bars | Heat | Bits]
     labels: str = "right"
 
+    @property
+    def right(self) -> int:
+        """Where the axes end; labels may be beyond."""
+        return WIDTH - (_LABELS if self.labels == "right" else _BARE)
+
     def elements(self) -> list[Element]:
         """The chart, drawn."""
         return _Drawing(self).elements
@@ -190,7 +200,7 @@ class _Drawing:
 
     def __init__(self, chart: Chart) -> None:
         self.chart = chart
-        self.right = WIDTH - (_LABELS if chart.labels == "right" else _BARE)
+        self.right = chart.right
         self.bottom = HEIGHT - _BOTTOM
         self.elements: list[Element] = []
         self._labels: list[tuple[float, float, str, str]] = []
@@ -238,7 +248,8 @@ class _Drawing:
         ]
         texts = [f"{_pixel(x)} {_pixel(y)}" for x, y in points]
         if mark.line:
-            self._add("path", class_=f"line s{mark.style}", d="M" + "L".join(texts) if texts else "")
+            kind = f"line s{mark.style}" + " thin" * mark.thin
+            self._add("path", class_=kind, d="M" + "L".join(texts) if texts else "")
         if mark.dots:
             self._add("path", class_=f"dots s{mark.style}", d="".join(f"M{text}h0" for text in texts))
         if mark.name and self.chart.labels != "none":
@@ -287,13 +298,13 @@ class _Drawing:
         placed: dict[int, float] = {}
         lowest = -math.inf
         for index in sorted(range(len(self._labels)), key=lambda index: self._labels[index][1]):
-            placed[index] = lowest = max(self._labels[index][1], lowest + 14)
-        excess = max(0.0, lowest - (self.bottom - 2))
+            placed[index] = lowest = max(self._labels[index][1], lowest + _APART)
+        highest = self.bottom - 2.0 + _APART
+        for index in reversed(placed):  # from the lowest up: back into the chart, those above as far as they must
+            placed[index] = highest = min(placed[index], highest - _APART)
         for index, (x, y, name, style) in enumerate(self._labels):
             if at_right:
-                self._add(
-                    "text", name, class_=f"label s{style}", x=_pixel(self.right + 6), y=_pixel(placed[index] - excess)
-                )
+                self._add("text", name, class_=f"label s{style}", x=_pixel(self.right + 6), y=_pixel(placed[index]))
             else:
                 ends = x > self.right - 8 * len(name)
                 kind = f"label s{style}" + " before" * ends
@@ -305,3 +316,71 @@ def _edges(centres: Sequence[float]) -> list[tuple[float, float]]:
     middles = [(one + two) / 2 for one, two in pairwise(centres)]
     first, last = 2 * centres[0] - middles[0], 2 * centres[-1] - middles[-1]
     return list(pairwise([first, *middles, last]))
+
+
+# On a page
+
+
+def style() -> str:
+    """What a page with charts needs in its style sheet."""
+    return files("steprule").joinpath("charts.css").read_text(encoding="utf-8")
+
+
+def figure(
+    chart: Chart,
+    elements: Sequence[Element] | None = None,
+    first: int = 0,
+    changing: Collection[int] = (),
+    description: str = "",
+    with_legend: bool = True,
+) -> str:
+    """A chart with its title and legend, as HTML; what lies outside of the axes is cut off.
+
+    Args:
+        chart: the chart.
+        elements: those of the chart, if they have been drawn already.
+        first: the number of the first element on the page, from which the names of elements are made.
+        changing: the numbers of the elements that need a name.
+        description: what the chart shows, for those who do not see it.
+        with_legend: whether the legend stands above it.
+    """
+    inside = ("line", "dots", "bar", "cell", "bits")
+    drawn, clip = "", f"clip{first}"
+    for place, element in enumerate(chart.elements() if elements is None else elements, first):
+        attributes = dict(element.attributes)
+        if attributes.get("class", "").partition(" ")[0] in inside:
+            attributes["clip-path"] = f"url(#{clip})"
+        if place in changing:
+            attributes["id"] = f"e{place}"
+        texts = "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
+        drawn += f"<{element.tag}{texts}>{escape(element.text)}</{element.tag}>"
+    name = f"{escape(chart.title)}: {escape(chart.y.label)} against {escape(chart.x.label)}"
+    about = f'<desc id="about{first}">{escape(description)}</desc>' if description else ""
+    describedby = f' aria-describedby="about{first}"' if description else ""
+    box = f'x="{_LEFT}" y="{_TOP}" width="{chart.right - _LEFT}" height="{HEIGHT - _TOP - _BOTTOM}"'
+    return f"""<figure class="chart"><h3>{escape(chart.title)}</h3>{legend(chart) if with_legend else ""}
+<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}"{describedby}>{about}
+<clipPath id="{clip}"><rect {box}/></clipPath>{drawn}</svg></figure>"""
+
+
+def legend(chart: Chart) -> str:
+    """What the marks of a chart that have a name look like, as HTML."""
+    items = ""
+    for mark in chart.marks:
+        if not mark.name:
+            continue
+        if isinstance(mark, Heat):
+            colours = ", ".join(heat_colour(step / 5) for step in range(6))
+            items += (
+                f"<li>{escape(mark.name)}: {number(mark.low, 3)} "
+                f'<span class="ramp" style="background: linear-gradient(90deg, {colours})"></span> {number(mark.high, 3)}</li>'
+            )
+            continue
+        kinds = {"bar": isinstance(mark, Bars | Bits), "line": isinstance(mark, Line) and mark.line}
+        kinds["dots"] = isinstance(mark, Line) and mark.dots
+        shape = {"bar": "M0 0", "line": "M0 6H30", "dots": "M15 6h0"}
+        drawn = "".join(f'<path class="{kind} s{mark.style}" d="{shape[kind]}"/>' for kind, on in kinds.items() if on)
+        if kinds["bar"]:
+            drawn = f'<rect class="bar s{mark.style}" x="8" y="1" width="14" height="10"/>'
+        items += f'<li><svg viewBox="0 0 30 12" aria-hidden="true">{drawn}</svg>{escape(mark.name)}</li>'
+    return f'<ul class="legend">{items}</ul>' if items else ""
