@@ -389,16 +389,16 @@ def test_terms_are_sentences():
 def test_texts_and_lines_stand_out_from_their_background():
     """Contrast as WCAG 2 defines it: 4.5 for text, light and dark."""
 
-    def light(colour):
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    def light(color):
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         linear = [one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
         return np.dot([0.2126, 0.7152, 0.0722], linear) + 0.05
 
     schemes = re.findall(r":root \{(.*?)\}", page("averages"), re.DOTALL)
     assert len(schemes) == 2
     for scheme in schemes:
-        colours = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
+        colors = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
         for name in ("ink", "quiet", "link", "s0", "s1", "s2", "s3", "s4", "s5"):
             for behind in ("paper", "panel"):
-                one, two = sorted((light(colours[name]), light(colours[behind])))
+                one, two = sorted((light(colors[name]), light(colors[behind])))
                 assert two / one >= 4.5, (name, behind)

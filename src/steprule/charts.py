@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 400, 290
-_LEFT, _TOP, _BOTTOM = 54, 12, 44
+_LEFT, _TOP, _BOTTOM = 58, 12, 44
 _LABELS, _BARE = 84, 14  # to the right, with labels and without
 _APART = 14  # labels, from line to line
 
@@ -80,7 +80,7 @@ class Line:
 
     Attributes:
         name: what the legend and the label at its end call it; empty for neither.
-        style: its colour and dashes, 0 to 5, or "faint" for what is behind the rest.
+        style: its color and dashes, 0 to 5, or "faint" for what is behind the rest.
         short: the name for the label, where there is less room than in the legend.
         thin: whether it is one of several lines that a thicker one sums up.
     """
@@ -108,11 +108,11 @@ class Bars:
 
 @dataclass(frozen=True)
 class Heat:
-    """A grid of colours, dark for low and light for high: values[row][column] at y[row] and x[column].
+    """A grid of colors, dark for low and light for high: values[row][column] at y[row] and x[column].
 
     Attributes:
-        name: what the colours stand for, with the unit.
-        low, high: the values of the darkest and the lightest colour.
+        name: what the colors stand for, with the unit.
+        low, high: the values of the darkest and the lightest color.
     """
 
     name: str
@@ -169,8 +169,8 @@ class Chart:
 _STOPS = ((0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56))
 
 
-def heat_colour(share: float) -> str:
-    """From dark blue to bright yellow, as lightness alone would tell; grey for what is no number."""
+def heat_color(share: float) -> str:
+    """From dark blue to bright yellow, as lightness alone would tell; gray for what is no number."""
     if not math.isfinite(share):
         return "#b00040"
     place = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
@@ -238,7 +238,7 @@ class _Drawing:
             self._add("text", x.text(tick), class_="tick x", x=at, y=self.bottom + 15)
         self._add("text", x.label, class_="axis", x=_pixel((_LEFT + self.right) / 2), y=HEIGHT - 8)
         middle = (_TOP + self.bottom) / 2
-        self._add("text", y.label, class_="axis", transform=f"translate(13 {_pixel(middle)}) rotate(-90)")
+        self._add("text", y.label, class_="axis", transform=f"translate(11 {_pixel(middle)}) rotate(-90)")
 
     def _draw_line(self, mark: Line) -> None:
         points = [
@@ -288,7 +288,7 @@ class _Drawing:
         down = _edges([self._y(y) for y in mark.y])
         for row, (low, high) in zip(mark.values, down, strict=True):
             for value, (left, right) in zip(row, across, strict=True):
-                fill = heat_colour((value - mark.low) / (mark.high - mark.low))
+                fill = heat_color((value - mark.low) / (mark.high - mark.low))
                 box = {"x": left, "y": high, "width": right - left + 0.4, "height": low - high + 0.4}
                 self._add("rect", class_="cell", fill=fill, **{name: _pixel(size) for name, size in box.items()})
 
@@ -311,10 +311,10 @@ class _Drawing:
                 self._add("text", name, class_=kind, x=_pixel(x + (-8 if ends else 8)), y=_pixel(y - 8))
 
 
-def _edges(centres: Sequence[float]) -> list[tuple[float, float]]:
-    """From where to where each cell goes: half the way to the next centre."""
-    middles = [(one + two) / 2 for one, two in pairwise(centres)]
-    first, last = 2 * centres[0] - middles[0], 2 * centres[-1] - middles[-1]
+def _edges(centers: Sequence[float]) -> list[tuple[float, float]]:
+    """From where to where each cell goes: half the way to the next center."""
+    middles = [(one + two) / 2 for one, two in pairwise(centers)]
+    first, last = 2 * centers[0] - middles[0], 2 * centers[-1] - middles[-1]
     return list(pairwise([first, *middles, last]))
 
 
@@ -370,10 +370,10 @@ def legend(chart: Chart) -> str:
         if not mark.name:
             continue
         if isinstance(mark, Heat):
-            colours = ", ".join(heat_colour(step / 5) for step in range(6))
+            colors = ", ".join(heat_color(step / 5) for step in range(6))
             items += (
                 f"<li>{escape(mark.name)}: {number(mark.low, 3)} "
-                f'<span class="ramp" style="background: linear-gradient(90deg, {colours})"></span> {number(mark.high, 3)}</li>'
+                f'<span class="ramp" style="background: linear-gradient(90deg, {colors})"></span> {number(mark.high, 3)}</li>'
             )
             continue
         kinds = {"bar": isinstance(mark, Bars | Bits), "line": isinstance(mark, Line) and mark.line}

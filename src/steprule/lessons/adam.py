@@ -95,7 +95,7 @@ def screen(beta1: float, beta2: float, kind: str) -> Screen:
         [
             Line("gradient", steps, gradients(kind), 5, line=False, dots=True),
             Line("mean", steps, mean, 0),
-            Line("root of the mean square", steps, np.sqrt(mean_sq), 1, short="root m. sq."),
+            Line("root of the mean square", steps, np.sqrt(mean_sq), 1, short="root"),
         ],
     )
     taken = [

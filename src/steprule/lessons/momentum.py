@@ -63,7 +63,7 @@ def factors(lr: float, momentum: float, curvature: float, convention: str = SUM)
     return complex(one), complex(two)
 
 
-def behaviour(lr: float, momentum: float, curvature: float, convention: str) -> str:
+def behavior(lr: float, momentum: float, curvature: float, convention: str) -> str:
     """How the weight moves along a direction, in words."""
     factor = factors(lr, momentum, curvature, convention)[0]
     if abs(factor) > 1 + 1e-9:
@@ -93,7 +93,7 @@ def screen(lr: float, momentum: float, convention: str) -> Screen:
         [Line("plain SGD", steps, loss(plain), 5), Line("momentum", steps, loss(way), 0)],
     )
     rate = lr * in_the_end(momentum, convention)
-    flat, steep = (behaviour(lr, momentum, curvature, convention) for curvature in (FLAT, STEEP))
+    flat, steep = (behavior(lr, momentum, curvature, convention) for curvature in (FLAT, STEEP))
     reading = (
         f"Along the flat direction the weight {flat}. Along the steep one it {steep}. After {STEPS} steps the loss is "
         f"{number(float(loss(way[-1])), 2)}. A gradient that stays the same moves the weight by {number(rate, 3)} times itself "
