@@ -61,7 +61,10 @@ def tensors(shapes: Sequence[tuple[int, ...]], seed: int, dtype: torch.dtype) ->
 
 
 def train(
-    make: Callable[[list[Any]], Any], shapes: Sequence[tuple[int, ...]], cut: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype
+    make: Callable[[list[Any]], Any],
+    shapes: Sequence[tuple[int, ...]],
+    cut: Callable[[torch.Tensor], torch.Tensor],
+    dtype: torch.dtype,
 ) -> tuple[Any, list[Any]]:
     """Some steps of an optimizer over whole tensors, or over what cut makes of them; one gradient is NaN once."""
     params = [torch.nn.Parameter(cut(x)) for x in tensors(shapes, 0, dtype)]
@@ -98,7 +101,9 @@ def same(one: Any, other: Any, what: str, exact: bool = False) -> None:
         assert one == other, (what, one, other)
 
 
-def compare(name: str, make: Callable[[list[Any]], Any], shapes: Any, mesh: Any, placements: Any, dtype: torch.dtype) -> None:
+def compare(
+    name: str, make: Callable[[list[Any]], Any], shapes: Any, mesh: Any, placements: Any, dtype: torch.dtype
+) -> None:
     """The same steps with whole tensors and with parts, and all that is left behind by them."""
     alone, ours = train(make, shapes, lambda x: x, dtype)
 

@@ -12,7 +12,6 @@ from steprule.optimizer.steps import Steps
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.listed import list_all
-from steprule.tensors.shard import is_sharded
 from steprule.trace.tracing import couples
 
 
@@ -50,10 +49,6 @@ def _check(groups: Groups, model: Any) -> None:
     own = set(model.parameters())
     for number, _, index, param, _ in list_all(groups.groups):
         who = f"parameter {index} of group {number}"
-        if is_sharded(param):
-            raise ValueError(
-                f"{who} is a DTensor, whose gradients release_gradients() does not take: step() them after backward"
-            )
         if param not in own:
             raise ValueError(f"{who} is not one of the model that release_gradients() was given")
         if is_lazy(param):

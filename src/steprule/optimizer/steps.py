@@ -20,7 +20,7 @@ from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import is_abstract
-from steprule.tensors.shard import Shards, complete, is_sharded
+from steprule.tensors.shard import Shards, complete, is_sharded, whole_of
 from steprule.tensors.state import AVERAGE
 
 
@@ -84,9 +84,13 @@ class Steps:
         """Raises where a step of all parameters cannot be taken now, and completes groups."""
         self.check_ready(self._groups.groups)
         self._groups.look()
+        check_not_released(self._find_shards())
+
+    def _find_shards(self) -> list[Tensor]:
+        """Takes note of whether some of the parameters, which it returns, are DTensors."""
         core, every = self._core, [param for group in self._groups.groups for param in group["params"]]
         core.shards = (core.shards or Shards()) if any(map(is_sharded, every)) else None
-        check_not_released(every)
+        return every
 
     def check(self) -> None:
         """Raises what the next step would refuse; no parameter and no state has changed."""
@@ -113,17 +117,29 @@ class Steps:
 
     def take_one(self, param: Tensor) -> None:
         """Steps one parameter, inside backward."""
-        plans = self._core.plans
+        plans, shards, states = self._core.plans, self._core.shards, self._groups.states
+        part = param
+        if shards is not None:
+            part, states = shards.bring(param, states.get(param)), shards.states
         current = plans.single.get(param)
-        if current is not None and current.run(self._groups.groups, self._groups.states):
-            return
+        if current is None or not current.run(self._groups.groups, states):
+            self._take_one_anew(param, part)
+        if part is not param:
+            part.grad = None
+
+    def _take_one_anew(self, param: Tensor, part: Tensor) -> None:
+        """Looks at everything about one parameter, of which a part is here, makes a plan and steps."""
+        plans = self._core.plans
         with torch.no_grad(), torch_alone():
             listed = plans.listed[param]
             self.check_ready([one.group for one in listed])
             for one in listed:  # others are looked at when their turn comes, and all together where groups have changed
                 self._groups.look_at(one.group)
             self._groups.check_constants(listed)
-            plans.renew_single(self.job(), param)
+            try:
+                plans.renew_single(self.job(), param, [one._replace(param=part) for one in listed])
+            finally:
+                self._keep()
 
     def look_before_release(self) -> None:
         """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
@@ -132,6 +148,7 @@ class Steps:
         groups.insist_on_schedules()
         if not core.plans.knows(groups.groups):
             groups.look()
+            self._find_shards()
             core.plans.list_single(groups.groups)
 
     def must_be_closed(self, what: str) -> None:
@@ -158,9 +175,10 @@ class Steps:
         """Moves the averages of all parameters but those that were stepped towards the weights, by this share."""
         assert self._core.services is not None
         every, states = self.here()
+        moved = set(map(whole_of, stepped))
         for param, group in {param: group for group in every for param in group["params"]}.items():
             state = states.get(param, {})
-            if param not in stepped and AVERAGE in state:
+            if whole_of(param) not in moved and AVERAGE in state:
                 move_resting_average(param, group, state, weight, lambda: self._core.known("averaged"))
 
     def only_asks_for_states(self) -> bool:

@@ -32,6 +32,7 @@ from steprule.engine.run import Complete, Sums
 from steprule.services.hooks import Owner, is_nested, processes, weakly
 from steprule.services.member import Member, Part, Roll
 from steprule.services.step import StepServices, on_host
+from steprule.tensors.shard import is_sharded
 from steprule.trace.norms import Norm
 
 logger = logging.getLogger("steprule")
@@ -140,13 +141,13 @@ class Release(Owner):
     def _complete(self, param: Tensor) -> None:
         if self._accumulating:
             return
-        if param not in self.stepped and is_nested():
+        if param not in self.stepped and not is_sharded(param) and is_nested():
             self.tell(
                 "gradients inside a reentrant checkpoint may not be complete and are kept until step(); "
                 "torch.utils.checkpoint with use_reentrant=False releases them"
             )
             return
-        if processes() > 1:
+        if processes() > 1 and not is_sharded(param):
             raise RuntimeError(
                 "release_gradients() was given a plain module in a run of several processes, where gradients are not "
                 "complete before they are averaged: give it the DistributedDataParallel module"

@@ -72,14 +72,14 @@ class Shards:
             for part in [part for part in self.states if part not in kept]:
                 del self.states[part]
         for param in own:
-            self._bring(param, states.get(param))
+            self.bring(param, states.get(param))
         return [{**group, "params": [self._parts[param] for param in group["params"]]} for group in groups], self.states
 
-    def _bring(self, param: Tensor, state: Mapping[str, Any] | None) -> None:
-        """Has a parameter's part, gradient and state be as they are now."""
+    def bring(self, param: Tensor, state: Mapping[str, Any] | None) -> Tensor:
+        """Has a parameter's part, gradient and state be as they are now, and returns the part."""
         if is_sharded(param):
             data, grad = local(param), param.grad
-            part = self._parts[param]
+            part = self._parts.get(param, param)
             if (
                 part is param
                 or part.data_ptr() != data.data_ptr()
@@ -92,15 +92,16 @@ class Shards:
             if grad is not None and grad.placements != param.placements:  # type: ignore[attr-defined]
                 grad = grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
             part.grad = local(grad)
-        part = self._parts[param]
+        part = self._parts.setdefault(param, param)
         if not state:
             self.states.pop(part, None)
-            return
+            return part
         mine = self.states[part]
         for name in mine.keys() - state.keys():
             del mine[name]
         for name, value in state.items():
             mine[name] = local(value)
+        return part
 
     def let_go(self) -> None:
         """Keeps no gradient alive between two steps."""
@@ -121,7 +122,7 @@ class Shards:
             for name, value in mine.items():
                 if not _is_same(state.get(name), value):
                     state[name] = _wrapped(param, part, value)
-            self._bring(param, state)
+            self.bring(param, state)
 
 
 def _is_same(kept: Any, value: Any) -> bool:
