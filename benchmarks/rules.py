@@ -315,7 +315,7 @@ def load(path: str) -> Any:
         ImportError, AttributeError: it cannot be imported, or there is no such class.
     """
     module, name = path.rsplit(".", 1)
-    if module.startswith("timm.") and "timm" not in sys.modules and importlib.util.find_spec("torchvision") is None:
+    if module.startswith("timm.") and "timm" not in sys.modules:
         spec = importlib.util.find_spec("timm")
         assert spec is not None and spec.submodule_search_locations is not None
         for package, folder in ("timm", ""), ("timm.optim", "optim"):  # their own import torchvision

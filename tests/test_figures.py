@@ -48,7 +48,7 @@ def test_texts_have_the_numbers_of_the_records():
 def test_a_new_run_makes_texts_stale():
     def slower(found):
         for row in found["rows"]:
-            row["ms"] *= 2
+            row["ms"] *= 2 if row["states"] else 1
 
     assert ROOT / "README.md" in fill.stale(altered("low_memory", slower))
 

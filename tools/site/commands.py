@@ -22,7 +22,10 @@ SHOWN = (
 
 def page() -> str:
     """The page of commands."""
-    parts = ["# Commands", "The commands need the extra `compare`: `pip install 'steprule[compare]'`."]
+    parts = [
+        "# Commands",
+        "Look up here what each command takes and prints. They need the extra `compare`: in a clone, `pip install '.[compare]'`.",
+    ]
     for line in SHOWN:
         parts += [f"## steprule {line}", f"```text\n{_output(line)}\n```"]
     return "\n\n".join(parts) + "\n"
