@@ -1,4 +1,4 @@
-"""What one of several processes does for tests/test_sharded.py: `python sharded.py CASES MEETING RANK WORLD`.
+"""What one of several processes does for tests/test_sharded.py: `python sharded.py MEETING RANK WORLD`.
 
 Each process makes the same whole tensors and steps them by itself; then it steps its parts of the same tensors together with
 the others. Both must come to the same.
@@ -18,14 +18,16 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 import steprule
 from steprule.registry import RULES
-from steprule.services import Average, ClipQuantile, ClipValue
+from steprule.services import Average, ClipNorm, ClipQuantile, ClipValue
+from steprule.trace.tracing import program_of
 
 SHAPES = ((6, 5), (7,), (3, 2, 4), (1, 3))
 ROWS = ((9, 256), (5, 64), (7,))
 SPARSE = {"SparseAdam"}
-RULE_SETTINGS = {"SGD": {"lr": 0.1, "momentum": 0.9}, "Muon": None}
+RULE_SETTINGS: dict[str, dict[str, Any]] = {"SGD": {"lr": 0.1, "momentum": 0.9}}
+Way = tuple[Any, Sequence[Any]]
+"""A mesh and the placements on it."""
 
-RULES_ALONE: dict[str, dict[str, Any]] = {name: {} for name in RULES if name not in SPARSE}
 OPTIONS: dict[str, dict[str, Any]] = {
     "cautious": {"cautious": True},
     "cautious decay": {"cautious_decay": True, "weight_decay": 0.1},
@@ -36,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 SERVICES: dict[str, dict[str, Any]] = {
     "clip": {"clip": 0.5},
-    "clip by the largest": {"clip": steprule.services.ClipNorm(0.05, norm_type=float("inf"))},
+    "clip by the largest": {"clip": ClipNorm(0.05, norm_type=float("inf"))},
     "clip by value": {"clip": ClipValue(0.1)},
     "clip by quantile": {"clip": ClipQuantile(0.5)},
     "skip": {"nonfinite": "skip"},
@@ -136,36 +138,201 @@ def compare(
 
 
 def maker(rule: str, settings: dict[str, Any]) -> Callable[[list[Any]], Any]:
+    """What makes an optimizer."""
     return lambda params: getattr(steprule, rule)(params, **{**RULE_SETTINGS.get(rule, {}), **settings})
 
 
-def rules_and_services(meshes: Sequence[tuple[Any, Sequence[Any]]]) -> None:
-    """Every rule, option and service."""
-    cases = {name: maker(name, {}) for name in RULES_ALONE}
-    cases |= {name: maker("AdamW", settings) for name, settings in {**OPTIONS, **SERVICES}.items()}
-    for (name, make), (mesh, placements) in product(cases.items(), meshes):
-        compare(name, make, SHAPES, mesh, placements, torch.float32)
+def rules(ways: Sequence[Way]) -> None:
+    """Every rule; those that look at each element by itself once, since any placement is the same to them."""
+    for name, rule in RULES.items():
+        if name not in SPARSE:
+            makes = maker(name, {})
+            adds_up = program_of(rule, {**rule.hyperparameters, **RULE_SETTINGS.get(name, {})}).sums
+            for mesh, placements in ways if adds_up else ways[:1]:
+                compare(name, makes, SHAPES, mesh, placements, torch.float32)
 
 
-def formats(meshes: Sequence[tuple[Any, Sequence[Any]]]) -> None:
+def options(ways: Sequence[Way]) -> None:
+    """Options around a rule, and services."""
+    for (name, settings), (mesh, placements) in product({**OPTIONS, **SERVICES}.items(), ways):
+        compare(name, maker("AdamW", settings), SHAPES, mesh, placements, torch.float32)
+
+
+def formats(ways: Sequence[Way]) -> None:
     """States and weights in fewer bytes: parts have the values of the whole."""
-    for (name, settings), (mesh, placements) in product(FORMATS.items(), meshes):
+    for (name, settings), (mesh, placements) in product(FORMATS.items(), ways):
         dtype = torch.bfloat16 if "weights" in settings else torch.float32
         compare(name, maker("AdamW", settings), ROWS, mesh, placements, dtype)
 
 
+def splits(mesh: Any) -> None:
+    """However a matrix is cut, also unevenly and into nothing, the step is that of the whole."""
+    for rows, columns in product((1, 3, 8, 13), (1, 7, 33)):
+        for placement in (Shard(0), Shard(1), Replicate()):
+            compare(
+                "LAMB",
+                maker("LAMB", {"clip": 0.5, "cautious": True}),
+                ((rows, columns),),
+                mesh,
+                [placement],
+                torch.float32,
+            )
+
+
+def refusals(mesh: Any) -> None:
+    """What is refused, is before anything has changed and on every rank."""
+    from steprule.services import ClipAdaptive
+
+    def refused(
+        make: Callable[[list[Any]], Any], placement: Any, *words: str, dtype: torch.dtype = torch.float32
+    ) -> None:
+        (whole_of_it,) = tensors([(8, 64)], 0, dtype)
+        param = torch.nn.Parameter(distribute_tensor(whole_of_it, mesh, [placement]))
+        param.grad = param.detach().clone()
+        before = param.detach().to_local().clone()
+        try:
+            make([param]).step()
+        except ValueError as error:
+            assert all(word in str(error) for word in ("DTensor", "parameter 0 of group 0", *words)), error
+        else:
+            raise AssertionError(f"taken: {words}")
+        assert torch.equal(before, param.detach().to_local())
+
+    refused(lambda p: steprule.AdamW(p, states="8bit"), Shard(1), "rows are cut")
+    refused(lambda p: steprule.AdamW(p, grads="24bit"), Shard(0), "grads='24bit'", dtype=torch.bfloat16)
+    refused(lambda p: steprule.AdamW(p, weights="stochastic"), Shard(0), "stochastic", dtype=torch.bfloat16)
+    refused(lambda p: steprule.AdamW(p, clip=ClipAdaptive(0.1)), Shard(0), "rows")
+
+    def switched(params: list[Any]) -> Any:  # as accelerate does
+        optimizer = steprule.AdamW([torch.nn.Parameter(torch.zeros(8, 64))], clip=ClipAdaptive(0.1))
+        optimizer.param_groups[0]["params"] = params
+        return optimizer
+
+    refused(switched, Shard(0), "rows")
+
+
+def exchanged(mesh: Any) -> None:
+    """Parameters that become DTensors after the optimizer was made are looked at again."""
+    (start, grad) = tensors([(6, 5), (6, 5)], 0, torch.float32)
+    results = []
+    for is_cut in (False, True):
+        plain = torch.nn.Parameter(start.clone())
+        optimizer = steprule.LAMB([plain], clip=0.5)
+        param = torch.nn.Parameter(distribute_tensor(start, mesh, [Shard(0)])) if is_cut else plain
+        optimizer.param_groups[0]["params"] = [param]
+        for _ in range(3):
+            param.grad = distribute_tensor(grad, mesh, [Shard(0)]) if is_cut else grad.clone()
+            optimizer.step()
+        results.append(whole(param))
+    same(*results, "exchanged")
+
+
+def released(mesh: Any) -> None:
+    """Under FSDP2, backward steps what it has reduced; the numbers are those of steps after it."""
+    from torch.distributed.fsdp import fully_shard
+
+    results = []
+    for release in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(13, 37), torch.nn.Tanh(), torch.nn.Linear(37, 5))
+        for layer in (model[0], model[2], model):
+            fully_shard(layer, mesh=mesh)
+        optimizer = steprule.LAMB(model.parameters(), cautious=True, average=0.9, telemetry=1)
+        if release:
+            optimizer.release_gradients(model)
+        for step in range(4):
+            torch.manual_seed(step)
+            model(torch.randn(8, 13)).square().sum().backward()
+            assert release == all(param.grad is None for param in model.parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+        with optimizer.averaged():
+            results.append([whole(param).clone() for param in model.parameters()])
+        results[-1] += [whole(param) for param in model.parameters()]
+    for one, other in zip(*results, strict=True):
+        same(one, other, "released", exact=True)
+
+
+def saved(mesh: Any) -> None:
+    """A distributed checkpoint keeps all that the next steps depend on."""
+    import tempfile
+
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.fsdp import fully_shard
+
+    cases: dict[str, Callable[[Any], Any]] = {
+        "8bit": lambda params: steprule.AdamW(params, states="8bit", average=Average(0.9, warmup=True)),
+        "numbers": lambda params: steprule.Prodigy(params),
+        "schedule": lambda params: steprule.AdamW(params, lr=lambda step: 0.01 / step, clip=ClipQuantile(0.5)),
+        "independent decay": lambda params: steprule.AdamW(params, decay="independent", weight_decay=0.1),
+        "modes": lambda params: steprule.ScheduleFreeAdamW(params),
+    }
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+
+    def made(make: Callable[[Any], Any]) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(13, 48), torch.nn.Tanh(), torch.nn.Linear(48, 64))
+        fully_shard(model, mesh=mesh)
+        return model, make(model.parameters())
+
+    def step(model: Any, optimizer: Any, number: int) -> None:
+        torch.manual_seed(number)
+        optimizer.zero_grad()
+        model(torch.randn(8, 13)).square().mean().backward()
+        optimizer.step()
+
+    for (name, make), flat in product(cases.items(), (False, True)):
+        options, place = (
+            StateDictOptions(flatten_optimizer_state_dict=flat),
+            f"{folder[0]}/{name} {flat}".replace(" ", "-"),
+        )
+        model, optimizer = made(make)
+        for number in range(3):
+            step(model, optimizer, number)
+        weights = [whole(param).clone() for param in model.parameters()]
+        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=place)
+        for one, param in zip(weights, model.parameters(), strict=True):
+            same(one, whole(param), f"{name}: asking for states moves weights", exact=True)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        again, resumed = made(make)
+        again.load_state_dict(state)
+        saved_states = {"optimizer": get_optimizer_state_dict(again, resumed, options=options)}
+        dcp.load(saved_states, checkpoint_id=place)
+        set_optimizer_state_dict(again, resumed, saved_states["optimizer"], options=options)
+        for number in range(3, 6):
+            step(model, optimizer, number)
+            step(again, resumed, number)
+        for one, other in zip(model.parameters(), again.parameters(), strict=True):
+            same(whole(one), whole(other), f"{name}, flat {flat}", exact=True)
+
+
 def main() -> None:
-    cases, meeting, rank, world = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    """One process among several."""
+    meeting, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     flat = init_device_mesh("cpu", (world,))
     if world == 2:
-        rules_and_services([(flat, [Shard(0)]), (flat, [Shard(1)])])
+        rules([(flat, [Shard(0)]), (flat, [Shard(1)])])
+        options([(flat, [Shard(0)])])
         formats([(flat, [Shard(0)])])
+        refusals(flat)
+        exchanged(flat)
+        released(flat)
+        saved(flat)
     else:
         square = init_device_mesh("cpu", (2, 2))
-        rules_and_services([(flat, [Shard(0)]), (square, [Replicate(), Shard(0)]), (square, [Shard(0), Shard(1)])])
-        formats([(flat, [Shard(0)]), (square, [Replicate(), Shard(0)])])
+        ways = [(square, [Replicate(), Shard(0)]), (square, [Shard(0), Shard(1)])]
+        rules(ways)
+        options(ways[1:])
+        formats(ways[:1])
+        splits(flat)
     dist.destroy_process_group()
 
 

@@ -176,7 +176,8 @@ class Steps:
         assert self._core.services is not None
         every, states = self.here()
         moved = set(map(whole_of, stepped))
-        for param, group in {param: group for group in every for param in group["params"]}.items():
+        owners = {param: group for group in every for param in group["params"]}
+        for param, group in owners.items():
             state = states.get(param, {})
             if whole_of(param) not in moved and AVERAGE in state:
                 move_resting_average(param, group, state, weight, lambda: self._core.known("averaged"))
@@ -202,6 +203,7 @@ class Steps:
 
     def make_states(self) -> None:
         """Makes the states of all parameters that have gradients, and steps none."""
+        self._find_shards()
         with torch.no_grad():
             make_states(self.job())
             self._keep()
