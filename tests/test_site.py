@@ -19,6 +19,7 @@ pytest.importorskip("latex2mathml")
 from steprule.docstrings import words_of
 from steprule.formula import formula_text
 from steprule.lessons.formula import source_of
+from steprule.lessons.glossary import TERMS
 from steprule.rules import OWN
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -104,3 +105,9 @@ def test_a_bar_in_a_cell_does_not_end_it(monkeypatch):
 
     for line in texts.instead().splitlines():
         assert len(re.findall(r"(?<!\\)\|", line)) == 3
+
+
+def test_the_glossary_defines_a_word_once():
+    table = re.findall(r"^\| ([a-z ]+) \| ", (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    words = [word.lower() for word in (*TERMS, *table) if word != "word"]
+    assert len(table) > 10 and sorted(set(words)) == sorted(words)

@@ -34,7 +34,7 @@ DECAYS = {
     "decoupled": "lr * weight_decay * param. Loshchilov & Hutter 2019, arXiv:1711.05101",
     "independent": "weight_decay * param, whatever lr is. Loshchilov & Hutter 2019, section 2",
     "corrected": "lr**2 / max_lr * weight_decay * param, max_lr the largest so far. Defazio 2025, arXiv:2506.02285",
-    "initial": "lr * weight_decay * (param - initial_param), towards the first weights. Li et al. 2018, arXiv:1802.01483",
+    "initial": "lr * weight_decay * (param - initial_param), toward the first weights. Li et al. 2018, arXiv:1802.01483",
 }
 """What weight_decay may mean: what is added to the gradient or subtracted from the new parameter."""
 
