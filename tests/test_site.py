@@ -108,6 +108,8 @@ def test_a_bar_in_a_cell_does_not_end_it(monkeypatch):
 
 
 def test_the_glossary_defines_a_word_once():
-    table = re.findall(r"^\| ([a-z ]+) \| ", (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    table = re.findall(
+        r"^\| ([a-z ]+) \| ", (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     words = [word.lower() for word in (*TERMS, *table) if word != "word"]
     assert len(table) > 10 and sorted(set(words)) == sorted(words)

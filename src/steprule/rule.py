@@ -65,13 +65,13 @@ class Rule:
         scalar_states: the names of those that are one number for each parameter.
         tensor_states: the names of the others.
         hyperparameters: update's hyperparameters and their defaults, in order.
-        meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or the common one of
-            that name in `steprule.hyper.COMMON`.
-        decay: the kind of weight decay in the formula: a key of `DECAYS`, or "own" for any other kind. With None, options
-            that depend on the kind are refused.
+        meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or what lr, betas, eps,
+            weight_decay and a few others mean in all rules.
+        decay: the kind of weight decay in the formula: "coupled", "decoupled", "independent", "corrected" or "initial", as the
+            option decay names them, or "own" for any other. With None, options that depend on the kind are refused.
         refuses: the reason why the options decay, cautious, cautious_decay and lookahead cannot be used with the formula;
             empty where they can.
-        needs: the needs that it serves, keys of `NEEDS`.
+        needs: what it is good for: "baseline", "memory", "tuning-free", "no-schedule", "large-batch", "sparse" or "noise".
         when: when to use it, in a sentence.
         made_by: a function that makes the rule again in another process; for rules that no module has under their name, such
             as chains.
