@@ -42,6 +42,6 @@ TERMS = {
     "spacing": "How far a number is from the next larger one that the format has.",
     "stochastic rounding": "Rounding up or down at random, the nearer neighbor more often, so that the mean is right.",
     "optimizer state": "What an optimizer keeps for each weight from step to step, such as Adam's two averages.",
-    "block": "128 neighboring numbers of a state in 8 bits, which share an exponent, the block exponent.",
+    "block": "Neighboring numbers of a state in 8 bits, 128 of them, that share an exponent, the block exponent.",
 }
 """Terms and what they mean. A term is found in a text with an s at its end, too."""

@@ -52,8 +52,8 @@ class Optimizer(torch.optim.Optimizer):
 
     Attributes:
         rule: the same, of each class: ``steprule.AdamW.rule`` can be a part of a `steprule.chain`.
-        param_groups: a dict for each group, with its "params" and settings such as "lr", as in torch.optim.
-        state: for each parameter that was stepped a dict of its states by name, as in torch.optim.
+        param_groups (list[dict[str, Any]]): a dict for each group, with its "params" and settings such as "lr", as in torch.optim.
+        state (dict[Tensor, dict[str, Any]]): for each parameter that was stepped a dict of its states by name.
     """
 
     rule: ClassVar[type[Rule]]
