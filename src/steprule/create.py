@@ -293,16 +293,24 @@ def create_optimizer(
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
     layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), show: bool = False, **settings: Any,
 ) -> torch.optim.Optimizer:  # fmt: skip
-    """Makes an optimizer by its name, over the groups of `parameter_groups`::
+    """Makes an optimizer by its name, and divides the parameters into groups::
 
         create_optimizer(model, "adamw", lr=3e-4, weight_decay=0.1, groups=[("head.*", {"lr": 3e-3})], clip=1.0)
 
     Args:
         model: a module, or (name, parameter) pairs.
-        name: as for `optimizer_class`.
-        lr, weight_decay: as for `parameter_groups`, or functions of the step.
-        no_decay: as there; optimizers without weight_decay ignore it. Default: True.
-        layer_decay, layer_of, groups: as there.
+        name: "adamw" and the like, or torch.optim's own "adafactor", "lbfgs" and "muon"; case, "-" and "_" do not matter. Or a
+            rule, or a class of steprule's.
+        lr: the learning rate of all groups without one of their own, or a function of the step. Default: the optimizer's.
+        weight_decay: that of parameters that decay, or a function of the step. Default: the optimizer's.
+        no_decay: which parameters have weight_decay=0. True: vectors, scalars and every parameter called bias. "embeddings":
+            the weights of embeddings too. A list of patterns such as "*.bias": what matches one of them, and nothing else.
+            False: none. Optimizers without weight_decay ignore it. Default: True.
+        layer_decay: the last layer has lr, and each one before it layer_decay times the lr of the next. Layers are the
+            numbered modules of the model's largest list ("blocks.3.attn.weight"). Default: None, the same lr for all.
+        layer_of: a function from a parameter's name to its layer, an int from 0, to use instead of the numbers in names.
+        groups: (pattern, settings) pairs for parameters with settings of their own; the first that matches wins. A pattern is
+            matched with the whole name ("head.*"), or is a function of name and parameter.
         show: print the groups. Default: False.
         settings: any other argument of the optimizer's class.
 

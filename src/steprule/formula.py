@@ -27,7 +27,7 @@ def formula_text(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> st
 
     Args:
         rule: the rule.
-        hyper: hyperparameters other than the defaults. Of numbers only the states that they call for show.
+        hyper: hyperparameters other than the defaults. A number matters only if a state exists because of it.
 
     Raises:
         TypeError, ValueError: a hyperparameter is unknown, or its value is out of range.

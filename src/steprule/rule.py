@@ -34,7 +34,7 @@ DECAYS = {
     "decoupled": "lr * weight_decay * param. Loshchilov & Hutter 2019, arXiv:1711.05101",
     "independent": "weight_decay * param, whatever lr is. Loshchilov & Hutter 2019, section 2",
     "corrected": "lr**2 / max_lr * weight_decay * param, max_lr the largest so far. Defazio 2025, arXiv:2506.02285",
-    "initial": "lr * weight_decay * (param - initial_param), towards the first weights. Li et al. 2018, arXiv:1802.01483",
+    "initial": "lr * weight_decay * (param - initial_param), toward the first weights. Li et al. 2018, arXiv:1802.01483",
 }
 """What weight_decay may mean: what is added to the gradient or subtracted from the new parameter."""
 
@@ -65,13 +65,13 @@ class Rule:
         scalar_states: the names of those that are one number for each parameter.
         tensor_states: the names of the others.
         hyperparameters: update's hyperparameters and their defaults, in order.
-        meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or the common one of
-            that name in `steprule.hyper.COMMON`.
-        decay: the kind of weight decay in the formula: a key of `DECAYS`, or "own" for any other kind. With None, options
-            that depend on the kind are refused.
+        meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or what lr, betas, eps,
+            weight_decay and a few others mean in all rules.
+        decay: the kind of weight decay in the formula: "coupled", "decoupled", "independent", "corrected" or "initial", as the
+            option decay names them, or "own" for any other. With None, options that depend on the kind are refused.
         refuses: the reason why the options decay, cautious, cautious_decay and lookahead cannot be used with the formula;
             empty where they can.
-        needs: the needs that it serves, keys of `NEEDS`.
+        needs: what it is good for: "baseline", "memory", "tuning-free", "no-schedule", "large-batch", "sparse" or "noise".
         when: when to use it, in a sentence.
         made_by: a function that makes the rule again in another process; for rules that no module has under their name, such
             as chains.

@@ -25,7 +25,7 @@ from steprule.trace.tracing import trace
 class Optimizer:
     """Runs a rule over NumPy arrays.
 
-    A rule becomes an optimizer by a subclass of one line: ``class Lion(Optimizer, rule=LionRule): ...``
+    A rule becomes an optimizer by a subclass of one line: ``class Lion(arrays.Optimizer, rule=LionRule): ...``
 
     Args:
         params: arrays of float32, float64 or float16, changed in place by `step`.
@@ -34,7 +34,7 @@ class Optimizer:
 
     Attributes:
         params: the arrays.
-        settings: hyperparameters by name, values or functions, read anew at every step: assign to change one.
+        settings (dict[str, Any]): hyperparameters by name, values or functions, read anew at every step: assign to change one.
         state: for each array a dict of its states, arrays like it, and its number of steps so far, ``step``.
 
     Raises:

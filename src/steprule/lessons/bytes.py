@@ -275,10 +275,10 @@ LESSON = Lesson(
         "## What it saves",
         "In float32 AdamW takes 16 bytes for each weight of a large matrix: 4 for the weight, 4 for its gradient, and 8 for the two averages, its optimizer state. bfloat16 throughout "
         "halves it: 8 bytes. (What the layers hand to each other, the activations, comes on top, and an optimizer cannot change it.) The low bits are one byte more: 9.",
-        'The averages do not need 16 bits. With `states="8bit"` each number is a code of one byte, and a block of 128 numbers next to each other in a row shares a base of two bytes. Each '
-        "code holds the sign, how many powers of two the number lies below the base, and 3 bits of mantissa, rounded at random. That is 1.016 bytes for a number. So the two averages take 2.03, and "
+        'The averages do not need 16 bits. With `states="8bit"` each number is a code of one byte, and a block of 128 numbers next to each other in a row shares an exponent of two bytes. Each '
+        "code holds the sign, how many powers of two the number lies below that exponent, and 3 bits of mantissa, rounded at random. That is 1.016 bytes for a number. So the two averages take 2.03, and "
         "AdamW with 24-bit weights comes down to 7.03, without low bits to 6.03. What it costs: a single number is off by up to an eighth, and by more if it is far smaller than the largest of its block. Vectors and rows of fewer than 32 "
-        "numbers keep float32 states, as a base would cost too much there. `steprule memory` counts this for your model.",
+        "numbers keep float32 states, as an exponent for each block would cost too much there. `steprule memory` counts this for your model.",
     ],
     formulas={"AdamW": Beside},
     sources=[AdamW.function(), round_bfloat16, bytes_of],
