@@ -40,5 +40,5 @@ def find(name: str) -> Lesson:
     """
     if name not in LESSONS:
         raise ValueError(f"there is no lesson {name!r}; there are {', '.join(LESSONS)}")
-    found: Lesson = import_module(f"{__name__}.{name.replace('-', '_')}").LESSON
+    found: Lesson = import_module(f"{__name__}.{name}").LESSON
     return found
