@@ -209,7 +209,7 @@ LESSON = Lesson(
     screen=screen,
     text=[
         "## Two ways to make weights smaller",
-        "A model that learns its examples by heart usually needs large weights for it. There are two old ways to keep weights small. L2 regularization "
+        "A model that learns its examples by heart often needs large weights for it. There are two old ways to keep weights small. L2 regularization "
         "adds half the sum of their squares, times a factor, to the loss. That adds the factor times each weight to its gradient. Weight decay "
         "takes a share of each weight away in every step, whatever the gradient is. In SGD without momentum they are the same, if the share is the learning rate times the factor: try it on paper. In Adam they are not.",
         "## What Adam does to L2",

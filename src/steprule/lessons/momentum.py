@@ -215,8 +215,8 @@ LESSON = Lesson(
         "Momentum keeps a sum of past gradients, in which older ones count less. It is the average of lesson 2 applied to gradients, except that the new one is added in full: each step multiplies the sum by `momentum` "
         "and adds the new gradient. Where the learning rate is large, the gradient across the ravine changes its sign again and again, and the sum stays small. Along "
         "the ravine the gradients agree, and the sum grows. With learning rate 1/9 and momentum 4/9, the best for this ravine, 27 steps get as near.",
-        "Does this also average out the noise of lesson 1? Less than one would think. A single step is less noisy, but the noise of each gradient acts in full, spread over the "
-        "steps that follow. What momentum cures is the ravine.",
+        "Does this also average out the noise of lesson 1? Less than one would think. Compared with its length a step is less noisy, but the noise of each gradient acts in full, spread over the "
+        "steps that follow. To have less of it you need a smaller effective learning rate (below) or a larger batch. What momentum cures is the ravine.",
         "## Too much of it",
         "A weight with momentum is like a ball with friction. With little momentum it creeps to the goal. With much it runs past it, "
         "and swings. In between lies critical damping, `momentum = (1 - sqrt(lr * curvature))**2` (Goh 2017, below, derives it). With learning rate 0.01 it "

@@ -285,7 +285,7 @@ LESSON = Lesson(
         "## The root of the batch size",
         "At the first step the full gradient has length 1.19. The gradient of a single image is typically 7.6 off, which is the root of the mean squared distance: nearly all of it is noise. "
         "Batches of 16 images are 1.9 off, those of 64 images 0.95. Four times as many examples halve the noise, wherever you are in training: it shrinks as one "
-        "over the root of the batch size, the line in the second chart. (The examples are drawn independently here. Batches that take a large part of the data are nearer still.) A larger batch gives a better gradient, and each further example helps less than the one before.",
+        "over the root of the batch size, the line in the second chart. (The examples are drawn independently here. Batches that take a large part of the data, and no example twice, are nearer still.) A larger batch gives a better gradient, and each further example helps less than the one before.",
         "## What noise does to training",
         "Look at the loss by steps. At learning rate 0.05, after 400 steps, batches of 64 reach 0.22 and all data reach 0.22. A step with 64 images takes a twentieth of "
         "the work, so the noise was nearly free. Now look at the loss by images looked at: five epochs bring single images to 0.05, and "
@@ -296,7 +296,7 @@ LESSON = Lesson(
         "Take the gradients after 100 steps. The full gradient has shrunk to 0.14, and single images are still 2.9 off, 21 times as much. The noise has shrunk as well, but the "
         "full gradient has shrunk faster. That is one reason to lower the learning rate towards the end (lesson 7), and one for the averages that are in nearly every "
         "optimizer. The next lesson is on averages that remember a single number.",
-        "One thing the charts leave out: hardware. A graphics card computes the gradient of 64 images in about the time of one. On such hardware compare losses by steps, not by images.",
+        "One thing the charts leave out: hardware. A graphics card often computes the gradient of 64 images in about the time of one. On such hardware compare losses by steps, not by images.",
     ],
     formulas={"SGD, as it is written": Plain},
     sources=[SGD.function()],
