@@ -274,5 +274,5 @@ exp_avg_sq True
     ],
     claims=claims,
     about_code="`amsgrad` keeps the largest mean square instead of the last, and `max_exp_avg_sq` is what it keeps; `l2` belongs to lesson 6. Leave them out, and what remains is the formula.",
-    given=(6, -1, 0.9, 0.999, 15, 60, 10, 1000, 0.03, 0.002, 7, -7, 0.99, 0.1, 0.001, 32, 18),
+    given=(-1, 0.9, 0.999, 15, 60, 10, 1000, 0.03, 0.002, 7, 0.99, 32),
 )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steprule.charts import Axis, Chart, Line, number
+from steprule.lessons.digits import digits
 from steprule.lessons.follow import Array
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.pieces import Value
@@ -29,26 +30,6 @@ class Plain(Rule):
     @staticmethod
     def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
         return SGD.function()(param, grad, None, step=1, lr=lr)[0]
-
-
-class Data(NamedTuple):
-    """The digits that are trained on: pixels with a 1 at the end, for the bias, and labels as rows with one 1."""
-
-    inputs: Array
-    labels: Array
-
-
-@cache
-def digits(held_out: bool = False) -> Data:
-    """scikit-learn's digits: the three quarters that `steprule compare` trains on, or the rest, which it holds out."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    training, rest, *both = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
-    images, labels = (rest, both[1]) if held_out else (training, both[0])
-    inputs = np.hstack([(images - 5) / 6, np.ones((len(images), 1))])
-    return Data(inputs, np.eye(10)[labels])
 
 
 def shares(weights: Array, inputs: Array) -> Array:
@@ -350,6 +331,6 @@ right: 0.95
     ],
     claims=claims,
     about_code="Only the line `return param - lr * grad, None` belongs to this lesson. With momentum and weight decay at 0 the rest does nothing; lessons 3 and 6 come back to it.",
-    given=(7, 64, 20, 650, 16, 64, 0.05, 400, 0.2, 200, 100, 8),
+    given=(7, 64, 20, 16, 400, 0.2, 100, 8),
     needs=("sklearn",),
 )

@@ -228,5 +228,5 @@ for degrees in (0, 45):
     claims=claims,
     about_code="`where(avg < math.inf, ...)` only keeps an average that has overflowed at infinity, and `centered` subtracts a mean first; leave both out and what remains is the formula.",
     symbols={"alpha": "how long squares are remembered: the \u03b2 of lesson 2"},
-    given=(120, 7, 0.077, 0.9, 0.99, 10, 45, 60, 0.001, 0.01, 4, 0.1, 100, 0.05),
+    given=(120, 7, 0.077, 0.99, 45, 0.001, 4, 0.1, 100, 0.05),
 )

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steprule.charts import Axis, Chart, Line, number
+from steprule.lessons.digits import Data, digits
 from steprule.lessons.follow import Array, moves
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.lessons.network import begin, gradient, loss
-from steprule.lessons.noise import Data, digits
 from steprule.pieces import Value, ema, where
 from steprule.rule import Rule
 from steprule.rules.adam import Adam
@@ -336,7 +336,7 @@ cosine: the weights are 0.17 off, their average 0.17
     ],
     claims=claims,
     symbols={"average": "the average of the weights", "decay": "how much of the past the average keeps"},
-    given=(5, 10, 5000, 0.99, 2, 24, 400, 16, 0.03, 0.003, 0.01, 0.1, 320, 40, 0.9, 0.9999, 10000, 0.02),
+    given=(5, 10, 5000, 0.99, 24, 400, 16, 0.03, 0.003, 0.01, 320, 40, 0.9, 0.9999, 10000, 0.02),
     about_code="The schedules are plain functions of the share of training that is done. An optimizer takes such a function of the step as its `lr`.",
     needs=("sklearn",),
 )
