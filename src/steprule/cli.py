@@ -233,9 +233,13 @@ def lesson(
 
     _need(*find(name).needs)
 
-    path = output or Path(f"steprule-lesson-{name}.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(name), encoding="utf-8")
+    path, text = output or Path(f"steprule-lesson-{name}.html"), page(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        typer.echo(f"steprule lesson: {path} cannot be written: {error.strerror}", err=True)
+        raise typer.Exit(2) from None
     typer.echo(f"wrote {path}")
     if not no_open:
         typer.launch(path.resolve().as_uri())
