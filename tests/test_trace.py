@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import steprule.pieces
-from steprule import Rule, RuleError, State, exp, norm, total, total_of_all, where
+from steprule import Rule, RuleError, State, ema, exp, norm, sqrt, total, total_of_all, where
 from steprule.kernels.cpu_pass import write_pass
 from steprule.rules import AdamW
 from steprule.trace.tracing import trace
@@ -52,8 +52,8 @@ def refusal(body, states=""):
         ("return param - np.linalg.norm(grad)", "calls numpy.", "steprule.pieces"),
         ("return param - torch.sqrt(grad)", "calls torch.sqrt", "steprule.pieces"),
         ("return param - grad.norm()", "asks an operand for .norm", "steprule.pieces"),
-        ("return param - grad[0]", "indexes an operand", "formula of one element"),
-        ("return param - sum(g for g in grad)", "loops over elements", "formula of one element"),
+        ("return param - grad[0]", "indexes an operand", "where(condition, a, b)"),
+        ("return param - sum(g for g in grad)", "loops over elements", "over the whole tensor"),
         ("param -= lr * grad; return param", "changes an operand in place", "avg = avg + x"),
         ("return param - grad * 'x'", "computes with 'x'", "numbers, operands"),
     ],
@@ -70,9 +70,9 @@ MISTAKES = {
     "grad.square()": "x * x", "grad.rsqrt()": "1 / sqrt(x)", "grad.pow(2)": "and **", "grad.sign()": "sign(...)",
     "param.lerp(grad, lr)": "ema(avg, value, beta)", "param.addcdiv(grad, param)": "x + value * a / b",
     "torch.tanh(grad)": "exp(2 * x)", "torch.maximum(param, grad)": "maximum(...)", "np.where(grad > 0, grad, 0)": "where(...)",
-    "torch.max(grad, param)": "maximum(a, b)", "param.add(grad)": "and **", "param.mul_(lr)": "and **",
+    "torch.max(grad, param)": "maximum(a, b)", "param.add(grad)": "and **", "param.mul_(lr)": "as in avg = avg * 0.9: nothing changes in place",
     "np.float64(0.5) * grad": "plain Python numbers", "np.sqrt(grad)": "sqrt(...)", "math.exp(lr)": "steprule.pieces",
-    "torch.zeros_like(grad)": "a number stands for a tensor", "grad.clone()": "x itself", "grad.float()": "x itself",
+    "torch.zeros_like(grad)": "a plain number", "grad.clone()": "x itself", "grad.float()": "x itself",
     "torch.isfinite(grad)": "math.inf", "torch.logical_and(grad > 0, param > 0)": "(a > 0) & (b > 0)",
     "np.arctan2(grad, param)": "atan2(y, x)", "torch.arctan2(grad, param)": "atan2(y, x)", "grad.normal_()": "no random numbers",
     "grad.floor_()": "floor(x)", "torch.nan_to_num_(grad)": "math.inf", "torch.erf(grad)": "functions of steprule.pieces: abs, at_first, atan2",
@@ -80,11 +80,11 @@ MISTAKES = {
     "grad / grad.norm()": "norm(x), over the whole tensor", "grad.mean(dim=1)": "row or column is not possible",
     "grad - torch.sum(grad)": "total(x)", "np.mean(grad)": "mean(x)", "mean(grad, 1)": "row or column is not possible",
     "norm(grad, dim=0)": "row or column is not possible", "grad.var()": "mean(x)", "grad.shape[0] * grad": "size(x)",
-    "grad.numel() * grad": "size(x)", "len(grad) * grad": "one element", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
-    "grad.max()": "largest element", "grad.topk(3)": "whole tensor", "sorted(grad)": "one element",
+    "grad.numel() * grad": "size(x)", "len(grad) * grad": "size(x) for the number of elements", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
+    "grad.max()": "largest element", "grad.topk(3)": "whole tensor", "sorted(grad)": "over the whole tensor",
     # matrices
-    "grad @ param": "Muon", "2 @ grad": "Muon", "grad.T": "one element", "torch.matmul(grad, param)": "Muon",
-    "torch.linalg.svd(grad)": "Muon", "grad[0]": "one element", "grad[grad > 0]": "one element",
+    "grad @ param": "Muon", "2 @ grad": "Muon", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "Muon",
+    "torch.linalg.svd(grad)": "Muon", "grad[0]": "over the whole tensor", "grad[grad > 0]": "where(condition, a, b)",
     # random numbers
     "torch.randn_like(grad)": "no random numbers", "grad.bernoulli(0.5)": "no random numbers", "torch.dropout(grad, 0.5, True)": "no random numbers",
     # rounding and bits
@@ -95,7 +95,8 @@ MISTAKES = {
     "grad if grad > 0 else param": "where(condition, a, b)", "grad if lr > 0 else param": "True or False may be branched on",
     "grad if step == 1 else param": "at_first(step, first, later)", "where(grad > 0 and param > 0, grad, 0)": "where(condition",
     "where(grad > 0 & param > 0, grad, 0)": "parentheses", "where(~grad, grad, 0)": "parentheses", "where(0 < grad < 1, grad, 0)": "where(condition",
-    "max(grad, 0)": "where(condition", "int(step) * grad": "steprule.pieces", "[grad][step]": "steprule.pieces",
+    "max(grad, 0)": "where(condition", "int(step) * grad": "floor(x)", "[grad][step]": "a number, as in range(5)",
+    "[grad for _ in range(step)][0]": "loops are unrolled", "math.cos(step / 9) * grad": "lr=lambda step: ...", "betas * grad": "beta1, beta2 = betas",
     # what is no formula at all
     "grad + undefined": "NameError: name 'undefined'", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
     "grad / 0.0 / (1 / 0)": "ZeroDivisionError",
@@ -121,6 +122,23 @@ def test_a_mistake_is_told_with_its_line_and_what_to_write(mistake):
 def test_whatever_a_formula_raises_is_told_with_its_line(line, told):
     message = refusal(f"{line}\n    return param - lr * grad")
     assert told in message and "my_rule.py:2, in update" in message
+
+
+def test_an_expression_prints_as_a_formula():
+    seen = []
+
+    class Mine(Rule):
+        def update(param, grad, m, *, lr=0.1, beta=0.9):
+            m = ema(m, grad, beta)
+            seen.extend([repr(grad), str(m), f"{where(m > 0, -m, sqrt(m))}"])
+            return param - lr * m, m
+
+    trace(Mine, Mine.hyperparameters)
+    assert seen[:3] == [
+        "grad",
+        "m + ((1.0 - beta) * (grad - m))",
+        "where((m + ...) > 0.0, neg(m + ...), sqrt(m + ...))",
+    ]
 
 
 def test_a_list_of_new_values_is_as_good_as_a_tuple():
