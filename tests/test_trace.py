@@ -11,9 +11,12 @@ import pytest
 import torch
 
 import steprule.pieces
-from steprule import Rule, RuleError, State, ema, exp, norm, sqrt, total, total_of_all, where
+from steprule import Optimizer, Rule, RuleError, State, ema, exp, norm, sqrt, total, total_of_all, where
+from steprule.catalog import KERNELS, kernel_text
+from steprule.formula import formula_text
 from steprule.kernels.cpu_pass import write_pass
 from steprule.rules import AdamW
+from steprule.trace.expression import Expression
 from steprule.trace.tracing import trace
 
 
@@ -122,6 +125,45 @@ def test_a_mistake_is_told_with_its_line_and_what_to_write(mistake):
 def test_whatever_a_formula_raises_is_told_with_its_line(line, told):
     message = refusal(f"{line}\n    return param - lr * grad")
     assert told in message and "my_rule.py:2, in update" in message
+
+
+DEEP = (
+    "grad = sqrt(grad + lr)",
+    "grad = 0.99 * grad + 0.01 * param",
+    "step = sqrt(step + lr)",
+    "grad = where(grad > param, lr * grad, grad)",
+)
+
+
+@pytest.mark.parametrize("line", DEEP)
+def test_a_long_loop_is_compiled_and_printed_or_refused_when_the_optimizer_is_made(line):
+    def loop(rounds):
+        source = f"def update(param, grad, *, step, lr=0.1):\n    for _ in range({rounds}):\n        {line}\n    return param - lr * step * grad\n"
+        namespace = dict(vars(steprule.pieces))
+        exec(compile(source, "my_rule.py", "exec"), namespace)
+        return type("Mine", (Rule,), {"update": staticmethod(namespace["update"])})
+
+    rule = loop(64)
+    for engine in KERNELS:
+        compile(kernel_text(rule, engine), "kernel", "exec")
+    assert len(formula_text(rule)) < 3000
+    weight = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(
+        RuleError, match=r"^Mine.update nests \d+ operations in one another; 200 is the most \(my_rule.py:1\)"
+    ) as caught:
+        Optimizer.of(loop(300))([weight])
+    assert "use fewer rounds" in str(caught.value)
+
+
+def test_operations_that_are_written_out_count_for_more():
+    assert steprule.pieces.cbrt(Expression("input", ("grad",), False)).depth > 1
+
+
+def test_what_is_used_twice_is_looked_at_once():
+    program = define(
+        "for _ in range(60): exp_avg = exp_avg * grad - exp_avg\n    return param, exp_avg", states=", exp_avg"
+    )
+    assert not program.nonnegative
 
 
 def test_an_expression_prints_as_a_formula():

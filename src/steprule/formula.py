@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from steprule.rule import Rule
@@ -68,6 +69,7 @@ class _Terms:
     def __init__(self, formula: Program) -> None:
         self._formula = formula
         self._known: dict[tuple[Any, ...], _Term] = {}
+        self._made: dict[tuple[Any, ...], _Term] = {}
         self._of: dict[int, _Term] = {}
         self._kept: list[Expression] = []  # so that no other expression gets its id
 
@@ -94,7 +96,16 @@ class _Terms:
         return self._known.setdefault((op, repr(value)), _Term(op, (value,), scalar))
 
     def _make(self, op: str, *args: _Term) -> _Term:
+        key = (op, *map(id, args))
+        if key not in self._made:
+            self._made[key] = self._recognized(op, *args)
+        return self._made[key]
+
+    def _recognized(self, op: str, *args: _Term) -> _Term:
         match op, args:
+            case "add", (avg, _Term("mul", (_Term("constant", (float() as share,)), _Term("sub", (value, old))))) if old is avg and 0 < share < 1:  # fmt: skip
+                past = self._leaf("constant", 1 - share, True)  # ema with a number for beta
+                return self._make("add", self._make("mul", past, avg), self._make("mul", args[1].args[0], value))
             case "add", (avg, _Term("mul", (_Term("sub", (_Term("constant", (1.0,)), beta)) as rest, _Term("sub", (value, old))))) if old is avg:  # fmt: skip
                 return self._make("add", self._make("mul", beta, avg), self._make("mul", rest, value))  # ema
             case "where", (_Term("lt", (avg, _Term("constant", (math.inf,)))), finite, _Term("add", (old, _))) if old is avg:  # fmt: skip
@@ -314,7 +325,7 @@ class _Writer:
         return form.format(*args)
 
     def _number(self, value: float) -> tuple[str, int]:
-        return "∞" if value == math.inf else str(value).lower().removesuffix(".0"), _NAME
+        return "∞" if value == math.inf else str(_rounded(value)).lower().removesuffix(".0"), _NAME
 
 
 class _LatexWriter(_Writer):
@@ -371,6 +382,13 @@ class _LatexWriter(_Writer):
             return text.replace("∞", r"\infty"), own
         ten = f"10^{{{int(exponent)}}}"
         return (ten, 7) if digits == "1" else (rf"{digits} \cdot {ten}", 6)
+
+
+def _rounded(value: float) -> float:
+    """0.1 for 1 - 0.9, which is 0.09999999999999998, and so on: a number without the rounding error of 1 - beta."""
+    beta = 1 - value
+    short = float(1 - Decimal(repr(beta))) if 0 < value < 1 and 1 - beta == value else value
+    return short if len(repr(short)) + 3 < len(repr(value)) else value
 
 
 def _singular(name: str, index: int | None) -> str:

@@ -188,7 +188,7 @@ def node(op: str, *args: Any) -> Expression:
     if op == "size":
         return Expression("input", ("numel",), True)
     operands = tuple(arg if isinstance(arg, Expression) else constant(arg) for arg in args)
-    depth = 1 + max(operand.depth for operand in operands)
+    depth = _DEPTHS.get(op, 1) + max(operand.depth for operand in operands)
     if op in SUM_OPS:
         return Expression(op, operands, True, depth)
     zeros = [x.op == "constant" and x.args[0] == 0 for x in operands]
@@ -207,6 +207,8 @@ def node(op: str, *args: Any) -> Expression:
 
 
 SUM_OPS = ("total", "total_of_all")
+_DEPTHS = {"cbrt": 8, "arctan2": 8}
+"""Of operations that kernels write out in others: how deep their operands are in those."""
 _LOGIC = ("and", "or", "not")
 
 

@@ -7,6 +7,7 @@ from traceback import walk_tb
 from typing import Any
 
 from steprule.rule import Rule, RuleError, State
+from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.cut import cut
 from steprule.trace.expression import Expression, constant, is_ours, place_of, scalar_name
@@ -67,6 +68,30 @@ def _word(value: Any) -> str:
     return str(value.args[0]) if value.op in ("constant", "input") else f"an operation {value.op!r}"
 
 
+_DEEPEST = 200
+"""Operations that may be nested: what writes, prints and computes them calls itself for each, up to four times."""
+
+
+def _check_result(rule: type[Rule], result: Mapping[str, Any], services: int) -> None:
+    """Raises for new values that are no numbers, or that are too deep.
+
+    Args:
+        rule: the rule.
+        result: what update returned.
+        services: the depth of the gradient that it was given.
+    """
+    place = where(rule.function())
+    for name, new in result.items():
+        if not isinstance(new, (Expression, int, float)) and not hasattr(new, "__float__"):
+            raise RuleError(f"{rule.__name__}.update returned {new!r} for {name}, which is no number ({place})")
+    depth = max((new.depth for new in result.values() if isinstance(new, Expression)), default=0) - services
+    if depth > _DEEPEST:
+        raise RuleError(
+            f"{rule.__name__}.update nests {depth} operations in one another; {_DEEPEST} is the most ({place}). "
+            "A loop is unrolled, round after round: use fewer rounds, or write what they come to as one formula"
+        )
+
+
 def trace(
     rule: type[Rule], hyper: Mapping[str, Any], maximize: bool = False, services: Services = NO_SERVICES
 ) -> Program:
@@ -90,8 +115,9 @@ def trace(
     every = tuple(name and states[name] for name in rule.states_for(hyper))
     key = (rule, static_settings(rule, hyper), maximize, services.before)
     result = _ask_twice(key, rule, param, -grad if maximize else grad, every, step, settings)
-    named = zip(("param", *rule.states_for(hyper)), result, strict=True)
-    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named if name}
+    named = {name: new for name, new in zip(("param", *rule.states_for(hyper)), result, strict=True) if name}
+    _check_result(rule, named, grad.depth)
+    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
     _check_scalars(rule, outputs)
     found = cut(rule.scalar_states, outputs)
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
