@@ -11,17 +11,17 @@ import pytest
 import torch
 
 import steprule.pieces
-from steprule import Optimizer, Rule, RuleError, State, ema, exp, norm, sqrt, total, total_of_all, where
+from steprule import Optimizer, Rule, RuleError, State, arrays, ema, exp, norm, sqrt, total, total_of_all, where
 from steprule.catalog import KERNELS, kernel_text
 from steprule.formula import formula_text
 from steprule.kernels.cpu_pass import write_pass
 from steprule.rules import AdamW
 from steprule.trace.expression import Expression
-from steprule.trace.tracing import trace
+from steprule.trace.tracing import check_formula, trace
 
 
 def define(body, states=""):
-    """Traces a rule whose update has this body."""
+    """Traces a rule whose update has this body, and looks at it as when an optimizer is made."""
     arguments = f"param, grad{states}, *, step, lr=0.1, betas=(0.9, 0.99), flag=False"
     namespace = {
         **vars(steprule.pieces),
@@ -34,7 +34,9 @@ def define(body, states=""):
     source = f"def update({arguments}):\n    {body}\n"
     exec(compile(source, "my_rule.py", "exec"), namespace)
     rule = type("Mine", (Rule,), {"update": staticmethod(namespace["update"])})
-    return trace(rule, rule.hyperparameters)
+    program = trace(rule, rule.hyperparameters)
+    check_formula(rule, rule.hyperparameters)
+    return program
 
 
 def refusal(body, states=""):
@@ -217,6 +219,68 @@ def test_the_wrong_number_of_values():
 def test_nothing_for_a_state():
     assert "returned None for exp_avg" in refusal("return param, None", states=", exp_avg")
     assert "returned None for param" in refusal("return None, exp_avg", states=", exp_avg")
+
+
+def test_what_is_no_tuple_of_numbers():
+    message = refusal("return {'param': param, 'm': m}", states=", m")
+    assert message == "Mine.update returned a dict: return a tuple, param, m (my_rule.py:1)"
+    assert refusal("return 'x'") == "Mine.update returned 'x' for param, which is no number (my_rule.py:1)"
+    assert "returned '0.5' for m, which is no number" in refusal("return param, '0.5'", states=", m")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "m = grad if m is None else ema(m, grad, 0.9); return param - lr * m, m",
+        "m = ema(m, grad, 0.9) if m is not None else grad; return param - lr * m, m",
+        "begins = None is m; return param - lr * grad, (grad if begins else m)",
+    ],
+    ids=["is None", "is not None", "kept"],
+)
+def test_a_state_is_never_none(body):
+    message = refusal(body, states=", m")
+    assert message.startswith("Mine.update asks whether m is None, and it never is: it begins at 0 (my_rule.py:1)")
+    assert "at_first(step, grad, ema(...))" in message and "State(when=...)" in message
+
+
+def test_none_may_be_asked_for_elsewhere():
+    body = "scale = None\n    if flag is None or scale is None: scale = 1.0\n    return param - lr * scale * grad, grad"
+    assert set(define(body, states=", m").last.outputs) == {"param", "m"}
+
+
+def test_a_parameter_may_be_a_state_that_has_seen_it():
+    assert define("return m, param - lr * grad", states=", m")
+
+
+@pytest.mark.parametrize("body", ["return -lr * grad, m", "m = ema(m, grad, 0.9); return -lr * m, m"])
+def test_the_update_is_not_the_parameter(body):
+    message = refusal(body, states=", m")
+    assert "Mine.update returned a new param that does not depend on the old one (my_rule.py:1)" in message
+    assert "as in return param - lr * update" in message
+
+
+def test_such_mistakes_are_told_when_an_optimizer_is_made():
+    class Mine(Rule):
+        def update(param, grad, *, lr=0.1):
+            return -lr * grad
+
+    class OfArrays(arrays.Optimizer, rule=Mine): ...
+
+    for _ in range(2):  # and it stays refused
+        with pytest.raises(RuleError, match="does not depend on the old one"):
+            Optimizer.of(Mine)([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(RuleError, match="does not depend on the old one"):
+        OfArrays([np.ones(2)])
+
+
+def test_a_step_from_the_first_weights_is_a_step():
+    class Mine(Rule):
+        first = State(begins="param")
+
+        def update(param, grad, first, total, *, lr=0.1):
+            return first - lr * total, first, total + grad
+
+    assert Optimizer.of(Mine)([torch.nn.Parameter(torch.ones(2))])
 
 
 def test_a_value_for_every_element_is_no_number():
