@@ -22,15 +22,19 @@ def check_new(rule: type[Rule], new: Mapping[str, Any], services: int) -> None:
         new: what update returned for param and the states that exist.
         services: the depth of the gradient that it was given.
     """
-    place = where(rule.function())
+    depth = 0
     for name, value in new.items():
-        if not isinstance(value, Expression) and (isinstance(value, str) or not hasattr(value, "__float__")):
-            raise RuleError(f"{rule.__name__}.update returned {value!r} for {name}, which is no number ({place})")
-    depth = max((value.depth for value in new.values() if isinstance(value, Expression)), default=0) - services
+        if isinstance(value, Expression):
+            depth = max(depth, value.depth - services)
+        elif isinstance(value, str) or not hasattr(value, "__float__"):
+            raise RuleError(
+                f"{rule.__name__}.update returned {value!r} for {name}, which is no number ({where(rule.function())})"
+            )
     if depth > _DEEPEST:
         raise RuleError(
-            f"{rule.__name__}.update nests {depth} operations in one another; {_DEEPEST} is the most ({place}). "
-            "A loop is unrolled, round after round: use fewer rounds, or write what they come to as one formula"
+            f"{rule.__name__}.update nests {depth} operations in one another; {_DEEPEST} is the most "
+            f"({where(rule.function())}). A loop is unrolled, round after round: use fewer rounds, or write what they come to "
+            "as one formula"
         )
 
 

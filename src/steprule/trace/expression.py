@@ -188,7 +188,11 @@ def node(op: str, *args: Any) -> Expression:
     if op == "size":
         return Expression("input", ("numel",), True)
     operands = tuple(arg if isinstance(arg, Expression) else constant(arg) for arg in args)
-    depth = _DEPTHS.get(op, 1) + max(operand.depth for operand in operands)
+    is_scalar, depth = True, 0
+    for operand in operands:
+        is_scalar = is_scalar and operand.scalar
+        depth = max(depth, operand.depth)
+    depth += _DEPTHS.get(op, 1)
     if op in SUM_OPS:
         return Expression(op, operands, True, depth)
     zeros = [x.op == "constant" and x.args[0] == 0 for x in operands]
@@ -200,7 +204,6 @@ def node(op: str, *args: Any) -> Expression:
         refuse("joins numbers by &, | or ~", f"{TRUTH}; comparisons need their parentheses")
     if op == "floor" and not operands[0].scalar:
         refuse("takes the floor of elements", "a formula without it: only hyperparameters and the step have floors")
-    is_scalar = all(operand.scalar for operand in operands)
     if op == "arctan2" and is_scalar:
         refuse("takes the arctangent of hyperparameters alone", "a formula without it: only elements have arctangents")
     return Expression(op, operands, is_scalar, depth)
