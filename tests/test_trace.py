@@ -101,7 +101,7 @@ MISTAKES = {
     "grad if step == 1 else param": "at_first(step, first, later)", "where(grad > 0 and param > 0, grad, 0)": "where(condition",
     "where(grad > 0 & param > 0, grad, 0)": "parentheses", "where(~grad, grad, 0)": "parentheses", "where(0 < grad < 1, grad, 0)": "where(condition",
     "max(grad, 0)": "where(condition", "int(step) * grad": "floor(x)", "[grad][step]": "a number, as in range(5)",
-    "[grad for _ in range(step)][0]": "loops are unrolled", "math.cos(step / 9) * grad": "lr=lambda step: ...", "betas * grad": "beta1, beta2 = betas",
+    "[grad for _ in range(step)][0]": "loops are unrolled", "math.cos(step / 9) * grad": "lr=lambda step: 0.1 / step", "betas * grad": "beta1, beta2 = betas",
     # what is no formula at all
     "grad + undefined": "NameError: name 'undefined'", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
     "grad / 0.0 / (1 / 0)": "ZeroDivisionError",

@@ -125,7 +125,7 @@ class Expression:
     def __float__(self) -> NoReturn:
         schedule = ""
         if self.scalar:
-            schedule = "; other functions of the step belong outside the formula, as in lr=lambda step: ..."
+            schedule = "; other functions of the step belong outside the formula, as in lr=lambda step: 0.1 / step"
         refuse(
             "turns a symbol into one number", f"the functions of steprule.pieces instead of math's or float(){schedule}"
         )
