@@ -256,11 +256,13 @@ def _matches(where: str, pattern: Pattern, named: Mapping[str, Tensor]) -> list[
 
 def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.optim.Optimizer]:
     """The optimizer of a name as `steprule.rules.RULES` has it, or of torch.optim's own "adafactor", "lbfgs" and "muon";
-    case, "-" and "_" do not matter. Or of a rule; or itself.
+    case, "-" and "_" do not matter. Or of a rule; or itself. "module.Class" is a class or rule of one's own.
 
     Raises:
         ValueError: there is none.
     """
+    if isinstance(name, str) and "." in name:
+        return optimizer_class(_imported(name))
     if isinstance(name, type) and issubclass(name, Rule):
         return Optimizer.of(name)
     if isinstance(name, type) and issubclass(name, Optimizer):
@@ -272,6 +274,21 @@ def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.opti
         raise ValueError(f"unknown optimizer {name!r}{hint}")
     found: type[torch.optim.Optimizer] = getattr(optimizer, names[plain])
     return found
+
+
+def _imported(name: str) -> type[Rule] | type[Optimizer]:
+    """The rule or the optimizer with such a dotted name."""
+    from steprule.compare.spec import import_dotted
+
+    def is_one(thing: Any) -> bool:
+        return isinstance(thing, type) and issubclass(thing, (Rule, Optimizer)) and thing not in (Rule, Optimizer)
+
+    module, _, last = name.rpartition(".")
+    what = f"optimizer {name!r}"
+    found = import_dotted(module, last, what, lambda one: [key for key, thing in vars(one).items() if is_one(thing)])
+    if not is_one(found):
+        raise ValueError(f"{what} is {found!r}, which is no class of steprule's: write a subclass of Rule or Optimizer")
+    return found  # type: ignore[no-any-return]
 
 
 @overload

@@ -165,6 +165,11 @@ def is_listed(rule: type[Rule]) -> bool:
     return RULES.get(rule.__name__.lower()) is rule
 
 
+def torch_class(rule: type[Rule]) -> str:
+    """What its optimizer over torch's parameters is called."""
+    return f"steprule.{rule.__name__}" if is_listed(rule) else f"steprule.Optimizer.of({rule.__name__})"
+
+
 def _section(title: str, told: Mapping[str, str]) -> str:
     """A section, in which names that have the same text share a line."""
     names: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ from steprule.names import name_of
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.settings import as_tuples, check_names, check_names_of, check_rule, constructor
-from steprule.trace.tracing import trace
+from steprule.trace.tracing import check_formula, trace
 
 
 class Optimizer:
@@ -62,7 +62,9 @@ class Optimizer:
         self.rule = with_options(type(self).rule, **self._options)
         self.settings |= {name: self._options[name] for name in self.rule.hyperparameters if name in OPTIONS}
         self._calls = 0
-        trace(self.rule, self._settings_now())
+        now = self._settings_now()
+        trace(self.rule, now)
+        check_formula(type(self).rule, now)
         if isinstance(params, np.ndarray):
             raise TypeError("params must be a list of arrays, not one array")
         self.params: list[Array] = list(params)
