@@ -10,7 +10,7 @@ import triton.language as tl
 
 from steprule.formats.gpu_exact import divide, sqrt
 
-BLOCK = 1024
+TILE = 1024
 
 
 @triton.jit
@@ -20,17 +20,17 @@ def differ(a, b):
 
 
 @triton.jit
-def roots(wrong, BLOCK: tl.constexpr):
+def roots(wrong, TILE: tl.constexpr):
     """Every number's."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     a = i.to(tl.int32).to(tl.float32, bitcast=True)
     tl.atomic_add(wrong, differ(sqrt(a), tl.sqrt_rn(a)))
 
 
 @triton.jit
-def quotients(x, y, wrong, BLOCK: tl.constexpr):
+def quotients(x, y, wrong, TILE: tl.constexpr):
     """Those of two arrays of bits."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     a, b = tl.load(x + i).to(tl.float32, bitcast=True), tl.load(y + i).to(tl.float32, bitcast=True)
     tl.atomic_add(wrong, differ(divide(a, b), tl.div_rn(a, b)))
 
@@ -38,7 +38,7 @@ def quotients(x, y, wrong, BLOCK: tl.constexpr):
 def wrong_roots() -> int:
     """Of all floats, how many roots differ."""
     wrong = torch.zeros(1, dtype=torch.int32, device="cuda")
-    roots[(2**32 // BLOCK,)](wrong, BLOCK=BLOCK)
+    roots[(2**32 // TILE,)](wrong, TILE=TILE)
     return int(wrong)
 
 
@@ -47,5 +47,5 @@ def wrong_quotients(generator: torch.Generator, count: int = 2**26) -> int:
     wrong = torch.zeros(1, dtype=torch.int32, device="cuda")
     for least, most in ((-(2**31), 2**31), (28 << 23, 153 << 23)):
         pairs = torch.randint(least, most, (2, count), generator=generator, device="cuda", dtype=torch.int64).int()
-        quotients[(count // BLOCK,)](*pairs, wrong, BLOCK=BLOCK)
+        quotients[(count // TILE,)](*pairs, wrong, TILE=TILE)
     return int(wrong)

@@ -24,7 +24,7 @@ from steprule.engine import gpu, gpu_own, gpu_reading
 from steprule.engine.gpu_launch import options
 from steprule.formats import ITEM_SIZE
 from steprule.kernels.gpu_pass import GpuSource
-from steprule.kernels.gpu_reading import BLOCK
+from steprule.kernels.gpu_reading import TILE
 from steprule.kernels.operands import keeps
 from steprule.rules import OWN
 from steprule.rules.options import OPTIONS, with_options
@@ -122,8 +122,8 @@ def moved(formula: Stage, source: GpuSource) -> tuple[set[str], set[str]]:
 def keeping_kernels(request: dict[str, Any], capability: int) -> dict[str, Any]:
     """What became of those that fetch scalar states and put them back."""
     return {
-        "update": compiled(gpu_own.put, capability, BLOCK=128),
-        "prepare": compiled(gpu_own.fetch, capability, BLOCK=128),
+        "update": compiled(gpu_own.put, capability, TILE=128),
+        "prepare": compiled(gpu_own.fetch, capability, TILE=128),
         "expected_loads": 0,
         "expected_stores": 0,
     }
@@ -135,8 +135,8 @@ def reading_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     kernel = gpu_reading.NormKernel.of_norm(norm, request["dtype"])
     return {
         "update": compiled(kernel.update, capability),
-        "prepare": compiled(gpu_reading.combine, capability, BLOCK=256),
-        "expected_loads": ITEM_SIZE[request["dtype"]] * BLOCK // 128 // 16,
+        "prepare": compiled(gpu_reading.combine, capability, TILE=256),
+        "expected_loads": ITEM_SIZE[request["dtype"]] * TILE // 128 // 16,
         "expected_stores": 0,
         "bytes": ITEM_SIZE[request["dtype"]],
     }

@@ -690,6 +690,20 @@ def test_bad_options(name):
     refuses(kind, message, lambda: arrays.Adam([np.ones(1)], **settings))
 
 
+def test_the_class_that_has_what_arrays_have_not_exists():
+    class Plain(steprule.Rule):
+        def update(param, grad, *, lr=0.1):
+            return param - lr * grad
+
+    class Arrays(arrays.Optimizer, rule=Plain): ...
+
+    own = "Arrays takes no clip: .* steprule.Optimizer.of\\(Plain\\), which steps torch's parameters, has them"
+    with pytest.raises(TypeError, match=own):
+        Arrays([np.ones(1)], clip=1.0)
+    with pytest.raises(TypeError, match=r"flags. steprule.Adam, which"):
+        arrays.Adam([np.ones(1)], clip=1.0)
+
+
 def test_options_that_are_changed_later_are_refused():
     optimizer = arrays.Adam([np.ones(1)], lookahead=2)
     with pytest.raises(AttributeError, match="an attribute cautious would do nothing: cautious is chosen when"):

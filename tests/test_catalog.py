@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
+import steprule
 from steprule import Rule
 from steprule.catalog import kernel_text, paper, state_bytes, summary
 from steprule.cli import app
@@ -220,3 +222,68 @@ def test_torchs_own_are_named_in_a_line():
     shown = run("show", "Muon")
     said = " ".join(shown.output.split())
     assert shown.exit_code == 0 and "one number an element (momentum_buffer)" in said and "help(steprule.Muon)" in said
+
+
+OWN_MODULE = """
+from steprule import Hyperparameter, Optimizer, Rule, chain, ema, transforms
+
+class PowerRule(Rule):
+    decay = "decoupled"
+    power = Hyperparameter("exponent", "(0, inf)")
+
+    def update(param, grad, m, *, lr=0.1, power=2.0, weight_decay=0.0):
+        m = ema(m, grad, 0.9)
+        return param - lr * m**power - lr * weight_decay * param, m
+
+class Power(Optimizer, rule=PowerRule): ...
+
+Signed = chain(transforms.ema, transforms.sign, name="Signed")
+number = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """The name of a module with rules in the current folder."""
+    (tmp_path / "rules_of_mine.py").write_text(OWN_MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    yield "rules_of_mine"
+    sys.modules.pop("rules_of_mine", None)
+
+
+def test_show_memory_and_create_optimizer_take_classes_of_ones_own(own_module):
+    name = f"{own_module}.Power"
+    for own in (name, f"{own_module}.PowerRule"):
+        shown = run("show", own).output
+        assert shown.startswith(f"{own}: a rule of your own\n\n  lr=0.1 ") and "exponent. Above 0." in shown
+        assert "m ← 0.9·m + 0.1·grad" in shown
+    settled = run("show", f"{name}:power=3,cautious=True").output
+    assert "power=3 " in settled and "cautious=True" in settled
+    assert json.loads(run("show", name, "--json").output)["class"] == "PowerRule"
+    assert "def update" in run("show", name, "--kernel", "cpu").output
+    assert "Signed" in run("show", f"{own_module}.Signed").output
+    table = run("memory", "7B", name, "sgd").output
+    assert "\nPowerRule\n" in table and "\nSGD, momentum=0.9\n" in table
+    made = steprule.create_optimizer(torch.nn.Linear(2, 2), name, power=3.0)
+    assert type(made).__name__ == "Power" and made.param_groups[0]["power"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("{}.Powr", "the module '{}' has no 'Powr'; did you mean 'Power'?"),
+        (
+            "{}.number",
+            "optimizer '{}.number' is 3, which is no class of steprule's: write a subclass of Rule or Optimizer",
+        ),
+        ("{}s.Power", "there is no module '{}s'"),
+    ],
+)
+def test_a_class_of_ones_own_that_is_not_there(own_module, own, message):
+    name, message = own.format(own_module), message.format(own_module)
+    for command in (("show", name), ("memory", "7B", name)):
+        result = run(*command)
+        assert result.exit_code == 2 and message in result.output
+    with pytest.raises(ValueError, match=re.escape(message)):
+        steprule.create_optimizer(torch.nn.Linear(2, 2), name)

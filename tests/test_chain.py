@@ -140,14 +140,40 @@ def test_a_function_of_ones_own_and_what_it_must_look_like():
         chain(lambda x: x)
     with pytest.raises(RuleError, match="chain\\(\\) got 3"):
         chain(3)
-    with pytest.raises(RuleError, match="too_much returned 2 values to its chain and must return 1"):
+    with pytest.raises(
+        RuleError, match=r"too_much returned 2 values to its chain and must return 1.* \(.*test_chain.py:"
+    ):
         Optimizer.of(chain(too_much))([torch.zeros(1)])
+    with pytest.raises(RuleError, match=r"must take param right after grad: \(grad, param, ...\) \(.*test_chain.py:"):
+        chain(lambda grad, m, param: (grad, m))
+    with pytest.raises(
+        RuleError, match=r"p has a default: put \* before it to make it a hyperparameter \(.*test_chain.py:"
+    ):
+        chain(lambda grad, p=2.0: grad**p)
     with pytest.raises(RuleError, match="ScheduleFreeSGD cannot be a part of a chain: the weights lie between"):
         chain(rules.ScheduleFreeSGD)
     with pytest.raises(RuleError, match="Rprop cannot be a part of a chain: its states begin at its learning rate"):
         chain(rules.Rprop)
     with pytest.raises(TypeError, match="did you mean 'beta'"):
         Optimizer.of(chain(transforms.ema))([torch.zeros(1)], betta=0.5)
+
+
+def test_decay_at_the_end_of_a_chain_may_be_cautious():
+    names = {"lr": 0.1, "weight_decay": 0.5}
+    signed = chain(transforms.ema, transforms.sign, transforms.decay)
+    ours = run(Optimizer.of(signed), cautious_decay=True, beta=0.9, **names)[0]
+    plain = chain(transforms.ema, transforms.sign, transforms.decay, lr=0.2)  # another class of the same formula
+    assert plain.decay == signed.decay == "decoupled"
+    assert_same(ours, run(steprule.Signum, momentum=0.9, cautious_decay=True, **names)[0])
+    assert_same(run(Optimizer.of(signed), beta=0.9, **names)[0], run(Optimizer.of(plain), beta=0.9, **names)[0])
+    for parts in (
+        (transforms.decay, transforms.ema),
+        (transforms.decay, transforms.sign, transforms.decay),
+        (rules.AdamW,),
+    ):
+        assert chain(*parts).decay == "own"
+        with pytest.raises(ValueError, match="cautious_decay needs a decay that is apart from the step"):
+            Optimizer.of(chain(*parts))([torch.zeros(1)], cautious_decay=True)
 
 
 def test_the_array_front_takes_a_chain():

@@ -446,7 +446,7 @@ def test_14_what_does_not_fit_is_refused_in_torchs_words(name, spoil):
         spoil(saved)
         errors.append(outcome(lambda o=optimizer, s=saved: o.load_state_dict(s)))
     if errors[1][0] == "KeyError":  # whose words are the key alone
-        assert errors[0][0] == "KeyError" and f"state_dict has no {errors[1][1]}: it is none" in errors[0][1]
+        assert errors[0][0] == "KeyError" and f"state_dict has no {errors[1][1]}: it is not what" in errors[0][1]
     else:
         assert errors[0] == errors[1] != ("", "")
 

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from settings import IDS, VARIANTS
 
-from steprule import Rule, State, pieces
+from steprule import Rule, State, ema, ema_sq, pieces, sqrt
 from steprule.formula import formula_latex, formula_text
 from steprule.rules import SGD, AdamW, Adan, Lion
 from steprule.rules.options import DECAYS, with_options
@@ -494,3 +494,16 @@ def test_latex_is_well_formed_and_has_every_hyperparameter(rule, hyper):
         escaped = name.replace("_", r"\\_")
         pattern = LATEX_NAMES.get(name, rf"\\mathrm{{{escaped}}}|\\?\b{stem}(_{index})?\b|\\tau\b")
         assert re.search(pattern, latex), (name, latex)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999])
+def test_an_average_with_a_number_for_beta_prints_both_weights(beta):
+    class Mine(Rule):
+        def update(param, grad, m, v, *, lr=0.1):
+            m, v = ema(m, grad, beta), ema_sq(v, grad, beta)
+            return param - lr * m / sqrt(v), m, v
+
+    rest = f"{round(1 - beta, 4)}"
+    lines = formula_text(Mine).splitlines()
+    assert lines[:2] == [f"m ← {beta}·m + {rest}·grad", f"v ← {beta}·v + {rest}·grad²"]
+    assert f"{beta} m_{{t-1}} + " in formula_latex(Mine)

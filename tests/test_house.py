@@ -20,7 +20,7 @@ LEVELS = (
     "names elementwise pieces",
     "formats hyper state signature rule registry docstrings settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
-    "trace formula",
+    "trace terms formula",
     "kernels engine.machine engine.plan",
     "engine",
     "tensors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -49,6 +50,29 @@ def test_a_rule_of_ones_own_is_held_to_the_ranges_that_it_asks_for(front):
         with pytest.raises(ValueError, match="Invalid "):
             make(**wrong)
     make(beta=2.0)
+
+
+MESSAGES = {
+    "a range": ({"beta": 2.5}, "Invalid beta value: 2.5; beta of Own must be in (0, 2]"),
+    "no range": ({"alpha": math.inf}, "Invalid alpha value: inf; alpha of Own must be finite"),
+    "a common range": ({"lr": -1.0}, "Invalid learning rate: -1.0; lr of Own must be in [0, inf)"),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_a_message_names_the_range(case):
+    settings, message = MESSAGES[case]
+    for make in fronts(Own).values():
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            make(**settings)
+
+
+def test_the_messages_of_torchs_own_are_torchs():
+    for options in ({}, {"cautious": True}):
+        with pytest.raises(ValueError, match=r"^Invalid beta parameter at index 1: 2\.0$"):
+            steprule.AdamW([torch.ones(1)], betas=(0.5, 2.0), **options)
+    with pytest.raises(ValueError, match=r"^Invalid betas? .*at index 1: 2\.0; betas of Lion must be in \[0, 1\)$"):
+        steprule.Lion([torch.ones(1)], betas=(0.5, 2.0))
 
 
 def test_it_is_inherited_and_may_be_said_anew():

@@ -17,12 +17,12 @@ pytest.importorskip("sklearn")
 from typer.testing import CliRunner
 
 from steprule import arrays
-from steprule.charts import Axis, Chart, Line, number
+from steprule.charts import Axis, Bars, Chart, Line, number
 from steprule.cli import app
 from steprule.lessons import LESSONS, find
 from steprule.lessons.glossary import TERMS
 from steprule.lessons.lesson import Control, Question, Screen
-from steprule.lessons.page import page
+from steprule.lessons.page import _slots, _Terms, page
 
 page = cache(page)
 every = pytest.mark.parametrize("name", LESSONS)
@@ -103,13 +103,14 @@ def test_numbers_in_texts_are_those_that_the_code_computes(name):
 def test_every_number_in_a_text_is_claimed_or_given(name):
     lesson = find(name)
     claims = lesson.claims()
-    known = {0.0, 1.0, 2.0, 3.0, *lesson.given, *(read(numbers(phrase)[-1]) for phrase in claims)}
+    claimed = {0.0, 1.0, 2.0, 3.0, *(read(numbers(phrase)[-1]) for phrase in claims)}
     left = []
     for text in texts(lesson):
         for phrase in claims:
             text = text.replace(phrase, "")
-        left += [one for one in numbers(re.sub("`[^`]*`", "", text)) if read(one) not in known]
-    assert left == [], "claim these, or say that they are given"
+        left += [one for one in numbers(re.sub("`[^`]*`", "", text)) if read(one) not in claimed]
+    assert [one for one in left if read(one) not in lesson.given] == [], "claim these, or say that they are given"
+    assert [one for one in lesson.given if one not in map(read, left)] == [], "these need not be given"
 
 
 @every
@@ -233,6 +234,18 @@ def test_momentum_shows_sgd(lr, momentum):
         assert np.abs(pixels - drawn(chart, same[:, 0], same[:, 1])).max() < 0.2
 
 
+def test_the_best_of_the_ravine_is_the_best_of_what_lies_around_it():
+    from steprule.lessons.momentum import FLAT, STEEP, factors
+
+    def slowest(lr, momentum):
+        return max(abs(factors(lr, momentum, curvature)[0]) for curvature in (FLAT, STEEP))
+
+    best = slowest(1 / 9, 4 / 9)
+    assert best == pytest.approx(2 / 3, abs=1e-6)
+    around = [(1 / 9 + x, 4 / 9 + y) for x in (-0.01, 0, 0.01) for y in (-0.03, 0, 0.03) if x or y]
+    assert min(slowest(*one) for one in around) > best + 0.005
+
+
 @pytest.mark.parametrize("alpha, eps, degrees", [(0.9, 1e-8, 0), (0.0, 0.1, 45), (0.99, 10.0, 30)], ids=str)
 def test_rmsprop_shows_rmsprop(alpha, eps, degrees):
     turned = np.radians(degrees)
@@ -338,9 +351,28 @@ def test_the_command_lists_and_writes(tmp_path, monkeypatch):
         find("average")
 
 
-def test_charts_of_other_shapes_are_refused():
-    from steprule.lessons.page import _slots
+def test_the_command_says_what_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for target, why in ((tmp_path, "Is a directory"), (tmp_path / "file" / "one.html", "File exists")):
+        ended = CliRunner().invoke(app, ["lesson", "averages", "--output", str(target), "--no-open"])
+        assert ended.exit_code == 2
+        assert ended.output == f"steprule lesson: {target} cannot be written: {why}\n"
 
+
+def test_stars_in_code_are_stars_and_code_may_be_emphasized():
+    prose = _Terms().prose
+    assert prose("`a * b`, `c**2` and *d*", False) == "<code>a * b</code>, <code>c**2</code> and <em>d</em>"
+    assert prose("*`e` of f.* 2 * 3 * 4", False) == "<em><code>e</code> of f.</em> 2 * 3 * 4"
+
+
+def test_terms_and_texts_may_have_what_html_uses(monkeypatch):
+    monkeypatch.setitem(TERMS, 'a "<b>" & c', "Less < than.")
+    terms = _Terms()
+    assert terms.prose('See a "<b>" & c.') == 'See <a class="term" href="#term-a-b-c">a "&lt;b&gt;" &amp; c</a>.'
+    assert terms.list() == '<dt id="term-a-b-c">a &quot;&lt;b&gt;&quot; &amp; c</dt><dd>Less &lt; than.</dd>'
+
+
+def test_charts_of_other_shapes_are_refused():
     axis = Axis("x", 0, 1)
     one, two = (Chart("c", axis, axis, [Line("", [0], [0])] * count).elements() for count in (1, 2))
     with pytest.raises(ValueError, match="other marks"):
@@ -367,19 +399,40 @@ def test_what_a_control_or_question_cannot_be_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (0.7, "0.7"), (-1.5, "\u22121.5"), (1e-8, "1e\u22128"), (123456, "1.235e5")]
-)
+    ("value", "text"),
+    [(0, "0"), (0.7, "0.7"), (-1.5, "\u22121.5"), (1e-8, "1e\u22128"), (123456, "1.235e5"), (12345, "12340"), (99999.6, "100000")],
+)  # fmt: skip
 def test_numbers_are_short(value, text):
     assert number(value) == text
 
 
 @pytest.mark.parametrize(
     ("axis", "ticks"),
-    [(Axis("", 0, 1), [0, 0.25, 0.5, 0.75, 1]), (Axis("", -3, 130), [0, 25, 50, 75, 100, 125]), (Axis("", 1e-3, 10, True), [1e-3, 1e-2, 0.1, 1, 10])],
-    ids=["to 1", "to 130", "log"],
+    [(Axis("", 0, 1), [0, 0.25, 0.5, 0.75, 1]), (Axis("", -3, 130), [0, 25, 50, 75, 100, 125]), (Axis("", 1e-3, 10, True), [1e-3, 1e-2, 0.1, 1, 10]),
+     (Axis("", 2e-5, 4e-5, True), [2e-5, 2.5e-5, 3e-5, 3.5e-5, 4e-5])],
+    ids=["to 1", "to 130", "log", "log without a power"],
 )  # fmt: skip
 def test_ticks_are_round(axis, ticks):
     assert axis.ticks() == pytest.approx(ticks)
+
+
+def test_ticks_are_told_as_they_are():
+    assert [Axis("", 1e-5, 4e-5, True).text(one) for one in (1e-5, 2.5e-5)] == ["1e\u22125", "2.5e\u22125"]
+    assert [Axis("", 1e-4, 1e4, True).text(one) for one in (1e-4, 1.0, 1e4)] == ["1e\u22124", "1", "1e4"]
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [(1, 1, False), (1, 0, False), (float("nan"), 1, False), (0, 1, True)])
+def test_an_axis_without_length_is_refused(low, high, log):
+    with pytest.raises(ValueError, match="axis 'loss' goes from"):
+        Axis("loss", low, high, log)
+
+
+def test_what_is_not_finite_is_not_drawn():
+    axis, nan = Axis("x", 0, 1), float("nan")
+    marks = [Line("", [0, 0.5, nan], [nan, 0.5, 1], dots=True), Bars("", [0.5], [nan])]
+    *_, line, dots, bar = Chart("", axis, axis, marks).elements()
+    assert line.attributes["d"].count(" ") == dots.attributes["d"].count(" ") == 1
+    assert bar.attributes["height"] == "0" and "nan" not in bar.attributes.values()
 
 
 def test_terms_are_sentences():

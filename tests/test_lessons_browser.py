@@ -80,6 +80,19 @@ def test_questions_are_checked(tab, written, name, right):
         assert not right or told == "Right. " + re.sub("[`*]", "", question.why)
 
 
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [("1/128", True), ("0,0078125", True), ("", False), ("1/", False), ("/128", False), ("x", False)],
+)
+def test_numbers_may_be_typed_as_fractions(tab, written, typed, right):
+    tab.open(written("bytes"))
+    form = "document.querySelector('.question')"
+    tab.value(f"{form}.querySelector('input').focus()")
+    tab.type(typed)
+    tab.value(f"{form}.querySelector('button').click()")
+    assert tab.value(f"{form}.querySelector('.told').className") == f"told {'right' if right else 'wrong'}"
+
+
 @every
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone(tab, written, name, scheme):

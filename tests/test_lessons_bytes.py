@@ -37,13 +37,14 @@ def alone(kind, lr, cause):
 
 def ones_drawn(chart):
     """The bits of a chart as integers, one for each column, read off what is drawn."""
-    words = np.zeros(101, np.int64)
+    words, grid = np.zeros(101, np.int64), chart.elements()[0].attributes["d"]
+    left, right = (float(one) for one in re.match(r"M(\S+) \S+H(\S+)", grid).groups())
+    column = (right - left) / 101
     for element in chart.elements():
         if element.attributes.get("class", "").startswith("bits s"):
             for x, y, wide in re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)", element.attributes["d"]):
                 bit = round(31.5 - (float(y) - 12) / (290 - 44 - 12) * 32)
-                column = (400 - 54 - 14) / 101
-                first, count = (float(x) - 54) / column, float(wide) / column
+                first, count = (float(x) - left) / column, float(wide) / column
                 words[round(first) : round(first + count)] |= 1 << bit
     return words
 

@@ -14,9 +14,9 @@ from steprule import arrays
 
 def digits_network():
     """The weights, mini-batches and held-out images of the lesson on scale, and the loss, written once more."""
-    from steprule.lessons import noise
+    from steprule.lessons.digits import digits
 
-    images, labels = map(torch.tensor, noise.digits())
+    images, labels = map(torch.tensor, digits())
     chosen = np.random.default_rng(1).integers(0, 1000, (50, 64))
     random = np.random.default_rng(0)
     sizes = [(65, 128), (128, 64), (64, 32), (32, 10)]

@@ -13,7 +13,8 @@ import torch
 from test_lessons import drawn, shown
 
 import steprule
-from steprule.lessons import network, noise, schedules
+from steprule.lessons import network, schedules
+from steprule.lessons.digits import digits
 
 RATES = {  # of step t of 400, written once more, from 1
     ("constant", "none"): lambda t: 1.0,
@@ -46,7 +47,7 @@ def network_of_torch():
 @pytest.mark.parametrize(("shape", "warmup"), RATES, ids=[" ".join(one) for one in RATES])
 def test_what_is_shown_is_what_adam_and_its_average_do(shape, warmup):
     model, loss = network_of_torch()
-    data, held_out = noise.digits(), noise.digits(held_out=True)
+    data, held_out = digits(), digits(held_out=True)
     rate = RATES[shape, warmup]
     optimizer = steprule.Adam(model.parameters(), lr=lambda step: 0.01 * rate(step), average=0.98)
     random, order, losses, averages = np.random.default_rng(0), [], [], []
@@ -76,7 +77,7 @@ def test_what_is_shown_is_what_adam_and_its_average_do(shape, warmup):
 def test_the_gradient_of_the_network_is_that_of_its_loss():
     random = np.random.default_rng(0)
     weights, along = random.standard_normal((2, 3, network.begin().size)) * 0.2
-    data = noise.digits(held_out=True)
+    data = digits(held_out=True)
     slope = (network.loss(weights + 1e-6 * along, data) - network.loss(weights - 1e-6 * along, data)) / 2e-6
     assert (network.gradient(weights, data) * along).sum(-1) == pytest.approx(slope, rel=1e-5)
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from steprule import Rule, RuleError, State, chain
+from steprule import Hyperparameter, Rule, RuleError, State, chain
 from steprule.engine.eager import oracle
 from steprule.rules import (
     ADOPT,
@@ -443,6 +443,17 @@ def test_signatures_that_do_not_fit():
         define(lambda param, grad, **rest: param)
     with pytest.raises(RuleError, match="take step after the"):
         define(lambda param, grad, step: param)
+    with pytest.raises(
+        RuleError, match=r"take lr after the \*: it is a hyperparameter, as in \*, lr=1e-3.*test_rules.py"
+    ):
+        define(lambda param, grad, lr: (param - lr * grad, lr))
+
+
+def test_none_is_the_default_of_optional_states_and_of_those_after_them():
+    with pytest.raises(RuleError, match=r"Mine.update: exp_avg=None, but a state always exists .* \(.*test_rules.py"):
+        define(lambda param, grad, exp_avg=None, *, lr=1.0: (param, exp_avg))
+    rule = define(lambda param, grad, a=None, b=None, *, lr=1.0, flag=False: (param, a, b), a=State(when="flag"))
+    assert rule.states_for(rule.hyperparameters) == (None, "b")
 
 
 def of_one_state(param, grad, exp_avg, *, lr=1.0, flag=False):
@@ -477,7 +488,9 @@ def test_tables_of_states_are_refused_with_what_to_write(table, value, instead):
     [
         ("momentum", State(), "Mine.momentum is a State, and update has no state of that name; its states are exp_avg"),
         ("exp_ag", State(), "Mine.exp_ag is a State, and update has no state of that name; did you mean 'exp_avg'?"),
-        ("lr", State(), "Mine.lr is a State, and update has no state of that name; its states are exp_avg"),
+        ("lr", State(), "Mine.lr is a State, and update has lr after the *, a hyperparameter: move it, or write Hyperparameter(...)"),
+        ("exp_avg", Hyperparameter("mean"), "Mine.exp_avg must be a State, since update has a state of that name; it is Hyper"),
+        ("exp_avg", State(begins="grad"), "update has lr, flag, and \"param\" is the parameter; to begin at the gradient write at_first("),
         ("decay", State(), "Mine: a state cannot be called 'decay', which every rule has; choose another name"),
         ("evaluate", State(), "Mine: a state cannot be called 'evaluate', which every rule has; choose another name"),
         ("exp_avg", "param", "Mine.exp_avg must be a State, since update has a state of that name; it is 'param'"),
@@ -498,6 +511,8 @@ def test_what_is_said_of_a_state_and_does_not_fit(name, value, message):
 def test_a_state_cannot_have_a_name_that_every_rule_has():
     with pytest.raises(RuleError, match="a state cannot be called 'needs', which every rule has"):
         define(lambda param, grad, needs, *, lr=1.0: (param, needs))
+    with pytest.raises(RuleError, match="a state cannot be called 'update', which every rule has"):
+        define(lambda param, grad, update, *, lr=1.0: (param, update))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ pytest.importorskip("latex2mathml")
 from steprule.docstrings import words_of
 from steprule.formula import formula_text
 from steprule.lessons.formula import source_of
+from steprule.lessons.glossary import TERMS
 from steprule.rules import OWN
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -75,3 +76,40 @@ def test_the_page_of_an_optimizer_says_what_the_rule_is(name, monkeypatch):
         assert f"| `{state}` | " in text
     assert "With `cautious=True` it differs from `other`. That one: Another." in text
     assert ("same arguments, errors, states and checkpoints" in text) == (rule.like_torch is not None)
+
+
+def test_a_page_says_for_which_arguments_another_implementation_agrees(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(DOCS.parent / "tools" / "site"), *sys.path])
+    import optimizers
+
+    def compared(agrees, **extra):
+        return {"peer": "other", "agrees": agrees, "why": "Another.", "options": {"lr": 1.0}, **extra}
+
+    peers = [
+        compared(True, peer_options={"lr": 1.0, "eps": 0.0}),
+        compared(False, peer_options={"lr": 1.0, "eps": 0.1}),
+        compared(False, peer_options={"lr": 1.0}),
+        compared(False, peer_options={"lr": 1.0, "eps": 0.0}, lrs=[1.0, 0.5]),
+    ]
+    assert optimizers._others(OWN["lion"], peers).splitlines()[:4] == [
+        "- It agrees over 20 steps with `other` given `eps=0.0`.",
+        "- It differs from `other` given `eps=0.1`. That one: Another.",
+        "- It differs from `other` without `eps=0.0`. That one: Another.",
+        "- It differs from `other` given a learning rate that changes. That one: Another.",
+    ]
+
+
+def test_a_bar_in_a_cell_does_not_end_it(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(DOCS.parent / "tools" / "site"), *sys.path])
+    import texts
+
+    for line in texts.instead().splitlines():
+        assert len(re.findall(r"(?<!\\)\|", line)) == 3
+
+
+def test_the_glossary_defines_a_word_once():
+    table = re.findall(
+        r"^\| ([a-z ]+) \| ", (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    words = [word.lower() for word in (*TERMS, *table) if word != "word"]
+    assert len(table) > 10 and sorted(set(words)) == sorted(words)

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 import steprule.pieces
-from steprule import Rule, RuleError, State, exp, norm, total, total_of_all, where
+from steprule import Optimizer, Rule, RuleError, State, arrays, ema, exp, norm, sqrt, total, total_of_all, where
+from steprule.catalog import KERNELS, kernel_text
+from steprule.formula import formula_text
 from steprule.kernels.cpu_pass import write_pass
 from steprule.rules import AdamW
-from steprule.trace.tracing import trace
+from steprule.trace.expression import Expression
+from steprule.trace.tracing import check_formula, trace
 
 
 def define(body, states=""):
-    """Traces a rule whose update has this body."""
+    """Traces a rule whose update has this body, and looks at it as when an optimizer is made."""
     arguments = f"param, grad{states}, *, step, lr=0.1, betas=(0.9, 0.99), flag=False"
     namespace = {
         **vars(steprule.pieces),
@@ -31,7 +34,9 @@ def define(body, states=""):
     source = f"def update({arguments}):\n    {body}\n"
     exec(compile(source, "my_rule.py", "exec"), namespace)
     rule = type("Mine", (Rule,), {"update": staticmethod(namespace["update"])})
-    return trace(rule, rule.hyperparameters)
+    program = trace(rule, rule.hyperparameters)
+    check_formula(rule, rule.hyperparameters)
+    return program
 
 
 def refusal(body, states=""):
@@ -52,8 +57,8 @@ def refusal(body, states=""):
         ("return param - np.linalg.norm(grad)", "calls numpy.", "steprule.pieces"),
         ("return param - torch.sqrt(grad)", "calls torch.sqrt", "steprule.pieces"),
         ("return param - grad.norm()", "asks an operand for .norm", "steprule.pieces"),
-        ("return param - grad[0]", "indexes an operand", "formula of one element"),
-        ("return param - sum(g for g in grad)", "loops over elements", "formula of one element"),
+        ("return param - grad[0]", "indexes an operand", "where(condition, a, b)"),
+        ("return param - sum(g for g in grad)", "loops over elements", "over the whole tensor"),
         ("param -= lr * grad; return param", "changes an operand in place", "avg = avg + x"),
         ("return param - grad * 'x'", "computes with 'x'", "numbers, operands"),
     ],
@@ -70,9 +75,9 @@ MISTAKES = {
     "grad.square()": "x * x", "grad.rsqrt()": "1 / sqrt(x)", "grad.pow(2)": "and **", "grad.sign()": "sign(...)",
     "param.lerp(grad, lr)": "ema(avg, value, beta)", "param.addcdiv(grad, param)": "x + value * a / b",
     "torch.tanh(grad)": "exp(2 * x)", "torch.maximum(param, grad)": "maximum(...)", "np.where(grad > 0, grad, 0)": "where(...)",
-    "torch.max(grad, param)": "maximum(a, b)", "param.add(grad)": "and **", "param.mul_(lr)": "and **",
+    "torch.max(grad, param)": "maximum(a, b)", "param.add(grad)": "and **", "param.mul_(lr)": "as in avg = avg * 0.9: nothing changes in place",
     "np.float64(0.5) * grad": "plain Python numbers", "np.sqrt(grad)": "sqrt(...)", "math.exp(lr)": "steprule.pieces",
-    "torch.zeros_like(grad)": "a number stands for a tensor", "grad.clone()": "x itself", "grad.float()": "x itself",
+    "torch.zeros_like(grad)": "a plain number", "grad.clone()": "x itself", "grad.float()": "x itself",
     "torch.isfinite(grad)": "math.inf", "torch.logical_and(grad > 0, param > 0)": "(a > 0) & (b > 0)",
     "np.arctan2(grad, param)": "atan2(y, x)", "torch.arctan2(grad, param)": "atan2(y, x)", "grad.normal_()": "no random numbers",
     "grad.floor_()": "floor(x)", "torch.nan_to_num_(grad)": "math.inf", "torch.erf(grad)": "functions of steprule.pieces: abs, at_first, atan2",
@@ -80,11 +85,11 @@ MISTAKES = {
     "grad / grad.norm()": "norm(x), over the whole tensor", "grad.mean(dim=1)": "row or column is not possible",
     "grad - torch.sum(grad)": "total(x)", "np.mean(grad)": "mean(x)", "mean(grad, 1)": "row or column is not possible",
     "norm(grad, dim=0)": "row or column is not possible", "grad.var()": "mean(x)", "grad.shape[0] * grad": "size(x)",
-    "grad.numel() * grad": "size(x)", "len(grad) * grad": "one element", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
-    "grad.max()": "largest element", "grad.topk(3)": "whole tensor", "sorted(grad)": "one element",
+    "grad.numel() * grad": "size(x)", "len(grad) * grad": "size(x) for the number of elements", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
+    "grad.max()": "largest element", "grad.topk(3)": "whole tensor", "sorted(grad)": "over the whole tensor",
     # matrices
-    "grad @ param": "Muon", "2 @ grad": "Muon", "grad.T": "one element", "torch.matmul(grad, param)": "Muon",
-    "torch.linalg.svd(grad)": "Muon", "grad[0]": "one element", "grad[grad > 0]": "one element",
+    "grad @ param": "Muon", "2 @ grad": "Muon", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "Muon",
+    "torch.linalg.svd(grad)": "Muon", "grad[0]": "over the whole tensor", "grad[grad > 0]": "where(condition, a, b)",
     # random numbers
     "torch.randn_like(grad)": "no random numbers", "grad.bernoulli(0.5)": "no random numbers", "torch.dropout(grad, 0.5, True)": "no random numbers",
     # rounding and bits
@@ -95,7 +100,8 @@ MISTAKES = {
     "grad if grad > 0 else param": "where(condition, a, b)", "grad if lr > 0 else param": "True or False may be branched on",
     "grad if step == 1 else param": "at_first(step, first, later)", "where(grad > 0 and param > 0, grad, 0)": "where(condition",
     "where(grad > 0 & param > 0, grad, 0)": "parentheses", "where(~grad, grad, 0)": "parentheses", "where(0 < grad < 1, grad, 0)": "where(condition",
-    "max(grad, 0)": "where(condition", "int(step) * grad": "steprule.pieces", "[grad][step]": "steprule.pieces",
+    "max(grad, 0)": "where(condition", "int(step) * grad": "floor(x)", "[grad][step]": "a number, as in range(5)",
+    "[grad for _ in range(step)][0]": "loops are unrolled", "math.cos(step / 9) * grad": "lr=lambda step: 0.1 / step", "betas * grad": "beta1, beta2 = betas",
     # what is no formula at all
     "grad + undefined": "NameError: name 'undefined'", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
     "grad / 0.0 / (1 / 0)": "ZeroDivisionError",
@@ -121,6 +127,62 @@ def test_a_mistake_is_told_with_its_line_and_what_to_write(mistake):
 def test_whatever_a_formula_raises_is_told_with_its_line(line, told):
     message = refusal(f"{line}\n    return param - lr * grad")
     assert told in message and "my_rule.py:2, in update" in message
+
+
+DEEP = (
+    "grad = sqrt(grad + lr)",
+    "grad = 0.99 * grad + 0.01 * param",
+    "step = sqrt(step + lr)",
+    "grad = where(grad > param, lr * grad, grad)",
+)
+
+
+@pytest.mark.parametrize("line", DEEP)
+def test_a_long_loop_is_compiled_and_printed_or_refused_when_the_optimizer_is_made(line):
+    def loop(rounds):
+        source = f"def update(param, grad, *, step, lr=0.1):\n    for _ in range({rounds}):\n        {line}\n    return param - lr * step * grad\n"
+        namespace = dict(vars(steprule.pieces))
+        exec(compile(source, "my_rule.py", "exec"), namespace)
+        return type("Mine", (Rule,), {"update": staticmethod(namespace["update"])})
+
+    rule = loop(64)
+    for engine in KERNELS:
+        compile(kernel_text(rule, engine), "kernel", "exec")
+    assert len(formula_text(rule)) < 3000
+    weight = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(
+        RuleError, match=r"^Mine.update nests \d+ operations in one another; 200 is the most \(my_rule.py:1\)"
+    ) as caught:
+        Optimizer.of(loop(300))([weight])
+    assert "use fewer rounds" in str(caught.value)
+
+
+def test_operations_that_are_written_out_count_for_more():
+    assert steprule.pieces.cbrt(Expression("input", ("grad",), False)).depth > 1
+
+
+def test_what_is_used_twice_is_looked_at_once():
+    program = define(
+        "for _ in range(60): exp_avg = exp_avg * grad - exp_avg\n    return param, exp_avg", states=", exp_avg"
+    )
+    assert not program.nonnegative
+
+
+def test_an_expression_prints_as_a_formula():
+    seen = []
+
+    class Mine(Rule):
+        def update(param, grad, m, *, lr=0.1, beta=0.9):
+            m = ema(m, grad, beta)
+            seen.extend([repr(grad), str(m), f"{where(m > 0, -m, sqrt(m))}"])
+            return param - lr * m, m
+
+    trace(Mine, Mine.hyperparameters)
+    assert seen[:3] == [
+        "grad",
+        "m + ((1.0 - beta) * (grad - m))",
+        "where((m + ...) > 0.0, neg(m + ...), sqrt(m + ...))",
+    ]
 
 
 def test_a_list_of_new_values_is_as_good_as_a_tuple():
@@ -157,6 +219,68 @@ def test_the_wrong_number_of_values():
 def test_nothing_for_a_state():
     assert "returned None for exp_avg" in refusal("return param, None", states=", exp_avg")
     assert "returned None for param" in refusal("return None, exp_avg", states=", exp_avg")
+
+
+def test_what_is_no_tuple_of_numbers():
+    message = refusal("return {'param': param, 'm': m}", states=", m")
+    assert message == "Mine.update returned a dict: return a tuple, param, m (my_rule.py:1)"
+    assert refusal("return 'x'") == "Mine.update returned 'x' for param, which is no number (my_rule.py:1)"
+    assert "returned '0.5' for m, which is no number" in refusal("return param, '0.5'", states=", m")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "m = grad if m is None else ema(m, grad, 0.9); return param - lr * m, m",
+        "m = ema(m, grad, 0.9) if m is not None else grad; return param - lr * m, m",
+        "begins = None is m; return param - lr * grad, (grad if begins else m)",
+    ],
+    ids=["is None", "is not None", "kept"],
+)
+def test_a_state_is_never_none(body):
+    message = refusal(body, states=", m")
+    assert message.startswith("Mine.update asks whether m is None, and it never is: it begins at 0 (my_rule.py:1)")
+    assert "at_first(step, grad, ema(...))" in message and "State(when=...)" in message
+
+
+def test_none_may_be_asked_for_elsewhere():
+    body = "scale = None\n    if flag is None or scale is None: scale = 1.0\n    return param - lr * scale * grad, grad"
+    assert set(define(body, states=", m").last.outputs) == {"param", "m"}
+
+
+def test_a_parameter_may_be_a_state_that_has_seen_it():
+    assert define("return m, param - lr * grad", states=", m")
+
+
+@pytest.mark.parametrize("body", ["return -lr * grad, m", "m = ema(m, grad, 0.9); return -lr * m, m"])
+def test_the_update_is_not_the_parameter(body):
+    message = refusal(body, states=", m")
+    assert "Mine.update returned a new param that does not depend on the old one (my_rule.py:1)" in message
+    assert "as in return param - lr * update" in message
+
+
+def test_such_mistakes_are_told_when_an_optimizer_is_made():
+    class Mine(Rule):
+        def update(param, grad, *, lr=0.1):
+            return -lr * grad
+
+    class OfArrays(arrays.Optimizer, rule=Mine): ...
+
+    for _ in range(2):  # and it stays refused
+        with pytest.raises(RuleError, match="does not depend on the old one"):
+            Optimizer.of(Mine)([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(RuleError, match="does not depend on the old one"):
+        OfArrays([np.ones(2)])
+
+
+def test_a_step_from_the_first_weights_is_a_step():
+    class Mine(Rule):
+        first = State(begins="param")
+
+        def update(param, grad, first, total, *, lr=0.1):
+            return first - lr * total, first, total + grad
+
+    assert Optimizer.of(Mine)([torch.nn.Parameter(torch.ones(2))])
 
 
 def test_a_value_for_every_element_is_no_number():

@@ -29,11 +29,16 @@ _SHAPE = (4096, 4096)
 
 
 def find(name: str) -> type[Rule]:
-    """The rule of a name as `steprule.rules.RULES` has it; case, "-" and "_" do not matter.
+    """The rule of a name as `steprule.rules.RULES` has it; case, "-" and "_" do not matter. Or of "module.Class".
 
     Raises:
         ValueError: there is none.
     """
+    if "." in name and not name.startswith("torch."):
+        from steprule.create import optimizer_class
+
+        own: Any = optimizer_class(name)
+        return own.rule  # type: ignore[no-any-return]
     plain = re.sub("[-_]", "", name.lower())
     if plain in TORCHS_OWN:
         raise ValueError(told_of_torchs(plain))
@@ -108,7 +113,7 @@ def settled(text: str) -> Settled:
 
     from steprule.compare.spec import check, parse
 
-    spec = parse(f"{rule.__name__.lower()}:{settings}")
+    spec = parse(f"{name if '.' in name else rule.__name__.lower()}:{settings}")
     optimizer: Any = check(spec, torch.nn.Linear(1, 1))
     hyper = {name: optimizer.param_groups[0][name] for name in optimizer.rule.hyperparameters}
     options = {name: value for name, value in spec.settings if name not in rule.hyperparameters}
@@ -217,7 +222,7 @@ def shown(name: str) -> dict[str, Any]:
         return {"name": name.lower(), "class": TORCHS_OWN[name.lower()], "summary": told_of_torchs(name.lower())}
     rule, hyper, options = settled(name)
     return {
-        **listed(RULES[rule.__name__.lower()]),
+        **listed(find(name.partition(":")[0])),
         "about": inspect.cleandoc(rule.__doc__ or ""),
         "when": rule.when,
         "hyperparameters": {
@@ -261,8 +266,10 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None, as_jso
     if kernel is not None:
         print(kernel_text(rule, kernel, hyper))
         return
-    print(f"{rule.__name__.lower()}: steprule.{rule.__name__}, steprule.arrays.{rule.__name__}\n")
-    for paragraph in inspect.cleandoc(rule.__doc__ or "").split("\n\n"):
+    is_own = "." in name.partition(":")[0]
+    classes = "a rule of your own" if is_own else f"steprule.{rule.__name__}, steprule.arrays.{rule.__name__}"
+    print(f"{name.partition(':')[0] if is_own else rule.__name__.lower()}: {classes}\n")
+    for paragraph in filter(None, inspect.cleandoc(rule.__doc__ or "").split("\n\n")):
         print(paragraph if "\n " in paragraph else textwrap.fill(paragraph, _width()), end="\n\n")
     _print_settings(rule, hyper, options)
     write = formula_latex if latex else formula_text

@@ -18,6 +18,8 @@ from steprule.pieces import Value
 from steprule.rule import Rule, RuleError, State
 from steprule.rules.options import movement
 from steprule.settings import check_names, check_together
+from steprule.signature import where
+from steprule.transforms import decay
 
 Transform = Callable[..., Any]
 """A function ``(grad, [param], <states>, *, [step], <hyperparameters>)`` that returns the new direction, or that and the new states."""
@@ -93,7 +95,8 @@ def _make(recipe: _Recipe) -> type[Rule]:
     signature = [kind(one, kind.POSITIONAL_OR_KEYWORD) for one in positional] + [kind("step", kind.KEYWORD_ONLY)]
     signature += [kind(one, kind.KEYWORD_ONLY, default=default) for one, default in hyper.items()]
     update.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    attributes: dict[str, Any] = {"update": update, "decay": "own", "constants": {}}
+    apart = links[-1].is_decay() and links[-1].hyper["weight_decay"] == "weight_decay"  # and no other part has one
+    attributes: dict[str, Any] = {"update": update, "decay": "decoupled" if apart else "own", "constants": {}}
     for link in links:
         attributes |= link.kept()
         attributes["constants"] |= link.constants()
@@ -179,6 +182,7 @@ class _Link:
 
     def __init__(self, part: Transform | type[Rule], taken: set[str]) -> None:
         plain: Any = part.func if isinstance(part, functools.partial) else part
+        self._plain = plain
         given, places = (part.keywords, part.args) if isinstance(part, functools.partial) else ({}, ())
         self._rule: type[Rule] | None = plain if isinstance(plain, type) and issubclass(plain, Rule) else None
         self._meanings: dict[str, Hyperparameter] = dict(getattr(plain, "meanings", {}))
@@ -214,6 +218,10 @@ class _Link:
             self._transform: Transform = part
         self.states = {one: _free(one, taken) for one in own}
         self.hyper = {one: _free(one, taken) for one in self.defaults}
+
+    def is_decay(self) -> bool:
+        """Whether it is `steprule.transforms.decay`."""
+        return self._plain is decay
 
     def check(self, given: dict[str, Any]) -> None:
         """Raises for hyperparameters of the chain that the rule finds to make no sense."""
@@ -257,7 +265,7 @@ class _Link:
         if len(values) != 1 + len(states):
             raise RuleError(
                 f"{self.name} returned {len(values)} value{'s' * (len(values) != 1)} to its chain and must return "
-                f"{1 + len(states)}: the direction{''.join(f', {one}' for one in self.states)}"
+                f"{1 + len(states)}: the direction{''.join(f', {one}' for one in self.states)}{_place(self._plain)}"
             )
         return values
 
@@ -267,22 +275,35 @@ def _read(name: str, transform: Transform) -> tuple[list[str], dict[str, Any], b
     positional: list[str] = []
     defaults: dict[str, Any] = {}
     takes_step = False
+    place = _place(transform)
     for one, parameter in _signature(name, transform).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise RuleError(f"{name} must name its arguments instead of taking {parameter}")
+            raise RuleError(f"{name} must name its arguments instead of taking {parameter}{place}")
         if one == "step" and parameter.kind is not parameter.KEYWORD_ONLY:
-            raise RuleError(f"{name} must take step by keyword: (grad, ..., *, step)")
+            raise RuleError(f"{name} must take step by keyword: (grad, ..., *, step){place}")
+        if parameter.kind is not parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
+            raise RuleError(f"{name}: {one} has a default: put * before it to make it a hyperparameter{place}")
         if parameter.kind is not parameter.KEYWORD_ONLY:
             positional.append(one)
         elif one == "step":
             takes_step = True
         elif parameter.default is parameter.empty:
-            raise RuleError(f"{name} needs a default for {one}")
+            raise RuleError(f"{name} needs a default for {one}{place}")
         else:
             defaults[one] = parameter.default
     if positional[:1] != ["grad"]:
-        raise RuleError(f"{name} must begin with (grad, ...), not ({', '.join(positional)}), to be a part of a chain")
+        raise RuleError(
+            f"{name} must begin with (grad, ...), not ({', '.join(positional)}), to be a part of a chain{place}"
+        )
+    if "param" in positional[2:]:
+        raise RuleError(f"{name} must take param right after grad: (grad, param, ...){place}")
     return positional[1:], defaults, takes_step
+
+
+def _place(transform: Any) -> str:
+    """The file and line of a function, as the end of a message."""
+    plain = transform.func if isinstance(transform, functools.partial) else transform
+    return f" ({where(plain)})" if hasattr(plain, "__code__") else ""
 
 
 def _signature(name: str, transform: Transform) -> inspect.Signature:

@@ -42,6 +42,11 @@ class Axis:
     log: bool = False
     named: Mapping[float, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
+            kind = "logarithmic axis" if self.log else "axis"
+            raise ValueError(f"the {kind} {self.label!r} goes from {self.low} to {self.high}")
+
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1 within the axis."""
         if self.log:
@@ -55,8 +60,8 @@ class Axis:
             return list(self.named)
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            every = 1 + (last - first) // 6
-            return [10.0**power for power in range(first, last + 1, every)]
+            if first <= last:
+                return [10.0**power for power in range(first, last + 1, 1 + (last - first) // 6)]
         size = (self.high - self.low) / 4
         power = 10 ** math.floor(math.log10(size))
         size = min((power * one for one in (1, 2, 2.5, 5, 10)), key=lambda one: abs(math.log(one / size)))
@@ -67,20 +72,16 @@ class Axis:
         """What is written at a tick."""
         if self.named:
             return self.named[tick]
-        return (
-            number(tick)
-            if not self.log or 1e-3 <= tick < 1e4
-            else f"1e{round(math.log10(tick))}".replace("-", "\u2212")
-        )
+        return _with_power(tick, 4) if self.log and not 1e-3 <= tick < 1e4 else number(tick)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points, dots at them, or both.
+    """A line through points, dots at them, or both. Points that are not finite are left out, and the line goes past them.
 
     Attributes:
         name: what the legend and the label at its end call it; empty for neither.
-        style: its color and dashes, 0 to 5, or "faint" for what is behind the rest.
+        style: its color and dashes, 0 to 5, "faint" for what is behind the rest, or for dots on a `Heat` "here" and "rim".
         short: the name for the label, where there is less room than in the legend.
         thin: whether it is one of several lines that a thicker one sums up.
     """
@@ -108,7 +109,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Heat:
-    """A grid of colors, dark for low and light for high: values[row][column] at y[row] and x[column].
+    """A grid of colors, dark for low and light for high: values[row][column] at y[row] and x[column], two or more of each.
 
     Attributes:
         name: what the colors stand for, with the unit.
@@ -128,7 +129,7 @@ class Bits:
     """Rows of bits: dark cells for ones and light cells for zeros, ones[row][column] at y[row] and x[column].
 
     Attributes:
-        x: the columns, equally far apart.
+        x: the columns, two or more, equally far apart.
         y: the rows; none where a format has no such bits.
     """
 
@@ -170,7 +171,7 @@ _STOPS = ((0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 18
 
 
 def heat_color(share: float) -> str:
-    """From dark blue to bright yellow, as lightness alone would tell; gray for what is no number."""
+    """From dark blue to bright yellow, as lightness alone would tell; red for what is no finite number."""
     if not math.isfinite(share):
         return "#b00040"
     place = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
@@ -185,10 +186,15 @@ def number(value: float, digits: int = 4) -> str:
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if not 1e-4 <= abs(value) < 1e5:
-        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        return f"{mantissa}e{int(exponent)}".replace("-", "\u2212")
-    return f"{value:.{digits}g}".replace("-", "\u2212")
+        return _with_power(value, digits)
+    text = f"{value:.{digits}g}"
+    return (f"{float(text):.0f}" if "e" in text else text).replace("-", "\u2212")
+
+
+def _with_power(value: float, digits: int) -> str:
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}".replace("-", "\u2212")
 
 
 def _pixel(value: float) -> str:
@@ -263,7 +269,8 @@ class _Drawing:
     def _draw_bars(self, mark: Bars) -> None:
         zero = self._y(max(0.0, self.chart.y.low)) if not self.chart.y.log else float(self.bottom)
         for x, y in zip(mark.x, mark.y, strict=True):
-            left, right, top = self._x(x - mark.width / 2), self._x(x + mark.width / 2), self._y(y)
+            left, right = self._x(x - mark.width / 2), self._x(x + mark.width / 2)
+            top = zero if math.isnan(y) else self._y(y)
             box = {"x": _pixel(left), "width": _pixel(right - left), "y": _pixel(min(top, zero))}
             self._add("rect", class_=f"bar s{mark.style}", height=_pixel(abs(zero - top)), **box)
 

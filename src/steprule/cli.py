@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -68,6 +69,8 @@ def steprule(
     ] = False,
 ) -> None:
     """Optimizers for torch and NumPy, each written as its paper's formula and compiled to one pass."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the user's own modules lie here
 
 
 @app.command(cls=Command)
@@ -143,7 +146,9 @@ def memory(
     optimizers: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OPTIMIZER]...", show_default="sgd, rmsprop, adam and adamw", help="Names of steprule's."
+            metavar="[OPTIMIZER]...",
+            show_default="sgd, rmsprop, adam and adamw",
+            help="Names of steprule's, or module.Class for your own.",
         ),
     ] = None,
     dtype: Annotated[
@@ -190,7 +195,11 @@ def list_optimizers(
 @app.command(cls=Command)
 def show(
     optimizer: Annotated[
-        str, typer.Argument(help="A name of steprule's, perhaps with settings: adamw:amsgrad=True,cautious=True.")
+        str,
+        typer.Argument(
+            help="A name of steprule's, or module.Class for your own, perhaps with settings: "
+            "adamw:amsgrad=True,cautious=True."
+        ),
     ],
     latex: Annotated[bool, typer.Option("--latex", help="Print the formula as LaTeX.")] = False,
     kernel: Annotated[
@@ -233,9 +242,13 @@ def lesson(
 
     _need(*find(name).needs)
 
-    path = output or Path(f"steprule-lesson-{name}.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(name), encoding="utf-8")
+    path, text = output or Path(f"steprule-lesson-{name}.html"), page(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        typer.echo(f"steprule lesson: {path} cannot be written: {error.strerror}", err=True)
+        raise typer.Exit(2) from None
     typer.echo(f"wrote {path}")
     if not no_open:
         typer.launch(path.resolve().as_uri())

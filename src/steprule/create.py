@@ -256,11 +256,13 @@ def _matches(where: str, pattern: Pattern, named: Mapping[str, Tensor]) -> list[
 
 def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.optim.Optimizer]:
     """The optimizer of a name as `steprule.rules.RULES` has it, or of torch.optim's own "adafactor", "lbfgs" and "muon";
-    case, "-" and "_" do not matter. Or of a rule; or itself.
+    case, "-" and "_" do not matter. Or of a rule; or itself. "module.Class" is a class or rule of one's own.
 
     Raises:
         ValueError: there is none.
     """
+    if isinstance(name, str) and "." in name:
+        return optimizer_class(_imported(name))
     if isinstance(name, type) and issubclass(name, Rule):
         return Optimizer.of(name)
     if isinstance(name, type) and issubclass(name, Optimizer):
@@ -272,6 +274,21 @@ def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.opti
         raise ValueError(f"unknown optimizer {name!r}{hint}")
     found: type[torch.optim.Optimizer] = getattr(optimizer, names[plain])
     return found
+
+
+def _imported(name: str) -> type[Rule] | type[Optimizer]:
+    """The rule or the optimizer with such a dotted name."""
+    from steprule.compare.spec import import_dotted
+
+    def is_one(thing: Any) -> bool:
+        return isinstance(thing, type) and issubclass(thing, (Rule, Optimizer)) and thing not in (Rule, Optimizer)
+
+    module, _, last = name.rpartition(".")
+    what = f"optimizer {name!r}"
+    found = import_dotted(module, last, what, lambda one: [key for key, thing in vars(one).items() if is_one(thing)])
+    if not is_one(found):
+        raise ValueError(f"{what} is {found!r}, which is no class of steprule's: write a subclass of Rule or Optimizer")
+    return found  # type: ignore[no-any-return]
 
 
 @overload
@@ -293,16 +310,24 @@ def create_optimizer(
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
     layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), show: bool = False, **settings: Any,
 ) -> torch.optim.Optimizer:  # fmt: skip
-    """Makes an optimizer by its name, over the groups of `parameter_groups`::
+    """Makes an optimizer by its name, and divides the parameters into groups::
 
         create_optimizer(model, "adamw", lr=3e-4, weight_decay=0.1, groups=[("head.*", {"lr": 3e-3})], clip=1.0)
 
     Args:
         model: a module, or (name, parameter) pairs.
-        name: as for `optimizer_class`.
-        lr, weight_decay: as for `parameter_groups`, or functions of the step.
-        no_decay: as there; optimizers without weight_decay ignore it. Default: True.
-        layer_decay, layer_of, groups: as there.
+        name: "adamw" and the like, or torch.optim's own "adafactor", "lbfgs" and "muon"; case, "-" and "_" do not matter. Or a
+            rule, or a class of steprule's.
+        lr: the learning rate of all groups without one of their own, or a function of the step. Default: the optimizer's.
+        weight_decay: that of parameters that decay, or a function of the step. Default: the optimizer's.
+        no_decay: which parameters have weight_decay=0. True: vectors, scalars and every parameter called bias. "embeddings":
+            the weights of embeddings too. A list of patterns such as "*.bias": what matches one of them, and nothing else.
+            False: none. Optimizers without weight_decay ignore it. Default: True.
+        layer_decay: the last layer has lr, and each one before it layer_decay times the lr of the next. Layers are the
+            numbered modules of the model's largest list ("blocks.3.attn.weight"). Default: None, the same lr for all.
+        layer_of: a function from a parameter's name to its layer, an int from 0, to use instead of the numbers in names.
+        groups: (pattern, settings) pairs for parameters with settings of their own; the first that matches wins. A pattern is
+            matched with the whole name ("head.*"), or is a function of name and parameter.
         show: print the groups. Default: False.
         settings: any other argument of the optimizer's class.
 

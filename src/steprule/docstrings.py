@@ -18,11 +18,11 @@ PARAMS = "tensors, (name, tensor) pairs, or dicts with such params and settings 
 ARRAYS = "NumPy arrays of float16, float32 or float64, which `step` changes in place."
 
 _TORCHS = (
-    "accepted as in torch.optim; the engine is chosen by what the tensors are.",
-    "They are kept in the groups. fused=True refuses parameters that are not floating point, as there.",
+    "accepted for compatibility with torch.optim; the tensors decide how they are stepped.",
+    "The groups keep them. As in torch.optim, fused=True refuses parameters that are not floating point.",
 )
 OPTION_TEXTS: dict[str, tuple[str, ...]] = {
-    "maximize": ("follow the gradient upwards.", "", "False"),
+    "maximize": ("follow the gradient upward.", "", "False"),
     "differentiable": ("let autograd pass through the step.", "That is slower.", "False"),
     "foreach": _TORCHS,
     "fused": _TORCHS,
@@ -30,7 +30,7 @@ OPTION_TEXTS: dict[str, tuple[str, ...]] = {
     "states": (
         'keep states as "float32", "bfloat16" or "8bit".',
         '"8bit" keeps an 8-bit code for each element and a 16-bit exponent for each block of 128 elements; tensors with '
-        "fewer than 32 elements in a row keep float32.",
+        "fewer than 32 elements in a row, keep float32.",
         "the parameter's dtype",
     ),
     "weights": (
@@ -71,7 +71,7 @@ OPTION_TEXTS: dict[str, tuple[str, ...]] = {
     "decay": (
         'what weight_decay means: "coupled", "decoupled", "independent", "corrected" or "initial".',
         "Coupled: added to the gradient, L2. Decoupled: times lr. Independent: not times lr. Corrected: times "
-        "lr**2 / max_lr. Initial: towards the first weights, times lr.",
+        "lr**2 / max_lr. Initial: toward the first weights, times lr.",
         "what the formula says",
     ),
     "cautious": (
@@ -163,6 +163,11 @@ def states(rule: type[Rule], kinds: Mapping[str, str]) -> dict[str, str]:
 def is_listed(rule: type[Rule]) -> bool:
     """Whether steprule has a class of the rule's name."""
     return RULES.get(rule.__name__.lower()) is rule
+
+
+def torch_class(rule: type[Rule]) -> str:
+    """What its optimizer over torch's parameters is called."""
+    return f"steprule.{rule.__name__}" if is_listed(rule) else f"steprule.Optimizer.of({rule.__name__})"
 
 
 def _section(title: str, told: Mapping[str, str]) -> str:

@@ -7,14 +7,14 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from steprule.rule import Rule
 from steprule.settings import check_names, check_settings
-from steprule.trace.expression import Expression, scalar_name
-from steprule.trace.program import Program
+from steprule.terms import Term, Terms, parts_of
+from steprule.trace.expression import scalar_name
 from steprule.trace.tracing import trace
 
 
@@ -27,7 +27,7 @@ def formula_text(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> st
 
     Args:
         rule: the rule.
-        hyper: hyperparameters other than the defaults. Of numbers only the states that they call for show.
+        hyper: hyperparameters other than the defaults. A number matters only if a state exists because of it.
 
     Raises:
         TypeError, ValueError: a hyperparameter is unknown, or its value is out of range.
@@ -51,105 +51,6 @@ def formula_symbols(rule: type[Rule], hyper: Mapping[str, Any] | None = None) ->
     Symbols are without their times. Arguments and errors as for `formula_text`.
     """
     return _LatexWriter(rule, hyper or {}).used
-
-
-@dataclass(frozen=True, eq=False)
-class _Term:
-    """An expression in the shape in which it is printed. Terms that print alike are one object."""
-
-    op: str
-    args: tuple[Any, ...]
-    scalar: bool
-
-
-class _Terms:
-    """Makes terms of a formula's expressions: recognizes what the functions of `steprule.pieces` have become."""
-
-    def __init__(self, formula: Program) -> None:
-        self._formula = formula
-        self._known: dict[tuple[Any, ...], _Term] = {}
-        self._of: dict[int, _Term] = {}
-        self._kept: list[Expression] = []  # so that no other expression gets its id
-
-    def of(self, x: Expression) -> _Term:
-        if id(x) not in self._of:
-            self._kept.append(x)
-            self._of[id(x)] = self._term(x)
-        return self._of[id(x)]
-
-    def _term(self, x: Expression) -> _Term:
-        value = x.args[0]
-        if x.op == "constant" and value < 0:
-            return self._make("neg", self._leaf("constant", -value, True))
-        if x.op == "input" and value in self._formula.sums:
-            one = self._formula.sums[value]
-            return self._make("total_of_all" if one.of_all else "total", self.of(one.expression))
-        if x.op == "input" and value.removeprefix("new_") in self._formula.numbers.keys() - {value}:
-            return self.of(self._formula.numbers[value.removeprefix("new_")])
-        if x.op in ("input", "constant"):
-            return self._leaf(x.op, value, x.scalar)
-        return self._make(x.op, *map(self.of, x.args))
-
-    def _leaf(self, op: str, value: Any, scalar: bool) -> _Term:
-        return self._known.setdefault((op, repr(value)), _Term(op, (value,), scalar))
-
-    def _make(self, op: str, *args: _Term) -> _Term:
-        match op, args:
-            case "add", (avg, _Term("mul", (_Term("sub", (_Term("constant", (1.0,)), beta)) as rest, _Term("sub", (value, old))))) if old is avg:  # fmt: skip
-                return self._make("add", self._make("mul", beta, avg), self._make("mul", rest, value))  # ema
-            case "where", (_Term("lt", (avg, _Term("constant", (math.inf,)))), finite, _Term("add", (old, _))) if old is avg:  # fmt: skip
-                return finite  # ema_sq
-            case "where", (_Term("eq", (decay, _Term("constant", (0.0,)))), x, _Term("add" | "sub", (y, _Term("mul", (factor, _)))) as decayed) if x is y and factor is decay:  # fmt: skip
-                return decayed  # l2
-            case "where", (_Term("gt", (x, _Term("constant", (0.0,)))), _Term("constant", (1.0,)), _Term("where", (_Term("lt", (y, _)), _Term("neg", (_Term("constant", (1.0,)),)), z))) if x is y is z:  # fmt: skip
-                return self._make("sign", x)
-            case "where", (_Term("eq", (x, y)), z, _) if x is y:
-                return z  # x is not NaN
-            case "where", (condition, x, y) if (certain := self._where(condition, x, {})) is not x:
-                return self._make("where", condition, certain, y)
-            case "maximum" | "minimum", (x, _Term("constant", (tiny,)) | _Term("neg", (_Term("constant", (tiny,)),))) if 0 < tiny < 1e-200:  # fmt: skip
-                return x  # x is not 0
-            case "mul" | "div", (x, _Term("constant", (1.0,))):
-                return x
-            case "mul", (_Term("constant", (1.0,)), _Term() as x):
-                return x
-            case "neg", (_Term("neg", (_Term() as x,)),):
-                return x
-            case "mul", (x, y) if x is y:
-                return self._make("square", x)
-            case "pow", (x, _Term("constant", (2.0,))):
-                return self._make("square", x)
-            case "sqrt", (_Term("total", (_Term("square", (x,)),)),):
-                return self._make("norm", x)
-            case "div", (_Term("total", (x,)), _Term("input", ("numel",))):
-                return self._make("mean", x)
-            case "add" | "sub", (x, _Term("neg", (y,))):
-                return self._make("sub" if op == "add" else "add", x, y)
-        scalar = op in ("total", "total_of_all", "norm", "mean") or all(arg.scalar for arg in args)
-        return self._known.setdefault((op, *map(id, args)), _Term(op, args, scalar))
-
-    def _where(self, condition: _Term, x: _Term, known: dict[_Term, _Term]) -> _Term:
-        """What x is where a condition holds, which says so already."""
-        if x not in known:
-            match x, condition:
-                case _Term("where", (same, value, _)), _ if same is condition:
-                    known[x] = value
-                case _Term("maximum", (value, bound)), _Term("gt", (y, low)) if value is y and bound is low:
-                    known[x] = value
-                case _Term("input" | "constant" | "total" | "total_of_all" | "norm" | "mean"), _:
-                    known[x] = x
-                case _:
-                    known[x] = self._make(x.op, *(self._where(condition, arg, known) for arg in x.args))
-        return known[x]
-
-
-def _parts(term: _Term, seen: set[_Term]) -> Iterator[_Term]:
-    """The operations of a term, each once and after its arguments, without those that have been seen."""
-    if term not in seen and term.op not in ("input", "constant"):
-        seen.add(term)
-        for arg in term.args:
-            yield from _parts(arg, seen)
-        yield term
 
 
 # For each operation how it is written, how strongly it binds, and how strongly its arguments must. What is missing here
@@ -214,7 +115,7 @@ class _Writer:
         hyper = {**rule.hyperparameters, **hyper}
         check_settings(rule, hyper)
         formula = trace(rule, hyper)
-        terms = _Terms(formula)
+        terms = Terms(formula)
         traced = {**formula.last.outputs, **formula.numbers}
         outputs = {name: terms.of(traced[name]) for name in (*rule.states, "param") if name in traced}
         self.lines: list[str] = []
@@ -225,13 +126,13 @@ class _Writer:
         self._symbols = self._choose_symbols()
         letters = itertools.chain("uwqyzhk", (f"u{i}" for i in itertools.count(1)))
         self._locals = (name for name in letters if name not in self._symbols.values())
-        self._names: dict[_Term, str] = {}  # what has been written
-        self._outputs: dict[_Term, str] = {}
+        self._names: dict[Term, str] = {}  # what has been written
+        self._outputs: dict[Term, str] = {}
         for name, term in outputs.items():
             if term.op not in ("input", "constant"):
                 self._outputs.setdefault(term, name)
-        seen: set[_Term] = set()
-        parts = [part for term in outputs.values() for part in _parts(term, seen)]
+        seen: set[Term] = set()
+        parts = [part for term in outputs.values() for part in parts_of(term, seen)]
         uses = Counter(arg for part in parts for arg in part.args)
         self._lines_of_own = set(self._outputs)
         for part in parts:
@@ -243,7 +144,7 @@ class _Writer:
             if self._outputs.get(term) != name and term.args != (name,):
                 self.lines.append(self._target(name) + self.arrow + text)
 
-    def _write(self, term: _Term, strength: int = 0) -> str:
+    def _write(self, term: Term, strength: int = 0) -> str:
         """A term as part of another one that needs it to bind as strongly as that."""
         if term in self._names:
             return self._names[term]
@@ -262,11 +163,11 @@ class _Writer:
             self.lines.append(self._names[term] + self.equals + text)
         return self._names[term]
 
-    def _size(self, term: _Term) -> int:
+    def _size(self, term: Term) -> int:
         """The operations in a term that are written out there."""
-        return sum(1 for _ in _parts(term, self._lines_of_own - {term}))
+        return sum(1 for _ in parts_of(term, self._lines_of_own - {term}))
 
-    def _compose(self, term: _Term) -> tuple[str, int]:
+    def _compose(self, term: Term) -> tuple[str, int]:
         """A term's text and how strongly it binds."""
         op, args = term.op, term.args
         if op == "input":
@@ -314,7 +215,7 @@ class _Writer:
         return form.format(*args)
 
     def _number(self, value: float) -> tuple[str, int]:
-        return "∞" if value == math.inf else str(value).lower().removesuffix(".0"), _NAME
+        return "∞" if value == math.inf else str(_rounded(value)).lower().removesuffix(".0"), _NAME
 
 
 class _LatexWriter(_Writer):
@@ -371,6 +272,13 @@ class _LatexWriter(_Writer):
             return text.replace("∞", r"\infty"), own
         ten = f"10^{{{int(exponent)}}}"
         return (ten, 7) if digits == "1" else (rf"{digits} \cdot {ten}", 6)
+
+
+def _rounded(value: float) -> float:
+    """0.1 for 1 - 0.9, which is 0.09999999999999998, and so on: a number without the rounding error of 1 - beta."""
+    beta = 1 - value
+    short = float(1 - Decimal(repr(beta))) if 0 < value < 1 and 1 - beta == value else value
+    return short if len(repr(short)) + 3 < len(repr(value)) else value
 
 
 def _singular(name: str, index: int | None) -> str:

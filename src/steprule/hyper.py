@@ -85,7 +85,7 @@ _DECAYS = {
     "decoupled": "weight decay, decoupled from the gradient",
     "independent": "weight decay, decoupled from the gradient and from lr",
     "corrected": "weight decay, decoupled from the gradient, times lr**2 / max_lr",
-    "initial": "decay towards the first weights, decoupled from the gradient",
+    "initial": "decay toward the first weights, decoupled from the gradient",
 }
 
 COMMON = {

@@ -13,7 +13,6 @@ from steprule.catalog import find
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS, bytes_of, state_format, weight_format
 from steprule.names import did_you_mean
 from steprule.rule import Rule
-from steprule.rules import RULES
 
 Shapes = list[tuple[int, ...]]
 
@@ -88,12 +87,13 @@ def table(name: str, shapes: Shapes, dtype: str, grad_dtype: str) -> list[Need]:
     """What an optimizer needs without formats, in float32 and in the dtype, then with each that fits the dtype.
 
     Args:
-        name: of a rule.
+        name: as for `steprule.catalog.find`.
         shapes: the parameters'.
         dtype: theirs, one of PARAMETER_DTYPES.
         grad_dtype: the gradients'.
     """
-    rule, settings = RULES[name], _TYPICAL.get(name, {})
+    rule = find(name)
+    settings = _TYPICAL.get(rule.__name__.lower(), {})
     plain = dict.fromkeys([("float32", "float32"), (dtype, grad_dtype)])
     rows = [need(rule, shapes, kept, grads, None, None, settings) for kept, grads in plain]
     return rows + [
@@ -200,12 +200,12 @@ def show(
     for what, value in (("--dtype", dtype), ("--grad-dtype", grad_dtype)):
         if value is not None and value not in PARAMETER_DTYPES:
             raise ValueError(f"{what} {value!r} must be one of {', '.join(PARAMETER_DTYPES)}")
-    names = [find(name).__name__.lower() for name in optimizers]
+    names = {find(name): name for name in optimizers or USUAL}
     shapes, description, own = shapes_of(model)
     dtype = dtype or (own if own in PARAMETER_DTYPES else None) or "bfloat16"
     grad_dtype = grad_dtype or dtype
     count = sum(math.prod(shape) for shape in shapes)
-    tables = [table(name, shapes, dtype, grad_dtype) for name in dict.fromkeys(names or USUAL)]
+    tables = [table(name, shapes, dtype, grad_dtype) for name in names.values()]
     if as_json:
         rows = [
             {

@@ -34,7 +34,7 @@ DECAYS = {
     "decoupled": "lr * weight_decay * param. Loshchilov & Hutter 2019, arXiv:1711.05101",
     "independent": "weight_decay * param, whatever lr is. Loshchilov & Hutter 2019, section 2",
     "corrected": "lr**2 / max_lr * weight_decay * param, max_lr the largest so far. Defazio 2025, arXiv:2506.02285",
-    "initial": "lr * weight_decay * (param - initial_param), towards the first weights. Li et al. 2018, arXiv:1802.01483",
+    "initial": "lr * weight_decay * (param - initial_param), toward the first weights. Li et al. 2018, arXiv:1802.01483",
 }
 """What weight_decay may mean: what is added to the gradient or subtracted from the new parameter."""
 
@@ -65,13 +65,13 @@ class Rule:
         scalar_states: the names of those that are one number for each parameter.
         tensor_states: the names of the others.
         hyperparameters: update's hyperparameters and their defaults, in order.
-        meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or the common one of
-            that name in `steprule.hyper.COMMON`.
-        decay: the kind of weight decay in the formula: a key of `DECAYS`, or "own" for any other kind. With None, options
-            that depend on the kind are refused.
+        meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or what lr, betas, eps,
+            weight_decay and a few others mean in all rules.
+        decay: the kind of weight decay in the formula: "coupled", "decoupled", "independent", "corrected" or "initial", as the
+            option decay names them, or "own" for any other. With None, options that depend on the kind are refused.
         refuses: the reason why the options decay, cautious, cautious_decay and lookahead cannot be used with the formula;
             empty where they can.
-        needs: the needs that it serves, keys of `NEEDS`.
+        needs: what it is good for: "baseline", "memory", "tuning-free", "no-schedule", "large-batch", "sparse" or "noise".
         when: when to use it, in a sentence.
         made_by: a function that makes the rule again in another process; for rules that no module has under their name, such
             as chains.
@@ -219,6 +219,9 @@ class Rule:
         if result is None:
             end = f"return {', '.join(['param', *cls.states])}"
             raise RuleError(f"{cls.__name__}.update returned nothing: it must end in {end} ({where(cls.function())})")
+        if isinstance(result, dict):
+            end = ", ".join(["param", *cls.states])
+            raise RuleError(f"{cls.__name__}.update returned a dict: return a tuple, {end} ({where(cls.function())})")
         new: tuple[Any, ...] = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         expected = ("param", *cls.states)
         if len(new) != len(expected):
@@ -329,17 +332,28 @@ def _check_attributes(rule: type[Rule]) -> None:
 def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
     """What the rule's class attributes say of update's states."""
     who = rule.__name__
-    _check_said(rule, State, "state", names, names)
+    _check_said(rule, State, names, names)
     states = {name: getattr(rule, name, State()) for name in names}
+    arguments = inspect.signature(rule.function()).parameters
+    is_optional = False
     for name, state in states.items():
         if not isinstance(state, State):
             raise RuleError(f"{who}.{name} must be a State, since update has a state of that name; it is {state!r}")
+        is_optional |= state.when is not None
+        if arguments[name].default is None and not is_optional:
+            raise RuleError(
+                f"{who}.update: {name}=None, but a state always exists unless the class says when: leave out =None, or write "
+                f'{name} = State(when="amsgrad") with the name of a hyperparameter ({where(rule.function())})'
+            )
         for what, hyperparameter in state.asks().items():
             if hyperparameter not in rule.hyperparameters:
                 anew = "" if name in vars(rule) else f"; it is a parent's: write {name} = State(...) anew"
                 known = ", ".join(rule.hyperparameters) or "none"
                 asked = f"{who}.{name} = State({what}={hyperparameter!r})"
-                raise RuleError(f"{asked} names an unknown hyperparameter; update has {known}{anew}")
+                others = ""
+                if what == "begins":
+                    others = ', and "param" is the parameter; to begin at the gradient write at_first(step, grad, ...)'
+                raise RuleError(f"{asked} names an unknown hyperparameter; update has {known}{others}{anew}")
             default = rule.hyperparameters[hyperparameter]
             if isinstance(default, tuple) or (what == "begins" and not hasattr(default, "__float__")):
                 raise RuleError(
@@ -350,19 +364,23 @@ def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
 
 def _read_meanings(rule: type[Rule]) -> dict[str, Hyperparameter]:
     """What the rule's class attributes say of update's hyperparameters, and what is common for the others."""
-    _check_said(rule, Hyperparameter, "hyperparameter", [*rule.hyperparameters])
+    _check_said(rule, Hyperparameter, [*rule.hyperparameters])
     known: Mapping[str, Any] = common(rule.decay)
     said = {name: getattr(rule, name, None) for name in rule.hyperparameters}
     said = {name: one if isinstance(one, Hyperparameter) else known.get(name) for name, one in said.items()}
     return {name: one for name, one in said.items() if one is not None}
 
 
-def _check_said(rule: type[Rule], kind: type, what: str, names: Sequence[str], always: Sequence[str] = ()) -> None:
+def _check_said(rule: type[Rule], kind: type, names: Sequence[str], always: Sequence[str] = ()) -> None:
     """Raises for class attributes of a kind, and names that need one, that update or every rule has no place for."""
-    who = rule.__name__
+    who, what = rule.__name__, kind.__name__.lower()
     for name in (*always, *(name for name, value in vars(rule).items() if isinstance(value, kind))):
-        if hasattr(Rule, name):
+        if hasattr(Rule, name) or name == "update":
             raise RuleError(f"{who}: a {what} cannot be called {name!r}, which every rule has; choose another name")
+        if name not in names and name in rule.hyperparameters:
+            raise RuleError(
+                f"{who}.{name} is a State, and update has {name} after the *, a hyperparameter: move it, or write Hyperparameter(...)"
+            )
         if name not in names:
             hint = did_you_mean(name, names, otherwise=f"its {what}s are {', '.join(names) or 'none'}")
             raise RuleError(f"{who}.{name} is a {kind.__name__}, and update has no {what} of that name{hint}")

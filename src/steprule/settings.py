@@ -92,7 +92,7 @@ def check_hyperparameters(
             for index, item in enumerate(value):
                 _check_number(f"{name}[{index}]", item)
                 if not _is_in_range(rule, name, item, as_torch):
-                    raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}")
+                    raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}{_allowed(rule, name)}")
         elif default is None or isinstance(default, str):
             try:
                 hash(value)
@@ -103,7 +103,7 @@ def check_hyperparameters(
         else:
             _check_number(name, value)
             if not _is_in_range(rule, name, value, as_torch):
-                raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}")
+                raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}{_allowed(rule, name)}")
 
 
 def check_together(rule: type[Rule], settings: Mapping[str, Any]) -> None:
@@ -131,6 +131,15 @@ _NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead_alpha")
 def _is_in_range(rule: type[Rule], name: str, value: Any, as_torch: bool = False) -> bool:
     said = UNSAID if as_torch and name not in _NEVER_BEYOND else rule.meanings.get(name, UNSAID)
     return said.allows(value)
+
+
+def _allowed(rule: type[Rule], name: str) -> str:
+    """The range, as the end of a message; nothing where the message is torch.optim's."""
+    if RULES.get(rule.__name__.lower(), rule).like_torch is not None:
+        return ""
+    span = rule.meanings.get(name, UNSAID).range
+    within = "finite" if span == UNSAID.range else f"in {span}"
+    return f"; {name} of {rule.__name__} must be {within}"
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -35,8 +35,9 @@ def read_signature(rule: type, update: Callable[..., Any]) -> tuple[tuple[str, .
         )
     states = positional[2:]
     for name in states:
-        if name == "step":
-            raise RuleError(f"{rule.__name__}.update must take step after the *: it is a number, not a state {place}")
+        if name in ("step", "lr"):
+            a_what = "a number" if name == "step" else "a hyperparameter, as in *, lr=1e-3"
+            raise RuleError(f"{rule.__name__}.update must take {name} after the *: it is {a_what}, not a state {place}")
         if not name.isidentifier() or name.startswith("_"):
             raise RuleError(f"{rule.__name__}.update: a state cannot be called {name!r} {place}")
     return tuple(states), hyperparameters

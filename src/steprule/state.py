@@ -25,10 +25,11 @@ class State:
     It is optional: without it a state has the parameter's shape, begins at 0 and may be kept in any format.
 
     Attributes:
-        extent: "elements" for a state of the parameter's shape, or "scalar" for one number for each parameter, like step.
+        extent: "elements" for a state of the parameter's shape, or "scalar" for one number for each parameter.
         begins: its value before the first step: a number, a hyperparameter's name, or "param" for the parameter itself.
         exact: whether it is kept in float32 at least, whatever the format, or the name of a hyperparameter that switches
-            this on. Needed where the formula subtracts the state from another one, or where its rounding errors add up.
+            this on. Needed where the formula subtracts the state from another one, where it is a sum that never decays,
+            whose rounding errors add up, or where it is an average of a high power of the gradient.
             Running maxima and minima, and states that they are compared with, are kept so without it.
         when: the hyperparameter that must be true or nonzero for the state to exist; otherwise update is given None.
             Default: the state always exists.
@@ -70,7 +71,7 @@ class State:
                 raise RuleError(f"State({what}={getattr(self, what)!r}): {hint}")
 
     def asks(self) -> dict[str, str]:
-        """The hyperparameters that it names, by what for."""
+        """The hyperparameters that it names, by the attribute that names them."""
         named = {"begins": self.begins, "exact": self.exact, "when": self.when}
         return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) != ("begins", "param")}
 

@@ -111,7 +111,7 @@ def parameters_by_options() -> str:
 
 
 PARAMETER_OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "no option": {},
     '`states="8bit"`': {"states": "8bit"},
     '`weights="stochastic"`': {"weights": "stochastic"},
     '`weights="24bit"`': {"weights": "24bit"},

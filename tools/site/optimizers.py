@@ -137,16 +137,21 @@ def _others(rule: type[Rule], peers: list[dict[str, Any]]) -> str:
     lines = []
     if rule.like_torch is not None:
         lines.append(f"- `torch.optim.{rule.__name__}`: same arguments, errors, states and checkpoints.")
-    agree = sorted({one["peer"] for one in peers if one["agrees"] and not _options(rule, one)})
-    if agree:
-        lines.append(f"- Agrees over 20 steps with {', '.join(f'`{one}`' for one in agree)}.")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in peers:
-        asked = _options(rule, one)
+        groups.setdefault((_options(rule, one), one["peer"]), []).append(one)
+    agree = [peer for (asked, peer), ones in groups.items() if not asked and all(one["agrees"] for one in ones)]
+    if agree:
+        lines.append(f"- Agrees over 20 steps with {', '.join(f'`{one}`' for one in sorted(agree))}.")
+    for (asked, peer), ones in groups.items():
         where = f"With `{asked}` it " if asked else "It "
-        if one["agrees"] and asked:
-            lines.append(f"- {where}agrees over 20 steps with `{one['peer']}`.")
-        elif not one["agrees"]:
-            lines.append(f"- {where}differs from `{one['peer']}`. That one: {one['why']}")
+        agreeing = [one for one in ones if one["agrees"]]
+        if agreeing and (asked or len(agreeing) < len(ones)):
+            needed = _given(_separating(ones))
+            lines.append(f"- {where}agrees over 20 steps with `{peer}`{needed and f' given {needed}'}.")
+        for one in ones:
+            if one["agrees"] is False:
+                lines.append(f"- {where}differs from `{peer}`{_difference(one, ones)}. That one: {one['why']}")
     lines = list(dict.fromkeys(lines))
     lines.append("- Agrees with the paper's pseudocode, transcribed apart from the rule (`tests/papers.py`).")
     return "\n".join(lines)
@@ -155,6 +160,43 @@ def _others(rule: type[Rule], peers: list[dict[str, Any]]) -> str:
 def _options(rule: type[Rule], peer: dict[str, Any]) -> str:
     """The options around the formula that a comparison was made with."""
     return ", ".join(f"{name}={value!r}" for name, value in peer["options"].items() if name not in rule.hyperparameters)
+
+
+_SCHEDULE = "a learning rate that changes"
+
+
+def _settings(peer: dict[str, Any]) -> dict[str, Any]:
+    """What the other implementation was given. Of the learning rate it only matters whether it changes."""
+    rates = ("lr", "learning_rate")
+    given = {name: value for name, value in peer.get("peer_options", {}).items() if name not in rates}
+    return given | ({_SCHEDULE: True} if "lrs" in peer else {})
+
+
+def _separating(ones: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all agreeing comparisons were given and one that differs was not. Agreeing at a rate that changes is no condition."""
+    agreeing = [_settings(one) for one in ones if one["agrees"]]
+    others = [_settings(one) for one in ones if one["agrees"] is False]
+    shared = {name: x for name, x in agreeing[0].items() if all(name in one and one[name] == x for one in agreeing)}
+    shared.pop(_SCHEDULE, None)
+    return {name: x for name, x in shared.items() if any(name not in one or one[name] != x for one in others)}
+
+
+def _difference(one: dict[str, Any], ones: list[dict[str, Any]]) -> str:
+    """What a comparison that differs was given, or not given, unlike all that agree."""
+    agreeing = [_settings(other) for other in ones if other["agrees"]]
+    if not agreeing:
+        return ""
+    own = _settings(one)
+    new = {name: x for name, x in own.items() if all(name not in other or other[name] != x for other in agreeing)}
+    if new:
+        return f" given {_given(new)}"
+    lacking = {name: x for name, x in _separating(ones).items() if name not in own}
+    return f" without {_given(lacking)}" if lacking else ""
+
+
+def _given(settings: dict[str, Any]) -> str:
+    shown = {name: f"`{name}={str(x) if str(x).startswith('lambda') else repr(x)}`" for name, x in settings.items()}
+    return ", ".join(name if name == _SCHEDULE else text for name, text in shown.items())
 
 
 def index(versions: list[str]) -> str:
@@ -176,7 +218,7 @@ def index(versions: list[str]) -> str:
             *rows,
             "",
             "`Adafactor`, `LBFGS` and `Muon` are torch.optim's own classes: they need whole matrices or several gradients a",
-            "step, which an elementwise formula cannot say.",
+            "step, which an elementwise formula cannot express.",
             "",
             "## How they are checked",
             "",
@@ -188,7 +230,7 @@ def index(versions: list[str]) -> str:
             "",
             "- **SM3** keeps one maximum for each row and each column, which is a reduction along axes.",
             "- **`safeguard_warmup`, `slice_p` and `beta3` of Prodigy**, rectified AdaBelief, grafting and other variations that",
-            "  single implementations have. A [chain](../../invent/chains.md) can say most of them.",
+            "  single implementations have. Most of them can be written as a [chain](../../invent/chains.md).",
             "",
         ]
     )

@@ -7,16 +7,20 @@ import re
 from steprule.docstrings import OPTION_TEXTS
 from steprule.hyper import COMMON
 from steprule.lessons.glossary import TERMS
-from steprule.rules.options import DECAYS
+from steprule.rules.options import DECAYS, OPTIONS
 
 
 def all_take() -> str:
     """Options of all optimizers."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, texts in OPTION_TEXTS.items():
+        names.setdefault(texts, []).append(f"`{name}`")
     rows = []
-    for name, (what, more, *default) in OPTION_TEXTS.items():
+    for (what, more, *default), called in names.items():
         said = " ".join(filter(None, [_capital(what), more]))
+        first = default[0] if default else "torch.optim's"
         rows.append(
-            f"| `{name}` | {f'`{default[0]}`' if default and default[0] in ('None', 'False', '0', '0.5') else ' '.join(default)} | {said} |"
+            f"| {', '.join(called)} | {f'`{first}`' if first in ('None', 'False', '0', '0.5') else first} | {said} |"
         )
     return "\n".join(["| argument | default | meaning |", "|---|---|---|", *rows])
 
@@ -28,13 +32,17 @@ def decays() -> str:
         formula, rest = re.split(r"(?<=\w|\))(?=[:,.])", text, maxsplit=1) if re.search(r"[:,.]", text) else (text, "")
         rows.append(f'| `"{name}"` | `{formula}` | {rest.lstrip(":,. ")} |')
     return "\n".join(
-        ["| `decay` | what is added to the gradient, or subtracted from the weight | |", "|---|---|---|", *rows]
+        ["| `decay` | added to the gradient (coupled), or subtracted from the weight | |", "|---|---|---|", *rows]
     )
 
 
 def common() -> str:
-    """Hyperparameters that rules share."""
-    rows = [f"| `{name}` | {_capital(said.words(name == 'betas'))} |" for name, said in COMMON.items()]
+    """Hyperparameters that rules share; those of options are told with the options."""
+    rows = [
+        f"| `{name}` | {_capital(said.words(name == 'betas'))} |"
+        for name, said in COMMON.items()
+        if name not in OPTIONS
+    ]
     return "\n".join(["| argument | meaning |", "|---|---|", *rows])
 
 

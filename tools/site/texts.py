@@ -61,7 +61,10 @@ def instead() -> str:
     by_answer: dict[str, list[str]] = {}
     for name, answer in INSTEAD.items():
         by_answer.setdefault(answer, []).append(name)
-    rows = [f"| {', '.join(f'`{name}`' for name in names)} | {answer} |" for answer, names in by_answer.items()]
+    rows = [
+        f"| {', '.join(f'`{name}`' for name in names)} | {answer.replace('|', chr(92) + '|')} |"
+        for answer, names in by_answer.items()
+    ]
     return "\n".join(["| you would write | in a formula |", "|---|---|", *rows])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from steprule.arrays.checks import Array
-from steprule.docstrings import ARRAYS, OPTION_TEXTS, arguments, class_docstring, is_listed, states
+from steprule.docstrings import ARRAYS, OPTION_TEXTS, arguments, class_docstring, is_listed, states, torch_class
 from steprule.hyper import whole_of
 from steprule.rule import DECAYS, Rule
 from steprule.rules.options import OPTIONS, check_lookahead, seen_by
@@ -52,8 +52,8 @@ def split(who: str, rule: type[Rule], given: Mapping[str, Any]) -> tuple[dict[st
     for name in given:
         if name in OPTION_TEXTS and name not in OPTIONS and name not in rule.hyperparameters:
             raise TypeError(
-                f"{who} takes no {name}: optimizers of arrays have no formats, services and flags. steprule.{rule.__name__}, "
-                "which steps torch's parameters, has them"
+                f"{who} takes no {name}: optimizers of arrays have no formats, services and flags. {torch_class(rule)}, which "
+                "steps torch's parameters, has them"
             )
     check_names(who, given, (*rule.hyperparameters, *OPTIONS))
     settings = {name: given.get(name, default) for name, default in rule.hyperparameters.items()}

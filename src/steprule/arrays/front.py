@@ -19,13 +19,13 @@ from steprule.names import name_of
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.settings import as_tuples, check_names, check_names_of, check_rule, constructor
-from steprule.trace.tracing import trace
+from steprule.trace.tracing import check_formula, trace
 
 
 class Optimizer:
     """Runs a rule over NumPy arrays.
 
-    A rule becomes an optimizer by a subclass of one line: ``class Lion(Optimizer, rule=LionRule): ...``
+    A rule becomes an optimizer by a subclass of one line: ``class Lion(arrays.Optimizer, rule=LionRule): ...``
 
     Args:
         params: arrays of float32, float64 or float16, changed in place by `step`.
@@ -34,7 +34,7 @@ class Optimizer:
 
     Attributes:
         params: the arrays.
-        settings: hyperparameters by name, values or functions, read anew at every step: assign to change one.
+        settings (dict[str, Any]): hyperparameters by name, values or functions, read anew at every step: assign to change one.
         state: for each array a dict of its states, arrays like it, and its number of steps so far, ``step``.
 
     Raises:
@@ -62,7 +62,9 @@ class Optimizer:
         self.rule = with_options(type(self).rule, **self._options)
         self.settings |= {name: self._options[name] for name in self.rule.hyperparameters if name in OPTIONS}
         self._calls = 0
-        trace(self.rule, self._settings_now())
+        now = self._settings_now()
+        trace(self.rule, now)
+        check_formula(type(self).rule, now)
         if isinstance(params, np.ndarray):
             raise TypeError("params must be a list of arrays, not one array")
         self.params: list[Array] = list(params)

@@ -19,13 +19,13 @@ from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.program import Program
 
-_BLOCK = 128
+_TILE = 128
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def fetch(kept_at, are_double, numbers, skip, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def fetch(kept_at, are_double, numbers, skip, size, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Numbers that are kept one by one, float32 or float64, brought together."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
     at = tl.load(kept_at + i, mask=i < size, other=0)
     is_double = tl.load(are_double + i, mask=i < size, other=0) != 0
     narrow = tl.load(at.to(tl.pointer_type(tl.float32)), mask=(i < size) & ~is_double, other=0.0)
@@ -34,10 +34,10 @@ def fetch(kept_at, are_double, numbers, skip, size, BLOCK: tl.constexpr):  # typ
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def put(kept_at, are_double, numbers, skip, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def put(kept_at, are_double, numbers, skip, size, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Puts numbers in their place, and leaves them here as they are kept there; nothing where the step is skipped."""
     if tl.load(skip) == 0:
-        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        i = tl.program_id(0) * TILE + tl.arange(0, TILE)
         at = tl.load(kept_at + i, mask=i < size, other=0)
         is_double = tl.load(are_double + i, mask=i < size, other=0) != 0
         wide = tl.load(numbers + i, mask=i < size, other=0.0)
@@ -117,7 +117,7 @@ class GpuPlanned:
     def _bring(self, function: Any, kept_at: Tensor, are_double: Tensor, numbers: Tensor) -> None:
         size = numbers.numel()
         with on(self._plan.device):
-            function[(-(-size // _BLOCK),)](kept_at, are_double, numbers, self._plan.skip, size, BLOCK=_BLOCK)
+            function[(-(-size // _TILE),)](kept_at, are_double, numbers, self._plan.skip, size, TILE=_TILE)
 
 
 class _Evaluation(Evaluation):

@@ -33,15 +33,15 @@ _WAYS = {"total": 0, "top": 1, "low": 2}
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def combine(parts, first_chunk, ways, results, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def combine(parts, first_chunk, ways, results, width, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     """One tensor's parts, one column of them, in order."""
     tensor, column = tl.program_id(0), tl.program_id(1)
     way = tl.load(ways + column)
     first, end = tl.load(first_chunk + tensor), tl.load(first_chunk + tensor + 1)
-    i = tl.arange(0, BLOCK)
+    i = tl.arange(0, TILE)
     empty = tl.where(way == 2, float("inf"), 0.0).to(tl.float64)
-    total = tl.zeros((BLOCK,), tl.float64) + empty
-    for start in range(first, end, BLOCK):
+    total = tl.zeros((TILE,), tl.float64) + empty
+    for start in range(first, end, TILE):
         inside = start + i < end
         x = tl.load(parts + (start + i) * width + column, mask=inside, other=0.0)
         joined = tl.where(way == 0, total + x, tl.where(way == 1, lib.larger(x, total), lib.smaller(x, total)))
@@ -70,7 +70,7 @@ class Combination:
         self._results = torch.zeros((count, width), dtype=torch.float64, device=device)
         self._launch = Launch(
             combine, (count, width), parts, torch.from_numpy(first_chunk).to(device),
-            torch.tensor(ways, dtype=torch.int32, device=device), self._results, width, BLOCK=256,
+            torch.tensor(ways, dtype=torch.int32, device=device), self._results, width, TILE=256,
         )  # fmt: skip
         self._columns = dict(zip(tallies, self._results.T, strict=True))
 

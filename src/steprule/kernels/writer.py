@@ -28,6 +28,7 @@ class Writer:
         self._calls, self._scalar_calls, self._constant = language.calls[real], language.scalar_calls, language.constant
         self.hoisted: dict[str, str] = {}
         self._locals: dict[int, str] = {}
+        self._scalars: dict[int, str] = {}
         self._uses: Counter[int] = Counter()
         self._seen: set[int] = set()
         self._kept: list[Expression] = []  # so that no other expression gets its id
@@ -50,7 +51,8 @@ class Writer:
         if id(expression) in self._locals:
             return self._locals[id(expression)]
         text = self._element_text(expression, lines)
-        return self._named(expression, text, lines) if self._uses[id(expression)] > 1 else text
+        needs_line = self._uses[id(expression)] > 1 or text.count("(") > _MOST_NESTED
+        return self._named(expression, text, lines) if needs_line else text
 
     def _named(self, expression: Expression, text: str, lines: list[str]) -> str:
         """A name for a value, which gets a line of its own."""
@@ -94,10 +96,17 @@ class Writer:
             return marked(expression.args[0])
         if expression.op == "constant":
             return self._constant.format(expression.args[0])
-        return _render(expression.op, [self.scalar(arg) for arg in expression.args], self._scalar_calls)
+        if id(expression) not in self._scalars:
+            text = _render(expression.op, [self.scalar(arg) for arg in expression.args], self._scalar_calls)
+            self._scalars[id(expression)] = self._hoist(text) if text.count("(") > _MOST_NESTED else text
+        return self._scalars[id(expression)]
 
     def _hoist(self, text: str) -> str:
         return self.hoisted.setdefault(text, f"s{len(self.hoisted)}")
+
+
+_MOST_NESTED = 150
+"""Parentheses in an expression, above which it gets a line of its own: Python reads 200 that are nested, and no more."""
 
 
 def _render(op: str, args: list[str], calls: Mapping[str, str]) -> str:

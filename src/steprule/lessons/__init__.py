@@ -12,12 +12,17 @@ How a lesson is written. It is one file here, with one `Lesson` called LESSON, a
 - ``text``, ``wrong``: paragraphs, with ``code`` between backticks, *emphasis* between stars, and headings that begin with
   "## ". The terms of `steprule.lessons.glossary` are linked where they come first.
 - ``try_it``, ``output``: a program and what it prints.
-- ``questions``: three, whose answers are computed.
+- ``questions``: three, whose answers are computed. ``ANSWERS`` in tests/test_lessons.py has them as they are on paper.
 - ``claims``: a function that returns each phrase of the texts that states a number, with that number computed. A test rounds
-  the computed one to the phrase's digits, and finds numbers that are in no claim and that no control, program or ``given`` has.
+  the computed one to the phrase's digits, and finds numbers from 4 on, or with digits behind the point, that stand in a text
+  (code aside), and neither in a claim nor in ``given``.
+- ``given``: the numbers of the texts that are chosen and not computed, such as settings.
 - ``symbols``: what names in the formulas stand for, where `steprule.lessons.formula.MEANINGS` does not say it.
 - ``about_code``: which part of the source belongs to the lesson, where it is not all of it.
 - ``needs``: modules that not every installation has.
+
+What several lessons compute with: `follow` takes a rule's steps; `ravine` is a loss of two weights; `letters`, `network` and
+`digits` are models and data; `few_bits` belongs to the lesson on bytes.
 
 `steprule.lessons.averages` is the shortest example.
 """
@@ -40,5 +45,5 @@ def find(name: str) -> Lesson:
     """
     if name not in LESSONS:
         raise ValueError(f"there is no lesson {name!r}; there are {', '.join(LESSONS)}")
-    found: Lesson = import_module(f"{__name__}.{name.replace('-', '_')}").LESSON
+    found: Lesson = import_module(f"{__name__}.{name}").LESSON
     return found

@@ -191,5 +191,5 @@ for correction in (False, True):
         "beta": "how much of the past is kept",
         "step": "how many values there were, with this one; what has it as its index is the value after this one, and \u03b2 with it is a power",
     },
-    given=(*SALES, 0.7, 0.9, 0.98, 0.1, 50, 0.999, 0.3, 0.21, 0.147, 0.99),
+    given=(*SALES, 0.7, 0.9, 0.98, 0.1, 0.99),
 )

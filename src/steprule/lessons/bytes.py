@@ -275,10 +275,10 @@ LESSON = Lesson(
         "## What it saves",
         "In float32 AdamW takes 16 bytes for each weight of a large matrix: 4 for the weight, 4 for its gradient, and 8 for the two averages, its optimizer state. bfloat16 throughout "
         "halves it: 8 bytes. (What the layers hand to each other, the activations, comes on top, and an optimizer cannot change it.) The low bits are one byte more: 9.",
-        'The averages do not need 16 bits. With `states="8bit"` each number is a code of one byte, and a block of 128 numbers next to each other in a row shares a base of two bytes. Each '
-        "code holds the sign, how many powers of two the number lies below the base, and 3 bits of mantissa, rounded at random. That is 1.016 bytes for a number. So the two averages take 2.03, and "
+        'The averages do not need 16 bits. With `states="8bit"` each number is a code of one byte, and a block of 128 numbers next to each other in a row shares an exponent of two bytes. Each '
+        "code holds the sign, how many powers of two the number lies below that exponent, and 3 bits of mantissa, rounded at random. That is 1.016 bytes for a number. So the two averages take 2.03, and "
         "AdamW with 24-bit weights comes down to 7.03, without low bits to 6.03. What it costs: a single number is off by up to an eighth, and by more if it is far smaller than the largest of its block. Vectors and rows of fewer than 32 "
-        "numbers keep float32 states, as a base would cost too much there. `steprule memory` counts this for your model.",
+        "numbers keep float32 states, as an exponent for each block would cost too much there. `steprule memory` counts this for your model.",
     ],
     formulas={"AdamW": Beside},
     sources=[AdamW.function(), round_bfloat16, bytes_of],
@@ -303,7 +303,7 @@ stochastic 0.98 0.009
     wrong=[
         "*Only the learning rate is looked at.* Whether a step is lost depends on the step against the weight. Small weights train on, large ones stand still, and the loss "
         "still goes down. Nothing tells you.",
-        "*The schedule ends at a learning rate near 0.* In bfloat16 the last part of it then does nothing at all.",
+        "*The schedule ends at a learning rate near 0.* In bfloat16 the last part of it then moves few weights or none.",
         "*Averages are kept in bfloat16 and rounded to nearest.* They stall like weights. With gradients of 1 and `beta2 = 0.999`, Adam's mean square stops at 0.25 after 5,000 "
         "steps, instead of 0.99, and steps become nearly twice as long. torch.optim's averages stall too, and so do steprule's if bfloat16 weights come without the argument `states`. `states=\"bfloat16\"` rounds at random.",
         "*Only the model is saved.* The low bits are in the state of the optimizer. Without it each weight is rounded to bfloat16.",
@@ -319,5 +319,5 @@ stochastic 0.98 0.009
     ],
     claims=claims,
     about_code="`AdamW.update` knows nothing of formats: it computes in float32. `round_bfloat16` then cuts 16 bits off, and `bytes_of` counts what a state takes.",
-    given=(-1, 200, 23, 16, 7, 0.001, 0.004, 0.1, 8, 127, 128, -128, 24, 4, 729, 1500, 5000, 0.01, 512, 256, 1024),
+    given=(-1, 200, 23, 7, 0.001, 0.004, 0.1, 127, -128, 24, 729, 1500, 5000, 0.01, 512, 1024),
 )

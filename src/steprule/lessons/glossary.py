@@ -5,16 +5,17 @@ from __future__ import annotations
 TERMS = {
     "loss": "One number that says how wrong a model is on some data. Training makes it smaller.",
     "gradient": "For each weight, how fast the loss grows when that weight grows. A step goes against it.",
-    "weight": "One of the numbers that training changes; all of them together are the model. Also called a parameter.",
+    "weight": "One of the numbers that training changes; all of them together are the model. They come in tensors, the parameters.",
     "learning rate": "What the direction of a step is multiplied by: how far a step goes. lr in code, \u03b7 in formulas.",
     "step": "One change of all weights, by one gradient.",
-    "optimizer": "What makes a step out of gradients: SGD, Adam and others.",
+    "optimizer": "The algorithm that turns gradients into a step: SGD, Adam and others.",
     "mini-batch": "A few examples of the data, drawn at random, whose gradient stands in for that of all of them.",
     "full gradient": "The gradient of the loss over all of the data.",
     "epoch": "As many steps as it takes to see every example once.",
     "SGD": "Stochastic gradient descent: subtract the learning rate times the gradient of a mini-batch.",
     "exponentially weighted average": "A running average in which each value counts a fixed factor less than the next one.",
-    "bias correction": "Dividing a running average that began at 0 by what the values so far count together, 1 \u2212 \u03b2 to the power of t.",
+    "EMA": "Exponential moving average, another name of the exponentially weighted average.",
+    "bias correction": "Dividing a running average that began at 0 by 1 \u2212 \u03b2 to the power of t, the share that its t values have in it.",
     "momentum": "Moving along a decaying sum of past gradients instead of the last one.",
     "ravine": "A loss that is steep in one direction and flat in another.",
     "curvature": "How fast the gradient changes along a direction. A steep wall has much, a flat floor little.",
@@ -41,6 +42,6 @@ TERMS = {
     "spacing": "How far a number is from the next larger one that the format has.",
     "stochastic rounding": "Rounding up or down at random, the nearer neighbor more often, so that the mean is right.",
     "optimizer state": "What an optimizer keeps for each weight from step to step, such as Adam's two averages.",
-    "block": "Numbers next to each other that share something, here the base that their codes count from.",
+    "block": "Neighboring numbers of a state in 8 bits, 128 of them, that share an exponent, the block exponent.",
 }
 """Terms and what they mean. A term is found in a text with an s at its end, too."""

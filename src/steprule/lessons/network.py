@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from steprule.lessons.digits import Data
 from steprule.lessons.follow import Array
-from steprule.lessons.noise import Data
 
 HIDDEN = 24
 LAYERS = ((65, HIDDEN), (HIDDEN + 1, HIDDEN), (HIDDEN + 1, 10))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steprule.charts import Axis, Chart, Line, number
+from steprule.lessons.digits import digits
 from steprule.lessons.follow import Array
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.pieces import Value
@@ -29,26 +30,6 @@ class Plain(Rule):
     @staticmethod
     def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
         return SGD.function()(param, grad, None, step=1, lr=lr)[0]
-
-
-class Data(NamedTuple):
-    """The digits that are trained on: pixels with a 1 at the end, for the bias, and labels as rows with one 1."""
-
-    inputs: Array
-    labels: Array
-
-
-@cache
-def digits(held_out: bool = False) -> Data:
-    """scikit-learn's digits: the three quarters that `steprule compare` trains on, or the rest, which it holds out."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    training, rest, *both = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
-    images, labels = (rest, both[1]) if held_out else (training, both[0])
-    inputs = np.hstack([(images - 5) / 6, np.ones((len(images), 1))])
-    return Data(inputs, np.eye(10)[labels])
 
 
 def shares(weights: Array, inputs: Array) -> Array:
@@ -285,7 +266,7 @@ LESSON = Lesson(
         "## The root of the batch size",
         "At the first step the full gradient has length 1.19. The gradient of a single image is typically 7.6 off, which is the root of the mean squared distance: nearly all of it is noise. "
         "Batches of 16 images are 1.9 off, those of 64 images 0.95. Four times as many examples halve the noise, wherever you are in training: it shrinks as one "
-        "over the root of the batch size, the line in the second chart. (The examples are drawn independently here. Batches that take a large part of the data are nearer still.) A larger batch gives a better gradient, and each further example helps less than the one before.",
+        "over the root of the batch size, the line in the second chart. (The examples are drawn independently here. Batches that take a large part of the data, and no example twice, are nearer still.) A larger batch gives a better gradient, and each further example helps less than the one before.",
         "## What noise does to training",
         "Look at the loss by steps. At learning rate 0.05, after 400 steps, batches of 64 reach 0.22 and all data reach 0.22. A step with 64 images takes a twentieth of "
         "the work, so the noise was nearly free. Now look at the loss by images looked at: five epochs bring single images to 0.05, and "
@@ -296,7 +277,7 @@ LESSON = Lesson(
         "Take the gradients after 100 steps. The full gradient has shrunk to 0.14, and single images are still 2.9 off, 21 times as much. The noise has shrunk as well, but the "
         "full gradient has shrunk faster. That is one reason to lower the learning rate towards the end (lesson 7), and one for the averages that are in nearly every "
         "optimizer. The next lesson is on averages that remember a single number.",
-        "One thing the charts leave out: hardware. A graphics card computes the gradient of 64 images in about the time of one. On such hardware compare losses by steps, not by images.",
+        "One thing the charts leave out: hardware. A graphics card often computes the gradient of 64 images in about the time of one. On such hardware compare losses by steps, not by images.",
     ],
     formulas={"SGD, as it is written": Plain},
     sources=[SGD.function()],
@@ -350,6 +331,6 @@ right: 0.95
     ],
     claims=claims,
     about_code="Only the line `return param - lr * grad, None` belongs to this lesson. With momentum and weight decay at 0 the rest does nothing; lessons 3 and 6 come back to it.",
-    given=(7, 64, 20, 650, 16, 64, 0.05, 400, 0.2, 200, 100, 8),
+    given=(7, 64, 20, 16, 400, 0.2, 100, 8),
     needs=("sklearn",),
 )

@@ -36,8 +36,8 @@ for (const form of document.querySelectorAll(".question")) {
     const given = field ? field.value.trim().replace("\u2212", "-").replace(",", ".") : "";
     let right = given === form.dataset.answer;
     if (form.dataset.within) {
-      const answer = Number(form.dataset.answer);
-      right = given !== "" && Math.abs(Number(given) - answer) <= Number(form.dataset.within) * Math.abs(answer) + 1e-12;
+      const answer = Number(form.dataset.answer), [top, bottom = 1] = given.split("/");  // 1/8 is a number, too
+      right = given !== "" && Math.abs(Number(top) / Number(bottom) - answer) <= Number(form.dataset.within) * Math.abs(answer) + 1e-12;
     }
     told.className = "told " + (right ? "right" : "wrong");
     told.textContent = given === "" ? "Give an answer first." : right ? "Right. " + form.dataset.why : "Not yet. Try once more, or look at the answer.";

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from importlib.resources import files
 
@@ -50,12 +50,13 @@ def page(name: str) -> str:
     if any(one != names[0] for one in names):
         raise ValueError("the titles or names of charts differ between positions; say what differs in the reading")
     drawn = [_elements(screen) for screen in screens]
+    slots = _slots(drawn)
     return _PAGE.format(
         title=escape(lesson.title),
         number=f"steprule lesson {LESSONS.index(name) + 1}: {escape(name)}",
         style=charts_style() + _file("page.css"),
-        body=_body(lesson, screens[lesson.initial()], drawn),
-        positions=json.dumps(_positions(lesson, drawn), separators=(",", ":")).replace("<", "\\u003c"),
+        body=_body(lesson, screens[lesson.initial()], {place for place, _ in slots}),
+        positions=json.dumps(_positions(lesson, drawn, slots), separators=(",", ":")).replace("<", "\\u003c"),
         script=_file("page.js"),
     )
 
@@ -92,9 +93,8 @@ def _value(element: Element, attribute: str) -> str:
     return element.attributes[attribute] if attribute else element.text
 
 
-def _positions(lesson: Lesson, drawn: Sequence[list[Element]]) -> dict[str, object]:
+def _positions(lesson: Lesson, drawn: Sequence[list[Element]], slots: Sequence[tuple[int, str]]) -> dict[str, object]:
     """What the page's script puts where: texts that are used several times are kept once."""
-    slots = _slots(drawn)
     pool: dict[str, int] = {}
     positions = [
         [pool.setdefault(_value(elements[place], attribute), len(pool)) for place, attribute in slots]
@@ -115,16 +115,15 @@ def _name(value: object) -> str:
 # The page's parts
 
 
-def _body(lesson: Lesson, screen: Screen, drawn: Sequence[list[Element]]) -> str:
+def _body(lesson: Lesson, screen: Screen, changing: Collection[int]) -> str:
     terms = _Terms()
-    changing = {place for place, _ in _slots(drawn)}
     text = "\n".join(_paragraph(one, terms) for one in lesson.text)
     questions = "\n".join(_question(index, one, terms) for index, one in enumerate(lesson.questions()))
     formulas = "\n".join(
         f"<h3>{escape(title)}</h3>{formula_html(rule, lesson.controls)}" for title, rule in lesson.formulas.items()
     )
     return f"""<p class="question-of-lesson">{terms.prose(lesson.question)}</p>
-{_screen(lesson, screen, drawn[lesson.initial()], changing)}
+{_screen(lesson, screen, changing)}
 {text}
 <h2>The formula, and the code that runs</h2>
 <div class="both"><div>{formulas}
@@ -146,6 +145,10 @@ def _body(lesson: Lesson, screen: Screen, drawn: Sequence[list[Element]]) -> str
 <dl>{terms.list()}</dl>"""
 
 
+_EMPHASIS = re.compile(r"(`[^`]+`)|\*((?=[^\s*])(?:`[^`]+`|[^*`])+)\*")
+"""Code, in which a star is a star, or what stands between stars, with code in it or not."""
+
+
 class _Terms:
     """Turns texts into HTML, and links each term of the glossary where it comes first."""
 
@@ -159,9 +162,8 @@ class _Terms:
         """A text as HTML."""
         if link:
             text = self._pattern.sub(self._link, text)
-        html = escape(text, quote=False)
+        html = re.sub(_EMPHASIS, lambda found: found[1] or f"<em>{found[2]}</em>", escape(text, quote=False))
         html = re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
-        html = re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", html)
         return re.sub("\x01(.*?)\x02(.*?)\x03", r'<a class="term" href="#\1">\2</a>', html)
 
     def _link(self, found: re.Match[str]) -> str:
@@ -180,7 +182,7 @@ class _Terms:
 
 
 def _anchor(term: str) -> str:
-    return "term-" + term.lower().replace(" ", "-")
+    return "term-" + re.sub(r"\W+", "-", term.lower())
 
 
 def _paragraph(text: str, terms: _Terms) -> str:
@@ -189,13 +191,13 @@ def _paragraph(text: str, terms: _Terms) -> str:
     return f"<p>{terms.prose(text)}</p>"
 
 
-def _screen(lesson: Lesson, screen: Screen, elements: Sequence[Element], changing: set[int]) -> str:
+def _screen(lesson: Lesson, screen: Screen, changing: Collection[int]) -> str:
     """Controls, charts and the sentence below."""
     parts, place = [], 0
     for chart in screen.charts:
-        count = len(chart.elements())
-        parts.append(figure(chart, elements[place : place + count], place, changing))
-        place += count
+        elements = chart.elements()
+        parts.append(figure(chart, elements, place, changing))
+        place += len(elements)
     controls = "".join(_control(index, control) for index, control in enumerate(lesson.controls))
     initial = ", ".join(f"{control.label} {_name(control.initial)}" for control in lesson.controls)
     return f"""<section class="screen" aria-label="Charts">
@@ -207,8 +209,8 @@ def _screen(lesson: Lesson, screen: Screen, elements: Sequence[Element], changin
 
 
 def _control(index: int, control: Control) -> str:
-    symbol = f'<mark class="k{index}">{symbol_html(control.symbol) or control.source}</mark>' if control.symbol else ""
-    label = f"{escape(control.label)} {symbol}"
+    symbol = symbol_html(control.symbol) or (f"<code>{escape(control.source)}</code>" if control.source else "")
+    label = escape(control.label) + (f' <mark class="k{index}">{symbol}</mark>' if symbol else "")
     initial = list(control.values).index(control.initial)
     if control.is_choice:
         choices = "".join(

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steprule.charts import Axis, Chart, Line, number
+from steprule.lessons.digits import Data, digits
 from steprule.lessons.follow import Array, moves
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
 from steprule.lessons.network import begin, gradient, loss
-from steprule.lessons.noise import Data, digits
 from steprule.pieces import Value, ema, where
 from steprule.rule import Rule
 from steprule.rules.adam import Adam
@@ -169,7 +169,7 @@ def screen(shape: str, warmup: str, peak: float, decay: float) -> Screen:
         for style, name in ((0, COSINE), (2, LINEAR), (4, STABLE), (3, CONSTANT))
     ]
     averages = [runs()[CONSTANT, warmup, one].averages[decay][-1] for one in PEAKS]
-    here = Line("your choice", [peak], [chosen.weights[-1]], "here", line=False, dots=True)
+    here = Line("your choice", [peak], [chosen.weights[-1]], 5, line=False, dots=True)
     end = Chart(
         "Loss at the end",
         Axis("peak", 0.002, 0.15, log=True, named={one: number(one) for one in PEAKS}),
@@ -205,7 +205,7 @@ def questions() -> Sequence[Question]:
         Question(
             "The learning rate has been 0.03 all the time, after a warm-up. Which has the lower validation loss here?",
             choices[1] if better else choices[0],
-            "At a constant rate the weights keep moving around by as much as the noise pushes them. Their average does not.",
+            "At a constant rate the weights keep moving around by as much as the noise pushes them. Their average does so much less.",
             choices,
         ),
     ]
@@ -231,6 +231,8 @@ def claims() -> Mapping[str, float]:
         "constant rate at 0.17": end(CONSTANT, WITH, 0.003),
         "constant rate at 0.14": end(CONSTANT, WITH, 0.01),
         "cosine at 0.10": end(COSINE, WITH, 0.01),
+        "at 0.03 the constant rate has 0.22": end(CONSTANT, WITH, 0.03),
+        "and the cosine 0.12": end(COSINE, WITH, 0.03),
         "begins at 3.1": float(stable[0]),
         "goes up to 7.5": float(runs()[COSINE, WITHOUT, 0.1].weights[:11].max()),
         "come down to 1.9": float(runs()[COSINE, WITH, 0.1].weights[10]),
@@ -240,6 +242,8 @@ def claims() -> Mapping[str, float]:
         "against 0.12": end(COSINE, WITH, 0.03),
         "no longer helps: 0.19": end(COSINE, WITHOUT, 0.003),
         "with it 0.20": end(COSINE, WITH, 0.003),
+        "the loss is 0.13 without": end(CONSTANT, WITHOUT, 0.01),
+        "and 0.14 with it": end(CONSTANT, WITH, 0.01),
         "the average has 0.13": end(CONSTANT, WITH, 0.03, 0.99),
         "where the weights have 0.22": end(CONSTANT, WITH, 0.03),
         "the weights have 0.12": end(COSINE, WITH, 0.03),
@@ -291,19 +295,19 @@ LESSON = Lesson(
         "Choose a constant rate with warm-up and a peak of 0.03: the loss is 0.22 at the end, and it goes up and down on the way. The cosine brings it to 0.12, and the straight line to 0.13. "
         "*Stable, then down* does what a constant rate does until the last fifth, where the loss falls from 0.25 in step 320 to 0.18 there. Its advantage is another one: you need not know beforehand when "
         "training ends. Go on as long as you like, then lower the rate.",
-        "The fourth chart shows the end of all trainings. With a peak of 0.003 the cosine ends at 0.20, and the constant rate at 0.17: steps were small already, and smaller ones do not get there. "
-        "With 0.01 it is the other way round, the constant rate at 0.14 and the cosine at 0.10. A schedule that falls pays off with a larger peak than you would use without it. So tune both together.",
+        "The fourth chart shows the end of all trainings. With a peak of 0.003 the cosine ends at 0.20, and the constant rate at 0.17: steps were small already, and smaller ones do not get there in time. "
+        "With 0.01 it is the other way round, the constant rate at 0.14 and the cosine at 0.10. A schedule that falls bears a larger peak: at 0.03 the constant rate has 0.22, and the cosine 0.12. So tune both together.",
         "## Warm-up",
         "A warm-up begins with a small rate and raises it to the peak in the first steps. Look at the third chart with a peak of 0.1. The loss begins at 3.1. Without warm-up it goes up to 7.5 "
         "within ten steps, and with warm-up it has come down to 1.9 by then. "
-        "The first steps of Adam are a learning rate long in every weight, even if its gradient is mere noise (lesson 5), and random weights are a place where the loss is steep. At the end the cosine reaches 0.71 without warm-up, and with it 0.43. "
-        "With a peak of 0.03 it is 0.16 against 0.12. With 0.003 warm-up no longer helps: 0.19 without, and with it 0.20. Why it helps is still being studied. That it allows a larger peak is seen again and again.",
+        "The first step of Adam is a learning rate long in every weight whose gradient is not 0, even if that is small or mere noise (lesson 5), and near random weights the gradient often changes so fast that long steps miss. At the end the cosine reaches 0.71 without warm-up, and with it 0.43. "
+        "With a peak of 0.03 it is 0.16 against 0.12. With 0.003 warm-up no longer helps: 0.19 without, and with it 0.20. With a constant rate nothing of it is left at the end: with a peak of 0.01 the loss is 0.13 without and 0.14 with it, and other orders of the mini-batches turn this round. Why warm-up helps is still being studied. That it allows a larger peak is seen again and again.",
         "## Averages of weights",
         "If the weights move around a good place, why not take the middle? Keep an exponentially weighted average of the weights beside them, as in lesson 2. Training goes on with the weights themselves; the average is only for use. "
-        "With a constant rate of 0.03 and warm-up the average has 0.13, where the weights have 0.22. That is what the schedules reach, and it is there after every step.",
-        "Where the rate has fallen, nothing is left to be averaged: with the cosine the weights have 0.12, and their average has 0.12. The average has a length to tune as well. With a `decay` of 0.9 it spans ten steps, which is too short: 0.21. A long one remembers weights of long ago, "
+        "With a constant rate of 0.03 and warm-up the average has 0.13, where the weights have 0.22. That is about what the cosine and the straight line reach, and it does not take a known end.",
+        "Where the rate has fallen, hardly anything is left to be averaged out: with the cosine the weights have 0.12, and their average has 0.12. The average has a length to tune as well. With a `decay` of 0.9 it spans ten steps, which is too short: 0.21. A long one remembers weights of long ago, "
         "which matters where training is slow: with a peak of 0.003 and a constant rate, with 0.98 it is 0.14, and with 0.99 it is 0.16.",
-        "Schedule-Free optimizers go one step further. They take gradients between the weights and their average, and need no schedule and no known end: `steprule.ScheduleFreeAdamW`.",
+        "Schedule-Free optimizers go one step further. They take gradients between the weights and their average, and need no rate that falls and no known end: `steprule.ScheduleFreeAdamW`. A warm-up still helps them.",
         "Other orders of the mini-batches give other losses, by some hundredths, and more with a peak of 0.1. What is said here of the peak of 0.03 holds for each of four orders.",
     ],
     formulas={"SGD with an average of the weights": Averaged},
@@ -316,9 +320,9 @@ cosine: the weights are 0.17 off, their average 0.17
     wrong=[
         "*Training stops before the schedule does.* Half-way through a cosine the rate is half of the peak, and the loss is not what it could be. Make the schedule as long as the training, or choose one that goes down when you say so.",
         "*Steps and epochs are mixed up.* A warm-up of 40 is short in steps and endless in epochs. Count what your program counts: `scheduler.step()` of torch once a step, or once an epoch.",
-        "*Two peaks are compared under one schedule only.* The best peak of a constant rate is not that of a cosine.",
-        "*The average is far behind.* A decay of 0.9999 spans 10,000 steps. In a shorter training most of it is the weights of the start. `Average(0.9999, warmup=True)` begins with shorter averages.",
-        "*The average is used with the statistics of the weights.* Batch normalization keeps means of what it has seen. They belong to the weights, not to their average: "
+        "*Two peaks are compared under one schedule only.* The best peak of a constant rate need not be that of a cosine.",
+        "*The average is far behind.* A decay of 0.9999 spans 10,000 steps. In a training of 5,000 steps more than half of it is the weights of the start. `Average(0.9999, warmup=True)` begins with shorter averages.",
+        "*The average is used with the statistics of the weights.* Batch normalization keeps means and variances of what it has seen. They belong to the weights they were taken with, not to the average: "
         "compute them anew (`torch.optim.swa_utils.update_bn`).",
         "*Only the model is saved.* The average is in the state of the optimizer.",
     ],
@@ -332,7 +336,7 @@ cosine: the weights are 0.17 off, their average 0.17
     ],
     claims=claims,
     symbols={"average": "the average of the weights", "decay": "how much of the past the average keeps"},
-    given=(5, 10, 0.99, 2, 24, 400, 16, 0.03, 0.003, 0.01, 0.1, 320, 40, 0.9, 0.9999, 10000, 0.02),
+    given=(5, 10, 5000, 0.99, 24, 400, 16, 0.03, 0.003, 0.01, 320, 40, 0.9, 0.9999, 10000, 0.02),
     about_code="The schedules are plain functions of the share of training that is done. An optimizer takes such a function of the step as its `lr`.",
     needs=("sklearn",),
 )

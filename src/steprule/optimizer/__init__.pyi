@@ -72,9 +72,9 @@ class Adagrad(_BegunEarly):
             least 0. Default: 0.0.
         eps: added to the denominator for numerical stability. At least 0.
             Default: 1e-10.
-        foreach, fused: accepted as in torch.optim; the engine is chosen by
-            what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, fused: accepted for compatibility with torch.optim; the
+            tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -167,9 +167,9 @@ class Adadelta(Optimizer):
             the first updates. At least 0. Default: 1e-06.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
-        foreach, capturable: accepted as in torch.optim; the engine is
-            chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable: accepted for compatibility with torch.optim;
+            the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -262,9 +262,9 @@ class Rprop(Optimizer):
             it has lasted, 0 < etas[0] < 1 < etas[1]. Default: (0.5, 1.2).
         step_sizes: smallest and largest step size. Each at least 0.
             Default: (1e-06, 50.0).
-        capturable, foreach: accepted as in torch.optim; the engine is
-            chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        capturable, foreach: accepted for compatibility with torch.optim;
+            the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -362,9 +362,9 @@ class AdamW(Optimizer):
             Default: 0.01.
         amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
-        maximize: follow the gradient upwards. Default: False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
+        maximize: follow the gradient upward. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -462,9 +462,9 @@ class Adam(Optimizer):
             Default: 0.0.
         amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
@@ -570,9 +570,9 @@ class NAdam(Optimizer):
             least 0. Default: 0.004.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
-        foreach, capturable: accepted as in torch.optim; the engine is
-            chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable: accepted for compatibility with torch.optim;
+            the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -669,9 +669,9 @@ class RAdam(Optimizer):
             Default: 0.0.
         decoupled_weight_decay: decouple weight decay from the gradient, as
             AdamW does. Default: False.
-        foreach, capturable: accepted as in torch.optim; the engine is
-            chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable: accepted for compatibility with torch.optim;
+            the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -763,9 +763,9 @@ class Adamax(Optimizer):
             least 0. Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
-        foreach, capturable: accepted as in torch.optim; the engine is
-            chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable: accepted for compatibility with torch.optim;
+            the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -855,7 +855,7 @@ class SparseAdam(Optimizer):
             0.999).
         eps: added to the root of the second moment before it is debiased;
             the constructor refuses 0. At least 0. Default: 1e-08.
-        maximize: follow the gradient upwards. Default: False.
+        maximize: follow the gradient upward. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
         weights: keep half-precision parameters as "stochastic", "24bit" or
@@ -948,9 +948,9 @@ class RMSprop(Optimizer):
             buffer. At least 0. Default: 0.0.
         centered: divide by the standard deviation instead of the root of
             the second moment. Default: False.
-        capturable, foreach: accepted as in torch.optim; the engine is
-            chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        capturable, foreach: accepted for compatibility with torch.optim;
+            the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1053,9 +1053,9 @@ class SGD(Optimizer):
             Default: 0.0.
         nesterov: use Nesterov's momentum; needs momentum > 0 and dampening
             = 0. Default: False.
-        maximize: follow the gradient upwards. Default: False.
-        foreach, fused: accepted as in torch.optim; the engine is chosen by
-            what the tensors are.
+        maximize: follow the gradient upward. Default: False.
+        foreach, fused: accepted for compatibility with torch.optim; the
+            tensors decide how they are stepped.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1151,9 +1151,9 @@ class ASGD(Optimizer):
             Default: 1000000.0.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
-        foreach, capturable: accepted as in torch.optim; the engine is
-            chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable: accepted for compatibility with torch.optim;
+            the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1248,9 +1248,9 @@ class MADGRAD(Optimizer):
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
         eps: added to the cube root, and to lr. At least 0. Default: 1e-06.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1349,9 +1349,9 @@ class AdamC(Optimizer):
             Default: False.
         max_lr: largest learning rate of the schedule; the largest lr so far
             where that is larger. At least 0. Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1453,9 +1453,9 @@ class AdaBelief(Optimizer):
             Default: 0.0.
         amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1555,9 +1555,9 @@ class Yogi(Optimizer):
             Default: 0.0.
         initial_accumulator_value: first value of both moments. At least 0.
             Default: 1e-06.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1652,9 +1652,9 @@ class LaProp(Optimizer):
             Default: 0.0.
         amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1752,9 +1752,9 @@ class ADOPT(Optimizer):
         eps: smallest denominator. At least 0. Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient; none in the
             first step. At least 0. Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1851,9 +1851,9 @@ class AdEMAMix(Optimizer):
         warmup: number of steps over which alpha and the slow decay rate
             grow to their values, T in the paper; 0 for none. At least 0.
             Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -1950,9 +1950,9 @@ class Adan(Optimizer):
             Default: 1e-08.
         weight_decay: weight decay: new weights are divided by 1 + lr *
             weight_decay. At least 0. Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2046,9 +2046,9 @@ class StableAdamW(Optimizer):
             1e-06.
         weight_decay: weight decay, decoupled from the gradient but scaled
             with the update. At least 0. Default: 0.01.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2142,9 +2142,9 @@ class AdamAtan2(Optimizer):
         a: factor of the arctangent. At least 0. Default: 1.27.
         b: factor of the root of the second moment inside the arctangent. At
             least 0. Default: 1.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2245,9 +2245,9 @@ class MARS(Optimizer):
             0.025.
         amsgrad: divide by the largest second moment so far (AMSGrad).
             Default: False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2344,9 +2344,9 @@ class Grams(Optimizer):
             Default: 1e-06.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2442,9 +2442,9 @@ class LARS(Optimizer):
         trust_coefficient: factor of the ratio of norms, eta in the paper.
             At least 0. Default: 0.001.
         nesterov: use Nesterov's momentum. Default: False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2540,9 +2540,9 @@ class LAMB(Optimizer):
             Default: 1e-06.
         weight_decay: weight decay, inside the ratio of norms, lambda in the
             paper. At least 0. Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2638,9 +2638,9 @@ class NovoGrad(Optimizer):
             Default: 1e-08.
         weight_decay: weight decay, added to the normalized gradient. At
             least 0. Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2743,9 +2743,9 @@ class Prodigy(Optimizer):
             At least 1. Default: inf.
         bias_correction: multiply lr by Adam's bias correction. Default:
             False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2855,9 +2855,9 @@ class DAdaptAdam(Optimizer):
             At least 1. Default: inf.
         bias_correction: multiply lr by Adam's bias correction. Default:
             False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -2955,9 +2955,9 @@ class DoG(Optimizer):
             0. Default: 1e-08.
         weight_decay: weight decay, added to the gradient (L2). At least 0.
             Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -3056,9 +3056,9 @@ class ScheduleFreeSGD(_Exchanging):
         r: power of the step in the weights of the average. Default: 0.0.
         weight_lr_power: power of the largest lr so far in the weights of
             the average. At least 0. Default: 2.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -3160,9 +3160,9 @@ class ScheduleFreeAdamW(_Exchanging):
         r: power of the step in the weights of the average. Default: 0.0.
         weight_lr_power: power of the largest lr so far in the weights of
             the average. At least 0. Default: 2.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -3267,9 +3267,9 @@ class ScheduleFreeRAdam(_Exchanging):
             the average. At least 0. Default: 2.0.
         silent_sgd_phase: take no step as long as RAdam would take one of
             SGD. Default: True.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -3368,9 +3368,9 @@ class Signum(Optimizer):
             Default: 0.0.
         nesterov: mix the gradient in once more before the sign is taken;
             needs momentum > 0. Default: False.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.
@@ -3460,9 +3460,9 @@ class Lion(Optimizer):
             rate of the EMA itself. Each in [0, 1). Default: (0.9, 0.99).
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        foreach, capturable, fused: accepted as in torch.optim; the engine
-            is chosen by what the tensors are.
-        maximize: follow the gradient upwards. Default: False.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
         differentiable: let autograd pass through the step. Default: False.
         states: keep states as "float32", "bfloat16" or "8bit". Default: the
             parameter's dtype.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steprule.docstrings import PARAMS, arguments, class_docstring, is_listed, states
+from steprule.docstrings import PARAMS, arguments, class_docstring, states, torch_class
 from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
 from steprule.names import did_you_mean
 from steprule.rule import Rule, RuleError
@@ -224,7 +224,7 @@ def check_sparse_only(rule: type[Rule], number: int, params: Sequence[Tensor]) -
 
 def docstring(rule: type[Rule]) -> str:
     """What a class says of itself."""
-    name = f"steprule.{rule.__name__}" if is_listed(rule) else f"steprule.Optimizer.of({rule.__name__})"
+    name = torch_class(rule)
     example = [
         "import torch, steprule",
         "weight = torch.nn.Parameter(torch.ones(3))",

@@ -38,7 +38,7 @@ class Optimizer(torch.optim.Optimizer):
 
         class Lion(steprule.Optimizer, rule=LionRule): ...
 
-    or, without a class, by `Optimizer.of`. Its arguments are params, the rule's hyperparameters in the formula's
+    or, without a class statement, by `Optimizer.of`. Its arguments are params, the rule's hyperparameters in the formula's
     order, the flags and the options. Any hyperparameter may be a function of the step, which counts from 1. The
     parameter group holds its value for the next step. If a scheduler writes another value, the function's is put back,
     with a warning. If the function raises an error, the step that needs its value raises it.
@@ -48,7 +48,12 @@ class Optimizer(torch.optim.Optimizer):
     rules, such as a negative lr, is accepted.
 
     Class arguments:
-        rule: the formula.
+        rule: the formula, a subclass of `steprule.Rule`.
+
+    Attributes:
+        rule: the same, of each class: ``steprule.AdamW.rule`` can be a part of a `steprule.chain`.
+        param_groups (list[dict[str, Any]]): a dict for each group, with its "params" and settings such as "lr", as in torch.optim.
+        state (dict[Tensor, dict[str, Any]]): for each parameter that was stepped a dict of its states by name.
     """
 
     rule: ClassVar[type[Rule]]
@@ -258,7 +263,8 @@ class Optimizer(torch.optim.Optimizer):
         So gradients never all exist at the same time. Still call `step` after backward: it closes the step and runs its hooks,
         and learning rate schedules follow it as usual. What you set between backward and `step`, such as a learning rate, holds
         from the next step on. Every backward pass through these parameters trains them: for a loss that should not, use
-        `requires_grad=False` or `torch.autograd.grad`. `steprule.services.release` says what is exact.
+        `requires_grad=False` or `torch.autograd.grad`. The global norm and the decision to skip need all gradients: they are exact
+        with `measure`, and made from the previous step's norm and each parameter's own gradient without it.
 
         If another optimizer releases gradients of the same parameters, this one takes them over, and the other's `step` raises
         an error. A copy of the optimizer, by deepcopy or pickle, has other parameters and releases nothing until you call this.

@@ -17,7 +17,7 @@ from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, seen_by
 from steprule.settings import check_names
 from steprule.tensors.state import FORMAT_OPTIONS
-from steprule.trace.tracing import trace
+from steprule.trace.tracing import check_formula, trace
 
 
 def bind(
@@ -78,5 +78,6 @@ def finish(groups: Groups) -> None:
     core.is_made = True
     for group in groups.groups:
         trace(core.rule, group)
+        check_formula(groups.base, group)
     check_memory(groups.groups)
     check_halves(groups.groups, core.accumulator)

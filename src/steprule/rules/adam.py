@@ -89,7 +89,7 @@ class AdamC(Rule):
     max_exp_avg_sq = State(when="amsgrad")
     lr_max = State("scalar")
     decay = "corrected"
-    when = "Where gradients grow towards the end of a run with AdamW, a decaying schedule and normalization layers."
+    when = "Where gradients grow toward the end of a run with AdamW, a decaying schedule and normalization layers."
 
     @staticmethod
     def update(

@@ -38,7 +38,7 @@ def with_options(
 
     Args:
         rule: the rule.
-        decay: what its weight_decay means, a key of `DECAYS`. Default: what the formula makes of it.
+        decay: what its weight_decay means, a key of `DECAYS`. Default: what the formula says.
         cautious: set to 0 the elements of the update that go up the gradient, and enlarge the others to make up for it.
             Liang et al. 2024, arXiv:2411.16085, algorithm 1.
         cautious_decay: decay a weight only in steps whose update brings it nearer to 0. Chen et al. 2025, arXiv:2510.12402.

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from steprule import elementwise, pieces
 from steprule.rule import RuleError
-from steprule.trace.instead import PRODUCTS, ROUNDING, TRUTH, instead_of
+from steprule.trace.instead import PRODUCTS, ROUNDING, SHAPES, SUMS, TRUTH, instead_of
 
 _HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
@@ -25,14 +25,19 @@ class Expression:
         op: "input", "constant" or the operation's name.
         args: an input's name, a constant's value or the operands.
         scalar: whether it is the same for all elements.
+        depth: how many operations are nested in it.
     """
 
-    __slots__ = ("args", "op", "scalar")
+    __slots__ = ("args", "depth", "op", "scalar")
 
-    def __init__(self, op: str, args: tuple[Any, ...], scalar: bool) -> None:
+    def __init__(self, op: str, args: tuple[Any, ...], scalar: bool, depth: int = 0) -> None:
         self.op = op
         self.args = args
         self.scalar = scalar
+        self.depth = depth
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def __steprule__(self, name: str, *values: Any) -> Expression:
         return node(name, *values)
@@ -118,18 +123,29 @@ class Expression:
         refuse("branches on a number", instead)
 
     def __float__(self) -> NoReturn:
-        refuse("turns a symbol into one number", "the functions of steprule.pieces instead of math's or float()")
+        schedule = ""
+        if self.scalar:
+            schedule = "; other functions of the step belong outside the formula, as in lr=lambda step: 0.1 / step"
+        refuse(
+            "turns a symbol into one number", f"the functions of steprule.pieces instead of math's or float(){schedule}"
+        )
 
-    __int__ = __index__ = __float__
+    def __int__(self) -> NoReturn:
+        refuse("turns a symbol into an integer", ROUNDING)
+
+    def __index__(self) -> NoReturn:
+        refuse(
+            "counts or indexes with a symbol", "a number, as in range(5): loops are unrolled, once and for all steps"
+        )
 
     def __iter__(self) -> NoReturn:
-        refuse("loops over elements", "the formula of one element")
+        refuse("loops over elements", SUMS)
 
     def __len__(self) -> NoReturn:
-        refuse("asks for a length", "the formula of one element")
+        refuse("asks for a length", SHAPES)
 
     def __getitem__(self, _: Any) -> NoReturn:
-        refuse("indexes an operand", "the formula of one element")
+        refuse("indexes an operand", f"where(condition, a, b) to choose elements, or {SUMS}")
 
     def __array_ufunc__(self, ufunc: Any, *_: Any, **__: Any) -> NoReturn:
         refuse(f"calls numpy.{ufunc.__name__}", instead_of(ufunc.__name__))
@@ -172,8 +188,13 @@ def node(op: str, *args: Any) -> Expression:
     if op == "size":
         return Expression("input", ("numel",), True)
     operands = tuple(arg if isinstance(arg, Expression) else constant(arg) for arg in args)
+    is_scalar, depth = True, 0
+    for operand in operands:
+        is_scalar = is_scalar and operand.scalar
+        depth = max(depth, operand.depth)
+    depth += _DEPTHS.get(op, 1)
     if op in SUM_OPS:
-        return Expression(op, operands, True)
+        return Expression(op, operands, True, depth)
     zeros = [x.op == "constant" and x.args[0] == 0 for x in operands]
     if op == "mul" and any(zeros):  # of a decay that is off
         return constant(0.0)
@@ -183,13 +204,14 @@ def node(op: str, *args: Any) -> Expression:
         refuse("joins numbers by &, | or ~", f"{TRUTH}; comparisons need their parentheses")
     if op == "floor" and not operands[0].scalar:
         refuse("takes the floor of elements", "a formula without it: only hyperparameters and the step have floors")
-    is_scalar = all(operand.scalar for operand in operands)
     if op == "arctan2" and is_scalar:
         refuse("takes the arctangent of hyperparameters alone", "a formula without it: only elements have arctangents")
-    return Expression(op, operands, is_scalar)
+    return Expression(op, operands, is_scalar, depth)
 
 
 SUM_OPS = ("total", "total_of_all")
+_DEPTHS = {"cbrt": 8, "arctan2": 8}
+"""Of operations that kernels write out in others: how deep their operands are in those."""
 _LOGIC = ("and", "or", "not")
 
 
@@ -205,7 +227,8 @@ def constant(value: Any) -> Expression:
     try:
         return Expression("constant", (value if isinstance(value, bool) else float(value),), True)
     except (TypeError, ValueError):
-        refuse(f"computes with {value!r}", "numbers, operands and hyperparameters only")
+        unpack = "its elements: beta1, beta2 = betas" if isinstance(value, tuple) else ""
+        refuse(f"computes with {value!r}", unpack or "numbers, operands and hyperparameters only")
 
 
 def refuse(what: str, instead: str) -> NoReturn:
@@ -227,6 +250,28 @@ def is_ours(code: CodeType) -> bool:
 def place_of(code: CodeType, line: int) -> str:
     """How a message names a line."""
     return f"{code.co_filename}:{line}, in {code.co_qualname if sys.version_info >= (3, 11) else code.co_name}"
+
+
+_SIGNS = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
+    "ne": "!=", "and": "&", "or": "|",
+}  # fmt: skip
+
+
+def shown(x: Any, depth: int = 3) -> str:
+    """An expression as a rule would write it, without what is nested deeper than that."""
+    if not isinstance(x, Expression) or x.op in ("input", "constant"):
+        return str(x.args[0] if isinstance(x, Expression) else x)
+    if not depth:
+        return "..."
+    args = [shown(arg, depth - 1) for arg in x.args]
+    if x.op not in _SIGNS:
+        return f"{x.op}({', '.join(args)})"
+    fenced = [
+        f"({text})" if " " in text and getattr(arg, "op", "") in _SIGNS else text
+        for arg, text in zip(x.args, args, strict=True)
+    ]
+    return f" {_SIGNS[x.op]} ".join(fenced)
 
 
 def reads(x: Expression, names: tuple[str, ...]) -> bool:

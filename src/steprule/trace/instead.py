@@ -5,10 +5,11 @@ from __future__ import annotations
 from steprule.names import HOME
 
 SUMS = "mean(x), total(x) or norm(x), over the whole tensor; one for each row or column is not possible"
-_ALIKE = "x * 0 or a plain number: a number stands for a tensor of it"
+_ALIKE = "a plain number, which broadcasts, or x * 0"
 _SAME = "x itself: values are never changed in place, and all are of one dtype on one device"
-_SHAPES = "the formula of one element: it knows no shapes, of which size(x), the number of elements, is all there is"
-PRODUCTS = "the formula of one element: products of matrices are not possible (see torch.optim.Muon)"
+_OWN = "for those write a subclass of torch.optim.Optimizer"
+SHAPES = f"size(x) for the number of elements; a formula knows no other shapes, rows or columns: {_OWN}"
+PRODUCTS = f"a formula of single elements: products of matrices are not possible, {_OWN} (see torch.optim.Muon)"
 _NO_RANDOM = "a formula without it: rules have no random numbers"
 ROUNDING = "a formula without it: only hyperparameters and the step can be rounded, by floor(x)"
 _WHOLE = "a formula without it: of a whole tensor there are mean(x), total(x), norm(x) and size(x)"
@@ -23,7 +24,7 @@ _GROUPS = {
     "clone detach copy data item tolist numpy cpu cuda to type float double half bfloat16 int long bool astype contiguous "
     "requires_grad dtype device is_cuda": _SAME,
     "shape size numel ndim dim len ndimension reshape view view_as flatten ravel squeeze unsqueeze expand expand_as T mT H "
-    "t transpose permute swapaxes broadcast_to repeat tile stride is_sparse layout chunk split cat stack concatenate": _SHAPES,
+    "t transpose permute swapaxes broadcast_to repeat tile stride is_sparse layout chunk split cat stack concatenate": SHAPES,
     "matmul mm bmm mv dot vdot inner outer ger einsum tensordot addmm linalg svd qr inv inverse eigh": PRODUCTS,
     "rand randn randint rand_like randn_like randint_like random normal uniform bernoulli "
     "dropout multinomial randperm": _NO_RANDOM,
@@ -40,8 +41,8 @@ INSTEAD = {
     "clamp": "clip(x, low, high)",
     "clamp_min": "maximum(x, low)",
     "clamp_max": "minimum(x, high)",
-    "max": "maximum(a, b); the largest element of a tensor is not to be had",
-    "min": "minimum(a, b); the smallest element of a tensor is not to be had",
+    "max": "maximum(a, b); the largest element of a tensor is not available",
+    "min": "minimum(a, b); the smallest element of a tensor is not available",
     "square": "x * x",
     "rsqrt": "1 / sqrt(x)",
     "reciprocal": "1 / x",
@@ -71,9 +72,12 @@ def with_pieces(words: str) -> str:
 def instead_of(name: str) -> str:
     """What to write, as the end of a sentence that begins with "Write"."""
     name = name.removeprefix("linalg_")
-    for known in (name, name.rstrip("_")):  # clamp_ is clamp, and in place at that
+    in_place = (
+        ", and give the result a name, as in avg = avg * 0.9: nothing changes in place" if name.endswith("_") else ""
+    )
+    for known in (name, name.rstrip("_")):
         if known in INSTEAD:
-            return with_pieces(INSTEAD[known])
+            return with_pieces(INSTEAD[known]) + in_place
         if known in _KNOWN:
-            return f"{known}(...), the function of that name from steprule.pieces"
-    return f"the formula of one element with + - * / ** and the functions of steprule.pieces: {', '.join(_KNOWN)}"
+            return f"{known}(...), the function of that name from steprule.pieces{in_place}"
+    return f"a formula with + - * / ** and the functions of steprule.pieces: {', '.join(_KNOWN)}"

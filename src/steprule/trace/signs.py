@@ -14,13 +14,20 @@ def nonnegative(outputs: Mapping[str, Expression], own: tuple[str, ...]) -> froz
     """
     candidates = set(outputs) - {"param"}
     while True:
-        kept = {name for name in candidates if _is_nonnegative(outputs[name], candidates, own)}
+        known: dict[int, bool] = {}
+        kept = {name for name in candidates if _is_nonnegative(outputs[name], candidates, own, known)}
         if kept == candidates:
             return frozenset(kept)
         candidates = kept
 
 
-def _is_nonnegative(x: Expression, states: set[str], own: tuple[str, ...]) -> bool:
+def _is_nonnegative(x: Expression, states: set[str], own: tuple[str, ...], known: dict[int, bool]) -> bool:
+    if id(x) not in known:  # without this, x * x would ask for x twice, and so on
+        known[id(x)] = _find_sign(x, states, own, known)
+    return known[id(x)]
+
+
+def _find_sign(x: Expression, states: set[str], own: tuple[str, ...], known: dict[int, bool]) -> bool:
     if x.op == "constant":
         return bool(x.args[0] >= 0)
     if x.scalar:  # lr, 1 - beta, ...
@@ -32,8 +39,9 @@ def _is_nonnegative(x: Expression, states: set[str], own: tuple[str, ...]) -> bo
     if x.op == "add" and x.args[1].op == "mul" and x.args[1].args[0].scalar:
         difference = x.args[1].args[1]
         if difference.op == "sub" and difference.args[1] is x.args[0]:  # avg + weight * (value - avg)
-            return _is_nonnegative(x.args[0], states, own) and _is_nonnegative(difference.args[0], states, own)
-    sign = [_is_nonnegative(arg, states, own) for arg in x.args]
+            parts = (x.args[0], difference.args[0])
+            return all(_is_nonnegative(part, states, own, known) for part in parts)
+    sign = [_is_nonnegative(arg, states, own, known) for arg in x.args]
     if x.op in ("add", "mul", "div", "minimum"):
         return all(sign)
     if x.op == "where":

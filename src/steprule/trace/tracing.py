@@ -7,7 +7,9 @@ from traceback import walk_tb
 from typing import Any
 
 from steprule.rule import Rule, RuleError, State
+from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
 from steprule.trace.cut import cut
 from steprule.trace.expression import Expression, constant, is_ours, place_of, scalar_name
 from steprule.trace.instead import SUMS, with_pieces
@@ -37,6 +39,17 @@ _steady: dict[Any, Sequence[Any]] = {}
 
 def _check_steady(rule: type[Rule], first: Sequence[Any], second: Sequence[Any]) -> None:
     """Raises for a formula that is another one when it is asked for again: what made it so would be frozen in a kernel."""
+    change = _difference(first, second)
+    if change is not None:
+        raise RuleError(
+            f"{rule.__name__}.update is not the same formula when it is asked for twice: {change} ({where(rule.function())}). "
+            "What changes between steps must be a state, a hyperparameter or depend on step; rules have no random numbers. "
+            "Where what it uses was defined anew, define the rule anew too."
+        )
+
+
+def _difference(first: Sequence[Any], second: Sequence[Any]) -> str | None:
+    """Where what a formula returned is not what it returned before, None where it is."""
     seen: set[tuple[int, int]] = set()
     pairs = [*zip(reversed(first), reversed(second), strict=True)]
     while pairs:
@@ -48,17 +61,10 @@ def _check_steady(rule: type[Rule], first: Sequence[Any], second: Sequence[Any])
             if one.op == other.op and len(one.args) == len(other.args):
                 pairs += zip(reversed(one.args), reversed(other.args), strict=True)
                 continue
-            change = f"{_word(one)} became {_word(other)}"
         elif repr(one) == repr(other):
             continue
-        else:
-            change = f"{_word(one)} became {_word(other)}"
-        code = rule.function().__code__
-        raise RuleError(
-            f"{rule.__name__}.update is not the same formula when it is asked for twice: {change} "
-            f"({code.co_filename}:{code.co_firstlineno}). What changes between steps must be a state, a hyperparameter or "
-            "depend on step; rules have no random numbers. Where what it uses was defined anew, define the rule anew too."
-        )
+        return f"{_word(one)} became {_word(other)}"
+    return None
 
 
 def _word(value: Any) -> str:
@@ -83,15 +89,14 @@ def trace(
         RuleError: the formula does what an elementwise formula cannot; the message names the line.
     """
     settings, scalars = _symbols(rule, hyper)
-    param, grad = (Expression("input", (name,), False) for name in ("param", "grad"))
-    states = {name: Expression("input", (name,), name in rule.scalar_states) for name in rule.states_for(hyper) if name}
-    step = Expression("input", ("step",), True)
+    param, grad, states = _operands(rule, hyper)
     grad, seen, counted = services.grad(grad)
     every = tuple(name and states[name] for name in rule.states_for(hyper))
     key = (rule, static_settings(rule, hyper), maximize, services.before)
-    result = _ask_twice(key, rule, param, -grad if maximize else grad, every, step, settings)
-    named = zip(("param", *rule.states_for(hyper)), result, strict=True)
-    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named if name}
+    result = _ask_twice(key, rule, param, -grad if maximize else grad, every, _STEP, settings)
+    named = {name: new for name, new in zip(("param", *rule.states_for(hyper)), result, strict=True) if name}
+    check_new(rule, named, grad.depth)
+    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
     _check_scalars(rule, outputs)
     found = cut(rule.scalar_states, outputs)
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
@@ -139,6 +144,55 @@ def _ask_twice(key: Any, rule: type[Rule], *arguments: Any) -> tuple[Any, ...]:
         _check_steady(rule, result, again)
         _steady[key] = again
     return result
+
+
+_checked: set[Any] = set()
+"""Rules and flags that `check_formula` knows."""
+
+
+def check_formula(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
+    """Raises for a formula that could be compiled, and is a mistake.
+
+    Args:
+        rule: the rule.
+        hyper: as for `trace`.
+
+    Raises:
+        RuleError: it loses the parameter, or asks whether a state is None that always exists.
+    """
+    key = (rule, static_settings(rule, hyper))
+    if key in _checked:
+        return
+    settings, _ = _symbols(rule, hyper)
+    param, grad, states = _operands(rule, hyper)
+
+    def ask(absent: str = "") -> dict[str, Any]:
+        given = tuple(None if name == absent else states.get(name) for name in rule.states)
+        result = _ask(rule, param, grad, given, _STEP, settings)
+        return {
+            name: new for name, new in zip(("param", *rule.states), result, strict=True) if name in ("param", *states)
+        }
+
+    new = ask()
+    check_param(rule, new)
+    for name in asked_for_none(rule):
+        try:
+            without = ask(absent=name)
+        except Exception:  # it computes with the state, as it may
+            continue
+        pairs = [(value, without[key]) for key, value in new.items() if without[key] is not None]
+        if _difference(*zip(*pairs, strict=True)) is not None:
+            raise RuleError(told_of_none(rule, name))
+    _checked.add(key)
+
+
+def _operands(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Expression, Expression, dict[str, Expression]]:
+    """What stands for the parameter, the gradient and the states that exist."""
+    states = {name: Expression("input", (name,), name in rule.scalar_states) for name in rule.states_for(hyper) if name}
+    return Expression("input", ("param",), False), Expression("input", ("grad",), False), states
+
+
+_STEP = Expression("input", ("step",), True)
 
 
 def _check_scalars(rule: type[Rule], outputs: Mapping[str, Expression]) -> None:
