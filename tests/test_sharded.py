@@ -123,3 +123,24 @@ def test_a_vector_that_was_given_is_no_piece():
     optimizer = steprule.LAMB([leaf(16, 16), vector])
     optimizer.param_groups[0]["params"] = [vector]
     optimizer.step()
+
+
+def test_the_example_goes_on_with_another_number_of_processes(tmp_path):
+    """Ten steps of two processes and ten more of one come to what twenty steps of one process do."""
+    pytest.importorskip("sklearn")
+
+    def run(processes, steps, folder):
+        environment = {**os.environ, "PYTHONPATH": str(Path(steprule.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        example = Path(__file__).parents[1] / "examples" / "fsdp.py"
+        done = subprocess.run(
+            [*command, str(example), "--steps", str(steps), "--folder", str(tmp_path / folder)],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.splitlines()[-1]
+
+    run(2, 10, "moved")
+    last = run(1, 20, "moved")
+    assert last == run(1, 20, "stayed")
+    assert last.startswith("step 20: validation loss ")
