@@ -124,6 +124,9 @@ def compare(
             if isinstance(value, torch.Tensor) and value.dim():
                 assert isinstance(parts[key], DTensor), (what, key, type(parts[key]))
             same(whole(value), whole(parts[key]), f"{what}, state {key}", exact=not value.is_floating_point())
+        for key in ("param", "param_average", *together.rule.tensor_states):
+            if any(one.startswith(key) for one in ("param", *state)) and (key != "param_average" or key in state):
+                same(alone.read(mine, key), whole(together.read(part, key)), f"{what}, read {key}")
         everywhere = [torch.empty_like(whole(part)) for _ in range(dist.get_world_size())]
         dist.all_gather(everywhere, whole(part).contiguous())
         assert all(torch.equal(x, everywhere[0]) for x in everywhere), f"{what}: ranks differ"
@@ -131,6 +134,10 @@ def compare(
         for key in ("skipped_steps", "clipped_steps"):
             same(getattr(alone, key), getattr(together, key), f"{name}: {key}")
         same(alone.grad_norm, together.grad_norm, f"{name}: grad_norm")
+        if alone._core.services.average is not None:
+            with alone.averaged(), together.averaged():
+                for mine, part in zip(ours, theirs, strict=True):
+                    same(whole(mine), whole(part), f"{name}: averaged")
         if alone.telemetry is not None:
             for key, seen in alone.telemetry.latest["parameters"].items():
                 for figure, value in seen.items():
@@ -163,6 +170,22 @@ def formats(ways: Sequence[Way]) -> None:
     for (name, settings), (mesh, placements) in product(FORMATS.items(), ways):
         dtype = torch.bfloat16 if "weights" in settings else torch.float32
         compare(name, maker("AdamW", settings), ROWS, mesh, placements, dtype)
+
+
+def loaded(mesh: Any) -> None:
+    """States in float32 are taken over into fewer bytes as those of a whole are."""
+    for name, settings in FORMATS.items():
+        found = []
+        for cut in (lambda x: x, lambda x: distribute_tensor(x, mesh, [Shard(0)])):
+            dtype = torch.bfloat16 if "weights" in settings else torch.float32
+            first, params = train(maker("AdamW", settings), ROWS, cut, dtype)
+            second = maker("AdamW", settings)([torch.nn.Parameter(param.detach().clone()) for param in params])
+            second.load_state_dict(first.plain_state_dict())
+            found.append(
+                [whole(second.read(param, key)) for param in second.state for key in ("exp_avg", "exp_avg_sq")]
+            )
+        for one, other in zip(*found, strict=True):
+            same(one, other, f"{name}: loaded", exact=True)
 
 
 def splits(mesh: Any) -> None:
@@ -325,6 +348,7 @@ def main() -> None:
         refusals(flat)
         exchanged(flat)
         released(flat)
+        loaded(flat)
         saved(flat)
     else:
         square = init_device_mesh("cpu", (2, 2))

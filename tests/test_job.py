@@ -10,6 +10,7 @@ from torch import nn
 
 import steprule
 from steprule import rules
+from steprule.engine.run import alone
 from steprule.step.job import Job
 from steprule.step.plans import Plans
 
@@ -34,7 +35,7 @@ class Asked:
 def job_of(params, asked):
     groups = [{"params": params, **SETTINGS}]
     rule = rules.AdamW
-    return Job("Mine", rule, rule, (), groups, defaultdict(dict), None, None, asked.check, asked.move)
+    return Job("Mine", rule, rule, (), groups, defaultdict(dict), None, None, asked.check, alone, asked.move)
 
 
 def pair(layout):

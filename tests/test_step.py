@@ -52,7 +52,7 @@ class Asking:
 def noted_of(depths, takes=True, wants=WANTS, first=True):
     noted = []
 
-    def complete(sums):
+    def complete(works, sums):
         noted.append("complete")
         return sums
 
@@ -92,12 +92,12 @@ def completing(monkeypatch):
     def begin(times):
         names = []
 
-        def complete(sums):
+        def complete(works, sums):
             names.append([*sums[0]])
             return [{name: _times(times, values) for name, values in own.items()} for own in sums]
 
         monkeypatch.setattr(
-            plan, "take_step", lambda works, around, **given: take_step(works, around, complete, **given)
+            plan, "take_step", lambda works, around, _, *given: take_step(works, around, complete, *given)
         )
         return names
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 400, 290
-_LEFT, _TOP, _BOTTOM = 58, 12, 44
+_LEFT, _TOP, _BOTTOM = 60, 12, 44
 _LABELS, _BARE = 84, 14  # to the right, with labels and without
 _APART = 14  # labels, from line to line
 
@@ -244,7 +244,7 @@ class _Drawing:
             self._add("text", x.text(tick), class_="tick x", x=at, y=self.bottom + 15)
         self._add("text", x.label, class_="axis", x=_pixel((_LEFT + self.right) / 2), y=HEIGHT - 8)
         middle = (_TOP + self.bottom) / 2
-        self._add("text", y.label, class_="axis", transform=f"translate(11 {_pixel(middle)}) rotate(-90)")
+        self._add("text", y.label, class_="axis", transform=f"translate(13 {_pixel(middle)}) rotate(-90)")
 
     def _draw_line(self, mark: Line) -> None:
         points = [

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from steprule.formats import BLOCK, FORMATS, PLACES, WEYL, exponent_shape, row_length
+from steprule.formats.parts import cut_like, is_sharded, local
 
 HALF_WAY = 1 << 31
 """In place of a random number: rounds to the nearer neighbor."""
@@ -38,6 +39,9 @@ def decode(name: str, arrays: Mapping[str, Tensor], shape: Sequence[int]) -> Ten
     Returns:
         A tensor of this shape, float32 unless the format is another plain dtype.
     """
+    whole = next((x for suffix, x in arrays.items() if suffix != "_base" and is_sharded(x)), None)
+    if whole is not None:
+        return cut_like(whole, decode(name, {suffix: local(x) for suffix, x in arrays.items()}, local(whole).shape))
     kind = name.split()
     if FORMATS[name].blockwise:
         exponent = _bits_of_exponent(arrays["_base"])
@@ -65,6 +69,8 @@ def encode(name: str, x: Tensor, random: Tensor | int = HALF_WAY) -> dict[str, T
         x: the numbers, float32.
         random: 32 random bits: one number, or one for each element where the format asks for that.
     """
+    if is_sharded(x):
+        return {suffix: cut_like(x, part) for suffix, part in encode(name, local(x), local(random)).items()}
     kind = name.split()
     bits = x.contiguous().view(torch.int32) if x.dtype == torch.float32 else x
     if FORMATS[name].blockwise:
@@ -89,6 +95,8 @@ def encode(name: str, x: Tensor, random: Tensor | int = HALF_WAY) -> dict[str, T
 
 def zeros(name: str, like: Tensor) -> dict[str, Tensor]:
     """The arrays of an operand that is 0 everywhere, on the device of a tensor of its shape."""
+    if is_sharded(like):
+        return {suffix: cut_like(like, part) for suffix, part in zeros(name, local(like)).items()}
     made = {}
     for suffix, dtype in FORMATS[name].arrays:
         if suffix == "_base":

@@ -10,6 +10,7 @@ from weakref import ref
 
 from torch import Tensor
 
+from steprule.formats.parts import is_sharded
 from steprule.hyper import whole_of
 from steprule.names import did_you_mean
 from steprule.optimizer.arguments import (
@@ -32,7 +33,6 @@ from steprule.rules.options import OPTIONS, check_lookahead
 from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together, number_at
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
-from steprule.tensors.shard import is_sharded
 from steprule.tensors.state import FORMAT_OPTIONS, bring_up_to_date
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from steprule.formats.parts import is_sharded
 from steprule.optimizer.core import Core
 from steprule.services.clip import ClipAdaptive, ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
-from steprule.tensors.shard import cut_dimensions, is_sharded, is_unreduced
+from steprule.tensors.shard import cut_dimensions, is_unreduced
 from steprule.trace.tracing import program_of
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"

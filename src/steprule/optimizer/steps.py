@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steprule.engine.run import alone
 from steprule.engine.team import torch_alone
+from steprule.formats.parts import is_sharded
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.core import Core
 from steprule.optimizer.groups import Groups
@@ -20,7 +21,7 @@ from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import is_abstract
-from steprule.tensors.shard import Shards, complete, is_sharded, whole_of
+from steprule.tensors.shard import Shards, complete, whole_of
 from steprule.tensors.state import AVERAGE
 
 

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from steprule.engine.run import Complete, Sums
+from steprule.formats.parts import is_sharded
 from steprule.services.hooks import Owner, is_nested, processes, weakly
 from steprule.services.member import Member, Part, Roll
 from steprule.services.step import StepServices, on_host
-from steprule.tensors.shard import is_sharded
 from steprule.trace.norms import Norm
 
 logger = logging.getLogger("steprule")

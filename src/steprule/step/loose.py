@@ -228,7 +228,8 @@ class Loose(Member):
         operands = {**own, **self._wide}
         states = [name and operands[name] for name in entry.kind.names]
         settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
-        size = whole_of(self.param).numel()
+        whole = whole_of(self.param)
+        size = None if whole is self.param else whole.numel()
         return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False), size)
 
     def step(self, gather: bool) -> None:

@@ -7,7 +7,6 @@ two things: how many elements the whole has, and that sums are added up over the
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -18,19 +17,9 @@ import torch
 from torch import Tensor
 
 from steprule.engine.run import Sums
+from steprule.formats.parts import cut_like, is_sharded, local
 
-_DTENSOR = "torch.distributed.tensor"  # imported by those who use it
 _WHOLE = "_steprule_whole"
-
-
-def is_sharded(x: Any) -> bool:
-    """Whether x is a DTensor."""
-    return _DTENSOR in sys.modules and isinstance(x, sys.modules[_DTENSOR].DTensor)
-
-
-def local(x: Any) -> Any:
-    """The part of a DTensor that is here; anything else is whole."""
-    return x._local_tensor if is_sharded(x) else x
 
 
 def whole_of(part: Tensor) -> Tensor:
@@ -139,16 +128,8 @@ def _is_same(kept: Any, value: Any) -> bool:
 
 def _wrapped(param: Tensor, part: Tensor, value: Any) -> Any:
     """A state as a DTensor that is cut as its parameter; what is one number for the whole stays as it is."""
-    if not is_sharded(param) or not isinstance(value, Tensor) or value.dim() != part.dim():
-        return value
-    shape, stride = list(param.shape), param.stride()
-    if value.shape != part.shape:  # block exponents, with rows of another length
-        shape[-1] = value.shape[-1]
-        stride = torch.empty(shape, device="meta").stride()
-    made = sys.modules[_DTENSOR].DTensor.from_local(
-        value, param.device_mesh, param.placements, run_check=False, shape=torch.Size(shape), stride=stride  # type: ignore[attr-defined]
-    )  # fmt: skip
-    return made.detach()
+    is_cut = is_sharded(param) and isinstance(value, Tensor) and value.dim() == part.dim()
+    return cut_like(param, value) if is_cut else value
 
 
 def complete(works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:

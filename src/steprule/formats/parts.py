@@ -1,0 +1,41 @@
+"""DTensors, of which this process has a part: the part, and DTensors that are cut like others.
+
+Operations on bits are done on parts: torch's DTensor does not have all of them, and some give wrong numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTENSOR = "torch.distributed.tensor"  # imported by those who use it
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether x is a DTensor."""
+    return _DTENSOR in sys.modules and isinstance(x, sys.modules[_DTENSOR].DTensor)
+
+
+def local(x: Any) -> Any:
+    """The part of a DTensor that is here; anything else is whole."""
+    return x._local_tensor if is_sharded(x) else x
+
+
+def cut_like(whole: Any, part: Tensor) -> Tensor:
+    """A DTensor that is cut as another one is, and has this part here.
+
+    Args:
+        whole: the other one.
+        part: of the shape of that one's part; of block exponents, rows may be of another length.
+    """
+    shape, stride = list(whole.shape), whole.stride()
+    if part.shape != whole._local_tensor.shape:
+        shape[-1] = part.shape[-1]
+        stride = torch.empty(shape, device="meta").stride()
+    made = sys.modules[_DTENSOR].DTensor.from_local(
+        part, whole.device_mesh, whole.placements, run_check=False, shape=torch.Size(shape), stride=stride
+    )
+    return made.detach()  # type: ignore[no-any-return]
