@@ -65,18 +65,18 @@ class Plans:
         self.current = None
         self.current = _step(job, list(list_all(job.groups)), True, known)
 
-    def renew_single(self, job: Job, param: Tensor, listed: Sequence[Listed]) -> None:
+    def renew_single(self, job: Job, param: Tensor, listed: Sequence[Listed] = ()) -> None:
         """The same for one parameter alone, or for the part of it that is here.
 
         Args:
             job: whose.
             param: the parameter.
-            listed: where it is listed, with what is to be stepped.
+            listed: where it is listed, with what is to be stepped. Default: as `list_single` has found.
         """
         self.current = None
         if job.accumulator is not None:
             job.accumulator.watch(param)  # it may have been frozen
-        plan = _step(job, listed, whole=False)
+        plan = _step(job, listed or self.listed[param], whole=False)
         if plan is not None:
             self.single[param] = plan
 
