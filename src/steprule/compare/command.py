@@ -252,7 +252,7 @@ def _prepare(
     specs = [parse(text) for text in optimizers or task.optimizers]
     for spec in specs:
         if grid and optimizers and "lr" in dict(spec.settings):
-            raise UsageError(f"optimizer {str(spec)!r} has an lr of its own beside --lr-grid")
+            raise UsageError(f"optimizer {str(spec)!r} has an lr of its own beside --lr-grid: leave out one of the two")
     if grid:
         specs = [spec.with_lr(lr) for spec in specs for lr in grid]
     _unlike("optimizer", list(map(str, specs)))
