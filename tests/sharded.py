@@ -172,6 +172,64 @@ def formats(ways: Sequence[Way]) -> None:
         compare(name, maker("AdamW", settings), ROWS, mesh, placements, dtype)
 
 
+def together(mesh: Any) -> None:
+    """Several optimizers as one, saved and loaded by torch.distributed.checkpoint."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    def made() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(13, 48), torch.nn.Tanh(), torch.nn.Linear(48, 64))
+        fully_shard(model, mesh=mesh)
+        one, two, three, four = model.parameters()
+        first = steprule.AdamW([one, three], states="8bit", clip=1.0)
+        return model, steprule.Together([first, steprule.SGD([two, four], lr=0.1, momentum=0.9)])
+
+    def step(model: Any, optimizer: Any, number: int) -> None:
+        torch.manual_seed(number)
+        optimizer.zero_grad()
+        model(torch.randn(8, 13)).square().mean().backward()
+        optimizer.step()
+
+    model, optimizer = made()
+    for number in range(3):
+        step(model, optimizer, number)
+    saved_states = get_optimizer_state_dict(model, optimizer)
+    again, resumed = made()
+    again.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(again, resumed, saved_states)
+    for number in range(3, 6):
+        step(again, resumed, number)
+        step(model, optimizer, number)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        same(whole(one), whole(other), "together", exact=True)
+
+
+def data_parallel() -> None:
+    """What DistributedDataParallel cannot do together with release is refused, on every rank."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    embedding = DistributedDataParallel(torch.nn.Embedding(20, 8, sparse=True))
+    try:
+        steprule.SGD(embedding.parameters(), lr=0.1).release_gradients(embedding)
+    except ValueError as error:
+        assert "sparse=False" in str(error)
+    else:
+        raise AssertionError("sparse gradients were taken")
+    model = DistributedDataParallel(torch.nn.Linear(8, 8))
+    optimizer = steprule.SGD(model.parameters(), lr=0.1)
+    optimizer.release_gradients(model)
+    before = model.module.weight.detach().clone()
+    try:
+        with model.join(divide_by_initial_world_size=False):
+            model(torch.ones(1, 8)).sum().backward()
+    except RuntimeError as error:
+        assert "divide_by_initial_world_size" in str(error)
+    else:
+        raise AssertionError("join was taken")
+    assert torch.equal(before, model.module.weight)
+
+
 def loaded(mesh: Any) -> None:
     """States in float32 are taken over into fewer bytes as those of a whole are."""
     for name, settings in FORMATS.items():
@@ -349,6 +407,8 @@ def main() -> None:
         exchanged(flat)
         released(flat)
         loaded(flat)
+        together(flat)
+        data_parallel()
         saved(flat)
     else:
         square = init_device_mesh("cpu", (2, 2))

@@ -84,6 +84,12 @@ class Release(Owner):
                 raise ValueError(
                     "release_gradients() does not take find_unused_parameters=True: it steps what it is given"
                 )
+            sparse = next((name for name, one in model.named_modules() if getattr(one, "sparse", False) is True), None)
+            if sparse is not None:
+                raise ValueError(
+                    f"release_gradients() does not take sparse gradients under DistributedDataParallel, and {sparse} has them: "
+                    "write sparse=False there, or step() after backward"
+                )
             self._ddp.register_comm_hook(None, lambda _, bucket: self._reduce_then_step(bucket))
 
     @property
@@ -174,8 +180,14 @@ class Release(Owner):
 
     def _reduce_then_step(self, bucket: Any) -> Any:
         """DistributedDataParallel's communication: the mean over processes, then the steps."""
-        assert self._ddp is not None
-        group = self._ddp.process_group
+        ddp = self._ddp
+        assert ddp is not None
+        if ddp._join_config.enable and not ddp._divide_by_initial_world_size:
+            raise RuntimeError(
+                "release_gradients() divides gradients by the number of all processes, as join() does by default: leave out "
+                "divide_by_initial_world_size=False"
+            )
+        group = ddp.process_group
         mean = bucket.buffer().div_(group.size())
         reduced = torch.distributed.all_reduce(mean, group=group, async_op=True).get_future()
 
