@@ -9,6 +9,7 @@ import numpy as np
 
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression
+from steprule.trace.extent import NUMBER
 from steprule.trace.program import Program
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
@@ -74,9 +75,9 @@ class Bound:
         args = [self._number(arg) for arg in node.args]
         if not any(error for _, error in args):
             inputs = {str(i): value for i, (value, _) in enumerate(args)}
-            operands = tuple(Expression("input", (i,), True) for i in inputs)
+            operands = tuple(Expression("input", (i,), NUMBER) for i in inputs)
             with np.errstate(all="ignore"):
-                return np.asarray(Evaluation(inputs)(Expression(node.op, operands, True))), np.zeros(())
+                return np.asarray(Evaluation(inputs)(Expression(node.op, operands, NUMBER))), np.zeros(())
         return self._remembered(node, self._number, "float64")
 
     def _own(self, name: str) -> Pair:

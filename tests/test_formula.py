@@ -20,6 +20,7 @@ from steprule.formula import formula_latex, formula_text
 from steprule.rules import SGD, AdamW, Adan, Lion
 from steprule.rules.options import DECAYS, with_options
 from steprule.trace.expression import Expression
+from steprule.trace.extent import NUMBER
 
 SYMBOLS = {
     "·": "*", "−": "-", "^": "**", "²": "**2", "√": "sqrt", "∞": "inf", "≤": "<=", "≥": ">=", "≠": "!=", " = ": " == "
@@ -212,7 +213,7 @@ def rule_of(*trees):
 
     def update(param, grad, u, *, step, lr=0.5):
         operands = {"param": param, "grad": grad, "u": u, "step": step, "lr": lr}
-        constants = {x: Expression("constant", (x,), True) for x in LEAVES if not isinstance(x, str)}
+        constants = {x: Expression("constant", (x,), NUMBER) for x in LEAVES if not isinstance(x, str)}
         return tuple(build(tree, (operands | constants).__getitem__, pieces) for tree in trees)
 
     return type("Mine", (Rule,), {"update": staticmethod(update)})

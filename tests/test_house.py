@@ -17,7 +17,7 @@ import steprule
 SRC = Path(steprule.__file__).parent
 
 LEVELS = (
-    "names elementwise pieces",
+    "names elementwise matrixwise pieces matrix",
     "formats hyper state signature rule registry docstrings settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
     "trace terms formula",

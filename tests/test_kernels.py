@@ -9,6 +9,7 @@ import pytest
 
 from steprule.kernels import cpu_pass, gpu_pass
 from steprule.trace.expression import Expression
+from steprule.trace.extent import ELEMENTS, NUMBER
 from steprule.trace.program import Stage
 
 WRITERS: dict[str, Any] = {"cpu": cpu_pass.write_pass, "gpu": gpu_pass.write_pass}
@@ -21,8 +22,8 @@ FORMATS = {
 
 def stage_of(state: str, setting: str, number: str) -> Stage:
     """A pass with an operand, a hyperparameter and a number of each tensor of these names, and all services."""
-    param, grad, kept = (Expression("input", (name,), False) for name in ("param", "grad", state))
-    lr, own, step = (Expression("input", (name,), True) for name in (setting, number, "step"))
+    param, grad, kept = (Expression("input", (name,), ELEMENTS) for name in ("param", "grad", state))
+    lr, own, step = (Expression("input", (name,), NUMBER) for name in (setting, number, "step"))
     new = (kept + abs(grad)) * 0.5
     outputs = {"param": param - lr * grad / (new * new + own * step), state: new}
     gathered = {"grad": grad, "update": outputs["param"] - param, "param": outputs["param"]}
@@ -62,7 +63,7 @@ def test_a_rules_names_are_told_apart_from_all_of_the_kernels(engine, role, form
 @pytest.mark.parametrize("engine", WRITERS)
 def test_each_number_of_a_loop_has_a_name_of_its_own(engine):
     """Among them a power that is used more than once, and what it is a power of."""
-    param, grad = (Expression("input", (name,), False) for name in ("param", "grad"))
+    param, grad = (Expression("input", (name,), ELEMENTS) for name in ("param", "grad"))
     square = (param + grad) ** 2
     other = (grad + 1) / (square + 1)
     stage = Stage(("param", "grad"), (), outputs={"param": square + other * other + abs(square)})

@@ -12,6 +12,7 @@ from steprule import Rule, State, norm, total_of_all
 from steprule.rules import OWN
 from steprule.trace.around import Services
 from steprule.trace.expression import Expression
+from steprule.trace.extent import ELEMENTS, NUMBER
 from steprule.trace.norms import Norm
 from steprule.trace.program import ADD, LARGEST, ROW, SMALLEST, TENSOR, Level, Program, Sum
 from steprule.trace.tracing import trace
@@ -57,11 +58,11 @@ def test_stages_are_in_order(program):
 
 
 def element(name: str) -> Expression:
-    return Expression("input", (name,), False)
+    return Expression("input", (name,), ELEMENTS)
 
 
 def number(name: str) -> Expression:
-    return Expression("input", (name,), True)
+    return Expression("input", (name,), NUMBER)
 
 
 def with_level(program: Program, place: int, level: Level) -> Program:

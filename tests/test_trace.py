@@ -17,6 +17,7 @@ from steprule.formula import formula_text
 from steprule.kernels.cpu_pass import write_pass
 from steprule.rules import AdamW
 from steprule.trace.expression import Expression
+from steprule.trace.extent import ELEMENTS
 from steprule.trace.tracing import check_formula, trace
 
 
@@ -158,7 +159,7 @@ def test_a_long_loop_is_compiled_and_printed_or_refused_when_the_optimizer_is_ma
 
 
 def test_operations_that_are_written_out_count_for_more():
-    assert steprule.pieces.cbrt(Expression("input", ("grad",), False)).depth > 1
+    assert steprule.pieces.cbrt(Expression("input", ("grad",), ELEMENTS)).depth > 1
 
 
 def test_what_is_used_twice_is_looked_at_once():

@@ -149,7 +149,7 @@ def states(rule: type[Rule], kinds: Mapping[str, str]) -> dict[str, str]:
 
     Args:
         rule: the rule.
-        kinds: how a front keeps a state of each extent, "elements" and "scalar", and one of step's dtype, "step".
+        kinds: how a front keeps a state of each extent, from "elements" to "right", and one of step's dtype, "step".
     """
     told = {}
     for name, state in rule.states.items():

@@ -13,6 +13,7 @@ from steprule.catalog import find
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS, bytes_of, state_format, weight_format
 from steprule.names import did_you_mean
 from steprule.rule import Rule
+from steprule.state import state_shape
 
 Shapes = list[tuple[int, ...]]
 
@@ -73,6 +74,7 @@ def need(
 
     hyper = {**rule.hyperparameters, **settings}
     present = [state for state in rule.states_for(hyper) if state in rule.tensor_states]
+    beside = [state for state in rule.states_for(hyper) if state in rule.side_states]
     positive, exact = nonnegative_states(rule, hyper), exact_states(rule, hyper)
     weight_bytes = grad_bytes = state_bytes = 0
     for shape in shapes:
@@ -80,6 +82,8 @@ def need(
         grad_bytes += bytes_of(grad_dtype, shape)
         for state in present:
             state_bytes += bytes_of(state_format(states, dtype, shape, state in positive, state in exact), shape)
+        for state in beside:
+            state_bytes += bytes_of("float32", state_shape(rule, state, shape))
     return Need(rule.__name__, dtype, states, weights, weight_bytes, grad_bytes, state_bytes)
 
 

@@ -31,6 +31,18 @@ from steprule.elementwise import minimum as minimum
 from steprule.elementwise import sign as sign
 from steprule.elementwise import sqrt as sqrt
 from steprule.elementwise import where as where
+from steprule.matrixwise import col_largest as col_largest
+from steprule.matrixwise import col_mean as col_mean
+from steprule.matrixwise import col_total as col_total
+from steprule.matrixwise import cols as cols
+from steprule.matrixwise import gram as gram
+from steprule.matrixwise import matmul as matmul
+from steprule.matrixwise import polar as polar
+from steprule.matrixwise import row_largest as row_largest
+from steprule.matrixwise import row_mean as row_mean
+from steprule.matrixwise import row_total as row_total
+from steprule.matrixwise import rows as rows
+from steprule.matrixwise import transpose as transpose
 
 
 def ema(avg: Value, value: Value, beta: Value) -> Value:

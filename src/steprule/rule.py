@@ -15,7 +15,7 @@ from steprule.signature import read_signature, where
 from steprule.state import RuleError as RuleError
 from steprule.state import State as State
 from steprule.state import TorchArguments as TorchArguments
-from steprule.state import check_kinds
+from steprule.state import check_attributes
 
 NEEDS = {
     "baseline": "what others are compared with",
@@ -63,7 +63,8 @@ class Rule:
         states: update's states, read off its signature and in its order, each with its `State`: the class attribute
             of its name, here or in a parent, or else State().
         scalar_states: the names of those that are one number for each parameter.
-        tensor_states: the names of the others.
+        tensor_states: the names of those of the parameter's shape.
+        side_states: the names of the others, which have rows, columns or squares beside a matrix.
         hyperparameters: update's hyperparameters and their defaults, in order.
         meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or what lr, betas, eps,
             weight_decay and a few others mean in all rules.
@@ -89,6 +90,8 @@ class Rule:
         check: raises ValueError for hyperparameters that do not go together. It is given a value for each, by name, and nothing
             else; those that it does not name it takes as ``**others``.
         begins_early: whether states are there before the first step.
+        stacks: for formulas of matrices: whether the last two dimensions of a tensor are the matrix, and those before count
+            matrices. By default the first dimension counts rows, and the others lie side by side.
         evaluated: for rules that train other weights than those to evaluate, such as schedule-free ones: a second formula,
             ``evaluated(param, <states>, *, <hyperparameters>)``, which names the states and hyperparameters that it needs
             and returns the weights to evaluate. The optimizer's eval() applies it.
@@ -101,6 +104,7 @@ class Rule:
     states: ClassVar[Mapping[str, State]] = MappingProxyType({})
     scalar_states: ClassVar[tuple[str, ...]] = ()
     tensor_states: ClassVar[tuple[str, ...]] = ()
+    side_states: ClassVar[tuple[str, ...]] = ()
     hyperparameters: ClassVar[Mapping[str, Any]] = {}
     meanings: ClassVar[Mapping[str, Hyperparameter]] = MappingProxyType({})
     keeps_step: ClassVar[bool] = True
@@ -116,6 +120,7 @@ class Rule:
     like_torch: ClassVar[TorchArguments | None] = None
     constants: ClassVar[Mapping[str, str]] = {}
     begins_early: ClassVar[bool] = False
+    stacks: ClassVar[bool] = False
     evaluated: ClassVar[Callable[..., Any] | None] = None
     trained: ClassVar[Callable[..., Any] | None] = None
 
@@ -134,12 +139,13 @@ class Rule:
             cls.update = staticmethod(getattr(function, "__func__", function))  # type: ignore[attr-defined]
         elif not hasattr(cls, "update"):
             raise RuleError(f"{cls.__name__} has no update(param, grad, ...): that is where its formula goes")
-        _check_attributes(cls)
+        check_attributes(cls, Rule)
         names, cls.hyperparameters = read_signature(cls, cls.function())
         cls.states = MappingProxyType(_read_states(cls, names))
         cls.meanings = MappingProxyType(_read_meanings(cls))
         cls.scalar_states = tuple(name for name, state in cls.states.items() if state.extent == "scalar")
-        cls.tensor_states = tuple(name for name in cls.states if name not in cls.scalar_states)
+        cls.tensor_states = tuple(name for name, state in cls.states.items() if state.extent == "elements")
+        cls.side_states = tuple(name for name in cls.states if name not in (*cls.scalar_states, *cls.tensor_states))
         cls.counts_steps = "step" in inspect.signature(cls.function()).parameters
         cls.like_torch = vars(cls).get("like_torch")
         _check_check(cls)
@@ -246,6 +252,7 @@ SAID = tuple(
         "states",
         "scalar_states",
         "tensor_states",
+        "side_states",
         "hyperparameters",
         "meanings",
         "counts_steps",
@@ -302,31 +309,6 @@ def _check_exchange(rule: type[Rule]) -> None:
             raise RuleError(
                 f"{rule.__name__}.{name} takes {unknown[0]}, which is no state and no hyperparameter ({where(function)})"
             )
-
-
-_NOT_ATTRIBUTES = {
-    "hyperparameters": 'def update(..., *, lr=1e-3) and lr = Hyperparameter("learning rate")',
-    "meanings": 'lr = Hyperparameter("learning rate")',
-    "counts_steps": "def update(..., *, step)",
-    "states": "exp_avg = State()",
-    "tensor_states": "exp_avg = State()",
-    "scalar_states": 'd = State("scalar")',
-    "scalar_dtype": 'mu_product = State("scalar", dtype="step")',
-    "initial": 'z = State(begins="param")',
-    "exact_when": 'z = State(exact=True), or exact="centered" to name a hyperparameter',
-    "state_when": 'max_exp_avg_sq = State(when="amsgrad")',
-}
-"""Names that look like class attributes in which a rule says something, and what to write instead: some are read off update,
-others were the names of tables of what each `State` says of itself."""
-
-
-def _check_attributes(rule: type[Rule]) -> None:
-    """Raises for class attributes that would do nothing, and for those of the wrong kind."""
-    bodies = [vars(one) for one in rule.__mro__ if one is rule or not issubclass(one, Rule)]
-    for name, instead in _NOT_ATTRIBUTES.items():
-        if any(not isinstance(body.get(name, State()), State) for body in bodies):
-            raise RuleError(f"{rule.__name__}.{name} would do nothing: say it where it belongs, as in {instead}")
-    check_kinds(rule)
 
 
 def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Literal, get_args
@@ -14,8 +15,30 @@ class RuleError(TypeError):
     """A rule that no engine can run; the message says what to write instead."""
 
 
-Extent = Literal["elements", "scalar"]
-"""What a state has one value for: each element, or the whole tensor."""
+Extent = Literal["elements", "scalar", "rows", "cols", "left", "right"]
+"""What a state has values for: each element, or the whole tensor as one; of a matrix of m rows and n columns each row or each
+column, or a matrix of m x m at its left or of n x n at its right."""
+
+
+def matrix_shape(shape: Sequence[int], stacks: bool) -> tuple[int, ...]:
+    """The shape of the matrix that a tensor is: a vector is one row, and what has more dimensions than two has a row for each index of the first.
+
+    Args:
+        shape: the tensor's.
+        stacks: whether the last two dimensions are the matrix, and those before them count matrices.
+    """
+    if len(shape) < 2:
+        return (1, *shape) if shape else (1, 1)
+    return tuple(shape) if stacks else (shape[0], math.prod(shape[1:]))
+
+
+def state_shape(rule: Any, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a rule's state beside a parameter of that shape."""
+    extent = rule.states[name].extent
+    if extent in ("elements", "scalar"):
+        return tuple(shape) if extent == "elements" else ()
+    *stack, rows, cols = matrix_shape(shape, rule.stacks)
+    return (*stack, *{"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}[extent])
 
 
 @dataclass(frozen=True)
@@ -25,7 +48,8 @@ class State:
     It is optional: without it a state has the parameter's shape, begins at 0 and may be kept in any format.
 
     Attributes:
-        extent: "elements" for a state of the parameter's shape, or "scalar" for one number for each parameter.
+        extent: "elements" for a state of the parameter's shape, or "scalar" for one number for each parameter. Beside a
+            matrix of m rows and n columns "rows" is (m, 1), "cols" (1, n), "left" (m, m) and "right" (n, n).
         begins: its value before the first step: a number, a hyperparameter's name, or "param" for the parameter itself.
         exact: whether it is kept in float32 at least, whatever the format, or the name of a hyperparameter that switches
             this on. Needed where the formula subtracts the state from another one, where it is a sum that never decays,
@@ -56,13 +80,13 @@ class State:
     dtype: Literal["step"] | None = None
 
     def __post_init__(self) -> None:
-        is_scalar = self.extent == "scalar"
+        is_scalar, is_whole = self.extent == "scalar", self.extent == "elements"
         for what, is_right, hint in (
-            ("extent", self.extent in get_args(Extent), "'elements' or 'scalar'"),
+            ("extent", self.extent in get_args(Extent), f"{', '.join(map(repr, get_args(Extent)))}"),
             ("begins", isinstance(self.begins, (int, float, str)), "a number, a hyperparameter's name or 'param'"),
-            ("begins", not is_scalar or self.begins != "param", "one number cannot begin at all of the parameter"),
+            ("begins", is_whole or self.begins != "param", "only a state of its shape can begin at the parameter"),
             ("exact", isinstance(self.exact, (bool, str)), "True, False or a hyperparameter's name"),
-            ("exact", not is_scalar or not self.exact, "one number is always exact; leave this out"),
+            ("exact", is_whole or not self.exact, "only a state of the parameter's shape is kept in other formats; leave this out"),
             ("when", isinstance(self.when, (str, type(None))), "a hyperparameter's name or None"),
             ("dtype", self.dtype in (None, "step"), "None for float64, or 'step' for step's dtype"),
             ("dtype", is_scalar or self.dtype is None, "only a scalar state has a dtype of its own"),
@@ -97,7 +121,7 @@ class TorchArguments:
 
 _KINDS: Mapping[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early"), (bool, "True or False")
+        ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early", "stacks"), (bool, "True or False")
     ),
     **dict.fromkeys(("refuses", "when"), (str, "a text")),
     **dict.fromkeys(("evaluated", "trained"), ((Callable, NoneType), "a function, or None for none")),
@@ -109,8 +133,29 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
 """What class attributes of rules may be, and that in words."""
 
 
-def check_kinds(rule: type) -> None:
-    """Raises RuleError for class attributes of a rule that are of the wrong kind."""
+_NOT_ATTRIBUTES = {
+    "hyperparameters": 'def update(..., *, lr=1e-3) and lr = Hyperparameter("learning rate")',
+    "meanings": 'lr = Hyperparameter("learning rate")',
+    "counts_steps": "def update(..., *, step)",
+    "states": "exp_avg = State()",
+    "tensor_states": "exp_avg = State()",
+    "scalar_states": 'd = State("scalar")',
+    "side_states": 'row_var = State("rows")',
+    "scalar_dtype": 'mu_product = State("scalar", dtype="step")',
+    "initial": 'z = State(begins="param")',
+    "exact_when": 'z = State(exact=True), or exact="centered" to name a hyperparameter',
+    "state_when": 'max_exp_avg_sq = State(when="amsgrad")',
+}
+"""Names that look like class attributes in which a rule says something, and what to write instead: some are read off update,
+others were the names of tables of what each `State` says of itself."""
+
+
+def check_attributes(rule: type, base: type) -> None:
+    """Raises RuleError for class attributes of a rule, of which base is the first parent, that would do nothing or are of the wrong kind."""
+    bodies = [vars(one) for one in rule.__mro__ if one is rule or not issubclass(one, base)]
+    for name, instead in _NOT_ATTRIBUTES.items():
+        if any(not isinstance(body.get(name, State()), State) for body in bodies):
+            raise RuleError(f"{rule.__name__}.{name} would do nothing: say it where it belongs, as in {instead}")
     for name, (kind, words) in _KINDS.items():
         value = getattr(rule, name)
         if not isinstance(value, (kind, State, Hyperparameter)):  # these need another name

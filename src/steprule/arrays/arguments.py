@@ -94,4 +94,8 @@ def docstring(rule: type[Rule]) -> str:
 _KINDS = {
     "elements": "shape and dtype of the array",
     **dict.fromkeys(("scalar", "step"), "a float64 array of shape ()"),
+    "rows": "a float64 array of shape (rows, 1)",
+    "cols": "a float64 array of shape (1, columns)",
+    "left": "a float64 array of shape (rows, rows)",
+    "right": "a float64 array of shape (columns, columns)",
 }

@@ -11,6 +11,7 @@ import numpy as np
 
 from steprule.arrays.arguments import at_step, docstring, signature_of, split
 from steprule.arrays.checks import Array, as_grads, check_apart, check_param, count_of
+from steprule.arrays.whole import step_whole
 from steprule.docstrings import ARRAYS
 from steprule.engine.cpu import Kernel, available_threads
 from steprule.engine.own import Planned
@@ -19,7 +20,8 @@ from steprule.names import name_of
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.settings import as_tuples, check_names, check_names_of, check_rule, constructor
-from steprule.trace.tracing import check_formula, trace
+from steprule.state import state_shape
+from steprule.trace.tracing import check_formula, program_of, trace
 
 
 class Optimizer:
@@ -158,6 +160,9 @@ class Optimizer:
 
     def _take_step(self, settings: Mapping[str, Any], names: Sequence[str], grads: Sequence[Array | None]) -> None:
         """Takes a step that nothing speaks against, with these settings and states of these names."""
+        if program_of(self.rule, settings).whole:
+            step_whole(self.rule, self.params, grads, self.state, settings)
+            return
         present = tuple(name for name in names if name in self.rule.tensor_states)
         buckets: dict[str, list[int]] = {}
         kernels = {}
@@ -229,7 +234,8 @@ class Optimizer:
         for name in names:
             if name not in state:
                 continue
-            shape, dtype = ((), np.dtype(float)) if name in self.rule.scalar_states else (param.shape, param.dtype)
+            shape = state_shape(self.rule, name, param.shape)
+            dtype = param.dtype if name in self.rule.tensor_states else np.dtype(float)
             value, what = state[name], f"the state {name} of params[{index}]"
             if not isinstance(value, np.ndarray):
                 raise ValueError(f"{what} must be a NumPy array, not {type(value).__name__}")
@@ -293,10 +299,12 @@ class Optimizer:
                     f"the state of params[{index}] is not {self.rule.__name__}'s: it {' and '.join(lacks)}"
                 )
             for name, value in loaded.items():
-                is_scalar = name in self.rule.scalar_states
-                array = np.asarray(value).astype(np.float64 if is_scalar else param.dtype)  # a copy, also of a tensor
-                if array.shape != (() if is_scalar else param.shape):
-                    raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {param.shape}")
+                dtype, shape = np.dtype(float), state_shape(self.rule, name, param.shape)
+                if name in self.rule.tensor_states:
+                    dtype = param.dtype
+                array = np.asarray(value).astype(dtype)  # a copy, also of a tensor
+                if array.shape != shape:
+                    raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {shape}")
                 fresh[name] = array
             state.append(fresh)
         calls = groups[0].get("calls", max(one["step"] for one in state))

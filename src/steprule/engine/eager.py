@@ -7,6 +7,7 @@ where the CPU engine can step their rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from steprule.engine.rows import row_step
 from steprule.engine.run import Sums, find_numbers
 from steprule.pieces import total
 from steprule.rule import Rule
+from steprule.state import matrix_shape
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import scalar_name
 from steprule.trace.program import hyper_of
@@ -45,20 +47,30 @@ def oracle(
         The new parameter and the new states, float64; the arguments are left alone.
     """
     wide = {name: np.array(value, np.float64) for name, value in states.items()}
-    present = rule.states_for(hyper)
-    grad = np.array(grad, np.float64)
+    present, shape = rule.states_for(hyper), np.shape(param)
+    shapes = {name: np.shape(value) for name, value in wide.items()}
+    param, grad = np.array(param, np.float64), np.array(grad, np.float64)
+    if program_of(rule, hyper).whole:
+        matrix = matrix_shape(shape, rule.stacks)
+        param, grad = param.reshape(matrix), grad.reshape(matrix)
+        wide = {name: value.reshape(matrix) if shapes[name] == shape else value for name, value in wide.items()}
     with np.errstate(all="ignore"):
         new_param, *new_states = rule.evaluate(
-            np.array(param, np.float64),
+            param,
             -grad if maximize else grad,
             tuple(name and wide[name] for name in present),
             step,
             hyper,
         )
-    shape = np.shape(param)
-    return np.broadcast_to(new_param, shape), {
-        name: np.broadcast_to(new, shape) for name, new in zip(present, new_states, strict=True) if name
+    return _as(shape, new_param), {
+        name: _as(shapes[name], new) for name, new in zip(present, new_states, strict=True) if name
     }
+
+
+def _as(shape: tuple[int, ...], value: Any) -> np.ndarray:
+    """An array of this shape: one of as many elements, or what broadcasts to it."""
+    value = np.asarray(value)
+    return value.reshape(shape) if value.size == math.prod(shape) else np.broadcast_to(value, shape)
 
 
 def step_tensors(

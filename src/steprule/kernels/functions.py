@@ -12,14 +12,15 @@ from numpy.polynomial.chebyshev import cheb2poly
 
 from steprule.pieces import Value, where
 from steprule.trace.expression import Expression
+from steprule.trace.extent import ELEMENTS
 
 
 def cbrt(real: str, x: Value) -> Value:
     """The cube root of what is at least 0: 1/cbrt(x) from a third of x's exponent, and two corrections."""
     is_small = x < 2.0**-100  # and maybe subnormal, whose bits tell no exponent
     scaled = where(is_small, x * 2.0**72, x)
-    bits = Expression("bits", (scaled,), False)
-    inverse = Expression("of_bits", (_INVERSE_CBRT[real] - bits * (1 / 3),), False)  # off by 4% at most
+    bits = Expression("bits", (scaled,), ELEMENTS)
+    inverse = Expression("of_bits", (_INVERSE_CBRT[real] - bits * (1 / 3),), ELEMENTS)  # off by 4% at most
     error = 1 - scaled * inverse * inverse * inverse
     inverse = inverse + inverse * (error * (1 / 3 + error * (2 / 9 + error * (14 / 81))))  # (1 - error)**(-1/3)
     root = scaled * inverse * inverse

@@ -251,5 +251,9 @@ help(steprule.Optimizer) says more of what all optimizers take.
 _KINDS = {
     "elements": "shape and dtype of the parameter, or as the argument states says",
     "scalar": "a scalar tensor of float64",
+    "rows": "float32 of shape (rows, 1)",
+    "cols": "float32 of shape (1, columns)",
+    "left": "float32 of shape (rows, rows)",
+    "right": "float32 of shape (columns, columns)",
     "step": "a scalar tensor",
 }

@@ -347,7 +347,7 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
         raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
     if problem := too_short(param, who) or misfit(rule, state, param, who, converted=True):
         raise RuntimeError(problem)
-    return own.clone() if name in rule.scalar_states else read_state(every, name, param.shape)
+    return own.clone() if name in (*rule.scalar_states, *rule.side_states) else read_state(every, name, param.shape)
 
 
 _ADAFACTORS = ("row_var", "col_var", "variance")

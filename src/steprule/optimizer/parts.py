@@ -66,6 +66,8 @@ def _kind_of(param: Tensor) -> str | None:
 def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[str]:
     """What was asked for and cannot be had of this DTensor."""
     services, cut = core.services, cut_dimensions(param)
+    if program_of(core.rule, group).whole and cut:
+        yield f"{core.rule.__name__} looks at whole matrices"
     if is_unreduced(param):
         yield "a step takes tensors that are added up (call redistribute() first)"
     if core.accumulator is not None:
@@ -81,7 +83,10 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
 def _needs_whole(core: Core, group: Mapping[str, Any], is_flattened: bool) -> Iterator[str]:
     """What was asked for and needs whole tensors."""
     services = core.services
-    if program_of(core.rule, group).sums:
+    program = program_of(core.rule, group)
+    if program.whole:
+        yield f"{core.rule.__name__} looks at whole matrices"
+    if program.sums:
         yield f"{core.rule.__name__} adds up over all elements of a tensor"
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"

@@ -16,7 +16,7 @@ from steprule.step.job import Job
 from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
 from steprule.trace.around import NO_SERVICES, Services
-from steprule.trace.tracing import static_settings
+from steprule.trace.tracing import program_of, static_settings
 
 AnyKernel = cpu.Kernel | gpu.Kernel
 
@@ -70,6 +70,7 @@ class Kind:
         self.names = job.rule.states_for(group)
         self.present = tuple(name for name in self.names if name in job.rule.tensor_states)
         self.scalar_states = tuple(name for name in self.names if name in job.rule.scalar_states)
+        side_states = {name for name in self.names if name in job.rule.side_states}
         self.averages = job.services is not None and job.services.average is not None
         self.has_low_bits = low_bits is not None
         self.is_abstract = is_abstract(param)
@@ -81,7 +82,7 @@ class Kind:
         self.arrays = arrays_in(self.formats)
         self.keeps_step = job.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
         names = {name + suffix for name, suffix in self.arrays if name != "grad"} - {"param"}
-        self.state_names = names | {*self.scalar_states} | ({"step"} if self.keeps_step else set())
+        self.state_names = names | side_states | {*self.scalar_states} | ({"step"} if self.keeps_step else set())
         averages = {AVERAGE} if self.averages else set()
         self.written = {*self.present, *self.state_names, *averages} - {*self.scalar_states, "step"}
         self.is_fast = self._fits_an_engine(param, param.grad, state, low_bits)
@@ -131,6 +132,9 @@ class Kind:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if group.get("differentiable") and any(group.get(name) for name in ("states", "weights")):
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
+        if program_of(self.rule, group).whole and (group.get("differentiable") or param.is_complex()):
+            what = "complex numbers" if param.is_complex() else "autograd through its steps (differentiable=True)"
+            raise RuntimeError(f"{self.rule.__name__} looks at whole matrices, and does not support {what} ({who})")
         if problem := misfit(self.rule, state, param, who, converted=group.get("states") is not None):
             raise RuntimeError(problem)
 
@@ -156,6 +160,8 @@ class Kind:
     def _fits_an_engine(self, param: Tensor, grad: Tensor, state: dict[str, Any], low_bits: Tensor | None) -> bool:
         """Whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read."""
         if self.group.get("differentiable") or not self.formats or not is_dense(param):
+            return False
+        if program_of(self.rule, self.group).whole:
             return False
         on_gpu = gpu.serves(param.device)
         if param.device.type != "cpu" and not on_gpu:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steprule.engine.eager import EagerStep
 from steprule.engine.run import Sums
+from steprule.engine.whole import WholeStep
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
 from steprule.kernels.source import tally_of
 from steprule.services.clip import ClipAdaptive, ClipValue
@@ -24,7 +25,7 @@ from steprule.tensors.shard import whole_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
 from steprule.trace.norms import Norm
 from steprule.trace.program import Program
-from steprule.trace.tracing import has_own
+from steprule.trace.tracing import has_own, program_of
 
 
 class Loose(Member):
@@ -42,7 +43,7 @@ class Loose(Member):
         super().__init__(*entry.described())
         self._entry = entry
         self._is_first = is_first
-        self._part: EagerStep | None = None
+        self._part: EagerStep | WholeStep | None = None
         self.factor: Any = 1.0
         self.exempt = np.array([True]) if self.free else None
         self.by_row = entry.services is not None and isinstance(entry.services.clip, ClipAdaptive) and not self.free
@@ -209,7 +210,7 @@ class Loose(Member):
         """As `EagerStep`."""
         self._part.put(level, sums)  # type: ignore[union-attr]
 
-    def _eager_step(self) -> EagerStep:
+    def _eager_step(self) -> EagerStep | WholeStep:
         """Its step: nothing has changed yet."""
         entry = self._entry
         rule, group, state = entry.rule, entry.group, entry.state
@@ -228,6 +229,8 @@ class Loose(Member):
         operands = {**own, **self._wide}
         states = [name and operands[name] for name in entry.kind.names]
         settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
+        if program_of(rule, group).whole:
+            return WholeStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False))
         whole = whole_of(self.param)
         size = None if whole is self.param else whole.numel()
         return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False), size)

@@ -18,6 +18,7 @@ from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.formats import FORMATS, SUFFIXES, dither, exponent_shape, mix, weight_format
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
+from steprule.state import state_shape
 from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
@@ -132,6 +133,10 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
     for name in rule.scalar_states:
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
+    for name in rule.side_states:
+        shape, value = state_shape(rule, name, param.shape), state.get(name)
+        if isinstance(value, Tensor) and (value.shape != shape or not value.is_floating_point()):
+            return f"the state {name} of {who} is {value.dtype} of shape {tuple(value.shape)} and must be floating point of shape {shape}"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
         array, exponents = kept(state, name), state.get(f"{name}_base")
         if array is not None and array.shape != param.shape:
@@ -161,7 +166,7 @@ def _no_tensor(rule: type[Rule], state: Mapping[str, Any], who: str, converted: 
     """What is wrong if a state is something else than a tensor, or None. One number may be when it is converted."""
     elements = ("param", AVERAGE, *rule.tensor_states)
     for array, value in state.items():
-        is_one = array in rule.scalar_states and not (converted and isinstance(value, (int, float)))
+        is_one = array in (*rule.scalar_states, *rule.side_states) and not (converted and isinstance(value, (int, float)))
         if (is_one or state_of(array, elements)) and not isinstance(value, (Tensor, NoneType)):
             return f"the state {array} of {who} is {value!r} and must be a tensor"
     return None
@@ -297,6 +302,8 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
         return value.to(options["device"], copy=True)
     if not isinstance(value, Tensor):
         return value
+    if name in rule.side_states:
+        return value.to(side_dtype(param), copy=True)
     if value.is_sparse:  # torch.optim's momentum of sparse gradients
         value = value.to_dense()
     if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:
@@ -324,12 +331,20 @@ def begin_state(
         like = {} if rule.states[name].dtype == "step" else {"dtype": torch.float64}
         fresh = torch.empty((), **{**step_options(group, param), **like})
         state[name] = fresh.copy_(_filled(fresh, first))
+    elif name in rule.side_states:
+        shape = state_shape(rule, name, param.shape)
+        state[name] = torch.full(shape, float(first), dtype=side_dtype(param), device=param.device)
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))
     else:
         dtype = param.dtype if param.dtype not in HALF_DTYPES else torch.float32
         state[name] = torch.empty_like(param, dtype=dtype, requires_grad=False)
         state[name].copy_(param if first is param else _filled(param, first))
+
+
+def side_dtype(param: Tensor) -> torch.dtype:
+    """What is kept of rows, columns and squares."""
+    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def _filled(like: Tensor, value: Any) -> Tensor:

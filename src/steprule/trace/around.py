@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from steprule.pieces import abs, where
 from steprule.trace.expression import Expression, node
+from steprule.trace.extent import ELEMENTS, NUMBER
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Services:
             grad, counted = where(finite, grad, 0.0), where(finite, 0.0, 1.0)
         seen = grad
         if self.factor:
-            grad = grad * Expression("input", ("grad_factor",), False)
+            grad = grad * Expression("input", ("grad_factor",), ELEMENTS)
         if self.limit:
-            clip_value = Expression("input", ("clip_value",), True)
+            clip_value = Expression("input", ("clip_value",), NUMBER)
             grad = where(grad > clip_value, clip_value, where(grad < -clip_value, -clip_value, grad))
         return grad, seen, counted
 
@@ -60,8 +61,8 @@ class Services:
         """The state that they keep, and its new value."""
         if not self.average:
             return {}
-        average = Expression("input", ("param_average",), False)
-        weight = Expression("input", ("average_weight",), True)
+        average = Expression("input", ("param_average",), ELEMENTS)
+        weight = Expression("input", ("average_weight",), NUMBER)
         return {"param_average": average + weight * (node("stored", new) - average)}
 
 

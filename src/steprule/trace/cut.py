@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from steprule.trace.expression import SUM_OPS, Expression
+from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of
+from steprule.trace.extent import ELEMENTS, NUMBER
 from steprule.trace.program import Level, Stage, Sum
 
 
@@ -40,6 +41,14 @@ class Cut:
         return Level(reading if sums else None, numbers, known)
 
 
+def is_whole(outputs: Mapping[str, Expression]) -> bool:
+    """Whether formulas look at rows, columns or the whole of a matrix."""
+    return any(
+        node.extent not in (NUMBER, ELEMENTS) or node.op in MATRIX_OPS or (node.op == "input" and node.args[0] in ("rows", "cols"))
+        for node in nodes_of(outputs.values())
+    )
+
+
 def cut(scalar_states: tuple[str, ...], outputs: dict[str, Expression]) -> Cut:
     """Takes scalar states out of outputs, and makes sums and their new values inputs of what is left."""
     depth: dict[int, int] = {}
@@ -70,7 +79,7 @@ def cut(scalar_states: tuple[str, ...], outputs: dict[str, Expression]) -> Cut:
     level |= {f"new_{name}": depth[id(expression)] for name, expression in new.items()}
     places = {id(node): place for place, node in enumerate(found)}
     order = sorted(new, key=lambda name: places[id(new[name])])
-    computed = {name: Expression(new[name].op, new[name].args, True) for name in order}
+    computed = {name: Expression(new[name].op, new[name].args, NUMBER) for name in order}
     sums: dict[str, Sum] = {}
     names: dict[int, str] = {}
     for node in found:

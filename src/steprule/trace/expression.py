@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from types import CodeType
 from typing import Any, NoReturn
 
-from steprule import elementwise, pieces
+from steprule import elementwise, matrixwise, pieces
 from steprule.rule import RuleError
+from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent, join
+from steprule.trace.extent import shown as shown_extent
 from steprule.trace.instead import PRODUCTS, ROUNDING, SHAPES, SUMS, TRUTH, instead_of
 
 _HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
@@ -24,17 +27,22 @@ class Expression:
     Attributes:
         op: "input", "constant" or the operation's name.
         args: an input's name, a constant's value or the operands.
-        scalar: whether it is the same for all elements.
+        extent: what it has a value for.
         depth: how many operations are nested in it.
     """
 
-    __slots__ = ("args", "depth", "op", "scalar")
+    __slots__ = ("args", "depth", "extent", "op")
 
-    def __init__(self, op: str, args: tuple[Any, ...], scalar: bool, depth: int = 0) -> None:
+    def __init__(self, op: str, args: tuple[Any, ...], extent: Extent, depth: int = 0) -> None:
         self.op = op
         self.args = args
-        self.scalar = scalar
+        self.extent = extent
         self.depth = depth
+
+    @property
+    def scalar(self) -> bool:
+        """Whether it is one number for a tensor."""
+        return self.extent == NUMBER
 
     def __repr__(self) -> str:
         return shown(self)
@@ -163,8 +171,11 @@ class Expression:
             raise AttributeError(name)
         refuse(f"asks an operand for .{name}", instead_of(name))
 
-    def __matmul__(self, _: Any) -> NoReturn:
-        refuse("multiplies matrices", PRODUCTS)
+    def __matmul__(self, other: Any) -> Expression:
+        return node("matmul", self, other)
+
+    def __rmatmul__(self, other: Any) -> Expression:
+        return node("matmul", other, self)
 
     def _round(self, *_: Any) -> NoReturn:
         refuse("rounds elements or takes a remainder", ROUNDING)
@@ -175,7 +186,6 @@ class Expression:
     def _in_place(self, *_: Any) -> NoReturn:
         refuse("changes an operand in place", "avg = avg + x instead of avg += x, where(condition, a, b) for a part")
 
-    __rmatmul__ = __matmul__
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = _round
     __round__ = __floor__ = __ceil__ = __trunc__ = _round
     __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __xor__ = __rxor__ = _bits
@@ -185,16 +195,18 @@ class Expression:
 
 def node(op: str, *args: Any) -> Expression:
     """An operation on operands, simplified where one of them is 0."""
-    if op == "size":
-        return Expression("input", ("numel",), True)
+    if op in _COUNTS:
+        return _count(op, *args)
+    if op == "polar":
+        return _polar(*args)
     operands = tuple(arg if isinstance(arg, Expression) else constant(arg) for arg in args)
-    is_scalar, depth = True, 0
-    for operand in operands:
-        is_scalar = is_scalar and operand.scalar
-        depth = max(depth, operand.depth)
-    depth += _DEPTHS.get(op, 1)
-    if op in SUM_OPS:
-        return Expression(op, operands, True, depth)
+    depth = max(operand.depth for operand in operands) + _DEPTHS.get(op, 1)
+    if op in SUM_OPS or op in MATRIX_OPS:
+        return Expression(op, operands, _reduced(op, operands), depth)
+    extent = join(operand.extent for operand in operands)
+    if extent is None:
+        parts = " and ".join(shown_extent(operand.extent) for operand in operands if not operand.scalar)
+        refuse(f"joins values that do not broadcast, {parts}, by {op}", "values of one shape, or transpose(x)")
     zeros = [x.op == "constant" and x.args[0] == 0 for x in operands]
     if op == "mul" and any(zeros):  # of a decay that is off
         return constant(0.0)
@@ -204,15 +216,58 @@ def node(op: str, *args: Any) -> Expression:
         refuse("joins numbers by &, | or ~", f"{TRUTH}; comparisons need their parentheses")
     if op == "floor" and not operands[0].scalar:
         refuse("takes the floor of elements", "a formula without it: only hyperparameters and the step have floors")
-    if op == "arctan2" and is_scalar:
+    if op == "arctan2" and extent == NUMBER:
         refuse("takes the arctangent of hyperparameters alone", "a formula without it: only elements have arctangents")
-    return Expression(op, operands, is_scalar, depth)
+    return Expression(op, operands, extent, depth)
 
 
-SUM_OPS = ("total", "total_of_all")
+SUM_OPS = frozenset(("total", "total_of_all", "row_total", "col_total", "row_largest", "col_largest"))
+"""What makes one number of the elements of all, of each row or of each column."""
+MATRIX_OPS = frozenset(("polar", "mud", "matmul", "gram", "transpose"))
+"""What looks at a tensor as a matrix, and cannot be computed element by element."""
+_COUNTS = {"rows": ROWS, "cols": COLS, "size": ELEMENTS}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}
 """Of operations that kernels write out in others: how deep their operands are in those."""
 _LOGIC = ("and", "or", "not")
+
+
+def _count(op: str, x: Any) -> Expression:
+    """How many rows, columns or elements there are."""
+    extent = x.extent if isinstance(x, Expression) else NUMBER
+    wanted = extent if op == "size" and extent != NUMBER else _COUNTS[op]
+    names = {ELEMENTS: "numel", ROWS: "rows", COLS: "cols"}
+    if wanted in names:
+        return Expression("input", (names[wanted],), NUMBER)
+    sides = [_count("rows" if side == "m" else "cols", x) for side in wanted if side != "1"]
+    return sides[0] * sides[-1] if len(sides) > 1 else sides[0]
+
+
+def _polar(x: Any, coefficients: Any, steps: Any, eps: Any) -> Expression:
+    """A polar factor: its numbers may be hyperparameters, and a set of coefficients is a word or what a kernel has to know."""
+    is_one = isinstance(coefficients, (tuple, list)) and not isinstance(coefficients[0], (tuple, list))
+    words = () if is_one else (coefficients,)
+    numbers = (steps, eps, *coefficients) if is_one else (steps, eps)
+    x = x if isinstance(x, Expression) else constant(x)
+    args = (x, *(one if one is None else one if isinstance(one, Expression) else constant(one) for one in numbers))
+    return Expression("polar", (*args, *words), _reduced("polar", (x,)), x.depth + 1)
+
+
+def _reduced(op: str, operands: tuple[Expression, ...]) -> Extent:
+    """What a sum, or a function of matrices, has a value for."""
+    (rows, cols), *others = [operand.extent for operand in operands]
+    if op in ("total", "total_of_all"):
+        return NUMBER
+    if op == "transpose":
+        return cols, rows
+    if op == "matmul":
+        inner, last = others[0]
+        if cols != inner or "1" in (rows, cols, last):
+            sides = " and ".join(shown_extent(operand.extent) for operand in operands)
+            refuse(f"multiplies {sides}", "matmul(a, b) of matrices where a has as many columns as b has rows")
+        return rows, last
+    if "1" in (rows, cols):
+        refuse(f"asks {op} of {shown_extent((rows, cols))}", f"{op}(x) of a value for each element")
+    return {"row": (rows, "1"), "col": ("1", cols), "gram": (rows, rows)}.get(op.split("_")[0], (rows, cols))
 
 
 def _is_truth(x: Expression) -> bool:
@@ -225,7 +280,7 @@ def _is_truth(x: Expression) -> bool:
 def constant(value: Any) -> Expression:
     """A number as an expression."""
     try:
-        return Expression("constant", (value if isinstance(value, bool) else float(value),), True)
+        return Expression("constant", (value if isinstance(value, bool) else float(value),), NUMBER)
     except (TypeError, ValueError):
         unpack = "its elements: beta1, beta2 = betas" if isinstance(value, tuple) else ""
         refuse(f"computes with {value!r}", unpack or "numbers, operands and hyperparameters only")
@@ -237,14 +292,14 @@ def refuse(what: str, instead: str) -> NoReturn:
     while frame.f_back is not None and is_ours(frame.f_code):
         frame = frame.f_back
     where = place_of(frame.f_code, frame.f_lineno)
-    raise RuleError(f"a rule {what}, which an elementwise formula cannot do ({where}). Write {instead}.")
+    raise RuleError(f"a rule {what}, which a formula cannot do ({where}). Write {instead}.")
 
 
 def is_ours(code: CodeType) -> bool:
     """Whether it is what rules are read with, or a library that a rule calls, and no rule."""
     libraries = [sys.modules[name].__file__ for name in ("numpy", "torch") if name in sys.modules]
     folders = (_HERE, *(os.path.join(os.path.dirname(file), "") for file in libraries if file))
-    return code.co_filename.startswith(folders) or code.co_filename in (pieces.__file__, elementwise.__file__)
+    return code.co_filename.startswith(folders) or code.co_filename in (pieces.__file__, elementwise.__file__, matrixwise.__file__)
 
 
 def place_of(code: CodeType, line: int) -> str:
@@ -281,16 +336,24 @@ def reads(x: Expression, names: tuple[str, ...]) -> bool:
 
 def inputs_of(x: Expression) -> set[str]:
     """The inputs that an expression is made of."""
-    found, seen, waiting = set(), set(), [x]
+    return {one.args[0] for one in nodes_of([x]) if one.op == "input"}
+
+
+def operations(expressions: Iterable[Expression]) -> set[str]:
+    """What these are made of: the operations, and "input" and "constant"."""
+    return {one.op for one in nodes_of(expressions)}
+
+
+def nodes_of(expressions: Iterable[Expression]) -> list[Expression]:
+    """All that these are made of, each once."""
+    found: dict[int, Expression] = {}
+    waiting = list(expressions)
     while waiting:
         one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if one.op == "input":
-            found.add(one.args[0])
-        waiting += [arg for arg in one.args if isinstance(arg, Expression)]
-    return found
+        if id(one) not in found:
+            found[id(one)] = one
+            waiting += [arg for arg in one.args if isinstance(arg, Expression)]
+    return list(found.values())
 
 
 def scalar_name(name: str, index: int | None) -> str:

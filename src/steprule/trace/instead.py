@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from steprule.names import HOME
 
-SUMS = "mean(x), total(x) or norm(x), over the whole tensor; one for each row or column is not possible"
+SUMS = "mean(x), total(x) or norm(x), over the whole tensor, or row_mean(x), col_mean(x) for each row or column of a matrix"
 _ALIKE = "a plain number, which broadcasts, or x * 0"
 _SAME = "x itself: values are never changed in place, and all are of one dtype on one device"
-_OWN = "for those write a subclass of torch.optim.Optimizer"
-SHAPES = f"size(x) for the number of elements; a formula knows no other shapes, rows or columns: {_OWN}"
-PRODUCTS = f"a formula of single elements: products of matrices are not possible, {_OWN} (see torch.optim.Muon)"
+_OWN = "write a subclass of torch.optim.Optimizer"
+SHAPES = f"size(x), rows(x) or cols(x) for how many there are, or transpose(x) of a matrix; for other shapes {_OWN}"
+PRODUCTS = f"matmul(a, b), gram(x), transpose(x) or polar(x) of whole matrices; for others {_OWN}"
 _NO_RANDOM = "a formula without it: rules have no random numbers"
 ROUNDING = "a formula without it: only hyperparameters and the step can be rounded, by floor(x)"
 _WHOLE = "a formula without it: of a whole tensor there are mean(x), total(x), norm(x) and size(x)"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from steprule.pieces import Value, where
 from steprule.trace.expression import Expression
+from steprule.trace.extent import ELEMENTS
 from steprule.trace.program import ADD, LARGEST, SMALLEST, TENSOR, Program, Stage, Sum
 
 
@@ -34,7 +35,7 @@ class Norm(NamedTuple):
 
     def program(self) -> Program:
         """The pass that reads it. Powers are computed in float64, where squares of float32 do not overflow."""
-        x = Expression("input", (self.operand,), False)
+        x = Expression("input", (self.operand,), ELEMENTS)
         if self.zero:
             x = where(abs(x) < math.inf, x, 0.0)
         value = self._of(x)

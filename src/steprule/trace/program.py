@@ -95,12 +95,14 @@ class Program:
         last: the pass that changes them, or the one that adds up.
         nonnegative: the states that are seen to stay at 0 or above: sums, averages and maxima of squares, and such.
         extreme: the running maxima and minima among the states, and those that they are compared with.
+        whole: whether it looks at whole matrices, and no pass over elements can compute it.
     """
 
     levels: tuple[Level, ...]
     last: Stage
     nonnegative: frozenset[str]
     extreme: frozenset[str]
+    whole: bool = False
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -148,6 +150,8 @@ class Program:
         Raises:
             AssertionError: it does; the message says which.
         """
+        if self.whole:
+            return
         constants = {"step", *(scalar_name(*scalar) for scalar in self.scalars)}
         elements = {*self.operands, *(["grad_factor"] if self.last.factor else [])}
         known = set(constants)

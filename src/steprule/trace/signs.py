@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from steprule.trace.expression import Expression, reads
+from steprule.trace.expression import SUM_OPS, Expression, operations, reads
 
 
 def nonnegative(outputs: Mapping[str, Expression], own: tuple[str, ...]) -> frozenset[str]:
@@ -30,7 +30,9 @@ def _is_nonnegative(x: Expression, states: set[str], own: tuple[str, ...], known
 def _find_sign(x: Expression, states: set[str], own: tuple[str, ...], known: dict[int, bool]) -> bool:
     if x.op == "constant":
         return bool(x.args[0] >= 0)
-    if x.scalar:  # lr, 1 - beta, ...
+    if x.op in SUM_OPS:
+        return _is_nonnegative(x.args[0], states, own, known)
+    if x.scalar and SUM_OPS.isdisjoint(operations([x])):  # lr, 1 - beta, ...
         return x.op != "neg" and not reads(x, own)
     if x.op == "input":
         return x.args[0] in states

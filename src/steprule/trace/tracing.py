@@ -10,8 +10,9 @@ from steprule.rule import Rule, RuleError, State
 from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
-from steprule.trace.cut import cut
-from steprule.trace.expression import Expression, constant, is_ours, place_of, scalar_name
+from steprule.trace.cut import cut, is_whole
+from steprule.trace.expression import Expression, constant, is_ours, operations, place_of, scalar_name
+from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, ROWS, join, shown
 from steprule.trace.instead import SUMS, with_pieces
 from steprule.trace.program import Program, Stage
 from steprule.trace.signs import extremes, nonnegative
@@ -97,12 +98,15 @@ def trace(
     named = {name: new for name, new in zip(("param", *rule.states_for(hyper)), result, strict=True) if name}
     check_new(rule, named, grad.depth)
     outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
-    _check_scalars(rule, outputs)
-    found = cut(rule.scalar_states, outputs)
+    _check_extents(rule, outputs)
+    whole = is_whole(outputs)
+    found = cut((), {}) if whole else cut(rule.scalar_states, outputs)
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
     signs = nonnegative({name: new for name, new in outputs.items() if name not in begun}, tuple(found.level))
     extreme, new = extremes(outputs), outputs["param"]
     stored = {**outputs, **services.averages(new)}
+    if whole and "total_of_all" in operations(outputs.values()):
+        raise RuleError(f"{rule.__name__}.update adds up over all tensors beside functions of a matrix ({where(rule.function())}), which no engine does")
     last = Stage(
         operands=("param", "grad", *list(stored)[1:]),
         scalars=(*scalars, *services.scalars),
@@ -112,7 +116,7 @@ def trace(
         counted=counted,
         gathered=services.gathered(seen, param, new),
     )
-    return Program(found.levels(last), last, signs, extreme)
+    return Program(found.levels(last), last, signs, extreme, whole)
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
@@ -124,12 +128,12 @@ def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any]
         if isinstance(default, bool):
             settings[name] = bool(value)
         elif isinstance(default, tuple):
-            settings[name] = tuple(Expression("input", (scalar_name(name, i),), True) for i in range(len(default)))
+            settings[name] = tuple(Expression("input", (scalar_name(name, i),), NUMBER) for i in range(len(default)))
             scalars += [(name, i) for i in range(len(default))]
         elif default is None or isinstance(default, str):
             settings[name] = value
         else:
-            settings[name] = Expression("input", (name,), True)
+            settings[name] = Expression("input", (name,), NUMBER)
             scalars.append((name, None))
     return settings, scalars
 
@@ -188,21 +192,24 @@ def check_formula(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
 
 def _operands(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Expression, Expression, dict[str, Expression]]:
     """What stands for the parameter, the gradient and the states that exist."""
-    states = {name: Expression("input", (name,), name in rule.scalar_states) for name in rule.states_for(hyper) if name}
-    return Expression("input", ("param",), False), Expression("input", ("grad",), False), states
+    states = {
+        name: Expression("input", (name,), KEPT[rule.states[name].extent]) for name in rule.states_for(hyper) if name
+    }
+    return Expression("input", ("param",), ELEMENTS), Expression("input", ("grad",), ELEMENTS), states
 
 
-_STEP = Expression("input", ("step",), True)
+_STEP = Expression("input", ("step",), NUMBER)
 
 
-def _check_scalars(rule: type[Rule], outputs: Mapping[str, Expression]) -> None:
-    """Raises for a scalar state that is to become another number for each element."""
-    for name in rule.scalar_states:
-        if name in outputs and not outputs[name].scalar:
-            code = rule.function().__code__
+def _check_extents(rule: type[Rule], outputs: Mapping[str, Expression]) -> None:
+    """Raises for a state that is to become more than it has room for."""
+    for name, new in outputs.items():
+        extent = KEPT[rule.states[name].extent] if name in rule.states else ELEMENTS
+        if join((extent, new.extent)) != extent:
+            sums = {NUMBER: "total, mean or norm", ROWS: "row_total or row_mean", COLS: "col_total or col_mean"}
+            instead = f"Write a sum over the elements: {sums[extent]} of steprule" if extent in sums else "Write a formula of that shape"
             raise RuleError(
-                f"{rule.__name__}.update returned a value for every element as {name}, which is one number for each tensor "
-                f"({code.co_filename}:{code.co_firstlineno}). Write a sum over the elements: total, mean or norm of steprule."
+                f"{rule.__name__}.update returned {shown(new.extent)} as {name}, which is {shown(extent)} ({where(rule.function())}). {instead}."
             )
 
 

@@ -1,0 +1,38 @@
+"""Steps of rules that look at whole matrices, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from steprule.arrays.checks import Array
+from steprule.engine.eager import oracle
+from steprule.rule import Rule
+from steprule.state import state_shape
+
+
+def step_whole(
+    rule: type[Rule],
+    params: Sequence[Array],
+    grads: Sequence[Array | None],
+    states: Sequence[dict[str, Any]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Takes a step of all arrays that have a gradient, in place; missing states begin."""
+    names = tuple(filter(None, rule.states_for(settings)))
+    for param, grad, state in zip(params, grads, states, strict=True):
+        if grad is None:
+            continue
+        for name in names:
+            if name not in state:
+                dtype = param.dtype if name in rule.tensor_states else np.dtype(float)
+                first = rule.begins_at(name, param, settings)
+                state[name] = np.full(state_shape(rule, name, param.shape), first, dtype)
+        own = {name: state[name] for name in names}
+        new, after = oracle(rule, param, grad, own, state["step"] + 1, settings)
+        param[...] = new
+        for name, value in after.items():
+            state[name][...] = value
+        state["step"] += 1

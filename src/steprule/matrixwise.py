@@ -1,0 +1,260 @@
+"""Functions of a whole matrix: sums along rows and columns, products and polar factors.
+
+A rule that uses one sees its parameter as a matrix of m rows and n columns. What there is one of for each row has the shape
+(m, 1), and for each column (1, n), so that both broadcast against the matrix as in NumPy. Called by hand, a function takes a
+matrix, or a stack of shape (k, m, n).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from steprule.elementwise import Value, is_tensor
+
+
+def row_total(x: Value) -> Value:
+    """The sum of each row, ``Σ_j x_ij``.
+
+    Args:
+        x: of shape (m, n).
+
+    Returns:
+        Shape (m, 1).
+
+    Examples:
+        >>> from steprule.pieces import row_total
+        >>> row_total(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        array([[3.],
+               [7.]])
+    """
+    return _along("row_total", x, -1)
+
+
+def col_total(x: Value) -> Value:
+    """The sum of each column, ``Σ_i x_ij``.
+
+    Args:
+        x: of shape (m, n).
+
+    Returns:
+        Shape (1, n).
+
+    Examples:
+        >>> from steprule.pieces import col_total
+        >>> col_total(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        array([[4., 6.]])
+    """
+    return _along("col_total", x, -2)
+
+
+def row_mean(x: Value) -> Value:
+    """The mean of each row, ``Σ_j x_ij / n``.
+
+    Args:
+        x: of shape (m, n).
+
+    Returns:
+        Shape (m, 1).
+
+    Examples:
+        >>> from steprule.pieces import row_mean
+        >>> row_mean(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        array([[1.5],
+               [3.5]])
+    """
+    return row_total(x) / cols(x)
+
+
+def col_mean(x: Value) -> Value:
+    """The mean of each column, ``Σ_i x_ij / m``.
+
+    Args:
+        x: of shape (m, n).
+
+    Returns:
+        Shape (1, n).
+
+    Examples:
+        >>> from steprule.pieces import col_mean
+        >>> col_mean(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        array([[2., 3.]])
+    """
+    return col_total(x) / rows(x)
+
+
+def row_largest(x: Value) -> Value:
+    """The largest element of each row, ``max_j x_ij``, where no element is negative.
+
+    Args:
+        x: of shape (m, n), 0 or above.
+
+    Returns:
+        Shape (m, 1).
+
+    Examples:
+        >>> from steprule.pieces import row_largest
+        >>> row_largest(np.array([[1.0, 2.0], [4.0, 3.0]]))
+        array([[2.],
+               [4.]])
+    """
+    return _along("row_largest", x, -1)
+
+
+def col_largest(x: Value) -> Value:
+    """The largest element of each column, ``max_i x_ij``, where no element is negative.
+
+    Args:
+        x: of shape (m, n), 0 or above.
+
+    Returns:
+        Shape (1, n).
+
+    Examples:
+        >>> from steprule.pieces import col_largest
+        >>> col_largest(np.array([[1.0, 2.0], [4.0, 3.0]]))
+        array([[4., 3.]])
+    """
+    return _along("col_largest", x, -2)
+
+
+def rows(x: Value) -> Value:
+    """How many rows a matrix has, ``m``: the outputs of a linear layer's weight.
+
+    Args:
+        x: of shape (m, n).
+
+    Examples:
+        >>> from steprule.pieces import rows
+        >>> rows(np.zeros((2, 3)))
+        2
+    """
+    return x.__steprule__("rows", x) if hasattr(x, "__steprule__") else _matrix(x).shape[-2]
+
+
+def cols(x: Value) -> Value:
+    """How many columns a matrix has, ``n``: the inputs of a linear layer's weight.
+
+    Args:
+        x: of shape (m, n).
+
+    Examples:
+        >>> from steprule.pieces import cols
+        >>> cols(np.zeros((2, 3)))
+        3
+    """
+    return x.__steprule__("cols", x) if hasattr(x, "__steprule__") else _matrix(x).shape[-1]
+
+
+def transpose(x: Value) -> Value:
+    """The transpose, ``Xᵀ``.
+
+    Args:
+        x: of shape (m, n), (m, 1) or (1, n).
+
+    Examples:
+        >>> from steprule.pieces import transpose
+        >>> transpose(np.array([[1.0, 2.0]]))
+        array([[1.],
+               [2.]])
+    """
+    return x.__steprule__("transpose", x) if hasattr(x, "__steprule__") else _matrix(x).swapaxes(-1, -2)
+
+
+def matmul(a: Value, b: Value) -> Value:
+    """The product of two matrices, ``A B``; in a rule ``a @ b`` is the same.
+
+    Args:
+        a: of shape (m, k).
+        b: of shape (k, n).
+
+    Examples:
+        >>> from steprule.pieces import matmul
+        >>> matmul(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]))
+        array([[11.]])
+    """
+    for value in (a, b):
+        if hasattr(value, "__steprule__"):
+            return value.__steprule__("matmul", a, b)
+    return _matrix(a) @ _matrix(b)
+
+
+def gram(x: Value) -> Value:
+    """The Gram matrix of the rows, ``X Xᵀ``.
+
+    Args:
+        x: of shape (m, n).
+
+    Returns:
+        Shape (m, m), symmetric.
+
+    Examples:
+        >>> from steprule.pieces import gram
+        >>> gram(np.array([[3.0, 4.0]]))
+        array([[25.]])
+    """
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__("gram", x)
+    x = _matrix(x)
+    return x @ x.swapaxes(-1, -2)
+
+
+def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, eps: float = 1e-7) -> Value:
+    """About the nearest matrix whose singular values are all 1, by Newton-Schulz: ``U Vᵀ`` of ``X = U S Vᵀ``.
+
+    ``X_0 = X / max(‖X‖, eps)``, then for each step ``A = X Xᵀ; X ← a X + (b A + c A²) X``. Jordan 2024,
+    kellerjordan.github.io/posts/muon. The published coefficients do not end at 1: those of "keller" leave singular values between
+    0.7 and 1.2. A matrix of zeros stays one.
+
+    Args:
+        x: of shape (m, n).
+        coefficients: the name of a published set, see `steprule.matrix.coefficients`, or (a, b, c), or one for each step.
+        steps: how many. Default: as many as the set has; 5 for one (a, b, c).
+        eps: the least norm to divide by.
+
+    Returns:
+        Shape (m, n), computed in float64 where x is a NumPy array. Tensors are computed as `steprule.matrix.polar` chooses.
+
+    Raises:
+        ValueError: there is no such set, or not with so many steps.
+
+    Examples:
+        >>> from steprule.pieces import polar
+        >>> polar(np.array([[2.0, 0.0], [0.0, 2.0]]), "deepseek").round(2)
+        array([[1., 0.],
+               [0., 1.]])
+    """
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__("polar", x, coefficients, steps, eps)
+    number = None if steps is None else int(steps)
+    if is_tensor(x):
+        from steprule.matrix.polar import polar as of_tensors
+
+        stack = _matrix(x).reshape(-1, *x.shape[-2:])
+        return of_tensors(stack, coefficients, number, eps=float(eps)).to(x.dtype).reshape(x.shape)
+    from steprule.matrix.oracle import polar as of_arrays
+
+    return of_arrays(_matrix(x), coefficients, number, float(eps))
+
+
+def _along(name: str, x: Value, axis: int) -> Value:
+    """A sum, in float64, or a largest element along rows or columns."""
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__(name, x)
+    x = _matrix(x)
+    if name.endswith("largest"):
+        return x.amax(axis, keepdim=True) if is_tensor(x) else np.max(x, axis, keepdims=True, initial=0.0)
+    if is_tensor(x):
+        return x.sum(axis, keepdim=True, dtype=sys.modules["torch"].float64).to(x.dtype)
+    return np.sum(x, axis, dtype=np.float64, keepdims=True)
+
+
+def _matrix(x: Value) -> Any:
+    """A matrix, or a stack of them; raises for what is none."""
+    if not is_tensor(x):
+        x = np.asarray(x, np.float64)
+    if x.ndim < 2:
+        raise TypeError(f"a matrix has two dimensions or more, and this has the shape {tuple(x.shape)}")
+    return x

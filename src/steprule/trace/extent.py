@@ -1,0 +1,46 @@
+"""What an expression has a value for: the whole tensor, each element, or each row or column of the matrix that a tensor is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Extent = tuple[str, str]
+"""How long a value is in two dimensions: "1", or as many as the matrix has rows, "m", or columns, "n"."""
+
+NUMBER: Extent = ("1", "1")
+ELEMENTS: Extent = ("m", "n")
+ROWS: Extent = ("m", "1")
+COLS: Extent = ("1", "n")
+KEPT: dict[str, Extent] = {
+    "scalar": NUMBER,
+    "elements": ELEMENTS,
+    "rows": ROWS,
+    "cols": COLS,
+    "left": ("m", "m"),
+    "right": ("n", "n"),
+}
+"""Those that a state may have, by the word for each."""
+
+
+def join(extents: Iterable[Extent]) -> Extent | None:
+    """What values of these extents broadcast to, None if they do not."""
+    joined = NUMBER
+    for extent in extents:
+        if extent != joined:
+            sides = [_longer(*pair) for pair in zip(joined, extent, strict=True)]
+            if None in sides:
+                return None
+            joined = (str(sides[0]), str(sides[1]))
+    return joined
+
+
+def _longer(one: str, other: str) -> str | None:
+    if one == other or other == "1":
+        return one
+    return other if one == "1" else None
+
+
+def shown(extent: Extent) -> str:
+    """How a message names it."""
+    names = {NUMBER: "one number", ELEMENTS: "a value for each element", ROWS: "a value for each row", COLS: "a value for each column"}
+    return names.get(extent, f"a matrix of {extent[0]} x {extent[1]}")
