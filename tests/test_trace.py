@@ -83,14 +83,14 @@ MISTAKES = {
     "np.arctan2(grad, param)": "atan2(y, x)", "torch.arctan2(grad, param)": "atan2(y, x)", "grad.normal_()": "no random numbers",
     "grad.floor_()": "floor(x)", "torch.nan_to_num_(grad)": "math.inf", "torch.erf(grad)": "functions of steprule.pieces: abs, at_first, atan2",
     # sums and shapes
-    "grad / grad.norm()": "norm(x), over the whole tensor", "grad.mean(dim=1)": "row or column is not possible",
-    "grad - torch.sum(grad)": "total(x)", "np.mean(grad)": "mean(x)", "mean(grad, 1)": "row or column is not possible",
-    "norm(grad, dim=0)": "row or column is not possible", "grad.var()": "mean(x)", "grad.shape[0] * grad": "size(x)",
-    "grad.numel() * grad": "size(x)", "len(grad) * grad": "size(x) for the number of elements", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
+    "grad / grad.norm()": "norm(x), over the whole tensor", "grad.mean(dim=1)": "row_mean(x), col_mean(x)",
+    "grad - torch.sum(grad)": "total(x)", "np.mean(grad)": "mean(x)", "mean(grad, 1)": "row_mean(x), col_mean(x)",
+    "norm(grad, dim=0)": "row_mean(x), col_mean(x)", "grad.var()": "mean(x)", "grad.shape[0] * grad": "size(x)",
+    "grad.numel() * grad": "size(x)", "len(grad) * grad": "size(x), rows(x) or cols(x)", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
     "grad.max()": "largest element", "grad.topk(3)": "whole tensor", "sorted(grad)": "over the whole tensor",
     # matrices
-    "grad @ param": "Muon", "2 @ grad": "Muon", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "Muon",
-    "torch.linalg.svd(grad)": "Muon", "grad[0]": "over the whole tensor", "grad[grad > 0]": "where(condition, a, b)",
+    "grad @ param": "as many columns as b has rows", "2 @ grad": "as many columns as b has rows", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "polar(x) of whole matrices",
+    "torch.linalg.svd(grad)": "polar(x) of whole matrices", "grad[0]": "over the whole tensor", "grad[grad > 0]": "where(condition, a, b)",
     # random numbers
     "torch.randn_like(grad)": "no random numbers", "grad.bernoulli(0.5)": "no random numbers", "torch.dropout(grad, 0.5, True)": "no random numbers",
     # rounding and bits
@@ -292,7 +292,7 @@ def test_a_value_for_every_element_is_no_number():
             return param - lr * grad, count + abs(grad)
 
     with pytest.raises(
-        RuleError, match=r"returned a value for every element as count.*test_trace.py:\d+\). Write a sum"
+        RuleError, match=r"returned a value for each element as count.*test_trace.py:\d+\). Write a sum"
     ):
         trace(Mine, Mine.hyperparameters)
 
