@@ -160,7 +160,7 @@ class Optimizer:
 
     def _take_step(self, settings: Mapping[str, Any], names: Sequence[str], grads: Sequence[Array | None]) -> None:
         """Takes a step that nothing speaks against, with these settings and states of these names."""
-        if program_of(self.rule, settings).whole:
+        if program_of(self.rule, settings).sees_matrix:
             step_whole(self.rule, self.params, grads, self.state, settings)
             return
         present = tuple(name for name in names if name in self.rule.tensor_states)

@@ -50,7 +50,7 @@ def oracle(
     present, shape = rule.states_for(hyper), np.shape(param)
     shapes = {name: np.shape(value) for name, value in wide.items()}
     param, grad = np.array(param, np.float64), np.array(grad, np.float64)
-    if program_of(rule, hyper).whole:
+    if program_of(rule, hyper).sees_matrix:
         matrix = matrix_shape(shape, rule.stacks)
         param, grad = param.reshape(matrix), grad.reshape(matrix)
         wide = {name: value.reshape(matrix) if shapes[name] == shape else value for name, value in wide.items()}

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from steprule.engine.matrices import Rooms
 from steprule.engine.reading import Reading
 from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import scalar_name
-from steprule.trace.program import Program
+from steprule.trace.program import COUNTS, Program
 
 
 class Planned:
@@ -24,6 +25,8 @@ class Planned:
         states: for each scalar state of each tensor a 0-dim array over the memory where it is kept.
         threads: says how many threads may work.
         sizes: how many elements each tensor has, or the one that it is a part of. Default: as the plan has it.
+        shapes: what each tensor is as a matrix, where the formula asks for rows or columns.
+        rooms: the matrices, where it has functions of them.
     """
 
     def __init__(
@@ -33,17 +36,24 @@ class Planned:
         states: Mapping[str, Sequence[np.ndarray]],
         threads: Callable[[], int],
         sizes: Sequence[int] | None = None,
+        shapes: Sequence[Sequence[int]] = (),
+        rooms: Rooms | None = None,
     ) -> None:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
         self._kernel, self._plan, self._states, self._of_all = kernel, plan, states, states
-        self._sizes = np.array(plan.sizes if sizes is None else sizes, np.float64)
+        counts = {"numel": plan.sizes if sizes is None else sizes}
+        counts |= {"rows": [shape[-2] for shape in shapes], "cols": [shape[-1] for shape in shapes]}
+        self._counts = {name: np.array(counts[name], np.float64) for name in COUNTS if name in self.program.own}
+        self._rooms = rooms
         self._readings = [Reading(one, plan, threads) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
 
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
         self._states = {name: list(compress(kept, active)) for name, kept in self._of_all.items()}
+        if self._rooms is not None:
+            self._rooms.select(active)
 
     def count(self) -> None:
         """Counts their steps, and forgets what held for the last."""
@@ -51,7 +61,7 @@ class Planned:
         self._kernel.count(plan)
         hyper = plan.hyper[plan.groups[active]].T
         inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(program.scalars)}
-        inputs |= {"step": plan.steps[active].copy(), "numel": self._sizes[active]}
+        inputs |= {"step": plan.steps[active].copy(), **{name: counts[active] for name, counts in self._counts.items()}}
         inputs |= {name: np.array([float(one) for one in kept]) for name, kept in self._states.items()}
         self._evaluation = Evaluation(inputs)
 
@@ -83,3 +93,5 @@ class Planned:
             inputs[f"new_{name}"] = np.array([float(one) for one in kept])
         for name in now.known:
             self._plan.own[self._plan.active, self._columns[name]] = inputs[name]
+        if self._rooms is not None and now.matrices:
+            self._rooms.run(now.matrices, self._evaluation)

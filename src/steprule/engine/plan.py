@@ -274,7 +274,8 @@ class Plan:
 
     def left(self, tallies: int) -> np.ndarray:
         """Where a kernel with so many tallies leaves them: a row for each piece."""
-        return self.partials.reshape(-1)[: len(self.piece_tensors) * tallies].reshape(-1, tallies)
+        count = len(self.piece_tensors)
+        return self.partials.reshape(-1)[: count * tallies].reshape(count, tallies)
 
     def set_grads(self, addresses: Sequence[int]) -> None:
         """New addresses of the gradients, one for each tensor."""

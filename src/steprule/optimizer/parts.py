@@ -66,7 +66,7 @@ def _kind_of(param: Tensor) -> str | None:
 def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[str]:
     """What was asked for and cannot be had of this DTensor."""
     services, cut = core.services, cut_dimensions(param)
-    if program_of(core.rule, group).whole and cut:
+    if program_of(core.rule, group).sees_matrix and cut:
         yield f"{core.rule.__name__} looks at whole matrices"
     if is_unreduced(param):
         yield "a step takes tensors that are added up (call redistribute() first)"
@@ -84,7 +84,7 @@ def _needs_whole(core: Core, group: Mapping[str, Any], is_flattened: bool) -> It
     """What was asked for and needs whole tensors."""
     services = core.services
     program = program_of(core.rule, group)
-    if program.whole:
+    if program.sees_matrix:
         yield f"{core.rule.__name__} looks at whole matrices"
     if program.sums:
         yield f"{core.rule.__name__} adds up over all elements of a tensor"

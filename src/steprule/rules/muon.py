@@ -31,7 +31,7 @@ class Muon(Rule):
     needs = ("memory",)
     keeps_step = False
     when = "Hidden matrices of transformers and other networks, beside AdamW for embeddings, heads and vectors."
-    like_torch = TorchArguments("", positional="", fixed={})
+    like_torch = TorchArguments("")
 
     @staticmethod
     def update(

@@ -11,7 +11,9 @@ from torch.nn.parameter import Parameter
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from steprule.engine import cpu, gpu
+from steprule.engine.matrices import room_dtype
 from steprule.formats import FORMATS, weight_format
+from steprule.state import matrix_shape
 from steprule.step.job import Job
 from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
@@ -49,6 +51,7 @@ class Kind:
         has_low_bits: whether gradients are sums with low bits.
         formats: how each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones.
         arrays: what those consist of, as names and suffixes.
+        rooms: how each matrix between passes is kept.
         state_names: what a state consists of.
         written: which of a state a step writes to, but for the numbers that it counts by.
         is_fast: whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read.
@@ -87,6 +90,7 @@ class Kind:
         self.written = {*self.present, *self.state_names, *averages} - {*self.scalar_states, "step"}
         self.is_fast = self._fits_an_engine(param, param.grad, state, low_bits)
         self.engine = "gpu" if gpu.serves(param.device) else "cpu"
+        self.rooms = self._rooms(param)
         self.key = self._key()
         self.first: dict[str, Tensor] | None = None
 
@@ -104,12 +108,20 @@ class Kind:
     def _key(self) -> Any:
         where = self.device if self.engine == "gpu" else None
         static = static_settings(self.rule, self.group), self.group.get("maximize", False)
-        return (self.engine, where, *static, tuple(self.formats.values()), self._served())
+        return (self.engine, where, *static, tuple(self.formats.values()), tuple(self.rooms.values()), self._served())
+
+    def _rooms(self, param: Tensor) -> dict[str, str]:
+        """What each matrix between passes is kept in."""
+        matrices = program_of(self.rule, self.group).matrices
+        if not (matrices and self.is_fast):
+            return {}
+        dtype = room_dtype(matrix_shape(param.shape, self.rule.stacks), param.dtype, param.device)
+        return dict.fromkeys(matrices, dtype_name(dtype))
 
     def kernel(self, gather: bool) -> AnyKernel:
         """What steps it, with telemetry or without."""
         kernel: type[AnyKernel] = gpu.Kernel if self.engine == "gpu" else cpu.Kernel
-        formats = tuple(self.formats.values())
+        formats = (*self.formats.values(), *self.rooms.values())
         return kernel.compiled(
             self.rule, self.group, self.group.get("maximize", False), formats, replace(self._served(), gather=gather)
         )
@@ -132,7 +144,7 @@ class Kind:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if group.get("differentiable") and any(group.get(name) for name in ("states", "weights")):
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
-        if program_of(self.rule, group).whole and (group.get("differentiable") or param.is_complex()):
+        if program_of(self.rule, group).sees_matrix and (group.get("differentiable") or param.is_complex()):
             what = "complex numbers" if param.is_complex() else "autograd through its steps (differentiable=True)"
             raise RuntimeError(f"{self.rule.__name__} looks at whole matrices, and does not support {what} ({who})")
         if problem := misfit(self.rule, state, param, who, converted=group.get("states") is not None):
@@ -161,7 +173,8 @@ class Kind:
         """Whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read."""
         if self.group.get("differentiable") or not self.formats or not is_dense(param):
             return False
-        if program_of(self.rule, self.group).whole:
+        program = program_of(self.rule, self.group)
+        if not program.by_passes or (program.sees_matrix and not param.is_contiguous()):
             return False
         on_gpu = gpu.serves(param.device)
         if param.device.type != "cpu" and not on_gpu:

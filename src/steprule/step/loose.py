@@ -229,7 +229,7 @@ class Loose(Member):
         operands = {**own, **self._wide}
         states = [name and operands[name] for name in entry.kind.names]
         settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
-        if program_of(rule, group).whole:
+        if program_of(rule, group).sees_matrix:
             return WholeStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False))
         whole = whole_of(self.param)
         size = None if whole is self.param else whole.numel()

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from steprule.engine import gpu
 from steprule.engine.gpu_plan import GpuPlan
+from steprule.engine.matrices import Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
+from steprule.state import matrix_shape
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
 from steprule.tensors.shard import whole_of
@@ -44,9 +46,10 @@ class Bucket:
         services: StepServices | None,
     ) -> None:
         self.kernel = kernels[0]
-        self.plan = plan_of(kernels, entries, groups, services, rows)
+        rooms = rooms_of(self.kernel, entries)
+        self.plan = plan_of(kernels, entries, groups, services, rows, rooms)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
-        numbers = numbers_of(self.kernel, self.plan, entries) if self.kernel.program.own else None
+        numbers = numbers_of(self.kernel, self.plan, entries, rooms) if self.kernel.program.has_levels else None
         members = [Member(*entry.described()) for entry in entries] if services is not None else []
         params = [entry.param for entry in entries]
         self.work = work_of(kernels, self.plan, numbers, params, members, entries[0].kind.formats)
@@ -58,7 +61,21 @@ class Bucket:
         return bool(active.any())
 
 
-def numbers_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planned | GpuPlanned:
+def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
+    """The matrices that lie between a kernel's passes, if there are any."""
+    matrices, kind = kernel.program.matrices, bucket[0].kind
+    if not matrices:
+        return None
+    dtypes = {name: getattr(torch, kind.rooms[name]) for name in matrices}
+    return Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device)
+
+
+def matrix_of(entry: Entry) -> tuple[int, ...]:
+    """The shape of the matrix that a parameter is."""
+    return matrix_shape(entry.param.shape, entry.rule.stacks)
+
+
+def numbers_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: Rooms | None) -> Planned | GpuPlanned:
     """The numbers that tensors of a plan have for themselves."""
     states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
     sizes = [whole_of(entry.param).numel() for entry in bucket]
@@ -67,7 +84,8 @@ def numbers_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry]) -> Planne
 
         return GpuPlanned(kernel, plan, states, sizes)
     arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
-    return Planned(kernel, plan, arrays, torch.get_num_threads, sizes)
+    shapes = [matrix_of(entry) for entry in bucket] if kernel.program.sees_matrix else []
+    return Planned(kernel, plan, arrays, torch.get_num_threads, sizes, shapes, rooms)
 
 
 def work_of(
@@ -101,6 +119,7 @@ def plan_of(
     groups: list[dict[str, Any]],
     services: StepServices | None,
     rows: list[int],
+    rooms: Rooms | None,
 ) -> Plan | GpuPlan:
     """The plan of kernels for the parameters of a bucket."""
     kernel = kernels[0]
@@ -116,7 +135,12 @@ def plan_of(
         "rows": [row_size(entry.param) for entry in bucket] if kernel.source.blockwise or by_row else None,
         "numbers": [entry.place for entry in bucket],
     }
-    addresses = {array: [entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays}
+    addresses = {
+        (name, suffix): rooms.addresses(name)
+        if rooms is not None and name in kernel.program.matrices
+        else [entry.tensor(name, suffix).data_ptr() for entry in bucket]
+        for name, suffix in kernel.source.arrays
+    }
     others: list[Any] = kernels[1:]
     if isinstance(kernel, gpu.Kernel):
         return kernel.plan(addresses, bucket[0].param.device, others, **tables)

@@ -33,6 +33,27 @@ class Sum:
     of_all: bool = False
 
 
+COUNTS = ("numel", "rows", "cols")
+"""The tensors' own numbers that say how many elements, rows and columns each has."""
+IN_PLACE = ("polar",)
+"""Functions of a matrix that are a matrix of its shape."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A function of each tensor as a matrix, between two passes: the first has stored what it is of, in its place.
+
+    Attributes:
+        op: which, one of `IN_PLACE`.
+        of: of what, a value for each element.
+        others: its other arguments: numbers, as expressions, and what is none, as it was given.
+    """
+
+    op: str
+    of: Expression
+    others: tuple[Any, ...]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One pass over all elements of all tensors: it stores operands, or adds up what must be known before they change.
@@ -79,11 +100,13 @@ class Level:
         reading: the pass, or None where nothing need be added up.
         numbers: for each scalar state that can be computed then its new value, in this order.
         known: which of the tensors' own numbers are known from here on.
+        matrices: the functions of matrices that are computed then, by the operand that each is.
     """
 
     reading: Stage | None
     numbers: Mapping[str, Expression]
     known: tuple[str, ...]
+    matrices: Mapping[str, Matrix] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,14 +118,16 @@ class Program:
         last: the pass that changes them, or the one that adds up.
         nonnegative: the states that are seen to stay at 0 or above: sums, averages and maxima of squares, and such.
         extreme: the running maxima and minima among the states, and those that they are compared with.
-        whole: whether it looks at whole matrices, and no pass over elements can compute it.
+        sees_matrix: whether a tensor is a matrix to it, and not any number of elements.
+        by_passes: whether passes over elements compute it, with functions of matrices between them. If not there are none.
     """
 
     levels: tuple[Level, ...]
     last: Stage
     nonnegative: frozenset[str]
     extreme: frozenset[str]
-    whole: bool = False
+    sees_matrix: bool = False
+    by_passes: bool = True
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -134,6 +159,22 @@ class Program:
         """All sums by name."""
         return {name: one for reading in self.readings for name, one in reading.sums.items()}
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether anything must be known or stored before the last pass."""
+        return bool(self.own or self.matrices)
+
+    @cached_property
+    def matrices(self) -> Mapping[str, Matrix]:
+        """All functions of matrices by name."""
+        return {name: one for level in self.levels for name, one in level.matrices.items()}
+
+    @cached_property
+    def early(self) -> Mapping[str, Expression]:
+        """For each state that a reading stores its new value."""
+        stored = {name: new for reading in self.readings for name, new in reading.outputs.items()}
+        return {name: new for name, new in stored.items() if name not in self.matrices}
+
     @cached_property
     def numbers(self) -> Mapping[str, Expression]:
         """For each scalar state its new value."""
@@ -150,16 +191,17 @@ class Program:
         Raises:
             AssertionError: it does; the message says which.
         """
-        if self.whole:
+        if not self.by_passes:
             return
         constants = {"step", *(scalar_name(*scalar) for scalar in self.scalars)}
-        elements = {*self.operands, *(["grad_factor"] if self.last.factor else [])}
+        elements = {*self.operands, *(["grad_factor"] if self.last.factor else [])} - self.matrices.keys()
         known = set(constants)
         stored: set[str] = set()
         for number, level in enumerate(self.levels):
             if level.reading is not None:
                 _check_reads(f"the pass of level {number}", level.reading.expressions(), known | elements, stored)
-                stored |= set(level.reading.outputs)
+                stored |= set(level.reading.outputs) - self.matrices.keys()
+            elements |= set(level.matrices)
             fresh = {f"new_{name}" for name in level.numbers}
             made = fresh | set(level.reading.sums if level.reading is not None else ())
             assert made <= set(level.known), f"level {number} makes {made - set(level.known)} and does not say so"
@@ -170,7 +212,7 @@ class Program:
         own = [name for level in self.levels for name in level.known]
         assert sorted(own) == sorted(self.own), f"levels know {own}, and tensors have {self.own}"
         _check_reads("the last pass", self.last.expressions(), known | elements, stored)
-        changed = set() if self.last.sums else set(self.operands) - {"grad"}
+        changed = set() if self.last.sums else {*self.operands} - {"grad", *self.matrices, *self.early}
         assert set(self.last.outputs) == changed, f"the last pass stores {[*self.last.outputs]}"
         for name, one in self.sums.items():
             assert (one.how, one.axis) == (ADD, TENSOR), (

@@ -10,7 +10,7 @@ from steprule.rule import Rule, RuleError, State
 from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
-from steprule.trace.cut import cut, is_whole
+from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix
 from steprule.trace.expression import Expression, constant, is_ours, operations, place_of, scalar_name
 from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, ROWS, join, shown
 from steprule.trace.instead import SUMS, with_pieces
@@ -99,24 +99,26 @@ def trace(
     check_new(rule, named, grad.depth)
     outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
     _check_extents(rule, outputs)
-    whole = is_whole(outputs)
-    found = cut((), {}) if whole else cut(rule.scalar_states, outputs)
+    is_matrix, by_passes, every = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
+    found = cut(rule.scalar_states, outputs) if by_passes else Cut()
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
-    signs = nonnegative({name: new for name, new in outputs.items() if name not in begun}, tuple(found.level))
-    extreme, new = extremes(outputs), outputs["param"]
-    stored = {**outputs, **services.averages(new)}
-    if whole and "total_of_all" in operations(outputs.values()):
+    every = {name: new for name, new in every.items() if name not in rule.scalar_states}
+    signs = nonnegative({name: new for name, new in every.items() if name not in begun}, found.own)
+    extreme, new = extremes(every), outputs["param"]
+    averages = services.averages(new)
+    stored, order = {**outputs, **averages}, [*every, *averages]
+    if not by_passes and "total_of_all" in operations(outputs.values()):
         raise RuleError(f"{rule.__name__}.update adds up over all tensors beside functions of a matrix ({where(rule.function())}), which no engine does")
     last = Stage(
-        operands=("param", "grad", *list(stored)[1:]),
+        operands=("param", "grad", *(name for name in order if name != "param"), *found.matrices),
         scalars=(*scalars, *services.scalars),
-        own=tuple(found.level),
+        own=found.own,
         factor=services.factor,
         outputs=stored,
         counted=counted,
         gathered=services.gathered(seen, param, new),
     )
-    return Program(found.levels(last), last, signs, extreme, whole)
+    return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes)
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:

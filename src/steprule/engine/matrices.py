@@ -1,0 +1,109 @@
+"""Functions of whole matrices between two passes: a pass stores what they are of, and the next one reads what they made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steprule.trace.expression import Expression
+from steprule.trace.program import Matrix
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MOST_BYTES = 2**28
+"""What functions of matrices take at once beyond the matrices themselves."""
+
+
+def room_dtype(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What matrices are kept in between passes: what their products are computed in.
+
+    Args:
+        shape: of a matrix, or of a stack of them.
+        dtype: of the parameter.
+        device: where it is.
+    """
+    import torch
+
+    from steprule.matrix.how import plan_for
+
+    wide = torch.float64 if dtype == torch.float64 else None
+    return plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
+
+
+class Rooms:
+    """The matrices of a plan, those of one shape in one stack.
+
+    Args:
+        dtypes: of each function of matrices, by name.
+        shapes: of each tensor as a matrix, or as a stack of them.
+        device: where they are.
+    """
+
+    def __init__(self, dtypes: Mapping[str, torch.dtype], shapes: Sequence[tuple[int, ...]], device: Any) -> None:
+        import torch
+
+        self._members: dict[tuple[int, ...], list[int]] = {}
+        for number, shape in enumerate(shapes):
+            self._members.setdefault(shape, []).append(number)
+        self._stacks: dict[tuple[str, tuple[int, ...]], Tensor] = {
+            (name, shape): torch.empty((len(members), *shape), dtype=dtype, device=device)
+            for name, dtype in dtypes.items()
+            for shape, members in self._members.items()
+        }
+        self._count = len(shapes)
+        self._active = np.ones(self._count, bool)
+
+    def addresses(self, name: str) -> list[int]:
+        """Where each tensor's matrix begins."""
+        found = [0] * self._count
+        for shape, members in self._members.items():
+            for number, one in zip(members, self._stacks[name, shape], strict=True):
+                found[number] = one.data_ptr()
+        return found
+
+    def select(self, active: np.ndarray) -> None:
+        """As the plan's."""
+        self._active = active
+
+    def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
+        """Computes functions of matrices in their place.
+
+        Args:
+            functions: by name.
+            value: what an expression is for each active tensor, or one number for all.
+        """
+        places = np.cumsum(self._active) - 1
+        for name, one in functions.items():
+            numbers = [value(x) if isinstance(x, Expression) else x for x in one.others]
+            for shape, members in self._members.items():
+                stack = self._stacks[name, shape]
+                groups: dict[tuple[Any, ...], list[int]] = {}
+                for slot, member in enumerate(members):
+                    if self._active[member]:
+                        own = tuple(x if np.ndim(x) == 0 else x[places[member]] for x in numbers)
+                        groups.setdefault(own, []).append(slot)
+                for own, slots in groups.items():
+                    if len(slots) == len(members):
+                        _RUN[one.op](stack.view(-1, *shape[-2:]), *own)
+                    else:
+                        some = stack[slots]
+                        _RUN[one.op](some.view(-1, *shape[-2:]), *own)
+                        stack[slots] = some
+
+
+def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:
+    from steprule.matrix.how import plan_for
+    from steprule.matrix.polar import polar, split
+
+    chosen = coefficients[0] if len(coefficients) == 1 else tuple(map(float, coefficients))
+    shape = (stack.shape[-2], stack.shape[-1])
+    how = plan_for(shape, len(stack), stack.device, dtype=stack.dtype)
+    for part in split(shape, len(stack), how, MOST_BYTES):
+        polar(stack[part], chosen, None if steps is None else int(steps), how=how, eps=float(eps), out=stack[part])
+
+
+_RUN: Mapping[str, Callable[..., None]] = {"polar": _polar}
