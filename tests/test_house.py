@@ -23,7 +23,7 @@ LEVELS = (
     "trace terms formula",
     "kernels engine.machine engine.plan",
     "engine",
-    "tensors",
+    "tensors matrix",
     "services",
     "step",
     "optimizer arrays",
