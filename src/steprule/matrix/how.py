@@ -1,0 +1,90 @@
+"""How polar factors are computed: which form of the iteration, in which dtype, stacked or one by one. By shape and machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+import torch
+
+Form: TypeAlias = Literal["plain", "symmetric", "gram"]
+FORMS: tuple[Form, ...] = ("plain", "symmetric", "gram")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_SLOW_ISA = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
+"""Limits of oneDNN under which it has no dot products of bfloat16."""
+
+
+@dataclass(frozen=True)
+class How:
+    """A way to compute polar factors.
+
+    Attributes:
+        form: "plain" does every step on the matrix. "symmetric" does so too, and computes symmetric products by halves.
+            "gram" does several steps on the Gram matrix before it touches the matrix again, also by halves.
+        dtype: of all products.
+        batched: whether the stack goes through each product at once, or one matrix after another through all of them.
+    """
+
+    form: Form
+    dtype: torch.dtype
+    batched: bool
+
+
+def plan_for(
+    shape: tuple[int, int],
+    count: int,
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    form: Form | None = None,
+) -> How:
+    """What is fastest for a stack of matrices, by what was measured.
+
+    It depends on its arguments and on what `fast_bfloat16` says of the processor, on nothing else, so that two runs of a
+    program on a machine compute alike.
+
+    Args:
+        shape: of each matrix.
+        count: of matrices.
+        device: where they are.
+        dtype: of the products; None takes bfloat16 where the device is fast at it, and else float32.
+        form: None chooses.
+
+    >>> plan_for((768, 3072), 4, torch.device("cpu"), dtype=torch.bfloat16)
+    How(form='gram', dtype=torch.bfloat16, batched=False)
+    """
+    short, long = sorted(shape)
+    if form is not None and form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, or None; got {form!r}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, or None; got {dtype!r}")
+    on_cpu = device.type == "cpu"
+    if dtype is None:
+        few = short <= 32 or (short <= 64 and count == 1)
+        dtype = torch.float32 if on_cpu and (few or not fast_bfloat16()) else torch.bfloat16
+    if form is None:
+        form = "plain" if short < 384 else "gram" if long >= 2 * short else "symmetric"
+    batched = count > 1 and (not on_cpu or short <= 96)
+    return How(form, dtype, batched)
+
+
+@lru_cache(maxsize=1)
+def fast_bfloat16() -> bool:
+    """Whether torch multiplies bfloat16 matrices on this CPU faster than float32 ones.
+
+    It does where oneDNN has the processor's dot products of bfloat16 (AVX512_BF16 or AMX): 2 to 3 times as fast. Without them
+    it is up to 20 times slower. So this asks for the processor's flags, and for the limit that ONEDNN_MAX_CPU_ISA may set;
+    torch's own question, whether oneDNN takes bfloat16 at all, is also answered with yes where it is slow. Nothing is
+    measured. The answer is kept for the process, as oneDNN keeps its limit.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
+        return False
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "all"
+    if limit.lower() in _SLOW_ISA:
+        return False
+    return any(
+        getattr(torch.cpu, flag, lambda: False)() for flag in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )

@@ -1,0 +1,246 @@
+"""Polar factors of stacks of matrices, by Newton-Schulz polynomials.
+
+The polar factor of X = U S V^T is U V^T: the same singular vectors, and all singular values 1. A step of the iteration,
+
+    A = X X^T,   B = b A + c A A,   X = a X + B X,
+
+makes a s + b s**3 + c s**5 of each singular value s, without computing any. `steprule.matrix.coefficients` has the numbers.
+
+The Gram form does the same on A: a step makes Z A Z of A, with Z = a I + b A + c A A, and the product Q of all Z is applied to
+X in the end. It costs less where X is longer than high. Rounding gives A small negative eigenvalues, though, which grow by a**2 a step;
+so X is multiplied, and A computed anew, before that matters: see `segments`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from steprule.matrix.coefficients import Coefficients, Triple, polynomial, published
+from steprule.matrix.how import Form, How, plan_for
+from steprule.matrix.products import Product, product, symmetric_product
+
+EPS = 1e-7
+"""torch.optim.Muon's."""
+
+
+@torch.no_grad()
+def polar(
+    stack: Tensor,
+    coefficients: Coefficients = "keller",
+    steps: int | None = None,
+    *,
+    how: How | None = None,
+    form: Form | None = None,
+    dtype: torch.dtype | None = None,
+    norms: Tensor | None = None,
+    eps: float = EPS,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The approximate polar factor of every matrix of a stack: p(X / max(|X|, eps)), |X| being the Frobenius norm.
+
+    Matrices may be of any rank: singular values that are 0 stay 0, but for rounding, and a matrix of zeros gives zeros. One
+    with NaN or inf gives NaN, and touches no other. Nothing waits for the GPU, and all can be captured in a CUDA graph.
+    `split` says how much memory that takes.
+
+    Args:
+        stack: (k, m, n), of any strides, in float32, float64, bfloat16 or float16. It is not changed unless it is also out.
+        coefficients: as `steprule.matrix.coefficients.polynomial` takes them.
+        steps: likewise.
+        how: form, dtype and batched in one, as `plan_for` returns them; None asks it, with form and dtype.
+        form: "plain", "symmetric" or "gram"; None chooses by shape.
+        dtype: of the products; None chooses by shape and machine; float64 for a float64 stack, float32 for coefficients that
+            want it.
+        norms: the Frobenius norms, (k,), finite, if the caller has read them already.
+        eps: norms below it count as it, so that smaller matrices give smaller results. With 0 every matrix is normalized.
+        out: (k, m, n), takes the result, of any dtype; it may be the stack. None makes one in the products' dtype.
+
+    Returns:
+        out.
+
+    >>> x = torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
+    >>> polar(x, [(1.5, -0.5, 0.0)], 8).round(decimals=2)
+    tensor([[[1., 0.],
+             [0., 1.]]])
+    """
+    _check(stack, norms, eps, out)
+    triples, given = polynomial(coefficients, steps), published(coefficients)
+    if how is None:
+        wide = torch.float64 if stack.dtype == torch.float64 else torch.float32 if given.exact else None
+        count, rows, columns = stack.shape
+        how = plan_for((rows, columns), count, stack.device, dtype=dtype or wide, form=form)
+    if out is None:
+        out = torch.empty(stack.shape, dtype=how.dtype, device=stack.device)
+    if stack.numel():
+        _Chain(how, triples, stack, given.start == "aol").run_all(stack, out, norms, eps)
+    return out
+
+
+class _Chain:
+    """A polynomial, and the memory in which it is computed for one matrix or one stack after another, none higher than long."""
+
+    def __init__(self, how: How, triples: Sequence[Triple], stack: Tensor, even: bool) -> None:
+        self._even, self._batched = even, how.batched
+        self._real = torch.float64 if how.dtype == torch.float64 else torch.float32
+        self._dtype = how.dtype
+        self._segments = segments(triples, how)
+        self._square: Product = product if how.form == "plain" else symmetric_product
+        shape = stack.shape if how.batched else stack.shape[1:]
+        self._tall = shape[-2] > shape[-1]
+        self._shape = shape
+        short = min(shape[-2:])
+        squares = 2 if max(map(len, self._segments)) == 1 else 4
+        self._squares = [
+            torch.empty((*shape[:-2], short, short), dtype=how.dtype, device=stack.device) for _ in range(squares)
+        ]
+        self._spare: list[Tensor] = []
+
+    def _memory(self, number: int) -> Tensor:
+        """One of the buffers for matrices."""
+        while len(self._spare) <= number:
+            one = torch.empty(self._shape, dtype=self._dtype, device=self._squares[0].device)
+            self._spare.append(one.mT if self._tall else one)
+        return self._spare[number]
+
+    def run_all(self, stack: Tensor, out: Tensor, norms: Tensor | None, eps: float) -> None:
+        """Puts the polynomials of a stack, at once or one by one, into out."""
+        if norms is not None:
+            norms = norms.to(self._real).view(-1, 1, 1)
+        x, y = (stack.mT, out.mT) if self._tall else (stack, out)
+        if self._batched:
+            self.run(x, y, norms, eps)
+            return
+        for i in range(len(stack)):
+            self.run(x[i], y[i], None if norms is None else norms[i], eps)
+
+    def run(self, x: Tensor, out: Tensor, norms: Tensor | None, eps: float) -> None:
+        """Puts the polynomial of x into out."""
+        there = out if out.dtype == self._dtype else self._memory(1)
+        pair = [self._memory(0), there]
+        here = len(self._segments) % 2  # so that the last product lands in `there`
+        now = pair[1 - here]
+        normalize(x, norms, eps, now)
+        for number, segment in enumerate(self._segments):
+            new = pair[0] if now is pair[1] else pair[1]
+            self._advance(now, new, segment, self._even and number == 0)
+            now = new
+        if now is not out:
+            out.copy_(now)
+
+    def _advance(self, x: Tensor, new: Tensor, segment: Sequence[Triple], even: bool) -> None:
+        """Some steps: new = Z_k ... Z_1 x."""
+        square = self._square
+        (a, b, c), *more = segment
+        r, q = self._squares[:2]
+        square(x, x.mT, r)
+        if even:
+            rows_evened(x, r)
+        if not more:  # a stays out of the product: in half precision its own rounding would double the error
+            product(_polynomial(square, r, q, 0.0, b, c), x, new, x, beta=a)
+            return
+        z, spare = self._squares[2:]
+        factor = _polynomial(square, r, q, a, b, c)
+        for a, b, c in more:
+            square(r, factor, spare)
+            square(spare, factor, r)
+            factor = _polynomial(square, r, z, a, b, c)
+            square(q, z, spare)
+            q, spare = spare, q
+        product(q, x, new)
+
+
+def _polynomial(square: Product, r: Tensor, out: Tensor, a: float, b: float, c: float) -> Tensor:
+    """out = a I + b R + c R R."""
+    if c:
+        return square(r, r, out, r, alpha=c, beta=b, diagonal=a)
+    torch.mul(r, b, out=out)
+    if a:
+        out.diagonal(dim1=-2, dim2=-1).add_(a)
+    return out
+
+
+def segments(triples: Sequence[Triple], how: How) -> list[list[Triple]]:
+    """The steps between two products with the matrix itself.
+
+    In the Gram form bfloat16 bears one step on a Gram matrix that is not fresh, and none after the first step, whose
+    a is the largest: the steps go by 1, 2, 2, ... Its errors are then those of the plain form. With 2, 3, ..., as first proposed for float16, singular values of
+    bfloat16 results reach 1.3 in place of 1.2 with Keller Jordan's coefficients, 2 with Polar Express, and infinity with others.
+    The other dtypes go by 2, 3, 3, ...
+    """
+    if how.form != "gram":
+        return [[triple] for triple in triples]
+    first, others = (1, 2) if how.dtype == torch.bfloat16 else (2, 3)
+    starts = [0, *range(first, len(triples), others), len(triples)]
+    return [list(triples[start:end]) for start, end in itertools.pairwise(starts)]
+
+
+def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
+    """out = x / max(|x|, eps), whatever the size of the elements.
+
+    Args:
+        x: (m, n) or (k, m, n).
+        norms: (1, 1) or (k, 1, 1); None reads them. No square overflows or is lost then: x is first divided by a power of 2
+            near its largest element, as out is written, so that the norm is that of the elements as out's dtype has them.
+        eps: norms below it count as it.
+        out: of the shape of x; it may be x.
+    """
+    real = torch.float64 if out.dtype == torch.float64 else torch.float32
+    tiny = torch.finfo(real).tiny
+    if norms is not None:
+        torch.div(x, norms.clamp(min=max(eps, tiny)), out=out)
+        return
+    dims = (-2, -1)
+    largest = torch.linalg.vector_norm(x, float("inf"), dims, keepdim=True).to(real)
+    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest.clamp(min=tiny)).exponent - 1)
+    torch.div(x, power, out=out)
+    norms = torch.linalg.vector_norm(out, 2, dims, keepdim=True, dtype=real)
+    out.div_(torch.maximum(norms, eps / power).clamp_(min=tiny))
+
+
+def rows_evened(x: Tensor, r: Tensor) -> None:
+    """Divides each row i of x by (sum over j of |(x x^T)_ij|)**0.5, in place, so that no singular value is above 1.
+
+    That is almost-orthogonal scaling (arXiv:2208.03160), from where Turbo-Muon starts. Where rows are not orthogonal already it turns
+    singular vectors too: the result is the polar factor of the scaled matrix, which is near that of x.
+
+    Args:
+        x: (m, n) or (k, m, n).
+        r: x x^T, which is made that of the new x.
+    """
+    sums = r.abs().sum(-1, keepdim=True, dtype=torch.promote_types(r.dtype, torch.float32))
+    scale = sums.clamp_(min=EPS).rsqrt_()
+    x.mul_(scale)
+    r.mul_(scale).mul_(scale.mT)
+
+
+def split(shape: tuple[int, int], count: int, how: How, most_bytes: int = 2**28) -> Iterator[slice]:
+    """Slices of a stack for which `polar` takes at most so much memory beyond the stack and the result; at least one matrix each.
+
+    For a (k, m, n) stack at once that is k m n + 2 k s s elements of the products' dtype, s being the shorter side, and 4 k s s in
+    the form "gram". One by one it is m n + 2 s s, or 4 s s, whatever k is. A result of another dtype takes another m n.
+
+    >>> list(split((64, 64), 5, How("plain", torch.float32, True), 100_000))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    short, long = sorted(shape)
+    squares = 4 if how.form == "gram" else 2
+    each = (short * long + squares * short * short) * how.dtype.itemsize
+    step = max(1, most_bytes // max(each, 1)) if how.batched else max(count, 1)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _check(stack: Tensor, norms: Tensor | None, eps: float, out: Tensor | None) -> None:
+    if stack.dim() != 3 or stack.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"stack must be (k, m, n) in float32, float64, bfloat16 or float16, got {tuple(stack.shape)} in {stack.dtype}"
+        )
+    if not eps >= 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    if norms is not None and norms.shape != stack.shape[:1]:
+        raise ValueError(f"norms must be one for each matrix, ({len(stack)},), got {tuple(norms.shape)}")
+    if out is not None and out.shape != stack.shape:
+        raise ValueError(f"out must have the stack's shape {tuple(stack.shape)}, got {tuple(out.shape)}")

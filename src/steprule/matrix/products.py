@@ -1,0 +1,113 @@
+"""Products of matrices and of stacks of them, into memory that is there already.
+
+A matrix is (m, n), a stack (k, m, n); what is said of one holds for the other. Everything here takes both, of any strides.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+LEAST_ROWS = 128
+"""A block of fewer rows makes products slower than what it leaves out."""
+FEWEST_BLOCKS, MOST_BLOCKS = 3, 6
+"""With 3 blocks of rows 2/3 of a product is left, with 6 7/12."""
+
+
+class Product(Protocol):
+    """out = alpha a b + beta plus + diagonal I."""
+
+    def __call__(  # noqa: D102
+        self,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        plus: Tensor | None = None,
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        diagonal: float = 0.0,
+    ) -> Tensor: ...
+
+
+def product(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    plus: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    diagonal: float = 0.0,
+) -> Tensor:
+    """out = alpha a b + beta plus + diagonal I, by torch's product.
+
+    Args:
+        a: (m, j).
+        b: (j, n).
+        out: (m, n), none of the others' memory.
+        plus: (m, n), if beta is not 0.
+        alpha: factor of the product.
+        beta: factor of plus.
+        diagonal: is added where row and column are the same.
+    """
+    if out.stride(-1) != 1 and out.stride(-2) == 1:  # a matrix by columns: its transpose lies as torch writes it
+        a, b, out = b.mT, a.mT, out.mT
+        plus = None if plus is None else plus.mT
+    stacked = out.dim() == 3
+    if plus is None:
+        (torch.bmm if stacked else torch.mm)(a, b, out=out)
+        if alpha != 1:
+            out.mul_(alpha)
+    else:
+        (torch.baddbmm if stacked else torch.addmm)(plus, a, b, beta=beta, alpha=alpha, out=out)
+    if diagonal:
+        out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+    return out
+
+
+def symmetric_product(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    plus: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    diagonal: float = 0.0,
+) -> Tensor:
+    """What `product` does where the result is known to be symmetric: blocks above the diagonal are copied from below it.
+
+    With 6 blocks of rows, from 768 rows on, it computes 7/12. Matrices of fewer than 384 rows are not cut.
+    """
+    rows = out.shape[-1]
+    blocks = min(MOST_BLOCKS, rows // LEAST_ROWS)
+    if blocks < FEWEST_BLOCKS:
+        return product(a, b, out, plus, alpha=alpha, beta=beta, diagonal=diagonal)
+    size = -(-rows // blocks)
+    for start in range(0, rows, size):
+        end = min(start + size, rows)
+        below = None if plus is None else plus[..., start:end, :end]
+        block = out[..., start:end, :end]
+        product(a[..., start:end, :], b[..., :end], block, below, alpha=alpha, beta=beta)
+        out[..., :start, start:end].copy_(block[..., :start].mT)
+    if diagonal:
+        out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+    return out
+
+
+def gram(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """X X^T.
+
+    Args:
+        x: (m, n) or (k, m, n).
+        out: (m, m) or (k, m, m); None makes it.
+
+    >>> gram(torch.tensor([[3.0, 4.0]]))
+    tensor([[25.]])
+    """
+    rows = x.shape[-2]
+    out = x.new_empty((*x.shape[:-1], rows)) if out is None else out
+    return symmetric_product(x, x.mT, out) if x.dim() == 2 else product(x, x.mT, out)
