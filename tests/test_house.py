@@ -17,13 +17,13 @@ import steprule
 SRC = Path(steprule.__file__).parent
 
 LEVELS = (
-    "names elementwise matrixwise pieces matrix",
+    "names elementwise matrix matrixwise pieces",
     "formats hyper state signature rule registry docstrings settings trace.instead",
     "rules chains transforms engine.overlap tensors.memory",
     "trace terms formula",
     "kernels engine.machine engine.plan",
     "engine",
-    "tensors matrix",
+    "tensors",
     "services",
     "step",
     "optimizer arrays",
