@@ -86,7 +86,11 @@ class State:
             ("begins", isinstance(self.begins, (int, float, str)), "a number, a hyperparameter's name or 'param'"),
             ("begins", is_whole or self.begins != "param", "only a state of its shape can begin at the parameter"),
             ("exact", isinstance(self.exact, (bool, str)), "True, False or a hyperparameter's name"),
-            ("exact", is_whole or not self.exact, "only a state of the parameter's shape is kept in other formats; leave this out"),
+            (
+                "exact",
+                is_whole or not self.exact,
+                "only a state of the parameter's shape is kept in other formats; leave this out",
+            ),
             ("when", isinstance(self.when, (str, type(None))), "a hyperparameter's name or None"),
             ("dtype", self.dtype in (None, "step"), "None for float64, or 'step' for step's dtype"),
             ("dtype", is_scalar or self.dtype is None, "only a scalar state has a dtype of its own"),
@@ -121,7 +125,8 @@ class TorchArguments:
 
 _KINDS: Mapping[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early", "stacks"), (bool, "True or False")
+        ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early", "stacks"),
+        (bool, "True or False"),
     ),
     **dict.fromkeys(("refuses", "when"), (str, "a text")),
     **dict.fromkeys(("evaluated", "trained"), ((Callable, NoneType), "a function, or None for none")),

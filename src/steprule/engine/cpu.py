@@ -55,7 +55,7 @@ class Kernel(_Kernel):
             threads: says how many threads may work on it; the result does not depend on it.
         """
         run, address = self._run, self._address
-        if self.program.has_levels:
+        if self.stage.own:
             return self.worker(plan, threads)
         if plan.size < PARALLEL_FROM:
             return partial(run, plan.both_header)

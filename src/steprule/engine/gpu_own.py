@@ -14,10 +14,11 @@ from steprule.engine.gpu import Kernel
 from steprule.engine.gpu_launch import on
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination, GpuReading
+from steprule.engine.matrices import Rooms
 from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
-from steprule.trace.program import Program
+from steprule.trace.program import COUNTS, Program
 
 _TILE = 128
 
@@ -55,10 +56,18 @@ class GpuPlanned:
         plan: their plan, whose tables `steps` and `own` this fills.
         states: for each scalar state that of each tensor: one number, float32 or float64, on the plan's device.
         sizes: how many elements each tensor has, or the one that it is a part of. Default: as the plan has it.
+        shapes: what each tensor is as a matrix, where the formula asks for rows or columns.
+        rooms: the matrices, where it has functions of them.
     """
 
     def __init__(
-        self, kernel: Kernel, plan: GpuPlan, states: Mapping[str, Sequence[Tensor]], sizes: Sequence[int] | None = None
+        self,
+        kernel: Kernel,
+        plan: GpuPlan,
+        states: Mapping[str, Sequence[Tensor]],
+        sizes: Sequence[int] | None = None,
+        shapes: Sequence[Sequence[int]] = (),
+        rooms: Rooms | None = None,
     ) -> None:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
@@ -69,8 +78,11 @@ class GpuPlanned:
             for one in kernel.readings
         ]
         self._rows = dict(zip(own, plan.own, strict=True))
-        if "numel" in self._rows:
-            self._rows["numel"].copy_(torch.tensor(plan.lengths if sizes is None else sizes, device=device))
+        counts = {"numel": plan.lengths if sizes is None else sizes}
+        counts |= {"rows": [shape[-2] for shape in shapes], "cols": [shape[-1] for shape in shapes]}
+        for name in self._rows.keys() & set(COUNTS):
+            self._rows[name].copy_(torch.tensor(counts[name], device=device))
+        self._rooms = rooms
         self._names = [name for name in own if name in self.program.numbers]
         kept = [states[name] for name in self._names]
         self._kept_at = torch.tensor([[x.data_ptr() for x in row] for row in kept], dtype=torch.int64, device=device)
@@ -113,6 +125,8 @@ class GpuPlanned:
             place, row = self._names.index(name), self._rows[f"new_{name}"]
             row.copy_(self._evaluation(expression))
             self._bring(put, self._kept_at[place], self._are_double[place], row)
+        if self._rooms is not None and level < len(self.program.levels):
+            self._rooms.run(self.program.levels[level].matrices, Evaluation(self._plan.settings(self.program.scalars)))
 
     def _bring(self, function: Any, kept_at: Tensor, are_double: Tensor, numbers: Tensor) -> None:
         size = numbers.numel()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steprule.formats import BLOCK
 from steprule.kernels.gpu_pass import GpuSource
+from steprule.trace.expression import scalar_name
 
 Number = float | Tensor
 
@@ -121,7 +122,8 @@ class GpuPlan:
         self._own_steps = table(first_steps, np.float64)
         if step_at is None:
             step_at = [self._own_steps.data_ptr() + 8 * i for i in range(count)]
-        self.step_at, self.groups = table(step_at), table(groups or [0] * count)
+        self._groups = np.array(groups or [0] * count, np.int64)
+        self.step_at, self.groups = table(step_at), table(self._groups)
         self.numbers = table(numbers or range(count))
         rows = [max(row, 1) for row in rows or sizes]
         in_tensor = [size // row if by_row else 1 for row, size in zip(rows, sizes, strict=True)]
@@ -161,16 +163,25 @@ class GpuPlan:
     def set_hyper(self, hyper: Sequence[Sequence[Number]]) -> None:
         """New numbers."""
         places: list[Tensor] = []
+        self._at: list[tuple[int, int]] = []
         sources: list[Tensor] = []
         for row, values in enumerate(hyper):
             for column, value in enumerate(values):
                 if isinstance(value, Tensor):
                     places.append(self.hyper[row, column])
+                    self._at.append((row, column))
                     sources.append(value.detach().reshape(()))
                 else:
                     self._host_hyper[row, column] = value
         self._hyper.fill(self._host_hyper)
         self._places, self._sources = places, sources
+
+    def settings(self, scalars: Sequence[tuple[str, int | None]]) -> dict[str, Any]:
+        """Numbers of these names that the host knows, one for each tensor; what is on the device is waited for."""
+        for place, source in zip(self._at, self._sources, strict=True):
+            self._host_hyper[place] = source.item()
+        columns = self._host_hyper[self._groups].T
+        return {scalar_name(*scalar): columns[i] for i, scalar in enumerate(scalars)}
 
     def read_hyper(self) -> None:
         """Takes over the numbers that are on the device."""

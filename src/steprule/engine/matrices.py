@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,25 +82,25 @@ class Rooms:
             numbers = [value(x) if isinstance(x, Expression) else x for x in one.others]
             for shape, members in self._members.items():
                 stack = self._stacks[name, shape]
-                groups: dict[tuple[Any, ...], list[int]] = {}
-                for slot, member in enumerate(members):
-                    if self._active[member]:
-                        own = tuple(x if np.ndim(x) == 0 else x[places[member]] for x in numbers)
-                        groups.setdefault(own, []).append(slot)
-                for own, slots in groups.items():
-                    if len(slots) == len(members):
-                        _RUN[one.op](stack.view(-1, *shape[-2:]), *own)
-                    else:
-                        some = stack[slots]
-                        _RUN[one.op](some.view(-1, *shape[-2:]), *own)
-                        stack[slots] = some
+                own = [
+                    tuple(x if np.ndim(x) == 0 else x[places[member]] for x in numbers)
+                    if self._active[member]
+                    else None
+                    for member in members
+                ]
+                start = 0
+                for settings, run in groupby(own):  # neighbors that have the same numbers
+                    end = start + len(list(run))
+                    if settings is not None:
+                        _RUN[one.op](stack[start:end].view(-1, *shape[-2:]), *settings)
+                    start = end
 
 
 def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:
     from steprule.matrix.how import plan_for
     from steprule.matrix.polar import polar, split
 
-    chosen = coefficients[0] if len(coefficients) == 1 else tuple(map(float, coefficients))
+    chosen: Any = coefficients[0] if len(coefficients) == 1 else tuple(map(float, coefficients))
     shape = (stack.shape[-2], stack.shape[-1])
     how = plan_for(shape, len(stack), stack.device, dtype=stack.dtype)
     for part in split(shape, len(stack), how, MOST_BYTES):

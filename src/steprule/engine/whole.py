@@ -67,7 +67,11 @@ class WholeStep:
         for name, new in reversed([*zip(("param", *self._names), result, strict=True)]):
             if name:
                 kept = self._kept[name]
-                kept.copy_(new.reshape(kept.shape) if hasattr(new, "reshape") and new.numel() == kept.numel() else _number(new, kept))
+                kept.copy_(
+                    new.reshape(kept.shape)
+                    if hasattr(new, "reshape") and new.numel() == kept.numel()
+                    else _number(new, kept)
+                )
 
 
 def _number(x: Any, like: Any) -> Any:

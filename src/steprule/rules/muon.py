@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from steprule.pieces import Value, ema, norm, polar, row_mean, row_total, sign, size, sqrt, total
-from steprule.rule import Hyperparameter, Rule, State, TorchArguments
+from steprule.pieces import Value, ema, polar
+from steprule.rule import Hyperparameter, Rule, TorchArguments
 from steprule.rules.scales import SCALES, scale
 
 _NS = (3.4445, -4.7750, 2.0315)

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from steprule.pieces import Value, cols, maximum, rows, sqrt
 
 SCALES: dict[str, tuple[Callable[[Value, Value], Value], str]] = {
-    "original": (lambda m, n: sqrt(maximum(1.0, m / n)), "√max(1, m / n). Jordan 2024, kellerjordan.github.io/posts/muon"),
+    "original": (
+        lambda m, n: sqrt(maximum(1.0, m / n)),
+        "√max(1, m / n). Jordan 2024, kellerjordan.github.io/posts/muon",
+    ),
     "spectral": (lambda m, n: sqrt(m / n), "√(m / n). Bernstein & Newhouse 2024, arXiv:2410.21265"),
     "match_rms_adamw": (
         lambda m, n: 0.2 * sqrt(maximum(m, n)),

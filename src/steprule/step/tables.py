@@ -49,7 +49,7 @@ class Bucket:
         rooms = rooms_of(self.kernel, entries)
         self.plan = plan_of(kernels, entries, groups, services, rows, rooms)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
-        numbers = numbers_of(self.kernel, self.plan, entries, rooms) if self.kernel.program.has_levels else None
+        numbers = numbers_of(self.kernel, self.plan, entries, rooms) if self.kernel.program.own else None
         members = [Member(*entry.described()) for entry in entries] if services is not None else []
         params = [entry.param for entry in entries]
         self.work = work_of(kernels, self.plan, numbers, params, members, entries[0].kind.formats)
@@ -79,12 +79,12 @@ def numbers_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: Ro
     """The numbers that tensors of a plan have for themselves."""
     states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
     sizes = [whole_of(entry.param).numel() for entry in bucket]
+    shapes = [matrix_of(entry) for entry in bucket] if kernel.program.sees_matrix else []
     if isinstance(plan, GpuPlan):
         from steprule.engine.gpu_own import GpuPlanned
 
-        return GpuPlanned(kernel, plan, states, sizes)
+        return GpuPlanned(kernel, plan, states, sizes, shapes, rooms)
     arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
-    shapes = [matrix_of(entry) for entry in bucket] if kernel.program.sees_matrix else []
     return Planned(kernel, plan, arrays, torch.get_num_threads, sizes, shapes, rooms)
 
 

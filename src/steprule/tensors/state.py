@@ -166,7 +166,9 @@ def _no_tensor(rule: type[Rule], state: Mapping[str, Any], who: str, converted: 
     """What is wrong if a state is something else than a tensor, or None. One number may be when it is converted."""
     elements = ("param", AVERAGE, *rule.tensor_states)
     for array, value in state.items():
-        is_one = array in (*rule.scalar_states, *rule.side_states) and not (converted and isinstance(value, (int, float)))
+        is_one = array in (*rule.scalar_states, *rule.side_states) and not (
+            converted and isinstance(value, (int, float))
+        )
         if (is_one or state_of(array, elements)) and not isinstance(value, (Tensor, NoneType)):
             return f"the state {array} of {who} is {value!r} and must be a tensor"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of, reads
+from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of, operations, reads
 from steprule.trace.extent import ELEMENTS, NUMBER
 from steprule.trace.program import COUNTS, IN_PLACE, Level, Matrix, Stage, Sum
 
@@ -56,7 +56,9 @@ class Cut:
 def sees_matrix(outputs: Mapping[str, Expression]) -> bool:
     """Whether formulas look at rows, columns or the whole of a matrix."""
     return any(
-        node.extent not in (NUMBER, ELEMENTS) or node.op in MATRIX_OPS or (node.op == "input" and node.args[0] in ("rows", "cols"))
+        node.extent not in (NUMBER, ELEMENTS)
+        or node.op in MATRIX_OPS
+        or (node.op == "input" and node.args[0] in ("rows", "cols"))
         for node in nodes_of(outputs.values())
     )
 
@@ -82,7 +84,9 @@ def cut(scalar_states: tuple[str, ...], outputs: dict[str, Expression]) -> Cut:
         nodes = [arg for arg in node.args if isinstance(arg, Expression)]
         for arg in nodes:
             visit(arg)
-        depth[id(node)] = max((depth[id(arg)] for arg in nodes), default=0) + (node.op in SUM_OPS or node.op in IN_PLACE)
+        depth[id(node)] = max((depth[id(arg)] for arg in nodes), default=0) + (
+            node.op in SUM_OPS or node.op in IN_PLACE
+        )
         what = (node.op, *(keys[id(arg)] if isinstance(arg, Expression) else repr(arg) for arg in node.args))
         keys[id(node)] = numbers.setdefault(what, len(numbers))  # the same for what is written alike
         found.append(node)
@@ -92,7 +96,9 @@ def cut(scalar_states: tuple[str, ...], outputs: dict[str, Expression]) -> Cut:
     kept = [name for name in outputs if name in scalar_states]
     new = {name: outputs.pop(name) for name in kept}
     asked = {node.args[0] for node in found if node.op == "input"}
-    level = {name: 0 for name in COUNTS if name in asked}
+    level = {
+        name: 0 for name in COUNTS if name in asked or "rows" in asked or not IN_PLACE.isdisjoint(operations(found))
+    }
     level |= dict.fromkeys(kept, 0)
     level |= {f"new_{name}": depth[id(expression)] for name, expression in new.items()}
     places = {id(node): place for place, node in enumerate(found)}

@@ -16,7 +16,7 @@ from steprule import elementwise, matrixwise, pieces
 from steprule.rule import RuleError
 from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent, join
 from steprule.trace.extent import shown as shown_extent
-from steprule.trace.instead import PRODUCTS, ROUNDING, SHAPES, SUMS, TRUTH, instead_of
+from steprule.trace.instead import ROUNDING, SHAPES, SUMS, TRUTH, instead_of
 
 _HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
@@ -299,7 +299,11 @@ def is_ours(code: CodeType) -> bool:
     """Whether it is what rules are read with, or a library that a rule calls, and no rule."""
     libraries = [sys.modules[name].__file__ for name in ("numpy", "torch") if name in sys.modules]
     folders = (_HERE, *(os.path.join(os.path.dirname(file), "") for file in libraries if file))
-    return code.co_filename.startswith(folders) or code.co_filename in (pieces.__file__, elementwise.__file__, matrixwise.__file__)
+    return code.co_filename.startswith(folders) or code.co_filename in (
+        pieces.__file__,
+        elementwise.__file__,
+        matrixwise.__file__,
+    )
 
 
 def place_of(code: CodeType, line: int) -> str:

@@ -42,5 +42,10 @@ def _longer(one: str, other: str) -> str | None:
 
 def shown(extent: Extent) -> str:
     """How a message names it."""
-    names = {NUMBER: "one number", ELEMENTS: "a value for each element", ROWS: "a value for each row", COLS: "a value for each column"}
+    names = {
+        NUMBER: "one number",
+        ELEMENTS: "a value for each element",
+        ROWS: "a value for each row",
+        COLS: "a value for each column",
+    }
     return names.get(extent, f"a matrix of {extent[0]} x {extent[1]}")

@@ -34,8 +34,8 @@ class Sum:
 
 
 COUNTS = ("numel", "rows", "cols")
-"""The tensors' own numbers that say how many elements, rows and columns each has."""
-IN_PLACE = ("polar",)
+"""The tensors' own numbers that say how many elements, rows and columns each has. Where there are matrices all are there."""
+IN_PLACE = frozenset(("polar",))
 """Functions of a matrix that are a matrix of its shape."""
 
 
@@ -158,11 +158,6 @@ class Program:
     def sums(self) -> Mapping[str, Sum]:
         """All sums by name."""
         return {name: one for reading in self.readings for name, one in reading.sums.items()}
-
-    @property
-    def has_levels(self) -> bool:
-        """Whether anything must be known or stored before the last pass."""
-        return bool(self.own or self.matrices)
 
     @cached_property
     def matrices(self) -> Mapping[str, Matrix]:

@@ -11,10 +11,10 @@ from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
 from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix
-from steprule.trace.expression import Expression, constant, is_ours, operations, place_of, scalar_name
+from steprule.trace.expression import Expression, constant, inputs_of, is_ours, operations, place_of, scalar_name
 from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, ROWS, join, shown
 from steprule.trace.instead import SUMS, with_pieces
-from steprule.trace.program import Program, Stage
+from steprule.trace.program import Matrix, Program, Stage
 from steprule.trace.signs import extremes, nonnegative
 
 _EVALUATE = Rule.evaluate.__code__
@@ -99,16 +99,19 @@ def trace(
     check_new(rule, named, grad.depth)
     outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
     _check_extents(rule, outputs)
-    is_matrix, by_passes, every = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
+    is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
     found = cut(rule.scalar_states, outputs) if by_passes else Cut()
+    _check_matrices(rule, found.matrices, scalars)
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
-    every = {name: new for name, new in every.items() if name not in rule.scalar_states}
-    signs = nonnegative({name: new for name, new in every.items() if name not in begun}, found.own)
-    extreme, new = extremes(every), outputs["param"]
+    changes = {name: new for name, new in changes.items() if name not in rule.scalar_states}
+    signs = nonnegative({name: new for name, new in changes.items() if name not in begun}, found.own)
+    extreme, new = extremes(changes), outputs["param"]
     averages = services.averages(new)
-    stored, order = {**outputs, **averages}, [*every, *averages]
+    stored, order = {**outputs, **averages}, [*changes, *averages]
     if not by_passes and "total_of_all" in operations(outputs.values()):
-        raise RuleError(f"{rule.__name__}.update adds up over all tensors beside functions of a matrix ({where(rule.function())}), which no engine does")
+        raise RuleError(
+            f"{rule.__name__}.update adds up over all tensors beside functions of a matrix ({where(rule.function())}), which no engine does"
+        )
     last = Stage(
         operands=("param", "grad", *(name for name in order if name != "param"), *found.matrices),
         scalars=(*scalars, *services.scalars),
@@ -209,10 +212,29 @@ def _check_extents(rule: type[Rule], outputs: Mapping[str, Expression]) -> None:
         extent = KEPT[rule.states[name].extent] if name in rule.states else ELEMENTS
         if join((extent, new.extent)) != extent:
             sums = {NUMBER: "total, mean or norm", ROWS: "row_total or row_mean", COLS: "col_total or col_mean"}
-            instead = f"Write a sum over the elements: {sums[extent]} of steprule" if extent in sums else "Write a formula of that shape"
+            instead = (
+                f"Write a sum over the elements: {sums[extent]} of steprule"
+                if extent in sums
+                else "Write a formula of that shape"
+            )
             raise RuleError(
                 f"{rule.__name__}.update returned {shown(new.extent)} as {name}, which is {shown(extent)} ({where(rule.function())}). {instead}."
             )
+
+
+def _check_matrices(
+    rule: type[Rule], matrices: Mapping[str, Matrix], scalars: Sequence[tuple[str, int | None]]
+) -> None:
+    """Raises for a function of matrices whose numbers are none that are known before the step."""
+    known = {scalar_name(*scalar) for scalar in scalars}
+    for one in matrices.values():
+        for x in one.others:
+            unknown = inputs_of(x) - known if isinstance(x, Expression) else set()
+            if unknown:
+                raise RuleError(
+                    f"{rule.__name__}.update gives {one.op} a number that depends on {', '.join(sorted(unknown))} "
+                    f"({where(rule.function())}). Give it numbers and hyperparameters"
+                )
 
 
 def _may_begin_below_0(state: State) -> bool:
