@@ -343,19 +343,21 @@ def polargrad(
         yield w - lr * weight_decay * w - lr * step
 
 
-def lmo(kind: str, g: Array, coefficients: Coefficients | None = KELLER, eps: float = 1e-8) -> Array:
+def lmo(
+    kind: str, g: Array, coefficients: Coefficients | None = KELLER, eps: float = 1e-8, ns_eps: float = 1e-7
+) -> Array:
     """Pethick et al. 2025 (arXiv:2502.07529), tables 2 to 4, without the minus sign, and the authors' code's eps.
 
     Args:
         kind: "spectral" for hidden layers; "col" for inputs that are one-hot, "embedding" the same of weights that are
             (tokens, features); "row"; "sign" for the last layer; "bias" for vectors.
         g: a matrix (d_out, d_in); a vector for "bias".
-        coefficients: of "spectral".
+        coefficients, ns_eps: of "spectral".
         eps: added to the lengths of "col", "embedding", "row" and "bias".
     """
     # The paper's table 3 also has max(1, sqrt(d_out / d_in)) for the first layer of images, the code Spectral(max=True).
     if kind == "spectral":
-        return math.sqrt(g.shape[0] / g.shape[1]) * orthogonal(g, coefficients)
+        return math.sqrt(g.shape[0] / g.shape[1]) * orthogonal(g, coefficients, ns_eps)
     if kind == "embedding":
         return lmo("col", g.T, eps=eps).T
     if kind == "col":
@@ -378,6 +380,7 @@ def scion(
     unconstrained: bool = False,
     coefficients: Coefficients | None = KELLER,
     eps: float = 1e-8,
+    ns_eps: float = 1e-7,
 ) -> Thetas:
     """Pethick et al. 2025 (arXiv:2502.07529), algorithm 2 (SCG), or algorithm 1 (uSCG) if unconstrained."""
     # momentum is the paper's alpha, which is 1 minus what others call momentum; the code defaults to 1, the scripts
@@ -386,5 +389,5 @@ def scion(
     d = ZERO
     for _, x, g in steps:
         d = (1 - alpha) * d + alpha * g
-        step = radius * lmo(kind, d, coefficients, eps)
+        step = radius * lmo(kind, d, coefficients, eps, ns_eps)
         yield (x if unconstrained else (1 - gamma) * x) - gamma * step
