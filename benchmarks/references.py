@@ -1,4 +1,5 @@
-"""Holds the oracle of the matrix rules (tests/papers_matrix.py, papers_factored.py) against published packages.
+"""Holds the oracle of the matrix rules (tests/papers_matrix.py, papers_factored.py and
+papers_kronecker.py) against published packages.
 
     python benchmarks/references.py    # a minute; needs pytorch_optimizer, heavyball, optax, timm, came-pytorch, adam-mini
 
@@ -30,6 +31,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "tests"))
 import numpy as np
 import papers
 import papers_factored  # noqa: F401  (enters its rules)
+import papers_kronecker  # noqa: F401
 import papers_matrix
 import record
 import torch
@@ -276,6 +278,24 @@ def factored() -> list[Case]:
     ]  # fmt: skip
 
 
+def kronecker() -> list[Case]:
+    """SOAP's, KL-Shampoo's and SPlus's, on square matrices: for others, the bases of null spaces are anyone's."""
+    po, heavyball = package("pytorch_optimizer"), package("heavyball")
+    square = ((3, 3), (4, 4), (5, 5))
+    own = {**COMMON, "betas": (0.8, 0.9), "precondition_frequency": 3}
+    wide = {**own, "storage_dtype": "float64"}
+    kl = "one eigenvalue for both uses, of Q'SQ; averages of S corrected for the start; factors balanced"
+    splus = {"lr": 0.5, "weight_decay": 0.1}
+    return [
+        Case("soap", "pytorch_optimizer", "`SOAP`", lambda p: po.SOAP(p, **own), own, "QR in float32", shapes=square),
+        Case("soap", "heavyball", "`SOAP(shampoo_beta=0.9)`", lambda p: heavyball.SOAP(p, **wide, shampoo_beta=0.9), own,
+             "averages of L and R corrected for the start; a basis keeps its order", shapes=square),
+        Case("klshampoo", "heavyball", "`KLShampoo`", lambda p: heavyball.KLShampoo(p, **wide), own, kl, shapes=square),
+        Case("splus", "pytorch_optimizer", "`SPlus`", lambda p: po.SPlus(p, **splus, betas=(0.8, 0.9), inverse_steps=2),
+             {**splus, "b1": 0.8, "b2": 0.9, "inverse_every": 2}, shapes=square),
+    ]  # fmt: skip
+
+
 def version(name: str) -> str:
     """A package's version."""
     return importlib.metadata.version({"came_pytorch": "came-pytorch", "adam_mini": "adam-mini"}.get(name, name))
@@ -286,7 +306,7 @@ def main() -> None:
     rows = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for case in [*muons(), *scions(), *factored()]:
+        for case in [*muons(), *scions(), *factored(), *kronecker()]:
             apart = difference(case)
             assert bool(case.why) == (apart > ROUNDING), f"{case.rule} and {case.package}'s {case.name}: {apart}"
             rows.append({"rule": case.rule, "package": case.package, "version": version(case.package), "name": case.name,

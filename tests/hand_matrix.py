@@ -6,12 +6,16 @@ if the determinant is positive and its negative if it is negative. So
     [[2, 0], [3, 2]]  has  [[.8, -.6], [.6, .8]],    a nuclear norm of 1.6 + 1.8 + 1.6 = 5, and
     [[3, 2], [2, 0]]  has  [[.6, .8], [.8, -.6]],    and 5 as well.
 
+Bases turn by U = [[.8, -.6], [.6, .8]]: U diag(a, b) has the left basis U and the right basis I.
+
 Where a rule multiplies by .2 sqrt(2), lr is a multiple of sqrt(2) that makes the product simple.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+
+import numpy as np
 
 Matrix = list[list[float]]
 
@@ -287,6 +291,86 @@ HAND: dict[str, list[Hand]] = {
             ONES,
             [[[3.0, 4.0], [0.0, 5.0]], [[4.0, 3.0], [4.0, 0.0]]],
             [[[0.9, 0.9], [1.0, 0.9]], [[0.77, 0.79], [0.92, 0.85]]],
+        ),
+    ],
+    "soap": [
+        # The bases are those of U diag(2, 1), and nothing moves. U [[1, -2], [3, 4]] then gives U times its signs, and
+        # U [[-1, -2], [3, -4]] gives (g + 2 h) / 3 over the root of (g^2 + 2 h^2) / 3: [[-1/3, -1], [1, -1/3]].
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.5), "eps": 0.0, "weight_decay": 0.5},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]], [[-1.0, -4.0], [3.0, 2.0]], [[-2.6, 0.8], [1.8, -4.4]]],
+            [
+                START,
+                [[0.931, 0.133], [-0.133, 1.881]],
+                [[0.95 * (0.931 + 0.26 / 3), 0.18335], [-0.18335, 0.95 * (1.881 + 0.26 / 3)]],
+            ],
+        ),
+    ],
+    "klshampoo": [
+        # With eigenvalues of 1/4, half of U [[.5, .5], [1, 1]] is multiplied by 4. Then they are 1/8 + 2 mean(g^2) of
+        # rows, .625 and 2.125, and of columns, 1.375 twice; m is U.
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.5), "eps": 0.0, "weight_decay": 0.5, "init_factor": 0.25},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]], [[-0.2, -0.2], [1.1, 1.1]], [[1.7, -1.1], [0.65, 1.05]]],
+            [
+                START,
+                [[0.988, 0.038], [-0.209, 1.691]],
+                [
+                    [0.9386 - 0.076 / 0.859375**0.5, 0.0361 + 0.057 / 2.921875**0.5],
+                    [-0.19855 - 0.057 / 0.859375**0.5, 1.60645 - 0.076 / 2.921875**0.5],
+                ],
+            ],
+        ),
+    ],
+    "klshampoo_exact": [
+        # Factors of I / 2 become I / 4 + diag(4, 1) / 2.
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.5), "eps": 0.0, "weight_decay": 0.5, "init_factor": 0.25},
+            START,
+            [[[2.0, 0.0], [0.0, 1.0]]],
+            [[[0.95 - 0.4 / 9, 0.0], [0.0, 1.9 - 0.2 / 3]]],
+        ),
+    ],
+    "shampoo": [
+        # U diag(16, 1) becomes U, of length sqrt(2); Adam's signs have a length of 2.
+        Hand(
+            {"lr": 0.05 * ROOT, "eps": 0.0, "graft_eps": 0.0, "weight_decay": 0.5 * ROOT},
+            START,
+            [[[12.8, -0.6], [9.6, 0.8]]],
+            [[[0.87, 0.06], [-0.06, 1.82]]],
+        ),
+    ],
+    "asgo": [
+        # A quarter of diag(4, 1) has the inverse root diag(1, 2), which makes U of half of U diag(2, 1). Then V is
+        # diag(1, .8125^2).
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.75), "eps": 0.0, "weight_decay": 0.5, "scale": "none"},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]], [[0.0, 1.375], [-1.0, 0.0]]],
+            [
+                [[0.87, 0.06], [-0.06, 1.82]],
+                [[0.7865, 0.057 - 0.05375 / 0.8125], [-0.037, 1.729 - 0.02 / 0.8125]],
+            ],
+        ),
+    ],
+    "splus": [
+        # Signs, and then U times the same signs; lr 2 / (m + n) is .1.
+        Hand(
+            {"lr": 0.2, "b1": 0.5, "weight_decay": 0.5},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]], [[-1.0, -4.0], [3.0, 2.0]]],
+            [[[0.855, 0.095], [-0.095, 1.805]], [[0.79325, 0.22325], [-0.22325, 1.69575]]],
+        ),
+    ],
+    "psgdkron": [
+        # V = I: Q of both sides is I - .1 (diag(4, 1) - I) / 5 = diag(.94, 1), and .94^4 2 = 1.56149792.
+        Hand(
+            {"lr": 0.1, "noise": lambda t, shape: np.eye(*shape)},
+            START,
+            [[[2.0, 0.0], [0.0, 1.0]]],
+            [[[0.843850208, 0.0], [0.0, 1.9]]],
         ),
     ],
 }

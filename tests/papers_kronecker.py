@@ -176,7 +176,9 @@ def shampoo(
     `graft_beta2` None grafts nothing. betas[1] of 1 adds up instead of averaging, as in Gupta et al.
     """
     # eps is added to the eigenvalues. Roots are made new every f steps, of L and R of that step. Before the first that
-    # are, the step is Adam's. The length is Adam's step's without decay, of the same averaged gradient.
+    # are, the step is Adam's. The length is Adam's step's without decay, of the same averaged gradient, with a second
+    # moment that is always corrected. A side of 1 counts here; Distributed Shampoo drops it, and gives a vector the
+    # inverse square root of one matrix.
     beta1, beta2 = betas
     start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
     m = v = l = r = ZERO  # noqa: E741
@@ -190,7 +192,7 @@ def shampoo(
             root_l, root_r = power(l / correction, -exponent, eps), power(r / correction, -exponent, eps)
         if graft_beta2 is not None:
             v = graft_beta2 * v + (1 - graft_beta2) * g**2
-            adam = m_hat / (np.sqrt(v / (1 - graft_beta2**t) if correct_bias else v) + graft_eps)
+            adam = m_hat / (np.sqrt(v / (1 - graft_beta2**t)) + graft_eps)
         if t < start:
             step = adam
         else:

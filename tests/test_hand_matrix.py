@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import papers
 import papers_factored
+import papers_kronecker
 import papers_matrix
 import pytest
 from hand_matrix import HAND
 
 CASES = [(rule, number) for rule in HAND for number in range(len(HAND[rule]))]
-MODULES = (papers_matrix, papers_factored)
+MODULES = (papers_matrix, papers_factored, papers_kronecker)
 
 
 @pytest.mark.parametrize(("rule", "number"), CASES)

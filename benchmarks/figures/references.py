@@ -23,7 +23,7 @@ def references(records: Records) -> str:
     shapes = ", ".join(f"{m} x {n}" for m, n in facts["shapes"])
     return text(
         f"After each of {facts['steps']} steps of matrices of {shapes}, the largest difference of a weight as a part of the largest "
-        f"movement. Rounding is at most {facts['rounding']:.0e}.",
+        f"movement; of SOAP, KL-Shampoo and SPlus on square matrices alone. Rounding is at most {facts['rounding']:.0e}.",
         table(record["rows"], columns),
         source(record),
     )
