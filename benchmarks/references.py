@@ -292,7 +292,7 @@ def kronecker() -> list[Case]:
              "averages of L and R corrected for the start; a basis keeps its order", shapes=square),
         Case("klshampoo", "heavyball", "`KLShampoo`", lambda p: heavyball.KLShampoo(p, **wide), own, kl, shapes=square),
         Case("splus", "pytorch_optimizer", "`SPlus`", lambda p: po.SPlus(p, **splus, betas=(0.8, 0.9), inverse_steps=2),
-             {**splus, "b1": 0.8, "b2": 0.9, "inverse_every": 2}, "sides and bases in float32", shapes=square),
+             {**splus, "b1": 0.8, "b2": 0.9, "inverse_every": 2}, "eigenvectors in float32", shapes=square),
     ]  # fmt: skip
 
 

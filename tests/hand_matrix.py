@@ -35,9 +35,10 @@ ROOT = 2**0.5
 
 START: Matrix = [[1.0, 0.0], [0.0, 2.0]]
 ONES: Matrix = [[1.0, 1.0], [1.0, 1.0]]
+RANK_1: Matrix = [[1.0, 7.0], [-2.0, 14.0]]
 FIRST: Matrix = [[2.0, 0.0], [3.0, 2.0]]
 SECOND: Matrix = [[2.0, 2.0], [0.5, -1.0]]
-"""With averages of beta = .5: FIRST / 2, and then FIRST / 4 + SECOND / 2 = [[1.5, 1], [1, 0]]."""
+"""Averages with beta = .5 are FIRST / 2, and then FIRST / 4 + SECOND / 2 = [[1.5, 1], [1, 0]]."""
 
 HAND: dict[str, list[Hand]] = {
     "muon": [
@@ -234,6 +235,8 @@ HAND: dict[str, list[Hand]] = {
             [[[1.0, 7.0], [7.0, 1.0]], [[49.0, 7.0], [7.0, 49.0]]],
             [[[0.7, 0.1], [0.1, 0.7]], [[0.21, 0.03], [0.03, 0.21]]],
         ),
+        # Squares of rank 1 are their own estimate: U has the signs.
+        Hand({"lr": 0.5, "weight_decay": 0.4}, ONES, [RANK_1], [[[0.3, 0.3], [1.3, 0.3]]]),
     ],
     "adafactor_paper": [
         # The same U without RMS(W), averaged: .25 U, and .25 of the last plus .25 U.
@@ -249,6 +252,12 @@ HAND: dict[str, list[Hand]] = {
             ONES,
             [[[1.0, 7.0], [7.0, 1.0]], [[49.0, 7.0], [7.0, 49.0]]],
             [[[0.75, 0.45], [0.45, 0.75]], [[0.225, 0.135], [0.135, 0.225]]],
+        ),
+        Hand(
+            {"lr": 0.5, "beta1": 0.5, "eps": (0.0, 1e-3), "weight_decay": 0.4},
+            ONES,
+            [RANK_1],
+            [[[0.55, 0.55], [1.05, 0.55]]],
         ),
     ],
     "came": [
@@ -266,6 +275,13 @@ HAND: dict[str, list[Hand]] = {
                     [0.6365 - 0.045 / 0.1075**0.5, 0.8645 - 0.075 / 0.1075**0.5],
                 ],
             ],
+        ),
+        # Signs; m is half of them, S = .25 .25, and m over its root is twice the signs.
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.0, 0.75), "eps": (0.0, 0.0)},
+            ONES,
+            [RANK_1],
+            [[[0.8, 0.8], [1.2, 0.8]]],
         ),
     ],
     "adammini": [

@@ -135,7 +135,7 @@ def adammini(
     weight_decay: float = 0.0,
     blocks: str | int = "rows",
 ) -> Thetas:
-    """Zhang et al. 2024 (arXiv:2406.16793), algorithms 1 to 3: AdamW with the mean of g^2 over each block for g^2.
+    """Zhang et al. 2024 (arXiv:2406.16793): AdamW with the mean of g^2 over each block for g^2.
 
     `blocks` is "rows" for one a row: a neuron of values, projections and MLPs, a token of embeddings and heads.
     A number is that of equal parts of the rows, the heads of queries and keys. "whole" is all other tensors, such as
@@ -158,9 +158,9 @@ def adammini(
 
 @each
 def sm3(steps: Steps, *, lr: float = 0.1, momentum: float = 0.9, beta: float = 1.0, eps: float = 0.0) -> Thetas:
-    """Anil et al. 2019 (arXiv:1901.11150), algorithm SM3-II with the cover of its section 4: each axis's slices.
+    """Anil et al. 2019 (arXiv:1901.11150), algorithm SM3-II with each axis's slices as the cover.
 
-    `momentum` averages g / sqrt(nu), as in section 5 and the authors' code. `beta` below 1 replaces the sum of
+    `momentum` averages g / sqrt(nu), as in the authors' code. `beta` below 1 replaces the sum of
     squares by an average, as in the authors' code for PyTorch and in optax. 0 / 0 is 0.
     """
     # eps is nobody's in the paper. pytorch_optimizer takes the maximum of mu and nu where beta > 0, so that its mu

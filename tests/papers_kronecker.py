@@ -171,7 +171,7 @@ def shampoo(
     graft_eps: float = 1e-8,
     correct_bias: bool = True,
 ) -> Thetas:
-    """Shi et al. 2023 (arXiv:2309.06497), algorithm 2 of one block, grafted from Adam; Gupta et al. 2018's L and R.
+    """Shi et al. 2023 (arXiv:2309.06497), of one block, grafted from Adam; Gupta et al. 2018's L and R.
 
     `graft_beta2` None grafts nothing. betas[1] of 1 adds up instead of averaging, as in Gupta et al.
     """

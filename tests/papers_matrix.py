@@ -346,7 +346,7 @@ def polargrad(
 def lmo(
     kind: str, g: Array, coefficients: Coefficients | None = KELLER, eps: float = 1e-8, ns_eps: float = 1e-7
 ) -> Array:
-    """Pethick et al. 2025 (arXiv:2502.07529), tables 2 to 4, without the minus sign, and the authors' code's eps.
+    """Pethick et al. 2025 (arXiv:2502.07529), the norms of its layers, without the minus sign, with the authors' code's eps.
 
     Args:
         kind: "spectral" for hidden layers; "col" for inputs that are one-hot, "embedding" the same of weights that are
@@ -355,7 +355,7 @@ def lmo(
         coefficients, ns_eps: of "spectral".
         eps: added to the lengths of "col", "embedding", "row" and "bias".
     """
-    # The paper's table 3 also has max(1, sqrt(d_out / d_in)) for the first layer of images, the code Spectral(max=True).
+    # The first layer of images has max(1, sqrt(d_out / d_in)), in the code Spectral(max=True).
     if kind == "spectral":
         return math.sqrt(g.shape[0] / g.shape[1]) * orthogonal(g, coefficients, ns_eps)
     if kind == "embedding":

@@ -1,4 +1,4 @@
-"""The oracle of the matrix rules against steps worked by hand, and what its pieces promise."""
+"""The oracle of the matrix rules against steps worked by hand and torch.optim, and what its pieces promise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import papers_factored
 import papers_kronecker
 import papers_matrix
 import pytest
+import torch
 from hand_matrix import HAND
 
 CASES = [(rule, number) for rule in HAND for number in range(len(HAND[rule]))]
@@ -29,7 +30,50 @@ def test_every_rule_has_an_example():
     assert entered - set(vars(papers)) == set(HAND)
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 5), (1, 7), (7, 1)])
+SHAPES = [(4, 6), (6, 4), (5, 5), (1, 7), (7, 1)]
+MUON = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.8}
+ADAFACTOR = {"lr": 0.3, "beta2_decay": -0.7, "weight_decay": 0.1}
+
+
+def in_torch(optimizer_class, options, start, grads):
+    param = torch.tensor(start)
+    optimizer = optimizer_class([param], **options)
+    history = []
+    for grad in grads:
+        param.grad = torch.tensor(grad)
+        optimizer.step()
+        history.append(param.numpy().copy())
+    return history
+
+
+def assert_like_torch(rule, options, optimizer_class, its_options, shape):
+    """Twelve steps; in the last, lr is above 1 / sqrt(t)."""
+    random = np.random.default_rng(sum(shape))
+    start = random.normal(size=shape)
+    grads = [random.normal(size=shape) * 10 ** random.uniform(-2, 1) for _ in range(12)]
+    expected = in_torch(optimizer_class, its_options, start, grads)
+    found = [one[0] for one in papers.PAPERS[rule]([start], [[g] for g in grads], **options)]
+    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 and later have Muon")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_torchs_in_float64(shape, scale, nesterov, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    ours = {**MUON, "nesterov": nesterov, "scale": scale, "start": "clamped"}
+    its = {**MUON, "nesterov": nesterov, "adjust_lr_fn": scale}
+    assert_like_torch("muon", ours, torch.optim.Muon, its, shape)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (5,)])
+@pytest.mark.parametrize("options", [{}, {"d": 1.5}, {"eps": (0.5, 0.9)}], ids=["", "d", "eps"])
+def test_adafactor_is_torchs(shape, options):
+    assert_like_torch("adafactor", {**ADAFACTOR, **options}, torch.optim.Adafactor, {**ADAFACTOR, **options}, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_the_polar_factor_is_orthogonal_and_nearest(shape):
     """Of X = OH, H is symmetric and positive."""
     x = np.random.default_rng(0).normal(size=shape)
