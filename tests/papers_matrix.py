@@ -361,12 +361,12 @@ def lmo(
     if kind == "embedding":
         return lmo("col", g.T, eps=eps).T
     if kind == "col":
-        return g / (np.linalg.norm(g, axis=0, keepdims=True) / math.sqrt(len(g)) + eps)
+        return np.asarray(g / (np.linalg.norm(g, axis=0, keepdims=True) / math.sqrt(len(g)) + eps))
     if kind == "row":
-        return g / (np.linalg.norm(g, axis=1, keepdims=True) * math.sqrt(g.shape[1]) + eps)
+        return np.asarray(g / (np.linalg.norm(g, axis=1, keepdims=True) * math.sqrt(g.shape[1]) + eps))
     if kind == "sign":
-        return np.sign(g) / g.shape[1]
-    return g / (np.sqrt(np.mean(g**2, axis=0)) + eps)
+        return np.asarray(np.sign(g) / g.shape[1])
+    return np.asarray(g / (np.sqrt(np.mean(g**2, axis=0)) + eps))
 
 
 @each
