@@ -66,8 +66,11 @@ def plan_for(
         few = short <= 32 or (short <= 64 and count == 1)
         dtype = torch.float32 if on_cpu and (few or not fast_bfloat16()) else torch.bfloat16
     if form is None:
-        form = "plain" if short < 384 else "gram" if long >= 2 * short else "symmetric"
-    batched = count > 1 and (not on_cpu or short <= 96)
+        if short >= 32 and long >= 2 * short:
+            form = "gram"
+        else:
+            form = "symmetric" if short >= (384 if on_cpu else 256) else "plain"
+    batched = count > 1 and (not on_cpu or short <= (128 if dtype == torch.float32 else 256))
     return How(form, dtype, batched)
 
 
