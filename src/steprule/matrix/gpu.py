@@ -75,8 +75,9 @@ def symmetric_product(
     from steprule.matrix.gpu_tiles import symmetric
 
     if out.dim() == 2:
-        a, b, out = a[None], b[None], out[None]
         plus = None if plus is None else plus[None]
+        symmetric_product(a[None], b[None], out[None], plus, alpha=alpha, beta=beta, diagonal=diagonal, tile=tile)
+        return out
     count, rows, inner = a.shape
     one = tile or (SMALL if rows < 256 else LARGE)
     tiles = -(-rows // one.side)

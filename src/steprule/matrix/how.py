@@ -62,11 +62,11 @@ def plan_for(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, or None; got {dtype!r}")
     on_cpu = device.type == "cpu"
+    little = short <= 32 or (short <= 64 and count == 1)  # calls take longer than what they compute
     if dtype is None:
-        few = short <= 32 or (short <= 64 and count == 1)
-        dtype = torch.float32 if on_cpu and (few or not fast_bfloat16()) else torch.bfloat16
+        dtype = torch.float32 if on_cpu and (little or not fast_bfloat16()) else torch.bfloat16
     if form is None:
-        if short >= 32 and long >= 2 * short:
+        if long >= 2 * short and not (little and (count == 1 or short < 32)):
             form = "gram"
         else:
             form = "symmetric" if short >= (384 if on_cpu else 256) else "plain"

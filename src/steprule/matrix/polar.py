@@ -200,7 +200,8 @@ def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
     tiny = torch.finfo(real).tiny
     stacked = x.dim() == 3
     if norms is None and x.device.type == "cpu":  # where looking at a number waits for nothing
-        norms = torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=real)
+        kind = torch.promote_types(x.dtype, real)
+        norms = torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=kind)
         low, high = torch.aminmax(norms)
         if not (float(low) > SAFE and float(high) < math.inf):
             norms = None
