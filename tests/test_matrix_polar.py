@@ -1,5 +1,6 @@
 """Polar factors of stacks: against the same polynomial in float64, within bounds that rounding gives."""
 
+import doctest
 import itertools
 import math
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from bounds import UNIT
 
-from steprule.matrix import oracle
+from steprule.matrix import coefficients, mud, oracle, products
+from steprule.matrix import how as how_module
+from steprule.matrix import polar as polar_module
 from steprule.matrix.coefficients import PUBLISHED, polar_express, polynomial
 from steprule.matrix.how import FORMS, How, fast_bfloat16, plan_for
 from steprule.matrix.polar import normalize, polar, segments, split
@@ -207,6 +210,15 @@ def test_where_the_result_goes_changes_nothing(how, given, shape):
     assert (place.double() - wanted.double()).abs().max() <= far + 2 * UNIT[str(given).removeprefix("torch.")]
 
 
+@pytest.mark.parametrize("given", [HALF, FLOAT, torch.float16], ids=str)
+@pytest.mark.parametrize("batched", [True, False])
+def test_products_of_a_wider_dtype_lose_nothing(given, batched):
+    x = random(2, 6, 9).to(given)
+    for scale in (1.0, 2.0**-14):  # norms that are read at once, and such as are scaled first
+        found = polar(x * scale, how=How("plain", DOUBLE, batched), eps=0)
+        assert np.abs(found.numpy() - oracle.polar((x * scale).double().numpy(), eps=0)).max() < 1e-12
+
+
 def test_norms_that_the_caller_has_read():
     x = random(3, 6, 9)
     norms = torch.linalg.vector_norm(x, dim=(1, 2))
@@ -343,6 +355,14 @@ def test_stacks_that_are_refused():
             polar(bad)
     with pytest.raises(ValueError, match="safety"):
         polar_express(0.9)
+
+
+@pytest.mark.parametrize(
+    "module", [coefficients, how_module, mud, oracle, polar_module, products], ids=lambda one: one.__name__
+)
+def test_examples_run(module):
+    failed, tried = doctest.testmod(module, extraglobs={"torch": torch})
+    assert tried and not failed
 
 
 def test_normalize_by_powers_of_2_as_on_a_gpu(monkeypatch):
