@@ -41,7 +41,18 @@ HOME = {
 }
 """Names by the module that has them."""
 
-SUBMODULES = ("arrays", "catalog", "compare", "matrices", "memory", "optimizer", "pieces", "rules", "services", "transforms")
+SUBMODULES = (
+    "arrays",
+    "catalog",
+    "compare",
+    "matrices",
+    "memory",
+    "optimizer",
+    "pieces",
+    "rules",
+    "services",
+    "transforms",
+)
 
 
 def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6, otherwise: str = "") -> str:

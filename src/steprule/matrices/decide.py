@@ -54,7 +54,7 @@ class Place:
         return self.owners[-1][1]
 
     @property
-    def layer(self) -> "Place | None":
+    def layer(self) -> Place | None:
         """The place of the weight that it is, of a linear or convolutional layer; as such of a parametrized one too."""
         owners, attr = self.owners, self.attr
         if isinstance(self.module, ParametrizationList) and len(owners) > 2 and attr in ("original", "original1"):
@@ -94,7 +94,9 @@ def decide(param: Tensor, places: Sequence[Place], heads: bool) -> Seen:
     """
     seen = [_in_one(param, place, heads) for place in places]
     if any(one.role == "embedding" for one in seen):
-        return Seen("embedding", None, "rows are looked up" + ", and the head has it too" * any(one.view for one in seen))
+        return Seen(
+            "embedding", None, "rows are looked up" + ", and the head has it too" * any(one.view for one in seen)
+        )
     if len({(one.role, one.view) for one in seen}) > 1:
         raise Unknown(f"modules that share it see it differently: {', '.join(place.name for place in places)}")
     return seen[0]
@@ -171,7 +173,9 @@ def _matrix(param: Tensor, place: Place, base: str, heads: bool) -> Seen:
     size = _head_size(param.shape[1 if stored else 0], place, bool(why)) if heads else 0
     if size:
         count = param.shape[1 if stored else 0] // size
-        return Seen("fused" if why else "hidden", View(", ".join([*stored, f"rows {count}"])), f"by head, of {size} rows")
+        return Seen(
+            "fused" if why else "hidden", View(", ".join([*stored, f"rows {count}"])), f"by head, of {size} rows"
+        )
     if parts:
         return Seen("fused", View(", ".join([*stored, parts])), why)
     if not why:
@@ -211,7 +215,9 @@ def _router(param: Tensor, place: Place) -> Seen | None:
     beside = [one for level in (1, 2) if (above := place.above(level)) is not None for one in above.children()]
     for one in beside:
         blocks = list(one.children()) if isinstance(one, nn.ModuleList) else []
-        is_list = len(blocks) == count and all(type(block) is type(blocks[0]) is not type(place.module) for block in blocks)
+        is_list = len(blocks) == count and all(
+            type(block) is type(blocks[0]) is not type(place.module) for block in blocks
+        )
         own = [] if type(one).__module__.startswith("torch.nn.") else list(one.parameters(recurse=False))
         if is_list or any(stack.ndim == 3 and stack.shape[0] == count for stack in own):
             return Seen("router", None, f"an output for each of {count} modules beside it", True)

@@ -28,7 +28,9 @@ class Ends:
     notes: list[str] = field(default_factory=list)
 
 
-def by_forward(model: nn.Module, example: Any, weights: Mapping[str, Tensor], tables: Iterable[str]) -> Ends:
+def by_forward(
+    model: nn.Module, example: Any, matrices: Iterable[str], others: Iterable[str], embeddings: Iterable[str]
+) -> Ends:
     """Runs the model once, on the example, and follows autograd's graph back from every output.
 
     A head is the last matrix of an output, if no other path leads around it: after a residual connection there is none.
@@ -37,12 +39,15 @@ def by_forward(model: nn.Module, example: Any, weights: Mapping[str, Tensor], ta
     Args:
         model: the model.
         example: a tuple of positional arguments, a dict of named ones, or a function of the model that returns outputs.
-        weights: every parameter with several axes by its name.
-        tables: names of those that are no matrices, but which an input may come from.
+        matrices: names of the parameters that are multiplied by.
+        others: names of those with several axes that are not.
+        embeddings: names of those whose rows are looked up, which a head may share.
+
+    Raises:
+        ValueError: no output comes from a parameter.
     """
     named = dict(model.named_parameters())
     stand_ins = {name: param.detach().requires_grad_(param.is_floating_point()) for name, param in named.items()}
-    numbers = {param: name for name, param in stand_ins.items()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(), torch.enable_grad():
         if callable(example):
@@ -52,7 +57,9 @@ def by_forward(model: nn.Module, example: Any, weights: Mapping[str, Tensor], ta
         else:
             called = _call(example if isinstance(example, (tuple, list)) else (example,), {})
         outputs = torch.func.functional_call(_Calling(model, called), _prefixed({**stand_ins, **buffers}), ())
-    graph = _Graph({param: name for param, name in numbers.items() if name in weights}, frozenset(tables))
+    lookups = frozenset(embeddings)
+    weights = {stand_ins[name]: name for name in (*matrices, *lookups)}
+    graph = _Graph(weights, {**weights, **{stand_ins[name]: name for name in others}}, lookups)
     roots = [one.grad_fn for one in _tensors(outputs) if one.grad_fn is not None]
     if not roots:
         raise ValueError("example: no output of the model comes from a parameter")
@@ -95,8 +102,9 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
 class _Graph:
     """Autograd's graph of one forward."""
 
-    def __init__(self, names: Mapping[Tensor, str], tables: frozenset[str]) -> None:
-        self.names, self.tables = names, tables
+    def __init__(self, weights: Mapping[Tensor, str], all_: Mapping[Tensor, str], lookups: frozenset[str]) -> None:
+        self.names, self.all, self.lookups = weights, all_, lookups
+        self.leaves: dict[Any, str | None] = {}
         self.weights: dict[Any, set[str]] = {}
         self.above: dict[Any, set[str]] = {}
 
@@ -105,13 +113,13 @@ class _Graph:
         lasts = [nodes for nodes in map(self.last, roots) if not self.goes_around(nodes)]
         above = [{name for node in nodes for name in self.upstream(node)} for nodes in lasts]
         for nodes in lasts:
-            for name in {name for node in nodes for name in self.of(node)} - self.tables:
+            for name in {name for node in nodes for name in self.of(node)} - self.lookups:
                 if not any(name in names for names in above):
                     found.heads[name] = "in the example it is the last matrix before an output"
-        if not found.heads:
+        if not lasts:
             found.notes.append("no matrix is the only last one before an output of the example, so none is a head")
         for node in self.everything(roots):
-            names = self.of(node) - self.tables
+            names = self.of(node) - self.lookups
             if names and not any(map(self.is_parameter, self.before(node))):
                 found.inputs |= dict.fromkeys(names, "in the example it reads what no other matrix has made")
         return found
@@ -125,17 +133,21 @@ class _Graph:
         return self.weights[node]
 
     def leaf(self, node: Any) -> str | None:
-        """The parameter that a node is, or is a view or a normalized form of."""
-        while True:
-            if hasattr(node, "variable"):
-                return self.names.get(node.variable)
-            inputs = [one for one, _ in node.next_functions if one is not None]
-            if "WeightNorm" in node.name():
-                leaves = [self.leaf(one) for one in inputs]
-                return next((name for name in leaves if name), None)
-            if len(inputs) != 1 or MATRIX.search(node.name()):
-                return None
-            node = inputs[0]
+        """The weight that a node is, or is made of without data, as by a view, a cast or a normalization."""
+        if node not in self.leaves:
+            waiting, found = [node], set[str]()
+            while waiting:
+                one = waiting.pop()
+                inputs = [new for new, _ in one.next_functions if new is not None]
+                if MATRIX.search(one.name()):
+                    found.clear()
+                    break
+                found |= (
+                    {self.names[one.variable]} if hasattr(one, "variable") and one.variable in self.names else set()
+                )
+                waiting += inputs
+            self.leaves[node] = found.pop() if len(found) == 1 else None
+        return self.leaves[node]
 
     def last(self, root: Any) -> list[Any]:
         """The nodes with weights that are reached from here without passing another."""
@@ -146,13 +158,13 @@ class _Graph:
 
     def goes_around(self, nodes: Sequence[Any]) -> bool:
         """Whether one of the last matrices comes before another, as with residual connections."""
-        own = {name for node in nodes for name in self.of(node)}
+        own = {name for node in nodes for name in self.of(node)} - self.lookups
         return any(self.upstream(node) & own for node in nodes)
 
     def upstream(self, node: Any) -> set[str]:
         """All parameters with several axes that come before a node's own weights."""
         if node not in self.above:
-            self.above[node] = {self.names[one.variable] for one in self.before(node) if self.is_parameter(one)}
+            self.above[node] = {self.all[one.variable] for one in self.before(node) if self.is_parameter(one)}
         return self.above[node]
 
     def before(self, node: Any) -> Iterator[Any]:
@@ -160,7 +172,7 @@ class _Graph:
         return self.walk([one for one, _ in node.next_functions if one is not None and self.leaf(one) not in own], True)
 
     def is_parameter(self, node: Any) -> bool:
-        return hasattr(node, "variable") and node.variable in self.names
+        return hasattr(node, "variable") and node.variable in self.all
 
     def walk(self, begin: Sequence[Any], past_weights: bool) -> Iterator[Any]:
         waiting, seen = list(begin), set(begin)
@@ -173,7 +185,7 @@ class _Graph:
                 waiting += new
 
 
-def by_order(model: nn.Module, roles: Mapping[str, str]) -> Ends:
+def by_order(model: nn.Module, roles: Mapping[str, str], shared: Iterable[str]) -> Ends:
     """Takes the first and the last matrix in the order of registration, unless they are inside of repeated blocks.
 
     Convolutions of one to three channels read data, wherever they are.
@@ -181,20 +193,25 @@ def by_order(model: nn.Module, roles: Mapping[str, str]) -> Ends:
     Args:
         model: the model.
         roles: of all parameters by name, in order.
+        shared: names that layers have for the weights of embeddings.
     """
-    found, doubt = Ends(), "in order of registration; give example to be sure"
+    found, doubt = Ends(), "in order of registration"
     layers = [name for name, role in roles.items() if role in ("hidden", "convolution", "fused")]
-    first = next((name for name, role in roles.items() if role in ("hidden", "convolution", "fused", "experts", "embedding")), "")
+    first = next((name for name, role in roles.items() if name in layers or role in ("experts", "embedding")), "")
     for name in layers:
         layer = model.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, nn.modules.conv._ConvNd) and layer.in_channels <= 3 and layer.groups == 1:
             found.inputs[name] = f"reads {layer.in_channels} channel{'s' * (layer.in_channels > 1)}"
     if first in layers and roles[first] != "fused" and first not in found.inputs and not _is_repeated(model, first):
         found.inputs[first] = f"the first matrix {doubt}"
-    if layers and not _is_repeated(model, layers[-1]):
-        found.heads[layers[-1]] = f"the last matrix {doubt}"
-    elif layers:
-        found.notes.append("no head found: the last matrix in order of registration is in a repeated block; give example to be sure")
+    order = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in {*layers, *shared}]
+    if order and order[-1] in layers and not _is_repeated(model, order[-1]):
+        found.heads[order[-1]] = f"the last matrix {doubt}"
+        found.notes.append("other heads, if there are any, are among the hidden matrices; give example to find them")
+    elif order and order[-1] in layers:
+        found.notes.append(
+            f"no head found: {order[-1]!r}, the last matrix {doubt}, is in a repeated block; give example to be sure"
+        )
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from steprule.matrices.decide import Seen, Unknown, decide, places_of
+from steprule.matrices.decide import Place, Seen, Unknown, decide, places_of
 from steprule.matrices.path import Ends, by_forward, by_order
 from steprule.matrices.view import View
 from steprule.patterns import Pattern, alike, matches
@@ -124,7 +124,9 @@ def _sizes(rows: Sequence[Role]) -> str:
         sizes: dict[tuple[int, int], int] = {}
         for count, m, n in View(str(row.view)).sizes(row.shape):
             sizes[m, n] = sizes.get((m, n), 0) + count
-        found[" and ".join((f"{count} x " if count > 1 else "") + f"({m}, {n})" for (m, n), count in sizes.items())] = None
+        found[" and ".join((f"{count} x " if count > 1 else "") + f"({m}, {n})" for (m, n), count in sizes.items())] = (
+            None
+        )
     short = list(found)
     return "; ".join(short[:2]) + (f" and {len(short) - 2} more" if len(short) > 2 else "")
 
@@ -184,7 +186,7 @@ def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), h
             unknown[spots[0].name] = (param, str(error))
     if unknown:
         raise ValueError(_refusal(unknown))
-    ends = _ends(model, example, found, named)
+    ends = _ends(model, example, found, named, places)
     rows, frozen = [], []
     for name, seen in found.items():
         param, spots = named[name], places[named[name]]
@@ -227,20 +229,30 @@ def _said(word: str | View, param: Tensor) -> Seen:
     except ValueError as error:
         raise ValueError(f'{error}; or "hidden", "adamw" or a role') from None
     view.sizes(param.shape)
-    first, _, more = view.words.partition(", ")
+    first = view.words.partition(", ")[0]
     parts = re.search("rows|columns|split|interleaved", view.words)
     role = "convolution" if first == "flatten" else "experts" if first == "stack" else "fused" if parts else "hidden"
     return Seen(role, view, why)
 
 
-def _ends(model: nn.Module, example: Any, found: Mapping[str, Seen], named: Mapping[str, Tensor]) -> Ends:
+def _ends(
+    model: nn.Module,
+    example: Any,
+    found: Mapping[str, Seen],
+    named: Mapping[str, Tensor],
+    places: Mapping[Tensor, Sequence[Place]],
+) -> Ends:
     """The model's first and last matrices."""
-    tables = [name for name, seen in found.items() if seen.view is None and seen.role != "router"]
+    roles = {name: seen.role for name, seen in found.items()}
+    embeddings = [name for name, role in roles.items() if role == "embedding"]
     if example is not None:
-        weights = {name: named[name] for name, seen in found.items() if sum(size > 1 for size in named[name].shape) > 1}
-        ends = by_forward(model, example, weights, tables)
+        matrices = [name for name, seen in found.items() if seen.view or seen.role in ("router", "depthwise")]
+        tables = [name for name, param in named.items() if param.ndim > 1 and roles[name] != "norm"]
+        ends = by_forward(model, example, matrices, {*tables} - {*matrices, *embeddings}, embeddings)
     else:
-        ends = by_order(model, {name: seen.role for name, seen in found.items()})
+        ends = by_order(
+            model, roles, [place.name for name in embeddings for place in places[named[name]] if place.layer]
+        )
     for module in model.modules():
         get = getattr(module, "get_output_embeddings", None)
         try:
@@ -250,6 +262,7 @@ def _ends(model: nn.Module, example: Any, found: Mapping[str, Seen], named: Mapp
         name = next((name for name, param in named.items() if param is weight), None)
         if name is not None:
             ends.heads[name] = f"{type(module).__name__}.get_output_embeddings() returns it"
+            ends.notes.clear()
     return ends
 
 

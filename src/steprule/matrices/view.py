@@ -22,7 +22,8 @@ WORDS = {
     "split A B ...": "blocks of A, B, ... rows",
     "interleaved K": "K matrices: row i belongs to number i mod K",
 }
-"""The steps that a view is made of."""
+"""The steps that a view is made of; the first three can only be the first."""
+_STEP = r"matrix|stack|flatten|transpose|(rows|columns|interleaved) [1-9]\d*|split( [1-9]\d*)+"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,11 @@ class View:
     def __post_init__(self) -> None:
         steps = [step.split() for step in str(self.words).split(",")]
         object.__setattr__(self, "words", ", ".join(" ".join(step) for step in steps))
-        for step in self.words.split(", "):
-            if not re.fullmatch(r"matrix|stack|flatten|transpose|(rows|columns|interleaved) [1-9]\d*|split( [1-9]\d*)+", step):
+        for number, step in enumerate(self.words.split(", ")):
+            if not re.fullmatch(_STEP, step):
                 raise ValueError(f"view {self.words!r}: {step!r} is no step; use {', '.join(map(repr, WORDS))}")
+            if number and step in ("matrix", "stack", "flatten"):
+                raise ValueError(f"view {self.words!r}: {step!r} can only be the first step")
 
     def __str__(self) -> str:
         return self.words
@@ -66,16 +69,17 @@ class View:
         Raises:
             ValueError: the shape does not fit the view, or the strides allow no view of this order.
         """
+        first = self.words.split()[0].rstrip(",")
+        wanted, allowed = {
+            "stack": ("three or more", tensor.ndim > 2),
+            "flatten": ("two or more", tensor.ndim > 1),
+        }.get(first, ("two", tensor.ndim == 2))
+        if not allowed:
+            hint = "" if tensor.ndim < 3 else '; begin with "stack" or "flatten"'
+            raise ValueError(f"view {self.words!r} needs {wanted} axes, not shape {tuple(tensor.shape)}{hint}")
         found = [tensor]
-        for number, step in enumerate(self.words.split(", ")):
+        for step in self.words.split(", "):
             name, *numbers = step.split()
-            wanted = tensor.ndim if number else 2 if name in ("matrix", "transpose") else tensor.ndim
-            if name not in ("stack", "flatten") and number == 0 and tensor.ndim != 2:
-                wanted = 2
-            if wanted != tensor.ndim or tensor.ndim < 2 or (name == "stack" and tensor.ndim < 3):
-                axes = "three or more axes" if name == "stack" else "two or more" if tensor.ndim < 2 else "two axes"
-                hint = "" if tensor.ndim < 3 else '; begin with "stack" or "flatten"'
-                raise ValueError(f"view {self.words!r} needs {axes}, not shape {tuple(tensor.shape)}{hint}")
             try:
                 found = [part for one in found for part in _STEPS[name](one, [*map(int, numbers)], like)]
             except _Misfit as error:
@@ -89,7 +93,7 @@ class View:
             ValueError: the shape does not fit the view.
         """
         made = self.matrices(torch.empty(tuple(shape), device="meta"))
-        return [(math.prod(one.shape[:-2]), *one.shape[-2:]) for one in made]  # type: ignore[misc]
+        return [(math.prod(one.shape[:-2]), *one.shape[-2:]) for one in made]
 
 
 class _Misfit(Exception):
@@ -102,25 +106,27 @@ def _flatten(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tenso
     try:
         return [one.permute(0, *order).view(one.shape[0], -1)]
     except RuntimeError:
-        raise _Misfit(f"strides {one.stride()} allow no view in that order; copy it to the layout of its parameter") from None
+        raise _Misfit(
+            f"strides {one.stride()} allow no view in that order; copy it to the layout of its parameter"
+        ) from None
 
 
 def _rows(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
-    return [one.unflatten(-2, (numbers[0], _part(one, -2, "rows", numbers[0])))]
+    return [torch.unflatten(one, -2, (numbers[0], _part(one, -2, "rows", numbers[0])))]
 
 
 def _columns(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
-    return [one.unflatten(-1, (numbers[0], _part(one, -1, "columns", numbers[0]))).transpose(-3, -2)]
+    return [torch.unflatten(one, -1, (numbers[0], _part(one, -1, "columns", numbers[0]))).transpose(-3, -2)]
 
 
 def _interleaved(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
-    return [one.unflatten(-2, (_part(one, -2, "rows", numbers[0]), numbers[0])).transpose(-3, -2)]
+    return [torch.unflatten(one, -2, (_part(one, -2, "rows", numbers[0]), numbers[0])).transpose(-3, -2)]
 
 
 def _split(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
     if sum(numbers) != one.shape[-2]:
         raise _Misfit(f"{' + '.join(map(str, numbers))} = {sum(numbers)} is not its number of rows, {one.shape[-2]}")
-    return [*one.split(numbers, -2)]
+    return [*torch.split(one, numbers, -2)]
 
 
 def _part(one: Tensor, axis: int, what: str, count: int) -> int:
