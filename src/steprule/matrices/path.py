@@ -135,17 +135,17 @@ class _Graph:
     def leaf(self, node: Any) -> str | None:
         """The weight that a node is, or is made of without data, as by a view, a cast or a normalization."""
         if node not in self.leaves:
-            waiting, found = [node], set[str]()
+            waiting, seen, found = [node], {node}, set[str]()
             while waiting:
                 one = waiting.pop()
-                inputs = [new for new, _ in one.next_functions if new is not None]
                 if MATRIX.search(one.name()):
                     found.clear()
                     break
-                found |= (
-                    {self.names[one.variable]} if hasattr(one, "variable") and one.variable in self.names else set()
-                )
-                waiting += inputs
+                if hasattr(one, "variable") and one.variable in self.names:
+                    found.add(self.names[one.variable])
+                new = [more for more, _ in one.next_functions if more is not None and more not in seen]
+                seen.update(new)
+                waiting += new
             self.leaves[node] = found.pop() if len(found) == 1 else None
         return self.leaves[node]
 

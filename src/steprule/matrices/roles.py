@@ -190,7 +190,7 @@ def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), h
     rows, frozen = [], []
     for name, seen in found.items():
         param, spots = named[name], places[named[name]]
-        for role, whys in (("input", ends.inputs), ("head", ends.heads)):
+        for role, whys in (("head", ends.heads), ("input", ends.inputs)):
             if name in whys and name not in chosen and seen.view is not None:
                 seen = Seen(role, None, whys[name], "registration" in whys[name])
         if not param.requires_grad:
