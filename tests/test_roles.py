@@ -455,7 +455,7 @@ class Several(nn.Module):
     def forward(self, x):
         features = self.stem(x)
         for layer in self.body:
-            features = features + layer(self.scale(features)).relu()
+            features = features + nn.functional.dropout(layer(self.scale(features)).relu())
         return {"features": features, "out": [self.boxes(features), self.labels(features).sigmoid()]}
 
 
@@ -498,6 +498,16 @@ def test_normalized_weights_and_residual_streams_in_an_example():
 
     table = roles(Residual(first=nn.Linear(3, 8), second=nn.Linear(8, 8)), example=torch.randn(2, 3))
     assert seen(table)["second.weight"] == "hidden: matrix" and "so none is a head" in table.notes[0]
+
+
+def test_a_matrix_before_another_output_is_no_head():
+    class Both(Of):
+        def forward(self, x):
+            hidden = self.block(self.first(x))
+            return hidden, self.last(hidden.relu())
+
+    table = roles(Both(first=nn.Linear(3, 8), block=nn.Linear(8, 8), last=nn.Linear(8, 2)), example=torch.randn(2, 3))
+    assert seen(table)["block.weight"] == "hidden: matrix" and seen(table)["last.weight"] == "head"
 
 
 def test_an_example_that_uses_no_parameter_is_refused():

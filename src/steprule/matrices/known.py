@@ -129,7 +129,7 @@ _LAYOUTS: dict[Parts, str] = {
 _BARE: dict[str, str] = {
     "router": "transformers.*Router.weight transformers.*Gate.weight",
     "position": """
-        timm.*.pos_embed timm.*.pos_embed_* timm.*.*_pos_embed timm.*.position_embedding timm.*.pos_embedding
+        timm.*.pos_embed timm.*.pos_embed[_1-9]* timm.*.*_pos_embed timm.*.position_embedding timm.*.position_embedding_table timm.models.tnt.TNT.*_pos timm.*.pos_embedding
         timm.*.relative_position_bias_table
         timm.*.rel_pos timm.*.rel_pos_* timm.*.height_rel timm.*.width_rel timm.*.attention_biases
         timm.*.cls_token timm.*.reg_token timm.*.dist_token timm.*.register_tokens timm.*.latent timm.*.query
