@@ -387,6 +387,7 @@ def test_a_parameter_that_two_modules_see_differently_is_refused():
         roles(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize(
     "make",
     [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal, nn.utils.weight_norm],

@@ -97,7 +97,7 @@ def decide(param: Tensor, places: Sequence[Place], heads: bool) -> Seen:
         return Seen(
             "embedding", None, "rows are looked up" + ", and the head has it too" * any(one.view for one in seen)
         )
-    if len({(one.role, one.view) for one in seen}) > 1:
+    if len({one.view for one in seen}) > 1:
         raise Unknown(f"modules that share it see it differently: {', '.join(place.name for place in places)}")
     return seen[0]
 

@@ -127,9 +127,10 @@ _LAYOUTS: dict[Parts, str] = {
 }  # fmt: skip
 
 _BARE: dict[str, str] = {
-    "router": "transformers.*Router.weight transformers.*Gate.weight",
+    "router": "transformers.*Router.weight",
     "position": """
-        timm.*.pos_embed timm.*.pos_embed[_1-9]* timm.*.*_pos_embed timm.*.position_embedding timm.*.position_embedding_table timm.models.tnt.TNT.*_pos timm.*.pos_embedding
+        timm.*.pos_embed timm.*.pos_embed[_1-9]* timm.*.*_pos_embed timm.*.position_embedding
+        timm.*.position_embedding_table timm.models.tnt.TNT.*_pos timm.*.pos_embedding
         timm.*.relative_position_bias_table
         timm.*.rel_pos timm.*.rel_pos_* timm.*.height_rel timm.*.width_rel timm.*.attention_biases
         timm.*.cls_token timm.*.reg_token timm.*.dist_token timm.*.register_tokens timm.*.latent timm.*.query
@@ -139,18 +140,30 @@ _BARE: dict[str, str] = {
         transformers.*.absolute_pos_embed transformers.*.relative_position_bias_table transformers.*.rel_pos_*
         transformers.*.*positional_embedding transformers.*.query_tokens transformers.*.register_tokens
         transformers.*.latents transformers.*.probe transformers.*.image_newline transformers.*.class_embedding
+        transformers.*.attention_biases transformers.*.latent_query transformers.*.level_embed transformers.*.group_token
+        transformers.*.position_embedding_table transformers.*.pos_embed_window transformers.*.relative_attention_bias
+        transformers.*.cls_token transformers.*.cls_register_token transformers.*.time_embeddings transformers.*.mask_tokens
+        transformers.*.detection_tokens transformers.*.mid_position_embeddings transformers.*.memory_temporal_positional_encoding
+        transformers.*.AriaProjector.query transformers.*.GraniteSpeech*Projector.query transformers.*.seg_embed
     """,
     "other": """
         transformers.*Mixer.A_log transformers.*.A_log transformers.*.D transformers.*.dt_bias
-        transformers.*.CohereLayerNorm.weight transformers.*Experts.*_bias timm.*.gamma timm.*.gamma_*
+        transformers.*.bias_u transformers.*.bias_v
+        transformers.*.pos_bias_u transformers.*.pos_bias_v transformers.*.r_r_bias transformers.*.r_s_bias
+        transformers.*.r_w_bias transformers.*Rglru.*_gate_bias transformers.*.CohereLayerNorm.weight transformers.*Experts.*_bias timm.*.gamma timm.*.gamma_*
         timm.*.layer_scale* timm.*.alpha timm.*.beta timm.*.temperature
     """,
-    "hidden: transpose": "transformers.pytorch_utils.Conv1D.weight",
-    "hidden: stack": """
-        transformers.*.GraniteMoe*ParallelExperts.weight transformers.*.JetMoeParallelExperts.weight
+    "hidden: transpose": """
+        transformers.pytorch_utils.Conv1D.weight transformers.*.Gemma3MultiModalProjector.mm_input_projection_weight
+        transformers.*.T5Gemma2MultiModalProjector.mm_input_projection_weight
     """,
-    "hidden: stack, transpose": "transformers.*.Llama4TextExperts.down_proj",
-    "fused: stack, transpose, rows 2": "transformers.*.Llama4TextExperts.gate_up_proj",
+    "experts: stack": """
+        transformers.*.JetMoeParallelExperts.weight
+        transformers.*.LongcatFlashExperts.down_proj transformers.*.Step3p7Experts.down_proj
+    """,
+    "experts: stack, rows 2": "transformers.*.LongcatFlashExperts.gate_up_proj transformers.*.Step3p7Experts.gate_up_proj",
+    "experts: stack, transpose": "transformers.*.Llama4TextExperts.down_proj transformers.*Rglru.*_gate_weight",
+    "experts: stack, transpose, rows 2": "transformers.*.Llama4TextExperts.gate_up_proj",
 }
 
 
