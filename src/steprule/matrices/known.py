@@ -2,7 +2,8 @@
 belong to no torch layer are.
 
 A class is known by the qualified name of the class whose `forward` it runs, so a subclass with another `forward` is
-unknown. Each entry was read off that forward; tests run the classes and see which rows reach which of q, k and v.
+unknown. Each entry was read off that forward in
+transformers 5.24, timm 1.0.31 and torchvision 0.28; tests/frameworks runs some of them, and sees which rows reach q, k and v.
 """
 
 from __future__ import annotations
