@@ -240,6 +240,15 @@ def test_fused_matrices_are_parted_by_class_and_configuration(cls, attributes, l
     assert seen(roles(between(attention=attention)))[f"attention.{layer}.weight"] == view
 
 
+def test_another_release_of_a_known_class_leaves_its_matrix_whole_and_the_table_says_why():
+    cls = named("transformers", "models.phi3.modeling_phi3.Phi3Attention", config=types.SimpleNamespace())
+    (row,) = (row for row in roles(between(attention=cls(qkv_proj=nn.Linear(8, 24)))) if "qkv" in row.name and row.view)
+    assert row.view == View() and "Phi3Attention.qkv_proj of a release that is not known" in row.why
+    cls = named("timm", "layers.attention.Attention")
+    (row,) = (row for row in roles(between(attention=cls(qkv=nn.Linear(8, 25)))) if "qkv" in row.name and row.view)
+    assert row.view == View() and "25 rows are not 3 equal blocks, so seen whole" in row.why
+
+
 def test_a_subclass_is_known_as_long_as_it_runs_the_same_forward():
     known = named("timm", "layers.attention.Attention")
     same = type("Mine", (known,), {})

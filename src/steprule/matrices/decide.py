@@ -177,7 +177,12 @@ def _matrix(param: Tensor, place: Place, base: str, heads: bool) -> Seen:
             "fused" if why else "hidden", View(", ".join([*stored, f"rows {count}"])), f"by head, of {size} rows"
         )
     if parts:
-        return Seen("fused", View(", ".join([*stored, parts])), why)
+        view = View(", ".join([*stored, parts]))
+        try:
+            view.sizes(param.shape)
+        except ValueError as error:
+            return Seen("hidden", View(", ".join(stored) or "matrix"), f"{error}, so seen whole")
+        return Seen("fused", view, why)
     if not why:
         why = f"weight of {_kind(place.module)}"
         if FUSED_NAME.search(place.owners[-1][0]):
