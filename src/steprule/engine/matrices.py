@@ -19,19 +19,23 @@ MOST_BYTES = 2**28
 """What functions of matrices take at once beyond the matrices themselves."""
 
 
-def room_dtype(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What matrices are kept in between passes: what their products are computed in.
 
     Args:
+        function: what they are for.
         shape: of a matrix, or of a stack of them.
         dtype: of the parameter.
         device: where it is.
     """
     import torch
 
+    from steprule.matrix.coefficients import published
     from steprule.matrix.how import plan_for
 
-    wide = torch.float64 if dtype == torch.float64 else None
+    words = function.others[-1:]
+    is_exact = function.op == "polar" and not isinstance(words[0], Expression) and published(words[0]).exact
+    wide = torch.float64 if dtype == torch.float64 else torch.float32 if is_exact else None
     return plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
 
 

@@ -115,8 +115,9 @@ class Kind:
         matrices = program_of(self.rule, self.group).matrices
         if not (matrices and self.is_fast):
             return {}
-        dtype = room_dtype(matrix_shape(param.shape, self.rule.stacks), param.dtype, param.device)
-        return dict.fromkeys(matrices, dtype_name(dtype))
+        shape = matrix_shape(param.shape, self.rule.stacks)
+        dtypes = {name: room_dtype(one, shape, param.dtype, param.device) for name, one in matrices.items()}
+        return {name: dtype_name(dtype) for name, dtype in dtypes.items()}
 
     def kernel(self, gather: bool) -> AnyKernel:
         """What steps it, with telemetry or without."""
