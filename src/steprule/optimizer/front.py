@@ -14,18 +14,18 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from steprule.docstrings import options_at_length
 from steprule.optimizer import torchs
-from steprule.optimizer.arguments import check_clip, docstring, signature_of
+from steprule.optimizer.arguments import docstring, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, reduce
 from steprule.optimizer.groups import Groups
-from steprule.optimizer.making import begin, bind, check_params, finish
+from steprule.optimizer.making import begin, bind, check_params, finish, set_clip, set_process_group
 from steprule.optimizer.releasing import release_gradients
 from steprule.optimizer.shown import shown
 from steprule.optimizer.steps import Steps
 from steprule.rule import Rule
 from steprule.services import Telemetry
-from steprule.services.clip import Clip, as_clip
+from steprule.services.clip import Clip
 from steprule.settings import check_rule, constructor
 
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
@@ -192,13 +192,16 @@ class Optimizer(torch.optim.Optimizer):
 
     @clip.setter
     def clip(self, value: Any) -> None:
-        services, wanted = self._core.services, as_clip(value)
-        if services is None and wanted is not None:
-            raise AttributeError(f"clip={value!r}: make the optimizer with clip=... to change it later")
-        if services is not None:
-            check_clip(wanted, self.param_groups)
-            services.set_clip(wanted)
-            self._core.forget_plans(self.param_groups)
+        set_clip(self._groups, value)
+
+    @property
+    def process_group(self) -> Any:
+        """The processes over which the parameters are spread, None if over none. Between steps it may be set to another."""
+        return self._core.across.group if self._core.across is not None else None
+
+    @process_group.setter
+    def process_group(self, value: Any) -> None:
+        set_process_group(self._groups, value)
 
     @property
     def telemetry(self) -> Telemetry | None:

@@ -38,6 +38,11 @@ def _check(groups: Groups, model: Any) -> None:
             'nonfinite="raise" does not go with release_gradients(): by the time a gradient is found not to be finite, '
             'others have been used; nonfinite="skip" leaves its parameter alone, and with measure() all of them'
         )
+    if core.across is not None:
+        raise ValueError(
+            "process_group=... does not go with release_gradients(): processes step other parameters inside backward, and none "
+            "waits there for the others' norms and sums"
+        )
     for group in groups.groups:
         if couples(core.rule, group):
             raise ValueError(

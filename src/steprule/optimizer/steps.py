@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.engine.run import alone
+from steprule.engine.run import Spread, alone
 from steprule.engine.team import torch_alone
 from steprule.formats.parts import is_sharded
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
@@ -23,6 +23,7 @@ from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards, complete, whole_of
 from steprule.tensors.state import AVERAGE
+from steprule.trace.tracing import sums_of_all
 
 
 class Steps:
@@ -65,6 +66,11 @@ class Steps:
         self._look()
         if not self._groups.groups:  # all taken out
             self._core.plans.current = None
+            if self._core.across is not None:
+                raise RuntimeError(
+                    "param_groups is empty, and the other processes of process_group wait for what this one has: keep a group "
+                    'with "params": []'
+                )
             return
         try:
             self._core.plans.renew(self.job())
@@ -113,6 +119,8 @@ class Steps:
                 for number, group, index, param, _ in list_all(groups.groups)
                 if param.grad is not None and not _is_finite(param.grad)
             ]
+            others = core.across.gather([len(wrong)])[:, 0] if core.across is not None else ()
+            wrong = wrong or [f"those of process {rank} of process_group" for rank, one in enumerate(others) if one]
             if wrong:
                 core.services.refuse(wrong)
 
@@ -162,14 +170,22 @@ class Steps:
         if any(group.get("capturable") for group in groups):
             self._groups.optimizer._accelerator_graph_capture_health_check()
         self._core.modes.must_train("step()")
+        if self._core.across is not None:
+            self._core.across.check()
 
     def job(self) -> Job:
         """What a step needs to know."""
         core, groups = self._core, self._groups
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
-            core.accumulator, groups.check_numbers, alone if core.shards is None else complete, self.move_resting_averages,
+            core.accumulator, groups.check_numbers, alone if core.shards is None else complete, self._spread(),
+            self.move_resting_averages,
         )  # fmt: skip
+
+    def _spread(self) -> Spread | None:
+        """How numbers of all processes' parameters come about, if these have different ones."""
+        across = self._core.across
+        return Spread(across.gather, sums_of_all(self._core.rule, self._groups.groups)) if across is not None else None
 
     @torch_alone()
     def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
@@ -197,6 +213,8 @@ class Steps:
         if any(lr.any() if isinstance(lr, Tensor) else lr for lr in rates):
             return False
         grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        if not grads and self._core.across is not None and not any(group["params"] for group in groups):
+            return True  # others make theirs, and take no step
         if not grads or any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads):
             return False
         steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
