@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 import steprule
 from steprule.optimizer import parts
-from steprule.services import ClipValue
+from steprule.services import ClipNorm, ClipValue
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -39,14 +40,19 @@ def leaf(*shape, marked=False):
     return param
 
 
-WHOLE = {
+TENSORS = {
     "LAMB": lambda params: steprule.LAMB(params),
     "cautious": lambda params: steprule.AdamW(params, cautious=True),
     "8bit": lambda params: steprule.AdamW(params, states="8bit"),
+    "by parameter": lambda params: steprule.AdamW(params, clip=ClipNorm(1.0, per_parameter=True)),
+}
+ALL = {
+    "Prodigy": lambda params: steprule.Prodigy(params),
     "clip": lambda params: steprule.AdamW(params, clip=1.0),
     "nonfinite": lambda params: steprule.AdamW(params, nonfinite="skip"),
     "telemetry": lambda params: steprule.AdamW(params, telemetry=1),
 }
+WHOLE = {**TENSORS, **ALL}
 ONLY_FLAT = {
     "average": lambda params: steprule.AdamW(params, average=0.9),
     "eval()": lambda params: steprule.ScheduleFreeAdamW(params),
@@ -70,8 +76,18 @@ def test_what_needs_whole_tensors_refuses_fsdps_pieces(what, two_processes):
         WHOLE[what]([leaf(marked=True)])
 
 
-@pytest.mark.parametrize("what", [*WHOLE, *ONLY_FLAT])
-def test_what_needs_whole_tensors_refuses_flat_pieces_that_took_their_place(what):
+@pytest.mark.parametrize("what", ALL)
+def test_one_process_has_all_flat_pieces(what):
+    optimizer, alike = ALL[what]([leaf(16, 16)]), ALL[what]([leaf()])
+    optimizer.param_groups[0]["params"] = [leaf()]
+    optimizer.step()
+    alike.step()
+    assert torch.equal(optimizer.param_groups[0]["params"][0], alike.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize("count, what", [*product([1], {**TENSORS, **ONLY_FLAT}), *product([2], ALL)])
+def test_what_needs_whole_tensors_refuses_flat_pieces_that_took_their_place(count, what, monkeypatch):
+    monkeypatch.setattr(parts, "processes", lambda: count)
     optimizer, piece = {**WHOLE, **ONLY_FLAT}[what]([leaf(16, 16)]), leaf()
     optimizer.param_groups[0]["params"] = [piece]
     before = piece.detach().clone()

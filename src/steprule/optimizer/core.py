@@ -27,14 +27,20 @@ NOTES = ("services", "calls", "train_mode")
 
 
 class Given:
-    """The parameters that an optimizer was made for or was given by `add_param_group`; it keeps none alive."""
+    """The parameters that an optimizer was made for or was given by `add_param_group`; it keeps none alive.
+
+    Attributes:
+        groups: in how many groups they were.
+        had_matrices: whether some had more than one dimension.
+    """
 
     def __init__(self) -> None:
         self._by_id: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        self.had_matrices = False
+        self.groups, self.had_matrices = 0, False
 
     def add(self, params: Iterable[Tensor]) -> None:
-        """Takes note of these."""
+        """Takes note of these, which are a group."""
+        self.groups += 1
         for param in params:
             self._by_id[id(param)] = param
             self.had_matrices |= not is_lazy(param) and param.dim() > 1
@@ -62,7 +68,7 @@ class Core:
         accumulator: what sums gradients over micro-batches, if grads was given.
         release: what steps parameters inside backward, from `release_gradients` on.
         across: what parameters are spread over, if process_group was given.
-        arguments: what the constructor was given for the whole optimizer.
+        arguments: what a ZeroRedundancyOptimizer has given the constructor for the whole optimizer.
         schedules: hyperparameters that are functions of the step, if some are.
         is_made: whether the constructor is over.
         given: the parameters that it was made for.
@@ -98,8 +104,8 @@ class Core:
         return self.schedules.calls if self.schedules is not None else 0
 
     def was_given(self, name: str, value: Any) -> bool:
-        """Whether the constructor had this value for an argument for the whole optimizer."""
-        given = self.arguments.get(name, OPTIONS.get(name))
+        """Whether a group has this value since a ZeroRedundancyOptimizer puts the constructor's arguments into all groups."""
+        given = self.arguments.get(name, self)
         return value is given or (type(value) is type(given) and bool(value == given))
 
     def forget_plans(self, groups: Sequence[dict[str, Any]]) -> None:
@@ -145,7 +151,7 @@ class Core:
             "schedules": self.schedules,
             "grads": self.accumulator.kind if self.accumulator is not None else None,
             "across": self.across,
-            "arguments": {name: value for name, value in self.arguments.items() if value != OPTIONS.get(name)},
+            "arguments": self.arguments,
             "begun_with": self.begun_with,
             "training": self.modes.training,
         }

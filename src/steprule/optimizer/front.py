@@ -130,8 +130,7 @@ class Optimizer(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        saved = self._core.saved()
-        return {**super().__getstate__(), **({"_core": saved} if saved else {})}
+        return {**super().__getstate__(), **({"_core": saved} if (saved := self._core.saved()) else {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_copy = "_core" not in self.__dict__
@@ -276,8 +275,8 @@ class Optimizer(torch.optim.Optimizer):
             model: the model whose backward passes are hooked; with DistributedDataParallel, that module.
 
         Raises:
-            ValueError: with nonfinite="raise" or differentiable=True, which would have to undo steps; a rule that needs a sum
-                over all parameters; or a parameter that is not one of the model's.
+            ValueError: with nonfinite="raise" or differentiable=True, which would have to undo steps; with process_group or a rule
+                that needs a sum over all parameters; or a parameter that is not one of the model's.
             TypeError: model is not a module.
             RuntimeError: gradient release is on already.
         """
@@ -357,8 +356,7 @@ class Optimizer(torch.optim.Optimizer):
         def step(self, *args: Any, **kwargs: Any) -> Any:
             """Takes one step, with its hooks."""
             if "closure" in kwargs and kwargs["closure"] is None and self._steps.only_asks_for_states():
-                self._steps.make_states()
-                return None
+                return self._steps.make_states()
             if (
                 self._optimizer_step_pre_hooks
                 or self._optimizer_step_post_hooks

@@ -305,7 +305,7 @@ class Groups:
                 )
         for name in (*SERVICE_OPTIONS, *OPTIONS):
             is_free = name == "clip" and group.get(name) is False
-            says_the_same = name in group and self.core.was_given(name, group[name])  # as a ZeroRedundancyOptimizer does
+            says_the_same = name in group and self.core.was_given(name, group[name])
             if name in group and name not in self.core.rule.hyperparameters and not (is_free or says_the_same):
                 exception = "; a group may only have 'clip': False, to be left out of clipping"
                 raise ValueError(

@@ -67,11 +67,12 @@ def begin(groups: Groups, settings: dict[str, Any]) -> tuple[Core, dict[str, Any
     given = {**chosen, **options}
     options = seen_by(options, settings)
     core = Core(groups.base, options)
-    core.arguments = {name: value for name, value in given.items() if name != "process_group"}
     core.schedules = Schedules(functions) if functions else None
     settings |= {name: options[name] for name in core.rule.hyperparameters if name in OPTIONS}
     core.accumulator = make_accumulator(chosen.pop("grads"))
     core.across = make_across(chosen.pop("process_group"))
+    if core.across is not None and core.across.has_model:
+        core.arguments = given
     core.services = make_services(**chosen)
     groups.check(settings, core)
     if all(settings[name] == default for name, default in FORMAT_OPTIONS.items()):

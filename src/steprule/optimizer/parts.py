@@ -34,9 +34,9 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
     """
     is_flattened, group, across = core.is_made and _is_flattened(core, groups), groups[number], core.across
     if across is not None and across.has_model:
-        for needing in _exchanges(core):
+        for what in _exchanges(core):
             raise ValueError(
-                f"{needing}, and in a ZeroRedundancyOptimizer it would exchange those of this process's parameters only: the "
+                f"{what}, and in a ZeroRedundancyOptimizer it would exchange those of this process's parameters only: the "
                 "model here has the others', too"
             )
     for index, param in enumerate(group["params"]):
@@ -60,6 +60,11 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 "result would be wrong. Rules that look at each element by itself take such parameters"
             )
         needing = next(_needs_all(core, group), None) if not is_sharded(param) else None
+        if needing is not None and is_flattened and _are_apart(core, groups):
+            raise ValueError(
+                f"{needing}, and {who} {kind}, and other groups' parameters are not there: a trainer that steps one group after "
+                "another, as DeepSpeed does, needs all parameters in one group"
+            )
         if needing is not None and across is None and processes() > 1:
             raise ValueError(
                 f"{needing}, and {who} {kind}: a step here would see only what this process has. Name the processes that have "
@@ -75,6 +80,11 @@ def _is_flattened(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
         and bool(params)
         and not any(is_lazy(param) or param.dim() > 1 or core.given.has(param) for param in params)
     )
+
+
+def _are_apart(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether some of the groups have been taken out, or their parameters."""
+    return len(groups) < core.given.groups or not all(group["params"] for group in groups)
 
 
 def _kind_of(param: Tensor) -> str | None:

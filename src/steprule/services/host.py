@@ -88,7 +88,7 @@ class OnHost:
 class OnHosts(OnHost):
     """As `OnHost`, for processes that each have other parameters: what all have read decides, in all of them alike.
 
-    A step that none of them has a gradient for counts, too: a process does not know of the others'.
+    Where nothing is asked of gradients, a step counts that none of them has a gradient for: a process does not know that.
 
     Args:
         services, averages: as for `OnHost`.
@@ -125,6 +125,8 @@ class OnHosts(OnHost):
             ledger.remember(joined_again(every[bound > 0], services.norm_type) if bound.any() else 0.0)
         else:
             services.rest()
+            if services.average is None:
+                return False
         if services.clips_each:
             ledger.clipped += bool(clipped.any())
         else:

@@ -177,9 +177,7 @@ class StepServices:
         factor = factor_of(self.clip, norm, self.ledger)
         return any(set_factors(self.clip, parts, norms, factor, self.inverse_scale, self.ledger))
 
-    def close(
-        self, counts: Sequence[Sums] | None, roll: Roll, gathered: bool, gather: Gather | None = None
-    ) -> None:
+    def close(self, counts: Sequence[Sums] | None, roll: Roll, gathered: bool, gather: Gather | None = None) -> None:
         """Takes note of a step that has counted this, or nothing; where others have other parameters, by what all have counted."""
         ledger = self.ledger
         ledger.steps += 1
@@ -243,9 +241,7 @@ class StepServices:
             self._settle()
             if scaler is not None and (not unscaled or optimizer._core.across is not None):
                 place = scaler._get_scale_async().device
-                state["found_inf_per_device"] = {
-                    place: torch.as_tensor(self.found, dtype=torch.float32, device=place)
-                }
+                state["found_inf_per_device"] = {place: torch.as_tensor(self.found, dtype=torch.float32, device=place)}
 
     def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
         """Counts and reports a step that is not taken, or not for these.

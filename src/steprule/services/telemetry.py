@@ -111,7 +111,13 @@ class Telemetry:
         clipped_steps: int, skipped_steps: int, total: tuple[int, NDArray[np.float64]] | None = None,
     ) -> None:  # fmt: skip
         record = _Record(
-            step, tuple(names), np.array(sizes, np.int64), np.array(sums, np.float64), clipped_steps, skipped_steps, total
+            step,
+            tuple(names),
+            np.array(sizes, np.int64),
+            np.array(sums, np.float64),
+            clipped_steps,
+            skipped_steps,
+            total,
         )
         count = len(set(record.names))
         if (len(record.names), *record.sizes.shape, *record.sums.shape) != (count, count, count, 7):
@@ -135,9 +141,9 @@ class Telemetry:
         """Reads what is still on a device."""
         while self._pending:
             names, sizes, sums, numbers = self._pending.popleft()
-            taken, *counts = map(int, numbers.tolist())
+            taken, step, clipped_steps, skipped_steps = map(int, numbers.tolist())
             if taken:
-                self._keep(counts[0], names, sizes, sums.cpu().numpy(), *counts[1:])
+                self._keep(step, names, sizes, sums.cpu().numpy(), clipped_steps, skipped_steps)
 
     @property
     def _records(self) -> deque[_Record]:
