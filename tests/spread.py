@@ -174,10 +174,43 @@ def with_zero() -> None:
         only(torch.ones(2, 3)).sum().backward()
         fitted.step()
     same_everywhere([fitted.optim.grad_norm, only.weight.detach().sum()], "one parameter")
+    resumed()
     for name, settings in {"AdamW": {"average": 0.9}, "ScheduleFreeAdamW": {}}.items():
         with refused(ValueError, "would exchange those of this process's parameters only"):
             ZeroRedundancyOptimizer(model().parameters(), getattr(steprule, name), **settings)
     assert steprule.AdamW(model().parameters()).process_group is None
+
+
+def resumed() -> None:
+    """ZeroRedundancyOptimizer's own checkpoints: counts, norms and functions of the step go on, there and in one process."""
+
+    def begun() -> tuple[Any, Any]:
+        net = model()
+        given = {"lr": lambda step: 0.1 / step, "clip": ClipQuantile(0.5), "nonfinite": "skip"}
+        return net, ZeroRedundancyOptimizer(net.parameters(), steprule.AdamW, **given)
+
+    net, zero = begun()
+    fit(net, zero, lambda step: next(net.parameters()).grad.fill_(float("nan")) if step == NAN else None)
+    zero.consolidate_state_dict(0)
+    saved = [zero.state_dict() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(saved, 0)
+    other, loaded = begun()
+    one = model()
+    alone = steprule.AdamW(one.parameters(), lr=lambda step: 0.1 / step, clip=ClipQuantile(0.5), nonfinite="skip")
+    for again, optimizer in (other, loaded), (one, alone):
+        again.load_state_dict(net.state_dict())
+        optimizer.load_state_dict(copy.deepcopy(saved[0]))
+        fit(again, optimizer)
+    fit(net, zero)
+    for mine, its, single in zip(net.parameters(), other.parameters(), one.parameters(), strict=True):
+        assert torch.equal(mine, its)
+        same(mine, single, "loaded in one process")
+    assert (zero.optim.skipped_steps, zero.optim.clipped_steps) == (
+        loaded.optim.skipped_steps,
+        loaded.optim.clipped_steps,
+    )
+    assert zero.optim.param_groups[0]["lr"] == loaded.optim.param_groups[0]["lr"] == 0.1 / 11
+    assert alone.skipped_steps == 1 and alone.clipped_steps == zero.optim.clipped_steps
 
 
 @contextmanager

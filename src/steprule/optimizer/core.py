@@ -69,6 +69,7 @@ class Core:
         release: what steps parameters inside backward, from `release_gradients` on.
         across: what parameters are spread over, if process_group was given.
         arguments: what a ZeroRedundancyOptimizer has given the constructor for the whole optimizer.
+        noted: what was last written into groups besides settings, and the numbers of their functions.
         schedules: hyperparameters that are functions of the step, if some are.
         is_made: whether the constructor is over.
         given: the parameters that it was made for.
@@ -88,6 +89,7 @@ class Core:
         self.release: Release | None = None
         self.across: Across | None = None
         self.arguments: dict[str, Any] = {}
+        self.noted: tuple[dict[str, Any], list[int]] = {}, []
         self.schedules: Schedules | None = None
         self.has_modes = base.evaluated is not None
         self.is_made = False

@@ -367,7 +367,7 @@ class Optimizer(torch.optim.Optimizer):
                 return self._hooked_step(*args, **kwargs)
             core = self._core
             current = core.plans.current
-            if not args and not kwargs and current is not None and core.schedules is None and core.shards is None:
+            if not args and not kwargs and current is not None and core.schedules is core.shards is core.across is None:
                 is_scaled = core.services is not None and hasattr(self, "found_inf")
                 if not is_scaled and current.run(self.param_groups, self.state):
                     return None

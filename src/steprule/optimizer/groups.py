@@ -393,5 +393,6 @@ class Groups:
     def note(self) -> None:
         """Writes into all groups what the next step depends on besides states and settings."""
         notes = {name: ask() for name, ask in self.core.notes().items()}
+        self.core.noted = notes, [group[SCHEDULES] for group in self.groups if SCHEDULES in group]
         for group in self.groups:
             group.update(notes)

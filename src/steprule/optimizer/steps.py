@@ -12,8 +12,10 @@ from steprule.engine.run import Spread, alone
 from steprule.engine.team import torch_alone
 from steprule.formats.parts import is_sharded
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
+from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
 from steprule.optimizer.groups import Groups
+from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rules.options import OPTIONS
 from steprule.services.release import check_not_released
 from steprule.step.job import Job
@@ -48,6 +50,8 @@ class Steps:
             with torch.no_grad():
                 core.release.step(self.move_resting_averages)
         else:
+            if core.across is not None and core.across.has_model:
+                self._take_over_notes()
             groups.insist_on_schedules()
             current = core.plans.current
             try:
@@ -60,6 +64,18 @@ class Steps:
         if core.schedules is not None:
             core.schedules.count(core.schedules.calls + 1)
             groups.set_scheduled_if_possible()
+        if core.across is not None and core.across.has_model:
+            groups.note()  # for its checkpoints, which know of states and groups only
+
+    def _take_over_notes(self) -> None:
+        """Has services and schedules be as a ZeroRedundancyOptimizer has loaded them, which writes into groups only."""
+        groups, (notes, numbers) = self._groups.groups, self._core.noted
+        for group, number in zip([one for one in groups if SCHEDULES in one], numbers, strict=True):
+            group[SCHEDULES] = number  # and not that of the optimizer that was saved
+        if any(group.get(name) is not value for group in groups for name, value in notes.items()):
+            loaded = {"param_groups": groups, "state": dict(self._groups.states)}
+            check_notes(notes_in(loaded))
+            take_notes(self._groups, loaded)
 
     def _take_anew(self) -> None:
         """Looks at everything, makes a plan and steps."""
