@@ -329,6 +329,7 @@ def scaled(rank: int) -> None:
                 param.grad.view(-1)[3] = float("inf")
             if unscales:
                 scaler.unscale_(optimizer)
+                param.grad.nan_to_num_(posinf=1.0)  # which the scaler has found all the same
             before = param.detach().clone()
             scaler.step(optimizer)
             assert torch.equal(before, param) is (step == 1), (unscales, step)
