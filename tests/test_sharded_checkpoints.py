@@ -15,7 +15,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     program = Path(__file__).with_name("sharded_checkpoints.py")
     environment = {**os.environ, "PYTHONPATH": str(Path(steprule.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([sys.executable, program, tmp_path, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, program, tmp_path, str(rank)], env=environment, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(4)
     ]
     errors = [rank.communicate(timeout=400)[1] for rank in ranks]

@@ -260,7 +260,9 @@ class _States(MutableMapping[Any, Any]):
 
     def get(self, key: Any, default: Any = None) -> Any:
         """As torch.optim's: a state that was not there is not made."""
-        return self[key] if key in self else default
+        if key in self:
+            return self[key]
+        return default
 
     def __setitem__(self, key: Any, state: Any) -> None:
         self._home(key)[key] = state
