@@ -142,7 +142,8 @@ def gathered(x: torch.Tensor) -> torch.Tensor:
 
 
 def compare(what: str, one: Any, other: Any, part: Callable[[Any], Any] = lambda x: x) -> None:
-    """Raises unless the same is in both, tensors to the last bit.
+    """Raises unless the same is in both, tensors to the last bit: the numbers that a sum gives are rounded to float32, which
+    leaves nothing of the order in which it was added up in float64.
 
     Args:
         part: what the other one has of the first one's tensors.
