@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from packaging.version import Version
 from sharded import tensors, whole
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -219,7 +220,10 @@ class Later:
         return self
 
     def save(self, states: dict[str, Any], checkpoint_id: Path) -> None:
-        """What is written is what there is now."""
+        """What is written is what there is now; before 2.7, torch wrote what tensors on CPUs had become."""
+        if Version(torch.__version__) < Version("2.7"):
+            dcp.save(states, checkpoint_id=checkpoint_id)
+            return
         dcp.FileSystemWriter.write_data = self._later
         self._saving.append(dcp.async_save(states, checkpoint_id=checkpoint_id, process_group=self._group))
 
