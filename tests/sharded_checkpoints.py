@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from packaging.version import Version
-from sharded import tensors, whole
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -37,6 +36,12 @@ WAYS = (("cut", "cut", False), ("cut", "whole", True), ("whole", "cut", True))
 """How it was saved, how it is loaded, and whether state dicts are flattened."""
 NORMS = 3000 * 2.0**-53
 """How far norms may be off, as a part of themselves: they are roots of sums of float64 in another order."""
+
+
+def tensors(seed: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The same on every process, one for each of `SHAPES`."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES.values()]
 
 
 class Case:
@@ -86,7 +91,7 @@ class Model(torch.nn.Module):
     def __init__(self, dtype: torch.dtype, mesh: Any) -> None:
         super().__init__()
         self.mesh = mesh
-        for name, values in zip(SHAPES, tensors([*SHAPES.values()], 0, dtype), strict=True):
+        for name, values in zip(SHAPES, tensors(0, dtype), strict=True):
             setattr(self, name, torch.nn.Parameter(self.cut(values)))
 
     def part(self, x: torch.Tensor) -> torch.Tensor:
@@ -107,7 +112,7 @@ class Model(torch.nn.Module):
 def train(model: Model, optimizer: Any, steps: range) -> None:
     is_guarded = "nonfinite" in repr(optimizer)
     for step in steps:
-        for param, grad in zip(model.parameters(), tensors([*SHAPES.values()], 1 + step, torch.float32), strict=True):
+        for param, grad in zip(model.parameters(), tensors(1 + step, torch.float32), strict=True):
             if is_guarded and step == 1:
                 grad[-1] = float("nan")
             param.grad = model.cut(grad.to(param.dtype))
@@ -139,7 +144,12 @@ def here(x: torch.Tensor) -> torch.Tensor:
 
 
 def gathered(x: torch.Tensor) -> torch.Tensor:
-    return whole(x).to(x.dtype)
+    """The whole of what processes have parts of."""
+    if not isinstance(x, DTensor):
+        return x
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, x.to_local())
+    return torch.cat(parts)
 
 
 def compare(what: str, one: Any, other: Any, part: Callable[[Any], Any] = lambda x: x) -> None:
