@@ -43,6 +43,7 @@ bench: $(INSTALLED)  ## measure on an idle machine, and put the numbers into tex
 	$(BIN)/python benchmarks/gpu_code.py
 	$(BIN)/python benchmarks/formats.py
 	$(BIN)/python benchmarks/sharded.py
+	$(BIN)/python benchmarks/many_ranks.py
 	$(BIN)/python benchmarks/training.py
 	$(MAKE) figures
 

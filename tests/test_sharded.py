@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from dropin import since
 
 import steprule
 from steprule.optimizer import parts
@@ -141,22 +143,55 @@ def test_a_vector_that_was_given_is_no_piece():
     optimizer.step()
 
 
-def test_the_example_goes_on_with_another_number_of_processes(tmp_path):
-    """Ten steps of two processes and ten more of one come to what twenty steps of one process do."""
-    pytest.importorskip("sklearn")
+DYING = """
+import os, runpy, signal, sys
+from torch.distributed.checkpoint import FileSystemWriter
 
-    def run(processes, steps, folder):
+write, calls = FileSystemWriter.write_data, []
+
+def write_or_die(*args):
+    calls.append(1)
+    if len(calls) == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(*args)
+
+FileSystemWriter.write_data = write_or_die
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_the_example_goes_on_from_the_last_whole_checkpoint_with_another_number_of_processes(tmp_path):
+    """Two processes save after 5 steps, and one of them is killed while they save again. One process goes on from there, and
+    comes to what twenty steps of one process do."""
+    pytest.importorskip("sklearn")
+    since("2.7", "fully_shard takes no model on the CPU")
+    example, dying = Path(__file__).parents[1] / "examples" / "fsdp.py", tmp_path / "dying.py"
+    dying.write_text(DYING)
+
+    def run(processes, steps, folder, *program):
         environment = {**os.environ, "PYTHONPATH": str(Path(steprule.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        example = Path(__file__).parents[1] / "examples" / "fsdp.py"
-        done = subprocess.run(
-            [*command, str(example), "--steps", str(steps), "--folder", str(tmp_path / folder)],
+        arguments = ["--steps", str(steps), "--every", "5", "--folder", str(tmp_path / folder)]
+        return subprocess.run(
+            [*command, *map(str, program), str(example), *arguments],
             env=environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout.splitlines()[-1]
 
-    run(2, 10, "moved")
-    last = run(1, 20, "moved")
-    assert last == run(1, 20, "stayed")
+    assert run(2, 10, "moved", dying).returncode != 0
+    folder = tmp_path / "moved"
+    assert (folder / "last").read_text() == "step-5"
+    assert list((folder / "step-10").iterdir()) and not (folder / "step-10" / ".metadata").exists()
+    with pytest.raises(dcp.CheckpointException, match="metadata"):
+        dcp.load({"step": 0}, checkpoint_id=folder / "step-10")
+    saved = {"step": 0}
+    dcp.load(saved, checkpoint_id=folder / "step-5")
+    assert saved["step"] == 5
+
+    went_on, stayed = run(1, 20, "moved"), run(1, 20, "stayed")
+    assert went_on.returncode == stayed.returncode == 0, went_on.stderr[-3000:] + stayed.stderr[-3000:]
+    last = went_on.stdout.splitlines()[-1]
+    assert last == stayed.stdout.splitlines()[-1]
     assert last.startswith("step 20: validation loss ")
+    assert sorted(path.name for path in folder.iterdir()) == ["last", "step-10", "step-15", "step-20", "step-5"]
