@@ -13,6 +13,7 @@ from steprule.optimizer.core import Core
 from steprule.services.clip import ClipAdaptive, ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
+from steprule.tensors.numbering import numbering_of
 from steprule.tensors.shard import cut_dimensions, is_unreduced
 from steprule.trace.tracing import program_of
 
@@ -72,8 +73,8 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
     if group.get("states") == "8bit" and any(cut):
         yield 'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut'
-    if group.get("weights") == "stochastic" and cut:
-        yield 'weights="stochastic" draws a number for each element of the whole'
+    if group.get("weights") == "stochastic" and numbering_of(param) is None:
+        yield 'weights="stochastic" draws a number for each element of the whole, and the rows of a part lie there at distances of several lengths'
     if services is not None and isinstance(services.clip, ClipAdaptive) and group.get("clip") is not False:
         yield f"clip={services.clip} looks at rows"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.step.entry import Entry
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
+from steprule.tensors.numbering import numbering_of
 from steprule.tensors.shard import whole_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
 from steprule.trace.norms import Norm
@@ -261,7 +262,10 @@ class Loose(Member):
         entry = self._entry
         step = int(entry.state["step"]) if entry.kind.keeps_step else 1  # which a GPU is waited for to say
         operand, place = [*entry.kind.formats].index(name), self.place + FIRST_ELEMENT_KEY
-        arrays = encode_rounded(entry.kind.formats[name], value, entry.group.get("seed", 0), step, operand, place)
+        arrays = encode_rounded(
+            entry.kind.formats[name], value, entry.group.get("seed", 0), step, operand, place,
+            partial(numbering_of, self.param),
+        )  # fmt: skip
         for suffix, array in arrays.items():
             entry.tensor(name, suffix).copy_(array)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from steprule import formats
 from steprule.engine.gpu import serves
 from steprule.engine.plan import LAST_FLOAT32_STEP
-from steprule.formats import FORMATS, SUFFIXES, dither, exponent_shape, mix, weight_format
+from steprule.formats import FORMATS, SUFFIXES, Numbering, dither, exponent_shape, mix, weight_format
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, too_short
@@ -226,7 +226,9 @@ def weight_arrays(param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return arrays_of({**state, "param": param.detach()}, "param")
 
 
-def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int, place: int) -> dict[str, Tensor]:
+def encode_rounded(
+    kind: str, value: Tensor, seed: int, step: int, operand: int, place: int, numbering: Callable[[], Numbering | None]
+) -> dict[str, Tensor]:
     """`encode`, rounded as the format wants it at a step.
 
     Args:
@@ -235,10 +237,11 @@ def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int,
         seed, step: of the random bits.
         operand: the number of the dither that all elements share.
         place: the number of the key that elements draw from.
+        numbering: says how they are numbered; asked where each draws.
     """
     random: Any = dither(seed, step, operand)
     if FORMATS[kind].random == "element":
-        random = element_random(mix(seed, step, place), value)
+        random = element_random(mix(seed, step, place), value, numbering())
     return encode(kind, value, random)
 
 
