@@ -1,4 +1,4 @@
-"""What one of several processes does for tests/test_sharded.py: `python sharded.py MEETING RANK WORLD`.
+"""What one of several processes does for tests/test_sharded.py: `python sharded.py MEETING RANK WORLD [SCENARIO...]`.
 
 Each process makes the same whole tensors and steps them by itself; then it steps its parts of the same tensors together with
 the others. Both must come to the same.
@@ -7,40 +7,57 @@ the others. Both must come to the same.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding.checkpoints import loaded, saved, together
-from sharding.refusals import data_parallel, refusals
-from sharding.steps import exchanged, formats, options, released, rules, splits
+from sharding import checkpoints, numbered, refusals, steps
+from sharding.helpers import Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
 
-def main() -> None:
-    """One process among several."""
-    meeting, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+def scenarios(world: int) -> dict[str, Callable[[], None]]:
+    """What so many processes do."""
     flat = init_device_mesh("cpu", (world,))
     if world == 2:
-        rules([(flat, [Shard(0)]), (flat, [Shard(1)])])
-        options([(flat, [Shard(0)])])
-        formats([(flat, [Shard(0)])])
-        refusals(flat)
-        exchanged(flat)
-        released(flat)
-        loaded(flat)
-        together(flat)
-        data_parallel()
-        saved(flat)
-    else:
-        square = init_device_mesh("cpu", (2, 2))
-        ways = [(square, [Replicate(), Shard(0)]), (square, [Shard(0), Shard(1)])]
-        rules(ways)
-        options(ways[1:])
-        formats(ways[:1])
-        splits(flat)
+        return {
+            "rules": lambda: steps.rules([(flat, [Shard(0)]), (flat, [Shard(1)])]),
+            "options": lambda: steps.options([(flat, [Shard(0)])]),
+            "formats": lambda: steps.formats([(flat, [Shard(0)])]),
+            "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), (flat, [Shard(1)])]),
+            "resting": lambda: numbered.resting(flat),
+            "numbers": lambda: numbered.numbers(flat, None),
+            "refusals": lambda: refusals.refusals(flat),
+            "exchanged": lambda: steps.exchanged(flat),
+            "released": lambda: steps.released(flat),
+            "loaded": lambda: checkpoints.loaded(flat),
+            "together": lambda: checkpoints.together(flat),
+            "data parallel": refusals.data_parallel,
+            "saved": lambda: checkpoints.saved(flat),
+        }
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    ways: list[Way] = [(square, [Replicate(), Shard(0)]), (square, [Shard(0), Shard(1)])]
+    return {
+        "rules": lambda: steps.rules(ways),
+        "options": lambda: steps.options(ways[1:]),
+        "formats": lambda: steps.formats(ways[:1]),
+        "splits": lambda: steps.splits(flat),
+        "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), ways[1]]),
+        "numbers": lambda: numbered.numbers(flat, square),
+        "behind tensor parallelism": lambda: numbered.behind_tensor_parallelism(square),
+        "refusals of places": lambda: refusals.places(square),
+    }
+
+
+def main() -> None:
+    """One process among several, for all scenarios or those that are named."""
+    meeting, rank, world, *names = sys.argv[1:]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=int(rank), world_size=int(world))
+    for name, run in scenarios(int(world)).items():
+        if name in (names or [name]):
+            run()
     dist.destroy_process_group()
 
 

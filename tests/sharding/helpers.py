@@ -95,9 +95,24 @@ def same(one: Any, other: Any, what: str, exact: bool = False) -> None:
 
 
 def compare(
-    name: str, make: Callable[[list[Any]], Any], shapes: Any, mesh: Any, placements: Any, dtype: torch.dtype
+    name: str,
+    make: Callable[[list[Any]], Any],
+    shapes: Any,
+    mesh: Any,
+    placements: Any,
+    dtype: torch.dtype,
+    exact: bool = False,
 ) -> None:
-    """The same steps with whole tensors and with parts, and all that is left behind by them."""
+    """The same steps with whole tensors and with parts, and all that is left behind by them.
+
+    Args:
+        name: what errors call it.
+        make: makes the optimizer.
+        shapes: of the tensors.
+        mesh, placements: of the parts.
+        dtype: of the tensors.
+        exact: whether no sum of several tensors' or processes' elements is a part of the step.
+    """
     alone, ours = train(make, shapes, lambda x: x, dtype)
 
     def cut(x: torch.Tensor) -> torch.Tensor:
@@ -108,16 +123,16 @@ def compare(
     assert together._core.plans.current is not None, f"{name}: no plan is kept"
     for number, (mine, part) in enumerate(zip(ours, theirs, strict=True)):
         what = f"{name}, {placements}, tensor {number} of {tuple(mine.shape)}"
-        same(whole(mine), whole(part), what)
+        same(whole(mine), whole(part), what, exact)
         state, parts = alone.state[mine], together.state[part]
         assert list(state) == list(parts), (what, list(state), list(parts))
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.dim():
                 assert isinstance(parts[key], DTensor), (what, key, type(parts[key]))
-            same(whole(value), whole(parts[key]), f"{what}, state {key}", exact=not value.is_floating_point())
+            same(whole(value), whole(parts[key]), f"{what}, state {key}", exact or not value.is_floating_point())
         for key in ("param", "param_average", *together.rule.tensor_states):
             if any(one.startswith(key) for one in ("param", *state)) and (key != "param_average" or key in state):
-                same(alone.read(mine, key), whole(together.read(part, key)), f"{what}, read {key}")
+                same(alone.read(mine, key), whole(together.read(part, key)), f"{what}, read {key}", exact)
         everywhere = [torch.empty_like(whole(part)) for _ in range(dist.get_world_size())]
         dist.all_gather(everywhere, whole(part).contiguous())
         assert all(torch.equal(x, everywhere[0]) for x in everywhere), f"{what}: ranks differ"
@@ -128,7 +143,7 @@ def compare(
         if alone._core.services.average is not None:
             with alone.averaged(), together.averaged():
                 for mine, part in zip(ours, theirs, strict=True):
-                    same(whole(mine), whole(part), f"{name}: averaged")
+                    same(whole(mine), whole(part), f"{name}: averaged", exact)
         if alone.telemetry is not None:
             for key, seen in alone.telemetry.latest["parameters"].items():
                 for figure, value in seen.items():

@@ -33,7 +33,6 @@ def refusals(mesh: Any) -> None:
 
     refused(lambda p: steprule.AdamW(p, states="8bit"), Shard(1), "rows are cut")
     refused(lambda p: steprule.AdamW(p, grads="24bit"), Shard(0), "grads='24bit'", dtype=torch.bfloat16)
-    refused(lambda p: steprule.AdamW(p, weights="stochastic"), Shard(0), "stochastic", dtype=torch.bfloat16)
     refused(lambda p: steprule.AdamW(p, clip=ClipAdaptive(0.1)), Shard(0), "rows")
 
     def switched(params: list[Any]) -> Any:  # as accelerate does
@@ -67,3 +66,15 @@ def data_parallel() -> None:
     else:
         raise AssertionError("join was taken")
     assert torch.equal(before, model.module.weight)
+
+
+def places(square: Any) -> None:
+    """Where elements are in the whole must be known by one stride for weights that are rounded at random."""
+    (whole_of_it,) = tensors([(4, 6, 8)], 0, torch.bfloat16)
+    param = torch.nn.Parameter(distribute_tensor(whole_of_it, square, [Shard(1), Shard(2)]))
+    try:
+        steprule.AdamW([param], weights="stochastic")
+    except ValueError as error:
+        assert all(word in str(error) for word in ("DTensor", "parameter 0 of group 0", "stochastic")), error
+    else:
+        raise AssertionError("taken")

@@ -110,7 +110,7 @@ def _shifts(table: np.ndarray, numberings: Sequence[Numbering] | None) -> np.nda
         return np.zeros(len(table), np.int64)
     tensors, starts = table[:, 0], table[:, 1]
     first, run, stride = np.array(numberings, np.int64).reshape(-1, 3)[tensors].T
-    return first + starts // run * (stride - run)
+    return np.asarray(first + starts // run * (stride - run))
 
 
 def uncut(count: int, size: int) -> Chunks:

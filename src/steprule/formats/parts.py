@@ -29,13 +29,13 @@ def cut_like(whole: Any, part: Tensor) -> Tensor:
 
     Args:
         whole: the other one.
-        part: of the shape of that one's part; of block exponents, rows may be of another length.
+        part: of the shape of that one's part, or block exponents: rows by blocks.
     """
-    shape, stride = list(whole.shape), whole.stride()
+    shape, stride = whole.shape, whole.stride()
     if part.shape != whole._local_tensor.shape:
-        shape[-1] = part.shape[-1]
+        shape = torch.Size([whole.shape[0], part.shape[-1]])
         stride = torch.empty(shape, device="meta").stride()
     made = sys.modules[_DTENSOR].DTensor.from_local(
-        part, whole.device_mesh, whole.placements, run_check=False, shape=torch.Size(shape), stride=stride
+        part, whole.device_mesh, whole.placements, run_check=False, shape=shape, stride=stride
     )
     return made.detach()  # type: ignore[no-any-return]

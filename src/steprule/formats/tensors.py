@@ -184,7 +184,7 @@ def _to_blocks(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _from_blocks(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return x.reshape(x.shape[0], -1)[:, : row_length(shape)].reshape(tuple(shape)).contiguous()
+    return x.flatten(1)[:, : row_length(shape)].reshape(tuple(shape)).contiguous()
 
 
 def _bits_of_exponent(exponent: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class Steps:
     def _keep(self) -> None:
         """Gives the optimizer the states that a step has made of parts."""
         if self._core.shards is not None:
-            self._core.shards.keep(self._groups.states)
+            self._core.shards.keep(self._groups.states, ("step", *self._core.rule.scalar_states))
 
     def _look(self) -> None:
         """Raises where a step of all parameters cannot be taken now, and completes groups."""

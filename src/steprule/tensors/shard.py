@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -98,8 +98,13 @@ class Shards:
             if part is not param:
                 part.grad = None
 
-    def keep(self, states: Any) -> None:
-        """Puts what states are here into those of the parameters, as DTensors like these."""
+    def keep(self, states: Any, numbers: Collection[str]) -> None:
+        """Puts what states are here into those of the parameters, as DTensors like these.
+
+        Args:
+            states: of the parameters.
+            numbers: the names of states that are one number for the whole.
+        """
         for param, part in self._parts.items():
             mine = self.states.get(part)
             if not mine:
@@ -110,7 +115,8 @@ class Shards:
                 del state[name]
             for name, value in mine.items():
                 if not _is_same(state.get(name), value):
-                    state[name] = _wrapped(param, part, value)
+                    is_cut = is_sharded(param) and isinstance(value, Tensor) and name not in numbers
+                    state[name] = cut_like(param, value) if is_cut else value
             self.bring(param, state)
 
 
@@ -124,12 +130,6 @@ def _is_same(kept: Any, value: Any) -> bool:
         and (here.data_ptr(), here.shape, here.dtype) == (value.data_ptr(), value.shape, value.dtype)
         and bool(value.numel())
     )
-
-
-def _wrapped(param: Tensor, part: Tensor, value: Any) -> Any:
-    """A state as a DTensor that is cut as its parameter; what is one number for the whole stays as it is."""
-    is_cut = is_sharded(param) and isinstance(value, Tensor) and value.dim() == part.dim()
-    return cut_like(param, value) if is_cut else value
 
 
 def complete(works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:

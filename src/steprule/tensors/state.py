@@ -5,7 +5,7 @@ What the arrays of a state are called is known here and in `steprule.formats` al
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import NoneType
 from typing import Any
 
