@@ -24,6 +24,17 @@ def local(x: Any) -> Any:
     return x._local_tensor if is_sharded(x) else x
 
 
+def cut_as(param: Any, value: Tensor) -> Tensor:
+    """A tensor cut as a parameter is, or whole if that is; all processes call this where a DTensor is cut in another way."""
+    if not is_sharded(param):
+        return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+    made, mesh = sys.modules[_DTENSOR], param.device_mesh
+    if not is_sharded(value) or value.device_mesh != mesh:  # type: ignore[attr-defined]
+        whole = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+        value = made.DTensor.from_local(whole.to(param.device), mesh, [made.Replicate()] * mesh.ndim, run_check=False)
+    return value.redistribute(mesh, param.placements)  # type: ignore[attr-defined, no-any-return]
+
+
 def cut_like(whole: Any, part: Tensor) -> Tensor:
     """A DTensor that is cut as another one is, and has this part here.
 

@@ -69,6 +69,8 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
     services, cut = core.services, cut_dimensions(param)
     if is_unreduced(param):
         yield "a step takes tensors that are added up (call redistribute() first)"
+    if group.get("differentiable"):
+        yield "differentiable=True needs all that autograd has seen"
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
     if group.get("states") == "8bit" and any(cut):

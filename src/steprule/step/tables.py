@@ -19,7 +19,7 @@ from steprule.services.work import CpuWork
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
 from steprule.tensors.numbering import numbering_of
-from steprule.tensors.shard import whole_of
+from steprule.tensors.totals import whole_of
 from steprule.trace.program import ROW
 
 if TYPE_CHECKING:

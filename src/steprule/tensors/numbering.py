@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steprule.formats import Numbering
 from steprule.formats.parts import is_sharded, local
-from steprule.tensors.shard import whole_of
+from steprule.tensors.totals import whole_of
 
 
 def numbering_of(param: Tensor) -> Numbering | None:

@@ -16,6 +16,7 @@ from steprule import formats
 from steprule.engine.gpu import serves
 from steprule.engine.plan import LAST_FLOAT32_STEP
 from steprule.formats import FORMATS, SUFFIXES, Numbering, dither, exponent_shape, mix, weight_format
+from steprule.formats.parts import cut_as, is_sharded
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, too_short
@@ -300,6 +301,8 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
         return value.to(options["device"], copy=True)
     if not isinstance(value, Tensor):
         return value
+    if is_sharded(param) or is_sharded(value):
+        value = cut_as(param, value.detach())
     if value.is_sparse:  # torch.optim's momentum of sparse gradients
         value = value.to_dense()
     if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:
