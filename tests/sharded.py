@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import checkpoints, numbered, refusals, steps
+from sharding import breaking, checkpoints, numbered, refusals, steps
 from sharding.helpers import Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -28,6 +28,15 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), (flat, [Shard(1)])]),
             "resting": lambda: numbered.resting(flat),
             "numbers": lambda: numbered.numbers(flat, None),
+            "missing": lambda: breaking.missing(flat),
+            "failing": lambda: breaking.failing(flat),
+            "calls": lambda: breaking.calls(flat),
+            "one rank only": lambda: breaking.one_rank_only(flat),
+            "come and go": lambda: breaking.come_and_go(flat),
+            "twice": lambda: breaking.twice(flat),
+            "small": lambda: breaking.small(flat),
+            "moved": lambda: breaking.moved(flat),
+            "not taken": lambda: breaking.not_taken(flat),
             "refusals": lambda: refusals.refusals(flat),
             "exchanged": lambda: steps.exchanged(flat),
             "released": lambda: steps.released(flat),
@@ -46,6 +55,9 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), ways[1]]),
         "numbers": lambda: numbered.numbers(flat, square),
         "behind tensor parallelism": lambda: numbered.behind_tensor_parallelism(square),
+        "missing": lambda: breaking.missing(flat),
+        "small": lambda: breaking.small(flat),
+        "another mesh": lambda: breaking.another_mesh(flat, square),
         "refusals of places": lambda: refusals.places(square),
     }
 

@@ -221,6 +221,7 @@ class Steps:
     def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
         """Moves the averages of all parameters but those that were stepped towards the weights, by this share."""
         assert self._core.services is not None
+        self._keep()  # what this step has made, which is looked for where the optimizer has it
         every, states = self.here()
         moved = set(map(whole_of, stepped))
         owners = {param: group for group in every for param in group["params"]}
