@@ -149,9 +149,9 @@ class _Part:
     def holds(self) -> bool:
         """Whether the parameter is what it was, in the same memory."""
         whole, here = self.whole, self.here
-        if self._spec is None or not is_sharded(whole):
-            return self._spec is None and not is_sharded(whole)
-        data = whole._local_tensor
+        if self._spec is None:
+            return not is_sharded(whole)
+        data = getattr(whole, "_local_tensor", None)
         return (
             data is self._data
             and whole._spec is self._spec
@@ -164,17 +164,21 @@ class _Part:
         """Has the part have the gradient that the DTensor has."""
         whole = self.whole
         grad = whole.grad
-        if grad is not None:
+        if grad is None:
+            if self.here.grad is not None:
+                self.here.grad = None
+        elif getattr(grad, "_spec", None) is self._spec:  # as FSDP2's are
+            self.here.grad = grad._local_tensor
+        else:
             if not is_sharded(grad) or grad.device_mesh != whole.device_mesh:
                 what = f"cut over {grad.device_mesh}" if is_sharded(grad) else "no DTensor"
                 raise RuntimeError(
                     f"a parameter of shape {tuple(whole.shape)} is a DTensor over {whole.device_mesh}, and its gradient is {what}: "
                     "make it one with distribute_tensor(), as the parameter is"
                 )
-            if grad._spec is not self._spec and grad.placements != whole.placements:
+            if grad.placements != whole.placements:
                 grad = grad.redistribute(whole.device_mesh, whole.placements)
-            grad = grad._local_tensor
-        self.here.grad = grad
+            self.here.grad = grad._local_tensor
 
     def has(self, state: Mapping[str, Any]) -> bool:
         """Whether these states are those that have been brought here."""
