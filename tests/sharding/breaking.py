@@ -68,6 +68,8 @@ def missing(mesh: Any) -> None:
     for make in makes.values():
         params = parameters(mesh)
         optimizer = make(params)
+        give(params, 0, mesh, (1,) if rank == 1 else ())
+        refused(optimizer.step, RuntimeError, *LATER)
         for step in range(2):
             give(params, step, mesh)
             optimizer.step()

@@ -51,6 +51,8 @@ class Steps:
                 core.release.step(self.move_resting_averages)
         else:
             groups.insist_on_schedules()
+            if core.plans.current is None:
+                self._find_shards()
             if core.shards is None:
                 self._take()
             else:
