@@ -15,6 +15,7 @@ from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
 from steprule.tensors.memory import HALF_DTYPES
+from steprule.tensors.numbering import numbering_of
 from steprule.tensors.shard import cut_dimensions, is_unreduced
 from steprule.trace.tracing import couples, program_of
 
@@ -102,12 +103,14 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
     services, cut = core.services, cut_dimensions(param)
     if is_unreduced(param):
         yield "a step takes tensors that are added up (call redistribute() first)"
+    if group.get("differentiable"):
+        yield "differentiable=True needs all that autograd has seen"
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
     if group.get("states") == "8bit" and any(cut):
         yield 'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut'
-    if group.get("weights") == "stochastic" and cut:
-        yield 'weights="stochastic" draws a number for each element of the whole'
+    if group.get("weights") == "stochastic" and numbering_of(param) is None:
+        yield 'weights="stochastic" draws a number for each element of the whole, and the rows of a part lie there at distances of several lengths'
     if services is not None and isinstance(services.clip, ClipAdaptive) and group.get("clip") is not False:
         yield f"clip={services.clip} looks at rows"
 

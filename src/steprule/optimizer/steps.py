@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,10 @@ from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import is_abstract
-from steprule.tensors.shard import Shards, complete, whole_of
+from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
-from steprule.trace.tracing import sums_of_all
+from steprule.tensors.totals import DisagreementError, whole_of
+from steprule.trace.tracing import program_of, sums_of_all
 
 
 class Steps:
@@ -53,14 +55,12 @@ class Steps:
             if core.across is not None and core.across.has_model:
                 self._take_over_notes()
             groups.insist_on_schedules()
-            current = core.plans.current
-            try:
-                if current is None or not current.run(*self.here()):
-                    with torch.set_grad_enabled(groups.defaults.get("differentiable", False)), torch_alone():
-                        self._take_anew()
-            finally:
-                if core.shards is not None:
-                    core.shards.let_go()
+            if core.plans.current is None:
+                self._find_shards()
+            if core.shards is None:
+                self._take()
+            else:
+                self._take_together(core.shards)
         if core.schedules is not None:
             core.schedules.count(core.schedules.calls + 1)
             groups.set_scheduled_if_possible()
@@ -76,6 +76,53 @@ class Steps:
             loaded = {"param_groups": groups, "state": dict(self._groups.states)}
             check_notes(notes_in(loaded))
             take_notes(self._groups, loaded)
+
+    def _take(self) -> None:
+        """Steps, by the plan that there is if it holds."""
+        current = self._core.plans.current
+        if current is None or not current.run(*self.here()):
+            with torch.set_grad_enabled(self._groups.defaults.get("differentiable", False)), torch_alone():
+                self._take_anew()
+
+    def _take_together(self, shards: Shards) -> None:
+        """Steps parts: all processes do, or none where they would wait for each other.
+
+        Raises:
+            RuntimeError: another process cannot take the step, or not for the same parameters.
+        """
+        totals, adds_up = shards.totals, self._adds_up()
+        totals.is_open = adds_up
+        try:
+            self._take()
+            totals.take_part()
+        except DisagreementError as error:
+            raise RuntimeError(self._disagreement(error.places)) from None
+        except Exception:
+            with contextlib.suppress(Exception):  # the others say that they have been told
+                totals.take_part(has_failed=True)
+            raise
+        finally:
+            totals.is_open = False
+            shards.let_go()
+
+    def _adds_up(self) -> bool:
+        """Whether the next step adds up over processes."""
+        core, services = self._core, self._core.services
+        if services is not None and (services.wants is not None or services.gathers or services.nonfinite == "zero"):
+            return True
+        return any(program_of(core.rule, group).sums for group in self._groups.groups)
+
+    def _disagreement(self, places: Sequence[int]) -> str:
+        """What errors say where processes cannot take a step together."""
+        if not places:
+            return "another process cannot take this step, whose error says why: here, too, it was not taken"
+        listed = {one.param: one for one in reversed(list(list_all(self._groups.groups)))}
+        ordered = list(dict.fromkeys(one.param for one in list_all(self._groups.groups)))
+        names = [name_in(one.group, one.number, one.position) for one in (listed[ordered[place]] for place in places)]
+        return (
+            f"some processes have a gradient for {', '.join(names[:5])}{' and others' * (len(names) > 5)}, and some have none: a "
+            "step that adds up over processes needs all parts. Give them gradients of 0 where they have none"
+        )
 
     def _take_anew(self) -> None:
         """Looks at everything, makes a plan and steps."""
@@ -101,7 +148,7 @@ class Steps:
     def _keep(self) -> None:
         """Gives the optimizer the states that a step has made of parts."""
         if self._core.shards is not None:
-            self._core.shards.keep(self._groups.states)
+            self._core.shards.keep(self._groups.states, ("step", *self._core.rule.scalar_states))
 
     def _look(self) -> None:
         """Raises where a step of all parameters cannot be taken now, and completes groups."""
@@ -194,7 +241,7 @@ class Steps:
         core, groups = self._core, self._groups
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
-            core.accumulator, groups.check_numbers, alone if core.shards is None else complete, self._spread(),
+            core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals, self._spread(),
             self.move_resting_averages,
         )  # fmt: skip
 
@@ -207,6 +254,7 @@ class Steps:
     def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
         """Moves the averages of all parameters but those that were stepped towards the weights, by this share."""
         assert self._core.services is not None
+        self._keep()  # what this step has made, which is looked for where the optimizer has it
         every, states = self.here()
         moved = set(map(whole_of, stepped))
         owners = {param: group for group in every for param in group["params"]}
@@ -214,6 +262,7 @@ class Steps:
             state = states.get(param, {})
             if whole_of(param) not in moved and AVERAGE in state:
                 move_resting_average(param, group, state, weight, lambda: self._core.known("averaged"))
+        self._keep()  # averages that were in another format
 
     def only_asks_for_states(self) -> bool:
         """Whether a step is the one by which torch.distributed.checkpoint has states made: the first, with lr and gradients of 0."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from steprule.engine.run import Sums, Work
 from steprule.formats import row_length
 from steprule.services.clip import ClipAdaptive
-from steprule.tensors.shard import whole_of
+from steprule.tensors.totals import whole_of
 
 COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
 """What telemetry wants of each, in its order."""

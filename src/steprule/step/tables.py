@@ -12,12 +12,14 @@ from steprule.engine import gpu
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
+from steprule.formats import FORMATS
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
-from steprule.tensors.shard import whole_of
+from steprule.tensors.numbering import numbering_of
+from steprule.tensors.totals import whole_of
 from steprule.trace.program import ROW
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ def plan_of(
         "rows": [row_size(entry.param) for entry in bucket] if kernel.source.blockwise or by_row else None,
         "numbers": [entry.place for entry in bucket],
     }
+    if any(FORMATS[kind].random == "element" for kind in bucket[0].kind.formats.values()):
+        tables["numberings"] = [numbering_of(entry.param) for entry in bucket]
     addresses = {array: [entry.tensor(*array).data_ptr() for entry in bucket] for array in kernel.source.arrays}
     others: list[Any] = kernels[1:]
     if isinstance(kernel, gpu.Kernel):
