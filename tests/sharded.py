@@ -16,7 +16,6 @@ from sharding.helpers import Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
-
 HAS_FSDP = hasattr(torch.cpu.Stream, "record_event")
 """Whether fully_shard takes models on the CPU; that of torch 2.6 does not."""
 NEED_FSDP = ("released", "together", "saved", "not taken", "behind tensor parallelism")
