@@ -144,14 +144,13 @@ class StepServices:
         """The names of members for whose sake the step is not to be taken."""
         if not self.guards or all([math.isfinite(np.vdot(own, own)) for own in norms]):
             return []
+        # one call for all parts: another process may have divided the parameters otherwise
+        largest = [None if np.isfinite(own).all() else part.largest() for part, own in zip(parts, norms, strict=True)]
+        known = [{"top_grad": own} if one is None else one for one, own in zip(largest, norms, strict=True)]
         wrong = []
-        for part, own in zip(parts, norms, strict=True):
-            if not np.isfinite(own).all():
-                largest = part.largest()
-                if largest is not None:
-                    (own,) = map(on_host, complete([part], [largest])[0].values())
-                is_finite = np.isfinite(own).tolist()
-                wrong += [member.who for member, one in zip(part.members, is_finite, strict=True) if not one]
+        for part, found in zip(parts, complete(parts, known), strict=True):
+            is_finite = np.isfinite(on_host(found["top_grad"])).tolist()
+            wrong += [member.who for member, one in zip(part.members, is_finite, strict=True) if not one]
         return wrong
 
     def total(self, norms: Sequence[np.ndarray], roll: Roll) -> float:
