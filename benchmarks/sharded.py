@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cut
 import record
 import torch
 import torch.distributed as dist
@@ -41,106 +42,45 @@ KINDS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 }
 
 
-class Counting:
-    """Counts calls of torch.distributed and the bytes that they are given."""
-
-    def __init__(self) -> None:
-        self.calls = self.bytes = 0
-        self._all_reduce = dist.all_reduce
-
-    def __enter__(self) -> Counting:
-        def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            self.bytes += tensor.nbytes
-            return self._all_reduce(tensor, *args, **kwargs)
-
-        dist.all_reduce = counted
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        dist.all_reduce = self._all_reduce
-
-
-def parameters(dtype: torch.dtype, mesh: Any) -> list[torch.nn.Parameter]:
+def halves(dtype: torch.dtype, mesh: Any) -> list[torch.nn.Parameter]:
     """Halves of GPT-2-small's parameters, with gradients."""
-    from torch.distributed.tensor import DTensor, Shard
-
-    params = []
-    for shape in gpt2_small():
-        local = (-(-shape[0] // WORLD) if dist.get_rank() == 0 else shape[0] - -(-shape[0] // WORLD), *shape[1:])
-        strides = torch.empty(shape, device="meta").stride()
-        made = [
-            DTensor.from_local(
-                torch.randn(local).mul_(0.02).to(dtype), mesh, [Shard(0)], shape=torch.Size(shape), stride=strides
-            )
-            for _ in range(2)
-        ]
-        param = torch.nn.Parameter(made[0])
-        param.grad = made[1]
-        params.append(param)
-    return params
+    return cut.parameters(gpt2_small(), dtype, mesh)
 
 
-def state_bytes(optimizer: Any, params: list[torch.nn.Parameter]) -> float:
-    """Bytes an element of this process's weights, gradients and states."""
-    tensors = [
-        x for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor) and x.dim()
-    ]
-    tensors += [*params, *(param.grad for param in params)]
-    mine = [getattr(x, "_local_tensor", x) for x in tensors]
-    return sum(x.nbytes for x in mine) / sum(param._local_tensor.numel() for param in params)  # type: ignore[attr-defined]
+def row(optimizer: str, what: str, step: Callable[[], Any], states: Any, params: list[torch.nn.Parameter]) -> Any:
+    """What can be counted of a contender: bytes an element here, and what a step sends."""
+    step()
+    with cut.Counting() as counted:
+        step()
+    elements = sum(param._local_tensor.numel() for param in params)  # type: ignore[attr-defined]
+    kept = cut.bytes_here(states, params) / elements
+    return {"optimizer": optimizer, "what": what, "bytes": kept, "calls": counted.calls, "sent": counted.bytes}
 
 
 def measure(mesh: Any) -> list[dict[str, Any]]:
     """All contenders in turn."""
     contenders: dict[str, Callable[[], Any]] = {}
     rows = []
+
+    def enter(optimizer: str, what: str, step: Callable[[], Any], states: Any, params: Any) -> None:
+        contenders[f"{optimizer} {what}"] = step
+        rows.append(row(optimizer, what, step, states, params))
+
     for name, (dtype, settings) in KINDS.items():
-        params = parameters(dtype, mesh)
+        params = halves(dtype, mesh)
         optimizer = steprule.AdamW(params, lr=1e-4, **settings)
-        optimizer.step()
-        with Counting() as counted:
-            optimizer.step()
-        rows.append(
-            {
-                "optimizer": "steprule",
-                "what": name,
-                "bytes": state_bytes(optimizer, params),
-                "calls": counted.calls,
-                "sent": counted.bytes,
-            }
-        )
-        contenders[f"steprule {name}"] = optimizer.step
+        enter("steprule", name, optimizer.step, optimizer.state, params)
     for kind in ("fused", "foreach"):
-        params = parameters(torch.float32, mesh)
+        params = halves(torch.float32, mesh)
         theirs = torch.optim.AdamW(params, lr=1e-4, **{kind: True})
-        theirs.step()
-        rows.append(
-            {
-                "optimizer": f"torch {kind}",
-                "what": "float32",
-                "bytes": state_bytes(theirs, params),
-                "calls": 0,
-                "sent": 0,
-            }
-        )
-        contenders[f"torch {kind} float32"] = theirs.step
+        enter(f"torch {kind}", "float32", theirs.step, theirs.state, params)
         if kind == "fused":
 
             def clipped(params: Any = params, theirs: Any = theirs) -> None:
                 torch.nn.utils.clip_grad_norm_(params, 1.0).full_tensor()  # type: ignore[attr-defined]
                 theirs.step()
 
-            rows.append(
-                {
-                    "optimizer": "torch fused",
-                    "what": "float32, clip",
-                    "bytes": rows[-1]["bytes"],
-                    "calls": None,
-                    "sent": None,
-                }
-            )
-            contenders["torch fused float32, clip"] = clipped
+            enter("torch fused", "float32, clip", clipped, theirs.state, params)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
         for name, call in contenders.items():
@@ -150,8 +90,8 @@ def measure(mesh: Any) -> list[dict[str, Any]]:
             spent = torch.tensor(time.perf_counter() - begin)
             dist.all_reduce(spent, dist.ReduceOp.MAX)
             times[name].append(spent.item())
-    for row in rows:
-        row["ms"] = 1000 * statistics.median(times[f"{row['optimizer']} {row['what']}"])
+    for one in rows:
+        one["ms"] = 1000 * statistics.median(times[f"{one['optimizer']} {one['what']}"])
     return rows
 
 

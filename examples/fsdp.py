@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 4 examples/fsdp.py --steps 80 --folder run    # goes on where the last run stopped
 
 Each process has a part of every parameter, gradient and state. The optimizer is made as for one process; sums, the gradient norm
-and the decision to skip are those of the whole model. On GPUs write "nccl" and "cuda" instead of "gloo" and "cpu".
+and the decision to skip are those of the whole model. Each checkpoint has a folder of its own, and `last` names the last one that is
+complete: a run that is killed while it saves goes on from there. On GPUs write "nccl" and "cuda" instead of "gloo" and "cpu".
 """
 
 from __future__ import annotations
@@ -22,12 +23,33 @@ import steprule
 from steprule.compare.tasks import chars
 
 
+def save(folder: Path, step: int, model: torch.nn.Module, optimizer: steprule.Optimizer) -> None:
+    """Saves what every process has, and says so when all are done."""
+    weights, states = get_state_dict(model, optimizer)
+    checkpoint.save({"model": weights, "optimizer": states, "step": step}, checkpoint_id=folder / f"step-{step}")
+    if dist.get_rank() == 0:
+        (folder / "last.new").write_text(f"step-{step}")
+        (folder / "last.new").replace(folder / "last")  # at once, or not at all
+
+
+def load(folder: Path, model: torch.nn.Module, optimizer: steprule.Optimizer) -> int:
+    """Takes over the last complete checkpoint, if there is one, and returns how many steps it had seen."""
+    if not (folder / "last").exists():
+        return 0
+    weights, states = get_state_dict(model, optimizer)
+    saved = {"model": weights, "optimizer": states, "step": 0}
+    checkpoint.load(saved, checkpoint_id=folder / (folder / "last").read_text())
+    set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
+    return saved["step"]
+
+
 def main() -> None:
     """Trains, saves and evaluates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--steps", type=int, default=200, help="how many steps there are to be, with those of earlier runs"
     )
+    parser.add_argument("--every", type=int, default=100, help="save after so many steps, and after the last one")
     parser.add_argument("--folder", type=Path, default=Path("run"), help="where checkpoints are kept")
     chosen = parser.parse_args()
     dist.init_process_group("gloo")
@@ -43,14 +65,7 @@ def main() -> None:
         model.named_parameters(), lr=3e-3, states="8bit", clip=1.0, nonfinite="skip", average=0.9, telemetry=10
     )
 
-    done = 0
-    if chosen.folder.exists():
-        weights, states = get_state_dict(model, optimizer)
-        saved = {"model": weights, "optimizer": states, "step": 0}
-        checkpoint.load(saved, checkpoint_id=chosen.folder)
-        set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
-        done = saved["step"]
-
+    done = load(chosen.folder, model, optimizer)
     batches = task.batches(0)
     for _ in range(done):
         next(batches)
@@ -61,9 +76,9 @@ def main() -> None:
         optimizer.step()
         if rank == 0 and (step + 1) % 20 == 0:
             print(f"step {step + 1}: gradient norm {float(optimizer.grad_norm):.2f}", flush=True)
+        if (step + 1) % chosen.every == 0 or step + 1 == chosen.steps:
+            save(chosen.folder, step + 1, model, optimizer)
 
-    weights, states = get_state_dict(model, optimizer)
-    checkpoint.save({"model": weights, "optimizer": states, "step": chosen.steps}, checkpoint_id=chosen.folder)
     model.eval()
     with torch.no_grad(), optimizer.averaged():
         found = task.evaluate(model)

@@ -12,8 +12,8 @@ from steprule import Rule, State, floor, mean, norm, total, total_of_all, where
 from steprule.engine import cpu, gpu
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.reading import norms
-from steprule.formats import FORMATS
-from steprule.formats.tensors import encode, zeros
+from steprule.formats import FIRST_ELEMENT_KEY, FORMATS, Numbering, mix
+from steprule.formats.tensors import element_random, encode, zeros
 from steprule.rules import OWN
 from steprule.rules.options import OPTIONS, with_options
 from steprule.trace.around import NO_SERVICES, Services
@@ -78,7 +78,7 @@ def arrays_of(kernel, formats, shape, seed):
     return result
 
 
-def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2, seed=3):
+def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2, seed=3, numberings=None):
     """Steps the same tensors by both engines; returns their arrays, and both plans with the kernel."""
     host, device = (
         cpu.Kernel.compiled(rule, hyper, False, formats, services),
@@ -96,6 +96,7 @@ def step_both(rule, hyper, formats, services=NO_SERVICES, shapes=SHAPES, steps=2
         groups=[0] * len(shapes),
         rows=[shape[1] for shape in shapes] if host.source.blockwise or by_row else None,
         numbers=[5 + 3 * i for i in range(len(shapes))],
+        numberings=numberings,
         first_steps=[float(i) for i in range(len(shapes))],
     )
 
@@ -190,6 +191,33 @@ class Between(Rule):
             param > 0.5, 1 + 2**-11, where(param > 0, 2 - 2**-11, where(param > -0.5, -1 - 2**-10 - 2**-11, 65520))
         )
         return middle - lr * abs(grad) * where(param > -0.5, 1.0, 65536)
+
+
+@pytest.mark.parametrize("states", ["float32", "8bit"])
+def test_elements_of_parts_are_numbered_as_in_the_whole(states):
+    """In both engines: a float32 kernel and `encode`, with each element's number, come to the same."""
+    rule, hyper = OWN["sgd"], {**OWN["sgd"].hyperparameters, "momentum": 0.9, "lr": 1e-3}
+    formats = ["bfloat16 stochastic", "bfloat16", "float32" if states == "float32" else "signed8"]
+    shape, first = (6, 700), (6 * 700) * 5
+    numberings = [Numbering(first, 4200, 4200), Numbering(1, 700, 2100), Numbering(7, 1, 3), Numbering(9, 2**20, 2**20)]
+    if states == "8bit":  # whose rows are whole
+        numberings = [Numbering(first + number, 4200, 4200) for number in range(4)]
+    for services in (NO_SERVICES, Services(gather=True)):
+        mine, theirs, *_ = step_both(rule, hyper, formats, services, [shape] * 4, steps=1, numberings=numberings)
+        assert_equal(mine, theirs)
+        for number, (tensor, numbering) in enumerate(zip(mine, numberings, strict=True)):
+            names = rule, hyper, ("param", "grad", "momentum_buffer")
+            start = arrays_of(names, formats, shape, 10 + number)
+            exact = {**start, ("param", ""): start["param", ""].float()}
+            host = cpu.Kernel.compiled(rule, hyper, False, ["float32", *formats[1:]])
+            plan = host.plan(
+                {key: [exact[key].data_ptr()] for key in host.source.arrays}, sizes=[4200], rows=[700],
+                hyper=[host.numbers({**hyper, "seed": 3})], first_steps=[float(number)],
+            )  # fmt: skip
+            step_cpu(host, plan, [exact])
+            key = mix(3, number + 1, 5 + 3 * number + FIRST_ELEMENT_KEY)
+            bits = element_random(key, exact["param", ""], numbering)
+            assert torch.equal(encode(formats[0], exact["param", ""], bits)[""], tensor["param", ""])
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])

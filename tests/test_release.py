@@ -934,12 +934,11 @@ def parameters_of_another_optimizer(rank):
 
 
 def plain_module(rank):
-    run = Run(rank=rank)
     if dist.get_world_size() == 1:
-        run.train()
+        Run(rank=rank).train()
         return
-    with pytest.raises(RuntimeError, match="give it the DistributedDataParallel module"):
-        run.loss(0).backward()
+    with pytest.raises(ValueError, match="give it the DistributedDataParallel module"):
+        Run(rank=rank)
 
 
 def find_unused_parameters(rank):

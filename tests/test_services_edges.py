@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
+import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from steprule import SGD, AdamW, Optimizer
 from steprule.rule import Rule, RuleError
+from steprule.services.member import Member
+from steprule.services.step import StepServices
 
 
 def train(model, optimizer, scale=1.0, steps=1):
@@ -183,3 +188,33 @@ def test_swapped_weights_are_not_copied():
         copy.deepcopy(optimizer)
     with optimizer.averaged(), pytest.raises(RuntimeError, match="swap_average"):
         optimizer.load_state_dict({"state": {}, "param_groups": []})
+
+
+@pytest.mark.parametrize("divided", [[3], [1, 2], [2, 1]])
+def test_processes_that_divide_parameters_otherwise_ask_one_another_the_same(divided):
+    """Of parts that kernels step the norms are enough, and a part of the eager fallback reads its largest elements."""
+
+    class Part:
+        def __init__(self, places):
+            self.members = [Member(str(place), place, torch.empty(1), False) for place in places]
+            self.places = places
+
+        def largest(self):
+            return {"top_grad": np.array([1.0, math.nan, 2.0])[self.places]} if 0 in self.places else None
+
+    asked = []
+
+    def complete(parts, sums):
+        asked.append(
+            [
+                (part.places, {name: len(own) for name, own in one.items()})
+                for part, one in zip(parts, sums, strict=True)
+            ]
+        )
+        return sums
+
+    ends = np.cumsum([0, *divided])
+    parts = [Part([*range(begin, end)]) for begin, end in itertools.pairwise(ends.tolist())]
+    norms = [np.array([3.0, math.nan, 4.0])[part.places] for part in parts]
+    assert StepServices(None, "skip", None, None).not_finite(parts, norms, complete) == ["1"]
+    assert asked == [[(part.places, {"top_grad": len(part.places)}) for part in parts]]

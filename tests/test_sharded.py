@@ -6,14 +6,17 @@ import copy
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from dropin import since
 
 import steprule
 from steprule.optimizer import parts
-from steprule.services import ClipValue
+from steprule.services import ClipNorm, ClipValue
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -39,14 +42,19 @@ def leaf(*shape, marked=False):
     return param
 
 
-WHOLE = {
+TENSORS = {
     "LAMB": lambda params: steprule.LAMB(params),
     "cautious": lambda params: steprule.AdamW(params, cautious=True),
     "8bit": lambda params: steprule.AdamW(params, states="8bit"),
+    "by parameter": lambda params: steprule.AdamW(params, clip=ClipNorm(1.0, per_parameter=True)),
+}
+ALL = {
+    "Prodigy": lambda params: steprule.Prodigy(params),
     "clip": lambda params: steprule.AdamW(params, clip=1.0),
     "nonfinite": lambda params: steprule.AdamW(params, nonfinite="skip"),
     "telemetry": lambda params: steprule.AdamW(params, telemetry=1),
 }
+WHOLE = {**TENSORS, **ALL}
 ONLY_FLAT = {
     "average": lambda params: steprule.AdamW(params, average=0.9),
     "eval()": lambda params: steprule.ScheduleFreeAdamW(params),
@@ -70,8 +78,18 @@ def test_what_needs_whole_tensors_refuses_fsdps_pieces(what, two_processes):
         WHOLE[what]([leaf(marked=True)])
 
 
-@pytest.mark.parametrize("what", [*WHOLE, *ONLY_FLAT])
-def test_what_needs_whole_tensors_refuses_flat_pieces_that_took_their_place(what):
+@pytest.mark.parametrize("what", ALL)
+def test_one_process_has_all_flat_pieces(what):
+    optimizer, alike = ALL[what]([leaf(16, 16)]), ALL[what]([leaf()])
+    optimizer.param_groups[0]["params"] = [leaf()]
+    optimizer.step()
+    alike.step()
+    assert torch.equal(optimizer.param_groups[0]["params"][0], alike.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize("count, what", [*product([1], {**TENSORS, **ONLY_FLAT}), *product([2], ALL)])
+def test_what_needs_whole_tensors_refuses_flat_pieces_that_took_their_place(count, what, monkeypatch):
+    monkeypatch.setattr(parts, "processes", lambda: count)
     optimizer, piece = {**WHOLE, **ONLY_FLAT}[what]([leaf(16, 16)]), leaf()
     optimizer.param_groups[0]["params"] = [piece]
     before = piece.detach().clone()
@@ -125,22 +143,55 @@ def test_a_vector_that_was_given_is_no_piece():
     optimizer.step()
 
 
-def test_the_example_goes_on_with_another_number_of_processes(tmp_path):
-    """Ten steps of two processes and ten more of one come to what twenty steps of one process do."""
-    pytest.importorskip("sklearn")
+DYING = """
+import os, runpy, signal, sys
+from torch.distributed.checkpoint import FileSystemWriter
 
-    def run(processes, steps, folder):
+write, calls = FileSystemWriter.write_data, []
+
+def write_or_die(*args):
+    calls.append(1)
+    if len(calls) == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(*args)
+
+FileSystemWriter.write_data = write_or_die
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_the_example_goes_on_from_the_last_whole_checkpoint_with_another_number_of_processes(tmp_path):
+    """Two processes save after 5 steps, and one of them is killed while they save again. One process goes on from there, and
+    comes to what twenty steps of one process do."""
+    pytest.importorskip("sklearn")
+    since("2.7", "fully_shard takes no model on the CPU")
+    example, dying = Path(__file__).parents[1] / "examples" / "fsdp.py", tmp_path / "dying.py"
+    dying.write_text(DYING)
+
+    def run(processes, steps, folder, *program):
         environment = {**os.environ, "PYTHONPATH": str(Path(steprule.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        example = Path(__file__).parents[1] / "examples" / "fsdp.py"
-        done = subprocess.run(
-            [*command, str(example), "--steps", str(steps), "--folder", str(tmp_path / folder)],
+        arguments = ["--steps", str(steps), "--every", "5", "--folder", str(tmp_path / folder)]
+        return subprocess.run(
+            [*command, *map(str, program), str(example), *arguments],
             env=environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout.splitlines()[-1]
 
-    run(2, 10, "moved")
-    last = run(1, 20, "moved")
-    assert last == run(1, 20, "stayed")
+    assert run(2, 10, "moved", dying).returncode != 0
+    folder = tmp_path / "moved"
+    assert (folder / "last").read_text() == "step-5"
+    assert list((folder / "step-10").iterdir()) and not (folder / "step-10" / ".metadata").exists()
+    with pytest.raises(dcp.CheckpointException, match="metadata"):
+        dcp.load({"step": 0}, checkpoint_id=folder / "step-10")
+    saved = {"step": 0}
+    dcp.load(saved, checkpoint_id=folder / "step-5")
+    assert saved["step"] == 5
+
+    went_on, stayed = run(1, 20, "moved"), run(1, 20, "stayed")
+    assert went_on.returncode == stayed.returncode == 0, went_on.stderr[-3000:] + stayed.stderr[-3000:]
+    last = went_on.stdout.splitlines()[-1]
+    assert last == stayed.stdout.splitlines()[-1]
     assert last.startswith("step 20: validation loss ")
+    assert sorted(path.name for path in folder.iterdir()) == ["last", "step-10", "step-15", "step-20", "step-5"]

@@ -75,6 +75,11 @@ REFUSED = {
 }
 
 
+def test_to_ask_for_a_state_makes_none():
+    (param, _), together = pair()
+    assert together.state.get(param) is None and not together.state
+
+
 @pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
 @pytest.mark.parametrize(
     "case, begun",

@@ -16,6 +16,7 @@ FIGURES: dict[str, Figure] = {
         speed.release_memory, speed.subsets, rules.rules, rules.rules_summary, training.training, training.formats_training,
         formats.formats, formats.formats_safe, formats.formats_averages, formats.decay, gpu.gpu, gpu.gpu_summary, gpu.gpu_code, sharded.sharded,
         references.references, matrix.polar,
+        sharded.sharded_bytes, sharded.many_ranks,
     )
 }  # fmt: skip
 """By the name that texts use."""

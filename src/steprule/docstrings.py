@@ -68,6 +68,16 @@ OPTION_TEXTS: dict[str, tuple[str, ...]] = {
         "parameter's dtype.",
         "None",
     ),
+    "process_group": (
+        "the processes over which the parameters are spread, each of which steps others.",
+        "A group of torch.distributed, for FSDP1, DeepSpeed and your own ways to divide parameters; "
+        "ZeroRedundancyOptimizer's is found, and DistributedDataParallel, FSDP2 and tensor parallelism need none. Norms, sums "
+        "over all parameters and the decision to skip are then those of all these processes, which all call step(), also one "
+        'that has no parameters ([{"params": []}]). A parameter counts as a whole tensor, except FSDP1\'s and the vectors '
+        "that a trainer puts in the place of matrices: these are pieces of tensors, and what needs the norm or sum of one "
+        "tensor is refused. A state dict has no group, and a pickled copy needs one before its next step: it is an attribute.",
+        "None",
+    ),
     "decay": (
         'what weight_decay means: "coupled", "decoupled", "independent", "corrected" or "initial".',
         "Coupled: added to the gradient, L2. Decoupled: times lr. Independent: not times lr. Corrected: times "

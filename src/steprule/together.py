@@ -258,6 +258,12 @@ class _States(MutableMapping[Any, Any]):
     def __getitem__(self, key: Any) -> Any:
         return self._home(key)[key]
 
+    def get(self, key: Any, default: Any = None) -> Any:
+        """As torch.optim's: a state that was not there is not made."""
+        if key in self:
+            return self[key]
+        return default
+
     def __setitem__(self, key: Any, state: Any) -> None:
         self._home(key)[key] = state
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.formats import BLOCK
+from steprule.formats import BLOCK, Numbering
 from steprule.kernels.gpu_pass import GpuSource
 from steprule.trace.expression import scalar_name
 
@@ -82,6 +82,7 @@ class GpuPlan:
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
         rows: for kernels that work in blocks or by row, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element.
+        numberings: how each tensor's elements are numbered for the same, by default by row.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
 
     Attributes:
@@ -106,6 +107,7 @@ class GpuPlan:
         first_steps: Sequence[float] = (),
         rows: Sequence[int] | None = None,
         numbers: Sequence[int] | None = None,
+        numberings: Sequence[Numbering] | None = None,
         by_row: bool = False,
     ) -> None:
         count, source = len(sizes), sources[0]
@@ -129,7 +131,9 @@ class GpuPlan:
         in_tensor = [size // row if by_row else 1 for row, size in zip(rows, sizes, strict=True)]
         self.first_factor = np.concatenate([[0], np.cumsum(in_tensor, dtype=np.int64)])
         self.factors = torch.ones(int(self.first_factor[-1]), dtype=torch.float64, device=device)
-        self.sizes = table([*sizes, *rows, *self.first_factor[:-1]])
+        first, run, stride = zip(*(numberings or map(Numbering.of_whole, sizes)), strict=True)
+        gap = [one - other for one, other in zip(stride, run, strict=True)]
+        self.sizes = table([*sizes, *rows, *self.first_factor[:-1], *first, *run, *gap])
         tiles = [-(-size // source.tile) for size in sizes]
         if source.blockwise:
             in_blocks = [size // row * -(-row // BLOCK) for size, row in zip(sizes, rows, strict=True)]

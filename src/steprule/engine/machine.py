@@ -26,7 +26,7 @@ float32, float64, uint32, uint64, int64 = np.float32, np.float64, np.uint32, np.
 # The plan's header, an int64 array: what to do, the counter that hands out chunks, sizes, and the addresses of
 # the tables. See steprule.engine.plan, which fills it.
 MODE, NEXT, TENSORS, CHUNKS, ADDRESSES, CHUNK_TABLE, GROUPS, HYPER, STEP_AT, STEP_KIND, STEPS, ROWS, NUMBERS = range(13)
-FACTORS, FIRST_FACTOR, PARTIALS, PIECES, OWN = range(13, 18)
+FACTORS, FIRST_FACTOR, PARTIALS, PIECES, OWN, SHIFTS = range(13, 19)
 HEADER_SIZE = 24
 # Modes: count the steps, work through the chunks, or both.
 COUNT, WORK, BOTH = 1, 2, 3

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from steprule.formats import BLOCK
+from steprule.formats import BLOCK, Numbering
 
 CHUNK = 32768
 """Elements a worker takes at a time, at least."""
@@ -56,9 +56,14 @@ class Chunks:
 
 
 def chunks_of(
-    sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, tallies: int, in_rows: bool = False
+    sizes: Sequence[int],
+    rows: Sequence[int] | None,
+    by_row: bool,
+    tallies: int,
+    numberings: Sequence[Numbering] | None = None,
+    in_rows: bool = False,
 ) -> Chunks:
-    """The chunks of tensors; arguments as for `Plan`."""
+    """The chunks of tensors, within which elements have numbers one after another; arguments as for `Plan`."""
     chunk = max(CHUNK, sum(sizes) // 256 // 4096 * 4096)  # long stretches are a little faster to stream
     lengths = rows or sizes
     whole = [not (by_row or in_rows) and row % BLOCK == 0 for row in lengths]
@@ -79,8 +84,8 @@ def chunks_of(
         length = chunk if row == size else max(chunk // row, 1) * row
         if tallies:
             length = max(length // piece, 1) * piece
-        for start in range(0, size, length):
-            part = min(length, size - start)
+        run = numberings[tensor].run if numberings is not None else max(size, 1)
+        for start, part in _pieces_of_runs(size, run, length):
             first_block = start // row * -(-row // BLOCK) + start % row // BLOCK
             table.append((tensor, start, part, first_block, len(owners)))
             owners += [tensor] * (1 if by_row else -(-part // piece))
@@ -95,6 +100,23 @@ def chunks_of(
 def rows_of_piece(row: int) -> int:
     """How many rows of so many elements are a piece."""
     return max(PIECE // max(row, 1), 1)
+
+
+def _pieces_of_runs(size: int, run: int, length: int) -> Iterator[tuple[int, int]]:
+    """Runs of a tensor cut into pieces of this length at most: where each begins, and how long it is."""
+    for begin in range(0, size, run):
+        end = min(begin + run, size)
+        for start in range(begin, end, length):
+            yield start, min(length, end - start)
+
+
+def _shifts(table: np.ndarray, numberings: Sequence[Numbering] | None) -> np.ndarray:
+    """What each chunk's elements have more for a number than their place."""
+    if numberings is None:
+        return np.zeros(len(table), np.int64)
+    tensors, starts = table[:, 0], table[:, 1]
+    first, run, stride = np.array(numberings, np.int64).reshape(-1, 3)[tensors].T
+    return np.asarray(first + starts // run * (stride - run))
 
 
 def uncut(count: int, size: int) -> Chunks:
@@ -145,6 +167,7 @@ class Plan:
         first_steps: for steps kept in the plan, how many steps each tensor has behind it.
         rows: for kernels that work in blocks or by row, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element, by default its place.
+        numberings: how each tensor's elements are numbered for the same, by default by row.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
         in_rows: whether chunks and pieces must be whole rows; needs rows.
         tallies: how many numbers each piece of a chunk leaves in `partials`. Pieces do not depend on what else there is.
@@ -181,6 +204,7 @@ class Plan:
         first_steps: Sequence[float] = (),
         rows: Sequence[int] | None = None,
         numbers: Sequence[int] | None = None,
+        numberings: Sequence[Numbering] | None = None,
         by_row: bool = False,
         tallies: int = 0,
         own: int = 0,
@@ -198,7 +222,8 @@ class Plan:
         self._numbers = np.array(numbers, np.int64) if numbers is not None else np.arange(count, dtype=np.int64)
         self._keep_steps(step_at, step_is_double, first_steps)
         self.steps = np.zeros(count, np.float64)
-        self._cut = chunks = chunks or chunks_of(sizes, rows, by_row, tallies, in_rows)
+        self._cut = chunks = chunks or chunks_of(sizes, rows, by_row, tallies, numberings, in_rows)
+        self._shifts = _shifts(chunks.table, numberings)
         self.chunk_count = len(chunks.table)
         self.piece_tensors = self._owners = chunks.owners
         self.is_one_each = self._is_one_each = len(chunks.owners) == count and chunks.owners.tolist() == [*range(count)]
@@ -239,11 +264,12 @@ class Plan:
             self.partials,
             self._cut.pieces,
             self.own,
+            self._shifts,
         )
         places = [table.ctypes.data for table in tables]
         header = np.zeros((3, 24), np.int64)
         header[:, 0] = 1, 2, 3
-        header[:, 1:18] = [self.counter.ctypes.data, len(self.sizes), self.chunk_count, *places]
+        header[:, 1:19] = [self.counter.ctypes.data, len(self.sizes), self.chunk_count, *places]
         return header
 
     def select(self, active: np.ndarray) -> None:
@@ -252,11 +278,13 @@ class Plan:
         Args:
             active: whether each tensor is one of them.
         """
-        self._of_all = self._of_all or (self._cut.table.copy(), self._step_at.copy(), self._step_kind.copy())
-        table, step_at, step_kind = self._of_all
-        table = table[active[table[:, 0]]]
-        self.chunk_count = self._headers[:, 3] = len(table)
-        self._cut.table[: len(table)] = table
+        self._of_all = self._of_all or (
+            self._cut.table.copy(), self._shifts.copy(), self._step_at.copy(), self._step_kind.copy(),
+        )  # fmt: skip
+        table, shifts, step_at, step_kind = self._of_all
+        chosen = active[table[:, 0]]
+        self.chunk_count = self._headers[:, 3] = count = int(chosen.sum())
+        self._cut.table[:count], self._shifts[:count] = table[chosen], shifts[chosen]
         self._step_at[:] = np.where(active, step_at, _NOWHERE.ctypes.data)
         self._step_kind[:] = np.where(active, step_kind, 1)
         self.size = int(self.sizes[active].sum())

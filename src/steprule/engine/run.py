@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from steprule.trace.norms import Norm
 from steprule.trace.program import Program
@@ -18,6 +18,10 @@ Complete = Callable[[Sequence[Any], Sequence[Sums]], Sequence[Sums]]
 """Makes sums over the elements that are here those over all there are: what processes have for themselves is added up.
 
 It is given what was read, works or parts of a step, and what each has found."""
+Gather = Callable[[Sequence[Any]], Any]
+"""Gives what all processes have for some numbers, as an array with a row for each process.
+
+All call it at the same places, with as many numbers, whatever parameters they have."""
 
 
 class Levels(Protocol):
@@ -64,6 +68,18 @@ class Work(Levels, Protocol):
         """Changes elements, and gathers telemetry if that is wanted."""
 
 
+class Spread(NamedTuple):
+    """How numbers of all parameters come about where each process has others.
+
+    Attributes:
+        gather: what all processes have.
+        names: for each level the sums over all tensors, the same in all processes.
+    """
+
+    gather: Gather
+    names: Sequence[Sequence[str]]
+
+
 class Around(Protocol):
     """What is asked before a step and told of it afterwards."""
 
@@ -100,6 +116,7 @@ def take_step(
     around: Around,
     complete: Complete = alone,
     begin: Callable[[], None] | None = None,
+    spread: Spread | None = None,
 ) -> bool:
     """Steps some tensors; False if the step is refused, and nothing has changed.
 
@@ -108,6 +125,7 @@ def take_step(
         around: the services.
         complete: makes sums over what is here those over all.
         begin: for a step that no plan has taken before, called when all has been looked at and nothing has changed yet.
+        spread: for processes that have different parameters. One that has none takes part.
     """
     wants = around.wants
     sums = complete(works, [work.read(wants) for work in works]) if wants is not None else ()
@@ -118,8 +136,8 @@ def take_step(
             work.prepare()
         begin()
     numbered = [work for work in works if work.depth]
-    if numbered:
-        find_numbers(numbered, complete)
+    if numbered or spread is not None:
+        find_numbers(numbered, complete, spread)
     gather = around.gathers
     for work in works:
         work.step(gather)
@@ -127,29 +145,31 @@ def take_step(
     return True
 
 
-def find_numbers(works: Sequence[Levels], complete: Complete = alone) -> None:
+def find_numbers(works: Sequence[Levels], complete: Complete = alone, spread: Spread | None = None) -> None:
     """Counts steps, and level by level brings all numbers that tensors have for themselves to where elements can change."""
     for work in works:
         work.count()
-    for level in range(max((work.depth for work in works), default=0)):
+    names = spread.names if spread is not None else ()
+    for level in range(max([len(names), *(work.depth for work in works)])):
         for work in works:
             work.run(level)
         sums = complete(works, [work.sums(level) for work in works])
-        for work, own in zip(works, over_all_tensors(works, sums), strict=True):
-            work.put(level, own)
+        totals = totals_of(works, sums)
+        if spread is not None and level < len(names) and names[level]:
+            every = spread.gather([totals.get(name, 0.0) for name in names[level]])
+            totals = {name: sum_of_parts([own.tolist()]) for name, own in zip(names[level], every.T, strict=True)}
+        for work, own in zip(works, sums, strict=True):
+            work.put(level, {name: totals.get(name, values) for name, values in own.items()} if totals else own)
 
 
-def over_all_tensors(works: Sequence[Levels], sums: Sequence[Sums]) -> Sequence[Sums]:
-    """Sums, where the formula wants one over all tensors with that in place of each tensor's."""
+def totals_of(works: Sequence[Levels], sums: Sequence[Sums]) -> dict[str, Any]:
+    """Where the formula wants a sum over all tensors, the sum of each tensor's."""
     of_all: dict[str, list[Any]] = {}
     for work, own in zip(works, sums, strict=True):
         for name, values in own.items():
             if work.program is not None and work.program.sums[name].of_all:
                 of_all.setdefault(name, []).append(values)
-    if not of_all:
-        return sums
-    totals = {name: sum_of_parts(values) for name, values in of_all.items()}
-    return [{name: totals.get(name, values) for name, values in own.items()} for own in sums]
+    return {name: sum_of_parts(values) for name, values in of_all.items()}
 
 
 def sum_of_parts(parts: Sequence[Any]) -> Any:

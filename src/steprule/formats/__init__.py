@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 BLOCK = 128
 """Elements of a block, which share an exponent: consecutive ones of one row. A row is one index of the first dimension."""
@@ -159,6 +160,27 @@ FIRST_ELEMENT_KEY = 1 << 32
 """Added to a parameter's number for `mix`, apart from those of operands."""
 ROOTS = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
 """2**32 times the fractional parts of the roots of the first primes."""
+
+
+class Numbering(NamedTuple):
+    """How the elements of a tensor are numbered, each of which has a random number of its own.
+
+    Element e by row has the number ``first + e // run * stride + e % run``: where e is in the whole, if the tensor is a part.
+
+    Attributes:
+        first: the number of its first element.
+        run: how many elements from there on have numbers one after another, as many as from each of the next such places on.
+        stride: from one of these places to the next.
+    """
+
+    first: int
+    run: int
+    stride: int
+
+    @classmethod
+    def of_whole(cls, size: int) -> Numbering:
+        """That of a tensor of so many elements that is no part."""
+        return cls(0, max(size, 1), max(size, 1))
 
 
 def dither(seed: int, step: int, number: int) -> int:

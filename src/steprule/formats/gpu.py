@@ -95,6 +95,15 @@ def element_random(key, i):
     return x ^ (x >> 16)
 
 
+@triton.jit
+def number_of(first, i, shift, run, gap):
+    """The numbers of a tile's elements: `steprule.formats.Numbering` with what is left out between two runs."""
+    number = first + i + shift
+    if gap != 0:
+        number += (first + i) // run * gap
+    return number
+
+
 # Half precision.
 
 

@@ -24,18 +24,29 @@ def local(x: Any) -> Any:
     return x._local_tensor if is_sharded(x) else x
 
 
+def cut_as(param: Any, value: Tensor) -> Tensor:
+    """A tensor cut as a parameter is, or whole if that is; all processes call this where a DTensor is cut in another way."""
+    if not is_sharded(param):
+        return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+    made, mesh = sys.modules[_DTENSOR], param.device_mesh
+    if not is_sharded(value) or value.device_mesh != mesh:  # type: ignore[attr-defined]
+        whole = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+        value = made.DTensor.from_local(whole.to(param.device), mesh, [made.Replicate()] * mesh.ndim, run_check=False)
+    return value.redistribute(mesh, param.placements)  # type: ignore[attr-defined, no-any-return]
+
+
 def cut_like(whole: Any, part: Tensor) -> Tensor:
     """A DTensor that is cut as another one is, and has this part here.
 
     Args:
         whole: the other one.
-        part: of the shape of that one's part; of block exponents, rows may be of another length.
+        part: of the shape of that one's part, or block exponents: rows by blocks.
     """
-    shape, stride = list(whole.shape), whole.stride()
+    shape, stride = whole.shape, whole.stride()
     if part.shape != whole._local_tensor.shape:
-        shape[-1] = part.shape[-1]
+        shape = torch.Size([whole.shape[0], part.shape[-1]])
         stride = torch.empty(shape, device="meta").stride()
     made = sys.modules[_DTENSOR].DTensor.from_local(
-        part, whole.device_mesh, whole.placements, run_check=False, shape=torch.Size(shape), stride=stride
+        part, whole.device_mesh, whole.placements, run_check=False, shape=shape, stride=stride
     )
     return made.detach()  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steprule.formats import BLOCK, FORMATS, PLACES, WEYL, exponent_shape, row_length
+from steprule.formats import BLOCK, FORMATS, PLACES, WEYL, Numbering, exponent_shape, row_length
 from steprule.formats.parts import cut_like, is_sharded, local
 
 HALF_WAY = 1 << 31
@@ -110,9 +110,18 @@ def zeros(name: str, like: Tensor) -> dict[str, Tensor]:
     return made
 
 
-def element_random(key: int, like: Tensor) -> Tensor:
-    """32 random bits for each element of a tensor, by its index in row-major order."""
-    x = torch.arange(like.numel(), device=like.device).bitwise_and_(0xFFFFFFFF) ^ key
+def element_random(key: int, like: Tensor, numbering: Numbering | None = None) -> Tensor:
+    """32 random bits for each element of a tensor, by its number.
+
+    Args:
+        key: what the bits depend on besides.
+        like: the tensor.
+        numbering: how its elements are numbered. Default: by row.
+    """
+    number = torch.arange(like.numel(), device=like.device)
+    if numbering is not None:
+        number = numbering.first + number // numbering.run * numbering.stride + number % numbering.run
+    x = number.bitwise_and_(0xFFFFFFFF) ^ key
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return (x ^ (x >> 16)).view(like.shape)
@@ -175,7 +184,7 @@ def _to_blocks(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _from_blocks(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return x.reshape(x.shape[0], -1)[:, : row_length(shape)].reshape(tuple(shape)).contiguous()
+    return x.flatten(1)[:, : row_length(shape)].reshape(tuple(shape)).contiguous()
 
 
 def _bits_of_exponent(exponent: Tensor) -> Tensor:

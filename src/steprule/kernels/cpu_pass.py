@@ -60,7 +60,7 @@ def run(header):
     steps = float64_array(plan[STEPS], tensors)
     rows = int64_array(plan[ROWS], tensors)
     parameters = int64_array(plan[NUMBERS], tensors)
-{service_tables}    group, step = groups[0], steps[0]
+{tables}    group, step = groups[0], steps[0]
     numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step{own_row})
     while True:
         chunk = fetch_add(counter, 1)
@@ -112,7 +112,7 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> Source:
         array_count=len(loop.dtypes),
         hyper_count=hyper_count,
         hyper_bytes=8 * hyper_count,
-        service_tables=_service_tables(loop),
+        tables=_tables(loop),
         call=_call(loop),
     )
     text = head(title, stage, formats, loop.language) + told_apart(code)
@@ -150,7 +150,7 @@ def _chunk_arguments(loop: CpuLoop) -> list[str]:
     for position, ((name, suffix), dtype) in enumerate(loop.dtypes.items()):
         offset = "first_block" if suffix == "_base" else _OFFSETS[side] if (side := stage.sides.get(name)) else "start"
         arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtype]} * {offset}")
-    arguments += ["start", "parameters[tensor]"] * loop.by_element
+    arguments += ["start + shifts[chunk]", "parameters[tensor]"] * loop.by_element
     place = "first_factor[tensor] + start // piece" if stage.factor == ROW else "tensor"
     return arguments + [f"{loop.real}(factors[{place}])"] * bool(stage.factor)
 
@@ -191,7 +191,7 @@ def _finds_columns(loop: CpuLoop) -> bool:
     return any(side.axis == COL and side.how for side in loop.stage.sides.values())
 
 
-def _service_tables(loop: CpuLoop) -> str:
+def _tables(loop: CpuLoop) -> str:
     """The plan's tables that not every kernel looks at."""
     stage, lines = loop.stage, []
     if stage.factor == ROW:
@@ -199,6 +199,8 @@ def _service_tables(loop: CpuLoop) -> str:
         lines += ["factors = float64_array(plan[FACTORS], first_factor[tensors])"]
     elif stage.factor:
         lines = ["factors = float64_array(plan[FACTORS], tensors)"]
+    if loop.by_element:
+        lines.append("shifts = int64_array(plan[SHIFTS], chunks)")
     if loop.tallies or stage.factor == ROW or _finds_columns(loop):
         lines.append("pieces = int64_array(plan[PIECES], (tensors, 2))")
     if loop.tallies:

@@ -211,6 +211,9 @@ def _numbers(loop: GpuLoop, tile: int) -> list[str]:
     for name, column in loop.columns.items():
         at = f"bits + tensor * {loop.bits} + {column}"
         lines.append(f"{name} = {at if name in loop.by_place else f'tl.load({at}).to(tl.uint32, bitcast=True)'}")
+    if "key" in loop.random:
+        names = enumerate(("shift", "run", "gap"), 3)
+        lines += [f"{name} = tl.load(sizes + {place} * count + tensor)" for place, name in names]
     lines += ["factor_at = factors + tl.load(sizes + 2 * count + tensor)"] * bool(stage.factor)
     lines += [f"partial_at = partials + chunk.to(tl.int64) * {len(tallies)}"] * bool(tallies)
     wide = [f"{name}_at" for name in loop.arrays if not name.endswith("_base")]
@@ -233,7 +236,8 @@ def _call(loop: GpuLoop, is_whole: bool, is_aligned: bool) -> list[str]:
         else:
             arguments.append(f"{f'tl.multiple_of({pointer}, 16)' if is_aligned else pointer} + first")
     inside, block_inside = ("None", "None") if is_whole else ("inside", "block_inside")
-    arguments += [*loop.passed, "i", "first + i", inside, *["block", block_inside, "place"] * loop.blockwise]
+    number = "lib.number_of(first, i, shift, run, gap)" if "key" in loop.random else "first + i"
+    arguments += [*loop.passed, "i", number, inside, *["block", block_inside, "place"] * loop.blockwise]
     tallies = loop.tallies
     return [
         f"{', '.join(f'new_{name}' for name in tallies)}{' = ' * bool(tallies)}compute(",

@@ -91,6 +91,8 @@ class Adagrad(_BegunEarly):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -145,6 +147,7 @@ class Adagrad(_BegunEarly):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -186,6 +189,8 @@ class Adadelta(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -239,6 +244,7 @@ class Adadelta(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -281,6 +287,8 @@ class Rprop(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -335,6 +343,7 @@ class Rprop(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -381,6 +390,8 @@ class AdamW(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -438,6 +449,7 @@ class AdamW(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -483,6 +495,8 @@ class Adam(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -541,6 +555,7 @@ class Adam(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -589,6 +604,8 @@ class NAdam(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -645,6 +662,7 @@ class NAdam(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -688,6 +706,8 @@ class RAdam(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -742,6 +762,7 @@ class RAdam(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -782,6 +803,8 @@ class Adamax(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -835,6 +858,7 @@ class Adamax(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -871,6 +895,8 @@ class SparseAdam(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -920,6 +946,7 @@ class SparseAdam(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -967,6 +994,8 @@ class RMSprop(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1026,6 +1055,7 @@ class RMSprop(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1072,6 +1102,8 @@ class SGD(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1125,6 +1157,7 @@ class SGD(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1170,6 +1203,8 @@ class ASGD(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1226,6 +1261,7 @@ class ASGD(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1267,6 +1303,8 @@ class MADGRAD(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1323,6 +1361,7 @@ class MADGRAD(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1368,6 +1407,8 @@ class AdamC(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1427,6 +1468,7 @@ class AdamC(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1472,6 +1514,8 @@ class AdaBelief(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1529,6 +1573,7 @@ class AdaBelief(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1574,6 +1619,8 @@ class Yogi(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1629,6 +1676,7 @@ class Yogi(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1671,6 +1719,8 @@ class LaProp(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1728,6 +1778,7 @@ class LaProp(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1771,6 +1822,8 @@ class ADOPT(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1825,6 +1878,7 @@ class ADOPT(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1870,6 +1924,8 @@ class AdEMAMix(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -1926,6 +1982,7 @@ class AdEMAMix(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1969,6 +2026,8 @@ class Adan(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2023,6 +2082,7 @@ class Adan(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2065,6 +2125,8 @@ class StableAdamW(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2119,6 +2181,7 @@ class StableAdamW(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2161,6 +2224,8 @@ class AdamAtan2(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2216,6 +2281,7 @@ class AdamAtan2(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2264,6 +2330,8 @@ class MARS(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2322,6 +2390,7 @@ class MARS(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2363,6 +2432,8 @@ class Grams(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2417,6 +2488,7 @@ class Grams(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2461,6 +2533,8 @@ class LARS(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2516,6 +2590,7 @@ class LARS(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2559,6 +2634,8 @@ class LAMB(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2613,6 +2690,7 @@ class LAMB(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2657,6 +2735,8 @@ class NovoGrad(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2712,6 +2792,7 @@ class NovoGrad(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2762,6 +2843,8 @@ class Prodigy(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2824,6 +2907,7 @@ class Prodigy(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2874,6 +2958,8 @@ class DAdaptAdam(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -2933,6 +3019,7 @@ class DAdaptAdam(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -2974,6 +3061,8 @@ class DoG(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -3029,6 +3118,7 @@ class DoG(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -3075,6 +3165,8 @@ class ScheduleFreeSGD(_Exchanging):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -3133,6 +3225,7 @@ class ScheduleFreeSGD(_Exchanging):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -3179,6 +3272,8 @@ class ScheduleFreeAdamW(_Exchanging):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -3240,6 +3335,7 @@ class ScheduleFreeAdamW(_Exchanging):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -3286,6 +3382,8 @@ class ScheduleFreeRAdam(_Exchanging):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -3347,6 +3445,7 @@ class ScheduleFreeRAdam(_Exchanging):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -3387,6 +3486,8 @@ class Signum(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -3441,6 +3542,7 @@ class Signum(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -3479,6 +3581,8 @@ class Lion(Optimizer):
             many steps. Default: None.
         grads: sum micro-batches' half-precision gradients in "float32",
             "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
         decay: what weight_decay means: "coupled", "decoupled",
             "independent", "corrected" or "initial". Default: what the
             formula says.
@@ -3532,6 +3636,7 @@ class Lion(Optimizer):
         average: float | steprule.services.average.Average | None = None,
         telemetry: int | steprule.services.telemetry.Telemetry | None = None,
         grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,

@@ -21,6 +21,7 @@ from steprule.services.average import as_average
 from steprule.services.clip import Clip, ClipValue, as_clip
 from steprule.services.step import NONFINITE, StepServices
 from steprule.step.listed import name_in
+from steprule.tensors.across import ProcessGroup
 from steprule.tensors.memory import HALF_DTYPES, dtype_name, find_shared
 from steprule.tensors.state import FORMAT_OPTIONS
 
@@ -28,7 +29,7 @@ FLAGS: dict[str, Any] = {
     "foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None,
 }  # fmt: skip
 SERVICE_OPTIONS: dict[str, Any] = {
-    "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None,
+    "clip": None, "nonfinite": None, "average": None, "telemetry": None, "grads": None, "process_group": None,
 }  # fmt: skip
 ALL_OPTIONS = {**FORMAT_OPTIONS, **SERVICE_OPTIONS, **OPTIONS}
 
@@ -44,6 +45,7 @@ _TYPES: dict[str, Any] = {
     "average": float | Average | None,
     "telemetry": int | Telemetry | None,
     "grads": _literal[GRAD_FORMATS] | None,
+    "process_group": ProcessGroup | None,
     "decay": _literal[tuple(DECAYS)] | None,
     "lookahead": int,
     "lookahead_alpha": float | Tensor | Callable[[int], float],

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from steprule import rules
 from steprule.formats import weight_format
+from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rule import Rule
-from steprule.rules.options import added_names
+from steprule.rules.options import OPTIONS, added_names
 from steprule.services.clip import unpacked
 from steprule.services.ledger import REMEMBERED
 from steprule.step.listed import name_in
@@ -133,6 +134,8 @@ class Loading:
     def __init__(self, groups: Groups) -> None:
         self._groups, self._rule = groups, groups.core.rule
         self._source: dict[str, Any] = {}
+        of_all = [name for name in (*SERVICE_OPTIONS, *OPTIONS) if name not in self._rule.hyperparameters]
+        self._kept = (*of_all, SCHEDULES)  # which the groups of a ZeroRedundancyOptimizer have
 
     def __enter__(self) -> Loading:
         """From here to the end torch.optim loads."""
@@ -175,7 +178,7 @@ class Loading:
         groups = self._groups
         self._before = groups.groups, groups.states
         self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in groups.groups]
-        self._own = [{k: g[k] for k in ("clip", SCHEDULES) if k in g} for g in groups.groups]
+        self._own = [{k: g[k] for k in self._kept if k in g} for g in groups.groups]
         numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
         self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
         self._dtypes = {
@@ -258,7 +261,7 @@ class Loading:
         """Puts back formats, and states as they were before torch.optim cast them to the parameter's dtype."""
         groups, states = self._groups.groups, self._groups.states
         for group, own in zip(groups, self._own, strict=True):
-            for name in ("clip", SCHEDULES, *NOTES):
+            for name in (*self._kept, *NOTES):
                 group.pop(name, None)
             group.update(own)
         for group, numbers in zip(groups, self._numbers, strict=True):

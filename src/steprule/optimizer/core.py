@@ -19,6 +19,7 @@ from steprule.services.accumulate import Accumulator
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.plans import Plans
+from steprule.tensors.across import Across
 from steprule.tensors.shard import Shards
 
 NOTES = ("services", "calls", "train_mode")
@@ -26,14 +27,20 @@ NOTES = ("services", "calls", "train_mode")
 
 
 class Given:
-    """The parameters that an optimizer was made for or was given by `add_param_group`; it keeps none alive."""
+    """The parameters that an optimizer was made for or was given by `add_param_group`; it keeps none alive.
+
+    Attributes:
+        groups: in how many groups they were.
+        had_matrices: whether some had more than one dimension.
+    """
 
     def __init__(self) -> None:
         self._by_id: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        self.had_matrices = False
+        self.groups, self.had_matrices = 0, False
 
     def add(self, params: Iterable[Tensor]) -> None:
-        """Takes note of these."""
+        """Takes note of these, which are a group."""
+        self.groups += 1
         for param in params:
             self._by_id[id(param)] = param
             self.had_matrices |= not is_lazy(param) and param.dim() > 1
@@ -60,6 +67,9 @@ class Core:
         services: clipping, averages and the like, if some were asked for.
         accumulator: what sums gradients over micro-batches, if grads was given.
         release: what steps parameters inside backward, from `release_gradients` on.
+        across: what parameters are spread over, if process_group was given.
+        arguments: what a ZeroRedundancyOptimizer has given the constructor for the whole optimizer.
+        noted: what was last written into groups besides settings, and the numbers of their functions.
         schedules: hyperparameters that are functions of the step, if some are.
         is_made: whether the constructor is over.
         given: the parameters that it was made for.
@@ -77,6 +87,9 @@ class Core:
         self.services: StepServices | None = None
         self.accumulator: Accumulator | None = None
         self.release: Release | None = None
+        self.across: Across | None = None
+        self.arguments: dict[str, Any] = {}
+        self.noted: tuple[dict[str, Any], list[int]] = {}, []
         self.schedules: Schedules | None = None
         self.has_modes = base.evaluated is not None
         self.is_made = False
@@ -91,6 +104,11 @@ class Core:
     def calls(self) -> int:
         """How many steps functions of the step have seen."""
         return self.schedules.calls if self.schedules is not None else 0
+
+    def was_given(self, name: str, value: Any) -> bool:
+        """Whether a group has this value since a ZeroRedundancyOptimizer puts the constructor's arguments into all groups."""
+        given = self.arguments.get(name, self)
+        return value is given or (type(value) is type(given) and bool(value == given))
 
     def forget_plans(self, groups: Sequence[dict[str, Any]]) -> None:
         """Makes the next step look at everything anew: called where a plan could not see a change.
@@ -134,6 +152,8 @@ class Core:
             "services": self.services,
             "schedules": self.schedules,
             "grads": self.accumulator.kind if self.accumulator is not None else None,
+            "across": self.across,
+            "arguments": self.arguments,
             "begun_with": self.begun_with,
             "training": self.modes.training,
         }
@@ -144,6 +164,7 @@ class Core:
         """The core of a copy, whose parameters have no hooks."""
         own = {**_PLAIN, **saved}
         core = cls(base, own["options"])
+        core.across, core.arguments = own["across"], own["arguments"]
         core.services, core.schedules, core.begun_with = own["services"], own["schedules"], dict(own["begun_with"])
         core.accumulator = Accumulator(own["grads"]) if own["grads"] is not None else None
         core.modes.training = own["training"]
@@ -152,7 +173,8 @@ class Core:
 
 
 _PLAIN: Mapping[str, Any] = {
-    "options": OPTIONS, "services": None, "schedules": None, "grads": None, "begun_with": {}, "training": True,
+    "options": OPTIONS, "services": None, "schedules": None, "grads": None, "across": None, "arguments": {}, "begun_with": {},
+    "training": True,
 }  # fmt: skip
 """What `Core.saved` would say of an optimizer that was made for its rule alone."""
 

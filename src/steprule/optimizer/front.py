@@ -14,18 +14,18 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from steprule.docstrings import options_at_length
 from steprule.optimizer import torchs
-from steprule.optimizer.arguments import check_clip, docstring, signature_of
+from steprule.optimizer.arguments import docstring, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, reduce
 from steprule.optimizer.groups import Groups
-from steprule.optimizer.making import begin, bind, check_params, finish
+from steprule.optimizer.making import begin, bind, check_params, finish, set_clip, set_process_group
 from steprule.optimizer.releasing import release_gradients
 from steprule.optimizer.shown import shown
 from steprule.optimizer.steps import Steps
 from steprule.rule import Rule
 from steprule.services import Telemetry
-from steprule.services.clip import Clip, as_clip
+from steprule.services.clip import Clip
 from steprule.settings import check_rule, constructor
 
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
@@ -130,8 +130,7 @@ class Optimizer(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        saved = self._core.saved()
-        return {**super().__getstate__(), **({"_core": saved} if saved else {})}
+        return {**super().__getstate__(), **({"_core": saved} if (saved := self._core.saved()) else {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_copy = "_core" not in self.__dict__
@@ -192,13 +191,16 @@ class Optimizer(torch.optim.Optimizer):
 
     @clip.setter
     def clip(self, value: Any) -> None:
-        services, wanted = self._core.services, as_clip(value)
-        if services is None and wanted is not None:
-            raise AttributeError(f"clip={value!r}: make the optimizer with clip=... to change it later")
-        if services is not None:
-            check_clip(wanted, self.param_groups)
-            services.set_clip(wanted)
-            self._core.forget_plans(self.param_groups)
+        set_clip(self._groups, value)
+
+    @property
+    def process_group(self) -> Any:
+        """The processes over which the parameters are spread, None if over none. Between steps it may be set to another."""
+        return self._core.across.group if self._core.across is not None else None
+
+    @process_group.setter
+    def process_group(self, value: Any) -> None:
+        set_process_group(self._groups, value)
 
     @property
     def telemetry(self) -> Telemetry | None:
@@ -273,8 +275,8 @@ class Optimizer(torch.optim.Optimizer):
             model: the model whose backward passes are hooked; with DistributedDataParallel, that module.
 
         Raises:
-            ValueError: with nonfinite="raise" or differentiable=True, which would have to undo steps; a rule that needs a sum
-                over all parameters; or a parameter that is not one of the model's.
+            ValueError: with nonfinite="raise" or differentiable=True, which would have to undo steps; with process_group or a rule
+                that needs a sum over all parameters; or a parameter that is not one of the model's.
             TypeError: model is not a module.
             RuntimeError: gradient release is on already.
         """
@@ -354,8 +356,7 @@ class Optimizer(torch.optim.Optimizer):
         def step(self, *args: Any, **kwargs: Any) -> Any:
             """Takes one step, with its hooks."""
             if "closure" in kwargs and kwargs["closure"] is None and self._steps.only_asks_for_states():
-                self._steps.make_states()
-                return None
+                return self._steps.make_states()
             if (
                 self._optimizer_step_pre_hooks
                 or self._optimizer_step_post_hooks
@@ -366,7 +367,7 @@ class Optimizer(torch.optim.Optimizer):
                 return self._hooked_step(*args, **kwargs)
             core = self._core
             current = core.plans.current
-            if not args and not kwargs and current is not None and core.schedules is None and core.shards is None:
+            if not args and not kwargs and current is not None and core.schedules is core.shards is core.across is None:
                 is_scaled = core.services is not None and hasattr(self, "found_inf")
                 if not is_scaled and current.run(self.param_groups, self.state):
                     return None

@@ -218,7 +218,8 @@ class Groups:
         self.complete_formats()
         for number in range(len(self.groups)):
             self.check_parameters(number)
-        check_halves(self.groups, self.core.accumulator)
+        if self.core.across is None:  # others may have what an argument is for
+            check_halves(self.groups, self.core.accumulator)
         if any(name not in group for group in self.groups for name in self.core.notes()):
             self.note()
         self.core.completed = list(self.groups)
@@ -304,7 +305,8 @@ class Groups:
                 )
         for name in (*SERVICE_OPTIONS, *OPTIONS):
             is_free = name == "clip" and group.get(name) is False
-            if name in group and name not in self.core.rule.hyperparameters and not is_free:
+            says_the_same = name in group and self.core.was_given(name, group[name])
+            if name in group and name not in self.core.rule.hyperparameters and not (is_free or says_the_same):
                 exception = "; a group may only have 'clip': False, to be left out of clipping"
                 raise ValueError(
                     f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
@@ -391,5 +393,6 @@ class Groups:
     def note(self) -> None:
         """Writes into all groups what the next step depends on besides states and settings."""
         notes = {name: ask() for name, ask in self.core.notes().items()}
+        self.core.noted = notes, [group[SCHEDULES] for group in self.groups if SCHEDULES in group]
         for group in self.groups:
             group.update(notes)

@@ -1,4 +1,4 @@
-"""How an optimizer comes to be: from the arguments of its constructor to what it is made of."""
+"""How an optimizer comes to be: from the arguments of its constructor to what it is made of, and what is set later."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.optimizer.arguments import SERVICE_OPTIONS, check_halves, check_memory, make_accumulator, make_services
+from steprule.optimizer.arguments import (
+    SERVICE_OPTIONS,
+    check_clip,
+    check_halves,
+    check_memory,
+    make_accumulator,
+    make_services,
+)
 from steprule.optimizer.core import Core
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import Schedules
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, seen_by
+from steprule.services.clip import as_clip
 from steprule.settings import check_names
+from steprule.tensors.across import Across, of_zero
 from steprule.tensors.state import FORMAT_OPTIONS
 from steprule.trace.tracing import check_formula, trace
 
@@ -54,11 +63,16 @@ def begin(groups: Groups, settings: dict[str, Any]) -> tuple[Core, dict[str, Any
     """
     functions = groups.take_functions(settings, calls=0)
     chosen = {name: settings.pop(name) for name in SERVICE_OPTIONS}
-    options = seen_by({name: settings.pop(name) for name in OPTIONS}, settings)
+    options = {name: settings.pop(name) for name in OPTIONS}
+    given = {**chosen, **options}
+    options = seen_by(options, settings)
     core = Core(groups.base, options)
     core.schedules = Schedules(functions) if functions else None
     settings |= {name: options[name] for name in core.rule.hyperparameters if name in OPTIONS}
     core.accumulator = make_accumulator(chosen.pop("grads"))
+    core.across = make_across(chosen.pop("process_group"))
+    if core.across is not None and core.across.has_model:
+        core.arguments = given
     core.services = make_services(**chosen)
     groups.check(settings, core)
     if all(settings[name] == default for name, default in FORMAT_OPTIONS.items()):
@@ -80,4 +94,44 @@ def finish(groups: Groups) -> None:
         trace(core.rule, group)
         check_formula(groups.base, group)
     check_memory(groups.groups)
-    check_halves(groups.groups, core.accumulator)
+    if core.across is None:  # others may have what an argument is for
+        check_halves(groups.groups, core.accumulator)
+
+
+def make_across(group: Any) -> Across | None:
+    """What parameters are spread over: the group that was given, or that of a ZeroRedundancyOptimizer that asks for this one."""
+    if group is not None:
+        return Across(group)
+    group = of_zero()
+    return Across(group, has_model=True) if group is not None else None
+
+
+def set_process_group(groups: Groups, group: Any) -> None:
+    """Another process group from now on, or none; see the argument of the same name.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it does not go with something else.
+    """
+    core = groups.core
+    before, core.across = core.across, Across(group) if group is not None else None
+    try:
+        if core.release is not None:
+            raise ValueError("process_group does not go with release_gradients(), which has been called")
+        for number in range(len(groups.groups)):
+            groups.check_parameters(number)
+    except Exception:
+        core.across = before
+        raise
+    core.forget_plans(groups.groups)
+
+
+def set_clip(groups: Groups, value: Any) -> None:
+    """Another way to clip from now on; see `Optimizer.clip`."""
+    services, wanted = groups.core.services, as_clip(value)
+    if services is None and wanted is not None:
+        raise AttributeError(f"clip={value!r}: make the optimizer with clip=... to change it later")
+    if services is not None:
+        check_clip(wanted, groups.groups)
+        services.set_clip(wanted)
+        groups.core.forget_plans(groups.groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -10,11 +11,13 @@ from torch.nn.parameter import is_lazy
 
 from steprule.formats.parts import is_sharded
 from steprule.optimizer.core import Core
-from steprule.services.clip import ClipAdaptive, ClipValue
+from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
+from steprule.tensors.memory import HALF_DTYPES
+from steprule.tensors.numbering import numbering_of
 from steprule.tensors.shard import cut_dimensions, is_unreduced
-from steprule.trace.tracing import program_of
+from steprule.trace.tracing import couples, program_of
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
 
@@ -30,16 +33,43 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
     Raises:
         ValueError: something needs the whole.
     """
-    is_flattened = core.is_made and _is_flattened(core, groups)
-    group = groups[number]
+    is_flattened, group, across = core.is_made and _is_flattened(core, groups), groups[number], core.across
+    if across is not None and across.has_model:
+        for what in _exchanges(core):
+            raise ValueError(
+                f"{what}, and in a ZeroRedundancyOptimizer it would exchange those of this process's parameters only: the "
+                "model here has the others', too"
+            )
     for index, param in enumerate(group["params"]):
+        who = name_in(group, number, index)
+        if across is not None and across.knows(param):
+            raise ValueError(
+                f"process_group={across} and {who} do not go together: that is a DTensor, which knows its parts in other "
+                "processes: leave out process_group"
+            )
         kind = _FLAT if is_flattened else _kind_of(param)
-        needs = _needs_of_shards(core, group, param) if is_sharded(param) else _needs_whole(core, group, is_flattened)
-        needing = next(needs, None) if kind else None
+        if kind is None:
+            continue
+        if is_sharded(param):
+            needs = _needs_of_shards(core, group, param)
+        else:
+            needs = chain(_needs_tensors(core, group, param, is_flattened), _exchanges(core) if is_flattened else ())
+        needing = next(needs, None)
         if needing is not None:
             raise ValueError(
-                f"{needing}, and {name_in(group, number, index)} {kind}: a step here would see only its own part, and its "
+                f"{needing}, and {who} {kind}: a step here would see only its own part, and its "
                 "result would be wrong. Rules that look at each element by itself take such parameters"
+            )
+        needing = next(_needs_all(core, group), None) if not is_sharded(param) else None
+        if needing is not None and is_flattened and _are_apart(core, groups):
+            raise ValueError(
+                f"{needing}, and {who} {kind}, and other groups' parameters are not there: a trainer that steps one group after "
+                "another, as DeepSpeed does, needs all parameters in one group"
+            )
+        if needing is not None and across is None and processes() > 1:
+            raise ValueError(
+                f"{needing}, and {who} {kind}: a step here would see only what this process has. Name the processes that have "
+                "the rest, as in process_group=torch.distributed.group.WORLD"
             )
 
 
@@ -51,6 +81,11 @@ def _is_flattened(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
         and bool(params)
         and not any(is_lazy(param) or param.dim() > 1 or core.given.has(param) for param in params)
     )
+
+
+def _are_apart(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether some of the groups have been taken out, or their parameters."""
+    return len(groups) < core.given.groups or not all(group["params"] for group in groups)
 
 
 def _kind_of(param: Tensor) -> str | None:
@@ -70,30 +105,41 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         yield f"{core.rule.__name__} looks at whole matrices"
     if is_unreduced(param):
         yield "a step takes tensors that are added up (call redistribute() first)"
+    if group.get("differentiable"):
+        yield "differentiable=True needs all that autograd has seen"
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
     if group.get("states") == "8bit" and any(cut):
         yield 'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut'
-    if group.get("weights") == "stochastic" and cut:
-        yield 'weights="stochastic" draws a number for each element of the whole'
+    if group.get("weights") == "stochastic" and numbering_of(param) is None:
+        yield 'weights="stochastic" draws a number for each element of the whole, and the rows of a part lie there at distances of several lengths'
     if services is not None and isinstance(services.clip, ClipAdaptive) and group.get("clip") is not False:
         yield f"clip={services.clip} looks at rows"
 
 
-def _needs_whole(core: Core, group: Mapping[str, Any], is_flattened: bool) -> Iterator[str]:
+def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_flattened: bool) -> Iterator[str]:
     """What was asked for and needs whole tensors."""
-    services = core.services
+    clip = core.services.clip if core.services is not None and group.get("clip") is not False else None
     program = program_of(core.rule, group)
     if program.sees_matrix:
         yield f"{core.rule.__name__} looks at whole matrices"
-    if program.sums:
+    if any(not one.of_all for one in program.sums.values()):
         yield f"{core.rule.__name__} adds up over all elements of a tensor"
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
     if group.get("states") == "8bit":
         yield 'states="8bit" has an exponent for every block of 128 elements of a row'
-    if is_flattened and core.has_modes:
-        yield "eval() exchanges the model's weights"
+    if isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter):
+        yield f"clip={clip} looks at the norms of rows or tensors"
+    if is_flattened and group.get("weights") is not None and param.dtype not in HALF_DTYPES:
+        yield f"weights={group['weights']!r} keeps low bits of half-precision parameters"
+
+
+def _needs_all(core: Core, group: Mapping[str, Any]) -> Iterator[str]:
+    """What was asked for and needs the parameters of all processes."""
+    services = core.services
+    if couples(core.rule, group):
+        yield f"{core.rule.__name__} adds up over all elements of all parameters"
     if services is None:
         return
     if services.clip is not None and not isinstance(services.clip, ClipValue) and group.get("clip") is not False:
@@ -102,5 +148,11 @@ def _needs_whole(core: Core, group: Mapping[str, Any], is_flattened: bool) -> It
         yield f"nonfinite={services.nonfinite!r} decides for all parts at once"
     if services.telemetry is not None:
         yield "telemetry gathers norms"
-    if is_flattened and services.average is not None:
+
+
+def _exchanges(core: Core) -> Iterator[str]:
+    """What was asked for and exchanges the weights of a model."""
+    if core.has_modes:
+        yield "eval() exchanges the model's weights"
+    if core.services is not None and core.services.average is not None:
         yield "swap_average() exchanges the model's weights"

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from steprule.formats.parts import is_sharded
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.steps import Steps
+from steprule.services.hooks import processes
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.listed import list_all
@@ -38,6 +40,11 @@ def _check(groups: Groups, model: Any) -> None:
             'nonfinite="raise" does not go with release_gradients(): by the time a gradient is found not to be finite, '
             'others have been used; nonfinite="skip" leaves its parameter alone, and with measure() all of them'
         )
+    if core.across is not None:
+        raise ValueError(
+            "process_group=... does not go with release_gradients(): processes step other parameters inside backward, and none "
+            "waits there for the others' norms and sums"
+        )
     for group in groups.groups:
         if couples(core.rule, group):
             raise ValueError(
@@ -46,11 +53,18 @@ def _check(groups: Groups, model: Any) -> None:
             )
         if group.get("differentiable"):
             raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")
+    is_averaged = isinstance(model, torch.nn.parallel.DistributedDataParallel)
     own = set(model.parameters())
     for number, _, index, param, _ in list_all(groups.groups):
         who = f"parameter {index} of group {number}"
         if param not in own:
             raise ValueError(f"{who} is not one of the model that release_gradients() was given")
+        if processes() > 1 and not is_averaged and not is_sharded(param):
+            raise ValueError(
+                f"release_gradients() cannot know when the gradient of {who} is complete in a run of several processes, since it is "
+                "no DTensor and the model is no DistributedDataParallel: give it the DistributedDataParallel module, shard that "
+                "parameter too, or step without release_gradients()"
+            )
         if is_lazy(param):
             raise ValueError(
                 f"{who} has no shape yet: run one forward pass before release_gradients(), which gives the parameters of "

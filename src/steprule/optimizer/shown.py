@@ -39,3 +39,5 @@ def _for_all(core: Core) -> Iterator[tuple[str, Any]]:
         yield from ((name, getattr(core.services, name)) for name in core.services.names)
     if core.accumulator is not None:
         yield "grads", core.accumulator.kind
+    if core.across is not None:
+        yield "process_group", core.across

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steprule.engine.run import alone
+from steprule.engine.run import Spread, alone
 from steprule.engine.team import torch_alone
 from steprule.formats.parts import is_sharded
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
+from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
 from steprule.optimizer.groups import Groups
+from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rules.options import OPTIONS
 from steprule.services.release import check_not_released
 from steprule.step.job import Job
@@ -21,8 +24,10 @@ from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.memory import is_abstract
-from steprule.tensors.shard import Shards, complete, whole_of
+from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
+from steprule.tensors.totals import DisagreementError, whole_of
+from steprule.trace.tracing import program_of, sums_of_all
 
 
 class Steps:
@@ -47,24 +52,88 @@ class Steps:
             with torch.no_grad():
                 core.release.step(self.move_resting_averages)
         else:
+            if core.across is not None and core.across.has_model:
+                self._take_over_notes()
             groups.insist_on_schedules()
-            current = core.plans.current
-            try:
-                if current is None or not current.run(*self.here()):
-                    with torch.set_grad_enabled(groups.defaults.get("differentiable", False)), torch_alone():
-                        self._take_anew()
-            finally:
-                if core.shards is not None:
-                    core.shards.let_go()
+            if core.plans.current is None:
+                self._find_shards()
+            if core.shards is None:
+                self._take()
+            else:
+                self._take_together(core.shards)
         if core.schedules is not None:
             core.schedules.count(core.schedules.calls + 1)
             groups.set_scheduled_if_possible()
+        if core.across is not None and core.across.has_model:
+            groups.note()  # for its checkpoints, which know of states and groups only
+
+    def _take_over_notes(self) -> None:
+        """Has services and schedules be as a ZeroRedundancyOptimizer has loaded them, which writes into groups only."""
+        groups, (notes, numbers) = self._groups.groups, self._core.noted
+        for group, number in zip([one for one in groups if SCHEDULES in one], numbers, strict=True):
+            group[SCHEDULES] = number  # and not that of the optimizer that was saved
+        if any(group.get(name) is not value for group in groups for name, value in notes.items()):
+            loaded = {"param_groups": groups, "state": dict(self._groups.states)}
+            check_notes(notes_in(loaded))
+            take_notes(self._groups, loaded)
+
+    def _take(self) -> None:
+        """Steps, by the plan that there is if it holds."""
+        current = self._core.plans.current
+        if current is None or not current.run(*self.here()):
+            with torch.set_grad_enabled(self._groups.defaults.get("differentiable", False)), torch_alone():
+                self._take_anew()
+
+    def _take_together(self, shards: Shards) -> None:
+        """Steps parts: all processes do, or none where they would wait for each other.
+
+        Raises:
+            RuntimeError: another process cannot take the step, or not for the same parameters.
+        """
+        totals, adds_up = shards.totals, self._adds_up()
+        totals.is_open = adds_up
+        try:
+            self._take()
+            totals.take_part()
+        except DisagreementError as error:
+            raise RuntimeError(self._disagreement(error.places)) from None
+        except Exception:
+            with contextlib.suppress(Exception):  # the others say that they have been told
+                totals.take_part(has_failed=True)
+            raise
+        finally:
+            totals.is_open = False
+            shards.let_go()
+
+    def _adds_up(self) -> bool:
+        """Whether the next step adds up over processes."""
+        core, services = self._core, self._core.services
+        if services is not None and (services.wants is not None or services.gathers or services.nonfinite == "zero"):
+            return True
+        return any(program_of(core.rule, group).sums for group in self._groups.groups)
+
+    def _disagreement(self, places: Sequence[int]) -> str:
+        """What errors say where processes cannot take a step together."""
+        if not places:
+            return "another process cannot take this step, whose error says why: here, too, it was not taken"
+        listed = {one.param: one for one in reversed(list(list_all(self._groups.groups)))}
+        ordered = list(dict.fromkeys(one.param for one in list_all(self._groups.groups)))
+        names = [name_in(one.group, one.number, one.position) for one in (listed[ordered[place]] for place in places)]
+        return (
+            f"some processes have a gradient for {', '.join(names[:5])}{' and others' * (len(names) > 5)}, and some have none: a "
+            "step that adds up over processes needs all parts. Give them gradients of 0 where they have none"
+        )
 
     def _take_anew(self) -> None:
         """Looks at everything, makes a plan and steps."""
         self._look()
         if not self._groups.groups:  # all taken out
             self._core.plans.current = None
+            if self._core.across is not None:
+                raise RuntimeError(
+                    "param_groups is empty, and the other processes of process_group wait for what this one has: keep a group "
+                    'with "params": []'
+                )
             return
         try:
             self._core.plans.renew(self.job())
@@ -79,7 +148,7 @@ class Steps:
     def _keep(self) -> None:
         """Gives the optimizer the states that a step has made of parts."""
         if self._core.shards is not None:
-            self._core.shards.keep(self._groups.states)
+            self._core.shards.keep(self._groups.states, ("step", *self._core.rule.scalar_states))
 
     def _look(self) -> None:
         """Raises where a step of all parameters cannot be taken now, and completes groups."""
@@ -113,6 +182,8 @@ class Steps:
                 for number, group, index, param, _ in list_all(groups.groups)
                 if param.grad is not None and not _is_finite(param.grad)
             ]
+            others = core.across.gather([len(wrong)])[:, 0] if core.across is not None else ()
+            wrong = wrong or [f"those of process {rank} of process_group" for rank, one in enumerate(others) if one]
             if wrong:
                 core.services.refuse(wrong)
 
@@ -162,19 +233,28 @@ class Steps:
         if any(group.get("capturable") for group in groups):
             self._groups.optimizer._accelerator_graph_capture_health_check()
         self._core.modes.must_train("step()")
+        if self._core.across is not None:
+            self._core.across.check()
 
     def job(self) -> Job:
         """What a step needs to know."""
         core, groups = self._core, self._groups
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
-            core.accumulator, groups.check_numbers, alone if core.shards is None else complete, self.move_resting_averages,
+            core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals, self._spread(),
+            self.move_resting_averages,
         )  # fmt: skip
+
+    def _spread(self) -> Spread | None:
+        """How numbers of all processes' parameters come about, if these have different ones."""
+        across = self._core.across
+        return Spread(across.gather, sums_of_all(self._core.rule, self._groups.groups)) if across is not None else None
 
     @torch_alone()
     def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
         """Moves the averages of all parameters but those that were stepped towards the weights, by this share."""
         assert self._core.services is not None
+        self._keep()  # what this step has made, which is looked for where the optimizer has it
         every, states = self.here()
         moved = set(map(whole_of, stepped))
         owners = {param: group for group in every for param in group["params"]}
@@ -182,6 +262,7 @@ class Steps:
             state = states.get(param, {})
             if whole_of(param) not in moved and AVERAGE in state:
                 move_resting_average(param, group, state, weight, lambda: self._core.known("averaged"))
+        self._keep()  # averages that were in another format
 
     def only_asks_for_states(self) -> bool:
         """Whether a step is the one by which torch.distributed.checkpoint has states made: the first, with lr and gradients of 0."""
@@ -197,6 +278,8 @@ class Steps:
         if any(lr.any() if isinstance(lr, Tensor) else lr for lr in rates):
             return False
         grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        if not grads and self._core.across is not None and not any(group["params"] for group in groups):
+            return True  # others make theirs, and take no step
         if not grads or any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads):
             return False
         steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]

@@ -39,6 +39,14 @@ def joined(norms: Value, norm_type: float) -> Value:
     return torch.linalg.vector_norm(norms, norm_type)
 
 
+def joined_again(norms: np.ndarray, norm_type: float) -> float:
+    """The norm of all vectors as one from what `joined` has given for some of them and for others.
+
+    With norm_type=0 that counts the vectors that are not 0, as torch's `clip_grad_norm_` does.
+    """
+    return float(norms.sum()) if norm_type == 0.0 else float(joined(norms, norm_type))
+
+
 def clip_factor(norm: Value, longest: Value) -> Value:
     """What torch's `clip_grad_norm_` multiplies gradients of this norm by, that are to be no longer than that."""
     return minimum(longest / (norm + 1e-6), 1.0)

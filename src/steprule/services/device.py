@@ -144,10 +144,11 @@ class OnDevice:
         """Whether the step is not to be taken, or None where nobody asks."""
         services, refused = self._services, None
         if services.guards:
-            finite = []
-            for work, own in zip(works, norms, strict=True):
-                largest = work.largest()
-                finite.append(own if largest is None else complete([work], [largest])[0]["top_grad"])
+            every = [work.largest() for work in works]
+            asked = [(work, own) for work, own in zip(works, every, strict=True) if own is not None]
+            made = complete([work for work, _ in asked], [own for _, own in asked]) if asked else ()
+            finite = [one["top_grad"] for one in made]
+            finite += [own for own, largest in zip(norms, every, strict=True) if largest is None]
             refused = (self._together(finite).amax() < math.inf).logical_not()
         if services.already is not None and services.nonfinite != "zero":
             found = services.already.to(self.device, non_blocking=True) != 0

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, Protocol
 
-from steprule.engine.run import Complete, Sums
+import numpy as np
+
+from steprule.engine.run import Complete, Gather, Sums
+from steprule.services.decide import factor_of, joined_again
 from steprule.services.member import Part, Roll
 from steprule.services.step import StepServices
 
@@ -33,6 +36,7 @@ class OnHost:
     def __init__(self, services: StepServices, averages: Averages | None) -> None:
         self._services, self._averages = services, averages
         self._roll: Roll | None = None
+        self._gather: Gather | None = None
 
     wants = property(attrgetter("_services.wants"), doc="What services want to know of gradients.")
     gathers = property(attrgetter("_services.gathers"), doc="Whether telemetry looks at the step that comes.")
@@ -48,7 +52,9 @@ class OnHost:
             RuntimeError: a gradient is not finite, and that is to be an error; nothing has changed.
         """
         services = self._services
-        if services.scaled and not services.unscale():
+        if services.scaled and services.scaler_found():
+            services.found = True
+            services.refuse(["as GradScaler found"], quietly=True)
             return False
         norm, norms = services.ledger.norm, services.norms(sums)
         if norms:
@@ -69,11 +75,61 @@ class OnHost:
         services = self._services
         if self._averages is not None and self._averages.rests:
             self._averages.move(services.weight)
-        counts: Sequence[Sums] = ()
+        counts: Sequence[Sums] | None = None
         if gathered or services.nonfinite == "zero":
             counts = complete(works, [work.tallies() for work in works])
-        services.close(counts, self._roll or self._call_roll(works), gathered)
+        services.close(counts, self._roll or self._call_roll(works), gathered, self._gather)
 
     def _call_roll(self, works: Sequence[Part]) -> Roll:
         self._roll = roll = Roll([member for work in works for member in work.members])
         return roll
+
+
+class OnHosts(OnHost):
+    """As `OnHost`, for processes that each have other parameters: what all have read decides, in all of them alike.
+
+    Where nothing is asked of gradients, a step counts that none of them has a gradient for: a process does not know that.
+
+    Args:
+        services, averages: as for `OnHost`.
+        gather: what all processes have.
+    """
+
+    def __init__(self, services: StepServices, averages: Averages | None, gather: Gather) -> None:
+        super().__init__(services, averages)
+        self._gather: Gather = gather
+
+    def ask(self, works: Sequence[Part], sums: Sequence[Sums], complete: Complete) -> bool:
+        """As `OnHost.ask`; a process without gradients takes part."""
+        services, ledger = self._services, self._services.ledger
+        has_found = services.scaled and services.scaler_found()
+        services.found = False
+        if services.wants is None:
+            services.multiply(works, [], ledger.norm)
+            return True
+        norms, roll = services.norms(sums), self._roll or self._call_roll(works)
+        wrong = services.not_finite(works, norms, complete)
+        norm = services.total(norms, roll) if norms else 0.0
+        clips = services.clips_each and services.multiply(works, norms, norm)
+        own = norm, len(roll.members), roll.bound_count, len(wrong), has_found, clips
+        every, members, bound, not_finite, found, clipped = np.asarray(self._gather(own)).T
+        if found.any() or not_finite.any():
+            services.found = True
+            others = [f"those of process {rank} of process_group" for rank in np.flatnonzero(not_finite)]
+            if found.any():
+                services.refuse(["as GradScaler found"], quietly=True)
+            else:
+                services.refuse(wrong or others)
+            return False
+        if members.any():
+            ledger.remember(joined_again(every[bound > 0], services.norm_type) if bound.any() else 0.0)
+        else:
+            services.rest()
+            if services.average is None:
+                return False
+        if services.clips_each:
+            ledger.clipped += bool(clipped.any())
+        else:
+            services.multiply(works, norms, ledger.norm)
+            ledger.clipped += bool(bound.any() and factor_of(services.clip, ledger.norm, ledger) < 1.0)
+        return True

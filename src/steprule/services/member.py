@@ -12,7 +12,7 @@ from torch import Tensor
 from steprule.engine.run import Sums, Work
 from steprule.formats import row_length
 from steprule.services.clip import ClipAdaptive
-from steprule.tensors.shard import whole_of
+from steprule.tensors.totals import whole_of
 
 COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
 """What telemetry wants of each, in its order."""
@@ -94,6 +94,7 @@ class Roll:
         members: in order.
         order: where each one stood; None where they are in order already.
         bound: the same of those that clipping does not leave out; None where that is all, in order.
+        bound_count: how many those are.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -101,6 +102,7 @@ class Roll:
         order = sorted(every, key=places.__getitem__)
         bound = [number for number in order if not members[number].free] if any(map(_FREE, members)) else order
         self.members = members if order == every else [members[number] for number in order]
+        self.bound_count = len(bound)
         self.order = None if order == every else np.array(order, np.int64)
         self.bound = None if bound == every else np.array(bound, np.int64)
         self._labels: tuple[list[str], list[int]] | None = None

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from steprule.engine.run import Around, Complete, Sums
+from steprule.engine.run import Around, Complete, Gather, Sums
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 from steprule.services.decide import average_weight, factor_of, joined, roots, set_factors
 from steprule.services.ledger import Ledger
 from steprule.services.member import COLUMNS, Part, Roll
-from steprule.services.telemetry import Telemetry
+from steprule.services.telemetry import Telemetry, total_of
 from steprule.trace.around import Services
 from steprule.trace.norms import Norm
 from steprule.trace.program import ROW, TENSOR
@@ -48,12 +48,14 @@ class StepServices:
         norm_type: the p of the norm that is read.
         wants: what is read before the step, if anything is.
         scales: whether gradients are multiplied by anything.
+        clips_each: whether each tensor, or row, is clipped by its own norm.
     """
 
     guards: bool
     norm_type: float
     wants: Norm | None
     scales: bool
+    clips_each: bool
 
     def __init__(
         self, clip: Clip | None, nonfinite: str | None, average: Average | None, telemetry: Telemetry | None
@@ -82,6 +84,7 @@ class StepServices:
         wants = Norm("grad", self.norm_type, axis, self.nonfinite == "zero", self.guards)
         self.wants = wants if by_norm or self.guards else None
         self.scales = by_norm or self.rescales
+        self.clips_each = isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter)
 
     @property
     def names(self) -> list[str]:
@@ -122,15 +125,11 @@ class StepServices:
 
     # What the host decides
 
-    def unscale(self) -> bool:
-        """Takes over what a GradScaler knows; False if the step is not to be taken."""
+    def scaler_found(self) -> bool:
+        """Takes over a GradScaler's scale; whether it has found that the step is not to be taken."""
         if isinstance(self.inverse_scale, Tensor):
             self.inverse_scale = float(self.inverse_scale)
-        if self.already is None or not bool(self.already) or self.nonfinite == "zero":
-            return True
-        self.found = True
-        self.refuse(["as GradScaler found"], quietly=True)
-        return False
+        return self.already is not None and bool(self.already) and self.nonfinite != "zero"
 
     def norms(self, sums: Sequence[Sums]) -> list[np.ndarray]:
         """Every member's norm, by part, from what was read; nothing if that is nothing."""
@@ -145,14 +144,13 @@ class StepServices:
         """The names of members for whose sake the step is not to be taken."""
         if not self.guards or all([math.isfinite(np.vdot(own, own)) for own in norms]):
             return []
+        # one call for all parts: another process may have divided the parameters otherwise
+        largest = [None if np.isfinite(own).all() else part.largest() for part, own in zip(parts, norms, strict=True)]
+        known = [{"top_grad": own} if one is None else one for one, own in zip(largest, norms, strict=True)]
         wrong = []
-        for part, own in zip(parts, norms, strict=True):
-            if not np.isfinite(own).all():
-                largest = part.largest()
-                if largest is not None:
-                    (own,) = map(on_host, complete([part], [largest])[0].values())
-                is_finite = np.isfinite(own).tolist()
-                wrong += [member.who for member, one in zip(part.members, is_finite, strict=True) if not one]
+        for part, found in zip(parts, complete(parts, known), strict=True):
+            is_finite = np.isfinite(on_host(found["top_grad"])).tolist()
+            wrong += [member.who for member, one in zip(part.members, is_finite, strict=True) if not one]
         return wrong
 
     def total(self, norms: Sequence[np.ndarray], roll: Roll) -> float:
@@ -178,24 +176,30 @@ class StepServices:
         factor = factor_of(self.clip, norm, self.ledger)
         return any(set_factors(self.clip, parts, norms, factor, self.inverse_scale, self.ledger))
 
-    def close(self, counts: Sequence[Sums], roll: Roll, gathered: bool) -> None:
-        """Takes note of a step that has counted this."""
+    def close(self, counts: Sequence[Sums] | None, roll: Roll, gathered: bool, gather: Gather | None = None) -> None:
+        """Takes note of a step that has counted this, or nothing; where others have other parameters, by what all have counted."""
         ledger = self.ledger
         ledger.steps += 1
         self.calls = ledger.steps
         if self.average is not None:
             ledger.averaged += 1
-        if not counts:
+        if not counts and (counts is None or gather is None):
             return
         zeroed = int(sum(on_host(own["total_zeroed"]).sum() for own in counts if "total_zeroed" in own))
-        ledger.zeroed += zeroed
-        self.found |= zeroed > 0
-        if gathered and self.telemetry is not None:
+        sums, total = np.zeros((0, len(COLUMNS))), None
+        names, sizes = roll.labels() if gathered else ([], [])
+        if gathered and counts:
             sums = np.concatenate([np.array([on_host(own[name]) for name in COLUMNS]).T for own in counts])
             sums = sums if roll.order is None else sums[roll.order]
             sums[:, COLUMNS.index("total_grad")] *= self.inverse_scale**2
             sums[:, COLUMNS.index("top_grad")] *= self.inverse_scale
-            self.telemetry.add(ledger.steps, *roll.labels(), sums, ledger.clipped, ledger.skipped)
+        if gather is not None:
+            every = gather([zeroed, sum(sizes), *total_of(sums)])
+            zeroed, total = int(every[:, 0].sum()), (int(every[:, 1].sum()), total_of(every[:, 2:]))
+        ledger.zeroed += zeroed
+        self.found |= zeroed > 0
+        if gathered and self.telemetry is not None:
+            self.telemetry.add(ledger.steps, names, sizes, sums, ledger.clipped, ledger.skipped, total)
 
     def step_scaled(self, optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
         """A step for a GradScaler: gradients are unscaled on the way, and it learns whether they were finite.
@@ -234,10 +238,9 @@ class StepServices:
         finally:
             self.scaled, self.inverse_scale, self.already = False, 1.0, None
             self._settle()
-            if scaler is not None and not unscaled:
-                state["found_inf_per_device"] = {
-                    scale.device: torch.as_tensor(self.found, dtype=torch.float32, device=scale.device)
-                }
+            if scaler is not None and (not unscaled or optimizer._core.across is not None):
+                place = scaler._get_scale_async().device
+                state["found_inf_per_device"] = {place: torch.as_tensor(self.found, dtype=torch.float32, device=place)}
 
     def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
         """Counts and reports a step that is not taken, or not for these.

@@ -34,21 +34,28 @@ class _Record(NamedTuple):
     sums: NDArray[np.float64]
     clipped_steps: int
     skipped_steps: int
+    total: tuple[int, NDArray[np.float64]] | None = None
 
     def quantities(self) -> NDArray[np.float64]:
         """(names + 1, 8): a row for each parameter and one for the total, a column for each quantity."""
         with np.errstate(all="ignore"):  # a run that diverges is to be shown, not to be warned about
-            total = np.append(self.sums[:, :4].sum(axis=0), self.sums[:, 4:].max(axis=0, initial=0.0))
+            size, total = self.total or (int(self.sizes.sum()), total_of(self.sums))
             rows = np.vstack([self.sums, total])
             norms = np.sqrt(rows[:, :3])
             update_to_weight = np.where(norms[:, 2] == 0, np.nan, norms[:, 1] / norms[:, 2])
-            lost_share = rows[:, 3] / np.append(self.sizes, self.sizes.sum())
+            lost_share = rows[:, 3] / np.append(self.sizes, size)
         return np.column_stack([norms, update_to_weight, lost_share, rows[:, 4:]])
 
     def as_dict(self) -> dict[str, Any]:
         *parameters, total = [dict(zip(QUANTITIES, row, strict=True)) for row in self.quantities().tolist()]
         counts = {"step": self.step, "clipped_steps": self.clipped_steps, "skipped_steps": self.skipped_steps}
         return {**counts, "total": total, "parameters": dict(zip(self.names, parameters, strict=True))}
+
+
+def total_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same of all parameters: four columns are added up, and of the others the largest are taken."""
+    with np.errstate(all="ignore"):
+        return np.append(sums[:, :4].sum(axis=0), sums[:, 4:].max(axis=0, initial=0.0))
 
 
 class Telemetry:
@@ -79,7 +86,7 @@ class Telemetry:
 
     def add(
         self, step: int, names: Sequence[str], sizes: Sequence[int], sums: NDArray[np.float64],
-        clipped_steps: int, skipped_steps: int,
+        clipped_steps: int, skipped_steps: int, total: tuple[int, NDArray[np.float64]] | None = None,
     ) -> None:  # fmt: skip
         """Records a step, whatever its number: the caller leaves out steps that `every` does not ask for.
 
@@ -90,19 +97,27 @@ class Telemetry:
             sums: float64, shape (len(names), 7), copied: the sums of squared gradients, updates and weights, the number
                 of elements whose update was lost to rounding, the largest absolute gradient, update and weight.
             clipped_steps, skipped_steps: how many there have been so far.
+            total: of all parameters, where other processes have others: how many elements there are, and what sums are
+                together. Default: of those that are named.
 
         Raises:
             ValueError: names, sizes and sums do not fit together, or a name comes twice.
         """
         self._settle()
-        self._keep(step, names, sizes, sums, clipped_steps, skipped_steps)
+        self._keep(step, names, sizes, sums, clipped_steps, skipped_steps, total)
 
     def _keep(
         self, step: int, names: Sequence[str], sizes: Sequence[int], sums: NDArray[np.float64],
-        clipped_steps: int, skipped_steps: int,
+        clipped_steps: int, skipped_steps: int, total: tuple[int, NDArray[np.float64]] | None = None,
     ) -> None:  # fmt: skip
         record = _Record(
-            step, tuple(names), np.array(sizes, np.int64), np.array(sums, np.float64), clipped_steps, skipped_steps
+            step,
+            tuple(names),
+            np.array(sizes, np.int64),
+            np.array(sums, np.float64),
+            clipped_steps,
+            skipped_steps,
+            total,
         )
         count = len(set(record.names))
         if (len(record.names), *record.sizes.shape, *record.sums.shape) != (count, count, count, 7):
@@ -126,9 +141,9 @@ class Telemetry:
         """Reads what is still on a device."""
         while self._pending:
             names, sizes, sums, numbers = self._pending.popleft()
-            taken, *counts = map(int, numbers.tolist())
+            taken, step, clipped_steps, skipped_steps = map(int, numbers.tolist())
             if taken:
-                self._keep(counts[0], names, sizes, sums.cpu().numpy(), *counts[1:])
+                self._keep(step, names, sizes, sums.cpu().numpy(), clipped_steps, skipped_steps)
 
     @property
     def _records(self) -> deque[_Record]:

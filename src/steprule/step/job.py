@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steprule.engine.run import Complete
+from steprule.engine.run import Complete, Spread
 from steprule.rule import Rule
 from steprule.services.accumulate import Accumulator
 from steprule.services.step import StepServices
@@ -27,6 +27,7 @@ class Job:
         accumulator: what keeps the low bits of its summed gradients, if anything does.
         check_numbers: says whether groups may go on with other numbers under these names; raises for those that make no sense.
         complete: makes sums over what is here those over all.
+        spread: for processes that have different parameters.
         move_resting_averages: brings the averages of parameters that are not among those given towards them, by a share.
     """
 
@@ -40,4 +41,5 @@ class Job:
     accumulator: Accumulator | None
     check_numbers: Callable[[Sequence[Mapping[str, Any]], set[str]], bool]
     complete: Complete
+    spread: Spread | None
     move_resting_averages: Callable[[set[Tensor], Any], None]

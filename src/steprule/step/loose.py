@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.eager import EagerStep
-from steprule.engine.run import Sums
+from steprule.engine.run import Complete, Sums, alone, find_numbers
 from steprule.engine.whole import WholeStep
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
 from steprule.kernels.source import tally_of
@@ -21,8 +21,9 @@ from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.step.entry import Entry
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
-from steprule.tensors.shard import whole_of
+from steprule.tensors.numbering import numbering_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
+from steprule.tensors.totals import whole_of
 from steprule.trace.norms import Norm
 from steprule.trace.program import Program
 from steprule.trace.tracing import has_own, program_of
@@ -34,15 +35,16 @@ class Loose(Member):
     Args:
         entry: what it needs.
         is_first: whether it has not been listed before. What is listed twice is stepped twice, one after the other.
+        complete: makes sums over what is here those over all.
 
     Attributes:
         factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
     """
 
-    def __init__(self, entry: Entry, is_first: bool) -> None:
+    def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
         super().__init__(*entry.described())
         self._entry = entry
-        self._is_first = is_first
+        self._is_first, self._complete_sums = is_first, complete
         self._part: EagerStep | WholeStep | None = None
         self.factor: Any = 1.0
         self.exempt = np.array([True]) if self.free else None
@@ -237,10 +239,12 @@ class Loose(Member):
 
     def step(self, gather: bool) -> None:
         """Takes it; made now where no other parameter need wait for what this one's sums are."""
-        entry, part = self._entry, self._part
-        if part is None:
-            part = self._eager_step()
-            part.find_numbers()
+        entry = self._entry
+        if self._part is None:
+            self._part = self._eager_step()
+            if self.depth:
+                find_numbers([self], self._complete_sums)
+        part = self._part
         before = self._read("param") if gather else None
         entry.has_begun = True
         part.write()
@@ -264,7 +268,10 @@ class Loose(Member):
         entry = self._entry
         step = int(entry.state["step"]) if entry.kind.keeps_step else 1  # which a GPU is waited for to say
         operand, place = [*entry.kind.formats].index(name), self.place + FIRST_ELEMENT_KEY
-        arrays = encode_rounded(entry.kind.formats[name], value, entry.group.get("seed", 0), step, operand, place)
+        arrays = encode_rounded(
+            entry.kind.formats[name], value, entry.group.get("seed", 0), step, operand, place,
+            partial(numbering_of, self.param),
+        )  # fmt: skip
         for suffix, array in arrays.items():
             entry.tensor(name, suffix).copy_(array)
 

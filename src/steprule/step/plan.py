@@ -12,7 +12,7 @@ from torch import Tensor
 from steprule.engine.plan import FULL
 from steprule.engine.run import NOTHING, Around, take_step
 from steprule.services.hooks import weakly
-from steprule.services.host import OnHost
+from steprule.services.host import OnHost, OnHosts
 from steprule.services.release import check_not_released
 from steprule.step.entry import Entry, count_write
 from steprule.step.job import Job
@@ -54,7 +54,7 @@ class StepPlan:
         self._whole = whole
         self._groups = job.groups if whole else [entries[0].group]
         self._needs_numbers = not all(bucket[0].kind.engine == "gpu" for _, bucket in buckets)
-        self._check_numbers, self._complete = weakly(job.check_numbers), job.complete
+        self._check_numbers, self._complete, self._spread = weakly(job.check_numbers), job.complete, job.spread
         self._entries = entries
         self._know_settings(job.flags)
         fast = [entry for _, bucket in buckets for entry in bucket]
@@ -66,7 +66,9 @@ class StepPlan:
             else None
         )
         self._around: Around = NOTHING
-        if job.services is not None:
+        if job.services is not None and job.spread is not None:
+            self._around = OnHosts(job.services, self._averages, job.spread.gather)
+        elif job.services is not None:
             self._around = job.services.release or OnHost(job.services, self._averages)
         self._lay_out(buckets)
         if any(entry.rests for entry in fast):
@@ -115,6 +117,7 @@ class StepPlan:
         self._counters = [one.counter for one in buckets if one.counter is not None]
         self._works = [one.work for one in buckets]
         is_plain = self._services is None and not any(work.depth for work in self._works)
+        is_plain &= self._spread is None or not any(self._spread.names)
         self._launchers = [work.launch for work in self._works] if is_plain else None
         if isinstance(self._around, OnHost):
             self._around.forget()
@@ -141,6 +144,8 @@ class StepPlan:
         """Whether the services' decisions are made on the GPU, where the host need not know them."""
         services = self._services
         if services is None or not (self.repeats and self._works and not self._needs_numbers and self._whole):
+            return False
+        if self._spread is not None:  # whose numbers come by way of the host
             return False
         return services.nonfinite != "raise" and services.release is None
 
@@ -194,7 +199,8 @@ class StepPlan:
         if self._accumulator is not None:
             self._accumulator.settle(roster.active)
         if self._launchers is None:
-            if (self._works or not self._rests_all()) and take_step(self._works, self._around, self._complete):
+            takes = self._works or self._spread is not None or not self._rests_all()
+            if takes and take_step(self._works, self._around, self._complete, None, self._spread):
                 count_write(roster.active)
             return True
         for launch in self._launchers:  # all that `take_step` would do, without the cost of a call
@@ -244,13 +250,13 @@ class StepPlan:
         services, around = self._services, self._around
         alive = [entry for entry in entries if not (entry.kind.is_abstract or entry.rests)]
         first = {id(entry.param): entry for entry in reversed(entries)}
-        loose = [Loose(entry, first[id(entry.param)] is entry) for entry in alive if not entry.is_fast]
+        loose = [Loose(entry, first[id(entry.param)] is entry, self._complete) for entry in alive if not entry.is_fast]
         works = [*self._works, *loose]
         starts_averages = False
         if services is not None:
             starts_averages = services.look().averaged == 0 and services.average is not None
-        is_idle = services is not None and not works and self._rests_all()
-        if not is_idle and not take_step(works, around, self._complete, lambda: self._begin(alive)):
+        is_idle = services is not None and not works and self._spread is None and self._rests_all()
+        if not is_idle and not take_step(works, around, self._complete, lambda: self._begin(alive), self._spread):
             return False
         for entry in alive if starts_averages else ():
             start_average(entry.param, entry.state)

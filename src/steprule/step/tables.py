@@ -14,13 +14,15 @@ from steprule.engine.matrices import Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.engine.sides import Sides
+from steprule.formats import FORMATS
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
 from steprule.state import matrix_shape
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
-from steprule.tensors.shard import whole_of
+from steprule.tensors.numbering import numbering_of
+from steprule.tensors.totals import whole_of
 from steprule.trace.extent import KEPT
 from steprule.trace.program import ROW
 
@@ -146,6 +148,8 @@ def plan_of(
         "rows": _rows_of(kernel, bucket),
         "numbers": [entry.place for entry in bucket],
     }
+    if any(FORMATS[kind].random == "element" for kind in bucket[0].kind.formats.values()):
+        tables["numberings"] = [numbering_of(entry.param) for entry in bucket]
     addresses: dict[tuple[str, str], list[int]] = {}
     for name, suffix in kernel.source.arrays:
         if rooms is not None and name in kernel.program.matrices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from steprule.formats import FORMATS
 from steprule.formats.tensors import decode
 from steprule.tensors.memory import dtype_name, too_short
+from steprule.tensors.numbering import numbering_of
 from steprule.tensors.state import (
     AVERAGE,
     arrays_of,
@@ -125,7 +127,9 @@ def move_resting_average(
     share = weight.to(old.device, old.dtype) if isinstance(weight, Tensor) else weight
     new = old + share * (value - old)
     step = averaged() if FORMATS[kind].random else 0
-    for suffix, array in encode_rounded(kind, new, group.get("seed", 0), step, 0, 0).items():
+    for suffix, array in encode_rounded(
+        kind, new, group.get("seed", 0), step, 0, 0, partial(numbering_of, param)
+    ).items():
         state[AVERAGE + suffix].copy_(array)
 
 

@@ -6,25 +6,16 @@ two things: how many elements the whole has, and that sums are added up over the
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from steprule.engine.run import Sums
 from steprule.formats.parts import cut_like, is_sharded, local
-
-_WHOLE = "_steprule_whole"
-
-
-def whole_of(part: Tensor) -> Tensor:
-    """The DTensor that a part belongs to; any other tensor is the whole itself."""
-    return getattr(part, _WHOLE, part)
+from steprule.tensors.totals import Totals, mark_part
 
 
 def cut_dimensions(param: Tensor) -> list[int]:
@@ -43,75 +34,170 @@ class Shards:
     """The parts of an optimizer's DTensors that are here, and what their states are here.
 
     Attributes:
-        states: the states of parts.
+        states: the states of parts; those of a parameter that is whole are its own.
+        totals: what makes sums over parts those over the wholes.
     """
 
     def __init__(self) -> None:
         self.states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
-        self._parts: dict[Tensor, Tensor] = {}
+        self.totals = Totals()
+        self._parts: dict[Tensor, _Part] = {}
+        self._listed: list[Tensor] = []
+        self._lists: list[list[Tensor]] | None = None
 
     def here(
         self, groups: Sequence[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]
     ) -> tuple[list[dict[str, Any]], defaultdict[Tensor, dict[str, Any]]]:
-        """Groups with parts in the places of DTensors, and states of parts, as they are now."""
-        own = dict.fromkeys(chain.from_iterable(group["params"] for group in groups))
-        if self._parts.keys() != own.keys():
-            self._parts = {param: self._parts.get(param, param) for param in own}
-            kept = set(self._parts.values())
-            for part in [part for part in self.states if part not in kept]:
-                del self.states[part]
-        for param in own:
-            self.bring(param, states.get(param))
-        return [{**group, "params": [self._parts[param] for param in group["params"]]} for group in groups], self.states
+        """Groups with parts in the places of DTensors, and states of parts, as they are now.
 
-    def bring(self, param: Tensor, state: Mapping[str, Any] | None) -> Tensor:
+        Raises:
+            RuntimeError: the gradient of a DTensor is none that is cut as it is.
+        """
+        listed = list(chain.from_iterable(map(_PARAMS_OF, groups)))
+        if len(listed) != len(self._listed) or not all(map(is_, listed, self._listed)):
+            self._list(listed)
+        for param in self._parts:
+            self.bring(param, states.get(param))
+        if self._lists is None or list(map(len, map(_PARAMS_OF, groups))) != list(map(len, self._lists)):
+            self._lists = [[self._parts[param].here for param in group["params"]] for group in groups]
+            self.totals.forget(list(self._parts))
+        return [{**group, "params": own} for group, own in zip(groups, self._lists, strict=True)], self.states
+
+    def _list(self, listed: list[Tensor]) -> None:
+        """Has these parameters from now on."""
+        self._listed, self._lists = listed, None
+        self._parts = {param: self._parts.get(param) or _Part(param) for param in listed}
+        kept = {part.here for part in self._parts.values()}
+        for part in [part for part in self.states if part not in kept]:
+            del self.states[part]
+
+    def bring(self, param: Tensor, state: dict[str, Any] | None) -> Tensor:
         """Has a parameter's part, gradient and state be as they are now, and returns the part."""
-        if is_sharded(param):
-            data, grad = local(param), param.grad
-            part = self._parts.get(param, param)
-            if (
-                part is param
-                or part.data_ptr() != data.data_ptr()
-                or part.shape != data.shape
-                or part.dtype != data.dtype
-            ):
-                self.states.pop(part, None)
-                part = self._parts[param] = data.detach()
-                setattr(part, _WHOLE, param)
-            if grad is not None and grad.placements != param.placements:  # type: ignore[attr-defined]
-                grad = grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
-            part.grad = local(grad)
-        part = self._parts.setdefault(param, param)
+        part = self._parts.get(param)
+        if part is None or not part.holds():
+            if part is not None:
+                self.states.pop(part.here, None)
+            part = self._parts[param] = _Part(param)
+            self._lists = None
+        if part.here is not param:
+            part.take_gradient()
         if not state:
-            self.states.pop(part, None)
-            return part
-        mine = self.states[part]
-        for name in mine.keys() - state.keys():
-            del mine[name]
-        for name, value in state.items():
-            mine[name] = local(value)
-        return part
+            self.states.pop(part.here, None)
+            part.values = _NO_VALUES
+        elif part.here is param:
+            self.states[param] = state
+        elif not part.has(state):
+            mine = self.states[part.here]
+            mine.clear()
+            mine.update((name, local(value)) for name, value in state.items())
+            part.remember(state)
+        return part.here
 
     def let_go(self) -> None:
         """Keeps no gradient alive between two steps."""
         for param, part in self._parts.items():
-            if part is not param:
-                part.grad = None
+            if part.here is not param:
+                part.here.grad = None
 
-    def keep(self, states: Any) -> None:
-        """Puts what states are here into those of the parameters, as DTensors like these."""
+    def keep(self, states: Any, numbers: Collection[str]) -> None:
+        """Puts what states are here into those of the parameters, as DTensors like these.
+
+        Args:
+            states: of the parameters.
+            numbers: the names of states that are one number for the whole.
+        """
         for param, part in self._parts.items():
-            mine = self.states.get(part)
+            mine = self.states.get(part.here)
             if not mine:
                 states.pop(param, None)
                 continue
             state = states[param]
+            if state is mine:
+                continue
             for name in state.keys() - mine.keys():
                 del state[name]
             for name, value in mine.items():
                 if not _is_same(state.get(name), value):
-                    state[name] = _wrapped(param, part, value)
+                    is_cut = part.here is not param and isinstance(value, Tensor) and name not in numbers
+                    state[name] = cut_like(param, value) if is_cut else value
             self.bring(param, state)
+
+
+class _Part:
+    """What is here of a parameter: the part of a DTensor, or all of another.
+
+    Args:
+        whole: the parameter.
+
+    Attributes:
+        here: what a step takes.
+        values: the states that have been brought here.
+    """
+
+    __slots__ = ("_cut", "_data", "_locals", "_spec", "here", "values", "whole")
+
+    def __init__(self, whole: Any) -> None:
+        self.whole = whole
+        self.here: Tensor = whole
+        self._spec: Any = None
+        self.values: tuple[Any, ...] = _NO_VALUES
+        if is_sharded(whole):
+            self._spec, self._data = whole._spec, whole._local_tensor
+            self.here = self._data.detach()
+            mark_part(self.here, whole)
+
+    def holds(self) -> bool:
+        """Whether the parameter is what it was, in the same memory."""
+        whole, here = self.whole, self.here
+        if self._spec is None:
+            return not is_sharded(whole)
+        data = getattr(whole, "_local_tensor", None)
+        return (
+            data is self._data
+            and whole._spec is self._spec
+            and data.data_ptr() == here.data_ptr()
+            and data.shape == here.shape
+            and data.dtype == here.dtype
+        )
+
+    def take_gradient(self) -> None:
+        """Has the part have the gradient that the DTensor has."""
+        whole = self.whole
+        grad = whole.grad
+        if grad is None:
+            if self.here.grad is not None:
+                self.here.grad = None
+        elif getattr(grad, "_spec", None) is self._spec:  # as FSDP2's are
+            self.here.grad = grad._local_tensor
+        else:
+            if not is_sharded(grad) or grad.device_mesh != whole.device_mesh:
+                what = f"cut over {grad.device_mesh}" if is_sharded(grad) else "no DTensor"
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(whole.shape)} is a DTensor over {whole.device_mesh}, and its gradient is {what}: "
+                    "make it one with distribute_tensor(), as the parameter is"
+                )
+            if grad.placements != whole.placements:
+                grad = grad.redistribute(whole.device_mesh, whole.placements)
+            self.here.grad = grad._local_tensor
+
+    def has(self, state: Mapping[str, Any]) -> bool:
+        """Whether these states are those that have been brought here."""
+        values = self.values
+        return (
+            len(state) == len(values)
+            and all(map(is_, state.values(), values))
+            and all(map(is_, map(_LOCAL, self._cut), self._locals))
+        )
+
+    def remember(self, state: Mapping[str, Any]) -> None:
+        """Takes note of states that have been brought here."""
+        self.values = tuple(state.values())
+        self._cut = list(filter(is_sharded, self.values))
+        self._locals = list(map(_LOCAL, self._cut))
+
+
+_PARAMS_OF, _LOCAL = itemgetter("params"), attrgetter("_local_tensor")
+_NO_VALUES: tuple[Any, ...] = ()
 
 
 def _is_same(kept: Any, value: Any) -> bool:
@@ -124,78 +210,3 @@ def _is_same(kept: Any, value: Any) -> bool:
         and (here.data_ptr(), here.shape, here.dtype) == (value.data_ptr(), value.shape, value.dtype)
         and bool(value.numel())
     )
-
-
-def _wrapped(param: Tensor, part: Tensor, value: Any) -> Any:
-    """A state as a DTensor that is cut as its parameter; what is one number for the whole stays as it is."""
-    is_cut = is_sharded(param) and isinstance(value, Tensor) and value.dim() == part.dim()
-    return cut_like(param, value) if is_cut else value
-
-
-def complete(works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
-    """Sums over what is here made those over the wholes: a `steprule.engine.run.Complete`.
-
-    They are added up over the dimensions of a mesh along which a tensor is cut, and not over those along which processes
-    have the same of it: by one call of torch.distributed for each dimension, and one more where there are largest or
-    smallest elements among them.
-    """
-    wholes = [[whole_of(param) for param in work.params] for work in works]
-    groups = _groups(chain.from_iterable(wholes))
-    if not groups:
-        return sums
-    found = [{name: _array(values) for name, values in own.items()} for own in sums]
-    for (mesh, dim), members in groups.items():
-        places = [np.array([id(whole) in members for whole in own], bool) for own in wholes]
-        for is_sum in (True, False):
-            chosen = [
-                (values, place, -1.0 if name.startswith("low_") else 1.0)
-                for own, place in zip(found, places, strict=True)
-                for name, values in own.items()
-                if name.startswith(("top_", "low_")) != is_sum and place.any()
-            ]
-            if chosen:
-                _reduce(chosen, mesh, dim, is_sum)
-    return [
-        {name: _like(values, found[number][name]) for name, values in own.items()} for number, own in enumerate(sums)
-    ]
-
-
-def _groups(params: Iterable[Tensor]) -> dict[tuple[Any, int], set[int]]:
-    """For each dimension of a mesh the ids of the tensors that are cut along it, in the tensors' order."""
-    found: dict[tuple[Any, int], set[int]] = {}
-    for param in params:
-        if is_sharded(param):
-            mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-            for dim, place in enumerate(placements):
-                if not place.is_replicate() and mesh.size(dim) > 1:
-                    found.setdefault((mesh, dim), set()).add(id(param))
-    return found
-
-
-def _reduce(chosen: Sequence[tuple[np.ndarray, np.ndarray, float]], mesh: Any, dim: int, is_sum: bool) -> None:
-    """Adds up numbers over a dimension of a mesh, or takes the largest, where they are."""
-    from torch.distributed import ReduceOp, all_reduce
-
-    flat = np.concatenate([values[place] * sign for values, place, sign in chosen])
-    if not is_sum:
-        flat = np.where(np.isnan(flat), math.inf, flat)  # which not every backend would hand on
-    numbers = torch.from_numpy(flat).to(mesh.device_type)
-    all_reduce(numbers, ReduceOp.SUM if is_sum else ReduceOp.MAX, group=mesh.get_group(dim))
-    flat, start = numbers.cpu().numpy(), 0
-    for values, place, sign in chosen:
-        end = start + int(place.sum())
-        values[place] = flat[start:end] * sign
-        start = end
-
-
-def _array(values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
-        return values.detach().double().cpu().numpy().reshape(-1).copy()
-    return np.array([float(one) for one in values], np.float64)
-
-
-def _like(values: Any, numbers: np.ndarray) -> Any:
-    """Numbers in the form in which others were given."""
-    if isinstance(values, Tensor):
-        return torch.from_numpy(numbers).to(values.device, values.dtype).reshape(values.shape)
-    return numbers if isinstance(values, np.ndarray) else numbers.tolist()

@@ -5,7 +5,7 @@ What the arrays of a state are called is known here and in `steprule.formats` al
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import NoneType
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from steprule import formats
 from steprule.engine.gpu import serves
 from steprule.engine.plan import LAST_FLOAT32_STEP
-from steprule.formats import FORMATS, SUFFIXES, dither, exponent_shape, mix, weight_format
+from steprule.formats import FORMATS, SUFFIXES, Numbering, dither, exponent_shape, mix, weight_format
+from steprule.formats.parts import cut_as, is_sharded
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.state import state_shape
@@ -233,7 +234,9 @@ def weight_arrays(param: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return arrays_of({**state, "param": param.detach()}, "param")
 
 
-def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int, place: int) -> dict[str, Tensor]:
+def encode_rounded(
+    kind: str, value: Tensor, seed: int, step: int, operand: int, place: int, numbering: Callable[[], Numbering | None]
+) -> dict[str, Tensor]:
     """`encode`, rounded as the format wants it at a step.
 
     Args:
@@ -242,10 +245,11 @@ def encode_rounded(kind: str, value: Tensor, seed: int, step: int, operand: int,
         seed, step: of the random bits.
         operand: the number of the dither that all elements share.
         place: the number of the key that elements draw from.
+        numbering: says how they are numbered; asked where each draws.
     """
     random: Any = dither(seed, step, operand)
     if FORMATS[kind].random == "element":
-        random = element_random(mix(seed, step, place), value)
+        random = element_random(mix(seed, step, place), value, numbering())
     return encode(kind, value, random)
 
 
@@ -306,6 +310,8 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
         return value
     if name in rule.side_states:
         return value.to(side_dtype(param), copy=True)
+    if is_sharded(param) or is_sharded(value):
+        value = cut_as(param, value.detach())
     if value.is_sparse:  # torch.optim's momentum of sparse gradients
         value = value.to_dense()
     if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:

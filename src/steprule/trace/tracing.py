@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from traceback import walk_tb
 from typing import Any
 
@@ -273,6 +273,16 @@ def has_own(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
 def couples(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
     """Whether the formula has sums over all tensors, so that none can be stepped without the others."""
     return any(one.of_all for one in program_of(rule, hyper).sums.values())
+
+
+def sums_of_all(rule: type[Rule], groups: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """For each level of the programs for these groups' hyperparameters the names of its sums over all tensors."""
+    found: dict[int, set[str]] = {}
+    for group in groups:
+        for number, level in enumerate(program_of(rule, group).levels):
+            sums = level.reading.sums if level.reading is not None else {}
+            found.setdefault(number, set()).update(name for name, one in sums.items() if one.of_all)
+    return [sorted(found[number]) for number in sorted(found)]
 
 
 def nonnegative_states(rule: type[Rule], hyper: Mapping[str, Any]) -> frozenset[str]:

@@ -1,0 +1,270 @@
+"""Sums over parts made those over the wholes, by as few calls of torch.distributed as there can be.
+
+Every process must have numbers for the same tensors, in the same order: else calls would be of different lengths, which ends in a
+hang or in wrong numbers. So numbers go in an order that no process decides by itself, and one number more in a step's first call says
+whether a process has others than in the step before. Only then do processes compare what they have, by a further call.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steprule.engine.run import Sums
+from steprule.formats.parts import is_sharded
+
+_WHOLE = "_steprule_whole"
+
+
+def whole_of(part: Tensor) -> Tensor:
+    """The DTensor that a part belongs to; any other tensor is the whole itself."""
+    return getattr(part, _WHOLE, part)
+
+
+def mark_part(part: Tensor, whole: Tensor) -> None:
+    """Makes a tensor a part of a DTensor."""
+    setattr(part, _WHOLE, whole)
+
+
+class DisagreementError(RuntimeError):
+    """Processes cannot take a step together; nothing has been added up.
+
+    Attributes:
+        places: the parameters of which some processes have a gradient and others have none, by their places; none where it is
+            something else.
+    """
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__("processes do not step the same parameters")
+        self.places = places
+
+
+class Totals:
+    """Makes sums over what is here those over the wholes: a `steprule.engine.run.Complete`.
+
+    They are added up over the dimensions of a mesh along which a tensor is cut, and not over those along which processes
+    have the same of it: by one call of torch.distributed for each dimension, and one more where there are largest or
+    smallest elements among them.
+
+    Attributes:
+        is_open: whether nothing has been added up yet in this step.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._groups: list[tuple[Any, int]] = []
+        self._agreed = _NOTHING
+        self.forget([])
+
+    def forget(self, params: Sequence[Tensor]) -> None:
+        """Has these parameters from now on, wholes in the optimizer's order."""
+        self._places = {id(param): place for place, param in enumerate(params)}
+        groups = list(dict.fromkeys(axis for param in params for axis in _axes(param)))
+        if groups != self._groups:
+            self._groups, self._agreed = groups, _NOTHING
+        self._layouts: dict[Any, _Layout] = {}
+
+    def __call__(self, works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
+        """Those over the wholes; see `steprule.engine.run.Complete`."""
+        if not self._groups or not any(sums):
+            return sums
+        layout = self._layout(works, sums)
+        flat = np.concatenate([_array(values) for own in sums for values in own.values()])
+        if self.is_open:
+            self._open(layout, flat)
+        else:
+            self._add_up(layout, flat)
+        return layout.given_back(sums, flat)
+
+    def take_part(self, has_failed: bool = False) -> None:
+        """Is there when others add up what this process has nothing of.
+
+        Args:
+            has_failed: whether this process cannot take the step.
+
+        Raises:
+            DisagreementError: others have something.
+        """
+        if self.is_open and self._groups:
+            self._open(_Layout([], [], [], self), np.zeros(0), has_failed)
+
+    def _layout(self, works: Sequence[Any], sums: Sequence[Sums]) -> _Layout:
+        """Where numbers are, remembered from step to step."""
+        names = [tuple(own) for own in sums]
+        params = [param for work in works for param in work.params]
+        key = (*names, *map(len, (work.params for work in works)), *map(id, params))
+        layout = self._layouts.get(key)
+        if layout is None:
+            if len(self._layouts) > 16:  # as where other parameters have gradients in every step
+                self._layouts.clear()
+            layout = self._layouts[key] = _Layout(params, [work.params for work in works], names, self)
+        return layout
+
+    def _open(self, layout: _Layout, flat: np.ndarray, has_failed: bool = False) -> None:
+        """A step's first call, which is as long as the one of the step before."""
+        self.is_open = False
+        is_new = has_failed or layout.key != self._agreed.key
+        before = self._agreed if is_new else layout
+        kept = flat.copy()
+        if not self._add_up(before, np.zeros(before.size) if is_new else flat, is_new):
+            return
+        self._agree(layout, has_failed)
+        self._agreed = layout
+        flat[:] = kept
+        self._add_up(layout, flat)
+
+    def _add_up(self, layout: _Layout, flat: np.ndarray, flag: bool | None = None) -> bool:
+        """Adds up, in place; whether any process has raised a flag, if there are some."""
+        from torch.distributed import ReduceOp
+
+        for number, (mesh, dim) in enumerate(self._groups):
+            added, compared, signs = layout.indices[number] if layout.indices else (_NONE, _NONE, _NONE)
+            calls = [(ReduceOp.SUM, added, 1.0), (ReduceOp.MAX, compared, signs)]
+            calls = [call for call in calls if len(call[1])] or calls[:1]
+            for place, (operation, index, sign) in enumerate(calls):
+                has_flag = flag is not None and place == 0
+                if not has_flag and not len(index):
+                    continue
+                own = flat[index] * sign
+                if operation is ReduceOp.MAX:
+                    own = np.where(np.isnan(own), math.inf, own)  # which not every backend would hand on
+                done = _reduced(np.append(own, float(flag or 0)) if has_flag else own, mesh, dim, operation)
+                flag = done[-1] > 0 if has_flag else flag
+                flat[index] = done[: len(index)] * sign
+        return bool(flag)
+
+    def _agree(self, layout: _Layout, has_failed: bool) -> None:
+        """Compares what processes have.
+
+        Raises:
+            DisagreementError: it is not the same, or one of them has failed; in all processes.
+        """
+        from torch.distributed import ReduceOp
+
+        own = np.zeros(len(self._places) + 1)
+        own[layout.places], own[-1] = 1.0, layout.key
+        both = np.concatenate([own, -own, [float(has_failed)]])
+        for mesh, dim in self._groups:
+            both = _reduced(both, mesh, dim, ReduceOp.MAX)
+        most, least = both[:-1].reshape(2, -1) * [[1.0], [-1.0]]
+        if both[-1] or (most != least).any():
+            raise DisagreementError(np.flatnonzero(most != least)[:-1].tolist() if not both[-1] else [])
+
+
+class _Layout:
+    """Where the numbers of a call are.
+
+    Args:
+        params: of all works, which are kept alive for as long as this is.
+        works: those of each.
+        names: of each work's sums.
+        totals: whose call it is.
+
+    Attributes:
+        size: how many numbers there are.
+        indices: for each group those that are added up, those of which the largest is taken, and by what these are multiplied before.
+        places: of the parameters of which processes have parts.
+        key: a number that tells this from others, the same in all processes.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        works: Sequence[Sequence[Tensor]],
+        names: Sequence[Sequence[str]],
+        totals: Totals,
+    ) -> None:
+        self._held = params
+        places = [[totals._places.get(id(whole_of(param)), -1) for param in own] for own in works]
+        axes = [[_axes(whole_of(param)) for param in own] for own in works]
+        entries = [
+            _Entry(name.startswith(("top_", "low_")), name, place, axis, name.startswith("low_"))
+            for number, own in enumerate(names)
+            for name in own
+            for place, axis in zip(places[number], axes[number], strict=True)
+        ]
+        self.size = len(entries)
+        order = sorted((i for i in range(self.size) if entries[i].axes), key=lambda i: entries[i][:3])
+        self.indices = [_index([i for i in order if axis in entries[i].axes], entries) for axis in totals._groups]
+        self.places = sorted({entries[i].place for i in order})
+        self.key = float(zlib.crc32(repr([entries[i][:3] for i in order]).encode()))
+        self._is_cut = [any(own) for own in axes]
+
+    def given_back(self, sums: Sequence[Sums], flat: np.ndarray) -> list[Sums]:
+        """Numbers in the form in which others were given; the others where no process has parts."""
+        result: list[Sums] = []
+        start = 0
+        for own, is_cut in zip(sums, self._is_cut, strict=True):
+            made = {}
+            for name, values in own.items():
+                end = start + (values.numel() if isinstance(values, Tensor) else len(values))
+                made[name], start = _like(values, flat[start:end]) if is_cut else values, end
+            result.append(made)
+        return result
+
+
+class _Entry(NamedTuple):
+    """One number of a call."""
+
+    is_compared: bool
+    name: str
+    place: int
+    axes: Sequence[tuple[Any, int]]
+    is_smallest: bool
+
+
+_NONE = np.zeros(0, np.int64)
+
+
+class _Nothing:
+    """What processes agree on before the first step."""
+
+    size, key, indices, places = 0, -1.0, (), ()
+
+
+_NOTHING: Any = _Nothing()
+
+
+def _index(chosen: Sequence[int], entries: Sequence[_Entry]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    compared = [i for i in chosen if entries[i].is_compared]
+    added = [i for i in chosen if not entries[i].is_compared]
+    signs = [-1.0 if entries[i].is_smallest else 1.0 for i in compared]
+    return np.array(added, np.int64), np.array(compared, np.int64), np.array(signs, np.float64)
+
+
+def _axes(param: Tensor) -> list[tuple[Any, int]]:
+    """The dimensions of a mesh along which other processes have other parts of a tensor."""
+    if not is_sharded(param):
+        return []
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    return [(mesh, dim) for dim, one in enumerate(placements) if not one.is_replicate() and mesh.size(dim) > 1]
+
+
+def _reduced(numbers: np.ndarray, mesh: Any, dim: int, operation: Any) -> np.ndarray:
+    """Numbers made those of all processes along a dimension of a mesh."""
+    from torch.distributed import all_reduce
+
+    there = torch.from_numpy(numbers).to(mesh.device_type)
+    all_reduce(there, operation, group=mesh.get_group(dim))
+    return there.cpu().numpy()
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        return values.detach().double().cpu().numpy().reshape(-1)
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64, copy=False)
+    return np.array([float(one) for one in values], np.float64)
+
+
+def _like(values: Any, numbers: np.ndarray) -> Any:
+    """Numbers in the form in which others were given."""
+    if isinstance(values, Tensor):
+        return torch.from_numpy(numbers.copy()).to(values.device, values.dtype).reshape(values.shape)
+    return numbers if isinstance(values, np.ndarray) else numbers.tolist()

@@ -1,0 +1,282 @@
+"""What one of four processes does for tests/test_sharded_checkpoints.py: `python sharded_checkpoints.py FOLDER RANK`.
+
+Four processes train and save. Then four, three, two and one of them meet anew, load it all into parameters that are cut among
+so many, or not cut, and go on as the four did. Gradients are the same everywhere, so that nothing but the optimizers' own sums
+could differ.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from packaging.version import Version
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+import steprule
+from steprule.services import Average, ClipQuantile
+
+SHAPES = {"wide": (10, 300), "bias": (7,), "short": (3, 256)}
+"""Of 4 processes, some have less of these than others or nothing. The last block of a row of "wide" is no whole one."""
+BEFORE, AFTER = range(3), range(3, 6)
+WORLDS = (4, 3, 2, 1)
+WAYS = (("cut", "cut", False), ("cut", "whole", True), ("whole", "cut", True))
+"""How it was saved, how it is loaded, and whether state dicts are flattened."""
+NORMS = 3000 * 2.0**-53
+"""How far norms may be off, as a part of themselves: they are roots of sums of float64 in another order."""
+
+
+def tensors(seed: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The same on every process, one for each of `SHAPES`."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES.values()]
+
+
+class Case:
+    """An optimizer that is saved and loaded.
+
+    Args:
+        make: makes it for a model.
+        dtype: that of the weights.
+        eval: whether it is saved after eval().
+    """
+
+    def __init__(self, make: Callable[[Any], Any], dtype: torch.dtype = torch.float32, eval: bool = False) -> None:
+        self.make, self.dtype, self.eval = make, dtype, eval
+
+
+def of(rule: str, **settings: Any) -> Callable[[Any], Any]:
+    return lambda model: getattr(steprule, rule)(model.parameters(), **settings)
+
+
+def together(model: Any) -> Any:
+    first = steprule.AdamW([model.wide, model.bias], states="8bit", lr=lambda step: 0.01 / step)
+    return steprule.Together([first, steprule.SGD([model.short], lr=0.1, momentum=0.9, clip=0.5)])
+
+
+CASES = {
+    "8 bits": Case(of("AdamW", states="8bit", lr=lambda step: 0.01 / step, average=Average(0.9, warmup=True))),
+    "7 bytes": Case(of("AdamW", weights="24bit", states="8bit", average=0.9), torch.bfloat16),
+    "8 bytes": Case(of("AdamW", weights="32bit", states="bfloat16"), torch.bfloat16),
+    "services": Case(of("AdamW", clip=ClipQuantile(0.5, window=4), nonfinite="skip", average=0.9)),
+    "no states": Case(of("SGD", lr=lambda step: 0.1 / step, clip=ClipQuantile(0.5, window=4), nonfinite="zero")),
+    "numbers": Case(of("Prodigy")),
+    "a number a tensor": Case(of("NovoGrad", lr=0.01)),
+    "options": Case(of("AdamW", lookahead=2, amsgrad=True, decay="independent", weight_decay=0.1)),
+    "modes": Case(of("ScheduleFreeAdamW", lr=0.1), eval=True),
+    "together": Case(together),
+}
+
+
+class Model(torch.nn.Module):
+    """Parameters that are cut over a mesh, or whole.
+
+    Args:
+        dtype: theirs.
+        mesh: None for whole ones.
+    """
+
+    def __init__(self, dtype: torch.dtype, mesh: Any) -> None:
+        super().__init__()
+        self.mesh = mesh
+        for name, values in zip(SHAPES, tensors(0, dtype), strict=True):
+            setattr(self, name, torch.nn.Parameter(self.cut(values)))
+
+    def part(self, x: torch.Tensor) -> torch.Tensor:
+        """What this process has of a whole tensor."""
+        if self.mesh is None or not x.dim():
+            return x
+        rows = -(-len(x) // self.mesh.size())
+        return x[self.mesh.get_rank() * rows :][:rows]
+
+    def cut(self, x: torch.Tensor) -> torch.Tensor:
+        """A whole tensor as a DTensor."""
+        if self.mesh is None:
+            return x
+        part = self.part(x).clone()
+        return DTensor.from_local(part, self.mesh, [Shard(0)], run_check=False, shape=x.shape, stride=x.stride())
+
+
+def train(model: Model, optimizer: Any, steps: range) -> None:
+    is_guarded = "nonfinite" in repr(optimizer)
+    for step in steps:
+        for param, grad in zip(model.parameters(), tensors(1 + step, torch.float32), strict=True):
+            if is_guarded and step == 1:
+                grad[-1] = float("nan")
+            param.grad = model.cut(grad.to(param.dtype))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def numbers(x: Any) -> Any:
+    """Settings and notes without tensors."""
+    if isinstance(x, dict):
+        return {key: numbers(value) for key, value in x.items() if key not in ("params", "schedules")}
+    return x.tolist() if isinstance(x, torch.Tensor) else list(x) if isinstance(x, tuple) else x
+
+
+def everything(model: Model, optimizer: Any, take: Callable[[Any], Any]) -> dict[str, Any]:
+    """All that a step depends on, with what `take` makes of tensors, and all that services count."""
+    return {
+        "weights": {name: take(param.detach()).clone() for name, param in model.named_parameters()},
+        "states": {
+            name: {key: take(value).clone() for key, value in optimizer.state.get(param, {}).items()}
+            for name, param in model.named_parameters()
+        },
+        "groups": [numbers(group) for group in optimizer.state_dict()["param_groups"]],
+    }
+
+
+def here(x: torch.Tensor) -> torch.Tensor:
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def gathered(x: torch.Tensor) -> torch.Tensor:
+    """The whole of what processes have parts of."""
+    if not isinstance(x, DTensor):
+        return x
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, x.to_local())
+    return torch.cat(parts)
+
+
+def compare(what: str, one: Any, other: Any, part: Callable[[Any], Any] = lambda x: x) -> None:
+    """Raises unless the same is in both, tensors to the last bit: the numbers that a sum gives are rounded to float32, which
+    leaves nothing of the order in which it was added up in float64.
+
+    Args:
+        part: what the other one has of the first one's tensors.
+    """
+    if isinstance(one, dict):
+        assert set(one) == set(other), (what, list(one), list(other))
+        for key, value in one.items():
+            compare(f"{what}, {key}", value, other[key], part)
+    elif isinstance(one, list):
+        assert len(one) == len(other), (what, one, other)
+        for number, value in enumerate(one):
+            compare(f"{what}, {number}", value, other[number], part)
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(other, part(one), rtol=0, atol=0, msg=lambda text: f"{what}: {text}")
+    elif isinstance(one, float):
+        torch.testing.assert_close(other, one, rtol=NORMS, atol=0, equal_nan=True, msg=lambda text: f"{what}: {text}")
+    else:
+        assert one == other, (what, one, other)
+
+
+def made(mesh: Any) -> dict[str, tuple[Model, Any]]:
+    models = {name: Model(case.dtype, mesh) for name, case in CASES.items()}
+    return {name: (model, CASES[name].make(model)) for name, model in models.items()}
+
+
+def asked(runs: dict[str, tuple[Model, Any]], is_flat: bool) -> dict[str, Any]:
+    """What there is to save; to be asked for it moves nothing."""
+    found, options = {}, StateDictOptions(flatten_optimizer_state_dict=is_flat)
+    for name, (model, optimizer) in runs.items():
+        before = everything(model, optimizer, here)
+        states = get_optimizer_state_dict(model, optimizer, options=options)
+        found[name] = {"model": model.state_dict(), "optimizer": states}
+        after = everything(model, optimizer, here)
+        if not any(before["states"].values()):  # torch has had them made
+            before["states"] = after["states"]
+        compare(f"{name}: asked", before, after)
+    return found
+
+
+def save(folder: Path, mesh: Any, kind: str) -> None:
+    """Three steps, checkpoints, and three steps to be compared with; one checkpoint is written after these."""
+    runs = made(mesh)
+    for name, (model, optimizer) in runs.items():
+        train(model, optimizer, BEFORE)
+        if CASES[name].eval:
+            optimizer.eval()
+    was = {name: everything(*run, gathered) for name, run in runs.items()}
+    with Later() as later:
+        for is_flat in sorted({is_flat for source, _, is_flat in WAYS if source == kind}):
+            (later.save if is_flat else dcp.save)(asked(runs, is_flat), checkpoint_id=folder / f"{kind}-{is_flat}")
+        for name, (model, optimizer) in runs.items():
+            if CASES[name].eval:
+                optimizer.train()
+            train(model, optimizer, AFTER)
+    became = {name: everything(*run, gathered) for name, run in runs.items()}
+    if dist.get_rank() == 0:
+        torch.save((was, became), folder / f"{kind}.pt")
+    dist.barrier()
+
+
+class Later:
+    """Asynchronous saving that writes nothing before the end of the context."""
+
+    def __enter__(self) -> Later:
+        self._may_write, self._saving = threading.Event(), []
+        self._write = write = dcp.FileSystemWriter.write_data
+
+        def later(*args: Any) -> Any:
+            self._may_write.wait()
+            return write(*args)
+
+        self._later, self._group = later, dist.new_group(backend="gloo")  # steps use the other one meanwhile
+        return self
+
+    def save(self, states: dict[str, Any], checkpoint_id: Path) -> None:
+        """What is written is what there is now; before 2.7, torch wrote what tensors on CPUs had become."""
+        if Version(torch.__version__) < Version("2.7"):
+            dcp.save(states, checkpoint_id=checkpoint_id)
+            return
+        dcp.FileSystemWriter.write_data = self._later
+        self._saving.append(dcp.async_save(states, checkpoint_id=checkpoint_id, process_group=self._group))
+
+    def __exit__(self, *error: object) -> None:
+        self._may_write.set()
+        for one in self._saving:
+            one.result()
+        dcp.FileSystemWriter.write_data = self._write
+
+
+def load(folder: Path, mesh: Any, kind: str, is_flat: bool, what: str) -> None:
+    """What was saved is there, and the next steps are those that were taken after it was saved."""
+    was, became = torch.load(folder / f"{kind}.pt")
+    runs, options = made(mesh), StateDictOptions(flatten_optimizer_state_dict=is_flat)
+    found = asked(runs, is_flat)
+    dcp.load(found, checkpoint_id=folder / f"{kind}-{is_flat}")
+    for name, (model, optimizer) in runs.items():
+        model.load_state_dict(found[name]["model"])
+        set_optimizer_state_dict(model, optimizer, found[name]["optimizer"], options=options)
+        compare(f"{what}, {name}: loaded", was[name], everything(model, optimizer, here), model.part)
+        if CASES[name].eval:
+            optimizer.train()
+        train(model, optimizer, AFTER)
+        compare(f"{what}, {name}: resumed", became[name], everything(model, optimizer, here), model.part)
+
+
+def main() -> None:
+    """One process among four, of which fewer and fewer go on."""
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    for world in WORLDS:
+        if rank >= world:
+            return
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
+        mesh = init_device_mesh("cpu", (world,))
+        if world == WORLDS[0]:
+            save(folder, mesh, "cut")
+            save(folder, None, "whole")
+        for kind, target, is_flat in WAYS:
+            what = f"{kind} of {WORLDS[0]}, {target} of {world}, flat {is_flat}"
+            load(folder, mesh if target == "cut" else None, kind, is_flat, what)
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Scenarios of sharded steps, which tests/sharded.py runs on several ranks."""

@@ -1,0 +1,250 @@
+"""What is out of the ordinary on one process or on all, and must come to the right numbers or to an error on every process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import steprule
+from sharding.helpers import same, tensors, whole
+
+SHAPES = ((6, 4), (5,), (8, 3))
+LATER = "Give them gradients of 0", "for parameter 1 of group 0"
+
+
+def cut(x: torch.Tensor, mesh: Any) -> torch.Tensor:
+    """Along the first dimension, if it has one."""
+    return distribute_tensor(x, mesh, [Shard(0) if x.dim() else Replicate()])
+
+
+def parameters(mesh: Any, shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Any]:
+    """The same whole tensors, or where there is a mesh DTensors."""
+    return [torch.nn.Parameter(x if mesh is None else cut(x, mesh)) for x in tensors(shapes, 0, torch.float32)]
+
+
+def give(params: Sequence[Any], step: int, mesh: Any, without: Sequence[int] = ()) -> None:
+    """Gives gradients to all but some parameters."""
+    every = [x if mesh is None else cut(x, mesh) for x in tensors([x.shape for x in params], 1 + step, torch.float32)]
+    for number, (param, grad) in enumerate(zip(params, every, strict=True)):
+        param.grad = None if number in without else grad
+
+
+def alike(mesh: Any, steps: Callable[[list[Any], Any], Any], what: str, shapes: Any = SHAPES) -> None:
+    """Whether steps of parts come to those of wholes, with the averages that there are."""
+    found = []
+    for where in (None, mesh):
+        params = parameters(where, shapes)
+        optimizer = steps(params, where)
+        found.append([whole(x).clone() for x in params])
+        names = [name for name in ("param_average", "exp_avg") if name in optimizer.state[params[0]]]
+        found[-1] += [whole(optimizer.state[x][name]).clone() for x in params if optimizer.state[x] for name in names]
+    for number, (one, other) in enumerate(zip(*found, strict=True)):
+        same(one, other, f"{what}, {number}")
+
+
+def refused(step: Callable[[], Any], kind: type[Exception], *words: str) -> None:
+    """Whether this raises, on every rank and with these words."""
+    try:
+        step()
+    except kind as error:
+        assert all(word in str(error) for word in words), error
+    else:
+        raise AssertionError(f"taken: {words}")
+
+
+def missing(mesh: Any) -> None:
+    """A gradient that one process lacks is an error on all, nothing hangs, and later steps go on."""
+    rank = dist.get_rank()
+    makes: dict[str, Callable[[Any], Any]] = {
+        "sums": lambda params: steprule.LAMB(params),
+        "clip": lambda params: steprule.AdamW(params, clip=1.0, average=0.9),
+        "telemetry": lambda params: steprule.AdamW(params, telemetry=1, nonfinite="skip"),
+    }
+    for make in makes.values():
+        params = parameters(mesh)
+        optimizer = make(params)
+        give(params, 0, mesh, (1,) if rank == 1 else ())
+        refused(optimizer.step, RuntimeError, *LATER)
+        for step in range(2):
+            give(params, step, mesh)
+            optimizer.step()
+        for without, words in (((1,), LATER), (range(3), LATER[:1])):
+            before = [x.detach().to_local().clone() for x in params]
+            give(params, 2, mesh, without if rank == 1 else ())
+            refused(optimizer.step, RuntimeError, *words)
+            assert all(map(torch.equal, before, (x.detach().to_local() for x in params)))
+            give(params, 3, mesh)
+            optimizer.step()
+        give(params, 4, mesh, (1,))  # on all
+        optimizer.step()
+    params = parameters(mesh)
+    optimizer = steprule.AdamW(params)  # which adds nothing up, as torch's
+    for step in range(3):
+        give(params, step, mesh, (1,) if step and rank == 1 else ())
+        optimizer.step()
+    assert [float(optimizer.state[x]["step"]) for x in params] == [3.0, 1.0 if rank == 1 else 3.0, 3.0]
+
+
+def failing(mesh: Any) -> None:
+    """Where one process cannot take a step, the others do not wait for it."""
+    params = parameters(mesh)
+    optimizer = steprule.AdamW(params, clip=1.0)
+    for step in range(2):
+        give(params, step, mesh)
+        optimizer.step()
+    kept = optimizer.state[params[0]]["exp_avg"]
+    if dist.get_rank() == 1:
+        optimizer.state[params[0]]["exp_avg"] = torch.zeros(3)
+    give(params, 2, mesh)
+    refused(
+        optimizer.step, RuntimeError, "exp_avg" if dist.get_rank() == 1 else "another process cannot take this step"
+    )
+    optimizer.state[params[0]]["exp_avg"] = kept
+    give(params, 2, mesh)
+    optimizer.step()
+
+
+def calls(mesh: Any) -> None:
+    """A step calls torch.distributed once for all its numbers, also where gradients come and go."""
+    count, real = [0], dist.all_reduce
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        count[0] += 1
+        return real(*arguments, **named)
+
+    params = parameters(mesh)
+    optimizer = steprule.AdamW(params, clip=1.0, nonfinite="skip", average=0.9)
+    dist.all_reduce = counted
+    try:
+        seen = []
+        for step in range(8):
+            give(params, step, mesh, (1,) if step in (5, 6) else ())
+            count[0] = 0
+            optimizer.step()
+            seen.append(count[0])
+    finally:
+        dist.all_reduce = real
+    assert seen[2:5] == [1, 1, 1], seen
+    assert seen[5:] == [3, 1, 3], seen  # whether others have changed too, whether all have the same, and the sums
+
+
+def one_rank_only(mesh: Any) -> None:
+    """A part that lies by column on one rank is stepped by another engine there, and counted in the same order."""
+
+    def steps(params: list[Any], where: Any) -> Any:
+        if where is not None and dist.get_rank() == 0:
+            by_row = params[0]._local_tensor
+            params[0]._local_tensor = by_row.t().contiguous().t()
+        optimizer = steprule.LAMB(params, clip=0.5, average=0.9)
+        for step in range(3):
+            give(params, step, where)
+            optimizer.step()
+        return optimizer
+
+    alike(mesh, steps, "by column on one rank")
+
+
+def come_and_go(mesh: Any) -> None:
+    """Parameters without a gradient in the first step, or in any; the states of others stay."""
+
+    def steps(params: list[Any], where: Any) -> Any:
+        optimizer = steprule.AdamW(params, clip=0.5, average=0.9)
+        for step, without in enumerate([(1,), (), (0,), (0, 1, 2), (2,), ()]):
+            give(params, step, where, without)
+            optimizer.step()
+        return optimizer
+
+    alike(mesh, steps, "come and go")
+
+
+def twice(mesh: Any) -> None:
+    """A parameter that is listed twice is stepped twice, each time by its whole sums."""
+
+    def steps(params: list[Any], where: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer = steprule.LAMB([*params, params[0]], clip=0.5)
+        for step in range(3):
+            give(params, step, where)
+            optimizer.step()
+        return optimizer
+
+    alike(mesh, steps, "twice")
+
+
+def small(mesh: Any) -> None:
+    """Tensors of no dimension and of no element; what is one number for the whole is no DTensor."""
+
+    def steps(params: list[Any], where: Any) -> Any:
+        optimizer = steprule.LAMB(params, clip=0.5, average=0.9, telemetry=1, nonfinite="skip")
+        for step in range(3):
+            give(params, step, where)
+            optimizer.step()
+        assert all(type(state["step"]) is torch.Tensor for state in optimizer.state.values())
+        return optimizer
+
+    alike(mesh, steps, "small", ((), (1,), (0, 4), (3, 0), (2, 1)))
+
+
+def moved(mesh: Any) -> None:
+    """States of wholes are taken over by parts, and the reverse."""
+    for first, second in ((None, mesh), (mesh, None)):
+        params, others = parameters(first), parameters(second)
+        optimizer, other = (steprule.AdamW(x, average=0.9) for x in (params, others))
+        for step in range(3):
+            give(params, step, first)
+            optimizer.step()
+        other.load_state_dict(optimizer.state_dict())
+        with torch.no_grad():
+            for mine, theirs in zip(params, others, strict=True):
+                theirs.copy_(whole(mine) if second is None else cut(whole(mine), second))
+        for one, own, where in ((optimizer, params, first), (other, others, second)):
+            give(own, 3, where)
+            one.step()
+        for mine, theirs in zip(params, others, strict=True):
+            same(whole(mine), whole(theirs), "moved", exact=True)
+            same(whole(optimizer.state[mine]["exp_avg"]), whole(other.state[theirs]["exp_avg"]), "moved", exact=True)
+
+
+def not_taken(mesh: Any) -> None:
+    """What cannot be right is refused before anything has changed."""
+    from torch.distributed._composable.replicate import replicate
+    from torch.distributed.fsdp import fully_shard
+
+    params = parameters(mesh)
+    refused(lambda: steprule.AdamW(params, differentiable=True), ValueError, "differentiable", "DTensor")
+    optimizer = steprule.LAMB(params)
+    before = params[0].detach().to_local().clone()
+    with torch.no_grad():
+        for param in params:
+            param.grad = cut(torch.ones(param.shape), mesh)
+    refused(lambda: [setattr(params[0], "grad", torch.ones(6, 4)), optimizer.step()], RuntimeError, "DTensor")
+    assert torch.equal(before, params[0].detach().to_local())
+
+    def model() -> Any:
+        return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+
+    ignoring, replicated = model(), model()
+    fully_shard(ignoring, mesh=mesh, ignored_params={ignoring[1].weight})
+    replicate(replicated)
+    for one, number in ((ignoring, 2), (replicated, 0)):
+        release = steprule.AdamW(one.parameters()).release_gradients
+        refused(lambda release=release, one=one: release(one), ValueError, f"parameter {number} of group 0", "DTensor")  # type: ignore[misc]
+
+
+def another_mesh(mesh: Any, square: Any) -> None:
+    """A gradient over another mesh is no gradient of the part that is here."""
+    params = parameters(mesh)
+    optimizer = steprule.AdamW(params)
+    give(params, 0, mesh)
+    optimizer.step()
+    before = params[2].detach().to_local().clone()
+    give(params, 1, mesh)
+    params[2].grad = distribute_tensor(torch.ones(8, 3), square, [Shard(0), Replicate()])
+    refused(optimizer.step, RuntimeError, "its gradient is cut over")
+    assert torch.equal(before, params[2].detach().to_local())

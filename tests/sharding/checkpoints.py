@@ -1,0 +1,123 @@
+"""Sharded optimizers are saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor
+
+import steprule
+from sharding.helpers import FORMATS, ROWS, maker, same, train, whole
+from steprule.services import Average, ClipQuantile
+
+
+def saved(mesh: Any) -> None:
+    """A distributed checkpoint keeps all that the next steps depend on."""
+    import tempfile
+
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.fsdp import fully_shard
+
+    cases: dict[str, Callable[[Any], Any]] = {
+        "8bit": lambda params: steprule.AdamW(params, states="8bit", average=Average(0.9, warmup=True)),
+        "numbers": lambda params: steprule.Prodigy(params),
+        "schedule": lambda params: steprule.AdamW(params, lr=lambda step: 0.01 / step, clip=ClipQuantile(0.5)),
+        "independent decay": lambda params: steprule.AdamW(params, decay="independent", weight_decay=0.1),
+        "modes": lambda params: steprule.ScheduleFreeAdamW(params),
+    }
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+
+    def made(make: Callable[[Any], Any]) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(13, 48), torch.nn.Tanh(), torch.nn.Linear(48, 64))
+        fully_shard(model, mesh=mesh)
+        return model, make(model.parameters())
+
+    def step(model: Any, optimizer: Any, number: int) -> None:
+        torch.manual_seed(number)
+        optimizer.zero_grad()
+        model(torch.randn(8, 13)).square().mean().backward()
+        optimizer.step()
+
+    for (name, make), flat in product(cases.items(), (False, True)):
+        options, place = (
+            StateDictOptions(flatten_optimizer_state_dict=flat),
+            f"{folder[0]}/{name} {flat}".replace(" ", "-"),
+        )
+        model, optimizer = made(make)
+        for number in range(3):
+            step(model, optimizer, number)
+        weights = [whole(param).clone() for param in model.parameters()]
+        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=place)
+        for one, param in zip(weights, model.parameters(), strict=True):
+            same(one, whole(param), f"{name}: asking for states moves weights", exact=True)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        again, resumed = made(make)
+        again.load_state_dict(state)
+        saved_states = {"optimizer": get_optimizer_state_dict(again, resumed, options=options)}
+        dcp.load(saved_states, checkpoint_id=place)
+        set_optimizer_state_dict(again, resumed, saved_states["optimizer"], options=options)
+        for number in range(3, 6):
+            step(model, optimizer, number)
+            step(again, resumed, number)
+        for one, other in zip(model.parameters(), again.parameters(), strict=True):
+            same(whole(one), whole(other), f"{name}, flat {flat}", exact=True)
+
+
+def loaded(mesh: Any) -> None:
+    """States in float32 are taken over into fewer bytes as those of a whole are."""
+    for name, settings in FORMATS.items():
+        found = []
+        for cut in (lambda x: x, lambda x: distribute_tensor(x, mesh, [Shard(0)])):
+            dtype = torch.bfloat16 if "weights" in settings else torch.float32
+            first, params = train(maker("AdamW", settings), ROWS, cut, dtype)
+            second = maker("AdamW", settings)([torch.nn.Parameter(param.detach().clone()) for param in params])
+            second.load_state_dict(first.plain_state_dict())
+            found.append(
+                [whole(second.read(param, key)) for param in second.state for key in ("exp_avg", "exp_avg_sq")]
+            )
+        for one, other in zip(*found, strict=True):
+            same(one, other, f"{name}: loaded", exact=True)
+
+
+def together(mesh: Any) -> None:
+    """Several optimizers as one, saved and loaded by torch.distributed.checkpoint."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    def made() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(13, 48), torch.nn.Tanh(), torch.nn.Linear(48, 64))
+        fully_shard(model, mesh=mesh)
+        one, two, three, four = model.parameters()
+        first = steprule.AdamW([one, three], states="8bit", clip=1.0)
+        return model, steprule.Together([first, steprule.SGD([two, four], lr=0.1, momentum=0.9)])
+
+    def step(model: Any, optimizer: Any, number: int) -> None:
+        torch.manual_seed(number)
+        optimizer.zero_grad()
+        model(torch.randn(8, 13)).square().mean().backward()
+        optimizer.step()
+
+    model, optimizer = made()
+    for number in range(3):
+        step(model, optimizer, number)
+    saved_states = get_optimizer_state_dict(model, optimizer)
+    again, resumed = made()
+    again.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(again, resumed, saved_states)
+    for number in range(3, 6):
+        step(again, resumed, number)
+        step(model, optimizer, number)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        same(whole(one), whole(other), "together", exact=True)

@@ -1,0 +1,80 @@
+"""What is refused, is before anything has changed and on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.tensor import Shard, distribute_tensor
+
+import steprule
+from sharding.helpers import tensors
+
+
+def refusals(mesh: Any) -> None:
+    """What is refused, is before anything has changed and on every rank."""
+    from steprule.services import ClipAdaptive
+
+    def refused(
+        make: Callable[[list[Any]], Any], placement: Any, *words: str, dtype: torch.dtype = torch.float32
+    ) -> None:
+        (whole_of_it,) = tensors([(8, 64)], 0, dtype)
+        param = torch.nn.Parameter(distribute_tensor(whole_of_it, mesh, [placement]))
+        param.grad = param.detach().clone()
+        before = param.detach().to_local().clone()
+        try:
+            make([param]).step()
+        except ValueError as error:
+            assert all(word in str(error) for word in ("DTensor", "parameter 0 of group 0", *words)), error
+        else:
+            raise AssertionError(f"taken: {words}")
+        assert torch.equal(before, param.detach().to_local())
+
+    refused(lambda p: steprule.AdamW(p, states="8bit"), Shard(1), "rows are cut")
+    refused(lambda p: steprule.AdamW(p, grads="24bit"), Shard(0), "grads='24bit'", dtype=torch.bfloat16)
+    refused(lambda p: steprule.AdamW(p, clip=ClipAdaptive(0.1)), Shard(0), "rows")
+
+    def switched(params: list[Any]) -> Any:  # as accelerate does
+        optimizer = steprule.AdamW([torch.nn.Parameter(torch.zeros(8, 64))], clip=ClipAdaptive(0.1))
+        optimizer.param_groups[0]["params"] = params
+        return optimizer
+
+    refused(switched, Shard(0), "rows")
+
+
+def data_parallel() -> None:
+    """What DistributedDataParallel cannot do together with release is refused, on every rank."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    embedding = DistributedDataParallel(torch.nn.Embedding(20, 8, sparse=True))
+    try:
+        steprule.SGD(embedding.parameters(), lr=0.1).release_gradients(embedding)
+    except ValueError as error:
+        assert "sparse=False" in str(error)
+    else:
+        raise AssertionError("sparse gradients were taken")
+    model = DistributedDataParallel(torch.nn.Linear(8, 8))
+    optimizer = steprule.SGD(model.parameters(), lr=0.1)
+    optimizer.release_gradients(model)
+    before = model.module.weight.detach().clone()
+    try:
+        with model.join(divide_by_initial_world_size=False):
+            model(torch.ones(1, 8)).sum().backward()
+    except RuntimeError as error:
+        assert "divide_by_initial_world_size" in str(error)
+    else:
+        raise AssertionError("join was taken")
+    assert torch.equal(before, model.module.weight)
+
+
+def places(square: Any) -> None:
+    """Where elements are in the whole must be known by one stride for weights that are rounded at random."""
+    (whole_of_it,) = tensors([(4, 6, 8)], 0, torch.bfloat16)
+    param = torch.nn.Parameter(distribute_tensor(whole_of_it, square, [Shard(1), Shard(2)]))
+    try:
+        steprule.AdamW([param], weights="stochastic")
+    except ValueError as error:
+        assert all(word in str(error) for word in ("DTensor", "parameter 0 of group 0", "stochastic")), error
+    else:
+        raise AssertionError("taken")

@@ -1,0 +1,108 @@
+"""Steps of parts come to those of the wholes: every rule, option, service and format, however tensors are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import steprule
+from sharding.helpers import (
+    FORMATS,
+    OPTIONS,
+    ROWS,
+    RULE_SETTINGS,
+    SERVICES,
+    SHAPES,
+    SPARSE,
+    Way,
+    compare,
+    maker,
+    same,
+    tensors,
+    whole,
+)  # fmt: skip
+from steprule.registry import RULES
+from steprule.trace.tracing import program_of
+
+
+def rules(ways: Sequence[Way]) -> None:
+    """Every rule; those that look at each element by itself once, since any placement is the same to them."""
+    for name, rule in RULES.items():
+        if name not in SPARSE:
+            makes = maker(name, {})
+            adds_up = program_of(rule, {**rule.hyperparameters, **RULE_SETTINGS.get(name, {})}).sums
+            for mesh, placements in ways if adds_up else ways[:1]:
+                compare(name, makes, SHAPES, mesh, placements, torch.float32)
+
+
+def options(ways: Sequence[Way]) -> None:
+    """Options around a rule, and services."""
+    for (name, settings), (mesh, placements) in product({**OPTIONS, **SERVICES}.items(), ways):
+        compare(name, maker("AdamW", settings), SHAPES, mesh, placements, torch.float32)
+
+
+def formats(ways: Sequence[Way]) -> None:
+    """States and weights in fewer bytes: parts have the values of the whole."""
+    for (name, settings), (mesh, placements) in product(FORMATS.items(), ways):
+        dtype = torch.bfloat16 if "weights" in settings else torch.float32
+        compare(name, maker("AdamW", settings), ROWS, mesh, placements, dtype, exact="clip" not in settings)
+
+
+def splits(mesh: Any) -> None:
+    """However a matrix is cut, also unevenly and into nothing, the step is that of the whole."""
+    for rows, columns in product((1, 3, 8, 13), (1, 7, 33)):
+        for placement in (Shard(0), Shard(1), Replicate()):
+            compare(
+                "LAMB",
+                maker("LAMB", {"clip": 0.5, "cautious": True}),
+                ((rows, columns),),
+                mesh,
+                [placement],
+                torch.float32,
+            )
+
+
+def exchanged(mesh: Any) -> None:
+    """Parameters that become DTensors after the optimizer was made are looked at again."""
+    (start, grad) = tensors([(6, 5), (6, 5)], 0, torch.float32)
+    results = []
+    for is_cut in (False, True):
+        plain = torch.nn.Parameter(start.clone())
+        optimizer = steprule.LAMB([plain], clip=0.5)
+        param = torch.nn.Parameter(distribute_tensor(start, mesh, [Shard(0)])) if is_cut else plain
+        optimizer.param_groups[0]["params"] = [param]
+        for _ in range(3):
+            param.grad = distribute_tensor(grad, mesh, [Shard(0)]) if is_cut else grad.clone()
+            optimizer.step()
+        results.append(whole(param))
+    same(*results, "exchanged")
+
+
+def released(mesh: Any) -> None:
+    """Under FSDP2, backward steps what it has reduced; the numbers are those of steps after it."""
+    from torch.distributed.fsdp import fully_shard
+
+    results = []
+    for release in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(13, 37), torch.nn.Tanh(), torch.nn.Linear(37, 5))
+        for layer in (model[0], model[2], model):
+            fully_shard(layer, mesh=mesh)
+        optimizer = steprule.LAMB(model.parameters(), cautious=True, average=0.9, telemetry=1)
+        if release:
+            optimizer.release_gradients(model)
+        for step in range(4):
+            torch.manual_seed(step)
+            model(torch.randn(8, 13)).square().sum().backward()
+            assert release == all(param.grad is None for param in model.parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+        with optimizer.averaged():
+            results.append([whole(param).clone() for param in model.parameters()])
+        results[-1] += [whole(param) for param in model.parameters()]
+    for one, other in zip(*results, strict=True):
+        same(one, other, "released", exact=True)
