@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+Numbers = tuple[Any, ...] | None
+"""What a function of a tensor's matrix is given besides it, or None where the tensor takes no step."""
 MOST_BYTES = 2**28
 """What functions of matrices take at once beyond the matrices themselves."""
 
@@ -77,23 +79,35 @@ class Rooms:
             functions: by name.
             value: what an expression is for each active tensor, or one number for all.
         """
-        places = np.cumsum(self._active) - 1
         for name, one in functions.items():
-            numbers = [value(x) if isinstance(x, Expression) else x for x in one.others]
+            numbers = self._numbers_of(one, value)
             for shape, members in self._members.items():
-                stack = self._stacks[name, shape]
-                own = [
-                    tuple(x if np.ndim(x) == 0 else x[places[member]] for x in numbers)
-                    if self._active[member]
-                    else None
-                    for member in members
-                ]
-                start = 0
-                for settings, run in groupby(own):  # neighbors that have the same numbers
-                    end = start + len(list(run))
-                    if settings is not None:
-                        _RUN[one.op](stack[start:end].view(-1, *shape[-2:]), *settings)
-                    start = end
+                compute(one.op, self._stacks[name, shape], [numbers[member] for member in members])
+
+    def _numbers_of(self, one: Matrix, value: Callable[[Expression], Any]) -> list[Numbers]:
+        """The other arguments of a function, of each tensor."""
+        numbers = [value(x) if isinstance(x, Expression) else x for x in one.others]
+        places = np.cumsum(self._active) - 1
+        return [
+            tuple(x if np.ndim(x) == 0 else x[place] for x in numbers) if is_active else None
+            for place, is_active in zip(places, self._active, strict=True)
+        ]
+
+
+def compute(op: str, stack: Tensor, numbers: Sequence[Numbers]) -> None:
+    """Computes a function of a stack's matrices in their place, neighbors that have the same numbers at once.
+
+    Args:
+        op: which.
+        stack: the matrices, or stacks of them.
+        numbers: the function's other arguments, of each; None leaves one as it is.
+    """
+    start = 0
+    for own, run in groupby(numbers):
+        end = start + len(list(run))
+        if own is not None:
+            _RUN[op](stack[start:end].flatten(0, -3), *own)
+        start = end
 
 
 def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:

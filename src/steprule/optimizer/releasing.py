@@ -8,11 +8,13 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from steprule.optimizer.groups import Groups
+from steprule.optimizer.parts import RELEASED
 from steprule.optimizer.steps import Steps
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.listed import list_all
-from steprule.trace.tracing import couples
+from steprule.tensors.exchange import cuts_of
+from steprule.trace.tracing import couples, program_of
 
 
 def release_gradients(groups: Groups, steps: Steps, model: torch.nn.Module) -> None:
@@ -47,8 +49,10 @@ def _check(groups: Groups, model: Any) -> None:
         if group.get("differentiable"):
             raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")
     own = set(model.parameters())
-    for number, _, index, param, _ in list_all(groups.groups):
+    for number, group, index, param, _ in list_all(groups.groups):
         who = f"parameter {index} of group {number}"
+        if program_of(core.rule, group).sees_matrix and cuts_of(param):
+            raise ValueError(f"{RELEASED.format(groups.name)}, and {who} is a DTensor, of which other processes have parts")
         if param not in own:
             raise ValueError(f"{who} is not one of the model that release_gradients() was given")
         if is_lazy(param):

@@ -20,9 +20,11 @@ from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
+from steprule.tensors.exchange import Agreement, cuts_of
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards, complete, whole_of
 from steprule.tensors.state import AVERAGE
+from steprule.trace.tracing import program_of
 
 
 class Steps:
@@ -53,9 +55,15 @@ class Steps:
                 if current is None or not current.run(*self.here()):
                     with torch.set_grad_enabled(groups.defaults.get("differentiable", False)), torch_alone():
                         self._take_anew()
+            except Exception:
+                if core.agreement is not None:
+                    core.agreement.close(has_failed=True)
+                raise
             finally:
                 if core.shards is not None:
                     core.shards.let_go()
+            if core.agreement is not None:
+                core.agreement.close()
         if core.schedules is not None:
             core.schedules.count(core.schedules.calls + 1)
             groups.set_scheduled_if_possible()
@@ -91,7 +99,20 @@ class Steps:
         """Takes note of whether some of the parameters, which it returns, are DTensors."""
         core, every = self._core, [param for group in self._groups.groups for param in group["params"]]
         core.shards = (core.shards or Shards()) if any(map(is_sharded, every)) else None
+        self._find_matrices()
         return every
+
+    def _find_matrices(self) -> None:
+        """Takes note of whether some of the parameters are matrices that processes bring together."""
+        core = self._core
+        if core.shards is None:
+            core.agreement = None
+            return
+        listed = list(list_all(self._groups.groups))
+        shared = [one.param for one in listed if program_of(core.rule, one.group).matrices and cuts_of(one.param)]
+        core.agreement = (core.agreement or Agreement()) if shared else None
+        if core.agreement is not None:
+            core.agreement.know(shared, [name_in(one.group, one.number, one.position) for one in listed])
 
     def check(self) -> None:
         """Raises what the next step would refuse; no parameter and no state has changed."""
@@ -169,6 +190,7 @@ class Steps:
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
             core.accumulator, groups.check_numbers, alone if core.shards is None else complete, self.move_resting_averages,
+            core.agreement.ask if core.agreement is not None else None,
         )  # fmt: skip
 
     @torch_alone()

@@ -12,6 +12,7 @@ from steprule.step.job import Job
 from steprule.step.kind import ZERO, Kind, look_of
 from steprule.step.listed import Listed, given_name, name_in
 from steprule.tensors.memory import missing_bytes, too_short
+from steprule.tensors.shard import whole_of
 from steprule.tensors.state import (
     AVERAGE,
     begin_low_bits,
@@ -76,7 +77,7 @@ class Entry:
         """What is the same for all that look like this one."""
         tensors = (self.param, self.grad, self.low_bits) if self.low_bits is not None else (self.param, self.grad)
         looks = tuple(map(look_of, (*tensors, *self.state.values())))
-        look = (self.number, len(tensors), *self.state, *looks)
+        look = (self.number, len(tensors), whole_of(self.param).shape, *self.state, *looks)
         kind = kinds.get(look) if None not in looks else None
         if kind is None:
             kind = Kind(job, self.group, self.param, self.state, self.low_bits, self.who)

@@ -28,6 +28,7 @@ class Job:
         check_numbers: says whether groups may go on with other numbers under these names; raises for those that make no sense.
         complete: makes sums over what is here those over all.
         move_resting_averages: brings the averages of parameters that are not among those given towards them, by a share.
+        agree: raises where other processes do not step the same matrices, if they have parts of some: asked before each step.
     """
 
     name: str
@@ -41,3 +42,4 @@ class Job:
     check_numbers: Callable[[Sequence[Mapping[str, Any]], set[str]], bool]
     complete: Complete
     move_resting_averages: Callable[[set[Tensor], Any], None]
+    agree: Callable[[Sequence[Any]], None] | None

@@ -20,6 +20,7 @@ from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.step.entry import Entry
+from steprule.tensors.exchange import cuts_of
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
 from steprule.tensors.shard import whole_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
@@ -41,6 +42,11 @@ class Loose(Member):
 
     def __init__(self, entry: Entry, is_first: bool) -> None:
         super().__init__(*entry.described())
+        if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
+            raise RuntimeError(
+                f"{entry.who} is a DTensor, whose matrix is brought together where the parts of parameter, gradient and states "
+                "are contiguous, and where it is listed once"
+            )
         self._entry = entry
         self._is_first = is_first
         self._part: EagerStep | WholeStep | None = None
