@@ -52,7 +52,9 @@ def _check(groups: Groups, model: Any) -> None:
     for number, group, index, param, _ in list_all(groups.groups):
         who = f"parameter {index} of group {number}"
         if program_of(core.rule, group).sees_matrix and cuts_of(param):
-            raise ValueError(f"{RELEASED.format(groups.name)}, and {who} is a DTensor, of which other processes have parts")
+            raise ValueError(
+                f"{RELEASED.format(groups.name)}, and {who} is a DTensor, of which other processes have parts"
+            )
         if param not in own:
             raise ValueError(f"{who} is not one of the model that release_gradients() was given")
         if is_lazy(param):

@@ -71,7 +71,9 @@ def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
         return None
     dtypes = {name: getattr(torch, kind.rooms[name]) for name in matrices}
     if kind.cut is not None:
-        return SharedRooms(dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks)
+        return SharedRooms(
+            dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks
+        )
     return Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device)
 
 

@@ -95,7 +95,11 @@ class _Whole:
         self._starts = [min(rank * step, length) for rank in range(count)]
         self._lengths = [min(step, length - start) for start in self._starts]
         self.sizes = [own * (whole.numel() // max(length, 1)) for own in self._lengths]
-        here = (*self.shape[: self._dim], self._lengths[cut.mesh.get_local_rank(cut.axis)], *self.shape[self._dim + 1 :])
+        here = (
+            *self.shape[: self._dim],
+            self._lengths[cut.mesh.get_local_rank(cut.axis)],
+            *self.shape[self._dim + 1 :],
+        )
         if part.shape != here:
             raise RuntimeError(
                 f"a process has a part of shape {tuple(part.shape)} of a matrix of shape {tuple(self.shape)} where {cut.placement} "
@@ -141,11 +145,16 @@ class SharedRooms(Rooms):
         """As the plan's."""
         super().select(active)
         self._chosen = np.flatnonzero(active).tolist()
-        self._given: list[list[int]] = [[] for _ in range(self._group.size())]
-        for i, owner in zip(self._chosen, owners_of([self._wholes[i].cost for i in self._chosen], len(self._given)), strict=True):
+        ranks = range(self._group.size())
+        owners = owners_of([self._wholes[i].cost for i in self._chosen], len(ranks))
+        self._given: list[list[int]] = [[] for _ in ranks]
+        for i, owner in zip(self._chosen, owners, strict=True):
             self._given[owner].append(i)
+        mine = self._given[self._rank]
+        self._sent = [sum(self._wholes[i].sizes[self._rank] for i in given) for given in self._given]
+        self._received = [sum(self._wholes[i].sizes[rank] for i in mine) for rank in ranks]
         self._mine: dict[tuple[int, ...], list[int]] = {}
-        for i in self._given[self._rank]:
+        for i in mine:
             self._mine.setdefault(self._wholes[i].matrix, []).append(i)
 
     @property
@@ -164,12 +173,10 @@ class SharedRooms(Rooms):
             return
         pieces = [self._pieces[name][i].view(-1) for given in self._given for i in given for name in functions]
         here = torch.cat(pieces)
-        given, taken = (
-            [sum(self._wholes[i].sizes[source] for i in self._given[owner]) * len(functions) for source, owner in pairs]
-            for pairs in zip(*(((self._rank, rank), (rank, self._rank)) for rank in range(len(self._given))), strict=True)
-        )
-        there = here.new_empty(sum(taken))
-        self._travel(here, there, given, taken)
+        there = here.new_empty(sum(self._received) * len(functions))
+        each = len(functions) * here.element_size()
+        sent, received = ([size * each for size in sizes] for sizes in (self._sent, self._received))
+        self._travel(here, sent, there, received)
         stacks, parts = self._unpacked(there, functions)
         for part, arrived in parts:
             part.copy_(arrived)
@@ -179,13 +186,16 @@ class SharedRooms(Rooms):
                 compute(function.op, stacks[name, shape], [numbers[i] for i in members])
         for part, leaving in parts:
             leaving.copy_(part)
-        self._travel(there, here, taken, given)
-        for piece, new in zip(pieces, here.split([piece.numel() for piece in pieces]), strict=True):
+        self._travel(there, received, here, sent)
+        for piece, new in zip(pieces, torch.split(here, [piece.numel() for piece in pieces]), strict=True):
             piece.copy_(new)
 
-    def _unpacked(self, there: Tensor, functions: Mapping[str, Matrix]) -> tuple[dict[Any, Tensor], list[tuple[Tensor, Tensor]]]:
+    def _unpacked(
+        self, there: Tensor, functions: Mapping[str, Matrix]
+    ) -> tuple[dict[Any, Tensor], list[tuple[Tensor, Tensor]]]:
         """Stacks of the matrices that are computed here; and each part of them, there and as it travels."""
-        stacks, matrices = {}, {}
+        stacks: dict[Any, Tensor] = {}
+        matrices: dict[Any, Tensor] = {}
         for name in functions:
             for shape, members in self._mine.items():
                 stacks[name, shape] = stack = there.new_empty((len(members), *shape))
@@ -196,18 +206,14 @@ class SharedRooms(Rooms):
             for i in self._given[self._rank]
             for name in functions
         ]
-        split = there.split([part.numel() for part in parts])
+        split = torch.split(there, [part.numel() for part in parts])
         return stacks, [(part, x.view(part.shape)) for part, x in zip(parts, split, strict=True)]
 
-    def _travel(self, sent: Tensor, received: Tensor, given: Sequence[int], taken: Sequence[int]) -> None:
-        """Sends some elements to each process of the group, and receives some of each."""
+    def _travel(self, start: Tensor, sent: Sequence[int], goal: Tensor, received: Sequence[int]) -> None:
+        """Sends some bytes to each process of the group, and receives some of each."""
         from torch.distributed import all_to_all_single
 
-        size = sent.element_size()
-        all_to_all_single(
-            received.view(torch.uint8), sent.view(torch.uint8),
-            [x * size for x in taken], [x * size for x in given], group=self._group,
-        )  # fmt: skip
+        all_to_all_single(goal.view(torch.uint8), start.view(torch.uint8), [*received], [*sent], group=self._group)
 
 
 class Agreement:
@@ -228,7 +234,9 @@ class Agreement:
             params: the matrices of which processes have parts.
             names: what errors call the optimizer's parameters, by their places.
         """
-        meshes = sorted(dict.fromkeys(cut.mesh for param in params for cut in cuts_of(param)), key=lambda mesh: mesh.size())
+        meshes = sorted(
+            dict.fromkeys(cut.mesh for param in params for cut in cuts_of(param)), key=lambda mesh: mesh.size()
+        )
         self._axes = [(mesh, axis) for mesh in meshes for axis in range(mesh.ndim) if mesh.size(axis) > 1]
         self._names = [*names]
 
@@ -293,4 +301,3 @@ class Agreement:
             every = every.to(mesh.device_type)
             all_reduce(every, ReduceOp.MAX, group=mesh.get_group(axis))
         return every.cpu().numpy()
-
