@@ -128,7 +128,9 @@ class Run:
         if self.mesh is None:
             return x
         fitting = [Shard(0) if isinstance(p, Shard) and p.dim >= x.dim() else p for p in self.placements]
-        return distribute_tensor(x, self.mesh, fitting)
+        made = distribute_tensor(x, self.mesh, fitting)
+        made._local_tensor = made._local_tensor.contiguous()  # torch 2.6 leaves gaps in uneven parts of rows
+        return made
 
     def step(self, without: Sequence[int] = (), wrong: bool = False) -> None:
         """A step without some gradients; one element of another may be NaN, so on one rank."""

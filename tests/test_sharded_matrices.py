@@ -38,4 +38,4 @@ def test_work_is_divided_nearly_as_evenly_as_it_can_be(costs, count):
         return max(sum(cost for cost, own in zip(costs, owners, strict=True) if own == rank) for rank in range(count))
 
     best = min(map(longest, product(range(count), repeat=len(costs))))
-    assert longest(owners_of(costs, count)) <= (4 / 3 - 1 / (3 * count)) * best  # Graham 1969, theorem 2
+    assert 3 * count * longest(owners_of(costs, count)) <= (4 * count - 1) * best  # Graham 1969, theorem 2
