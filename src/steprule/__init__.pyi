@@ -2,6 +2,7 @@
 from steprule import arrays as arrays
 from steprule import catalog as catalog
 from steprule import compare as compare
+from steprule import matrices as matrices
 from steprule import memory as memory
 from steprule import optimizer as optimizer
 from steprule import pieces as pieces
@@ -73,6 +74,7 @@ from steprule.pieces import where as where
 from steprule.chains import chain as chain
 from steprule.create import create_optimizer as create_optimizer
 from steprule.create import parameter_groups as parameter_groups
+from steprule.matrices import roles as roles
 from steprule.together import Together as Together
 from steprule.rule import Hyperparameter as Hyperparameter
 from steprule.rule import Rule as Rule
@@ -143,6 +145,7 @@ __all__ = [
     "minimum",
     "norm",
     "parameter_groups",
+    "roles",
     "running_ema",
     "sign",
     "size",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +15,27 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Numbers = tuple[Any, ...] | None
-"""What a function of a tensor's matrix is given besides it, or None where the tensor takes no step."""
 MOST_BYTES = 2**28
 """What functions of matrices take at once beyond the matrices themselves."""
 
 
-def room_dtype(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What matrices are kept in between passes: what their products are computed in.
 
     Args:
+        function: what they are for.
         shape: of a matrix, or of a stack of them.
         dtype: of the parameter.
         device: where it is.
     """
     import torch
 
+    from steprule.matrix.coefficients import published
     from steprule.matrix.how import plan_for
 
-    wide = torch.float64 if dtype == torch.float64 else None
+    words = function.others[-1:]
+    is_exact = function.op == "polar" and not isinstance(words[0], Expression) and published(words[0]).exact
+    wide = torch.float64 if dtype == torch.float64 else torch.float32 if is_exact else None
     return plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
 
 
@@ -58,7 +60,7 @@ class Rooms:
             for shape, members in self._members.items()
         }
         self._count = len(shapes)
-        self._active = np.ones(self._count, bool)
+        self.select(np.ones(self._count, bool))
 
     def addresses(self, name: str) -> list[int]:
         """Where each tensor's matrix begins."""
@@ -70,7 +72,7 @@ class Rooms:
 
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
-        self._active = active
+        self._active, self._all_active, self._places = active, bool(active.all()), np.cumsum(active) - 1
 
     def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
         """Computes functions of matrices in their place.
@@ -80,34 +82,45 @@ class Rooms:
             value: what an expression is for each active tensor, or one number for all.
         """
         for name, one in functions.items():
-            numbers = self._numbers_of(one, value)
-            for shape, members in self._members.items():
-                compute(one.op, self._stacks[name, shape], [numbers[member] for member in members])
+            self._compute(name, one, value, self._members, self._stacks)
 
-    def _numbers_of(self, one: Matrix, value: Callable[[Expression], Any]) -> list[Numbers]:
-        """The other arguments of a function, of each tensor."""
-        numbers = [value(x) if isinstance(x, Expression) else x for x in one.others]
-        places = np.cumsum(self._active) - 1
-        return [
-            tuple(x if np.ndim(x) == 0 else x[place] for x in numbers) if is_active else None
-            for place, is_active in zip(places, self._active, strict=True)
+    def _compute(
+        self,
+        name: str,
+        one: Matrix,
+        value: Callable[[Expression], Any],
+        members: Mapping[tuple[int, ...], Sequence[int]],
+        stacks: Mapping[tuple[str, tuple[int, ...]], Tensor],
+    ) -> None:
+        """Computes a function of stacks of matrices, whose members are these tensors, in their place."""
+        numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
+        for shape, own in members.items():
+            for start, end, settings in self._runs(own, numbers):
+                _RUN[one.op](stacks[name, shape][start:end].flatten(0, -3), *settings)
+
+    def _runs(self, members: Sequence[int], numbers: Sequence[Any]) -> Iterator[tuple[int, int, Sequence[Any]]]:
+        """Stretches of active tensors that have the same numbers."""
+        if self._all_active and not any(isinstance(x, np.ndarray) for x in numbers):
+            yield 0, len(members), numbers
+            return
+        own = [
+            tuple(x[self._places[member]] if isinstance(x, np.ndarray) else x for x in numbers)
+            if self._active[member]
+            else None
+            for member in members
         ]
+        start = 0
+        for settings, run in groupby(own):
+            end = start + len(list(run))
+            if settings is not None:
+                yield start, end, settings
+            start = end
 
 
-def compute(op: str, stack: Tensor, numbers: Sequence[Numbers]) -> None:
-    """Computes a function of a stack's matrices in their place, neighbors that have the same numbers at once.
-
-    Args:
-        op: which.
-        stack: the matrices, or stacks of them.
-        numbers: the function's other arguments, of each; None leaves one as it is.
-    """
-    start = 0
-    for own, run in groupby(numbers):
-        end = start + len(list(run))
-        if own is not None:
-            _RUN[op](stack[start:end].flatten(0, -3), *own)
-        start = end
+def _common(values: Any) -> Any:
+    """One number, if all are that."""
+    is_one = isinstance(values, np.ndarray) and len(values) and (values == values[0]).all()
+    return values[0] if is_one else values
 
 
 def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:

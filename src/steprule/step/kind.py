@@ -119,9 +119,10 @@ class Kind:
         matrices = program_of(self.rule, self.group).matrices
         if not (matrices and self.is_fast):
             return None, {}
-        dtype = room_dtype(matrix_shape(whole.shape, self.rule.stacks), whole.dtype, self.device)
+        shape = matrix_shape(whole.shape, self.rule.stacks)
+        dtypes = {name: room_dtype(one, shape, whole.dtype, self.device) for name, one in matrices.items()}
         cut = next((one[:2] for one in cuts_of(whole)), None)
-        return cut, dict.fromkeys(matrices, dtype_name(dtype))
+        return cut, {name: dtype_name(dtype) for name, dtype in dtypes.items()}
 
     def kernel(self, gather: bool) -> AnyKernel:
         """What steps it, with telemetry or without."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.engine.matrices import Rooms, compute
+from steprule.engine.matrices import Rooms
 from steprule.formats.parts import is_sharded
 from steprule.state import matrix_shape
 from steprule.tensors.shard import whole_of
@@ -129,7 +129,7 @@ class SharedRooms(Rooms):
     ) -> None:
         (cut,) = cuts_of(whole_of(parts[0]))
         self._group, self._rank = cut.mesh.get_group(cut.axis), cut.mesh.get_local_rank(cut.axis)
-        self._dtypes, self._places = dtypes, places
+        self._dtypes, self._listed = dtypes, places
         self._wholes = [_Whole(part, stacks) for part in parts]
         self._pieces = {
             name: [torch.empty(part.shape, dtype=dtype, device=part.device) for part in parts]
@@ -160,7 +160,7 @@ class SharedRooms(Rooms):
     @property
     def places(self) -> list[int]:
         """Those of the tensors that take the next step."""
-        return [self._places[i] for i in self._chosen]
+        return [self._listed[i] for i in self._chosen]
 
     @property
     def key(self) -> Any:
@@ -169,8 +169,11 @@ class SharedRooms(Rooms):
 
     def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
         """As `Rooms.run`: every process of the group must call it."""
-        if not functions:
-            return
+        for dtype in dict.fromkeys(self._dtypes[name] for name in functions):
+            self._run({name: one for name, one in functions.items() if self._dtypes[name] == dtype}, value)
+
+    def _run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
+        """The same for those of one dtype."""
         pieces = [self._pieces[name][i].view(-1) for given in self._given for i in given for name in functions]
         here = torch.cat(pieces)
         there = here.new_empty(sum(self._received) * len(functions))
@@ -180,10 +183,8 @@ class SharedRooms(Rooms):
         stacks, parts = self._unpacked(there, functions)
         for part, arrived in parts:
             part.copy_(arrived)
-        for name, function in functions.items():
-            numbers = self._numbers_of(function, value)
-            for shape, members in self._mine.items():
-                compute(function.op, stacks[name, shape], [numbers[i] for i in members])
+        for name, one in functions.items():
+            self._compute(name, one, value, self._mine, stacks)
         for part, leaving in parts:
             leaving.copy_(part)
         self._travel(there, received, here, sent)
