@@ -23,7 +23,20 @@ import steprule
 from steprule import Rule, State
 from steprule.formats.parts import local
 from steprule.matrix import how
-from steprule.pieces import Value, ema, polar, row_mean, sqrt
+from steprule.pieces import (
+    Value,
+    abs,
+    col_largest,
+    ema,
+    norm,
+    polar,
+    row_largest,
+    row_mean,
+    row_total,
+    sqrt,
+    total,
+    transpose,
+)
 from steprule.tensors.exchange import Agreement
 
 LARGE = ((104, 128), (136, 104), (104, 128))
@@ -64,7 +77,7 @@ class Stacks(Rule):
 
 
 class Rows(Rule):
-    """Numbers of rows, which only a process with whole rows and columns knows."""
+    """Numbers of rows alone."""
 
     decay = "own"
     row_sq = State("rows")
@@ -73,6 +86,53 @@ class Rows(Rule):
     def update(param: Value, grad: Value, row_sq: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
         row_sq = ema(row_sq, row_mean(grad * grad), 0.9)
         return param - lr * grad / (sqrt(row_sq) + 1e-3), row_sq
+
+
+class Even(Rule):
+    """Rows evened before the product and after it, and the norm of all."""
+
+    decay = "own"
+    row_sq = State("rows")
+
+    @staticmethod
+    def update(param: Value, grad: Value, exp_avg: Value, row_sq: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        exp_avg = ema(exp_avg, grad, 0.9)
+        direction = polar(exp_avg / (sqrt(row_total(exp_avg * exp_avg)) + 1e-8))
+        row_sq = ema(row_sq, row_mean(direction * direction), 0.9)
+        even = direction / (sqrt(row_sq) + 1e-10)
+        return param - lr * norm(direction) / norm(even) * even, exp_avg, row_sq
+
+
+class Columns(Rule):
+    """Numbers of columns, of which each process knows a part."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
+        return param - lr * grad / col_largest(abs(grad))
+
+
+class Join(Rule):
+    """A number that is made of those of all rows."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
+        return param - lr * grad / total(row_largest(abs(grad)))
+
+
+class Sides(Rule):
+    """A matrix of another shape."""
+
+    decay = "own"
+    left = State("left")
+
+    @staticmethod
+    def update(param: Value, grad: Value, left: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        left = left + grad @ transpose(grad)
+        return param - lr * left @ grad, left
 
 
 def muon(**settings: Any) -> Make:
@@ -180,11 +240,11 @@ def close(one: torch.Tensor, other: torch.Tensor, what: str, is_scaled: bool = F
     torch.testing.assert_close(other, one, rtol=0.0, atol=bound, msg=lambda text: f"{what}: {text}")
 
 
-def compare(one: Run, other: Run, what: str) -> None:
+def compare(one: Run, other: Run, what: str, is_scaled: bool = False) -> None:
     """All that steps have left behind."""
     assert other.optimizer._core.plans.current is not None, f"{what}: no plan is kept"
     services = one.optimizer._core.services
-    is_scaled = services is not None and services.clip is not None
+    is_scaled |= services is not None and services.clip is not None
     for number, (mine, part) in enumerate(zip(one.params, other.params, strict=True)):
         where = f"{what}, {other.placements}, tensor {number} of {tuple(mine.shape)}"
         close(mine, whole(part), where, is_scaled)
@@ -211,6 +271,25 @@ def equal(ways: Sequence[tuple[DeviceMesh, Sequence[Placement]]]) -> None:
         for number, run in product(range(3), pair):
             run.step(wrong=number == 1 and name == "all services")
         compare(*pair, name)
+
+
+def rows(mesh: DeviceMesh, *placements: Placement) -> None:
+    """Rules that look at rows, where processes have whole ones; their numbers are DTensors."""
+    for rule in (Rows, Even):
+        pair = both(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), (*LARGE, (6, 5), (1, 9), (3, 4)), torch.float64, mesh, *placements)  # fmt: skip
+        for number, run in product(range(3), pair):
+            run.step(() if number == 1 else [1])
+        compare(*pair, rule.__name__, is_scaled=True)
+        for param in pair[1].params:
+            assert pair[1].optimizer.state[param]["row_sq"].shape == (len(param), 1)
+        again = Run(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), pair[1].shapes, torch.float64, mesh, placements)  # fmt: skip
+        again.steps = pair[1].steps
+        for mine, part in zip(again.params, pair[1].params, strict=True):
+            mine.data.copy_(part.data)
+        again.optimizer.load_state_dict(pair[1].optimizer.state_dict())
+        for run in (pair[1], again):
+            run.step()
+        assert all(map(torch.equal, pair[1].parts(), again.parts())), f"{rule.__name__}: loaded"
 
 
 def kinds(mesh: DeviceMesh) -> None:
@@ -357,7 +436,11 @@ def refusals(mesh: DeviceMesh) -> None:
         with raises(*words, "parameter 0 of group 0", "DTensor"):
             optimizer.step()
 
-    refused(lambda params: steprule.Optimizer.of(Rows)(params), mesh, [Shard(0)], "rows, columns")
+    for rule, placement, words in (
+        (Rows, Shard(1), "whole rows"), (Even, Shard(1), "whole rows"), (Columns, Shard(0), "whole columns"),
+        (Join, Shard(0), "all rows"), (Sides, Shard(0), "squares"), (Columns, Shard(1), "whole columns"),
+    ):  # fmt: skip
+        refused(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), mesh, [placement], words)
     refused(muon(), mesh, [Partial()], "added up")
     refused(muon(), mesh, [_StridedShard(0, split_factor=2)], "one stretch")
     if dist.get_world_size() == 4:
@@ -461,6 +544,7 @@ def main() -> None:
     if world == 2:
         equal([(flat, [Shard(0)]), (flat, [Shard(1)])])
         formats(flat, Shard(0))
+        rows(flat, Shard(0))
         kinds(flat)
         some_gradients(flat)
         disagreements(flat)
@@ -471,6 +555,8 @@ def main() -> None:
         square = init_device_mesh("cpu", (2, 2))
         equal([(flat, [Shard(0)]), (square, [Replicate(), Shard(0)]), (square, [Shard(1), Replicate()])])
         formats(square, Replicate(), Shard(0))
+        rows(square, Replicate(), Shard(0))
+        rows(flat, Shard(0))
     counted(flat)
     refusals(flat)
     dist.destroy_process_group()

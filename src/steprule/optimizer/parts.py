@@ -13,7 +13,7 @@ from steprule.optimizer.core import Core
 from steprule.services.clip import ClipAdaptive, ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
-from steprule.tensors.exchange import cuts_of, why_apart
+from steprule.tensors.exchange import cuts_of, has_rows, why_apart
 from steprule.tensors.shard import cut_dimensions, is_unreduced
 from steprule.trace.tracing import program_of
 
@@ -77,11 +77,13 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
         name = core.rule.__name__
-        if program.last.sides or not program.by_passes:
-            yield f"{name} looks at whole rows, columns or squares of matrices"
         if reason := why_apart(param):
             yield f"{name} looks at whole matrices, whose parts {reason}"
-        if core.release is not None:
+        elif not program.by_passes or program.joins_rows:
+            yield f"{name} looks at whole columns or squares of matrices, or at all rows at once"
+        elif program.last.sides and not has_rows(param):
+            yield f"{name} looks at whole rows, which matrices of two dimensions have where they are cut along the first"
+        if core.release is not None and program.matrices:
             yield RELEASED.format(name)
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"

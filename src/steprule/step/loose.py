@@ -44,8 +44,9 @@ class Loose(Member):
         super().__init__(*entry.described())
         if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
             raise RuntimeError(
-                f"{entry.who} is a DTensor, whose matrix is brought together where the parts of parameter, gradient and states "
-                "are contiguous, and where it is listed once"
+                f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
+                "of parameter, gradient and states must be contiguous, and listed once; where rows have numbers of their own, "
+                "they must be on the CPU, and states not in 8 bits"
             )
         self._entry = entry
         self._is_first = is_first

@@ -80,7 +80,8 @@ def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
 def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | None:
     """What rows and columns have of their own, if anything does."""
     sides = kernel.stage.sides
-    return Sides(sides, [matrix_of(entry) for entry in bucket], kernel.source.real) if sides else None
+    here = [matrix_shape(entry.param.shape, entry.rule.stacks) for entry in bucket]
+    return Sides(sides, here, kernel.source.real) if sides else None
 
 
 def matrix_of(entry: Entry) -> tuple[int, ...]:
