@@ -8,12 +8,15 @@ those.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -21,6 +24,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 import steprule
 from steprule import Rule, State
+from steprule.engine import gpu
 from steprule.formats.parts import local
 from steprule.matrix import how
 from steprule.pieces import (
@@ -336,6 +340,36 @@ def formats(mesh: DeviceMesh, *placements: Placement) -> None:
         how.fast_bfloat16 = before
 
 
+def two_meshes(flat: DeviceMesh, square: DeviceMesh) -> None:
+    """Parameters of which other processes have parts, as a model's experts: one exchange for each."""
+    one, other = both(muon(), LARGE, torch.float64, flat, Shard(0))
+    other.params[1] = torch.nn.Parameter(distribute_tensor(one.params[1].detach(), square, [Replicate(), Shard(0)]))
+    other.optimizer = muon()(other.params)
+    for step in (1, 2):
+        one.step()
+        for number, grad in enumerate(tensors(LARGE, step, torch.float64)):
+            other.params[number].grad = distribute_tensor(grad, *((square, [Replicate(), Shard(0)]) if number == 1 else (flat, [Shard(0)])))  # fmt: skip
+        other.optimizer.step()
+    compare(one, other, "two meshes")
+
+
+def interpreted(mesh: DeviceMesh) -> None:
+    """The GPU engine's plans, in Triton's interpreter."""
+    from interpreter import hasten
+
+    hasten()
+    gpu.DEVICES.add("cpu")
+    try:
+        with np.errstate(all="ignore"):
+            for settings in ({}, {"nonfinite": "skip", "states": "8bit"}):
+                pair = both(muon(**settings), ((97, 98), (8, 4), (1, 5)), torch.float32, mesh, Shard(0))
+                for number, run in product(range(3), pair):
+                    run.step(wrong=number == 1 and "nonfinite" in settings)
+                compare(*pair, f"GPU engine, {settings}")
+    finally:
+        gpu.DEVICES.discard("cpu")
+
+
 def some_gradients(mesh: DeviceMesh) -> None:
     """Steps of some of the matrices, of others, and of none; plans that one process makes anew."""
     pair = both(muon(), (*LARGE, (8, 8)), torch.float64, mesh, Shard(0))
@@ -551,12 +585,15 @@ def main() -> None:
         other_parts(flat)
         models(flat)
         plain()
+        if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+            interpreted(flat)
     else:
         square = init_device_mesh("cpu", (2, 2))
         equal([(flat, [Shard(0)]), (square, [Replicate(), Shard(0)]), (square, [Shard(1), Replicate()])])
         formats(square, Replicate(), Shard(0))
         rows(square, Replicate(), Shard(0))
         rows(flat, Shard(0))
+        two_meshes(flat, square)
     counted(flat)
     refusals(flat)
     dist.destroy_process_group()
