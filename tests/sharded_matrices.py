@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.util import find_spec
 from itertools import product
 from typing import Any
@@ -485,6 +486,13 @@ def refusals(mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
     with raises("release_gradients()", "DTensor"):
         steprule.Muon(model.parameters()).release_gradients(model)
+    uncut = torch.nn.Linear(8, 8, bias=False)
+    uncut.weight = torch.nn.Parameter(distribute_tensor(uncut.weight.detach(), mesh, [Replicate()]))
+    optimizer = steprule.Muon(uncut.parameters())
+    optimizer.release_gradients(uncut)
+    optimizer.param_groups[0]["params"] = [model.weight]
+    with raises("release_gradients()", "DTensor"):
+        optimizer.step()
 
 
 def models(mesh: DeviceMesh) -> None:
@@ -573,7 +581,8 @@ def main() -> None:
     """One process among several."""
     meeting, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    patience = timedelta(minutes=3)  # with processes that wait for what does not come
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=patience)
     flat = init_device_mesh("cpu", (world,))
     if world == 2:
         equal([(flat, [Shard(0)]), (flat, [Shard(1)])])
