@@ -1,17 +1,18 @@
 """What one of several processes does for tests/test_sharded_matrices.py: `python sharded_matrices.py MEETING RANK WORLD`.
 
 Each process makes the same whole tensors and steps them by itself; then it steps its parts of the same tensors together with
-the others. Functions of matrices are computed on whole matrices by the same code in both, so that nearly all is equal to the last
-bit. Only where matrices are small are they stacked, and stacks of other heights may be rounded otherwise: `close` has a bound for
-those.
+the others. Functions of matrices are computed on whole matrices by the same code in both. Stacks of other heights may be rounded
+otherwise, so that matrices are multiplied one by one here, but for `equal` without `one_by_one`: then nearly all is equal to the last
+bit, and `close` has a bound for the rest.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
 from itertools import product
@@ -229,8 +230,8 @@ def whole(x: Any) -> Any:
 
 
 def close(one: torch.Tensor, other: torch.Tensor, what: str, is_scaled: bool = False) -> None:
-    """Equal to the last bit where one matrix is multiplied after another; for stacks, or where gradients are multiplied by a
-    number that comes of sums over parts, up to rounding.
+    """Equal to the last bit where one matrix is multiplied after another, and begins at a multiple of 64 bytes in any stack; for
+    others, or where gradients are multiplied by a number that comes of sums over parts, up to rounding.
 
     A step of Newton-Schulz is off by some n roundings for products of n terms, and multiplies what it is given by 4 at
     most: that is the largest slope of its polynomial for singular values between 0 and 1.3. No product of a rule here has more than
@@ -238,7 +239,8 @@ def close(one: torch.Tensor, other: torch.Tensor, what: str, is_scaled: bool = F
     """
     one, other = one.detach(), other.detach()
     sides = (one.shape[0], one[0].numel()) if one.dim() > 1 and len(one) else (1, one.numel())
-    if (min(sides) > 96 or one.dim() < 1 or one.dtype != torch.float64) and not is_scaled:
+    is_alike = one.numel() % 32 == 0 and not how.plan_for(sides, 2, one.device, dtype=torch.float64).batched
+    if (is_alike or one.dim() < 1 or one.dtype != torch.float64) and not is_scaled:
         torch.testing.assert_close(other, one, rtol=0.0, atol=0.0, equal_nan=True, msg=lambda text: f"{what}: {text}")
         return
     bound = 10 * 4.0**10 * max(sides) * torch.finfo(one.dtype).eps / 2
@@ -269,9 +271,21 @@ def compare(one: Run, other: Run, what: str, is_scaled: bool = False) -> None:
         torch.testing.assert_close(one.optimizer.grad_norm, other.optimizer.grad_norm)
 
 
-def equal(ways: Sequence[tuple[DeviceMesh, Sequence[Placement]]]) -> None:
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """No matrices are multiplied at once."""
+    before = how.plan_for
+    how.plan_for = lambda *args, **settings: replace(before(*args, **settings), batched=False)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        how.plan_for = before
+
+
+def equal(ways: Sequence[tuple[DeviceMesh, Sequence[Placement]]], names: Iterable[str] = SETTINGS) -> None:
     """However matrices are cut, steps are those of the wholes."""
-    for (name, make), (mesh, placements) in product(SETTINGS.items(), ways):
+    for name, (mesh, placements) in product(names, ways):
+        make = SETTINGS[name]
         pair = both(make, (*LARGE, *SMALL), torch.float64, mesh, *placements)
         for number, run in product(range(3), pair):
             run.step(wrong=number == 1 and name == "all services")
@@ -577,6 +591,31 @@ def plain() -> None:
     assert not asked
 
 
+def two(flat: DeviceMesh) -> None:
+    """What two processes try."""
+    equal([(flat, [Shard(0)]), (flat, [Shard(1)])])
+    formats(flat, Shard(0))
+    rows(flat, Shard(0))
+    kinds(flat)
+    some_gradients(flat)
+    disagreements(flat)
+    other_parts(flat)
+    models(flat)
+    plain()
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        interpreted(flat)
+
+
+def four(flat: DeviceMesh) -> None:
+    """What four processes try."""
+    square = init_device_mesh("cpu", (2, 2))
+    equal([(flat, [Shard(0)]), (square, [Replicate(), Shard(0)]), (square, [Shard(1), Replicate()])])
+    formats(square, Replicate(), Shard(0))
+    rows(square, Replicate(), Shard(0))
+    rows(flat, Shard(0))
+    two_meshes(flat, square)
+
+
 def main() -> None:
     """One process among several."""
     meeting, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -584,26 +623,10 @@ def main() -> None:
     patience = timedelta(minutes=3)  # with processes that wait for what does not come
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=patience)
     flat = init_device_mesh("cpu", (world,))
-    if world == 2:
-        equal([(flat, [Shard(0)]), (flat, [Shard(1)])])
-        formats(flat, Shard(0))
-        rows(flat, Shard(0))
-        kinds(flat)
-        some_gradients(flat)
-        disagreements(flat)
-        other_parts(flat)
-        models(flat)
-        plain()
-        if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
-            interpreted(flat)
-    else:
-        square = init_device_mesh("cpu", (2, 2))
-        equal([(flat, [Shard(0)]), (square, [Replicate(), Shard(0)]), (square, [Shard(1), Replicate()])])
-        formats(square, Replicate(), Shard(0))
-        rows(square, Replicate(), Shard(0))
-        rows(flat, Shard(0))
-        two_meshes(flat, square)
-    counted(flat)
+    equal([(flat, [Shard(0)])], ["muon"])
+    with one_by_one():
+        (two if world == 2 else four)(flat)
+        counted(flat)
     refusals(flat)
     dist.destroy_process_group()
 
