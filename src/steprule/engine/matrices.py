@@ -83,11 +83,21 @@ class Rooms:
             value: what an expression is for each active tensor, or one number for all.
         """
         for name, one in functions.items():
-            numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
-            for shape, members in self._members.items():
-                stack = self._stacks[name, shape]
-                for start, end, settings in self._runs(members, numbers):
-                    _RUN[one.op](stack[start:end].flatten(0, -3), *settings)
+            self._compute(name, one, value, self._members, self._stacks)
+
+    def _compute(
+        self,
+        name: str,
+        one: Matrix,
+        value: Callable[[Expression], Any],
+        members: Mapping[tuple[int, ...], Sequence[int]],
+        stacks: Mapping[tuple[str, tuple[int, ...]], Tensor],
+    ) -> None:
+        """Computes a function of stacks of matrices, whose members are these tensors, in their place."""
+        numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
+        for shape, own in members.items():
+            for start, end, settings in self._runs(own, numbers):
+                _RUN[one.op](stacks[name, shape][start:end].flatten(0, -3), *settings)
 
     def _runs(self, members: Sequence[int], numbers: Sequence[Any]) -> Iterator[tuple[int, int, Sequence[Any]]]:
         """Stretches of active tensors that have the same numbers."""

@@ -70,10 +70,7 @@ def plan_for(
     elif dtype is None:
         dtype = torch.float32 if little or not fast_bfloat16() else torch.bfloat16
     if form is None:
-        if is_long:
-            form = "gram"
-        else:
-            form = "symmetric" if short >= (384 if on_cpu else 256) else "plain"
+        form = "gram" if is_long else "symmetric" if short >= (384 if on_cpu else 256) else "plain"
     batched = count > 1 and (not on_cpu or short <= (128 if dtype == torch.float32 else 256))
     return How(form, dtype, batched)
 

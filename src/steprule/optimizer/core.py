@@ -20,6 +20,7 @@ from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.plans import Plans
 from steprule.tensors.across import Across
+from steprule.tensors.exchange import Agreement
 from steprule.tensors.shard import Shards
 
 NOTES = ("services", "calls", "train_mode")
@@ -79,6 +80,7 @@ class Core:
         modes: which weights the model has.
         plans: what can do the next steps, if something can.
         shards: the parts of its parameters that are here, where some are DTensors.
+        agreement: what asks other processes whether they step the same matrices, where they have parts of some.
     """
 
     def __init__(self, base: type[Rule], options: dict[str, Any]) -> None:
@@ -99,6 +101,7 @@ class Core:
         self.modes = Modes()
         self.plans = Plans()
         self.shards: Shards | None = None
+        self.agreement: Agreement | None = None
 
     @property
     def calls(self) -> int:

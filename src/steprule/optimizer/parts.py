@@ -14,12 +14,18 @@ from steprule.optimizer.core import Core
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.step.listed import name_in
+from steprule.tensors.exchange import cuts_of, has_rows, why_apart
 from steprule.tensors.memory import HALF_DTYPES
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.shard import cut_dimensions, is_unreduced
 from steprule.trace.tracing import couples, program_of
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
+
+RELEASED = (
+    "{} brings whole matrices together, all of a step at once, and does not go with release_gradients(), which steps one "
+    "parameter after another"
+)
 
 
 def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> None:
@@ -101,12 +107,21 @@ def _kind_of(param: Tensor) -> str | None:
 def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[str]:
     """What was asked for and cannot be had of this DTensor."""
     services, cut = core.services, cut_dimensions(param)
-    if program_of(core.rule, group).sees_matrix and cut:
-        yield f"{core.rule.__name__} looks at whole matrices"
     if is_unreduced(param):
         yield "a step takes tensors that are added up (call redistribute() first)"
     if group.get("differentiable"):
         yield "differentiable=True needs all that autograd has seen"
+    program = program_of(core.rule, group)
+    if program.sees_matrix and cuts_of(param):
+        name = core.rule.__name__
+        if reason := why_apart(param):
+            yield f"{name} looks at whole matrices, whose parts {reason}"
+        elif not program.by_passes or program.joins_rows:
+            yield f"{name} looks at whole columns or squares of matrices, or at all rows at once"
+        elif program.last.sides and not has_rows(param):
+            yield f"{name} looks at whole rows, which matrices of two dimensions have where they are cut along the first"
+        if core.release is not None and program.matrices:
+            yield RELEASED.format(name)
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
     if group.get("states") == "8bit" and any(cut):

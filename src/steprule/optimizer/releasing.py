@@ -9,12 +9,14 @@ from torch.nn.parameter import is_lazy
 
 from steprule.formats.parts import is_sharded
 from steprule.optimizer.groups import Groups
+from steprule.optimizer.parts import RELEASED
 from steprule.optimizer.steps import Steps
 from steprule.services.hooks import processes
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.listed import list_all
-from steprule.trace.tracing import couples
+from steprule.tensors.exchange import cuts_of
+from steprule.trace.tracing import couples, program_of
 
 
 def release_gradients(groups: Groups, steps: Steps, model: torch.nn.Module) -> None:
@@ -55,8 +57,12 @@ def _check(groups: Groups, model: Any) -> None:
             raise ValueError("differentiable=True does not go with release_gradients(), which drops gradients")
     is_averaged = isinstance(model, torch.nn.parallel.DistributedDataParallel)
     own = set(model.parameters())
-    for number, _, index, param, _ in list_all(groups.groups):
+    for number, group, index, param, _ in list_all(groups.groups):
         who = f"parameter {index} of group {number}"
+        if program_of(core.rule, group).matrices and cuts_of(param):
+            raise ValueError(
+                f"{RELEASED.format(groups.name)}, and {who} is a DTensor, of which other processes have parts"
+            )
         if param not in own:
             raise ValueError(f"{who} is not one of the model that release_gradients() was given")
         if processes() > 1 and not is_averaged and not is_sharded(param):

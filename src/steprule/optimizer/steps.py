@@ -23,6 +23,7 @@ from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
+from steprule.tensors.exchange import Agreement, cuts_of
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
@@ -79,10 +80,18 @@ class Steps:
 
     def _take(self) -> None:
         """Steps, by the plan that there is if it holds."""
-        current = self._core.plans.current
-        if current is None or not current.run(*self.here()):
-            with torch.set_grad_enabled(self._groups.defaults.get("differentiable", False)), torch_alone():
-                self._take_anew()
+        core = self._core
+        current = core.plans.current
+        try:
+            if current is None or not current.run(*self.here()):
+                with torch.set_grad_enabled(self._groups.defaults.get("differentiable", False)), torch_alone():
+                    self._take_anew()
+        except Exception:
+            if core.agreement is not None:
+                core.agreement.close(has_failed=True)
+            raise
+        if core.agreement is not None:
+            core.agreement.close()
 
     def _take_together(self, shards: Shards) -> None:
         """Steps parts: all processes do, or none where they would wait for each other.
@@ -160,7 +169,20 @@ class Steps:
         """Takes note of whether some of the parameters, which it returns, are DTensors."""
         core, every = self._core, [param for group in self._groups.groups for param in group["params"]]
         core.shards = (core.shards or Shards()) if any(map(is_sharded, every)) else None
+        self._find_matrices()
         return every
+
+    def _find_matrices(self) -> None:
+        """Takes note of whether some of the parameters are matrices that processes bring together."""
+        core = self._core
+        if core.shards is None:
+            core.agreement = None
+            return
+        listed = list(list_all(self._groups.groups))
+        shared = [one.param for one in listed if program_of(core.rule, one.group).matrices and cuts_of(one.param)]
+        core.agreement = (core.agreement or Agreement()) if shared else None
+        if core.agreement is not None:
+            core.agreement.know(shared, [name_in(one.group, one.number, one.position) for one in listed])
 
     def check(self) -> None:
         """Raises what the next step would refuse; no parameter and no state has changed."""
@@ -243,6 +265,7 @@ class Steps:
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
             core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals, self._spread(),
             self.move_resting_averages,
+            core.agreement.ask if core.agreement is not None else None,
         )  # fmt: skip
 
     def _spread(self) -> Spread | None:

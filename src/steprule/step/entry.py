@@ -26,6 +26,7 @@ from steprule.tensors.state import (
     weight_arrays,
     wrong_step,
 )
+from steprule.tensors.totals import whole_of
 
 Kinds = dict[tuple[Any, ...], Kind]
 
@@ -76,7 +77,7 @@ class Entry:
         """What is the same for all that look like this one."""
         tensors = (self.param, self.grad, self.low_bits) if self.low_bits is not None else (self.param, self.grad)
         looks = tuple(map(look_of, (*tensors, *self.state.values())))
-        look = (self.number, len(tensors), *self.state, *looks)
+        look = (self.number, len(tensors), whole_of(self.param).shape, *self.state, *looks)
         kind = kinds.get(look) if None not in looks else None
         if kind is None:
             kind = Kind(job, self.group, self.param, self.state, self.low_bits, self.who)

@@ -29,6 +29,7 @@ class Job:
         complete: makes sums over what is here those over all.
         spread: for processes that have different parameters.
         move_resting_averages: brings the averages of parameters that are not among those given towards them, by a share.
+        agree: raises where other processes do not step the same matrices, if they have parts of some: asked before each step.
     """
 
     name: str
@@ -43,3 +44,4 @@ class Job:
     complete: Complete
     spread: Spread | None
     move_resting_averages: Callable[[set[Tensor], Any], None]
+    agree: Callable[[Sequence[Any]], None] | None

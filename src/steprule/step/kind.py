@@ -15,8 +15,10 @@ from steprule.engine.matrices import room_dtype
 from steprule.formats import FORMATS, weight_format
 from steprule.state import matrix_shape
 from steprule.step.job import Job
+from steprule.tensors.exchange import cuts_of
 from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
+from steprule.tensors.totals import whole_of
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.tracing import program_of, static_settings
 
@@ -52,6 +54,7 @@ class Kind:
         formats: how each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones.
         arrays: what those consist of, as names and suffixes.
         rooms: how each matrix between passes is kept.
+        cut: the dimension of a mesh along which processes have parts of them, and bring matrices together; None elsewhere.
         state_names: what a state consists of.
         written: which of a state a step writes to, but for the numbers that it counts by.
         is_fast: whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read.
@@ -90,7 +93,7 @@ class Kind:
         self.written = {*self.present, *self.state_names, *averages} - {*self.scalar_states, "step"}
         self.is_fast = self._fits_an_engine(param, param.grad, state, low_bits)
         self.engine = "gpu" if gpu.serves(param.device) else "cpu"
-        self.rooms = self._rooms(param)
+        self.cut, self.rooms = self._rooms(whole_of(param))
         self.key = self._key()
         self.first: dict[str, Tensor] | None = None
 
@@ -108,16 +111,18 @@ class Kind:
     def _key(self) -> Any:
         where = self.device if self.engine == "gpu" else None
         static = static_settings(self.rule, self.group), self.group.get("maximize", False)
-        return (self.engine, where, *static, tuple(self.formats.values()), tuple(self.rooms.values()), self._served())
+        formats, rooms = tuple(self.formats.values()), tuple(self.rooms.values())
+        return (self.engine, where, *static, formats, rooms, self.cut, self._served())
 
-    def _rooms(self, param: Tensor) -> dict[str, str]:
-        """What each matrix between passes is kept in."""
+    def _rooms(self, whole: Tensor) -> tuple[Any, dict[str, str]]:
+        """Who brings matrices together between passes, and what each is kept in."""
         matrices = program_of(self.rule, self.group).matrices
         if not (matrices and self.is_fast):
-            return {}
-        shape = matrix_shape(param.shape, self.rule.stacks)
-        dtypes = {name: room_dtype(one, shape, param.dtype, param.device) for name, one in matrices.items()}
-        return {name: dtype_name(dtype) for name, dtype in dtypes.items()}
+            return None, {}
+        shape = matrix_shape(whole.shape, self.rule.stacks)
+        dtypes = {name: room_dtype(one, shape, whole.dtype, self.device) for name, one in matrices.items()}
+        cut = next((one[:2] for one in cuts_of(whole)), None)
+        return cut, {name: dtype_name(dtype) for name, dtype in dtypes.items()}
 
     def kernel(self, gather: bool) -> AnyKernel:
         """What steps it, with telemetry or without."""
@@ -180,7 +185,7 @@ class Kind:
             and len(matrix_shape(param.shape, self.rule.stacks)) == 2
             and not any(FORMATS[kind].blockwise for kind in self.formats.values())
             and self._served().factor != "row"
-            and bool(param.numel())
+            and bool(whole_of(param).numel())
             and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)
         )
 

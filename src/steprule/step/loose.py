@@ -20,6 +20,7 @@ from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.step.entry import Entry
+from steprule.tensors.exchange import cuts_of
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
@@ -43,6 +44,12 @@ class Loose(Member):
 
     def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
         super().__init__(*entry.described())
+        if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
+            raise RuntimeError(
+                f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
+                "of parameter, gradient and states must be contiguous, and listed once; where rows have numbers of their own, "
+                "they must be on the CPU, and states not in 8 bits"
+            )
         self._entry = entry
         self._is_first, self._complete_sums = is_first, complete
         self._part: EagerStep | WholeStep | None = None

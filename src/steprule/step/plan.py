@@ -23,6 +23,7 @@ from steprule.step.resting import RestingAverages
 from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
 from steprule.tensors.average import start_average
+from steprule.tensors.exchange import SharedRooms
 from steprule.tensors.state import FORMAT_OPTIONS
 from steprule.trace.tracing import static_settings
 
@@ -55,6 +56,7 @@ class StepPlan:
         self._groups = job.groups if whole else [entries[0].group]
         self._needs_numbers = not all(bucket[0].kind.engine == "gpu" for _, bucket in buckets)
         self._check_numbers, self._complete, self._spread = weakly(job.check_numbers), job.complete, job.spread
+        self._agree = job.agree
         self._entries = entries
         self._know_settings(job.flags)
         fast = [entry for _, bucket in buckets for entry in bucket]
@@ -116,6 +118,7 @@ class StepPlan:
         """Has the steps that come run over these."""
         self._counters = [one.counter for one in buckets if one.counter is not None]
         self._works = [one.work for one in buckets]
+        self._shared = [one.rooms for one in buckets if isinstance(one.rooms, SharedRooms)]
         is_plain = self._services is None and not any(work.depth for work in self._works)
         is_plain &= self._spread is None or not any(self._spread.names)
         self._launchers = [work.launch for work in self._works] if is_plain else None
@@ -198,6 +201,8 @@ class StepPlan:
             return True
         if self._accumulator is not None:
             self._accumulator.settle(roster.active)
+        if self._agree is not None:
+            self._agree(self._shared)
         if self._launchers is None:
             takes = self._works or self._spread is not None or not self._rests_all()
             if takes and take_step(self._works, self._around, self._complete, None, self._spread):
@@ -252,6 +257,8 @@ class StepPlan:
         first = {id(entry.param): entry for entry in reversed(entries)}
         loose = [Loose(entry, first[id(entry.param)] is entry, self._complete) for entry in alive if not entry.is_fast]
         works = [*self._works, *loose]
+        if self._agree is not None:
+            self._agree(self._shared)
         starts_averages = False
         if services is not None:
             starts_averages = services.look().averaged == 0 and services.average is not None

@@ -21,6 +21,7 @@ from steprule.services.work import CpuWork
 from steprule.state import matrix_shape
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
+from steprule.tensors.exchange import SharedRooms
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.totals import whole_of
 from steprule.trace.extent import KEPT
@@ -50,10 +51,10 @@ class Bucket:
         services: StepServices | None,
     ) -> None:
         self.kernel = kernels[0]
-        rooms, sides = rooms_of(self.kernel, entries), sides_of(self.kernel, entries)
-        self.plan = plan_of(kernels, entries, groups, services, rows, rooms, sides)
+        self.rooms, sides = rooms_of(self.kernel, entries), sides_of(self.kernel, entries)
+        self.plan = plan_of(kernels, entries, groups, services, rows, self.rooms, sides)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
-        numbers = numbers_of(self.kernel, self.plan, entries, rooms, sides) if self.kernel.program.own else None
+        numbers = numbers_of(self.kernel, self.plan, entries, self.rooms, sides) if self.kernel.program.own else None
         members = [Member(*entry.described()) for entry in entries] if services is not None else []
         params = [entry.param for entry in entries]
         self.work = work_of(kernels, self.plan, numbers, params, members, entries[0].kind.formats)
@@ -71,18 +72,23 @@ def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
     if not matrices:
         return None
     dtypes = {name: getattr(torch, kind.rooms[name]) for name in matrices}
+    if kind.cut is not None:
+        return SharedRooms(
+            dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks
+        )
     return Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device)
 
 
 def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | None:
     """What rows and columns have of their own, if anything does."""
     sides = kernel.stage.sides
-    return Sides(sides, [matrix_of(entry) for entry in bucket], kernel.source.real) if sides else None
+    here = [matrix_shape(entry.param.shape, entry.rule.stacks) for entry in bucket]
+    return Sides(sides, here, kernel.source.real) if sides else None
 
 
 def matrix_of(entry: Entry) -> tuple[int, ...]:
-    """The shape of the matrix that a parameter is."""
-    return matrix_shape(entry.param.shape, entry.rule.stacks)
+    """The shape of the matrix that a parameter is, or the whole that it is a part of."""
+    return matrix_shape(whole_of(entry.param).shape, entry.rule.stacks)
 
 
 def numbers_of(

@@ -1,0 +1,310 @@
+"""Functions of matrices of which processes have parts: each matrix comes to one process, which computes, and its parts go back.
+
+All parts of a plan's matrices travel by one call of torch.distributed, and the results by one more, however many matrices
+there are. Which process computes which matrix follows from the matrices that take the step, and so is the same everywhere.
+Processes agree on those before anything has changed: `Agreement`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steprule.engine.matrices import Rooms
+from steprule.formats.parts import is_sharded
+from steprule.state import matrix_shape
+from steprule.tensors.totals import whole_of
+from steprule.trace.expression import Expression
+from steprule.trace.program import Matrix
+
+
+class Cut(NamedTuple):
+    """A dimension of a mesh along which processes have other parts of a DTensor, and how they do."""
+
+    mesh: Any
+    axis: int
+    placement: Any
+
+
+def cuts_of(param: Tensor) -> list[Cut]:
+    """The dimensions of meshes along which processes have other parts of a tensor, which may be no DTensor."""
+    if not is_sharded(param):
+        return []
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    return [Cut(mesh, i, x) for i, x in enumerate(placements) if not x.is_replicate() and mesh.size(i) > 1]
+
+
+def why_apart(param: Tensor) -> str | None:
+    """Why the parts of a tensor cannot be brought together; None where they can, or it has none."""
+    from torch.distributed.tensor import Shard
+
+    cuts = cuts_of(param)
+    if len(cuts) > 1:
+        shown = ", ".join(str(cut.placement) for cut in cuts)
+        return f"are brought together where they are cut along one dimension of a mesh, and not along {len(cuts)} ({shown})"
+    if cuts and type(cuts[0].placement) is not Shard:
+        return f"are brought together where they are cut into one stretch for each process, and not as {cuts[0].placement} says"
+    return None
+
+
+def has_rows(param: Tensor) -> bool:
+    """Whether every row of a matrix of which processes have parts is whole in one of them."""
+    (cut,) = cuts_of(param)
+    return param.dim() == 2 and cut.placement.dim == 0
+
+
+def owners_of(costs: Sequence[int], count: int) -> list[int]:
+    """Who computes what: the costliest first, each by the process that has the least to do so far.
+
+    Args:
+        costs: of each.
+        count: of processes.
+
+    >>> owners_of([5, 9, 4, 1], 2)
+    [1, 0, 1, 0]
+    """
+    busy, owners = np.zeros(count), [0] * len(costs)
+    for number in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        owners[number] = owner = int(busy.argmin())
+        busy[owner] += costs[number]
+    return owners
+
+
+class _Whole:
+    """A matrix, and which part of it each process has.
+
+    Args:
+        part: the one that is here.
+        stacks: as `matrix_shape` takes it.
+
+    Attributes:
+        shape: as a tensor.
+        matrix: as a matrix, or a stack of them.
+        cost: how long a function of it takes, in some unit.
+        sizes: the elements of each process's part.
+    """
+
+    def __init__(self, part: Tensor, stacks: bool) -> None:
+        whole = whole_of(part)
+        (cut,) = cuts_of(whole)
+        self.shape, self._dim, count = whole.shape, cut.placement.dim, cut.mesh.size(cut.axis)
+        self.matrix = matrix_shape(self.shape, stacks)
+        *_, rows, columns = self.matrix
+        self.cost = min(rows, columns) * whole.numel()
+        length = self.shape[self._dim]
+        step = -(-length // count)
+        self._starts = [min(rank * step, length) for rank in range(count)]
+        self._lengths = [min(step, length - start) for start in self._starts]
+        self.sizes = [own * (whole.numel() // max(length, 1)) for own in self._lengths]
+        here = (
+            *self.shape[: self._dim],
+            self._lengths[cut.mesh.get_local_rank(cut.axis)],
+            *self.shape[self._dim + 1 :],
+        )
+        if part.shape != here:
+            raise RuntimeError(
+                f"a process has a part of shape {tuple(part.shape)} of a matrix of shape {tuple(self.shape)} where {cut.placement} "
+                f"gives it {here}: distribute_tensor() and fully_shard() make such parts"
+            )
+
+    def part(self, matrix: Tensor, rank: int) -> Tensor:
+        """A process's part of it."""
+        return matrix.view(self.shape).narrow(self._dim, self._starts[rank], self._lengths[rank])
+
+
+class SharedRooms(Rooms):
+    """The matrices of a plan whose parts lie in the processes of one dimension of a mesh.
+
+    Args:
+        dtypes: of each function of matrices, by name.
+        parts: of each tensor that which is here.
+        places: of each tensor its place among all.
+        stacks: whether the last two dimensions are the matrix, and those before them count matrices.
+
+    Raises:
+        RuntimeError: processes have other parts than their placements say.
+    """
+
+    def __init__(
+        self, dtypes: Mapping[str, torch.dtype], parts: Sequence[Tensor], places: Sequence[int], stacks: bool
+    ) -> None:
+        (cut,) = cuts_of(whole_of(parts[0]))
+        self._group, self._rank = cut.mesh.get_group(cut.axis), cut.mesh.get_local_rank(cut.axis)
+        self._dtypes, self._listed = dtypes, places
+        self._wholes = [_Whole(part, stacks) for part in parts]
+        self._pieces = {
+            name: [torch.empty(part.shape, dtype=dtype, device=part.device) for part in parts]
+            for name, dtype in dtypes.items()
+        }
+        self.select(np.ones(len(parts), bool))
+
+    def addresses(self, name: str) -> list[int]:
+        """Where the part of each tensor's matrix begins that is here."""
+        return [piece.data_ptr() for piece in self._pieces[name]]
+
+    def select(self, active: np.ndarray) -> None:
+        """As the plan's."""
+        super().select(active)
+        self._chosen = np.flatnonzero(active).tolist()
+        ranks = range(self._group.size())
+        owners = owners_of([self._wholes[i].cost for i in self._chosen], len(ranks))
+        self._given: list[list[int]] = [[] for _ in ranks]
+        for i, owner in zip(self._chosen, owners, strict=True):
+            self._given[owner].append(i)
+        mine = self._given[self._rank]
+        self._sent = [sum(self._wholes[i].sizes[self._rank] for i in given) for given in self._given]
+        self._received = [sum(self._wholes[i].sizes[rank] for i in mine) for rank in ranks]
+        self._mine: dict[tuple[int, ...], list[int]] = {}
+        for i in mine:
+            self._mine.setdefault(self._wholes[i].matrix, []).append(i)
+
+    @property
+    def places(self) -> list[int]:
+        """Those of the tensors that take the next step."""
+        return [self._listed[i] for i in self._chosen]
+
+    @property
+    def key(self) -> Any:
+        """What must be the same in all processes."""
+        return self.places, [tuple(self._wholes[i].shape) for i in self._chosen], [*self._dtypes.values()]
+
+    def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
+        """As `Rooms.run`: every process of the group must call it."""
+        for dtype in dict.fromkeys(self._dtypes[name] for name in functions):
+            self._run({name: one for name, one in functions.items() if self._dtypes[name] == dtype}, value)
+
+    def _run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
+        """The same for those of one dtype."""
+        pieces = [self._pieces[name][i].view(-1) for given in self._given for i in given for name in functions]
+        here = torch.cat(pieces)
+        there = here.new_empty(sum(self._received) * len(functions))
+        each = len(functions) * here.element_size()
+        sent, received = ([size * each for size in sizes] for sizes in (self._sent, self._received))
+        self._travel(here, sent, there, received)
+        stacks, parts = self._unpacked(there, functions)
+        for part, arrived in parts:
+            part.copy_(arrived)
+        for name, one in functions.items():
+            self._compute(name, one, value, self._mine, stacks)
+        for part, leaving in parts:
+            leaving.copy_(part)
+        self._travel(there, received, here, sent)
+        for piece, new in zip(pieces, torch.split(here, [piece.numel() for piece in pieces]), strict=True):
+            piece.copy_(new)
+
+    def _unpacked(
+        self, there: Tensor, functions: Mapping[str, Matrix]
+    ) -> tuple[dict[Any, Tensor], list[tuple[Tensor, Tensor]]]:
+        """Stacks of the matrices that are computed here; and each part of them, there and as it travels."""
+        stacks: dict[Any, Tensor] = {}
+        matrices: dict[Any, Tensor] = {}
+        for name in functions:
+            for shape, members in self._mine.items():
+                stacks[name, shape] = stack = there.new_empty((len(members), *shape))
+                matrices |= {(name, i): one for i, one in zip(members, stack, strict=True)}
+        parts = [
+            self._wholes[i].part(matrices[name, i], rank)
+            for rank in range(len(self._given))
+            for i in self._given[self._rank]
+            for name in functions
+        ]
+        split = torch.split(there, [part.numel() for part in parts])
+        return stacks, [(part, x.view(part.shape)) for part, x in zip(parts, split, strict=True)]
+
+    def _travel(self, start: Tensor, sent: Sequence[int], goal: Tensor, received: Sequence[int]) -> None:
+        """Sends some bytes to each process of the group, and receives some of each."""
+        from torch.distributed import all_to_all_single
+
+        all_to_all_single(goal.view(torch.uint8), start.view(torch.uint8), [*received], [*sent], group=self._group)
+
+
+class Agreement:
+    """Processes find out, before anything of a step has changed, whether all of them step the same matrices.
+
+    Every process asks once in every step, at the latest when that is over for it.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = True
+        self._axes: list[tuple[Any, int]] = []
+        self._names: list[str] = []
+
+    def know(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Takes note of who takes part.
+
+        Args:
+            params: the matrices of which processes have parts.
+            names: what errors call the optimizer's parameters, by their places.
+        """
+        meshes = sorted(
+            dict.fromkeys(cut.mesh for param in params for cut in cuts_of(param)), key=lambda mesh: mesh.size()
+        )
+        self._axes = [(mesh, axis) for mesh in meshes for axis in range(mesh.ndim) if mesh.size(axis) > 1]
+        self._names = [*names]
+
+    def ask(self, rooms: Sequence[SharedRooms], has_failed: bool = False) -> None:
+        """Agrees on the matrices that take this step.
+
+        Args:
+            rooms: the matrices.
+            has_failed: whether this process cannot take the step.
+
+        Raises:
+            RuntimeError: processes do not have the same, or one cannot take the step; in all processes.
+        """
+        self._is_open = False
+        key = float(zlib.crc32(repr([one.key for one in rooms]).encode()))
+        most, least, failed = self._largest([key, -key, float(has_failed)])
+        if failed:
+            raise RuntimeError("another process cannot take this step, and its error says why: none has taken it")
+        if most != -least:
+            raise RuntimeError(self._difference([place for one in rooms for place in one.places]))
+
+    def close(self, has_failed: bool = False) -> None:
+        """The step is over here: a process that has not asked in it has no matrices to step, or cannot.
+
+        Args:
+            has_failed: whether it was not taken, for a reason that is about to be raised.
+
+        Raises:
+            RuntimeError: as `ask`, unless it has failed.
+        """
+        try:
+            if self._is_open:
+                self.ask((), has_failed)
+        except Exception:
+            if not has_failed:
+                raise
+        finally:
+            self._is_open = True
+
+    def _difference(self, places: Sequence[int]) -> str:
+        """What processes have that others have not."""
+        own = np.zeros(len(self._names))
+        own[places] = 1.0
+        some, others = self._largest([*own, *(1.0 - own)]).reshape(2, -1)
+        names = [name for name, one, other in zip(self._names, some, others, strict=True) if one and other]
+        if not names:
+            return (
+                "processes would compute the same matrices in other dtypes or in another order: give them the same parameters "
+                "and settings, and processors of one kind"
+            )
+        return (
+            f"some processes have a gradient for {', '.join(names[:5])}{' and others' * (len(names) > 5)}, and some have none: a "
+            "step of whole matrices needs all their parts. Give them gradients of 0 where they have none"
+        )
+
+    def _largest(self, numbers: Sequence[float]) -> np.ndarray:
+        """Of each number the largest that a process has."""
+        from torch.distributed import ReduceOp, all_reduce
+
+        every = torch.tensor(numbers, dtype=torch.float64)
+        for mesh, axis in self._axes:
+            every = every.to(mesh.device_type)
+            all_reduce(every, ReduceOp.MAX, group=mesh.get_group(axis))
+        return every.cpu().numpy()

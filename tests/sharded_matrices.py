@@ -1,0 +1,635 @@
+"""What one of several processes does for tests/test_sharded_matrices.py: `python sharded_matrices.py MEETING RANK WORLD`.
+
+Each process makes the same whole tensors and steps them by itself; then it steps its parts of the same tensors together with
+the others. Functions of matrices are computed on whole matrices by the same code in both. Stacks of other heights may be rounded
+otherwise, so that matrices are multiplied one by one here, but for `equal` without `one_by_one`: then nearly all is equal to the last
+bit, and `close` has a bound for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from importlib.util import find_spec
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+
+import steprule
+from steprule import Rule, State
+from steprule.engine import gpu
+from steprule.formats.parts import local
+from steprule.matrix import how
+from steprule.pieces import (
+    Value,
+    abs,
+    col_largest,
+    ema,
+    norm,
+    polar,
+    row_largest,
+    row_mean,
+    row_total,
+    sqrt,
+    total,
+    transpose,
+)
+from steprule.tensors.exchange import Agreement
+
+LARGE = ((104, 128), (136, 104), (104, 128))
+SMALL = ((6, 5), (1, 9), (3, 2, 4), (13, 33), (7,), (5, 7), (0, 5), (6, 5), (9, 1))
+Make = Callable[[Any], Any]
+
+
+class Two(Rule):
+    """Two products at once, of which each sees all of its matrix."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, exp_avg: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        exp_avg = ema(exp_avg, grad, 0.5)
+        return param - lr * (polar(exp_avg) + polar(param, steps=3)), exp_avg
+
+
+class Twice(Rule):
+    """A product of a product."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, exp_avg: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        exp_avg = ema(exp_avg, grad, 0.5)
+        return param - lr * polar(polar(exp_avg, "deepseek") + 0.1 * grad, (2.0, -1.5, 0.5), 3), exp_avg
+
+
+class Stacks(Rule):
+    """A matrix for each index of the first dimension."""
+
+    decay, stacks = "own", True
+
+    @staticmethod
+    def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
+        return param - lr * polar(grad)
+
+
+class Rows(Rule):
+    """Numbers of rows alone."""
+
+    decay = "own"
+    row_sq = State("rows")
+
+    @staticmethod
+    def update(param: Value, grad: Value, row_sq: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        row_sq = ema(row_sq, row_mean(grad * grad), 0.9)
+        return param - lr * grad / (sqrt(row_sq) + 1e-3), row_sq
+
+
+class Even(Rule):
+    """Rows evened before the product and after it, and the norm of all."""
+
+    decay = "own"
+    row_sq = State("rows")
+
+    @staticmethod
+    def update(param: Value, grad: Value, exp_avg: Value, row_sq: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        exp_avg = ema(exp_avg, grad, 0.9)
+        direction = polar(exp_avg / (sqrt(row_total(exp_avg * exp_avg)) + 1e-8))
+        row_sq = ema(row_sq, row_mean(direction * direction), 0.9)
+        even = direction / (sqrt(row_sq) + 1e-10)
+        return param - lr * norm(direction) / norm(even) * even, exp_avg, row_sq
+
+
+class Columns(Rule):
+    """Numbers of columns, of which each process knows a part."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
+        return param - lr * grad / col_largest(abs(grad))
+
+
+class Join(Rule):
+    """A number that is made of those of all rows."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
+        return param - lr * grad / total(row_largest(abs(grad)))
+
+
+class Sides(Rule):
+    """A matrix of another shape."""
+
+    decay = "own"
+    left = State("left")
+
+    @staticmethod
+    def update(param: Value, grad: Value, left: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        left = left + grad @ transpose(grad)
+        return param - lr * left @ grad, left
+
+
+def muon(**settings: Any) -> Make:
+    """What makes a Muon."""
+    return lambda params: steprule.Muon(params, **{"lr": 0.1, **settings})
+
+
+SETTINGS: dict[str, Make] = {
+    "muon": muon(),
+    "plain momentum, another scale": muon(nesterov=False, adjust_lr_fn="match_rms_adamw", ns_steps=3),
+    "two products": lambda params: steprule.Optimizer.of(Two)(params),
+    "a product of a product": lambda params: steprule.Optimizer.of(Twice)(params),
+    "all services": muon(clip=0.5, nonfinite="skip", average=0.9, telemetry=1),
+}
+FORMATS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "float32": (torch.float32, {}),
+    "bfloat16": (torch.bfloat16, {}),
+    "8bit": (torch.float32, {"states": "8bit"}),
+    "24bit": (torch.bfloat16, {"states": "bfloat16", "weights": "24bit", "nonfinite": "skip"}),
+}
+
+
+def tensors(shapes: Sequence[tuple[int, ...]], seed: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The same on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+class Run:
+    """An optimizer over whole tensors, or over parts of the same.
+
+    Args:
+        make: of parameters the optimizer.
+        shapes: of those.
+        dtype: theirs.
+        mesh, placements: how they are cut; None for whole ones.
+    """
+
+    def __init__(
+        self,
+        make: Make,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype,
+        mesh: DeviceMesh | None = None,
+        placements: Sequence[Placement] = (),
+    ) -> None:
+        self.shapes, self.dtype, self.mesh, self.placements, self.steps = shapes, dtype, mesh, placements, 0
+        self.params = [torch.nn.Parameter(self.cut(x)) for x in tensors(shapes, 0, dtype)]
+        self.optimizer = make(self.params)
+
+    def cut(self, x: torch.Tensor) -> Any:
+        """The part of a tensor that is here."""
+        if self.mesh is None:
+            return x
+        fitting = [Shard(0) if isinstance(p, Shard) and p.dim >= x.dim() else p for p in self.placements]
+        made = distribute_tensor(x, self.mesh, fitting)
+        made._local_tensor = made._local_tensor.contiguous()  # torch 2.6 leaves gaps in uneven parts of rows
+        return made
+
+    def step(self, without: Sequence[int] = (), wrong: bool = False) -> None:
+        """A step without some gradients; one element of another may be NaN, so on one rank."""
+        self.steps += 1
+        for number, grad in enumerate(tensors(self.shapes, self.steps, self.dtype)):
+            if wrong and number == 0:
+                grad.view(-1)[-1] = float("nan")
+            cut = self.cut(grad)  # for which processes wait
+            self.params[number].grad = None if number in without else cut
+        self.optimizer.step()
+
+    def parts(self) -> list[torch.Tensor]:
+        """What is here of parameters and states."""
+        states = self.optimizer.state
+        return [local(x).detach() for param in self.params for x in (param, *states.get(param, {}).values())]
+
+
+def both(make: Make, shapes: Any, dtype: torch.dtype, mesh: DeviceMesh, *placements: Placement) -> tuple[Run, Run]:
+    """With whole tensors and with parts."""
+    return Run(make, shapes, dtype), Run(make, shapes, dtype, mesh, placements)
+
+
+def whole(x: Any) -> Any:
+    """All of a tensor, of integers as int32, since gloo does not take all kinds."""
+    if not isinstance(x, DTensor):
+        return x
+    part = x.detach().to_local()
+    part = part if part.is_floating_point() else part.int()
+    made = DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+    return made.full_tensor()
+
+
+def close(one: torch.Tensor, other: torch.Tensor, what: str, is_scaled: bool = False) -> None:
+    """Equal to the last bit where one matrix is multiplied after another, and begins at a multiple of 64 bytes in any stack; for
+    others, or where gradients are multiplied by a number that comes of sums over parts, up to rounding.
+
+    A step of Newton-Schulz is off by some n roundings for products of n terms, and multiplies what it is given by 4 at
+    most: that is the largest slope of its polynomial for singular values between 0 and 1.3. No product of a rule here has more than
+    10 steps behind it.
+    """
+    one, other = one.detach(), other.detach()
+    sides = (one.shape[0], one[0].numel()) if one.dim() > 1 and len(one) else (1, one.numel())
+    is_alike = one.numel() % 32 == 0 and not how.plan_for(sides, 2, one.device, dtype=torch.float64).batched
+    if (is_alike or one.dim() < 1 or one.dtype != torch.float64) and not is_scaled:
+        torch.testing.assert_close(other, one, rtol=0.0, atol=0.0, equal_nan=True, msg=lambda text: f"{what}: {text}")
+        return
+    bound = 10 * 4.0**10 * max(sides) * torch.finfo(one.dtype).eps / 2
+    torch.testing.assert_close(other, one, rtol=0.0, atol=bound, msg=lambda text: f"{what}: {text}")
+
+
+def compare(one: Run, other: Run, what: str, is_scaled: bool = False) -> None:
+    """All that steps have left behind."""
+    assert other.optimizer._core.plans.current is not None, f"{what}: no plan is kept"
+    services = one.optimizer._core.services
+    is_scaled |= services is not None and services.clip is not None
+    for number, (mine, part) in enumerate(zip(one.params, other.params, strict=True)):
+        where = f"{what}, {other.placements}, tensor {number} of {tuple(mine.shape)}"
+        close(mine, whole(part), where, is_scaled)
+        states, parts = one.optimizer.state[mine], other.optimizer.state[part]
+        assert list(states) == list(parts), (where, list(states), list(parts))
+        for name, value in states.items():
+            if isinstance(value, torch.Tensor) and value.dtype.is_floating_point:
+                close(value, whole(parts[name]), f"{where}, {name}", is_scaled)
+            else:
+                assert torch.equal(whole(parts[name]), value.int()), f"{where}, {name}"
+        every = [torch.empty_like(whole(part)) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, whole(part).detach().contiguous())
+        assert all(torch.equal(x, every[0]) for x in every), f"{where}: replicas differ"
+    if services is not None:
+        for name in ("skipped_steps", "clipped_steps"):
+            assert getattr(one.optimizer, name) == getattr(other.optimizer, name), (what, name)
+        torch.testing.assert_close(one.optimizer.grad_norm, other.optimizer.grad_norm)
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """No matrices are multiplied at once."""
+    before = how.plan_for
+    how.plan_for = lambda *args, **settings: replace(before(*args, **settings), batched=False)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        how.plan_for = before
+
+
+def equal(ways: Sequence[tuple[DeviceMesh, Sequence[Placement]]], names: Iterable[str] = SETTINGS) -> None:
+    """However matrices are cut, steps are those of the wholes."""
+    for name, (mesh, placements) in product(names, ways):
+        make = SETTINGS[name]
+        pair = both(make, (*LARGE, *SMALL), torch.float64, mesh, *placements)
+        for number, run in product(range(3), pair):
+            run.step(wrong=number == 1 and name == "all services")
+        compare(*pair, name)
+
+
+def rows(mesh: DeviceMesh, *placements: Placement) -> None:
+    """Rules that look at rows, where processes have whole ones; their numbers are DTensors."""
+    for rule in (Rows, Even):
+        pair = both(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), (*LARGE, (6, 5), (1, 9), (3, 4)), torch.float64, mesh, *placements)  # fmt: skip
+        for number, run in product(range(3), pair):
+            run.step(() if number == 1 else [1])
+        compare(*pair, rule.__name__, is_scaled=True)
+        for param in pair[1].params:
+            assert pair[1].optimizer.state[param]["row_sq"].shape == (len(param), 1)
+        again = Run(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), pair[1].shapes, torch.float64, mesh, placements)  # fmt: skip
+        again.steps = pair[1].steps
+        for mine, part in zip(again.params, pair[1].params, strict=True):
+            mine.data.copy_(part.data)
+        again.optimizer.load_state_dict(pair[1].optimizer.state_dict())
+        for run in (pair[1], again):
+            run.step()
+        assert all(map(torch.equal, pair[1].parts(), again.parts())), f"{rule.__name__}: loaded"
+
+
+def kinds(mesh: DeviceMesh) -> None:
+    """Stacks of matrices, cut through the stack or through each; groups with other numbers; wholes beside parts."""
+    for placement in (Shard(0), Shard(1), Shard(2)):
+        pair = both(lambda params: steprule.Optimizer.of(Stacks)(params), ((3, 104, 128), (5, 97, 100)), torch.float64, mesh, placement)  # fmt: skip
+        for _, run in product(range(2), pair):
+            run.step()
+        for mine, part in zip(*(run.params for run in pair), strict=True):
+            assert torch.equal(mine, whole(part)), f"stacks, {placement}"
+
+    def groups(params: Any) -> Any:
+        return steprule.Muon([{"params": params[::2], "ns_steps": 3}, {"params": params[1::2], "lr": 0.2}], lr=0.1)
+
+    pair = both(groups, LARGE, torch.float64, mesh, Shard(0))
+    mixed = Run(groups, LARGE, torch.float64, mesh, [Shard(0)])
+    mixed.params[2] = torch.nn.Parameter(tensors(LARGE, 0, torch.float64)[2])
+    mixed.optimizer = groups(mixed.params)
+    for _, run in product(range(2), pair):
+        run.step()
+    for step in (1, 2):
+        for number, grad in enumerate(tensors(LARGE, step, torch.float64)):
+            mixed.params[number].grad = grad if number == 2 else mixed.cut(grad)
+        mixed.optimizer.step()
+    compare(*pair, "groups")
+    for mine, part in zip(pair[0].params, mixed.params, strict=True):
+        assert torch.equal(mine, whole(part)), "wholes beside parts"
+
+
+def formats(mesh: DeviceMesh, *placements: Placement) -> None:
+    """In fewer bytes; and matrices of which the last process has parts that look alike, between passes in other dtypes."""
+    for name, (dtype, settings) in FORMATS.items():
+        pair = both(muon(**settings), LARGE, dtype, mesh, *placements)
+        for _, run in product(range(3), pair):
+            run.step()
+        compare(*pair, name)
+    before, how.fast_bfloat16 = how.fast_bfloat16, lambda: True  # type: ignore[assignment]
+    try:
+        pair = both(muon(), ((32, 40), (33, 40)), torch.float32, mesh, *placements)
+        for _, run in product(range(2), pair):
+            run.step()
+        compare(*pair, "two dtypes")
+    finally:
+        how.fast_bfloat16 = before
+
+
+def two_meshes(flat: DeviceMesh, square: DeviceMesh) -> None:
+    """Parameters of which other processes have parts, as a model's experts: one exchange for each."""
+    one, other = both(muon(), LARGE, torch.float64, flat, Shard(0))
+    other.params[1] = torch.nn.Parameter(distribute_tensor(one.params[1].detach(), square, [Replicate(), Shard(0)]))
+    other.optimizer = muon()(other.params)
+    for step in (1, 2):
+        one.step()
+        for number, grad in enumerate(tensors(LARGE, step, torch.float64)):
+            other.params[number].grad = distribute_tensor(grad, *((square, [Replicate(), Shard(0)]) if number == 1 else (flat, [Shard(0)])))  # fmt: skip
+        other.optimizer.step()
+    compare(one, other, "two meshes")
+
+
+def interpreted(mesh: DeviceMesh) -> None:
+    """The GPU engine's plans, in Triton's interpreter."""
+    from interpreter import hasten
+
+    hasten()
+    gpu.DEVICES.add("cpu")
+    try:
+        with np.errstate(all="ignore"):
+            for settings in ({}, {"nonfinite": "skip", "states": "8bit"}):
+                pair = both(muon(**settings), ((97, 98), (8, 4), (1, 5)), torch.float32, mesh, Shard(0))
+                for number, run in product(range(3), pair):
+                    run.step(wrong=number == 1 and "nonfinite" in settings)
+                compare(*pair, f"GPU engine, {settings}")
+    finally:
+        gpu.DEVICES.discard("cpu")
+
+
+def some_gradients(mesh: DeviceMesh) -> None:
+    """Steps of some of the matrices, of others, and of none; plans that one process makes anew."""
+    pair = both(muon(), (*LARGE, (8, 8)), torch.float64, mesh, Shard(0))
+    for without in ((), (1,), (0, 2), (0, 1, 2, 3), (3,), ()):
+        if without == (3,) and dist.get_rank() == 0:
+            pair[1].optimizer._core.forget_plans(pair[1].optimizer.param_groups)
+        for run in pair:
+            run.step(without)
+    compare(*pair, "some gradients")
+    late = both(muon(), LARGE, torch.float64, mesh, Shard(0))
+    for without in ((0, 1, 2), (0, 1), ()):
+        for run in late:
+            run.step(without)
+    compare(*late, "gradients that come late")
+
+
+@contextmanager
+def raises(*words: str) -> Iterator[None]:
+    """Something raises, and says this."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        assert all(word in str(error) for word in words), error
+    else:
+        raise AssertionError(f"nothing was raised: {words}")
+
+
+def disagreements(mesh: DeviceMesh) -> None:
+    """Where processes cannot step together all say so, nothing has changed, and the next step is taken."""
+    rank = dist.get_rank()
+    for services in ({}, {"clip": 1e9}):
+        pair = both(muon(**services), (*LARGE, (8, 8)), torch.float64, mesh, Shard(0))
+        one, other = pair
+
+        def refused(*words: str, other: Run = other, **settings: Any) -> None:
+            before = [x.clone() for x in other.parts()]
+            with raises(*words):
+                other.step(**settings)
+            other.steps -= 1
+            assert all(map(torch.equal, before, other.parts()))
+
+        missing = ("parameter 1 of group 0", "some have none")
+        refused(*missing, without=[1] if rank == 0 else [])
+        for run in pair:
+            run.step()
+        refused(*missing, without=[1] if rank == 1 else [])
+        refused("parameter 0 of group 0", without=[0, 1, 2, 3] if rank == 0 else [])
+        for run in pair:
+            run.step()
+        state = other.optimizer.state[other.params[2]]
+        kept = state["momentum_buffer"]
+        if rank == 1:
+            state["momentum_buffer"] = kept.to_local()[:1]
+        refused("has the shape" if rank == 1 else "another process cannot take this step")
+        state["momentum_buffer"] = kept
+        for run in pair:
+            run.step()
+        compare(one, other, f"after disagreements, {services}")
+
+
+def other_parts(mesh: DeviceMesh) -> None:
+    """Parts that are not what their placement says, or do not lie in one stretch, are refused before anything changes."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    part = torch.ones(2 + 2 * (rank == 0), 5)
+    uneven = DTensor.from_local(
+        part, mesh, [Shard(0)], run_check=False, shape=torch.Size([2 * world + 2, 5]), stride=(5, 1)
+    )
+    gaps = distribute_tensor(torch.ones(8, 6), mesh, [Shard(0)])
+    if rank == 1:
+        gaps._local_tensor = torch.ones(6, 8 // world).t()
+    for wrong, word in ((uneven, "a process has a part of shape"), (gaps, "contiguous")):
+        param = torch.nn.Parameter(wrong)
+        param.grad = torch.ones_like(param)
+        if wrong is gaps and rank == 1:
+            param.grad = torch.ones_like(param)
+            param.grad._local_tensor = torch.ones(6, 8 // world).t()
+        before = param.to_local().clone()
+        optimizer = steprule.Muon([param])
+        with raises(word if wrong is uneven or rank == 1 else "another process"):
+            optimizer.step()
+        assert torch.equal(param.to_local(), before)
+
+
+def refusals(mesh: DeviceMesh) -> None:
+    """What cannot be brought together is refused at construction, and where it takes the place of other parameters."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    def refused(make: Make, mesh: DeviceMesh, placements: Sequence[Any], *words: str) -> None:
+        part = torch.ones([8 // (mesh.size(i) if hasattr(p, "dim") else 1) for i, p in enumerate((*placements, Replicate())[:2])])  # fmt: skip
+        cut = DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size([8, 8]), stride=(8, 1))
+        param = torch.nn.Parameter(cut)
+        with raises(*words, "parameter 0 of group 0", "DTensor"):
+            make([param])
+        optimizer = make([torch.nn.Parameter(torch.ones(8, 8))])
+        optimizer.param_groups[0]["params"] = [param]
+        param.grad = torch.ones_like(param)
+        with raises(*words, "parameter 0 of group 0", "DTensor"):
+            optimizer.step()
+
+    for rule, placement, words in (
+        (Rows, Shard(1), "whole rows"), (Even, Shard(1), "whole rows"), (Columns, Shard(0), "whole columns"),
+        (Join, Shard(0), "all rows"), (Sides, Shard(0), "squares"), (Columns, Shard(1), "whole columns"),
+    ):  # fmt: skip
+        refused(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), mesh, [placement], words)
+    refused(muon(), mesh, [Partial()], "added up")
+    refused(muon(), mesh, [_StridedShard(0, split_factor=2)], "one stretch")
+    if dist.get_world_size() == 4:
+        square = init_device_mesh("cpu", (2, 2))
+        refused(muon(), square, [Shard(0), Shard(1)], "not along 2")
+        refused(muon(), square, [_StridedShard(0, split_factor=2), Shard(0)], "not along 2")
+    model = torch.nn.Linear(8, 8, bias=False)
+    fully_shard(model, mesh=mesh)
+    with raises("release_gradients()", "DTensor"):
+        steprule.Muon(model.parameters()).release_gradients(model)
+    uncut = torch.nn.Linear(8, 8, bias=False)
+    uncut.weight = torch.nn.Parameter(distribute_tensor(uncut.weight.detach(), mesh, [Replicate()]))
+    optimizer = steprule.Muon(uncut.parameters())
+    optimizer.release_gradients(uncut)
+    optimizer.param_groups[0]["params"] = [model.weight]
+    with raises("release_gradients()", "DTensor"):
+        optimizer.step()
+
+
+def models(mesh: DeviceMesh) -> None:
+    """A model under FSDP2, with its vectors stepped by AdamW; saved and loaded by torch.distributed.checkpoint."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    def made(is_cut: bool) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(104, 128), torch.nn.Tanh(), torch.nn.Linear(128, 101)).double()
+        for layer in (model[0], model[2], model) if is_cut else ():
+            fully_shard(layer, mesh=mesh)
+        matrices = [param for param in model.parameters() if param.dim() == 2]
+        vectors = [param for param in model.parameters() if param.dim() == 1]
+        return model, steprule.Together([muon(nonfinite="skip")(matrices), steprule.AdamW(vectors, clip=1.0)])
+
+    def train(model: Any, optimizer: Any, steps: range) -> None:
+        for number in steps:
+            inputs = torch.randn(8, 104, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+
+    plain, cut = made(False), made(True)
+    for model, optimizer in (plain, cut):
+        train(model, optimizer, range(3))
+    states = get_optimizer_state_dict(*cut)
+    model, optimizer = made(True)
+    model.load_state_dict(cut[0].state_dict())
+    set_optimizer_state_dict(model, optimizer, states)
+    for one in (plain, cut, (model, optimizer)):
+        train(*one, range(3, 5))
+    for mine, part, resumed in zip(*(one.parameters() for one in (plain[0], cut[0], model)), strict=True):
+        close(mine, whole(part), f"model, {tuple(mine.shape)}")
+        assert torch.equal(part.to_local(), resumed.to_local()), "resumed"
+
+
+def counted(mesh: DeviceMesh) -> None:
+    """A step sends each part there and back once, by two calls, and agrees by one that is short."""
+    world = mesh.size()
+    run = Run(muon(), (*LARGE, *LARGE), torch.float64, mesh, [Shard(0)])
+    run.step()
+    calls: list[tuple[str, int]] = []
+    named = {name: getattr(dist, name) for name in ("all_to_all_single", "all_reduce")}
+
+    def watched(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **settings: Any) -> Any:
+            sent = args[0].nbytes if name == "all_reduce" else sum(args[3]) - args[3][dist.get_rank()]
+            calls.append((name, sent))
+            return named[name](*args, **settings)
+
+        return call
+
+    for name in named:
+        setattr(dist, name, watched(name))
+    try:
+        run.step()
+    finally:
+        for name, function in named.items():
+            setattr(dist, name, function)
+    assert [name for name, _ in calls] == ["all_reduce", "all_to_all_single", "all_to_all_single"], calls
+    assert calls[0][1] == 24
+    sent = torch.tensor([sum(size for name, size in calls if name == "all_to_all_single")])
+    dist.all_reduce(sent)
+    numbers = 8 * sum(rows * columns for rows, columns in run.shapes)
+    assert sent.item() == 2 * numbers * (world - 1) / world, (sent, numbers)
+    everywhere = numbers * (world - 1)  # what it takes to have all matrices in all processes
+    assert sent.item() == everywhere * 2 / world
+
+
+def plain() -> None:
+    """Optimizers without such matrices ask nobody."""
+    asked: list[Any] = []
+    ask, Agreement.ask = Agreement.ask, lambda *args: asked.append(args)  # type: ignore[method-assign]
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    try:
+        Run(muon(), LARGE, torch.float64).step()
+        Run(muon(), LARGE, torch.float64, mesh, [Replicate()]).step()
+        Run(lambda params: steprule.AdamW(params), LARGE, torch.float64, mesh, [Shard(0)]).step()
+    finally:
+        Agreement.ask = ask  # type: ignore[method-assign]
+    assert not asked
+
+
+def two(flat: DeviceMesh) -> None:
+    """What two processes try."""
+    equal([(flat, [Shard(0)]), (flat, [Shard(1)])])
+    formats(flat, Shard(0))
+    rows(flat, Shard(0))
+    kinds(flat)
+    some_gradients(flat)
+    disagreements(flat)
+    other_parts(flat)
+    models(flat)
+    plain()
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        interpreted(flat)
+
+
+def four(flat: DeviceMesh) -> None:
+    """What four processes try."""
+    square = init_device_mesh("cpu", (2, 2))
+    equal([(flat, [Shard(0)]), (square, [Replicate(), Shard(0)]), (square, [Shard(1), Replicate()])])
+    formats(square, Replicate(), Shard(0))
+    rows(square, Replicate(), Shard(0))
+    rows(flat, Shard(0))
+    two_meshes(flat, square)
+
+
+def main() -> None:
+    """One process among several."""
+    meeting, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    patience = timedelta(minutes=3)  # with processes that wait for what does not come
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=patience)
+    flat = init_device_mesh("cpu", (world,))
+    equal([(flat, [Shard(0)])], ["muon"])
+    with one_by_one():
+        (two if world == 2 else four)(flat)
+        counted(flat)
+    refusals(flat)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
