@@ -15,6 +15,7 @@ import numpy as np
 
 from steprule.engine.rows import row_step
 from steprule.engine.run import Sums, find_numbers
+from steprule.hyper import filled
 from steprule.pieces import total
 from steprule.rule import Rule
 from steprule.state import matrix_shape
@@ -116,6 +117,7 @@ class EagerStep:
     ) -> None:
         import torch
 
+        hyper = filled(hyper, torch.finfo(param.dtype).eps)
         self.rule, self._step, self._hyper = rule, step, hyper
         names = rule.states_for(hyper)
         self._states = {name: state for name, state in zip(names, states, strict=True) if name}

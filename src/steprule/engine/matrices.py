@@ -19,19 +19,23 @@ MOST_BYTES = 2**28
 """What functions of matrices take at once beyond the matrices themselves."""
 
 
-def room_dtype(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def room_dtype(one: Matrix, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What matrices are kept in between passes: what their products are computed in.
 
     Args:
+        one: the function of them.
         shape: of a matrix, or of a stack of them.
         dtype: of the parameter.
         device: where it is.
     """
     import torch
 
+    from steprule.matrix.coefficients import published
     from steprule.matrix.how import plan_for
 
-    wide = torch.float64 if dtype == torch.float64 else None
+    text = one.others[-1] if isinstance(one.others[-1], str) else "keller"
+    exact = one.op == "decorrelate" or published(text).exact
+    wide = torch.float64 if dtype == torch.float64 else torch.float32 if exact else None
     return plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
 
 
@@ -107,4 +111,13 @@ def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:
         polar(stack[part], chosen, None if steps is None else int(steps), how=how, eps=float(eps), out=stack[part])
 
 
-_RUN: Mapping[str, Callable[..., None]] = {"polar": _polar}
+def _decorrelate(stack: Tensor, passes: float) -> None:
+    from steprule.matrix.decorrelated import decorrelated
+
+    step = max(1, MOST_BYTES // max(1, 3 * stack[:1].numel() * stack.element_size()))
+    for start in range(0, len(stack), step):
+        part = stack[start : start + step]
+        part.copy_(decorrelated(part, int(passes)))
+
+
+_RUN: Mapping[str, Callable[..., None]] = {"polar": _polar, "decorrelate": _decorrelate}

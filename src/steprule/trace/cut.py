@@ -63,6 +63,11 @@ def sees_matrix(outputs: Mapping[str, Expression]) -> bool:
     )
 
 
+def takes_vectors(outputs: Mapping[str, Expression]) -> bool:
+    """Whether formulas mean something for a vector, and multiply no matrices."""
+    return (MATRIX_OPS - {"transpose"}).isdisjoint(operations(outputs.values()))
+
+
 def goes_by_passes(outputs: Mapping[str, Expression]) -> bool:
     """Whether passes over elements, with functions of matrices between them that leave their shape, compute formulas."""
     return all(

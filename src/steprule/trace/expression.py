@@ -223,7 +223,7 @@ def node(op: str, *args: Any) -> Expression:
 
 SUM_OPS = frozenset(("total", "total_of_all", "row_total", "col_total", "row_largest", "col_largest"))
 """What makes one number of the elements of all, of each row or of each column."""
-MATRIX_OPS = frozenset(("polar", "mud", "matmul", "gram", "transpose"))
+MATRIX_OPS = frozenset(("polar", "decorrelate", "matmul", "gram", "transpose"))
 """What looks at a tensor as a matrix, and cannot be computed element by element."""
 _COUNTS = {"rows": ROWS, "cols": COLS, "size": ELEMENTS}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}

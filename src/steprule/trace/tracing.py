@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from traceback import walk_tb
 from typing import Any
 
+from steprule.hyper import is_fixed
 from steprule.rule import Rule, RuleError, State
 from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
-from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix
+from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix, takes_vectors
 from steprule.trace.expression import Expression, constant, inputs_of, is_ours, operations, place_of, scalar_name
 from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, ROWS, join, shown
 from steprule.trace.instead import SUMS, with_pieces
@@ -100,6 +101,7 @@ def trace(
     outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
     _check_extents(rule, outputs)
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
+    for_vectors = takes_vectors(outputs) and not rule.matrices_only
     found = cut(rule.scalar_states, outputs) if by_passes else Cut()
     _check_matrices(rule, found.matrices, scalars)
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
@@ -121,7 +123,7 @@ def trace(
         counted=counted,
         gathered=services.gathered(seen, param, new),
     )
-    return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes)
+    return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes, for_vectors)
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
@@ -132,11 +134,11 @@ def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any]
         value = hyper[name]
         if isinstance(default, bool):
             settings[name] = bool(value)
+        elif is_fixed(default, value):
+            settings[name] = value
         elif isinstance(default, tuple):
             settings[name] = tuple(Expression("input", (scalar_name(name, i),), NUMBER) for i in range(len(default)))
             scalars += [(name, i) for i in range(len(default))]
-        elif default is None or isinstance(default, str):
-            settings[name] = value
         else:
             settings[name] = Expression("input", (name,), NUMBER)
             scalars.append((name, None))
@@ -246,7 +248,7 @@ def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ..
     settings = [
         bool(hyper[name]) if isinstance(default, bool) else hyper[name]
         for name, default in rule.hyperparameters.items()
-        if default is None or isinstance(default, (bool, str))
+        if isinstance(default, bool) or is_fixed(default, hyper[name])
     ]
     return (*settings, *rule.states_for(hyper))
 
