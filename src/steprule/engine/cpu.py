@@ -45,7 +45,11 @@ class Kernel(_Kernel):
         stage, sources = self.stage, self.sources(others)
         tallies = max(len(source.tallies) for source in sources)
         of_arrays = [addresses[array] for array in self.source.arrays]
-        return Plan(of_arrays, by_row=stage.factor == ROW, tallies=tallies, own=len(stage.own), **tables)
+        in_rows = bool(stage.sides)
+        tallies = max(tallies, in_rows)  # columns are added up by pieces, too
+        return Plan(
+            of_arrays, by_row=stage.factor == ROW, in_rows=in_rows, tallies=tallies, own=len(stage.own), **tables
+        )
 
     def launcher(self, plan: Plan, threads: Callable[[], int]) -> Callable[[], None]:
         """What takes every tensor of the plan one step further.

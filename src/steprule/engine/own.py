@@ -11,8 +11,10 @@ import numpy as np
 from steprule.engine.matrices import Rooms
 from steprule.engine.reading import Reading
 from steprule.engine.run import Sums
+from steprule.engine.sides import SideEvaluation, Sides
 from steprule.trace.evaluate import Evaluation
-from steprule.trace.expression import scalar_name
+from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.extent import NUMBER, Extent
 from steprule.trace.program import COUNTS, Program
 
 
@@ -27,6 +29,8 @@ class Planned:
         sizes: how many elements each tensor has, or the one that it is a part of. Default: as the plan has it.
         shapes: what each tensor is as a matrix, where the formula asks for rows or columns.
         rooms: the matrices, where it has functions of them.
+        sides: what rows and columns have, where they have numbers.
+        extents: of the states that are not numbers; these are arrays with one for each row or column.
     """
 
     def __init__(
@@ -38,14 +42,17 @@ class Planned:
         sizes: Sequence[int] | None = None,
         shapes: Sequence[Sequence[int]] = (),
         rooms: Rooms | None = None,
+        sides: Sides | None = None,
+        extents: Mapping[str, Extent] | None = None,
     ) -> None:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
         self._kernel, self._plan, self._states, self._of_all = kernel, plan, states, states
         counts = {"numel": plan.sizes if sizes is None else sizes}
         counts |= {"rows": [shape[-2] for shape in shapes], "cols": [shape[-1] for shape in shapes]}
+        self._extents = {name: (extents or {}).get(name, NUMBER) for name in states}
         self._counts = {name: np.array(counts[name], np.float64) for name in COUNTS if name in self.program.own}
-        self._rooms = rooms
+        self._rooms, self._sides = rooms, sides
         self._readings = [Reading(one, plan, threads) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
 
@@ -54,6 +61,8 @@ class Planned:
         self._states = {name: list(compress(kept, active)) for name, kept in self._of_all.items()}
         if self._rooms is not None:
             self._rooms.select(active)
+        if self._sides is not None:
+            self._sides.select(active)
 
     def count(self) -> None:
         """Counts their steps, and forgets what held for the last."""
@@ -62,8 +71,15 @@ class Planned:
         hyper = plan.hyper[plan.groups[active]].T
         inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(program.scalars)}
         inputs |= {"step": plan.steps[active].copy(), **{name: counts[active] for name, counts in self._counts.items()}}
-        inputs |= {name: np.array([float(one) for one in kept]) for name, kept in self._states.items()}
-        self._evaluation = Evaluation(inputs)
+        inputs |= {name: self._kept(name) for name in self._states}
+        self._evaluation = Evaluation(inputs) if self._sides is None else SideEvaluation(inputs, self._sides)
+
+    def _kept(self, name: str) -> np.ndarray:
+        """What is kept of a state: a number for each tensor, or all of its rows' or columns'."""
+        kept = self._states[name]
+        if self._extents[name] == NUMBER:
+            return np.array([float(one) for one in kept])
+        return np.concatenate([one.reshape(-1) for one in kept], dtype=np.float64) if kept else np.zeros(0)
 
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
@@ -84,14 +100,36 @@ class Planned:
         if level >= len(self.program.levels):
             return
         now = self.program.levels[level]
-        for name, expression in now.numbers.items():
-            kept = self._states[name]
+        if self._sides is not None:
+            inputs |= {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
+        for name in now.order:
             with np.errstate(all="ignore"):
-                new = np.broadcast_to(self._evaluation(expression), len(kept))
-            for place, value in zip(kept, new.tolist(), strict=True):
-                place[...] = value
-            inputs[f"new_{name}"] = np.array([float(one) for one in kept])
+                if name in now.parts:
+                    inputs[name] = self._part(name, now.parts[name])
+                else:
+                    inputs[name] = self._keep(name.removeprefix("new_"), now.numbers)
         for name in now.known:
             self._plan.own[self._plan.active, self._columns[name]] = inputs[name]
         if self._rooms is not None and now.matrices:
             self._rooms.run(now.matrices, self._evaluation)
+
+    def _part(self, name: str, expression: Expression) -> Any:
+        """What is made of numbers, rows and columns, put where passes read it."""
+        value = self._evaluation(expression)
+        if self._sides is not None and name in self.program.last.sides:
+            self._sides.put(name, value)
+        return value
+
+    def _keep(self, name: str, numbers: Mapping[str, Expression]) -> np.ndarray:
+        """Keeps a state's new value, and returns it as it is kept."""
+        kept, extent, new = self._states[name], self._extents[name], self._evaluation(numbers[name])
+        if extent == NUMBER:
+            for place, value in zip(kept, np.broadcast_to(new, len(kept)).tolist(), strict=True):
+                place[...] = value
+            return self._kept(name)
+        assert self._sides is not None and isinstance(self._evaluation, SideEvaluation)
+        starts = self._sides.starts[extent]
+        every = np.broadcast_to(self._evaluation.spread(new, numbers[name].extent, extent), starts[-1])
+        for place, start, end in zip(kept, starts, starts[1:], strict=False):
+            place.reshape(-1)[:] = every[start:end]
+        return self._kept(name)

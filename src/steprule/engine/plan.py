@@ -55,20 +55,22 @@ class Chunks:
     owners: np.ndarray
 
 
-def chunks_of(sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, tallies: int) -> Chunks:
+def chunks_of(
+    sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, tallies: int, in_rows: bool = False
+) -> Chunks:
     """The chunks of tensors; arguments as for `Plan`."""
     chunk = max(CHUNK, sum(sizes) // 256 // 4096 * 4096)  # long stretches are a little faster to stream
     lengths = rows or sizes
-    whole = [not by_row and row % BLOCK == 0 for row in lengths]
+    whole = [not (by_row or in_rows) and row % BLOCK == 0 for row in lengths]
     full = [size if one else row for one, row, size in zip(whole, lengths, sizes, strict=True)]
     pieces = [(PIECE, PIECE // BLOCK)] * len(sizes)
     if by_row:
         pieces = [(row, -(-row // BLOCK)) for row in lengths]
     elif rows:
-        in_rows = [max(PIECE // row, 1) for row in rows]
+        at_once = [rows_of_piece(row) for row in rows]
         pieces = [
             pieces[0] if one else (some * row, some * -(-row // BLOCK))
-            for one, some, row in zip(whole, in_rows, rows, strict=True)
+            for one, some, row in zip(whole, at_once, rows, strict=True)
         ]
     table: list[tuple[int, ...]] = []
     owners: list[int] = []
@@ -88,6 +90,11 @@ def chunks_of(sizes: Sequence[int], rows: Sequence[int] | None, by_row: bool, ta
         np.array(table, np.int64).reshape(-1, 5),
         np.array(owners, np.int64),
     )
+
+
+def rows_of_piece(row: int) -> int:
+    """How many rows of so many elements are a piece."""
+    return max(PIECE // max(row, 1), 1)
 
 
 def uncut(count: int, size: int) -> Chunks:
@@ -139,6 +146,7 @@ class Plan:
         rows: for kernels that work in blocks or by row, the elements of one row of each tensor.
         numbers: each tensor's number for what is random by the element, by default its place.
         by_row: whether each row has a factor of its own, and not each tensor; needs rows.
+        in_rows: whether chunks and pieces must be whole rows; needs rows.
         tallies: how many numbers each piece of a chunk leaves in `partials`. Pieces do not depend on what else there is.
         own: how many numbers each tensor has for itself.
         chunks: how tensors are cut, by default by `chunks_of`.
@@ -177,6 +185,7 @@ class Plan:
         tallies: int = 0,
         own: int = 0,
         chunks: Chunks | None = None,
+        in_rows: bool = False,
     ) -> None:
         count = len(sizes)
         self.sizes = np.array(sizes, np.int64)
@@ -189,7 +198,7 @@ class Plan:
         self._numbers = np.array(numbers, np.int64) if numbers is not None else np.arange(count, dtype=np.int64)
         self._keep_steps(step_at, step_is_double, first_steps)
         self.steps = np.zeros(count, np.float64)
-        self._cut = chunks = chunks or chunks_of(sizes, rows, by_row, tallies)
+        self._cut = chunks = chunks or chunks_of(sizes, rows, by_row, tallies, in_rows)
         self.chunk_count = len(chunks.table)
         self.piece_tensors = self._owners = chunks.owners
         self.is_one_each = self._is_one_each = len(chunks.owners) == count and chunks.owners.tolist() == [*range(count)]

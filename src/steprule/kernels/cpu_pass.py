@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from steprule.formats import ITEM_SIZE
 from steprule.kernels.cpu_blocks import CpuBlocks
 from steprule.kernels.cpu_loop import CpuLoop, CpuStrips
+from steprule.kernels.cpu_rows import CpuRows
 from steprule.kernels.names import marked, told_apart
 from steprule.kernels.source import Source, head, indent
 from steprule.kernels.writer import is_costly
 from steprule.trace.expression import scalar_name
-from steprule.trace.program import ROW, Stage
+from steprule.trace.program import ADD, COL, LARGEST, ROW, Side, Stage
 
 _CODE = '''from math import exp, floor, inf, log, nan, sqrt
 
@@ -115,11 +116,13 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> Source:
         call=_call(loop),
     )
     text = head(title, stage, formats, loop.language) + told_apart(code)
-    return Source(text, tuple(loop.dtypes), loop.blockwise, loop.uses_seed, tuple(loop.tallies))
+    return Source(text, tuple(loop.dtypes), loop.blockwise, loop.uses_seed, tuple(loop.tallies), loop.real)
 
 
 def _loop(stage: Stage, formats: Sequence[str]) -> CpuLoop:
     """What suits the operands."""
+    if stage.sides:
+        return CpuRows(stage, formats)
     loop = CpuLoop(stage, formats)
     if loop.blockwise:
         return CpuBlocks(stage, formats)
@@ -142,13 +145,23 @@ def _scalar_lines(loop: CpuLoop) -> list[str]:
 
 def _chunk_arguments(loop: CpuLoop) -> list[str]:
     """What ``update`` is given between the size and the numbers that no element changes."""
-    stage, arguments = loop.stage, ["rows[tensor]"] * loop.blockwise
-    for position, ((_, suffix), dtype) in enumerate(loop.dtypes.items()):
-        offset = "first_block" if suffix == "_base" else "start"
+    stage = loop.stage
+    arguments = ["rows[tensor]"] * (loop.blockwise or bool(stage.sides))
+    for position, ((name, suffix), dtype) in enumerate(loop.dtypes.items()):
+        offset = "first_block" if suffix == "_base" else _OFFSETS[side] if (side := stage.sides.get(name)) else "start"
         arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtype]} * {offset}")
     arguments += ["start", "parameters[tensor]"] * loop.by_element
     place = "first_factor[tensor] + start // piece" if stage.factor == ROW else "tensor"
     return arguments + [f"{loop.real}(factors[{place}])"] * bool(stage.factor)
+
+
+_OFFSETS = {
+    Side(ROW): "(start // rows[tensor])",
+    Side(COL): "0",
+    **{Side(ROW, how): "(start // rows[tensor])" for how in (ADD, LARGEST)},
+    **{Side(COL, how): "(start // piece * rows[tensor])" for how in (ADD, LARGEST)},
+}
+"""Where a chunk's numbers of rows and columns begin. Each piece adds up columns in a place of its own."""
 
 
 def _call(loop: CpuLoop) -> str:
@@ -158,7 +171,7 @@ def _call(loop: CpuLoop) -> str:
     call = _CALL.format(
         results=results, chunk_arguments="".join(f"            {x},\n" for x in _chunk_arguments(loop))[:-1]
     )
-    if not by_row and not tallies:
+    if not by_row and not tallies and not _finds_columns(loop):
         return call
     lines = call.splitlines()
     before = ""
@@ -173,6 +186,11 @@ def _call(loop: CpuLoop) -> str:
     return before + _CALL_BY_PIECE.format(call="".join(f"    {line}\n" for line in lines))
 
 
+def _finds_columns(loop: CpuLoop) -> bool:
+    """Whether it adds up columns; others of its program may."""
+    return any(side.axis == COL and side.how for side in loop.stage.sides.values())
+
+
 def _service_tables(loop: CpuLoop) -> str:
     """The plan's tables that not every kernel looks at."""
     stage, lines = loop.stage, []
@@ -181,7 +199,7 @@ def _service_tables(loop: CpuLoop) -> str:
         lines += ["factors = float64_array(plan[FACTORS], first_factor[tensors])"]
     elif stage.factor:
         lines = ["factors = float64_array(plan[FACTORS], tensors)"]
-    if loop.tallies or stage.factor == ROW:
+    if loop.tallies or stage.factor == ROW or _finds_columns(loop):
         lines.append("pieces = int64_array(plan[PIECES], (tensors, 2))")
     if loop.tallies:
         lines.append(f"partials = float64_array(plan[PARTIALS], (1 << 40, {len(loop.tallies)}))")

@@ -71,7 +71,6 @@ class GpuSource(Source):
 
     Attributes:
         dtypes: those of its arrays.
-        real: the dtype of the arithmetic.
         tile: elements of a chunk.
         each: those that a thread works on at a time.
         scalars, bits, own: how many numbers of each kind a tensor has in the plan's tables.
@@ -79,7 +78,6 @@ class GpuSource(Source):
     """
 
     dtypes: tuple[str, ...]
-    real: str
     tile: int
     each: int
     scalars: int

@@ -105,4 +105,4 @@ def write_reading(title: str, stage: Stage, formats: Sequence[str]) -> Source:
         end=end,
     )
     text = head(title, stage, formats, loop.language) + told_apart(code)
-    return Source(text, tuple(loop.dtypes), False, False, tuple(loop.tallies))
+    return Source(text, tuple(loop.dtypes), False, False, tuple(loop.tallies), loop.real)

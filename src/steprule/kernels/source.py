@@ -28,6 +28,7 @@ class Source:
         arrays: the arrays that it works on, as (operand, suffix); param's and grad's own come first.
         blockwise: whether an operand has block exponents, so that chunks must hold whole blocks.
         random: whether the seed follows the formula's scalars in the plan's table of hyperparameters.
+        real: the dtype of the arithmetic.
         tallies: what each chunk leaves in the plan's partials: names that begin with "total_" are sums, those with
             "top_" the largest and those with "low_" the smallest values; see `tally_of`.
     """
@@ -37,6 +38,7 @@ class Source:
     blockwise: bool
     random: bool
     tallies: tuple[str, ...]
+    real: str
 
 
 def title_of(rule: type[Rule]) -> str:

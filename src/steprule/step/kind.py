@@ -173,12 +173,28 @@ class Kind:
             formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
         return formats
 
+    def _keeps_sides(self, param: Tensor, state: dict[str, Any]) -> bool:
+        """Whether the CPU engine can compute with numbers of rows and columns."""
+        beside = [
+            x for name in self.names if name in self.rule.side_states and isinstance(x := state.get(name), Tensor)
+        ]
+        return (
+            not gpu.serves(param.device)
+            and len(matrix_shape(param.shape, self.rule.stacks)) == 2
+            and not any(FORMATS[kind].blockwise for kind in self.formats.values())
+            and self._served().factor != "row"
+            and bool(param.numel())
+            and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)
+        )
+
     def _fits_an_engine(self, param: Tensor, grad: Tensor, state: dict[str, Any], low_bits: Tensor | None) -> bool:
         """Whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read."""
         if self.group.get("differentiable") or not self.formats or not is_dense(param):
             return False
         program = program_of(self.rule, self.group)
         if not program.by_passes or (program.sees_matrix and not param.is_contiguous()):
+            return False
+        if program.last.sides and not self._keeps_sides(param, state):
             return False
         on_gpu = gpu.serves(param.device)
         if param.device.type != "cpu" and not on_gpu:

@@ -13,6 +13,7 @@ from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.matrices import Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
+from steprule.engine.sides import Sides
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
@@ -20,6 +21,7 @@ from steprule.state import matrix_shape
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
 from steprule.tensors.shard import whole_of
+from steprule.trace.extent import KEPT
 from steprule.trace.program import ROW
 
 if TYPE_CHECKING:
@@ -46,10 +48,10 @@ class Bucket:
         services: StepServices | None,
     ) -> None:
         self.kernel = kernels[0]
-        rooms = rooms_of(self.kernel, entries)
-        self.plan = plan_of(kernels, entries, groups, services, rows, rooms)
+        rooms, sides = rooms_of(self.kernel, entries), sides_of(self.kernel, entries)
+        self.plan = plan_of(kernels, entries, groups, services, rows, rooms, sides)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
-        numbers = numbers_of(self.kernel, self.plan, entries, rooms) if self.kernel.program.own else None
+        numbers = numbers_of(self.kernel, self.plan, entries, rooms, sides) if self.kernel.program.own else None
         members = [Member(*entry.described()) for entry in entries] if services is not None else []
         params = [entry.param for entry in entries]
         self.work = work_of(kernels, self.plan, numbers, params, members, entries[0].kind.formats)
@@ -70,12 +72,20 @@ def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
     return Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device)
 
 
+def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | None:
+    """What rows and columns have of their own, if anything does."""
+    sides = kernel.stage.sides
+    return Sides(sides, [matrix_of(entry) for entry in bucket], kernel.source.real) if sides else None
+
+
 def matrix_of(entry: Entry) -> tuple[int, ...]:
     """The shape of the matrix that a parameter is."""
     return matrix_shape(entry.param.shape, entry.rule.stacks)
 
 
-def numbers_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: Rooms | None) -> Planned | GpuPlanned:
+def numbers_of(
+    kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: Rooms | None, sides: Sides | None
+) -> Planned | GpuPlanned:
     """The numbers that tensors of a plan have for themselves."""
     states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
     sizes = [whole_of(entry.param).numel() for entry in bucket]
@@ -85,7 +95,8 @@ def numbers_of(kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: Ro
 
         return GpuPlanned(kernel, plan, states, sizes, shapes, rooms)
     arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
-    return Planned(kernel, plan, arrays, torch.get_num_threads, sizes, shapes, rooms)
+    extents = {name: KEPT[bucket[0].rule.states[name].extent] for name in states}
+    return Planned(kernel, plan, arrays, torch.get_num_threads, sizes, shapes, rooms, sides, extents)
 
 
 def work_of(
@@ -120,10 +131,10 @@ def plan_of(
     services: StepServices | None,
     rows: list[int],
     rooms: Rooms | None,
+    sides: Sides | None,
 ) -> Plan | GpuPlan:
     """The plan of kernels for the parameters of a bucket."""
     kernel = kernels[0]
-    by_row = kernel.program.factor == ROW
     keeps_step = bucket[0].kind.keeps_step
     steps = [entry.state["step"] for entry in bucket] if keeps_step else []
     tables: dict[str, Any] = {
@@ -132,20 +143,30 @@ def plan_of(
         "hyper": hyper(kernel, groups, services),
         "step_at": list(map(Tensor.data_ptr, steps)) if keeps_step else None,
         "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],
-        "rows": [row_size(entry.param) for entry in bucket] if kernel.source.blockwise or by_row else None,
+        "rows": _rows_of(kernel, bucket),
         "numbers": [entry.place for entry in bucket],
     }
-    addresses = {
-        (name, suffix): rooms.addresses(name)
-        if rooms is not None and name in kernel.program.matrices
-        else [entry.tensor(name, suffix).data_ptr() for entry in bucket]
-        for name, suffix in kernel.source.arrays
-    }
+    addresses: dict[tuple[str, str], list[int]] = {}
+    for name, suffix in kernel.source.arrays:
+        if rooms is not None and name in kernel.program.matrices:
+            addresses[name, suffix] = rooms.addresses(name)
+        elif sides is not None and name in kernel.stage.sides:
+            addresses[name, suffix] = sides.addresses(name)
+        else:
+            addresses[name, suffix] = [entry.tensor(name, suffix).data_ptr() for entry in bucket]
     others: list[Any] = kernels[1:]
     if isinstance(kernel, gpu.Kernel):
         return kernel.plan(addresses, bucket[0].param.device, others, **tables)
     is_double = [step.dtype == torch.float64 for step in steps]
     return kernel.plan(addresses, others, step_is_double=is_double, **tables)
+
+
+def _rows_of(kernel: AnyKernel, bucket: list[Entry]) -> list[int] | None:
+    """The elements of one row of each parameter, where a kernel wants to know."""
+    if kernel.stage.sides:
+        return [matrix_of(entry)[-1] for entry in bucket]
+    wanted = kernel.source.blockwise or kernel.program.factor == ROW
+    return [row_size(entry.param) for entry in bucket] if wanted else None
 
 
 class _Same:

@@ -1,4 +1,5 @@
-"""Cuts out of a formula what must be known before its elements change: sums, new values of scalar states, functions of matrices."""
+"""Cuts out of a formula what must be known before its elements change: sums, new values of states of numbers, rows and columns,
+and functions of matrices."""
 
 from __future__ import annotations
 
@@ -6,32 +7,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of, operations, reads
-from steprule.trace.extent import ELEMENTS, NUMBER
-from steprule.trace.program import COUNTS, IN_PLACE, Level, Matrix, Stage, Sum
+from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent
+from steprule.trace.program import ADD, COL, COUNTS, IN_PLACE, LARGEST, ROW, TENSOR, Level, Matrix, Side, Stage, Sum
+
+_AXES = {NUMBER: TENSOR, ROWS: ROW, COLS: COL}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cut:
     """What was cut out.
 
     Attributes:
-        numbers: for each scalar state its new value, each after those that it is made of.
-        sums: the sums by name.
+        numbers: for each state of numbers, rows or columns its new value.
+        sums: the sums of elements by name.
         matrices: the functions of matrices by name.
-        level: of each of the tensors' own numbers, and of each matrix, how many readings of the elements go before it.
+        parts: what else is made of numbers, rows and columns before a pass, by name.
+        sides: the numbers of rows and columns that passes read or find.
+        level: of each number of a tensor, of its rows or columns, and of each matrix, how many readings of the elements go
+            before it.
+        own: those that are one number for each tensor.
         early: the states that a reading stores, with its number and the new value.
+        order: the new states, as "new_...", and the parts, each after what it is made of.
     """
 
-    numbers: Mapping[str, Expression] = field(default_factory=dict)
-    sums: Mapping[str, Sum] = field(default_factory=dict)
-    matrices: Mapping[str, Matrix] = field(default_factory=dict)
-    level: Mapping[str, int] = field(default_factory=dict)
-    early: Mapping[str, tuple[int, Expression]] = field(default_factory=dict)
-
-    @property
-    def own(self) -> tuple[str, ...]:
-        """The tensors' own numbers."""
-        return tuple(name for name in self.level if name not in self.matrices)
+    numbers: dict[str, Expression] = field(default_factory=dict)
+    sums: dict[str, Sum] = field(default_factory=dict)
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+    parts: dict[str, Expression] = field(default_factory=dict)
+    sides: dict[str, Side] = field(default_factory=dict)
+    level: dict[str, int] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+    early: dict[str, tuple[int, Expression]] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
     def levels(self, inputs: Stage) -> tuple[Level, ...]:
         """What goes before the last pass.
@@ -43,14 +50,17 @@ class Cut:
         return tuple(self._level(number, inputs) for number in range(depth + 1))
 
     def _level(self, number: int, inputs: Stage) -> Level:
-        known = tuple(name for name in self.own if self.level[name] == number)
-        sums = {name: one for name, one in self.sums.items() if name in known}
+        now = [name for name, level in self.level.items() if level == number and name not in self.matrices]
+        known, beside = (tuple(name for name in now if (name in self.own) == own) for own in (True, False))
+        sums = {name: one for name, one in self.sums.items() if self.level[name] == number}
         matrices = {name: one for name, one in self.matrices.items() if self.level[name] == number}
         stored = {name: new for name, (level, new) in self.early.items() if level == number}
         stored |= {name: one.of for name, one in matrices.items()}
-        reading = Stage(inputs.operands, inputs.scalars, inputs.own, inputs.factor, stored, sums)
-        numbers = {name: new for name, new in self.numbers.items() if f"new_{name}" in known}
-        return Level(reading if sums or stored else None, numbers, known, matrices)
+        reading = Stage(inputs.operands, inputs.scalars, inputs.own, inputs.factor, stored, sums, sides=inputs.sides)
+        numbers = {name: new for name, new in self.numbers.items() if self.level[f"new_{name}"] == number}
+        parts = {name: one for name, one in self.parts.items() if self.level[name] == number}
+        order = tuple(name for name in self.order if self.level[name] == number)
+        return Level(reading if sums or stored else None, numbers, known, beside, matrices, parts, order)
 
 
 def sees_matrix(outputs: Mapping[str, Expression]) -> bool:
@@ -71,84 +81,150 @@ def takes_vectors(outputs: Mapping[str, Expression]) -> bool:
 def goes_by_passes(outputs: Mapping[str, Expression]) -> bool:
     """Whether passes over elements, with functions of matrices between them that leave their shape, compute formulas."""
     return all(
-        node.extent in (NUMBER, ELEMENTS) and (node.op not in MATRIX_OPS or node.op in IN_PLACE)
+        node.extent in (NUMBER, ELEMENTS, ROWS, COLS) and (node.op not in MATRIX_OPS or node.op in IN_PLACE)
         for node in nodes_of(outputs.values())
     )
 
 
-def cut(scalar_states: tuple[str, ...], outputs: dict[str, Expression]) -> Cut:
-    """Takes out of outputs what is known or stored before the last pass, and makes it inputs of what is left."""
-    depth: dict[int, int] = {}
-    numbers: dict[object, int] = {}
-    keys: dict[int, int] = {}
-    found: list[Expression] = []
+def cut(states: Mapping[str, Extent], outputs: dict[str, Expression]) -> Cut:
+    """Takes out of outputs what is known or stored before the last pass, and makes it inputs of what is left.
 
-    def visit(node: Expression) -> None:
-        if id(node) in keys:
+    Args:
+        states: those that are numbers, rows or columns.
+        outputs: for the parameter and each state its new value; those of `states` are taken out.
+    """
+    return _Cutter(states, outputs).cut()
+
+
+class _Cutter:
+    """One cut.
+
+    Attributes:
+        found: all expressions, each after its arguments.
+        depth: of each, how many readings go before it.
+        keys: for each a number, the same for what is written alike.
+    """
+
+    def __init__(self, states: Mapping[str, Extent], outputs: dict[str, Expression]) -> None:
+        self._states, self._outputs = states, outputs
+        self.found: list[Expression] = []
+        self.depth: dict[int, int] = {}
+        self.keys: dict[int, int] = {}
+        self._written: dict[object, int] = {}
+        self._names: dict[int, str] = {}
+        self._cut = Cut()
+
+    def cut(self) -> Cut:
+        """Cuts."""
+        cut, outputs = self._cut, self._outputs
+        for expression in outputs.values():
+            self._visit(expression)
+        depths = {name: self.depth[id(one)] for name, one in outputs.items()}
+        places = {id(node): place for place, node in enumerate(self.found)}
+        asked = {node.args[0] for node in self.found if node.op == "input"}
+        all_counts = "rows" in asked or not IN_PLACE.isdisjoint(operations(self.found))
+        extents: dict[str, Extent] = {name: NUMBER for name in COUNTS if name in asked or all_counts}
+        cut.level.update(dict.fromkeys(extents, 0))
+        new = {name: outputs.pop(name) for name in list(outputs) if name in self._states}
+        extents |= {name: self._states[name] for name in new}
+        cut.level |= dict.fromkeys(new, 0)
+        extents |= {f"new_{name}": self._states[name] for name in new}
+        cut.level |= {f"new_{name}": self.depth[id(one)] for name, one in new.items()}
+        cut.numbers.update({name: _copy(one) for name, one in new.items()})
+        at: dict[str, int] = {f"new_{name}": places[id(one)] for name, one in new.items()}
+        self._name_sums(extents, at, places)
+        for name, one in cut.numbers.items():
+            if one.op in SUM_OPS or one.op in IN_PLACE:
+                one.op, one.args = "input", (self._names[self.keys[id(new[name])]],)
+        for name, one in new.items():
+            if one.op not in ("input", "constant") or one.args[0] in (*cut.sums, *cut.parts):
+                one.op, one.args = "input", (f"new_{name}",)
+        self._name_sides(at, places)
+        cut.order = tuple(sorted(at, key=lambda name: at[name]))
+        cut.own = tuple(name for name in cut.level if extents.get(name) == NUMBER)
+        cut.early = _stored_early(cut, outputs, {name: depths[name] for name in outputs})
+        for name in cut.early:
+            del outputs[name]
+        return cut
+
+    def _visit(self, node: Expression) -> None:
+        if id(node) in self.keys:
             return
         nodes = [arg for arg in node.args if isinstance(arg, Expression)]
         for arg in nodes:
-            visit(arg)
-        depth[id(node)] = max((depth[id(arg)] for arg in nodes), default=0) + (
-            node.op in SUM_OPS or node.op in IN_PLACE
-        )
-        what = (node.op, *(keys[id(arg)] if isinstance(arg, Expression) else repr(arg) for arg in node.args))
-        keys[id(node)] = numbers.setdefault(what, len(numbers))  # the same for what is written alike
-        found.append(node)
+            self._visit(arg)
+        reads_elements = node.op in IN_PLACE or (node.op in SUM_OPS and node.args[0].extent == ELEMENTS)
+        self.depth[id(node)] = max((self.depth[id(arg)] for arg in nodes), default=0) + reads_elements
+        what = (node.op, *(self.keys[id(arg)] if isinstance(arg, Expression) else repr(arg) for arg in node.args))
+        self.keys[id(node)] = self._written.setdefault(what, len(self._written))
+        self.found.append(node)
 
-    for expression in outputs.values():
-        visit(expression)
-    kept = [name for name in outputs if name in scalar_states]
-    new = {name: outputs.pop(name) for name in kept}
-    asked = {node.args[0] for node in found if node.op == "input"}
-    level = {
-        name: 0 for name in COUNTS if name in asked or "rows" in asked or not IN_PLACE.isdisjoint(operations(found))
-    }
-    level |= dict.fromkeys(kept, 0)
-    level |= {f"new_{name}": depth[id(expression)] for name, expression in new.items()}
-    places = {id(node): place for place, node in enumerate(found)}
-    order = sorted(new, key=lambda name: places[id(new[name])])
-    computed = {name: Expression(new[name].op, new[name].args, NUMBER) for name in order}
-    sums: dict[str, Sum] = {}
-    matrices: dict[str, Matrix] = {}
-    names: dict[int, str] = {}
-    for node in found:
-        if node.op in SUM_OPS or node.op in IN_PLACE:
-            key = keys[id(node)]
+    def _name_sums(self, extents: dict[str, Extent], at: dict[str, int], places: Mapping[int, int]) -> None:
+        """Makes sums and functions of matrices inputs."""
+        cut, names = self._cut, self._names
+        for node in self.found:
+            if node.op not in SUM_OPS and node.op not in IN_PLACE:
+                continue
+            key = self.keys[id(node)]
             if key not in names:
-                if node.op in SUM_OPS:
-                    names[key] = f"sum{len(sums)}"
-                    sums[names[key]] = Sum(node.args[0], of_all=node.op == "total_of_all")
+                if node.op in IN_PLACE:
+                    name = f"matrix{len(cut.matrices)}"
+                    cut.matrices[name] = Matrix(node.op, node.args[0], node.args[1:])
+                elif node.args[0].extent == ELEMENTS:
+                    name = f"sum{len(cut.sums)}"
+                    how = LARGEST if node.op.endswith("largest") else ADD
+                    axis = _AXES[node.extent]
+                    cut.sums[name] = Sum(node.args[0], how, axis, node.op == "total_of_all")
+                    if axis != TENSOR:
+                        cut.sides[name] = Side(axis, how)
+                    extents[name] = node.extent
                 else:
-                    names[key] = f"matrix{len(matrices)}"
-                    matrices[names[key]] = Matrix(node.op, node.args[0], node.args[1:])
-                level[names[key]] = depth[id(node)]
+                    name = f"part{len(cut.parts)}"
+                    cut.parts[name] = _copy(node)
+                    extents[name], at[name] = node.extent, places[id(node)]
+                names[key], cut.level[name] = name, self.depth[id(node)]
             node.op, node.args = "input", (names[key],)
-    for name, one in computed.items():
-        if one.op in SUM_OPS:
-            one.op, one.args = "input", (names[keys[id(new[name])]],)
-    for name, expression in new.items():
-        if expression.op not in ("input", "constant") or expression.args[0] in sums:
-            expression.op, expression.args = "input", (f"new_{name}",)
-    early = _stored_early(outputs, sums, matrices, level, {name: depth[id(one)] for name, one in outputs.items()})
-    for name in early:
-        del outputs[name]
-    return Cut(computed, sums, matrices, level, early)
+
+    def _name_sides(self, at: dict[str, int], places: Mapping[int, int]) -> None:
+        """Makes what has a value for each row or column an input where elements are computed from it."""
+        cut = self._cut
+        names: dict[tuple[int, bool], str] = {}
+        for node in self.found:
+            if node.extent != ELEMENTS:
+                continue
+            for number, arg in enumerate(node.args):
+                if not isinstance(arg, Expression) or arg.extent not in (ROWS, COLS):
+                    continue
+                is_divisor = (
+                    node.op == "div" and number == 1
+                )  # a product is cheaper, and its factor is exact to float64
+                key = self.keys[id(arg)], is_divisor
+                if key not in names:
+                    name = names[key] = f"part{len(cut.parts)}"
+                    one = Expression("constant", (1.0,), NUMBER)
+                    cut.parts[name] = Expression("div", (one, arg), arg.extent) if is_divisor else arg
+                    cut.level[name], at[name] = self.depth[id(arg)], places[id(arg)]
+                    cut.sides[name] = Side(_AXES[arg.extent])
+                part = Expression("input", (names[key],), arg.extent)
+                node.args = (*node.args[:number], part, *node.args[number + 1 :])
+                node.op = "mul" if is_divisor else node.op
+
+
+def _copy(x: Expression) -> Expression:
+    return Expression(x.op, x.args, x.extent)
 
 
 def _stored_early(
-    outputs: Mapping[str, Expression],
-    sums: Mapping[str, Sum],
-    matrices: Mapping[str, Matrix],
-    level: Mapping[str, int],
-    depth: Mapping[str, int],
+    cut: Cut, outputs: Mapping[str, Expression], depth: Mapping[str, int]
 ) -> dict[str, tuple[int, Expression]]:
     """The states that the pass before a function of matrices may store, since no later pass reads them: one reading less."""
-    last = max((level[name] for name in (*sums, *matrices)), default=0)
-    read = {number: [sums[name].expression for name in sums if level[name] == number] for number in range(1, last + 1)}
-    for name, one in matrices.items():
-        read[level[name]].append(one.of)
-    writing = sorted({level[name] for name in matrices})
+    last = max((cut.level[name] for name in (*cut.sums, *cut.matrices)), default=0)
+    read: dict[int, list[Expression]] = {number: [] for number in range(1, last + 1)}
+    for name, one in cut.sums.items():
+        read[cut.level[name]].append(one.expression)
+    for name, matrix in cut.matrices.items():
+        read[cut.level[name]].append(matrix.of)
+    writing = sorted({cut.level[name] for name in cut.matrices})
     early: dict[str, tuple[int, Expression]] = {}
     for name, new in outputs.items():
         others = [one for other, one in outputs.items() if other != name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 from steprule import pieces
@@ -31,8 +32,17 @@ class Evaluation:
             return expression.args[0]
         if id(expression) not in self._values:
             self._kept.append(expression)
-            self._values[id(expression)] = _OPERATIONS[expression.op](*map(self, expression.args))
+            self._values[id(expression)] = self.compute(expression)
         return self._values[id(expression)]
+
+    def compute(self, expression: Expression) -> Any:
+        """An operation on the values of its arguments."""
+        return self.operate(expression.op, map(self, expression.args))
+
+    @staticmethod
+    def operate(op: str, values: Iterable[Any]) -> Any:
+        """An operation on numbers, arrays or tensors."""
+        return _OPERATIONS[op](*values)
 
 
 def _divide(a: Any, b: Any) -> Any:

@@ -265,7 +265,8 @@ def _reduced(op: str, operands: tuple[Expression, ...]) -> Extent:
             sides = " and ".join(shown_extent(operand.extent) for operand in operands)
             refuse(f"multiplies {sides}", "matmul(a, b) of matrices where a has as many columns as b has rows")
         return rows, last
-    if "1" in (rows, cols):
+    added = {"row": cols, "col": rows}.get(op.split("_")[0])
+    if added == "1" or (added is None and "1" in (rows, cols)):
         refuse(f"asks {op} of {shown_extent((rows, cols))}", f"{op}(x) of a value for each element")
     return {"row": (rows, "1"), "col": ("1", cols), "gram": (rows, rows)}.get(op.split("_")[0], (rows, cols))
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from steprule.trace.expression import Expression, inputs_of, scalar_name
 
-TENSOR, ROW = "tensor", "row"
-"""What has a number for itself: each tensor, or each index of its first dimension."""
+TENSOR, ROW, COL = "tensor", "row", "col"
+"""What has a number for itself: each tensor, each index of its first dimension, or each column of the matrix that it is."""
 ADD, LARGEST, SMALLEST = "add", "largest", "smallest"
 """How elements become one number. Where there are none, the sum is 0, and so is the largest; the smallest is inf."""
 
@@ -23,7 +23,7 @@ class Sum:
     Attributes:
         expression: of what. Of what is never negative, where the largest is wanted.
         how: `ADD`, `LARGEST` or `SMALLEST`.
-        axis: of each `TENSOR`, or of each `ROW`.
+        axis: of each `TENSOR`, of each `ROW` or of each `COL`.
         of_all: whether it is over the elements of all tensors, and not of each.
     """
 
@@ -55,6 +55,19 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Side:
+    """Numbers that rows or columns have.
+
+    Attributes:
+        axis: `ROW` or `COL`.
+        how: what a pass does with them: it reads them (""), or finds them as a sum does, `ADD` or `LARGEST`.
+    """
+
+    axis: str
+    how: str = ""
+
+
+@dataclass(frozen=True)
 class Stage:
     """One pass over all elements of all tensors: it stores operands, or adds up what must be known before they change.
 
@@ -69,6 +82,7 @@ class Stage:
         counted: what is 1 where an element counts as zeroed and 0 elsewhere, or None.
         gathered: "grad", "update" and "param" as telemetry wants them, or none.
         wide: whether it computes in float64, whatever the operands are.
+        sides: the numbers of rows and columns, by name, which all passes of a program know.
     """
 
     operands: tuple[str, ...]
@@ -80,6 +94,7 @@ class Stage:
     counted: Expression | None = None
     gathered: Mapping[str, Expression] = field(default_factory=dict)
     wide: bool = False
+    sides: Mapping[str, Side] = field(default_factory=dict)
 
     def expressions(self) -> list[Expression]:
         """All that it computes."""
@@ -98,15 +113,21 @@ class Level:
 
     Attributes:
         reading: the pass, or None where nothing need be added up.
-        numbers: for each scalar state that can be computed then its new value, in this order.
+        numbers: for each state of numbers, rows or columns that can be computed then its new value.
         known: which of the tensors' own numbers are known from here on.
+        beside: which of the numbers of rows and columns.
         matrices: the functions of matrices that are computed then, by the operand that each is.
+        parts: what else is computed then of numbers, rows and columns, by name.
+        order: the new states, as "new_...", and the parts, each after what it is made of.
     """
 
     reading: Stage | None
     numbers: Mapping[str, Expression]
     known: tuple[str, ...]
+    beside: tuple[str, ...] = ()
     matrices: Mapping[str, Matrix] = field(default_factory=dict)
+    parts: Mapping[str, Expression] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,16 +195,16 @@ class Program:
 
     @cached_property
     def numbers(self) -> Mapping[str, Expression]:
-        """For each scalar state its new value."""
+        """For each state of numbers, rows or columns its new value."""
         return {name: new for level in self.levels for name, new in level.numbers.items()}
 
     def check(self) -> None:
         """Raises where a stage reads what is not there yet, or what it needs is gone.
 
-        A pass may read operands, hyperparameters, the step and those of the tensors' own numbers that the levels before it
-        have made known. Numbers may read no elements. Nothing reads an operand after the pass that stores it. Every sum and
-        every number has one place. Levels add up the elements of tensors, from which numbers of tensors follow; the last pass
-        may also find the largest and the smallest, and of rows.
+        A pass may read operands, hyperparameters, the step and those of the numbers of tensors, rows and columns that the levels
+        before it have made known. Numbers may read no elements. Nothing reads an operand after the pass that stores it, but
+        for a matrix. Every sum and every number has one place. Levels add up elements or find the largest of rows and columns,
+        from which numbers follow; the last pass may also find the largest and the smallest of tensors.
 
         Raises:
             AssertionError: it does; the message says which.
@@ -199,20 +220,22 @@ class Program:
                 _check_reads(f"the pass of level {number}", level.reading.expressions(), known | elements, stored)
                 stored |= set(level.reading.outputs) - self.matrices.keys()
             elements |= set(level.matrices)
-            fresh = {f"new_{name}" for name in level.numbers}
-            made = fresh | set(level.reading.sums if level.reading is not None else ())
-            assert made <= set(level.known), f"level {number} makes {made - set(level.known)} and does not say so"
-            known |= set(level.known) - fresh
-            for name, new in level.numbers.items():
-                _check_reads(f"the new {name} of level {number}", [new], known, stored)
-                known.add(f"new_{name}")
+            fresh = {**{f"new_{name}": new for name, new in level.numbers.items()}, **level.parts}
+            assert set(level.order) == set(fresh), f"level {number} makes {[*fresh]} in the order {level.order}"
+            made = fresh.keys() | set(level.reading.sums if level.reading is not None else ())
+            said = {*level.known, *level.beside}
+            assert made <= said, f"level {number} makes {made - said} and does not say so"
+            known |= said - fresh.keys()
+            for name in level.order:
+                _check_reads(f"{name} of level {number}", [fresh[name]], known, stored)
+                known.add(name)
         own = [name for level in self.levels for name in level.known]
         assert sorted(own) == sorted(self.own), f"levels know {own}, and tensors have {self.own}"
         _check_reads("the last pass", self.last.expressions(), known | elements, stored)
         changed = set() if self.last.sums else {*self.operands} - {"grad", *self.matrices, *self.early}
         assert set(self.last.outputs) == changed, f"the last pass stores {[*self.last.outputs]}"
         for name, one in self.sums.items():
-            assert (one.how, one.axis) == (ADD, TENSOR), (
+            assert one.how == ADD or (one.how == LARGEST and one.axis != TENSOR), (
                 f"levels add up tensors; {name} is {one.how} of each {one.axis}"
             )
         for name, one in self.last.sums.items():

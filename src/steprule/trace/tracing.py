@@ -102,11 +102,12 @@ def trace(
     _check_extents(rule, outputs)
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
     for_vectors = takes_vectors(outputs) and not rule.matrices_only
-    found = cut(rule.scalar_states, outputs) if by_passes else Cut()
+    extents = {name: KEPT[state.extent] for name, state in rule.states.items() if state.extent != "elements"}
+    found = cut(extents, outputs) if by_passes else Cut()
     _check_matrices(rule, found.matrices, scalars)
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
-    changes = {name: new for name, new in changes.items() if name not in rule.scalar_states}
-    signs = nonnegative({name: new for name, new in changes.items() if name not in begun}, found.own)
+    changes = {name: new for name, new in changes.items() if name == "param" or name in rule.tensor_states}
+    signs = nonnegative({name: new for name, new in changes.items() if name not in begun}, tuple(found.level))
     extreme, new = extremes(changes), outputs["param"]
     averages = services.averages(new)
     stored, order = {**outputs, **averages}, [*changes, *averages]
@@ -122,6 +123,7 @@ def trace(
         outputs=stored,
         counted=counted,
         gathered=services.gathered(seen, param, new),
+        sides=found.sides,
     )
     return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes, for_vectors)
 

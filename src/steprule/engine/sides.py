@@ -1,0 +1,112 @@
+"""The numbers that rows and columns of a plan's matrices have, one tensor's after another's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from steprule.engine.plan import rows_of_piece
+from steprule.trace.evaluate import Evaluation
+from steprule.trace.expression import SUM_OPS, Expression
+from steprule.trace.extent import COLS, NUMBER, ROWS, Extent
+from steprule.trace.program import ADD, COL, ROW, Side
+
+_EXTENTS = {ROW: ROWS, COL: COLS}
+
+
+class Sides:
+    """Tables of what passes read of rows and columns, and of what they find.
+
+    Args:
+        sides: the numbers, by name.
+        shapes: rows and columns of each tensor.
+        real: the dtype of those that are read.
+    """
+
+    def __init__(self, sides: Mapping[str, Side], shapes: Sequence[Sequence[int]], real: str) -> None:
+        self._sides = sides
+        self._lengths = {ROWS: np.array([m for m, _ in shapes]), COLS: np.array([n for _, n in shapes])}
+        self._pieces = np.array([-(-m // rows_of_piece(n)) for m, n in shapes])
+        self._first, self._tables = {}, {}
+        for name, side in sides.items():
+            lengths = self._lengths[_EXTENTS[side.axis]]
+            if side.axis == COL and side.how:
+                lengths = lengths * self._pieces
+            self._first[name] = np.concatenate([[0], np.cumsum(lengths)])
+            self._tables[name] = np.zeros(int(lengths.sum()) or 1, np.float64 if side.how else np.dtype(real))
+        self.select(np.ones(len(shapes), bool))
+
+    def addresses(self, name: str) -> list[int]:
+        """Where each tensor's numbers begin."""
+        table = self._tables[name]
+        return [table.ctypes.data + table.itemsize * int(first) for first in self._first[name][:-1]]
+
+    def select(self, active: np.ndarray) -> None:
+        """As the plan's."""
+        count = int(active.sum())
+        self.active = active
+        self.owners = {
+            extent: np.repeat(np.arange(count), lengths[active]) for extent, lengths in self._lengths.items()
+        }
+        self.starts = {
+            extent: np.concatenate([[0], np.cumsum(lengths[active])]) for extent, lengths in self._lengths.items()
+        }
+
+    def put(self, name: str, values: np.ndarray) -> None:
+        """Takes over what passes are to read, of active tensors."""
+        extent = _EXTENTS[self._sides[name].axis]
+        table = self._tables[name]
+        if self.active.all():
+            table[:] = values
+        else:
+            table[np.repeat(self.active, self._lengths[extent])] = values
+
+    def found(self, name: str) -> np.ndarray:
+        """What a pass has found for the rows or columns of active tensors."""
+        side, table, first = self._sides[name], self._tables[name], self._first[name]
+        if side.axis == ROW:
+            return table if self.active.all() else table[np.repeat(self.active, self._lengths[ROWS])]
+        join = np.add if side.how == ADD else np.maximum
+        parts = [
+            join.reduce(table[first[i] : first[i + 1]].reshape(self._pieces[i], -1), axis=0)
+            for i in np.flatnonzero(self.active)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+
+class SideEvaluation(Evaluation):
+    """Expressions with an array for each input: a number for each active tensor, each of their rows, or each column.
+
+    Args:
+        inputs: by name; more may be set later.
+        sides: which rows and columns belong to which tensor.
+    """
+
+    def __init__(self, inputs: dict[str, np.ndarray], sides: Sides) -> None:
+        super().__init__(inputs)
+        self._sides = sides
+
+    def __call__(self, expression: Expression) -> np.ndarray:
+        """The expression's value."""
+        return super().__call__(expression)  # type: ignore[no-any-return]
+
+    def compute(self, expression: Expression) -> np.ndarray:
+        """An operation on the values of its arguments."""
+        x = expression.args[0]
+        if expression.op in SUM_OPS:
+            value, owners = self.spread(self(x), x.extent, x.extent), self._sides.owners[x.extent]
+            count = int(self._sides.active.sum())
+            if not expression.op.endswith("largest"):
+                return np.bincount(owners, value, count)
+            result = np.zeros(count)
+            np.maximum.at(result, owners, value)
+            return result
+        args = [self.spread(self(arg), arg.extent, expression.extent) for arg in expression.args]
+        return self.operate(expression.op, args)  # type: ignore[no-any-return]
+
+    def spread(self, value: np.ndarray, extent: Extent, wanted: Extent) -> np.ndarray:
+        """A tensor's number for each of its rows or columns."""
+        if extent == wanted or np.ndim(value) == 0 or extent != NUMBER:
+            return value
+        return value[self._sides.owners[wanted]]

@@ -1,0 +1,70 @@
+"""A loop over the rows of matrices for Numba, where rows or columns have numbers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from steprule.kernels.cpu_loop import CpuLoop
+from steprule.kernels.names import marked
+from steprule.kernels.source import indent
+from steprule.trace.program import ADD, COL, ROW, TENSOR, Stage, Sum
+
+_UPDATE = '''
+@njit(**FAST)
+def update(size, columns, {addresses}, numbers):
+    """Some rows of one tensor."""
+    {scalar_names} = numbers
+{before}{start_tallies}    first = row = 0
+    while first < size:
+{row_start}
+        for j in range(columns):
+            i = first + j
+{body}
+{row_end}
+        first += columns
+        row += 1
+{give_tallies}
+'''
+
+
+class CpuRows(CpuLoop):
+    """The function ``update``, which works through rows."""
+
+    template = _UPDATE
+    depth = 3
+
+    def __init__(self, stage: Stage, formats: Sequence[str]) -> None:
+        super().__init__(stage, formats)
+        read = {name: side.axis for name, side in stage.sides.items() if not side.how}
+        self._row_start = [f"{marked(name)} = {_load(name, 'row')}" for name, axis in read.items() if axis == ROW]
+        self._row_end = ["pass"]
+        self.loads += [f"{marked(name)} = {_load(name, 'j')}" for name, axis in read.items() if axis == COL]
+
+    def add_up(self, name: str, one: Sum) -> None:
+        """Adds up an expression, or takes the largest of its values."""
+        if one.axis == TENSOR:
+            super().add_up(name, one)
+            return
+        value = f"float64({self.value(one.expression)})"
+        join = "add_up" if one.how == ADD else "larger"
+        if one.axis == COL:
+            self.before += ["for j in range(columns):", f"    {_store(name, 'j', '0.0')}"]
+            self.body.append(_store(name, "j", f"{join}({_load(name, 'j')}, {value})"))
+        else:
+            self._row_start.append(f"row_{name} = 0.0")
+            self.body.append(f"row_{name} = {join}(row_{name}, {value})")
+            self._row_end.append(_store(name, "row", f"row_{name}"))
+
+    def fields(self) -> dict[str, Any]:
+        """What the template has places for."""
+        edges = {"row_start": indent(self._row_start or ["pass"], 2), "row_end": indent(self._row_end, 2)}
+        return {**super().fields(), **edges}
+
+
+def _load(name: str, place: str) -> str:
+    return f"load_{name}({name}_at, {place})"
+
+
+def _store(name: str, place: str, value: str) -> str:
+    return f"store_{name}({name}_at, {place}, {value})"
