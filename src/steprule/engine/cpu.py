@@ -46,7 +46,7 @@ class Kernel(_Kernel):
         tallies = max(len(source.tallies) for source in sources)
         of_arrays = [addresses[array] for array in self.source.arrays]
         in_rows = bool(stage.sides)
-        tallies = max(tallies, in_rows)  # columns are added up by pieces, too
+        tallies = max(tallies, int(in_rows))  # columns are added up by pieces, too
         return Plan(
             of_arrays, by_row=stage.factor == ROW, in_rows=in_rows, tallies=tallies, own=len(stage.own), **tables
         )

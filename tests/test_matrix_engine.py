@@ -1,0 +1,199 @@
+"""Formulas of whole matrices in the engines, against the same formulas in float64: passes with sums of rows and columns, and products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import steprule
+from steprule import Rule, State
+from steprule.engine.eager import oracle
+from steprule.pieces import (
+    Value,
+    abs,
+    col_largest,
+    col_mean,
+    col_total,
+    cols,
+    ema,
+    maximum,
+    mean,
+    minimum,
+    norm,
+    polar,
+    row_largest,
+    row_mean,
+    row_total,
+    rows,
+    sqrt,
+    total,
+)
+from steprule.state import state_shape
+
+
+class Rows(Rule):
+    """Numbers of rows alone, in two readings."""
+
+    decay = "own"
+    row_sq = State("rows")
+
+    @staticmethod
+    def update(param: Value, grad: Value, row_sq: Value, *, lr: float = 0.1, beta: float = 0.9) -> tuple[Value, ...]:
+        row_sq = ema(row_sq, row_mean(grad * grad), beta)
+        direction = grad / (sqrt(row_sq) + 1e-3)
+        return param - lr * direction / norm(direction), row_sq
+
+
+class Cols(Rule):
+    """Numbers of columns alone."""
+
+    decay = "own"
+    col_sq = State("cols", begins=1.0)
+
+    @staticmethod
+    def update(param: Value, grad: Value, col_sq: Value, *, lr: float = 0.1, beta: float = 0.9) -> tuple[Value, ...]:
+        col_sq = ema(col_sq, col_total(grad * grad), beta)
+        return param - lr * grad / sqrt(col_sq) * rows(param) / cols(param), col_sq
+
+
+class Factored(Rule):
+    """Both, a state for each element, and numbers that follow from those of rows."""
+
+    decay = "decoupled"
+    row_var, col_var = State("rows"), State("cols")
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, row_var: Value, col_var: Value, *, step: Value, lr: float = 0.1,
+        weight_decay: float = 0.1,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        beta = 1 - step**-0.8
+        square = grad * grad + 1e-30
+        row_var, col_var = ema(row_var, row_mean(square), beta), ema(col_var, col_mean(square), beta)
+        direction = grad / sqrt(row_var * col_var / mean(row_var))
+        direction = direction / maximum(1.0, sqrt(mean(direction * direction)))
+        exp_avg = ema(exp_avg, direction, 0.9)
+        return param - lr * (exp_avg + weight_decay * param), exp_avg, row_var, col_var
+
+
+class Largest(Rule):
+    """The largest of rows and columns, as SM3 has them, and of those."""
+
+    decay = "own"
+    row_top, col_top = State("rows"), State("cols")
+
+    @staticmethod
+    def update(param: Value, grad: Value, row_top: Value, col_top: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        bound = minimum(row_top, col_top) + grad * grad
+        most = 1e-9 + total(row_top) / rows(param)
+        return param - lr * grad / (sqrt(bound) + 1e-3 + most), row_largest(bound), col_largest(abs(bound))
+
+
+class Polar(Rule):
+    """Momentum, rows evened before the product, and a product's rows evened after it."""
+
+    decay = "decoupled"
+    row_sq = State("rows")
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, momentum_buffer: Value, row_sq: Value, *, lr: float = 0.1, momentum: float = 0.9,
+        weight_decay: float = 0.1, steps: int = 5,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        momentum_buffer = ema(momentum_buffer, grad, momentum)
+        whole = polar(momentum_buffer / (sqrt(row_total(momentum_buffer * momentum_buffer)) + 1e-8), steps=steps)
+        row_sq = ema(row_sq, row_mean(whole * whole), momentum)
+        even = whole / (sqrt(row_sq) + 1e-10)
+        direction = norm(whole) / norm(even) * even
+        return param - lr * (direction + weight_decay * param), momentum_buffer, row_sq
+
+
+class Twice(Rule):
+    """A product of a product, and a state that is read after the first."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, exp_avg: Value, *, lr: float = 0.1) -> tuple[Value, ...]:
+        exp_avg = ema(exp_avg, grad, 0.5)
+        first = polar(exp_avg, "deepseek")
+        return param - lr * polar(first + 0.1 * grad, (2.0, -1.5, 0.5), 3, 1e-7) - lr * exp_avg, exp_avg
+
+
+RULES = [Rows, Cols, Factored, Largest, Polar, Twice]
+SHAPES = [(5, 7), (7, 5), (1, 9), (9, 1), (1, 1), (6, 6), (6, 6), (130, 257), (3, 66000), (4, 3, 2, 2), (300, 300)]
+
+
+@dataclass
+class Case:
+    params: list[torch.nn.Parameter]
+    optimizer: steprule.Optimizer
+    truth: list[np.ndarray]
+    states: list[dict[str, np.ndarray]]
+
+    def step(self, number: int, chosen: range, generator: torch.Generator) -> None:
+        for index, param in enumerate(self.params):
+            param.grad = None
+            if index in chosen:
+                param.grad = torch.randn(param.shape, generator=generator, dtype=param.dtype)
+                rule = self.optimizer.rule
+                group = next(one for one in self.optimizer.param_groups if any(p is param for p in one["params"]))
+                new, states = oracle(
+                    rule,
+                    self.truth[index],
+                    param.grad.numpy(),
+                    self.states[index],
+                    number,
+                    {**rule.hyperparameters, "lr": group["lr"]},
+                )
+                self.truth[index], self.states[index] = new.copy(), {name: x.copy() for name, x in states.items()}
+        self.optimizer.step()
+
+
+def make(rule: type[Rule], dtype: torch.dtype) -> tuple[Case, torch.Generator]:
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in SHAPES]
+    groups = [{"params": params[:5]}, {"params": params[5:], "lr": 0.03}]
+    truth = [param.detach().double().numpy().copy() for param in params]
+    states = [
+        {
+            name: np.full(state_shape(rule, name, param.shape), state.begins, float)
+            for name, state in rule.states.items()
+        }
+        for param in params
+    ]
+    return Case(params, steprule.Optimizer.of(rule)(groups), truth, states), generator
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_passes_compute_what_the_formula_says(rule):
+    case, generator = make(rule, torch.float64)
+    every, some = range(len(SHAPES)), range(2, 9)
+    for number, chosen in enumerate((every, every, every), 1):
+        case.step(number, chosen, generator)
+    plan = case.optimizer._core.plans.current
+    assert plan is not None and plan.repeats, "no kernel steps it"
+    check(case, 1e-9)
+    before = [param.detach().clone() for param in case.params]
+    for index in set(every) - set(some):
+        case.params[index].grad = None
+    for number in (4, 5):
+        case.step(number, some, generator)
+    check(case, 1e-9)
+    assert all(torch.equal(case.params[index], before[index]) for index in set(every) - set(some))
+
+
+def check(case: Case, bound: float) -> None:
+    for param, truth, states in zip(case.params, case.truth, case.states, strict=True):
+        close(param.detach().numpy(), truth, bound, f"param {tuple(param.shape)}")
+        for name, value in states.items():
+            close(case.optimizer.state[param][name].numpy(), value, bound, f"{name} of {tuple(param.shape)}")
+
+
+def close(one: np.ndarray, other: np.ndarray, bound: float, what: str) -> None:
+    assert one.shape == other.shape, what
+    scale = np.abs(other).max(initial=0.0) + 1e-30
+    assert np.abs(one - other).max(initial=0.0) <= bound * scale, what
