@@ -11,7 +11,6 @@ from steprule.rule import Rule
 from steprule.rules import OWN, SGD, Adam, AdamW, RMSprop
 from steprule.trace.tracing import program_of
 
-
 WORDS = ("norm", "equilibrate", "block")
 """Hyperparameters whose texts make formulas of another form, and not only of another number."""
 

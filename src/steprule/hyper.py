@@ -87,7 +87,11 @@ class Hyperparameter:
 def filled(hyper: Mapping[str, Any], unit: float) -> Mapping[str, Any]:
     """Hyperparameters with a number in place of every None beside numbers: the parameter's `UNITS` in `steprule.formats`."""
     gaps = {name: x for name, x in hyper.items() if isinstance(x, (tuple, list)) and any(one is None for one in x)}
-    return {**hyper, **{name: tuple(unit if one is None else one for one in x) for name, x in gaps.items()}} if gaps else hyper
+    return (
+        {**hyper, **{name: tuple(unit if one is None else one for one in x) for name, x in gaps.items()}}
+        if gaps
+        else hyper
+    )
 
 
 def is_fixed(default: Any, value: Any) -> bool:

@@ -35,9 +35,9 @@ from steprule.matrixwise import col_largest as col_largest
 from steprule.matrixwise import col_mean as col_mean
 from steprule.matrixwise import col_total as col_total
 from steprule.matrixwise import cols as cols
+from steprule.matrixwise import decorrelate as decorrelate
 from steprule.matrixwise import gram as gram
 from steprule.matrixwise import matmul as matmul
-from steprule.matrixwise import decorrelate as decorrelate
 from steprule.matrixwise import polar as polar
 from steprule.matrixwise import row_largest as row_largest
 from steprule.matrixwise import row_mean as row_mean

@@ -152,7 +152,9 @@ def _check_fixed(name: str, value: Any, default: Any, texts: Sequence[str]) -> N
     if isinstance(default, tuple) and not isinstance(value, str):
         for item in value:
             if not isinstance(item, (tuple, list)) or len(item) != len(default):
-                raise TypeError(f"{name} must be a tuple of {len(default)} numbers, a tuple of such tuples or a text, not {value!r}")
+                raise TypeError(
+                    f"{name} must be a tuple of {len(default)} numbers, a tuple of such tuples or a text, not {value!r}"
+                )
             for index, number in enumerate(item):
                 _check_number(f"{name}[{index}]", number)
     elif value != default and value not in texts:

@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from steprule.arrays.checks import Array
-from steprule.docstrings import ARRAYS, OPTION_TEXTS, arguments, class_docstring, is_listed, states, texts_of, torch_class
+from steprule.docstrings import (
+    ARRAYS,
+    OPTION_TEXTS,
+    arguments,
+    class_docstring,
+    is_listed,
+    states,
+    texts_of,
+    torch_class,
+)
 from steprule.hyper import whole_of
 from steprule.rule import DECAYS, Rule
 from steprule.rules.options import OPTIONS, check_lookahead, seen_by
@@ -19,7 +28,9 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
     kind = inspect.Parameter
     parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD, annotation=Sequence[Array])]
     for name, default in rule.hyperparameters.items():
-        parameters.append(kind(name, kind.KEYWORD_ONLY, default=default, annotation=_type_of(default, texts_of(rule, name))))
+        parameters.append(
+            kind(name, kind.KEYWORD_ONLY, default=default, annotation=_type_of(default, texts_of(rule, name)))
+        )
     parameters += [kind(name, kind.KEYWORD_ONLY, default=OPTIONS[name], annotation=one) for name, one in _TYPES.items()]
     return inspect.Signature(parameters)
 

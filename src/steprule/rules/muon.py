@@ -7,13 +7,14 @@ from typing import Any
 from steprule.matrix.coefficients import PUBLISHED, published
 from steprule.pieces import (
     Value,
+    col_mean,
     col_total,
     cols,
+    decorrelate,
     ema,
     floor,
     maximum,
     mean,
-    decorrelate,
     norm,
     polar,
     row_mean,
@@ -234,8 +235,9 @@ class Mano(Rule):
 
 _NORMS = {
     "spectral": lambda x, *ns, eps: sqrt(rows(x) / cols(x)) * polar(x, *ns),
-    "col": lambda x, *_, eps: x / (sqrt(col_total(x * x) / rows(x)) + eps),
-    "row": lambda x, *_, eps: x / (sqrt(row_total(x * x) / cols(x)) + eps),
+    "col": lambda x, *_, eps: x / (sqrt(col_mean(x * x)) + eps),
+    "row": lambda x, *_, eps: x / (sqrt(row_total(x * x) * cols(x)) + eps),
+    "embedding": lambda x, *_, eps: x / (sqrt(row_mean(x * x)) + eps),
     "sign": lambda x, *_, eps: sign(x) / cols(x),
     "bias_rms": lambda x, *_, eps: x / (sqrt(mean(x * x)) + eps),
 }
@@ -245,9 +247,10 @@ _NORMS = {
 class Scion(_Orthogonalized, Rule):
     """Steps of the same length in a norm that fits the layer. Pethick et al. 2025, arXiv:2502.07529, algorithms 1 and 2.
 
-    Each parameter group has its norm: "spectral" for hidden matrices, "col" for the first layer, "row" for embeddings, "sign" for
-    the head and "bias_rms" for vectors. constrained=True also keeps weights within radius in that norm; False is the
-    unconstrained variant, without any decay. The reference code's momentum is 1 - momentum.
+    Each parameter group has its norm: "spectral" for hidden matrices, "embedding" for nn.Embedding and "col" for another first
+    layer of one-hot inputs, "sign" or "row" for the head, "bias_rms" for vectors. constrained=True also keeps weights within
+    radius in that norm; False is the unconstrained variant, without any decay. The reference code's momentum is 1 - momentum,
+    and its factor for a convolution's weight is smaller by the kernel's side.
     """
 
     norm = Hyperparameter("norm of the layer", texts=tuple(_NORMS))

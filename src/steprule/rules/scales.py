@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from steprule.pieces import Value, cols, maximum, minimum, norm, rows, sqrt, where
+from steprule.pieces import Value, cols, maximum, minimum, rows, sqrt, where
 
 SCALES: dict[str, tuple[Callable[[Value, Value], Value], str]] = {
     "original": (
