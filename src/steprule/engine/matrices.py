@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class Rooms:
             for shape, members in self._members.items()
         }
         self._count = len(shapes)
-        self._active = np.ones(self._count, bool)
+        self.select(np.ones(self._count, bool))
 
     def addresses(self, name: str) -> list[int]:
         """Where each tensor's matrix begins."""
@@ -72,7 +72,7 @@ class Rooms:
 
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
-        self._active = active
+        self._active, self._all_active, self._places = active, bool(active.all()), np.cumsum(active) - 1
 
     def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
         """Computes functions of matrices in their place.
@@ -81,23 +81,34 @@ class Rooms:
             functions: by name.
             value: what an expression is for each active tensor, or one number for all.
         """
-        places = np.cumsum(self._active) - 1
         for name, one in functions.items():
-            numbers = [value(x) if isinstance(x, Expression) else x for x in one.others]
+            numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
             for shape, members in self._members.items():
                 stack = self._stacks[name, shape]
-                own = [
-                    tuple(x if np.ndim(x) == 0 else x[places[member]] for x in numbers)
-                    if self._active[member]
-                    else None
-                    for member in members
-                ]
-                start = 0
-                for settings, run in groupby(own):  # neighbors that have the same numbers
-                    end = start + len(list(run))
-                    if settings is not None:
-                        _RUN[one.op](stack[start:end].view(-1, *shape[-2:]), *settings)
-                    start = end
+                for start, end, settings in self._runs(members, numbers):
+                    _RUN[one.op](stack[start:end].view(-1, *shape[-2:]), *settings)
+
+    def _runs(self, members: Sequence[int], numbers: Sequence[Any]) -> Iterator[tuple[int, int, Sequence[Any]]]:
+        """Stretches of active tensors that have the same numbers."""
+        if self._all_active and not any(isinstance(x, np.ndarray) for x in numbers):
+            yield 0, len(members), numbers
+            return
+        own = [
+            tuple(x[self._places[member]] if isinstance(x, np.ndarray) else x for x in numbers) if self._active[member] else None
+            for member in members
+        ]
+        start = 0
+        for settings, run in groupby(own):
+            end = start + len(list(run))
+            if settings is not None:
+                yield start, end, settings
+            start = end
+
+
+def _common(values: Any) -> Any:
+    """One number, if all are that."""
+    is_one = isinstance(values, np.ndarray) and len(values) and (values == values[0]).all()
+    return values[0] if is_one else values
 
 
 def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:

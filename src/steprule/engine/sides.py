@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,8 @@ class Sides:
             if side.axis == COL and side.how:
                 lengths = lengths * self._pieces
             self._first[name] = np.concatenate([[0], np.cumsum(lengths)])
-            self._tables[name] = np.zeros(int(lengths.sum()) or 1, np.float64 if side.how else np.dtype(real))
+            dtype = np.dtype(np.float64 if side.axis == ROW and side.how else real)
+            self._tables[name] = np.zeros(int(lengths.sum()) or 1, dtype)
         self.select(np.ones(len(shapes), bool))
 
     def addresses(self, name: str) -> list[int]:
@@ -67,9 +69,9 @@ class Sides:
         side, table, first = self._sides[name], self._tables[name], self._first[name]
         if side.axis == ROW:
             return table if self.active.all() else table[np.repeat(self.active, self._lengths[ROWS])]
-        join = np.add if side.how == ADD else np.maximum
+        join: Any = np.add if side.how == ADD else np.maximum
         parts = [
-            join.reduce(table[first[i] : first[i + 1]].reshape(self._pieces[i], -1), axis=0)
+            join.reduce(table[first[i] : first[i + 1]].reshape(self._pieces[i], -1), axis=0, dtype=np.float64)
             for i in np.flatnonzero(self.active)
         ]
         return np.concatenate(parts) if parts else np.zeros(0)
@@ -95,7 +97,7 @@ class SideEvaluation(Evaluation):
         """An operation on the values of its arguments."""
         x = expression.args[0]
         if expression.op in SUM_OPS:
-            value, owners = self.spread(self(x), x.extent, x.extent), self._sides.owners[x.extent]
+            value, owners = self(x), self._sides.owners[x.extent]
             count = int(self._sides.active.sum())
             if not expression.op.endswith("largest"):
                 return np.bincount(owners, value, count)
@@ -109,4 +111,5 @@ class SideEvaluation(Evaluation):
         """A tensor's number for each of its rows or columns."""
         if extent == wanted or np.ndim(value) == 0 or extent != NUMBER:
             return value
-        return value[self._sides.owners[wanted]]
+        same = value[:1]
+        return same if (value == same).all() else value[self._sides.owners[wanted]]

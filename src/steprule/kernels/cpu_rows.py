@@ -8,7 +8,7 @@ from typing import Any
 from steprule.kernels.cpu_loop import CpuLoop
 from steprule.kernels.names import marked
 from steprule.kernels.source import indent
-from steprule.trace.program import ADD, COL, ROW, TENSOR, Stage, Sum
+from steprule.trace.program import ADD, COL, LARGEST, ROW, TENSOR, Stage, Sum
 
 _UPDATE = '''
 @njit(**FAST)
@@ -46,15 +46,21 @@ class CpuRows(CpuLoop):
         if one.axis == TENSOR:
             super().add_up(name, one)
             return
-        value = f"float64({self.value(one.expression)})"
-        join = "add_up" if one.how == ADD else "larger"
+        value = self.value(one.expression)
         if one.axis == COL:
-            self.before += ["for j in range(columns):", f"    {_store(name, 'j', '0.0')}"]
-            self.body.append(_store(name, "j", f"{join}({_load(name, 'j')}, {value})"))
-        else:
-            self._row_start.append(f"row_{name} = 0.0")
-            self.body.append(f"row_{name} = {join}(row_{name}, {value})")
-            self._row_end.append(_store(name, "row", f"row_{name}"))
+            there = _load(name, "j")
+            joined = f"{there} + {value}" if one.how == ADD else f"larger({there}, {value})"
+            self.before += ["for j in range(columns):", f"    {_store(name, 'j', f'{self.real}(0)')}"]
+            self.body.append(_store(name, "j", joined))
+            return
+        start, join, end = "0.0", f"add_up(row_{name}, float64({value}))", f"row_{name}"
+        if one.how == LARGEST and self.real == "float32":
+            start, join, end = "uint32(0)", f"larger_magnitude(row_{name}, {value})", f"float64_of(row_{name})"
+        elif one.how == LARGEST:
+            join = f"larger(row_{name}, {value})"
+        self._row_start.append(f"row_{name} = {start}")
+        self.body.append(f"row_{name} = {join}")
+        self._row_end.append(_store(name, "row", end))
 
     def fields(self) -> dict[str, Any]:
         """What the template has places for."""
