@@ -77,7 +77,7 @@ def _scion(words: dict[str, Any]) -> None:
     norm = words.pop("norm")
     words["kind"] = _NORMS.get(norm, norm)
     words["momentum"] = 1 - words["momentum"]
-    words["unconstrained"] = not words.pop("constrained")
+    words["unconstrained"] = not words.pop("constrained", True)
     words["ns_eps"] = 0.0
 
 

@@ -32,6 +32,11 @@ ONE_OR_OTHER = {"asgd": 0.75, "ademamix": 2.0}  # what alpha is there
 OF_TWO = {"adafactor": (0.5, 0.9), "came": (0.1, 0.02)}  # what eps is where it is two numbers
 SHAPES = ((3, 4), (5,), ())
 MATRICES = ((3, 4), (4, 3), (5, 5), (1, 6), (6, 1))
+APART = {
+    "mano": ((1, 6), (6, 1)),  # a slice of one element has no tangent: 0 here, and in the paper what rounding leaves
+    "came": ((1, 6),),  # a row is as a vector here
+    "adammini": ((5,),),  # as in the code, not a block for each element
+}
 STEPS = 20
 
 
@@ -71,12 +76,11 @@ def problem(name, hyper, seed=0):
     """Parameters, and gradients over several orders of magnitude."""
     random = np.random.default_rng(seed)
     rule = OWN[name]
-    shapes = (
-        MATRICES + (SHAPES[1:] if program_of(rule, {**rule.hyperparameters, **hyper}).takes_vectors else ())
-        if sees_matrix(rule)
-        else SHAPES
-    )
-    shapes = SHAPES[:2] if name == "sparseadam" else shapes
+    shapes = SHAPES[: 2 if name == "sparseadam" else 3]
+    if sees_matrix(rule, hyper):
+        is_for_vectors = program_of(rule, {**rule.hyperparameters, **hyper}).takes_vectors
+        shapes = (*MATRICES, *(SHAPES[1:] if is_for_vectors else ()))
+        shapes = [shape for shape in shapes if shape not in APART.get(name, ())]
     params = [random.normal(size=shape) for shape in shapes]
     grads = [[random.normal(size=shape) * 10 ** random.uniform(-2, 1, shape) for shape in shapes] for _ in range(STEPS)]
     return params, grads

@@ -94,7 +94,9 @@ class Rooms:
             yield 0, len(members), numbers
             return
         own = [
-            tuple(x[self._places[member]] if isinstance(x, np.ndarray) else x for x in numbers) if self._active[member] else None
+            tuple(x[self._places[member]] if isinstance(x, np.ndarray) else x for x in numbers)
+            if self._active[member]
+            else None
             for member in members
         ]
         start = 0

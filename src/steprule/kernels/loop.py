@@ -42,7 +42,10 @@ class Loop(ABC):
         self.operands = operands_of(stage, formats)
         found = {(one.name, suffix): dtype for one in self.operands.values() for suffix, dtype in one.format.arrays}
         self.dtypes = dict(sorted(found.items(), key=lambda array: array[0] not in (("param", ""), ("grad", ""))))
-        for name, side in stage.sides.items():  # columns are added up for a few rows at a time, which float32 is enough for
+        for (
+            name,
+            side,
+        ) in stage.sides.items():  # columns are added up for a few rows at a time, which float32 is enough for
             self.dtypes[name, ""] = "float64" if side.axis == ROW and side.how else self.real
         stored = self.operands["param"].stored() if "param" in self.operands else "{0}"
         self.writer = Writer(stage, self.real, stored, self.language)
