@@ -119,7 +119,7 @@ class AdaMuon(_Orthogonalized, Rule):
     momentum for beta2.
     """
 
-    eps = Hyperparameter("added to the root of the second moment", "[0, inf)")
+    eps = Hyperparameter("added to the root of the second moment, and to the norm of the update", "[0, inf)")
     when = "In place of Muon, where there is room for two states."
 
     @staticmethod
@@ -132,7 +132,7 @@ class AdaMuon(_Orthogonalized, Rule):
         whole = polar(sign(ahead), ns_coefficients, ns_steps)
         exp_avg_sq = ema(exp_avg_sq, whole * whole, beta2)
         even = whole / (sqrt(exp_avg_sq) + eps)
-        direction = sized(param, even, norm(even), adjust_lr_fn)
+        direction = sized(param, even, norm(even) + eps, adjust_lr_fn)
         return param - lr * (direction + weight_decay * param), momentum_buffer, exp_avg_sq
 
 
