@@ -95,7 +95,7 @@ def docstring(rule: type[Rule]) -> str:
         "import numpy as np",
         "from steprule import arrays",
         *([] if is_listed(rule) else [f"class {name}Arrays(arrays.Optimizer, rule={name}): ..."]),
-        "weight = np.ones(3, np.float32)",
+        "weight = np.ones((2, 3), np.float32)",
         f"optimizer = {f'arrays.{name}' if is_listed(rule) else f'{name}Arrays'}([weight])",
         "optimizer.step([2 * weight])",
     ]

@@ -230,9 +230,9 @@ def docstring(rule: type[Rule]) -> str:
     name = torch_class(rule)
     example = [
         "import torch, steprule",
-        "weight = torch.nn.Parameter(torch.ones(3))",
+        "weight = torch.nn.Parameter(torch.ones(2, 3))",
         f"optimizer = {name}([weight])",
-        "weight.grad = torch.ones(3).to_sparse()" if rule.sparse_only else "weight.square().sum().backward()",
+        "weight.grad = torch.ones(2, 3).to_sparse()" if rule.sparse_only else "weight.square().sum().backward()",
         "optimizer.step()",
     ]
     if rule.evaluated is not None:
