@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 import steprule
 from steprule.cli import app
 from steprule.memory import parameter_count, shapes_of, table
-from steprule.registry import TORCHS_OWN
 from steprule.rules import OWN
 from steprule.step.kind import Kind
 
@@ -170,16 +169,14 @@ def test_names_are_those_of_the_other_commands():
 
 
 KEPT = {  # numbers in the states of a matrix of 3 by 5 and a vector of 7, after 12 steps
-    "adafactor": (lambda params: torch.optim.Adafactor(params), {"row_var": 3, "col_var": 5, "variance": 7}),
     "lbfgs": (
         lambda params: torch.optim.LBFGS(params, history_size=2, max_iter=12, line_search_fn="strong_wolfe"),
         {"old_dirs": 2 * 22, "old_stps": 2 * 22, "d": 22, "prev_flat_grad": 22},
     ),
-    "muon": (lambda params: steprule.Muon(params[:1]), {"momentum_buffer": 15}),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in KEPT if hasattr(torch.optim, TORCHS_OWN[name])])
+@pytest.mark.parametrize("name", KEPT)
 def test_of_torchs_own_it_says_what_they_keep(name):
     make, expected = KEPT[name]
     generator = torch.Generator().manual_seed(0)
