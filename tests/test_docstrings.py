@@ -12,8 +12,8 @@ from steprule.names import HOME
 
 
 def functions(module):
-    """A module's public functions, also those that it takes from `steprule.elementwise` for its users."""
-    homes = {module.__name__, "steprule.elementwise"}
+    """A module's public functions, also those that it takes from others for its users."""
+    homes = {module.__name__, "steprule.elementwise", "steprule.matrixwise"}
     return {
         f"{module.__name__.removeprefix('steprule.')}.{name}": one
         for name, one in vars(module).items()

@@ -85,7 +85,7 @@ def check_hyperparameters(
         default = rule.hyperparameters[name]
         texts = rule.meanings.get(name, UNSAID).texts
         if texts and is_fixed(default, value):
-            _check_fixed(name, value, default, texts)
+            _check_fixed(name, value, default, texts, _told_by_torch(rule, name, value))
         elif isinstance(default, bool):
             if isinstance(value, str) or (value not in (True, False)):
                 raise TypeError(f"{name} must be True or False, not {value!r}")
@@ -97,7 +97,10 @@ def check_hyperparameters(
                     continue
                 _check_number(f"{name}[{index}]", item)
                 if not _is_in_range(rule, name, item, as_torch):
-                    raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}{_allowed(rule, name)}")
+                    told = _told_by_torch(rule, f"{name}[{index}]", item)
+                    raise ValueError(
+                        told or f"Invalid {_WORDS.get(name, name)} at index {index}: {item}{_allowed(rule, name)}"
+                    )
         elif default is None or isinstance(default, str):
             try:
                 hash(value)
@@ -108,7 +111,8 @@ def check_hyperparameters(
         else:
             _check_number(name, value)
             if not _is_in_range(rule, name, value, as_torch):
-                raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}{_allowed(rule, name)}")
+                told = _told_by_torch(rule, name, value)
+                raise ValueError(told or f"Invalid {_WORDS.get(name, name + ' value')}: {value}{_allowed(rule, name)}")
 
 
 def check_together(rule: type[Rule], settings: Mapping[str, Any]) -> None:
@@ -138,6 +142,12 @@ def _is_in_range(rule: type[Rule], name: str, value: Any, as_torch: bool = False
     return said.allows(value)
 
 
+def _told_by_torch(rule: type[Rule], name: str, value: Any) -> str:
+    """torch.optim's words for a value that it refuses, if the rule's class there has some of its own."""
+    its = RULES.get(rule.__name__.lower(), rule).like_torch
+    return its.words[name].format(value) if its is not None and name in its.words else ""
+
+
 def _allowed(rule: type[Rule], name: str) -> str:
     """The range, as the end of a message; nothing where the message is torch.optim's."""
     if RULES.get(rule.__name__.lower(), rule).like_torch is not None:
@@ -147,7 +157,7 @@ def _allowed(rule: type[Rule], name: str) -> str:
     return f"; {name} of {rule.__name__} must be {within}"
 
 
-def _check_fixed(name: str, value: Any, default: Any, texts: Sequence[str]) -> None:
+def _check_fixed(name: str, value: Any, default: Any, texts: Sequence[str], told: str) -> None:
     """Raises for what is none of the texts, and no tuple of tuples like the default."""
     if isinstance(default, tuple) and not isinstance(value, str):
         for item in value:
@@ -159,7 +169,7 @@ def _check_fixed(name: str, value: Any, default: Any, texts: Sequence[str]) -> N
                 _check_number(f"{name}[{index}]", number)
     elif value != default and value not in texts:
         every = f"it can be {', '.join(map(repr, dict.fromkeys((default, *texts))))}"
-        raise ValueError(f"Invalid {name} value: {value!r}{did_you_mean(str(value), texts, 0.6, every)}")
+        raise ValueError(f"{told or f'Invalid {name} value: {value!r}'}{did_you_mean(str(value), texts, 0.6, every)}")
 
 
 def _check_number(name: str, value: Any) -> None:

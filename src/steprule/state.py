@@ -123,6 +123,10 @@ class TorchArguments:
         fixed: entries of every parameter group that are no arguments.
         tensor_betas: whether betas may be tensors, and which flags go with tensors is checked.
         checks: whether its step raises for what the rule's `check` does, so that groups changed by hand are held to it, too.
+        words: what it says of a value out of range, by the name of the hyperparameter, or of an element as "eps[0]"; "{}" is
+            the value. Default: "Invalid momentum value: {}" and the like.
+        taken: makes of a parameter's state that it saved one of the rule's.
+        given: what is saved of a parameter's state besides, for it to load: the state and the parameter's shape.
     """
 
     flags: str
@@ -131,6 +135,9 @@ class TorchArguments:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     tensor_betas: bool = False
     checks: bool = False
+    words: Mapping[str, str] = field(default_factory=dict)
+    taken: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    given: Callable[[Mapping[str, Any], Sequence[int]], Mapping[str, Any]] | None = None
 
 
 _KINDS: Mapping[str, tuple[Any, str]] = {

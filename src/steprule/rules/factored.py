@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from steprule.pieces import (
     Value,
     col_largest,
@@ -34,11 +37,25 @@ def within(direction: Value, most: Value) -> Value:
     return direction / maximum(1.0, sqrt(mean(direction * direction)) / most)
 
 
+def _from_torch(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state with the second moments of a vector's elements as those of a row's columns."""
+    own = {name: x for name, x in state.items() if name != "variance"}
+    if "variance" in state and "row_var" not in state:
+        own["row_var"], own["col_var"] = state["variance"].mean().reshape(1, 1), state["variance"].reshape(1, -1)
+    return own
+
+
+def _for_torch(state: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
+    """The other way round."""
+    return {"variance": state["col_var"].reshape(shape)} if len(shape) < 2 and "col_var" in state else {}
+
+
 class Adafactor(Rule):
     """Second moments of rows and columns, and steps in proportion to the weights. Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4.
 
     lr is the largest relative step; a step is at most 1 / sqrt(step) of the weights' RMS. There is no first moment. As in
-    torch.optim, the last two dimensions are a matrix, and eps[0] is None for the epsilon of the parameter's dtype.
+    torch.optim, the last two dimensions are a matrix, and eps[0] is None for the epsilon of the parameter's dtype. A vector,
+    and a matrix of one row, has a second moment for each element.
     """
 
     beta2_decay = Hyperparameter("power of the step at which the second moment forgets", "(-inf, 0]")
@@ -49,7 +66,19 @@ class Adafactor(Rule):
     decay = "decoupled"
     needs = ("memory", "no-schedule")
     when = "Models whose optimizer states take too much memory, and T5's recipes."
-    like_torch = TorchArguments("foreach maximize")
+    like_torch = TorchArguments(
+        "foreach maximize",
+        words={
+            "lr": "Learning rate should be >= 0 but is: {}",
+            "beta2_decay": "beta2_decay should be <= 0 but is: {}",
+            "eps[0]": "epsilon1 should be >= 0 but is: {}",
+            "eps[1]": "epsilon2 should be >= 0 but is: {}",
+            "d": "Clipping threshold d should be >= 1 but is: {}",
+            "weight_decay": "weight_decay should be >= 0 but is: {}",
+        },
+        taken=_from_torch,
+        given=_for_torch,
+    )
 
     @staticmethod
     def update(
@@ -67,8 +96,8 @@ class Adafactor(Rule):
 class CAME(Rule):
     """Adafactor with momentum, divided by how far updates are from it. Luo et al. 2023, arXiv:2307.02047, algorithm 2.
 
-    The first steps are long: nothing makes up for second moments that begin at 0. Warm lr up. Vectors are not divided by
-    how far updates are from the momentum.
+    The first steps are long: nothing makes up for second moments that begin at 0. Warm lr up. The last two dimensions are a
+    matrix. Vectors, and matrices of one row, are not divided by how far updates are from the momentum.
     """
 
     betas = Hyperparameter("decay rates of momentum, second moment and distances", "[0, 1)")

@@ -72,7 +72,16 @@ class Muon(_Orthogonalized, Rule):
 
     needs = ("memory",)
     when = "Hidden matrices of transformers and other networks, beside AdamW for embeddings, heads and vectors."
-    like_torch = TorchArguments("", checks=True)
+    like_torch = TorchArguments(
+        "",
+        checks=True,
+        words={
+            "lr": "Learning rate should be >= 0 but is: {}",
+            "momentum": "momentum should be >= 0 but is: {}",
+            "weight_decay": "weight decay should be >= 0 but is: {}",
+            "adjust_lr_fn": "Adjust learning rate function {} is not supported",
+        },
+    )
 
     @staticmethod
     def update(
