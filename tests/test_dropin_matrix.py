@@ -196,6 +196,7 @@ def test_muon_refuses_what_is_no_matrix(shape):
     with pytest.raises(ValueError, match="parameter 1 of group 0"):
         optimizer.step()
     optimizer.param_groups[0]["params"].pop()
+    run(optimizer, [0])
     optimizer.param_groups[0]["params"][0].data = random((4,), 0)
     fill(optimizer, 0)
     with pytest.raises(RuntimeError, match="has the shape"):

@@ -9,7 +9,7 @@ import types
 
 import pytest
 import torch
-from settings import shapes_for
+from settings import sees_matrix, shapes_for
 from typer.testing import CliRunner
 
 import steprule
@@ -36,9 +36,7 @@ def test_the_table_is_what_optimizers_really_keep(name, dtype, monkeypatch):
     rows = table(name, shapes, dtype, dtype)
     assert len(rows) == (2 + 12 if dtype == "bfloat16" else 1 + 3)
     for row in rows:
-        in_torch = (
-            hasattr(torch.optim, rule.__name__) and not rule.side_states
-        )  # of a vector Adafactor keeps two numbers more
+        in_torch = hasattr(torch.optim, rule.__name__) and not sees_matrix(rule)  # which has other states of vectors
         module = torch.optim if row.is_without and in_torch else steprule
         options = settings if row.is_without else {**settings, "states": row.states, "weights": row.weights}
         params = [torch.nn.Parameter(torch.ones(s, dtype=getattr(torch, row.dtype))) for s in shapes]
