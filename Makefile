@@ -17,7 +17,7 @@ versions: $(INSTALLED)  ## what depends on versions, on the oldest and the newes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nox
 	$(BIN)/nox
 
-frameworks: $(INSTALLED)  ## what stands between users and steprule: Lightning and Fabric
+frameworks: $(INSTALLED)  ## what stands between users and steprule: Lightning, Fabric, transformers, timm
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nox
 	$(BIN)/nox -s frameworks
 
@@ -43,6 +43,7 @@ bench: $(INSTALLED)  ## measure on an idle machine, and put the numbers into tex
 	$(BIN)/python benchmarks/gpu_code.py
 	$(BIN)/python benchmarks/formats.py
 	$(BIN)/python benchmarks/sharded.py
+	$(BIN)/python benchmarks/matrix.py
 	$(BIN)/python benchmarks/training.py
 	$(MAKE) figures
 

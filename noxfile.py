@@ -52,6 +52,7 @@ def newest(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def frameworks(session: nox.Session) -> None:
-    """Lightning and Fabric as they are on PyPI, over the torch of constraints.txt."""
-    session.install("-c", "constraints.txt", "-e", ".[dev]", "lightning>=2.5", "jsonargparse[signatures]")
+    """Lightning and Fabric, and the models of transformers, timm and torchvision, over the torch of constraints.txt."""
+    models = ("transformers>=5", "timm>=1", "torchvision")
+    session.install("-c", "constraints.txt", "-e", ".[dev]", "lightning>=2.5", "jsonargparse[signatures]", *models)
     session.run("python", "-m", "pytest", "-q", "tests/frameworks", *session.posargs)

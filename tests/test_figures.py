@@ -19,7 +19,18 @@ from tables import ratio, source, span, table  # noqa: E402
 
 RECORDS = record.Records()
 NAMES = sorted(RECORDS)
-SCRIPTS = ("bench", "low_memory", "services", "rules", "formats", "training", "subsets", "gpu_code", "sharded")
+SCRIPTS = (
+    "bench",
+    "low_memory",
+    "services",
+    "rules",
+    "formats",
+    "training",
+    "subsets",
+    "gpu_code",
+    "sharded",
+    "matrix",
+)
 
 
 def made():

@@ -2,6 +2,7 @@
 from steprule import arrays as arrays
 from steprule import catalog as catalog
 from steprule import compare as compare
+from steprule import matrices as matrices
 from steprule import memory as memory
 from steprule import optimizer as optimizer
 from steprule import pieces as pieces
@@ -96,6 +97,7 @@ from steprule.pieces import where as where
 from steprule.chains import chain as chain
 from steprule.create import create_optimizer as create_optimizer
 from steprule.create import parameter_groups as parameter_groups
+from steprule.matrices import roles as roles
 from steprule.together import Together as Together
 from steprule.rule import Hyperparameter as Hyperparameter
 from steprule.rule import Rule as Rule
@@ -184,6 +186,7 @@ __all__ = [
     "norm",
     "parameter_groups",
     "polar",
+    "roles",
     "row_largest",
     "row_mean",
     "row_total",

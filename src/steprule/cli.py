@@ -171,6 +171,38 @@ def memory(
         raise typer.Exit(2) from None
 
 
+@app.command(cls=Command)
+def roles(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="module:function, for a function without arguments that returns a torch.nn.Module. It is called on torch's "
+            "meta device, where nothing is allocated."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATTERN=WORD",
+            help="What parameters are: hidden, transpose, 'rows 3' or another view, adamw, or a role. May be given several times.",
+        ),
+    ] = None,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Part the matrices of known attention classes by head.")
+    ] = False,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show which parameters of a model are matrices for rules like Muon."""
+    from steprule.matrices.command import show
+
+    try:
+        show(model, overrides or [], heads, as_json)
+    except ValueError as error:
+        typer.echo(f"steprule roles: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
 @app.command("list", cls=Command)
 def list_optimizers(
     need: Annotated[

@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal, overload
 
 import torch
@@ -17,6 +16,7 @@ from steprule import optimizer
 from steprule.names import did_you_mean
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
+from steprule.patterns import Pattern, abbreviated, matches
 from steprule.registry import class_names
 from steprule.rule import Rule
 from steprule.settings import as_tuples, check_names, check_settings
@@ -24,7 +24,6 @@ from steprule.settings import as_tuples, check_names, check_settings
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
 
 Model = nn.Module | Iterable[tuple[str, Tensor]]
-Pattern = str | Callable[[str, Tensor], bool]
 GroupSettings = Sequence[tuple[Pattern, Mapping[str, Any]]]
 
 
@@ -58,7 +57,7 @@ class Split:
             names, params = zip(*part["params"], strict=True)
             elements = "unknown" if any(map(is_lazy, params)) else f"{sum(param.numel() for param in params):,}"
             counts = f"{len(params):,}", elements
-            rows.append((part["name"], *counts, *(_text(part.get(key)) for key in columns), _abbreviated(names)))
+            rows.append((part["name"], *counts, *(_text(part.get(key)) for key in columns), abbreviated(names)))
         first, *middle, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join((r[0].ljust(first), *map(str.rjust, r[1:-1], middle), r[-1])) for r in rows)
 
@@ -67,16 +66,6 @@ class Split:
 
 def _text(value: Any) -> str:
     return "-" if value is None else f"{float(value):.4g}" if isinstance(value, (float, Tensor)) else str(value)
-
-
-def _abbreviated(names: Sequence[str]) -> str:
-    """Names that differ in a number alone become one, and of the rest only the first are shown."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", name), []).append(name)
-    columns = [list(zip(*(name.split(".") for name in same), strict=True)) for same in alike.values()]
-    short = [".".join(parts[0] if len(set(parts)) == 1 else "*" for parts in column) for column in columns]
-    return ", ".join(short[:4]) + (f" and {len(short) - 4} more" if len(short) > 4 else "")
 
 
 def parameter_groups(
@@ -211,7 +200,7 @@ def _undecayed(model: Model, named: Mapping[str, Tensor], no_decay: Any) -> set[
         return chosen | {n for n, x in named.items() if n not in chosen and _shaped("no_decay", n, x).ndim < 2}
     if isinstance(no_decay, str) or not (no_decay is False or isinstance(no_decay, Iterable)):
         raise ValueError(f'no_decay must be True, False, "embeddings" or a list of patterns, not {no_decay!r}')
-    return {name for pattern in no_decay or () for name in _matches("no_decay", pattern, named)}
+    return {name for pattern in no_decay or () for name in matches("no_decay", pattern, named)}
 
 
 def _shaped(who: str, name: str, param: Tensor) -> Tensor:
@@ -230,27 +219,14 @@ def _chosen(named: Mapping[str, Tensor], groups: GroupSettings) -> dict[str, int
     for number, group in enumerate(groups):
         match group:
             case (pattern, Mapping() as own) if isinstance(pattern, str) or callable(pattern):
-                matches = _matches(f"groups[{number}]", pattern, named)
+                matched = matches(f"groups[{number}]", pattern, named)
             case _:
                 raise TypeError(f"groups[{number}] must be a pattern or function, and a dict, not {group!r}")
         for name in {"params", "param_names", "name"}.intersection(own):
             raise ValueError(f"groups[{number}]: {name!r} is not a setting; its pattern finds and names a group")
-        if all(name in found for name in matches):
+        if all(name in found for name in matched):
             raise ValueError(f"groups[{number}]: {pattern!r} only matches what those before it do, and the first wins")
-        found = {**dict.fromkeys(matches, number), **found}
-    return found
-
-
-def _matches(where: str, pattern: Pattern, named: Mapping[str, Tensor]) -> list[str]:
-    test = pattern if callable(pattern) else lambda name, param: fnmatchcase(name, pattern)
-    found = [name for name, param in named.items() if test(name, param)]
-    if not found:
-        hint = did_you_mean(
-            str(pattern),
-            named,
-            otherwise="names are those of model.named_parameters(), which names a shared parameter once",
-        )
-        raise ValueError(f"{where}: {pattern!r} matches no parameter{hint}")
+        found = {**dict.fromkeys(matched, number), **found}
     return found
 
 

@@ -136,29 +136,19 @@ def parameter_count(text: str) -> int | None:
     return round(float(match[1].replace("_", "")) * factor)
 
 
-def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
-    """The parameters of a model.
+def made_by(model: str, kinds: str = "module:function") -> Any:
+    """The torch.nn.Module that a function makes on torch's meta device, where nothing is allocated.
 
     Args:
-        model: a parameter count, or module:function for a function without arguments that returns a torch.nn.Module
-            (it is called on torch's meta device, so that nothing is allocated).
-
-    Returns:
-        Their shapes, a description, and the dtype that they have, None for a count.
+        model: module:function, for a function without arguments.
+        kinds: what the message says that may be given.
 
     Raises:
-        ValueError: it is neither, or the function does not return a module.
+        ValueError: there is no such function, or it does not return a module.
     """
-    count = parameter_count(model)
-    if count is not None:
-        if count < 1:
-            raise ValueError(f"{model!r} must be a number of parameters, at least 1")
-        width = max(math.isqrt(count), 1)
-        rest = count - width * (count // width)
-        return [(count // width, width), *([(rest,)] if rest else [])], f"{count:,} elements in one matrix", None
     module_name, colon, function_name = model.partition(":")
     if not colon or not function_name:
-        raise ValueError(f"{model!r} must be a number of parameters, such as 124M or 7e9, or module:function")
+        raise ValueError(f"{model!r} must be {kinds}")
     import importlib
     import os
     import sys
@@ -180,6 +170,30 @@ def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
         made = function()
     if not isinstance(made, torch.nn.Module):
         raise ValueError(f"{model!r} returned {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
+    """The parameters of a model.
+
+    Args:
+        model: a parameter count, or module:function for a function without arguments that returns a torch.nn.Module
+            (it is called on torch's meta device, so that nothing is allocated).
+
+    Returns:
+        Their shapes, a description, and the dtype that they have, None for a count.
+
+    Raises:
+        ValueError: it is neither, or the function does not return a module.
+    """
+    count = parameter_count(model)
+    if count is not None:
+        if count < 1:
+            raise ValueError(f"{model!r} must be a number of parameters, at least 1")
+        width = max(math.isqrt(count), 1)
+        rest = count - width * (count // width)
+        return [(count // width, width), *([(rest,)] if rest else [])], f"{count:,} elements in one matrix", None
+    made = made_by(model, "a number of parameters, such as 124M or 7e9, or module:function")
     parameters = [p for p in made.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"{model!r} has no parameters to train")

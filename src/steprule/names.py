@@ -48,12 +48,24 @@ HOME = {
     ),
     "chains": ("chain",),
     "create": ("create_optimizer", "parameter_groups"),
+    "matrices": ("roles",),
     "together": ("Together",),
     "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }
 """Names by the module that has them."""
 
-SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", "rules", "services", "transforms")
+SUBMODULES = (
+    "arrays",
+    "catalog",
+    "compare",
+    "matrices",
+    "memory",
+    "optimizer",
+    "pieces",
+    "rules",
+    "services",
+    "transforms",
+)
 
 
 def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6, otherwise: str = "") -> str:

@@ -14,6 +14,7 @@ SHOWN = (
     "show lion",
     "memory --help",
     "memory 7B adamw",
+    "roles --help",
     "compare --help",
     "lesson",
 )

@@ -641,7 +641,8 @@ class Adafactor(Optimizer):
     lr is the largest relative step; a step is at most 1 / sqrt(step) of the
     weights' RMS. There is no first moment. As in torch.optim, the last two
     dimensions are a matrix, and eps[0] is None for the epsilon of the
-    parameter's dtype.
+    parameter's dtype. A vector, and a matrix of one row, has a second
+    moment for each element.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
@@ -1781,8 +1782,9 @@ class CAME(Optimizer):
     al. 2023, arXiv:2307.02047, algorithm 2.
 
     The first steps are long: nothing makes up for second moments that begin
-    at 0. Warm lr up. Vectors are not divided by how far updates are from
-    the momentum.
+    at 0. Warm lr up. The last two dimensions are a matrix. Vectors, and
+    matrices of one row, are not divided by how far updates are from the
+    momentum.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`

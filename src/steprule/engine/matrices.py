@@ -19,11 +19,11 @@ MOST_BYTES = 2**28
 """What functions of matrices take at once beyond the matrices themselves."""
 
 
-def room_dtype(one: Matrix, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What matrices are kept in between passes: what their products are computed in.
 
     Args:
-        one: the function of them.
+        function: what they are for.
         shape: of a matrix, or of a stack of them.
         dtype: of the parameter.
         device: where it is.
@@ -33,9 +33,10 @@ def room_dtype(one: Matrix, shape: Sequence[int], dtype: torch.dtype, device: to
     from steprule.matrix.coefficients import published
     from steprule.matrix.how import plan_for
 
-    text = one.others[-1] if isinstance(one.others[-1], str) else "keller"
-    exact = one.op == "decorrelate" or published(text).exact
-    wide = torch.float64 if dtype == torch.float64 else torch.float32 if exact else None
+    word = function.others[-1]
+    is_exact = not isinstance(word, Expression) and published(word).exact
+    is_exact |= function.op != "polar"  # of bfloat16 there are no triangular solves
+    wide = torch.float64 if dtype == torch.float64 else torch.float32 if is_exact else None
     return plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
 
 

@@ -62,12 +62,15 @@ def plan_for(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, or None; got {dtype!r}")
     on_cpu = device.type == "cpu"
+    little = short <= 32 or (short <= 64 and count == 1)  # calls take longer than what they compute
     if dtype is None:
-        few = short <= 32 or (short <= 64 and count == 1)
-        dtype = torch.float32 if on_cpu and (few or not fast_bfloat16()) else torch.bfloat16
+        dtype = torch.float32 if on_cpu and (little or not fast_bfloat16()) else torch.bfloat16
     if form is None:
-        form = "plain" if short < 384 else "gram" if long >= 2 * short else "symmetric"
-    batched = count > 1 and (not on_cpu or short <= 96)
+        if long >= 2 * short and not (little and (count == 1 or short < 32)):
+            form = "gram"
+        else:
+            form = "symmetric" if short >= (384 if on_cpu else 256) else "plain"
+    batched = count > 1 and (not on_cpu or short <= (128 if dtype == torch.float32 else 256))
     return How(form, dtype, batched)
 
 

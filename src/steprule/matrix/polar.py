@@ -14,17 +14,21 @@ so X is multiplied, and A computed anew, before that matters: see `segments`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from steprule.matrix import gpu
 from steprule.matrix.coefficients import Coefficients, Triple, polynomial, published
 from steprule.matrix.how import Form, How, plan_for
 from steprule.matrix.products import Product, product, symmetric_product
 
 EPS = 1e-7
 """torch.optim.Muon's."""
+SAFE = 1e-12
+"""In a matrix of at least this norm, elements whose squares vanish in float32 do not count."""
 
 
 @torch.no_grad()
@@ -87,47 +91,53 @@ class _Chain:
         self._real = torch.float64 if how.dtype == torch.float64 else torch.float32
         self._dtype = how.dtype
         self._segments = segments(triples, how)
-        self._square: Product = product if how.form == "plain" else symmetric_product
-        shape = stack.shape if how.batched else stack.shape[1:]
-        self._tall = shape[-2] > shape[-1]
-        self._shape = shape
-        short = min(shape[-2:])
+        self._square: Product = product
+        if how.form != "plain":
+            self._square = gpu.symmetric_product if gpu.runs_on(stack.device) else symmetric_product
+        short, long = sorted(stack.shape[1:])
+        self._tall = stack.shape[1] > short
+        stacked = stack.shape[:1] if how.batched else ()
+        self._shape = (*stacked, short, long)
         squares = 2 if max(map(len, self._segments)) == 1 else 4
         self._squares = [
-            torch.empty((*shape[:-2], short, short), dtype=how.dtype, device=stack.device) for _ in range(squares)
+            torch.empty((*stacked, short, short), dtype=how.dtype, device=stack.device) for _ in range(squares)
         ]
         self._spare: list[Tensor] = []
 
     def _memory(self, number: int) -> Tensor:
-        """One of the buffers for matrices."""
+        """One of the buffers for matrices, none higher than long."""
         while len(self._spare) <= number:
-            one = torch.empty(self._shape, dtype=self._dtype, device=self._squares[0].device)
-            self._spare.append(one.mT if self._tall else one)
+            self._spare.append(torch.empty(self._shape, dtype=self._dtype, device=self._squares[0].device))
         return self._spare[number]
 
     def run_all(self, stack: Tensor, out: Tensor, norms: Tensor | None, eps: float) -> None:
         """Puts the polynomials of a stack, at once or one by one, into out."""
         if norms is not None:
-            norms = norms.to(self._real).view(-1, 1, 1)
+            norms = norms.to(self._real)
         x, y = (stack.mT, out.mT) if self._tall else (stack, out)
         if self._batched:
-            self.run(x, y, norms, eps)
+            self.run(x, y, None if norms is None else norms.view(-1, 1, 1), eps)
             return
         for i in range(len(stack)):
             self.run(x[i], y[i], None if norms is None else norms[i], eps)
 
     def run(self, x: Tensor, out: Tensor, norms: Tensor | None, eps: float) -> None:
-        """Puts the polynomial of x into out."""
-        there = out if out.dtype == self._dtype else self._memory(1)
-        pair = [self._memory(0), there]
-        here = len(self._segments) % 2  # so that the last product lands in `there`
-        now = pair[1 - here]
+        """Puts the polynomial of x into out.
+
+        High matrices are turned while they are read and written: products of rows are faster.
+        """
+        same = out.dtype == self._dtype
+        now = self._memory(0)
+        other = out if same and not self._tall else self._memory(1)
+        if other is out and len(self._segments) % 2 == 0:  # so that the last product lands there
+            now, other = other, now
         normalize(x, norms, eps, now)
         for number, segment in enumerate(self._segments):
-            new = pair[0] if now is pair[1] else pair[1]
+            last = number == len(self._segments) - 1
+            new = out if same and last else other
             self._advance(now, new, segment, self._even and number == 0)
-            now = new
-        if now is not out:
+            now, other = new, now
+        if not same:
             out.copy_(now)
 
     def _advance(self, x: Tensor, new: Tensor, segment: Sequence[Triple], even: bool) -> None:
@@ -182,22 +192,36 @@ def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
 
     Args:
         x: (m, n) or (k, m, n).
-        norms: (1, 1) or (k, 1, 1); None reads them. No square overflows or is lost then: x is first divided by a power of 2
-            near its largest element, as out is written, so that the norm is that of the elements as out's dtype has them.
+        norms: a number or (k, 1, 1); None reads them.
         eps: norms below it count as it.
         out: of the shape of x; it may be x.
     """
     real = torch.float64 if out.dtype == torch.float64 else torch.float32
     tiny = torch.finfo(real).tiny
+    stacked = x.dim() == 3
+    if norms is None and x.device.type == "cpu":  # where looking at a number waits for nothing
+        kind = torch.promote_types(x.dtype, real)
+        norms = torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=kind)
+        low, high = torch.aminmax(norms)
+        if not (float(low) > SAFE and float(high) < math.inf):
+            norms = None
+    if torch.promote_types(x.dtype, out.dtype) != x.dtype:  # a division would round to the dtype of x
+        x = out.copy_(x)
     if norms is not None:
         torch.div(x, norms.clamp(min=max(eps, tiny)), out=out)
         return
-    dims = (-2, -1)
-    largest = torch.linalg.vector_norm(x, float("inf"), dims, keepdim=True).to(real)
-    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest.clamp(min=tiny)).exponent - 1)
+    power = largest_power(x, (-2, -1)) if stacked else largest_power(x, (-2, -1)).view(())
     torch.div(x, power, out=out)
-    norms = torch.linalg.vector_norm(out, 2, dims, keepdim=True, dtype=real)
+    norms = torch.linalg.vector_norm(out, 2, (-2, -1), keepdim=stacked, dtype=real)
     out.div_(torch.maximum(norms, eps / power).clamp_(min=tiny))
+
+
+def largest_power(x: Tensor, dims: int | tuple[int, int]) -> Tensor:
+    """A power of 2 near the largest element along dims, which are kept. Sums of squares of x / it neither overflow nor vanish."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    largest = torch.maximum(-x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)).to(kind)
+    exponent = torch.frexp(largest.clamp_(min=torch.finfo(kind).tiny)).exponent
+    return torch.ldexp(torch.ones_like(largest), exponent - 1)
 
 
 def rows_evened(x: Tensor, r: Tensor) -> None:
@@ -220,7 +244,8 @@ def split(shape: tuple[int, int], count: int, how: How, most_bytes: int = 2**28)
     """Slices of a stack for which `polar` takes at most so much memory beyond the stack and the result; at least one matrix each.
 
     For a (k, m, n) stack at once that is k m n + 2 k s s elements of the products' dtype, s being the shorter side, and 4 k s s in
-    the form "gram". One by one it is m n + 2 s s, or 4 s s, whatever k is. A result of another dtype takes another m n.
+    the form "gram". One by one it is m n + 2 s s, or 4 s s, whatever k is. Another m n, or k m n, is for matrices that are higher
+    than long, and for a result of another dtype.
 
     >>> list(split((64, 64), 5, How("plain", torch.float32, True), 100_000))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]

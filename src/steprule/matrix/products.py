@@ -80,11 +80,12 @@ def symmetric_product(
 ) -> Tensor:
     """What `product` does where the result is known to be symmetric: blocks above the diagonal are copied from below it.
 
-    With 6 blocks of rows, from 768 rows on, it computes 7/12. Matrices of fewer than 384 rows are not cut.
+    With 6 blocks of rows, from 768 rows on, it computes 7/12. Matrices of fewer than 384 rows are not
+    cut, nor are those on other devices, where many small products wait for each other.
     """
     rows = out.shape[-1]
     blocks = min(MOST_BLOCKS, rows // LEAST_ROWS)
-    if blocks < FEWEST_BLOCKS:
+    if blocks < FEWEST_BLOCKS or out.device.type != "cpu":
         return product(a, b, out, plus, alpha=alpha, beta=beta, diagonal=diagonal)
     size = -(-rows // blocks)
     for start in range(0, rows, size):

@@ -942,7 +942,8 @@ class Adafactor(Optimizer):
     lr is the largest relative step; a step is at most 1 / sqrt(step) of the
     weights' RMS. There is no first moment. As in torch.optim, the last two
     dimensions are a matrix, and eps[0] is None for the epsilon of the
-    parameter's dtype.
+    parameter's dtype. A vector, and a matrix of one row, has a second
+    moment for each element.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
@@ -2637,8 +2638,9 @@ class CAME(Optimizer):
     al. 2023, arXiv:2307.02047, algorithm 2.
 
     The first steps are long: nothing makes up for second moments that begin
-    at 0. Warm lr up. Vectors are not divided by how far updates are from
-    the momentum.
+    at 0. Warm lr up. The last two dimensions are a matrix. Vectors, and
+    matrices of one row, are not divided by how far updates are from the
+    momentum.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and

@@ -116,7 +116,8 @@ class Kind:
         if not (matrices and self.is_fast):
             return {}
         shape = matrix_shape(param.shape, self.rule.stacks)
-        return {name: dtype_name(room_dtype(one, shape, param.dtype, param.device)) for name, one in matrices.items()}
+        dtypes = {name: room_dtype(one, shape, param.dtype, param.device) for name, one in matrices.items()}
+        return {name: dtype_name(dtype) for name, dtype in dtypes.items()}
 
     def kernel(self, gather: bool) -> AnyKernel:
         """What steps it, with telemetry or without."""

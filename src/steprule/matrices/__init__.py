@@ -1,0 +1,9 @@
+"""Which parameters of a model are matrices for rules like Muon, and how each is seen as such.
+
+`roles` decides it for a model, and returns `Roles`, a table of `Role`s. `View` maps a tensor to its matrices.
+"""
+
+from steprule.matrices.roles import ROLES, Role, Roles, roles
+from steprule.matrices.view import WORDS, View
+
+__all__ = ["ROLES", "WORDS", "Role", "Roles", "View", "roles"]

@@ -1,0 +1,199 @@
+"""Roles of models of transformers, timm and torchvision, built from their configurations.
+
+`nox -s frameworks` installs them. Which rows of a fused matrix become q, k and v is not read off the source here: the models
+run, and autograd says which rows reach each argument of scaled_dot_product_attention.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+from torch.nn import functional
+
+from steprule.matrices import View, roles
+from steprule.matrices.known import qualified
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def package(name):
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside a torch of another build
+        pytest.skip(f"{name}: {error}")
+
+
+def vision(name, **settings):
+    return package("torchvision").models.get_model(name, weights=None, **settings).eval()
+
+
+def timm(name, **settings):
+    return package("timm").create_model(name, pretrained=False, **settings).eval()
+
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+
+
+def text(model, config, **settings):
+    of = package("transformers")
+    sentinel = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return getattr(of, model)(getattr(of, config)(**{**sentinel, **settings})).eval()
+
+
+def pixels(size=224):
+    return (torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+
+TOKENS = {"input_ids": torch.arange(3, 11).reshape(1, 8)}
+
+CASES = {
+    "resnet18": (lambda: vision("resnet18"), pixels(64), ["conv1.weight", "fc.weight"], {}),
+    "mobilenet_v3": (
+        lambda: vision("mobilenet_v3_small"), pixels(64), ["features.0.0.weight", "classifier.3.weight"],
+        {"classifier.0.weight": "hidden: matrix", "features.1.block.1.fc1.weight": "convolution: flatten", "features.1.block.0.0.weight": "depthwise"},
+    ),
+    "swin": (lambda: vision("swin_t"), pixels(64), ["features.0.0.weight", "head.weight"], {"*.qkv.weight": "fused: rows 3"}),
+    "maxvit": (
+        lambda: vision("maxvit_t"), pixels(), ["stem.0.0.weight", "classifier.5.weight"],
+        {"classifier.3.weight": "hidden: matrix", "*.to_qkv.weight": "fused: rows 3"},
+    ),
+    "lraspp": (
+        lambda: vision("lraspp_mobilenet_v3_large", weights_backbone=None), pixels(64),
+        ["backbone.0.0.weight", "classifier.low_classifier.weight", "classifier.high_classifier.weight"], {},
+    ),
+    "vit": (lambda: timm("vit_tiny_patch16_224"), pixels(), ["patch_embed.proj.weight", "head.weight"], {"*.qkv.weight": "fused: rows 3", "pos_embed": "position"}),
+    "eva02, no head": (lambda: timm("eva02_tiny_patch14_224"), pixels(), ["patch_embed.proj.weight"], {"*.fc2.weight": "hidden: matrix"}),
+    "levit, two heads": (
+        lambda: timm("levit_128s"), pixels(), ["stem.conv1.linear.weight", "head.linear.weight", "head_dist.linear.weight"],
+        {"*.attn.qkv.linear.weight": "hidden: matrix", "*.attention_biases": "position"},
+    ),
+    "coatnet, by head": (lambda: timm("coatnet_0_rw_224"), pixels(), ["stem.conv1.weight", "head.fc.weight"], {"*.attn.qkv.weight": "convolution: flatten"}),
+    "gpt2": (
+        lambda: text("GPT2LMHeadModel", "GPT2Config", n_embd=64, n_layer=2, n_head=4, vocab_size=100), TOKENS, [],
+        {"*.c_attn.weight": "fused: transpose, rows 3", "*.c_proj.weight": "hidden: transpose", "*.wte.weight": "embedding"},
+    ),
+    "albert": (lambda: text("AlbertForMaskedLM", "AlbertConfig", embedding_size=32, **SMALL), TOKENS, [], {"predictions.dense.weight": "hidden: matrix"}),
+    "bert, two heads": (
+        lambda: text("BertForPreTraining", "BertConfig", **SMALL), TOKENS, ["cls.seq_relationship.weight"], {"cls.predictions.transform.dense.weight": "hidden: matrix"},
+    ),
+    "phi3": (lambda: text("Phi3ForCausalLM", "Phi3Config", **GROUPED), TOKENS, ["lm_head.weight"], {"*.qkv_proj.weight": "fused: split 64 32 32", "*.gate_up_proj.weight": "fused: rows 2"}),
+    "mixtral": (
+        lambda: text("MixtralForCausalLM", "MixtralConfig", num_local_experts=4, **GROUPED), TOKENS, ["lm_head.weight"],
+        {"*.experts.gate_up_proj": "experts: stack, rows 2", "*.experts.down_proj": "experts: stack", "*.gate.weight": "router"},
+    ),
+    "gpt-oss": (
+        lambda: text("GptOssForCausalLM", "GptOssConfig", num_local_experts=4, head_dim=16, **GROUPED), TOKENS, ["lm_head.weight"],
+        {"*.experts.gate_up_proj": "experts: stack, transpose, interleaved 2", "*.experts.*_bias": "other", "*.router.weight": "router"},
+    ),
+    "gpt-neox": (lambda: text("GPTNeoXForCausalLM", "GPTNeoXConfig", **SMALL), TOKENS, ["embed_out.weight|lm_head.weight"], {"*.query_key_value.weight": "hidden: matrix"}),
+    "falcon": (
+        lambda: text("FalconForCausalLM", "FalconConfig", **{key: value for key, value in SMALL.items() if key != "intermediate_size"}), TOKENS, [],
+        {"*.query_key_value.weight": "fused: split 64 16 16"},
+    ),
+    "wav2vec2": (
+        lambda: text(
+            "Wav2Vec2ForCTC", "Wav2Vec2Config", conv_dim=(32, 32), conv_stride=(5, 2), conv_kernel=(10, 3), num_feat_extract_layers=2,
+            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, **SMALL,
+        ),
+        {"input_values": torch.randn(1, 4000)}, ["wav2vec2.feature_extractor.conv_layers.0.conv.weight", "lm_head.weight"],
+        {"*.original1": "convolution: flatten, rows 4"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_models_parameters_are_what_they_are(case):
+    make, example, ends, expected = CASES[case]
+    model = make()
+    table = roles(model, example=example)
+    assert {id(row.param) for row in table} == {id(param) for param in model.parameters()} and len(table) == len(
+        {*table}
+    )
+    found = {row.name for row in table if row.role in ("input", "head")}
+    assert len(found) == len(ends) and all(found & {*end.split("|")} for end in ends)
+    assert not any(row.is_doubtful for row in table if row.role != "router")
+    for pattern, role in expected.items():
+        matched = [row for row in table if fnmatchcase(row.name, pattern)]
+        assert matched, pattern
+        for row in matched:
+            assert (f"{row.role}: {row.view}" if row.view else row.role) == role, row
+    for row in table.matrices:
+        assert sum(one.numel() for one in row.view.matrices(row.param)) == row.param.numel()
+
+
+ATTENTION = {
+    "Attention": (lambda: timm("vit_tiny_patch16_224", depth=1), pixels()),
+    "EvaAttention": (lambda: timm("eva02_tiny_patch14_224", depth=1), pixels()),
+    "beit": (lambda: timm("beit_base_patch16_224", depth=1), pixels()),
+    "attention pool": (lambda: timm("vit_base_patch16_siglip_224", depth=1), pixels()),
+    "twins": (lambda: timm("twins_svt_small"), pixels()),
+    "pvt": (lambda: timm("pvt_v2_b0"), pixels()),
+    "nest": (lambda: timm("nest_tiny"), pixels()),
+    "hiera": (lambda: timm("hiera_tiny_224"), pixels()),
+    "gpt2": (lambda: text("GPT2LMHeadModel", "GPT2Config", n_embd=64, n_layer=1, n_head=4, vocab_size=100), TOKENS),
+    "phi3": (lambda: text("Phi3ForCausalLM", "Phi3Config", **GROUPED), TOKENS),
+    "falcon": (lambda: text("FalconForCausalLM", "FalconConfig", **{k: v for k, v in SMALL.items() if k != "intermediate_size"}), TOKENS),
+    "modernbert": (lambda: text("ModernBertForMaskedLM", "ModernBertConfig", **SMALL), TOKENS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+def test_each_part_reaches_one_of_q_k_and_v(case, monkeypatch):
+    make, example = ATTENTION[case]
+    model = make()
+    fused = {}  # one of each class
+    for row in roles(model):
+        parent = qualified(model.get_submodule(row.name.rpartition(".")[0].rpartition(".")[0]))
+        if row.role == "fused" and "gate_up" not in row.name and "fc1" not in row.name:
+            fused.setdefault(parent, row)
+    rows = list(fused.values())
+    real, reached = functional.scaled_dot_product_attention, {}
+
+    def attention(q, k, v, *args, **more):
+        todo = [row for row in rows if row.name not in reached]
+        params = [row.param for row in todo]
+        for letter, argument in zip("qkv", (q, k, v), strict=True) if todo else ():
+            summed = (argument * torch.randn_like(argument)).sum()
+            grads = torch.autograd.grad(summed, params, retain_graph=True, allow_unused=True)
+            for row, grad in zip(todo, grads, strict=True):
+                if grad is not None:
+                    parts = [
+                        part
+                        for one in row.view.matrices(grad, like=row.param)
+                        for part in one.reshape(-1, *one.shape[-2:])
+                    ]
+                    reached.setdefault(row.name, {})[letter] = (
+                        [bool(part.abs().sum(1).gt(0).all()) for part in parts],
+                        sum(bool(part.any()) for part in parts),
+                    )
+        return real(q, k, v, *args, **more)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
+    model(**example) if isinstance(example, dict) else model(*example)
+    assert reached.keys() == {row.name for row in rows} and rows
+    for name, letters in reached.items():
+        parts = [whole.index(True) for whole, touched in letters.values() if touched == 1]
+        assert sorted(parts) == list(range(len(letters))), (name, letters)
+
+
+def test_gate_and_up_of_experts_are_the_rows_that_the_module_calls_so():
+    """Doubling a part of what the view shows doubles what the module gets of it."""
+    model = text("GptOssForCausalLM", "GptOssConfig", num_local_experts=4, head_dim=16, **GROUPED)
+    experts = model.model.layers[0].mlp.experts
+    (parts,) = View("stack, transpose, interleaved 2").matrices(experts.gate_up_proj)
+    x = torch.randn(64)
+    gate_up = x @ experts.gate_up_proj[2]
+    torch.testing.assert_close(parts[2, 0] @ x, gate_up[::2])
+    torch.testing.assert_close(parts[2, 1] @ x, gate_up[1::2])
