@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from steprule.formats import FORMATS, UNITS
+from steprule.formats import UNITS
 from steprule.hyper import filled
 from steprule.kernels.cache import Loaded
 from steprule.kernels.source import Source, title_of
@@ -100,7 +100,7 @@ class Kernel(ABC):
             kernels.append(cls(stage, source, *cls.load(name, source.text)))
         *readings, kernel = kernels
         kernel.program, kernel.readings = program, tuple(readings)
-        kernel.unit = UNITS[FORMATS[formats[0]].arrays[0][1]]
+        kernel.unit = UNITS.get(formats[0], UNITS["float32"])  # in which weights with low bits are seen
         return kernel
 
     def numbers(self, hyper: Mapping[str, Any]) -> list[Any]:
