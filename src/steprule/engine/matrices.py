@@ -37,7 +37,8 @@ def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, devic
     is_exact = not isinstance(word, Expression) and published(word).exact
     is_exact |= function.op != "polar"  # of bfloat16 there are no triangular solves
     wide = torch.float64 if dtype == torch.float64 else torch.float32 if is_exact else None
-    return plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
+    chosen = plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
+    return torch.bfloat16 if chosen == torch.float16 else chosen  # which small momentum would vanish in
 
 
 class Rooms:
@@ -115,12 +116,15 @@ def _common(values: Any) -> Any:
 
 
 def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:
+    import torch
+
     from steprule.matrix.how import plan_for
     from steprule.matrix.polar import polar, split
 
     chosen: Any = coefficients[0] if len(coefficients) == 1 else tuple(map(float, coefficients))
     shape = (stack.shape[-2], stack.shape[-1])
-    how = plan_for(shape, len(stack), stack.device, dtype=stack.dtype)
+    chosen_by_form = stack.is_cuda and stack.dtype == torch.bfloat16
+    how = plan_for(shape, len(stack), stack.device, dtype=None if chosen_by_form else stack.dtype)
     for part in split(shape, len(stack), how, MOST_BYTES):
         polar(stack[part], chosen, None if steps is None else int(steps), how=how, eps=float(eps), out=stack[part])
 

@@ -50,7 +50,8 @@ def plan_for(
         shape: of each matrix.
         count: of matrices.
         device: where they are.
-        dtype: of the products; None takes bfloat16 where the device is fast at it, and else float32.
+        dtype: of the products; None takes bfloat16 where the device is fast at it, and else float32. On a GPU the Gram form is
+            in float16, which is as fast and has a fifth of the error.
         form: None chooses.
 
     >>> plan_for((768, 3072), 4, torch.device("cpu"), dtype=torch.bfloat16)
@@ -63,10 +64,13 @@ def plan_for(
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, or None; got {dtype!r}")
     on_cpu = device.type == "cpu"
     little = short <= 32 or (short <= 64 and count == 1)  # calls take longer than what they compute
-    if dtype is None:
-        dtype = torch.float32 if on_cpu and (little or not fast_bfloat16()) else torch.bfloat16
+    is_long = long >= 2 * short and (not (little and (count == 1 or short < 32)) if on_cpu else short >= 1024)
+    if dtype is None and not on_cpu:
+        dtype = torch.float16 if form == "gram" or (form is None and is_long) else torch.bfloat16
+    elif dtype is None:
+        dtype = torch.float32 if little or not fast_bfloat16() else torch.bfloat16
     if form is None:
-        if long >= 2 * short and not (little and (count == 1 or short < 32)):
+        if is_long:
             form = "gram"
         else:
             form = "symmetric" if short >= (384 if on_cpu else 256) else "plain"

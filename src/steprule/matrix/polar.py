@@ -27,6 +27,7 @@ from steprule.matrix.products import Product, product, symmetric_product
 
 EPS = 1e-7
 """torch.optim.Muon's."""
+_LARGEST = torch.finfo(torch.float32).max
 SAFE = 1e-12
 """In a matrix of at least this norm, elements whose squares vanish in float32 do not count."""
 
@@ -92,8 +93,10 @@ class _Chain:
         self._dtype = how.dtype
         self._segments = segments(triples, how)
         self._square: Product = product
+        on_gpu = gpu.runs_on(stack.device)
         if how.form != "plain":
-            self._square = gpu.symmetric_product if gpu.runs_on(stack.device) else symmetric_product
+            self._square = gpu.symmetric_product if on_gpu else symmetric_product
+        self._folds = on_gpu and how.form == "symmetric"
         short, long = sorted(stack.shape[1:])
         self._tall = stack.shape[1] > short
         stacked = stack.shape[:1] if how.batched else ()
@@ -148,6 +151,9 @@ class _Chain:
         square(x, x.mT, r)
         if even:
             rows_evened(x, r)
+        if not more and self._folds:  # sums are in float32, and a launch less counts
+            product(_polynomial(square, r, q, a, b, c), x, new)
+            return
         if not more:  # a stays out of the product: in half precision its own rounding would double the error
             product(_polynomial(square, r, q, 0.0, b, c), x, new, x, beta=a)
             return
@@ -205,6 +211,14 @@ def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
         low, high = torch.aminmax(norms)
         if not (float(low) > SAFE and float(high) < math.inf):
             norms = None
+    elif norms is None and eps >= SAFE:  # in float64 no square of what is not divided by eps overflows or vanishes
+        norms = (
+            torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=torch.float64).clamp_(max=_LARGEST).to(real)
+        )
+    if norms is not None and {x.dtype, out.dtype} == {torch.bfloat16, torch.float16}:  # of which neither holds the other
+        norms = norms.clamp(min=max(eps, tiny)).view(-1, *[1] * (x.dim() - 1))
+        torch.div(x, norms, out=out)
+        return
     if torch.promote_types(x.dtype, out.dtype) != x.dtype:  # a division would round to the dtype of x
         x = out.copy_(x)
     if norms is not None:

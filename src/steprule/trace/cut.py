@@ -57,9 +57,10 @@ class Cut:
         stored = {name: new for name, (level, new) in self.early.items() if level == number}
         stored |= {name: one.of for name, one in matrices.items()}
         reading = Stage(inputs.operands, inputs.scalars, inputs.own, inputs.factor, stored, sums, sides=inputs.sides)
-        numbers = {name: new for name, new in self.numbers.items() if self.level[f"new_{name}"] == number}
-        parts = {name: one for name, one in self.parts.items() if self.level[name] == number}
         order = tuple(name for name in self.order if self.level[name] == number)
+        states = [name.removeprefix("new_") for name in order if name not in self.parts]
+        numbers = {name: self.numbers[name] for name in states}
+        parts = {name: self.parts[name] for name in order if name in self.parts}
         return Level(reading if sums or stored else None, numbers, known, beside, matrices, parts, order)
 
 

@@ -113,7 +113,8 @@ class Level:
 
     Attributes:
         reading: the pass, or None where nothing need be added up.
-        numbers: for each state of numbers, rows or columns that can be computed then its new value.
+        numbers: for each state of numbers, rows or columns that can be computed then its new value, in an order in which each
+            comes after those that it is made of.
         known: which of the tensors' own numbers are known from here on.
         beside: which of the numbers of rows and columns.
         matrices: the functions of matrices that are computed then, by the operand that each is.
