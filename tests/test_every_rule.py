@@ -103,7 +103,10 @@ def test_it_trains_as_in_float64(rule, way):
     bound *= 4 if rule.__name__ in CHOPPY else 1
     names = ["param", *(["param_average"] if options.get("average") else [])]
     for p, q, first in zip(
-        optimizer.param_groups[0]["params"], exact.param_groups[0]["params"], start(rule, torch.float64, "eager"), strict=True
+        optimizer.param_groups[0]["params"],
+        exact.param_groups[0]["params"],
+        start(rule, torch.float64, "eager"),
+        strict=True,
     ):
         for name in names:
             truth = exact.read(q, name)

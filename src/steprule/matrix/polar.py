@@ -215,7 +215,10 @@ def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
         norms = (
             torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=torch.float64).clamp_(max=_LARGEST).to(real)
         )
-    if norms is not None and {x.dtype, out.dtype} == {torch.bfloat16, torch.float16}:  # of which neither holds the other
+    if norms is not None and {x.dtype, out.dtype} == {
+        torch.bfloat16,
+        torch.float16,
+    }:  # of which neither holds the other
         norms = norms.clamp(min=max(eps, tiny)).view(-1, *[1] * (x.dim() - 1))
         torch.div(x, norms, out=out)
         return

@@ -43,7 +43,7 @@ _SCALE = Hyperparameter("factor of the shape, by which lr is multiplied", texts=
 def nesterov_ema(grad: Value, momentum_buffer: Value, momentum: Value, nesterov: bool) -> tuple[Value, Value]:
     """The EMA of gradients, looked at once more ahead if nesterov; and the EMA."""
     momentum_buffer = ema(momentum_buffer, grad, momentum)
-    return (ema(grad, momentum_buffer, 1 - momentum) if nesterov else momentum_buffer), momentum_buffer
+    return (grad + momentum * (momentum_buffer - grad) if nesterov else momentum_buffer), momentum_buffer
 
 
 class _Orthogonalized:

@@ -90,16 +90,9 @@ def trace(
     Raises:
         RuleError: the formula does what an elementwise formula cannot; the message names the line.
     """
-    settings, scalars = _symbols(rule, hyper)
-    param, grad, states = _operands(rule, hyper)
+    param, grad, _ = _operands(rule, hyper)
     grad, seen, counted = services.grad(grad)
-    every = tuple(name and states[name] for name in rule.states_for(hyper))
-    key = (rule, static_settings(rule, hyper), maximize, services.before)
-    result = _ask_twice(key, rule, param, -grad if maximize else grad, every, _STEP, settings)
-    named = {name: new for name, new in zip(("param", *rule.states_for(hyper)), result, strict=True) if name}
-    check_new(rule, named, grad.depth)
-    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
-    _check_extents(rule, outputs)
+    outputs, scalars = formulas(rule, hyper, -grad if maximize else grad, (maximize, services.before))
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
     for_vectors = takes_vectors(outputs) and not rule.matrices_only
     extents = {name: KEPT[state.extent] for name, state in rule.states.items() if state.extent != "elements"}
@@ -126,6 +119,31 @@ def trace(
         sides=found.sides,
     )
     return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes, for_vectors)
+
+
+def formulas(
+    rule: type[Rule], hyper: Mapping[str, Any], grad: Expression | None = None, how: Any = (False, NO_SERVICES.before)
+) -> tuple[dict[str, Expression], list[tuple[str, int | None]]]:
+    """What a step makes of the parameter and of each state, as the rule says it; and the hyperparameters that are numbers.
+
+    Args:
+        rule, hyper: as for `trace`.
+        grad: what the rule is given for the gradient. Default: that.
+        how: what made this of it.
+
+    Raises:
+        RuleError: as `trace`.
+    """
+    settings, scalars = _symbols(rule, hyper)
+    param, plain, states = _operands(rule, hyper)
+    grad = plain if grad is None else grad
+    every = tuple(name and states[name] for name in rule.states_for(hyper))
+    result = _ask_twice((rule, static_settings(rule, hyper), how), rule, param, grad, every, _STEP, settings)
+    named = {name: new for name, new in zip(("param", *rule.states_for(hyper)), result, strict=True) if name}
+    check_new(rule, named, grad.depth)
+    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
+    _check_extents(rule, outputs)
+    return outputs, scalars
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
