@@ -72,7 +72,7 @@ class Terms:
                 return self._make("where", condition, certain, y)
             case "maximum" | "minimum", (x, Term("constant", (tiny,)) | Term("neg", (Term("constant", (tiny,)),))) if 0 < tiny < 1e-200:  # fmt: skip
                 return x  # x is not 0
-            case "sub", (Term("constant", (1.0,)), Term("sub", (Term("constant", (1.0,)), x))):
+            case "sub", (Term("constant", (1.0,)), Term("sub", (Term("constant", (1.0,)), Term() as x))):
                 return x
             case "mul" | "div", (x, Term("constant", (1.0,))):
                 return x

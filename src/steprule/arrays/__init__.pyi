@@ -694,7 +694,7 @@ class Adafactor(Optimizer):
         *,
         lr: float | collections.abc.Callable[[int], float] = 0.01,
         beta2_decay: float | collections.abc.Callable[[int], float] = -0.8,
-        eps: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (None, 0.001),
+        eps: collections.abc.Sequence[float | None] | collections.abc.Callable[[int], collections.abc.Sequence[float | None]] = (None, 0.001),
         d: float | collections.abc.Callable[[int], float] = 1.0,
         weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,

@@ -52,7 +52,8 @@ def _type_of(default: Any, texts: Any) -> Any:
     if isinstance(default, (int, float)):
         return float | Callable[[int], float]
     if isinstance(default, tuple):
-        numbers = Sequence[float] | Callable[[int], Sequence[float]]
+        one: Any = float | None if None in default else float
+        numbers = Sequence[one] | Callable[[int], Sequence[one]]
         return numbers | Sequence[Sequence[float]] | texts if texts else numbers
     return (texts | None if default is None else texts) if texts else Any
 

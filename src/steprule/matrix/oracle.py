@@ -48,7 +48,7 @@ def decorrelated(matrices: NDArray[Any], passes: int = 1, least: float = 1e-14) 
         x = np.where(norms <= (least if number else 0.0), 0.0, x / np.where(norms > 0, norms, 1.0))
         if number < passes:
             lower = np.tril(x @ x.T, -1) + np.eye(len(x))
-            x = np.linalg.solve(lower, x)
+            x = np.asarray(np.linalg.solve(lower, x), np.float64)
     return x
 
 

@@ -1013,7 +1013,7 @@ class Adafactor(Optimizer):
         params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         beta2_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = -0.8,
-        eps: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (None, 0.001),
+        eps: collections.abc.Sequence[float | torch.Tensor | None] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor | None]] = (None, 0.001),
         d: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1.0,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
         *,

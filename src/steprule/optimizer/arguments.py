@@ -96,7 +96,8 @@ def _type_of(default: Any, texts: Any) -> Any:
     if isinstance(default, (int, float)):
         return float | Tensor | Callable[[int], float | Tensor]
     if isinstance(default, tuple):
-        numbers = Sequence[float | Tensor] | Callable[[int], Sequence[float | Tensor]]
+        one: Any = float | Tensor | None if None in default else float | Tensor
+        numbers = Sequence[one] | Callable[[int], Sequence[one]]
         return numbers | Sequence[Sequence[float]] | texts if texts else numbers
     return (texts | None if default is None else texts) if texts else Any
 

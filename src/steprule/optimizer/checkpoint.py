@@ -332,15 +332,15 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
     return {**saved, "state": state, "param_groups": plain_groups}
 
 
-def add_for_torch(groups: Groups, saved: Mapping[str, Any]) -> None:
-    """Adds to what was saved of states what torch.optim's class wants to find there."""
+def with_torchs(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, whose states have what torch.optim's class wants to find there as well."""
     its = groups.base.like_torch
-    if its is None or its.given is None:
-        return
-    for number, param in enumerate(param for group in groups.groups for param in group["params"]):
-        if number in saved["state"]:
-            state = saved["state"][number]
-            saved["state"][number] = {**state, **its.given(state, param.shape)}
+    if its is not None and its.given is not None:
+        for number, param in enumerate(param for group in groups.groups for param in group["params"]):
+            if number in saved["state"]:
+                state = saved["state"][number]
+                saved["state"][number] = {**state, **its.given(state, param.shape)}
+    return saved
 
 
 def read(groups: Groups, param: Tensor, name: str) -> Tensor:

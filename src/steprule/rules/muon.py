@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from steprule.matrix.coefficients import PUBLISHED, published
 from steprule.pieces import (
@@ -51,7 +52,7 @@ class _Orthogonalized:
 
     momentum, ns_coefficients, ns_steps, adjust_lr_fn = _MOMENTUM, _COEFFICIENTS, _STEPS, _SCALE
     beta2, eps = _BETA2, _EPS
-    decay = "decoupled"
+    decay: ClassVar[str | None] = "decoupled"
     keeps_step = False
 
     @staticmethod
@@ -242,7 +243,7 @@ class Mano(Rule):
         return param - lr * (direction + weight_decay * param), momentum_buffer
 
 
-_NORMS = {
+_NORMS: Mapping[str, Callable[..., Value]] = {
     "spectral": lambda x, *ns, eps: sqrt(rows(x) / cols(x)) * polar(x, *ns),
     "col": lambda x, *_, eps: x / (sqrt(col_mean(x * x)) + eps),
     "row": lambda x, *_, eps: x / (sqrt(row_total(x * x) * cols(x)) + eps),
