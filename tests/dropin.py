@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
+from settings import sees_matrix
 from torch import Tensor
 
 import steprule
 from steprule.rules import OWN, SparseAdam
 
 CLASSES = {
-    rule.__name__: rule for rule in OWN.values() if hasattr(torch.optim, rule.__name__) and rule is not SparseAdam
+    rule.__name__: rule
+    for rule in OWN.values()
+    if hasattr(torch.optim, rule.__name__) and rule is not SparseAdam and not sees_matrix(rule)
 }
-"""The rules that torch.optim has too, by the name of the class; SparseAdam takes no dense gradients and has a file of
-its own."""
+"""The rules that torch.optim has too, by the name of the class. SparseAdam takes no dense gradients and has a file of its own, and
+so have Muon and Adafactor, which see matrices."""
 
 NAMES = list(CLASSES)
 

@@ -157,13 +157,21 @@ def adammini(
 
 
 @each
-def sm3(steps: Steps, *, lr: float = 0.1, momentum: float = 0.9, beta: float = 1.0, eps: float = 0.0) -> Thetas:
+def sm3(
+    steps: Steps,
+    *,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    beta: float = 1.0,
+    eps: float = 0.0,
+    weight_decay: float = 0.0,
+) -> Thetas:
     """Anil et al. 2019 (arXiv:1901.11150), algorithm SM3-II with each axis's slices as the cover.
 
     `momentum` averages g / sqrt(nu), as in the authors' code. `beta` below 1 replaces the sum of
     squares by an average, as in the authors' code for PyTorch and in optax. 0 / 0 is 0.
     """
-    # eps is nobody's in the paper. pytorch_optimizer takes the maximum of mu and nu where beta > 0, so that its mu
+    # eps and weight_decay are not in the paper. pytorch_optimizer takes the maximum of mu and nu where beta > 0, so that its mu
     # never falls, and defaults to no momentum; its beta = 0 is this beta = 1. optax adds eps = 1e-8 to nu. Scalars
     # and vectors have a mu for each element: Adagrad.
     mu: list[Any] = []
@@ -178,4 +186,4 @@ def sm3(steps: Steps, *, lr: float = 0.1, momentum: float = 0.9, beta: float = 1
         mu = [np.max(nu, axis=tuple(i for i in axes if i != axis), keepdims=True) for axis in axes] or [nu]
         u = np.where(nu > 0, g / np.sqrt(np.where(nu > 0, nu + eps, 1.0)), 0.0)
         m = momentum * m + (1 - momentum) * u
-        yield w - lr * m
+        yield w - lr * m - lr * weight_decay * w

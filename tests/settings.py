@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steprule.rule import Rule
 from steprule.rules import OWN, SGD, Adam, AdamW, RMSprop
+from steprule.trace.tracing import program_of
+
+WORDS = ("norm", "equilibrate", "block")
+"""Hyperparameters whose texts make formulas of another form, and not only of another number."""
 
 
 def variants(rule: type[Rule]) -> list[dict[str, Any]]:
@@ -18,6 +24,8 @@ def variants(rule: type[Rule]) -> list[dict[str, Any]]:
             choices[name] = [False, True]
         elif name in conditions:
             choices[name] = [0.0, 0.9]
+        elif name in WORDS:
+            choices[name] = [*rule.meanings[name].texts]
     found = []
     for values in itertools.product(*choices.values()):
         hyper = {**rule.hyperparameters, **dict(zip(choices, values, strict=True))}
@@ -34,8 +42,33 @@ def label(rule: type[Rule], hyper: dict[str, Any]) -> str:
     return "-".join([rule.__name__, *changed])
 
 
+def sees_matrix(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> bool:
+    """Whether a formula looks at rows and columns."""
+    return program_of(rule, {**rule.hyperparameters, **(hyper or {})}).sees_matrix
+
+
+def shape_for(rule: type[Rule], shape: Sequence[int], hyper: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """A shape of as many elements that a rule takes: a matrix, as square as can be, in place of a vector or a number."""
+    if len(shape) > 1 or program_of(rule, {**rule.hyperparameters, **(hyper or {})}).takes_vectors:
+        return tuple(shape)
+    size = math.prod(shape)
+    rows = next(n for n in range(math.isqrt(max(size, 1)), 0, -1) if size % n == 0)
+    return rows, size // rows
+
+
+def shapes_for(
+    rule: type[Rule], shapes: Sequence[Sequence[int]], hyper: Mapping[str, Any] | None = None
+) -> list[tuple[int, ...]]:
+    """Shapes that a rule takes, in place of these; see `shape_for`."""
+    return [shape_for(rule, shape, hyper) for shape in shapes]
+
+
 VARIANTS = [(rule, hyper) for rule in OWN.values() for hyper in variants(rule)]
 IDS = [label(rule, hyper) for rule, hyper in VARIANTS]
+
+ELEMENTWISE = [(rule, hyper) for rule, hyper in VARIANTS if not sees_matrix(rule, hyper)]
+"""Those that see no matrices."""
+ELEMENTWISE_IDS = [label(rule, hyper) for rule, hyper in ELEMENTWISE]
 
 TELLING = {
     "weight_decay": 0.1, "dampening": 0.4, "lr_decay": 0.1, "initial_accumulator_value": 0.3, "lambd": 0.05, "t0": 1.5,

@@ -1,4 +1,7 @@
-"""Every engine against the float64 oracle, over every formula of the registry."""
+"""Every engine against the float64 oracle, over every formula of the registry that sees no matrices.
+
+For those that do see tests/test_matrix_engine.py and tests/test_matrix_rules.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from bounds import Bound
 from engines import as_float64, dtypes_of, make_plan, random_operands, run_cpu, run_eager, run_gpu, step_cpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from settings import IDS, VARIANTS, telling, variants
+from settings import ELEMENTWISE as VARIANTS
+from settings import ELEMENTWISE_IDS as IDS
+from settings import telling, variants
 
 from steprule.engine import cpu, gpu, plan, team
 from steprule.engine.eager import oracle

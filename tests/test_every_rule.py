@@ -12,7 +12,7 @@ import io
 import pytest
 import torch
 from dropin import random
-from settings import IDS, STRUCTURES, VARIANTS, telling
+from settings import IDS, STRUCTURES, VARIANTS, shapes_for, telling
 
 import steprule
 from steprule.rules import OWN
@@ -24,6 +24,7 @@ MOVING = {
     "Adadelta": {"eps": 0.01}, "DAdaptAdam": {"d0": 0.5}, "DoG": {"reps_rel": 0.02}, "LARS": {"lr": 0.5},
     "Prodigy": {"d0": 0.5}, "RAdam": {"betas": (0.9, 0.9)}, "SGD": {"lr": 0.2}, "ScheduleFreeSGD": {"lr": 0.5},
     "ScheduleFreeRAdam": {"betas": (0.9, 0.9), "lr": 0.5, "r": 0.0},
+    "Scion": {"radius": 1.0}, "Adafactor": {"lr": 0.5, "eps": (1e-9, 1e-3)}, "SM3": {"lr": 0.5}, "PolarGrad": {"lr": 0.2},
 }  # fmt: skip
 """Hyperparameters at which weights move by some part of themselves."""
 ALL = {"clip": 2.0, "nonfinite": "skip", "average": 0.9, "telemetry": 1}
@@ -45,8 +46,9 @@ def strided(x):
     return wide[..., 0]
 
 
-def start(dtype, engine):
-    params = [random(shape, i).mul(0.5).to(torch.bfloat16).to(dtype) for i, shape in enumerate(SHAPES)]
+def start(rule, dtype, engine):
+    shapes = shapes_for(rule, SHAPES)
+    params = [random(shape, i).mul(0.5).to(torch.bfloat16).to(dtype) for i, shape in enumerate(shapes)]
     return [(strided(p) if engine == "eager" else p).requires_grad_() for p in params]
 
 
@@ -64,7 +66,7 @@ def train(rule, optimizer, steps, nonfinite=None):
 
 
 def make(rule, dtype, engine, **options):
-    return getattr(steprule, rule.__name__)(start(dtype, engine), **{**settings_of(rule), **options})
+    return getattr(steprule, rule.__name__)(start(rule, dtype, engine), **{**settings_of(rule), **options})
 
 
 # What is kept how, which services, the engine, and how far from float64 a run may be, relative to how far it has come.
@@ -101,7 +103,10 @@ def test_it_trains_as_in_float64(rule, way):
     bound *= 4 if rule.__name__ in CHOPPY else 1
     names = ["param", *(["param_average"] if options.get("average") else [])]
     for p, q, first in zip(
-        optimizer.param_groups[0]["params"], exact.param_groups[0]["params"], start(torch.float64, "eager"), strict=True
+        optimizer.param_groups[0]["params"],
+        exact.param_groups[0]["params"],
+        start(rule, torch.float64, "eager"),
+        strict=True,
     ):
         for name in names:
             truth = exact.read(q, name)
@@ -146,7 +151,7 @@ def test_a_checkpoint_goes_on_with_the_same_bits(rule, hyper, form):
     """Through a file that is loaded with weights_only; by the compiled engine in float32, by the eager one in 8 bits."""
     dtype, options = FORMATS[form]
     engine = "compiled" if form == "float32" else "eager"
-    optimizer = getattr(steprule, rule.__name__)(start(dtype, engine), **telling(rule, hyper), **options)
+    optimizer = getattr(steprule, rule.__name__)(start(rule, dtype, engine), **telling(rule, hyper), **options)
     train(rule, optimizer, range(3))
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from settings import IDS, VARIANTS
+from settings import IDS, VARIANTS, sees_matrix
 
 from steprule import Rule, State, ema, ema_sq, pieces, sqrt
 from steprule.formula import formula_latex, formula_text
-from steprule.rules import SGD, AdamW, Adan, Lion
+from steprule.hyper import filled
+from steprule.rules import SGD, AdamW, Adan, Lion, Scion
 from steprule.rules.options import DECAYS, with_options
+from steprule.state import state_shape
 from steprule.trace.expression import Expression
 from steprule.trace.extent import NUMBER
 
@@ -75,6 +77,10 @@ ARRAY_FUNCTIONS = {
     **{name: getattr(np, name) for name in ("sqrt", "exp", "log", "abs", "sign", "floor", "cbrt", "where", "sum", "mean", "inf")},
     **{f"logical_{name}": getattr(np, f"logical_{name}") for name in ("and", "or", "not")},
     "max": np.maximum, "min": np.minimum, "atan2": np.arctan2, "norm": np.linalg.norm, "sum_all": np.sum,
+    **{name: getattr(pieces, name) for name in ("row_mean", "col_mean", "decorrelate")},
+    "row_sum": pieces.row_total, "col_sum": pieces.col_total, "row_largest": pieces.row_largest, "col_largest": pieces.col_largest,
+    "polar_express": "polar_express",
+    "polar": lambda x, steps, eps, *given: pieces.polar(x, given[0] if len(given) == 1 else given, steps, eps),
 }  # fmt: skip
 
 
@@ -88,7 +94,7 @@ def some_hyper(rule, hyper):
             except ValueError:
                 continue
             changed[name] = 0.3
-    return {**hyper, **changed}
+    return filled({**hyper, **changed}, 2.0**-52)
 
 
 @pytest.mark.parametrize(("rule", "hyper"), VARIANTS, ids=IDS)
@@ -116,7 +122,8 @@ def test_so_does_that_of_a_rule_with_options_around_it(rule):
 
 def check_text(rule, hyper):
     text = formula_text(rule, hyper)
-    scalars = {"numel": 5.0}
+    shape = (4, 5) if sees_matrix(rule, hyper) else (5,)
+    scalars = {"numel": float(np.prod(shape)), "rows": 4.0, "cols": 5.0}
     for name, value in hyper.items():
         if isinstance(value, tuple):
             scalars |= {f"{name.removesuffix('s')}{i}": one for i, one in enumerate(value, 1)}
@@ -124,9 +131,9 @@ def check_text(rule, hyper):
             scalars[name] = value
     random = np.random.default_rng(0)
     for step in (1, 2, 7, 1000):
-        operands = {name: random.normal(size=5) for name in ("param", "grad")}
+        operands = {name: random.normal(size=shape) for name in ("param", "grad")}
         for name in filter(None, rule.states_for(hyper)):
-            operands[name] = random.uniform(0.1, 2) if name in rule.scalar_states else random.uniform(0.1, 2, 5)
+            operands[name] = random.uniform(0.1, 2, state_shape(rule, name, shape))
         param, grad, *states = operands.values()
         states = iter(states)
         given = tuple(name and next(states) for name in rule.states_for(hyper))
@@ -472,8 +479,14 @@ def check_latex(latex):
 
 
 def matters_not(rule):
-    """torch.optim's Rprop only begins with lr."""
-    return {"lr"} if any(state.begins == "lr" for state in rule.states.values()) else set()
+    """torch.optim's Rprop only begins with lr, and some of Scion's norms have no eps."""
+    return (
+        {"lr"}
+        if any(state.begins == "lr" for state in rule.states.values())
+        else {"eps"} & {*rule.hyperparameters}
+        if rule is Scion
+        else set()
+    )
 
 
 LATEX_NAMES = {"lr": r"\\eta|\\mathrm{lr}", "eps": r"\\epsilon", "weight_decay": r"\\lambda", "momentum": r"\\mu"}
@@ -488,7 +501,7 @@ def test_latex_is_well_formed_and_has_every_hyperparameter(rule, hyper):
     names |= {
         f"{name.removesuffix('s')}{i}" for name, value in hyper.items() if isinstance(value, tuple) for i in (1, 2)
     }
-    shown = {name for name in names if re.search(rf"\b{name}\b", text)}
+    shown = {name for name in names if re.search(rf"\b{name}(\b|²)", text)}
     assert not {"lr", "weight_decay", "eps", "beta1", "beta2", "eta1"} & (names - shown) - matters_not(rule)
     for name in shown:
         stem, index = re.fullmatch(r"(.*?)(\d*)", name).groups()

@@ -21,6 +21,10 @@ def params(count=2):
     return [torch.nn.Parameter(torch.randn(40 + i, generator=generator)) for i in range(count)]
 
 
+def matrices():
+    return [torch.nn.Parameter(param.detach().reshape(1, -1)) for param in params()]
+
+
 def train(optimizer, steps, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -64,21 +68,21 @@ def test_what_does_not_fit_is_refused_with_a_reason(name):
     for options in ({"cautious": True}, {"lookahead": 5}, {"decay": "independent"}):
         if rule.refuses:
             with pytest.raises(ValueError, match=f"{rule.__name__} does not go with .*: {rule.refuses}"):
-                made(params(), **options)
+                made(matrices(), **options)
         elif "decay" in options and "weight_decay" not in rule.hyperparameters:
             with pytest.raises(ValueError, match="has no weight_decay"):
-                made(params(), **options)
+                made(matrices(), **options)
         else:
             if rule.sparse_only and "lookahead" in options:
                 with pytest.raises(
                     ValueError, match="does not go with lookahead: elements without a gradient stay as they are"
                 ):
-                    made(params(), **options)
+                    made(matrices(), **options)
                 continue
-            made(params(), **options)
+            made(matrices(), **options)
     for decay in DECAYS if "weight_decay" not in rule.hyperparameters else ():
         with pytest.raises(ValueError, match=r"has no weight_decay|does not go with"):
-            made(params(), decay=decay)
+            made(matrices(), decay=decay)
 
 
 def test_cautious_decay_needs_a_decay_apart():

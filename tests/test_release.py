@@ -24,6 +24,7 @@ import steprule
 from steprule.optimizer.groups import Groups
 from steprule.rules import OWN
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
+from steprule.trace.tracing import program_of
 
 NAN = math.nan
 SCALES = (1.0, 10.0, 0.1, 4.0, 0.02, 0.5)
@@ -210,7 +211,16 @@ TOGETHER = ["Prodigy", "DAdaptAdam", "DoG"]
     "name", [rule.__name__ for rule in OWN.values() if rule.__name__ not in (*TOGETHER, "SparseAdam")]
 )
 def test_every_rule_takes_the_same_steps(name):
-    twins(getattr(steprule, name))
+    cls = getattr(steprule, name)
+    twins(
+        cls,
+        groups=nn.Module.parameters if program_of(cls.rule, cls.rule.hyperparameters).takes_vectors else matrices_of,
+    )
+
+
+def matrices_of(model):
+    """Without vectors, which are then not trained."""
+    return [param for param in model.parameters() if param.requires_grad_(param.dim() > 1).requires_grad]
 
 
 @pytest.mark.parametrize("name", TOGETHER)

@@ -10,9 +10,7 @@ from steprule import rules as rules
 from steprule import services as services
 from steprule import transforms as transforms
 from steprule.optimizer import Optimizer as Optimizer
-from steprule.optimizer import Adafactor as Adafactor
 from steprule.optimizer import LBFGS as LBFGS
-from steprule.optimizer import Muon as Muon
 from steprule.optimizer import Adagrad as Adagrad
 from steprule.optimizer import Adadelta as Adadelta
 from steprule.optimizer import Rprop as Rprop
@@ -22,6 +20,8 @@ from steprule.optimizer import NAdam as NAdam
 from steprule.optimizer import RAdam as RAdam
 from steprule.optimizer import Adamax as Adamax
 from steprule.optimizer import SparseAdam as SparseAdam
+from steprule.optimizer import Adafactor as Adafactor
+from steprule.optimizer import Muon as Muon
 from steprule.optimizer import RMSprop as RMSprop
 from steprule.optimizer import SGD as SGD
 from steprule.optimizer import ASGD as ASGD
@@ -37,9 +37,19 @@ from steprule.optimizer import StableAdamW as StableAdamW
 from steprule.optimizer import AdamAtan2 as AdamAtan2
 from steprule.optimizer import MARS as MARS
 from steprule.optimizer import Grams as Grams
+from steprule.optimizer import CAME as CAME
+from steprule.optimizer import AdamMini as AdamMini
+from steprule.optimizer import SM3 as SM3
 from steprule.optimizer import LARS as LARS
 from steprule.optimizer import LAMB as LAMB
 from steprule.optimizer import NovoGrad as NovoGrad
+from steprule.optimizer import NorMuon as NorMuon
+from steprule.optimizer import AdaMuon as AdaMuon
+from steprule.optimizer import MuonEq as MuonEq
+from steprule.optimizer import MUD as MUD
+from steprule.optimizer import PolarGrad as PolarGrad
+from steprule.optimizer import Mano as Mano
+from steprule.optimizer import Scion as Scion
 from steprule.optimizer import Prodigy as Prodigy
 from steprule.optimizer import DAdaptAdam as DAdaptAdam
 from steprule.optimizer import DoG as DoG
@@ -52,24 +62,37 @@ from steprule.pieces import at_first as at_first
 from steprule.pieces import atan2 as atan2
 from steprule.pieces import cbrt as cbrt
 from steprule.pieces import clip as clip
+from steprule.pieces import col_largest as col_largest
+from steprule.pieces import col_mean as col_mean
+from steprule.pieces import col_total as col_total
+from steprule.pieces import cols as cols
 from steprule.pieces import debias as debias
 from steprule.pieces import debiased_beta as debiased_beta
+from steprule.pieces import decorrelate as decorrelate
 from steprule.pieces import ema as ema
 from steprule.pieces import ema_sq as ema_sq
 from steprule.pieces import exp as exp
 from steprule.pieces import floor as floor
+from steprule.pieces import gram as gram
 from steprule.pieces import l2 as l2
 from steprule.pieces import log as log
+from steprule.pieces import matmul as matmul
 from steprule.pieces import maximum as maximum
 from steprule.pieces import mean as mean
 from steprule.pieces import minimum as minimum
 from steprule.pieces import norm as norm
+from steprule.pieces import polar as polar
+from steprule.pieces import row_largest as row_largest
+from steprule.pieces import row_mean as row_mean
+from steprule.pieces import row_total as row_total
+from steprule.pieces import rows as rows
 from steprule.pieces import running_ema as running_ema
 from steprule.pieces import sign as sign
 from steprule.pieces import size as size
 from steprule.pieces import sqrt as sqrt
 from steprule.pieces import total as total
 from steprule.pieces import total_of_all as total_of_all
+from steprule.pieces import transpose as transpose
 from steprule.pieces import where as where
 from steprule.chains import chain as chain
 from steprule.create import create_optimizer as create_optimizer
@@ -86,15 +109,18 @@ __all__ = [
     "ASGD",
     "AdEMAMix",
     "AdaBelief",
+    "AdaMuon",
     "Adadelta",
     "Adafactor",
     "Adagrad",
     "Adam",
     "AdamAtan2",
     "AdamC",
+    "AdamMini",
     "AdamW",
     "Adamax",
     "Adan",
+    "CAME",
     "DAdaptAdam",
     "DoG",
     "Grams",
@@ -106,10 +132,15 @@ __all__ = [
     "Lion",
     "MADGRAD",
     "MARS",
+    "MUD",
+    "Mano",
     "Muon",
+    "MuonEq",
     "NAdam",
+    "NorMuon",
     "NovoGrad",
     "Optimizer",
+    "PolarGrad",
     "Prodigy",
     "RAdam",
     "RMSprop",
@@ -117,9 +148,11 @@ __all__ = [
     "Rule",
     "RuleError",
     "SGD",
+    "SM3",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Scion",
     "Signum",
     "SparseAdam",
     "StableAdamW",
@@ -131,27 +164,40 @@ __all__ = [
     "cbrt",
     "chain",
     "clip",
+    "col_largest",
+    "col_mean",
+    "col_total",
+    "cols",
     "create_optimizer",
     "debias",
     "debiased_beta",
+    "decorrelate",
     "ema",
     "ema_sq",
     "exp",
     "floor",
+    "gram",
     "l2",
     "log",
+    "matmul",
     "maximum",
     "mean",
     "minimum",
     "norm",
     "parameter_groups",
+    "polar",
     "roles",
+    "row_largest",
+    "row_mean",
+    "row_total",
+    "rows",
     "running_ema",
     "sign",
     "size",
     "sqrt",
     "total",
     "total_of_all",
+    "transpose",
     "where",
 ]
 

@@ -56,9 +56,7 @@ def told_of_torchs(name: str) -> str:
 
 
 _TORCHS_STATES = {
-    "adafactor": "of a matrix one number a row and one a column (row_var, col_var), of a vector one an element (variance)",
     "lbfgs": "at most 2 * history_size + 2 numbers an element, which is 202 with the default (old_dirs, old_stps, d, prev_flat_grad)",
-    "muon": "one number an element (momentum_buffer), and takes matrices only",
 }
 """What those keep."""
 
@@ -138,6 +136,10 @@ def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None =
     if kernel not in KERNELS:
         raise ValueError(f"--kernel {kernel!r} must be {' or '.join(KERNELS)}")
     formula = trace(rule, hyper or rule.hyperparameters)
+    if not formula.by_passes or (kernel == "gpu" and formula.last.sides):
+        raise ValueError(
+            f"--kernel {kernel!r}: {rule.__name__} has none, and steps by torch's functions of whole matrices"
+        )
     formats = ("float32",) * len(formula.operands)
     write: Any = cpu_pass.write_pass if kernel == "cpu" else gpu_pass.write_pass
     title = title_of(rule)
@@ -164,7 +166,7 @@ def listed(rule: type[Rule]) -> dict[str, Any]:
 
 
 def _states(rule: type[Rule]) -> dict[str, dict[str, Any]]:
-    """What there is to say of a rule's states; one that is a number a tensor has no bytes an element."""
+    """What there is to say of a rule's states; those that are no number an element have no bytes an element."""
     sizes = {name: {kind: state_bytes(rule, name, kind) for kind in STATE_FORMATS} for name in rule.tensor_states}
     return {
         name: {"begins_at": state.begins or 0, "only_with": state.when or None, "bytes_an_element": sizes.get(name)}
@@ -312,6 +314,16 @@ def _print_settings(rule: type[Rule], hyper: Mapping[str, Any], options: Mapping
     print()
 
 
+_NUMBERS = {
+    "scalar": "one number a tensor",
+    "rows": "one number a row",
+    "cols": "one number a column",
+    "left": "one number for each pair of rows",
+    "right": "one number for each pair of columns",
+}
+"""What those take that are no number an element."""
+
+
 def _print_states(rule: type[Rule], states: str | None) -> None:
     """Prints the states and what they take: in the format that is given, or in each."""
     kinds = [states] if states else [*STATE_FORMATS]
@@ -322,7 +334,7 @@ def _print_states(rule: type[Rule], states: str | None) -> None:
     rows = [("state", "begins at", "kept", *kinds)]
     for name, said in _states(rule).items():
         sizes = said["bytes_an_element"]
-        numbers = ["one number a tensor"] if sizes is None else [f"{sizes[kind]:.3g}" for kind in kinds]
+        numbers = [_NUMBERS[rule.states[name].extent]] if sizes is None else [f"{sizes[kind]:.3g}" for kind in kinds]
         kept = f"with {said['only_with']}" if said["only_with"] else "always"
         rows.append((name, str(said["begins_at"]), kept, *numbers))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

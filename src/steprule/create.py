@@ -231,7 +231,7 @@ def _chosen(named: Mapping[str, Tensor], groups: GroupSettings) -> dict[str, int
 
 
 def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.optim.Optimizer]:
-    """The optimizer of a name as `steprule.rules.RULES` has it, or of torch.optim's own "adafactor", "lbfgs" and "muon";
+    """The optimizer of a name as `steprule.rules.RULES` has it, or torch.optim's own "lbfgs";
     case, "-" and "_" do not matter. Or of a rule; or itself. "module.Class" is a class or rule of one's own.
 
     Raises:
@@ -268,9 +268,7 @@ def _imported(name: str) -> type[Rule] | type[Optimizer]:
 
 
 @overload
-def create_optimizer(
-    model: Model, name: Literal["adafactor", "lbfgs", "muon"], **settings: Any
-) -> torch.optim.Optimizer: ...
+def create_optimizer(model: Model, name: Literal["lbfgs"], **settings: Any) -> torch.optim.Optimizer: ...
 
 
 @overload
@@ -292,7 +290,7 @@ def create_optimizer(
 
     Args:
         model: a module, or (name, parameter) pairs.
-        name: "adamw" and the like, or torch.optim's own "adafactor", "lbfgs" and "muon"; case, "-" and "_" do not matter. Or a
+        name: "adamw" and the like, or torch.optim's own "lbfgs"; case, "-" and "_" do not matter. Or a
             rule, or a class of steprule's.
         lr: the learning rate of all groups without one of their own, or a function of the step. Default: the optimizer's.
         weight_decay: that of parameters that decay, or a function of the step. Default: the optimizer's.

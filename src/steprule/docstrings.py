@@ -6,6 +6,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from steprule.hyper import UNSAID
 from steprule.registry import RULES
@@ -116,6 +117,12 @@ RAISES = {
 def words_of(rule: type[Rule], name: str) -> str:
     """What a hyperparameter is and which values it may have, in sentences."""
     return rule.meanings.get(name, UNSAID).words(isinstance(rule.hyperparameters[name], tuple))
+
+
+def texts_of(rule: type[Rule], name: str) -> Any:
+    """The type of the texts that a hyperparameter may be, None if there are none."""
+    texts = rule.meanings.get(name, UNSAID).texts
+    return Literal[texts] if texts else None
 
 
 def arguments(rule: type[Rule], signature: inspect.Signature, params: str) -> str:

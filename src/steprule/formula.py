@@ -15,7 +15,8 @@ from steprule.rule import Rule
 from steprule.settings import check_names, check_settings
 from steprule.terms import Term, Terms, parts_of
 from steprule.trace.expression import scalar_name
-from steprule.trace.tracing import trace
+from steprule.trace.program import COUNTS, IN_PLACE
+from steprule.trace.tracing import formulas
 
 
 def formula_text(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> str:
@@ -95,7 +96,10 @@ _LATEX: _Forms = {
     "cbrt": (r"\sqrt[3]{{{}}}", _NAME, (0,)),
 }
 _FENCES = {"abs": (r"\lvert ", r" \rvert"), "norm": (r"\lVert ", r" \rVert"), "floor": (r"\lfloor ", r" \rfloor")}
-_FUNCTIONS = {"arctan2": "atan2", "maximum": "max", "minimum": "min", "total": "sum", "total_of_all": "sum_all"}
+_FUNCTIONS = {
+    "arctan2": "atan2", "maximum": "max", "minimum": "min", "total": "sum", "total_of_all": "sum_all",
+    "row_total": "row_sum", "col_total": "col_sum",
+}  # fmt: skip
 _SYMBOLS = {
     "step": "t", "numel": "n", "param": "theta", "grad": "g", "lr": "eta", "eps": "epsilon", "weight_decay": "lambda",
     "momentum": "mu", "dampening": "tau", "exp_avg": "m", "exp_avg_sq": "v", "square_avg": "v", "momentum_buffer": "b",
@@ -114,13 +118,12 @@ class _Writer:
         check_names(rule.__name__, hyper, rule.hyperparameters)
         hyper = {**rule.hyperparameters, **hyper}
         check_settings(rule, hyper)
-        formula = trace(rule, hyper)
-        terms = Terms(formula)
-        traced = {**formula.last.outputs, **formula.numbers}
+        traced, scalars = formulas(rule, hyper)
+        terms = Terms()
         outputs = {name: terms.of(traced[name]) for name in (*rule.states, "param") if name in traced}
         self.lines: list[str] = []
         self._operands = ("grad", *outputs)
-        words = {scalar_name(*scalar): _singular(*scalar) for scalar in formula.scalars}
+        words = {scalar_name(*scalar): _singular(*scalar) for scalar in scalars}
         taken = Counter([*self._operands, *words.values()])
         self._words = {name: text if taken[text] == 1 else name for name, text in words.items()}
         self._symbols = self._choose_symbols()
@@ -129,14 +132,15 @@ class _Writer:
         self._names: dict[Term, str] = {}  # what has been written
         self._outputs: dict[Term, str] = {}
         for name, term in outputs.items():
-            if term.op not in ("input", "constant"):
+            if term.op not in ("input", "constant", "text"):
                 self._outputs.setdefault(term, name)
         seen: set[Term] = set()
         parts = [part for term in outputs.values() for part in parts_of(term, seen)]
         uses = Counter(arg for part in parts for arg in part.args)
         self._lines_of_own = set(self._outputs)
         for part in parts:
-            if uses[part] > 1 and part.op not in _CONDITIONS and self._size(part) >= 2 + part.scalar:
+            is_long = part.op in IN_PLACE or self._size(part) >= 2 + part.scalar
+            if uses[part] > 1 and part.op not in _CONDITIONS and is_long:
                 self._lines_of_own.add(part)
         self._depth = 0  # fractions around what is being written
         for name, term in outputs.items():
@@ -174,6 +178,8 @@ class _Writer:
             return self._old(args[0]), _NAME
         if op == "constant":
             return self._number(args[0])
+        if op == "text":
+            return self._text(args[0]), _NAME
         if op == "div" and self._depth and "div in div" in self.forms:
             op = "div in div"
         if op not in self.forms:
@@ -189,7 +195,10 @@ class _Writer:
     # What is different in LaTeX
 
     def _choose_symbols(self) -> dict[str, str]:
-        return self._words | {name: name for name in (*self._operands, "step", "numel")}
+        return self._words | {name: name for name in (*self._operands, "step", *COUNTS)}
+
+    def _text(self, value: Any) -> str:
+        return str(value)
 
     def _old(self, name: str) -> str:
         return self._symbols.get(name, name)
@@ -226,12 +235,15 @@ class _LatexWriter(_Writer):
     def _choose_symbols(self) -> dict[str, str]:
         self.used = {}
         symbols: dict[str, str] = {}
-        for name in ("step", "numel", *self._operands, *self._words):
+        for name in ("step", *COUNTS, *self._operands, *self._words):
             words = self._words.get(name, name)
             symbol = _subscripted(_SYMBOLS.get(words, words))
             is_taken = symbol in symbols.values()
             symbols[name] = rf"\mathrm{{{words}}}".replace("_", r"\_") if is_taken or not symbol else symbol
         return symbols
+
+    def _text(self, value: Any) -> str:
+        return rf"\text{{{value}}}".replace("_", r"\_")
 
     def _old(self, name: str) -> str:
         symbol = self.used[self._words.get(name, name)] = super()._old(name)

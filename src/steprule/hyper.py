@@ -21,6 +21,9 @@ class Hyperparameter:
         meaning: what it is, in words, without its range and default.
         range: the interval in which each of its numbers must lie: "[0, 1)" includes 0 and excludes 1. An empty string
             leaves the check to the rule's `check`. True/False hyperparameters need none. Default: any finite number.
+        texts: what it may be that is no number: update is given the text. Where the default is a tuple, a tuple of such
+            tuples may be given as well, and is not looked into.
+        whole: whether numbers must be whole.
 
     Raises:
         ValueError: range is no interval.
@@ -40,6 +43,8 @@ class Hyperparameter:
 
     meaning: str
     range: str = "(-inf, inf)"
+    texts: tuple[str, ...] = ()
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.range:
@@ -63,17 +68,38 @@ class Hyperparameter:
             return True
         low, high = self._ends
         is_above = low <= number if self.range[0] == "[" else low < number
+        is_above = is_above and not (self.whole and float(number) % 1)
         return bool(is_above and (number <= high if self.range[-1] == "]" else number < high))
 
     def words(self, each: bool = False) -> str:
         """The meaning and the range in sentences, for one number or for each of some."""
+        if self.texts:
+            return f"{self.meaning}{', or' if each else ':'} {', '.join(map(repr, self.texts))}."
         if self.range in ("", "(-inf, inf)"):
             return f"{self.meaning}."
-        within = f"in {self.range}"
+        within = f"{'a whole number ' * self.whole}in {self.range}"
         if self._ends[1] == float("inf"):
             within = f"{'at least' if self.range[0] == '[' else 'above'} {self._ends[0]:g}"
         within = f"Each {within}" if each else within[0].upper() + within[1:]
         return f"{self.meaning}. {within}."
+
+
+def filled(hyper: Mapping[str, Any], unit: float) -> Mapping[str, Any]:
+    """Hyperparameters with a number in place of every None beside numbers: the parameter's `UNITS` in `steprule.formats`."""
+    gaps = {name: x for name, x in hyper.items() if isinstance(x, (tuple, list)) and any(one is None for one in x)}
+    return (
+        {**hyper, **{name: tuple(unit if one is None else one for one in x) for name, x in gaps.items()}}
+        if gaps
+        else hyper
+    )
+
+
+def is_fixed(default: Any, value: Any) -> bool:
+    """Whether a hyperparameter with this default is no number or tuple of some, and a formula is given its value as it is."""
+    if isinstance(default, tuple):
+        is_nested = isinstance(value, (tuple, list)) and any(isinstance(item, (tuple, list)) for item in value)
+        return is_nested or isinstance(value, str)
+    return default is None or isinstance(default, str)
 
 
 UNSAID = Hyperparameter("see the formula")

@@ -229,6 +229,8 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
     if hasattr(x, "__steprule__"):
         return x.__steprule__("polar", x, coefficients, steps, eps)
     number = None if steps is None else int(steps)
+    if not (isinstance(coefficients, str) or isinstance(coefficients[0], (tuple, list))):
+        coefficients = tuple(map(float, coefficients))
     if is_tensor(x):
         from steprule.matrix.polar import polar as of_tensors
 
@@ -237,6 +239,37 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
     from steprule.matrix.oracle import polar as of_arrays
 
     return of_arrays(_matrix(x), coefficients, number, float(eps))
+
+
+def decorrelate(x: Value, passes: Value = 1) -> Value:
+    """The rows of a matrix, of its transpose if that is shorter, made less alike by triangular solves.
+
+    A pass is ``X ← X / row norms; T = tril(X Xᵀ); X ← T⁻¹ X; X ← X / row norms``. Southworth & Thomas 2026, arXiv:2603.17970. It takes a tenth
+    of the operations of `polar`. Rows of 0, and rows that are sums of those before them, become 0.
+
+    Args:
+        x: of shape (m, n).
+        passes: how many.
+
+    Returns:
+        Shape (m, n).
+
+    Examples:
+        >>> from steprule.pieces import decorrelate
+        >>> decorrelate(np.array([[2.0, 0.0], [3.0, 3.0]]))
+        array([[1., 0.],
+               [0., 1.]])
+    """
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__("decorrelate", x, passes)
+    if is_tensor(x):
+        from steprule.matrix.decorrelated import decorrelated as of_tensors
+
+        wide = x if x.dtype.itemsize > 2 else x.float()
+        return of_tensors(_matrix(wide), int(passes)).to(x.dtype)
+    from steprule.matrix.oracle import decorrelated as of_arrays
+
+    return of_arrays(_matrix(x), int(passes))
 
 
 def _along(name: str, x: Value, axis: int) -> Value:

@@ -19,6 +19,7 @@ HOME = {
         "cols",
         "debias",
         "debiased_beta",
+        "decorrelate",
         "ema",
         "ema_sq",
         "exp",

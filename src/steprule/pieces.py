@@ -35,6 +35,7 @@ from steprule.matrixwise import col_largest as col_largest
 from steprule.matrixwise import col_mean as col_mean
 from steprule.matrixwise import col_total as col_total
 from steprule.matrixwise import cols as cols
+from steprule.matrixwise import decorrelate as decorrelate
 from steprule.matrixwise import gram as gram
 from steprule.matrixwise import matmul as matmul
 from steprule.matrixwise import polar as polar

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from steprule.names import HOME, SUBMODULES
 from steprule.rule import Rule, RuleError
 
-TORCHS_OWN = {"adafactor": "Adafactor", "lbfgs": "LBFGS"}
+TORCHS_OWN = {"lbfgs": "LBFGS"}
 """Optimizers that no rule is written for yet: steprule has torch.optim's classes of these names, as they are."""
 
 

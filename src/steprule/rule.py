@@ -92,6 +92,8 @@ class Rule:
         begins_early: whether states are there before the first step.
         stacks: for formulas of matrices: whether the last two dimensions of a tensor are the matrix, and those before count
             matrices. By default the first dimension counts rows, and the others lie side by side.
+        matrices_only: for formulas of matrices: whether parameters of fewer than two dimensions are refused. Where a formula
+            multiplies matrices or has a polar factor they always are.
         evaluated: for rules that train other weights than those to evaluate, such as schedule-free ones: a second formula,
             ``evaluated(param, <states>, *, <hyperparameters>)``, which names the states and hyperparameters that it needs
             and returns the weights to evaluate. The optimizer's eval() applies it.
@@ -121,6 +123,7 @@ class Rule:
     constants: ClassVar[Mapping[str, str]] = {}
     begins_early: ClassVar[bool] = False
     stacks: ClassVar[bool] = False
+    matrices_only: ClassVar[bool] = False
     evaluated: ClassVar[Callable[..., Any] | None] = None
     trained: ClassVar[Callable[..., Any] | None] = None
 

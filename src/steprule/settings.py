@@ -9,7 +9,7 @@ from dis import opmap
 from typing import Any
 
 from steprule.docstrings import PARAMS, arguments
-from steprule.hyper import UNSAID, whole_of
+from steprule.hyper import UNSAID, is_fixed, whole_of
 from steprule.names import did_you_mean
 from steprule.registry import RULES
 from steprule.rule import Rule, RuleError
@@ -83,16 +83,24 @@ def check_hyperparameters(
             continue
         value = hyper[name]
         default = rule.hyperparameters[name]
-        if isinstance(default, bool):
+        texts = rule.meanings.get(name, UNSAID).texts
+        if texts and is_fixed(default, value):
+            _check_fixed(name, value, default, texts, _told_by_torch(rule, name, value))
+        elif isinstance(default, bool):
             if isinstance(value, str) or (value not in (True, False)):
                 raise TypeError(f"{name} must be True or False, not {value!r}")
         elif isinstance(default, tuple):
             if not isinstance(value, (tuple, list)) or len(value) != len(default):
                 raise TypeError(f"{name} must be a tuple of {len(default)} numbers, not {value!r}")
             for index, item in enumerate(value):
+                if item is None and default[index] is None:
+                    continue
                 _check_number(f"{name}[{index}]", item)
                 if not _is_in_range(rule, name, item, as_torch):
-                    raise ValueError(f"Invalid {_WORDS.get(name, name)} at index {index}: {item}{_allowed(rule, name)}")
+                    told = _told_by_torch(rule, f"{name}[{index}]", item)
+                    raise ValueError(
+                        told or f"Invalid {_WORDS.get(name, name)} at index {index}: {item}{_allowed(rule, name)}"
+                    )
         elif default is None or isinstance(default, str):
             try:
                 hash(value)
@@ -103,7 +111,8 @@ def check_hyperparameters(
         else:
             _check_number(name, value)
             if not _is_in_range(rule, name, value, as_torch):
-                raise ValueError(f"Invalid {_WORDS.get(name, name + ' value')}: {value}{_allowed(rule, name)}")
+                told = _told_by_torch(rule, name, value)
+                raise ValueError(told or f"Invalid {_WORDS.get(name, name + ' value')}: {value}{_allowed(rule, name)}")
 
 
 def check_together(rule: type[Rule], settings: Mapping[str, Any]) -> None:
@@ -124,13 +133,19 @@ def check_settings(rule: type[Rule], settings: Mapping[str, Any]) -> None:
 
 # torch.optim's words where they are not "Invalid <name> value".
 _WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
-_NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead_alpha")
+_NEVER_BEYOND = ("betas", "rho", "alpha", "eps", "lookahead_alpha", "ns_steps")
 """What means nothing outside its range, in whatever formula of torch.optim."""
 
 
 def _is_in_range(rule: type[Rule], name: str, value: Any, as_torch: bool = False) -> bool:
     said = UNSAID if as_torch and name not in _NEVER_BEYOND else rule.meanings.get(name, UNSAID)
     return said.allows(value)
+
+
+def _told_by_torch(rule: type[Rule], name: str, value: Any) -> str:
+    """torch.optim's words for a value that it refuses, if the rule's class there has some of its own."""
+    its = RULES.get(rule.__name__.lower(), rule).like_torch
+    return its.words[name].format(value) if its is not None and name in its.words else ""
 
 
 def _allowed(rule: type[Rule], name: str) -> str:
@@ -140,6 +155,21 @@ def _allowed(rule: type[Rule], name: str) -> str:
     span = rule.meanings.get(name, UNSAID).range
     within = "finite" if span == UNSAID.range else f"in {span}"
     return f"; {name} of {rule.__name__} must be {within}"
+
+
+def _check_fixed(name: str, value: Any, default: Any, texts: Sequence[str], told: str) -> None:
+    """Raises for what is none of the texts, and no tuple of tuples like the default."""
+    if isinstance(default, tuple) and not isinstance(value, str):
+        for item in value:
+            if not isinstance(item, (tuple, list)) or len(item) != len(default):
+                raise TypeError(
+                    f"{name} must be a tuple of {len(default)} numbers, a tuple of such tuples or a text, not {value!r}"
+                )
+            for index, number in enumerate(item):
+                _check_number(f"{name}[{index}]", number)
+    elif value != default and value not in texts:
+        every = f"it can be {', '.join(map(repr, dict.fromkeys((default, *texts))))}"
+        raise ValueError(f"{told or f'Invalid {name} value: {value!r}'}{did_you_mean(str(value), texts, 0.6, every)}")
 
 
 def _check_number(name: str, value: Any) -> None:
@@ -178,11 +208,11 @@ def number_at(name: str, settings: Mapping[str, Any]) -> Any:
 
 def as_tuples(settings: Mapping[str, Any], rule: type[Rule]) -> dict[str, tuple[Any, ...]]:
     """Those of a rule's hyperparameters that are sequences of numbers of another kind, as a configuration's, as tuples; lists, too,
-    where the default is None, of which nothing is known."""
+    of which nothing is known but that they are no numbers."""
     tuples = {}
     for name, default in rule.hyperparameters.items():
         value: Any = settings.get(name)
-        if default is None and isinstance(value, list):
+        if isinstance(value, list) and is_fixed(default, value):
             tuples[name] = _hashable(value)
         elif isinstance(default, tuple) and not isinstance(value, (tuple, list, str, bytes)):
             if isinstance(value, Sequence):

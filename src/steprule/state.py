@@ -41,6 +41,14 @@ def state_shape(rule: Any, name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return (*stack, *{"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}[extent])
 
 
+def no_matrix(rule: Any, who: str, shape: Sequence[int]) -> str:
+    """What to say of a tensor that is no matrix, and a rule that takes matrices only."""
+    return (
+        f"{rule.__name__} looks at whole matrices, and {who} has the shape {tuple(shape)}: a step takes parameters of 2 "
+        "dimensions or more. Give this one to another optimizer, such as AdamW"
+    )
+
+
 @dataclass(frozen=True)
 class State:
     """How a rule keeps one of its states, written in its class under the state's name.
@@ -114,6 +122,11 @@ class TorchArguments:
         keyword_only: hyperparameters that may not.
         fixed: entries of every parameter group that are no arguments.
         tensor_betas: whether betas may be tensors, and which flags go with tensors is checked.
+        checks: whether its step raises for what the rule's `check` does, so that groups changed by hand are held to it, too.
+        words: what it says of a value out of range, by the name of the hyperparameter, or of an element as "eps[0]"; "{}" is
+            the value. Default: "Invalid momentum value: {}" and the like.
+        taken: makes of a parameter's state that it saved one of the rule's.
+        given: what is saved of a parameter's state besides, for it to load: the state and the parameter's shape.
     """
 
     flags: str
@@ -121,11 +134,15 @@ class TorchArguments:
     keyword_only: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     tensor_betas: bool = False
+    checks: bool = False
+    words: Mapping[str, str] = field(default_factory=dict)
+    taken: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    given: Callable[[Mapping[str, Any], Sequence[int]], Mapping[str, Any]] | None = None
 
 
 _KINDS: Mapping[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early", "stacks"),
+        ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early", "stacks", "matrices_only"),
         (bool, "True or False"),
     ),
     **dict.fromkeys(("refuses", "when"), (str, "a text")),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from steprule.trace.expression import Expression
-from steprule.trace.program import Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +22,7 @@ class Term:
 class Terms:
     """Makes terms of a formula's expressions: recognizes what the functions of `steprule.pieces` have become."""
 
-    def __init__(self, formula: Program) -> None:
-        self._formula = formula
+    def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Term] = {}
         self._made: dict[tuple[Any, ...], Term] = {}
         self._of: dict[int, Term] = {}
@@ -41,14 +39,10 @@ class Terms:
         value = x.args[0]
         if x.op == "constant" and value < 0:
             return self._make("neg", self._leaf("constant", -value, True))
-        if x.op == "input" and value in self._formula.sums:
-            one = self._formula.sums[value]
-            return self._make("total_of_all" if one.of_all else "total", self.of(one.expression))
-        if x.op == "input" and value.removeprefix("new_") in self._formula.numbers.keys() - {value}:
-            return self.of(self._formula.numbers[value.removeprefix("new_")])
         if x.op in ("input", "constant"):
             return self._leaf(x.op, value, x.scalar)
-        return self._make(x.op, *map(self.of, x.args))
+        args = (self.of(arg) if isinstance(arg, Expression) else self._leaf("text", arg, True) for arg in x.args)
+        return self._make(x.op, *args)
 
     def _leaf(self, op: str, value: Any, scalar: bool) -> Term:
         return self._known.setdefault((op, repr(value)), Term(op, (value,), scalar))
@@ -78,6 +72,8 @@ class Terms:
                 return self._make("where", condition, certain, y)
             case "maximum" | "minimum", (x, Term("constant", (tiny,)) | Term("neg", (Term("constant", (tiny,)),))) if 0 < tiny < 1e-200:  # fmt: skip
                 return x  # x is not 0
+            case "sub", (Term("constant", (1.0,)), Term("sub", (Term("constant", (1.0,)), Term() as x))):
+                return x
             case "mul" | "div", (x, Term("constant", (1.0,))):
                 return x
             case "mul", (Term("constant", (1.0,)), Term() as x):
@@ -92,6 +88,10 @@ class Terms:
                 return self._make("norm", x)
             case "div", (Term("total", (x,)), Term("input", ("numel",))):
                 return self._make("mean", x)
+            case "div", (Term("row_total", (x,)), Term("input", ("cols",))):
+                return self._make("row_mean", x)
+            case "div", (Term("col_total", (x,)), Term("input", ("rows",))):
+                return self._make("col_mean", x)
             case "add" | "sub", (x, Term("neg", (y,))):
                 return self._make("sub" if op == "add" else "add", x, y)
         scalar = op in ("total", "total_of_all", "norm", "mean") or all(arg.scalar for arg in args)
@@ -105,7 +105,7 @@ class Terms:
                     known[x] = value
                 case Term("maximum", (value, bound)), Term("gt", (y, low)) if value is y and bound is low:
                     known[x] = value
-                case Term("input" | "constant" | "total" | "total_of_all" | "norm" | "mean"), _:
+                case Term("input" | "constant" | "text" | "total" | "total_of_all" | "norm" | "mean"), _:
                     known[x] = x
                 case _:
                     known[x] = self._make(x.op, *(self._where(condition, arg, known) for arg in x.args))
@@ -114,7 +114,7 @@ class Terms:
 
 def parts_of(term: Term, seen: set[Term]) -> Iterator[Term]:
     """The operations of a term, each once and after its arguments, without those that have been seen."""
-    if term not in seen and term.op not in ("input", "constant"):
+    if term not in seen and term.op not in ("input", "constant", "text"):
         seen.add(term)
         for arg in term.args:
             yield from parts_of(arg, seen)

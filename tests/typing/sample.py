@@ -24,7 +24,8 @@ AdamW(p, states="8bit", weights="24bit", seed=1, clip=1, nonfinite="skip", avera
 AdamW(p, clip=ClipQuantile(), average=Average(0.9), telemetry=Telemetry(every=10), decay="initial", lookahead=5)
 steprule.SGD(p, lr=1e-2, momentum=0.9, nesterov=True)
 steprule.RMSprop(p, 1e-2, 0.99, 1e-8, 0.0, 0.0, False, False, None)
-Muon(p, lr=1e-2)
+Muon(p, lr=1e-2, ns_coefficients="polar_express", adjust_lr_fn="match_rms_adamw")
+Muon(p, ns_coefficients=[(2.0, -1.5, 0.5), (1.875, -1.25, 0.375)], ns_steps=2)
 schedule_free = ScheduleFreeAdamW(p)
 schedule_free.eval()
 assert_type(Lion(p), Lion)
@@ -66,5 +67,7 @@ arrays.Lion([array], lr="x")  # type: ignore[arg-type]
 arrays.Lion([array], states="8bit")  # type: ignore[call-arg]
 arrays.Lion([array], 1e-3)  # type: ignore[call-arg]
 arrays.Lion(array)  # type: ignore[arg-type]
-arrays.Muon([array])  # type: ignore[attr-defined]
+arrays.LBFGS([array])  # type: ignore[attr-defined]
+Muon(p, ns_coefficients="polar")  # type: ignore[arg-type]
+Muon(p, adjust_lr_fn="rms")  # type: ignore[arg-type]
 AdamW(p).step(closur=None)  # type: ignore[call-arg]

@@ -10,14 +10,18 @@ __all__ = [
     "ASGD",
     "AdEMAMix",
     "AdaBelief",
+    "AdaMuon",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamAtan2",
     "AdamC",
+    "AdamMini",
     "AdamW",
     "Adamax",
     "Adan",
+    "CAME",
     "DAdaptAdam",
     "DoG",
     "Grams",
@@ -27,17 +31,25 @@ __all__ = [
     "Lion",
     "MADGRAD",
     "MARS",
+    "MUD",
+    "Mano",
+    "Muon",
+    "MuonEq",
     "NAdam",
+    "NorMuon",
     "NovoGrad",
     "Optimizer",
+    "PolarGrad",
     "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SGD",
+    "SM3",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Scion",
     "Signum",
     "SparseAdam",
     "StableAdamW",
@@ -88,7 +100,7 @@ class Adagrad(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Adagrad([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -150,7 +162,7 @@ class Adadelta(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Adadelta([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -213,7 +225,7 @@ class Rprop(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Rprop([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -280,7 +292,7 @@ class AdamW(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.AdamW([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -348,7 +360,7 @@ class Adam(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Adam([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -419,7 +431,7 @@ class NAdam(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.NAdam([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -484,7 +496,7 @@ class RAdam(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.RAdam([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -545,7 +557,7 @@ class Adamax(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Adamax([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -604,7 +616,7 @@ class SparseAdam(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.SparseAdam([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -615,6 +627,154 @@ class SparseAdam(Optimizer):
         lr: float | collections.abc.Callable[[int], float] = 0.001,
         betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
         eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Adafactor(Optimizer):
+    """Second moments of rows and columns, and steps in proportion to the
+    weights. Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4.
+
+    lr is the largest relative step; a step is at most 1 / sqrt(step) of the
+    weights' RMS. There is no first moment. As in torch.optim, the last two
+    dimensions are a matrix, and eps[0] is None for the epsilon of the
+    parameter's dtype. A vector, and a matrix of one row, has a second
+    moment for each element.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.01.
+        beta2_decay: power of the step at which the second moment forgets.
+            In (-inf, 0]. Default: -0.8.
+        eps: least root of the second moment, and least RMS of the weights.
+            Each at least 0. Default: (None, 0.001).
+        d: largest RMS of an update, which is scaled down to it. At least 1.
+            Default: 1.0.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        row_var: a float64 array of shape (rows, 1); 0 at first.
+        col_var: a float64 array of shape (1, columns); 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.Adafactor([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        beta2_decay: float | collections.abc.Callable[[int], float] = -0.8,
+        eps: collections.abc.Sequence[float | None] | collections.abc.Callable[[int], collections.abc.Sequence[float | None]] = (None, 0.001),
+        d: float | collections.abc.Callable[[int], float] = 1.0,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """Momentum, orthogonalized by Newton-Schulz. Jordan 2024,
+    kellerjordan.github.io/posts/muon.
+
+    The learning rate is multiplied by a factor of the matrix's shape,
+    adjust_lr_fn; weight decay is not.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        nesterov: use Nesterov's momentum. Default: True.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        eps: least norm that an update is divided by. At least 0. Default:
+            1e-07.
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.Muon([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = True,
+        ns_coefficients: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        eps: float | collections.abc.Callable[[int], float] = 1e-07,
+        ns_steps: float | collections.abc.Callable[[int], float] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] | None = None,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -674,7 +834,7 @@ class RMSprop(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.RMSprop([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -743,7 +903,7 @@ class SGD(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.SGD([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -811,7 +971,7 @@ class ASGD(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.ASGD([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -874,7 +1034,7 @@ class MADGRAD(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.MADGRAD([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -942,7 +1102,7 @@ class AdamC(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.AdamC([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1011,7 +1171,7 @@ class AdaBelief(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.AdaBelief([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1078,7 +1238,7 @@ class Yogi(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Yogi([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1143,7 +1303,7 @@ class LaProp(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.LaProp([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1207,7 +1367,7 @@ class ADOPT(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.ADOPT([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1273,7 +1433,7 @@ class AdEMAMix(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.AdEMAMix([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1339,7 +1499,7 @@ class Adan(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Adan([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1401,7 +1561,7 @@ class StableAdamW(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.StableAdamW([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1463,7 +1623,7 @@ class AdamAtan2(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.AdamAtan2([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1535,7 +1695,7 @@ class MARS(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.MARS([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1598,7 +1758,7 @@ class Grams(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Grams([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1609,6 +1769,207 @@ class Grams(Optimizer):
         lr: float | collections.abc.Callable[[int], float] = 0.001,
         betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
         eps: float | collections.abc.Callable[[int], float] = 1e-06,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class CAME(Optimizer):
+    """Adafactor with momentum, divided by how far updates are from it. Luo et
+    al. 2023, arXiv:2307.02047, algorithm 2.
+
+    The first steps are long: nothing makes up for second moments that begin
+    at 0. Warm lr up. The last two dimensions are a matrix. Vectors, and
+    matrices of one row, are not divided by how far updates are from the
+    momentum.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.0002.
+        betas: decay rates of momentum, second moment and distances. Each in
+            [0, 1). Default: (0.9, 0.999, 0.9999).
+        eps: added to squares of gradients, and of distances. Each at least
+            0. Default: (1e-30, 1e-16).
+        clip_threshold: largest RMS of an update, which is scaled down to
+            it. Above 0. Default: 1.0.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg: shape and dtype of the array; 0 at first.
+        exp_avg_sq_row, exp_avg_res_row: a float64 array of shape (rows, 1);
+            0 at first.
+        exp_avg_sq_col, exp_avg_res_col: a float64 array of shape (1,
+            columns); 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.CAME([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.0002,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999, 0.9999),
+        eps: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (1e-30, 1e-16),
+        clip_threshold: float | collections.abc.Callable[[int], float] = 1.0,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class AdamMini(Optimizer):
+    """AdamW with one second moment for each row, that is for each neuron.
+    Zhang et al. 2024, arXiv:2406.16793, algorithm 1.
+
+    A vector has one for all. The paper's queries and keys have one for each
+    head, which rows are parts of; with block="tensor" a tensor has one for
+    all, as the paper's values may.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        block: what shares a second moment: 'row', 'tensor'. Default: 'row'.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg: shape and dtype of the array; 0 at first.
+        row_sq: a float64 array of shape (rows, 1); 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.AdamMini([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.1,
+        block: typing.Literal['row', 'tensor'] = 'row',
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class SM3(Optimizer):
+    """Adagrad with one sum of squares for each row and each column. Anil et
+    al. 2019, arXiv:1901.11150, algorithm SM3-II.
+
+    The sum for an element is the smaller of its row's and its column's. A
+    vector has one for each element.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.1.
+        momentum: decay rate of the EMA of updates. In [0, 1). Default: 0.9.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+        row_max: a float64 array of shape (rows, 1); 0 at first.
+        col_max: a float64 array of shape (1, columns); 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.SM3([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
         weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
@@ -1662,7 +2023,7 @@ class LARS(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.LARS([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1726,7 +2087,7 @@ class LAMB(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.LAMB([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1791,7 +2152,7 @@ class NovoGrad(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.NovoGrad([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1803,6 +2164,525 @@ class NovoGrad(Optimizer):
         betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.95, 0.98),
         eps: float | collections.abc.Callable[[int], float] = 1e-08,
         weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class NorMuon(Optimizer):
+    """Muon with a second moment for each row, that is for each neuron. Li et
+    al. 2025, arXiv:2510.05491, algorithm 1.
+
+    The update is made as long as an exact polar factor times adjust_lr_fn,
+    so that by default its RMS is 0.2.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        beta2: decay rate of the second moment. In [0, 1). Default: 0.95.
+        nesterov: use Nesterov's momentum. Default: False.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        eps: added to the root of the second moment. At least 0. Default:
+            1e-10.
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'match_rms_adamw'.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+        row_sq: a float64 array of shape (rows, 1); 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.NorMuon([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.95,
+        beta2: float | collections.abc.Callable[[int], float] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        ns_coefficients: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        eps: float | collections.abc.Callable[[int], float] = 1e-10,
+        ns_steps: float | collections.abc.Callable[[int], float] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'match_rms_adamw',
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class AdaMuon(Optimizer):
+    """Muon of the signs of the momentum, with a second moment for each
+    element. Si et al. 2025, arXiv:2507.11005, algorithm 1.
+
+    The update is made as long as an exact polar factor times adjust_lr_fn,
+    so that by default its RMS is 0.2. The paper has momentum for beta2.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        beta2: decay rate of the second moment. In [0, 1). Default: 0.95.
+        nesterov: use Nesterov's momentum. Default: False.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        eps: added to the root of the second moment, and to the norm of the
+            update. At least 0. Default: 1e-08.
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'match_rms_adamw'.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer, exp_avg_sq: shape and dtype of the array; 0 at
+            first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.AdaMuon([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.95,
+        beta2: float | collections.abc.Callable[[int], float] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        ns_coefficients: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        ns_steps: float | collections.abc.Callable[[int], float] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'match_rms_adamw',
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class MuonEq(Optimizer):
+    """Muon whose momentum has rows, columns or both divided by their norms
+    before. Chang et al. 2026, arXiv:2603.28254.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        nesterov: use Nesterov's momentum. Default: True.
+        equilibrate: what is divided by its norm: 'row', 'col', 'rowcol'.
+            Default: 'row'.
+        eps: added to squares of norms. At least 0. Default: 1e-08.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'match_rms_adamw'.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.MuonEq([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = True,
+        equilibrate: typing.Literal['row', 'col', 'rowcol'] = 'row',
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        ns_coefficients: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        ns_steps: float | collections.abc.Callable[[int], float] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'match_rms_adamw',
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class MUD(Optimizer):
+    """Muon with triangular solves in place of Newton-Schulz. Southworth &
+    Thomas 2026, arXiv:2603.17970.
+
+    Rows of 0, and rows that are sums of others, get no update.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        nesterov: use Nesterov's momentum. Default: True.
+        passes: triangular solves. A whole number in [1, 99]. Default: 1.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'match_rms_adamw'.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.MUD([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = True,
+        passes: float | collections.abc.Callable[[int], float] = 1,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'match_rms_adamw',
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class PolarGrad(Optimizer):
+    """Muon times the nuclear norm of the momentum, which makes it steepest
+    descent. Lau et al. 2025, arXiv:2505.21799, algorithm 1.
+
+    The nuclear norm, the sum of the singular values, is the product of the
+    momentum with its polar factor.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.02.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        ns_coefficients: coefficients of the Newton-Schulz polynomial:
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: 'polar_express'.
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 8.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.PolarGrad([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.02,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        momentum: float | collections.abc.Callable[[int], float] = 0.95,
+        ns_coefficients: typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = 'polar_express',
+        ns_steps: float | collections.abc.Callable[[int], float] = 8,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Mano(Optimizer):
+    """Momentum without its part along the weights, normalized. Gu & Xie 2026,
+    arXiv:2601.23000, algorithm 1, version 1.
+
+    Columns are looked at in odd steps and rows in even ones. An update's
+    RMS is 0.2.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        nesterov: mix the gradient in once more. Default: False.
+        eps: least norm of weights. At least 0. Default: 1e-08.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.Mano([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.1,
+        momentum: float | collections.abc.Callable[[int], float] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Scion(Optimizer):
+    """Steps of the same length in a norm that fits the layer. Pethick et al.
+    2025, arXiv:2502.07529, algorithms 1 and 2.
+
+    Each parameter group has its norm: "spectral" for hidden matrices,
+    "embedding" for nn.Embedding and "col" for another first layer of one-
+    hot inputs, "sign" or "row" for the head, "bias_rms" for vectors.
+    constrained=True also keeps weights within radius in that norm; False is
+    the unconstrained variant, without any decay. The reference code's
+    momentum is 1 - momentum, and its factor for a convolution's weight is
+    smaller by the kernel's side.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.000244140625.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.9.
+        norm: norm of the layer: 'spectral', 'col', 'row', 'embedding',
+            'sign', 'bias_rms'. Default: 'spectral'.
+        radius: length of the update, and how far weights get where they are
+            constrained. At least 0. Default: 50.0.
+        constrained: also pull weights to 0 by lr. Default: True.
+        eps: added to root mean squares. At least 0. Default: 1e-08.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.Scion([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.000244140625,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        norm: typing.Literal['spectral', 'col', 'row', 'embedding', 'sign', 'bias_rms'] = 'spectral',
+        radius: float | collections.abc.Callable[[int], float] = 50.0,
+        constrained: bool | collections.abc.Callable[[int], bool] = True,
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        ns_coefficients: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        ns_steps: float | collections.abc.Callable[[int], float] = 5,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,
@@ -1864,7 +2744,7 @@ class Prodigy(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Prodigy([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -1940,7 +2820,7 @@ class DAdaptAdam(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.DAdaptAdam([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -2005,7 +2885,7 @@ class DoG(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.DoG([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -2072,7 +2952,7 @@ class ScheduleFreeSGD(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.ScheduleFreeSGD([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -2142,7 +3022,7 @@ class ScheduleFreeAdamW(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.ScheduleFreeAdamW([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -2213,7 +3093,7 @@ class ScheduleFreeRAdam(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.ScheduleFreeRAdam([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -2277,7 +3157,7 @@ class Signum(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Signum([weight])
         >>> optimizer.step([2 * weight])
     """
@@ -2335,7 +3215,7 @@ class Lion(Optimizer):
     Example:
         >>> import numpy as np
         >>> from steprule import arrays
-        >>> weight = np.ones(3, np.float32)
+        >>> weight = np.ones((2, 3), np.float32)
         >>> optimizer = arrays.Lion([weight])
         >>> optimizer.step([2 * weight])
     """

@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from steprule.arrays.checks import Array
-from steprule.docstrings import ARRAYS, OPTION_TEXTS, arguments, class_docstring, is_listed, states, torch_class
+from steprule.docstrings import (
+    ARRAYS,
+    OPTION_TEXTS,
+    arguments,
+    class_docstring,
+    is_listed,
+    states,
+    texts_of,
+    torch_class,
+)
 from steprule.hyper import whole_of
 from steprule.rule import DECAYS, Rule
 from steprule.rules.options import OPTIONS, check_lookahead, seen_by
@@ -19,7 +28,9 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
     kind = inspect.Parameter
     parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD, annotation=Sequence[Array])]
     for name, default in rule.hyperparameters.items():
-        parameters.append(kind(name, kind.KEYWORD_ONLY, default=default, annotation=_type_of(default)))
+        parameters.append(
+            kind(name, kind.KEYWORD_ONLY, default=default, annotation=_type_of(default, texts_of(rule, name)))
+        )
     parameters += [kind(name, kind.KEYWORD_ONLY, default=OPTIONS[name], annotation=one) for name, one in _TYPES.items()]
     return inspect.Signature(parameters)
 
@@ -34,13 +45,17 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _type_of(default: Any) -> Any:
-    """What a hyperparameter may be, seen from its default: any of them may be a function of the step."""
+def _type_of(default: Any, texts: Any) -> Any:
+    """What a hyperparameter may be, seen from its default and the texts for it: any of them may be a function of the step."""
     if isinstance(default, bool):
         return bool | Callable[[int], bool]
     if isinstance(default, (int, float)):
         return float | Callable[[int], float]
-    return Sequence[float] | Callable[[int], Sequence[float]] if isinstance(default, tuple) else Any
+    if isinstance(default, tuple):
+        one: Any = float | None if None in default else float
+        numbers = Sequence[one] | Callable[[int], Sequence[one]]
+        return numbers | Sequence[Sequence[float]] | texts if texts else numbers
+    return (texts | None if default is None else texts) if texts else Any
 
 
 def split(who: str, rule: type[Rule], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -81,7 +96,7 @@ def docstring(rule: type[Rule]) -> str:
         "import numpy as np",
         "from steprule import arrays",
         *([] if is_listed(rule) else [f"class {name}Arrays(arrays.Optimizer, rule={name}): ..."]),
-        "weight = np.ones(3, np.float32)",
+        "weight = np.ones((2, 3), np.float32)",
         f"optimizer = {f'arrays.{name}' if is_listed(rule) else f'{name}Arrays'}([weight])",
         "optimizer.step([2 * weight])",
     ]

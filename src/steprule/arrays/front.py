@@ -20,7 +20,7 @@ from steprule.names import name_of
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.settings import as_tuples, check_names, check_names_of, check_rule, constructor
-from steprule.state import state_shape
+from steprule.state import no_matrix, state_shape
 from steprule.trace.tracing import check_formula, program_of, trace
 
 
@@ -77,6 +77,7 @@ class Optimizer:
             if any(param is other for other in self.params[:index]):
                 raise ValueError(f"params[{index}] is given twice")
         check_apart([(f"params[{index}]", param) for index, param in enumerate(self.params)])
+        self._check_matrices(now)
         self.state: list[dict[str, Any]] = [{"step": 0} for _ in self.params]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -144,6 +145,7 @@ class Optimizer:
                 f"there are {len(self.state)} states for {len(self.params)} params: state[i] is params[i]'s"
             )
         settings = self._settings_now()
+        self._check_matrices(settings)
         names = tuple(filter(None, self.rule.states_for(settings)))
         written: list[tuple[str, Array]] = []
         read: list[tuple[str, Array, range]] = []
@@ -157,6 +159,13 @@ class Optimizer:
         check_apart(written, read)
         self._take_step(settings, names, arrays)
         self._calls += 1
+
+    def _check_matrices(self, settings: Mapping[str, Any]) -> None:
+        """Raises for vectors, where the rule takes matrices."""
+        if not program_of(self.rule, settings).takes_vectors:
+            for index, param in enumerate(self.params):
+                if param.ndim < 2:
+                    raise ValueError(no_matrix(self.rule, f"params[{index}]", param.shape))
 
     def _take_step(self, settings: Mapping[str, Any], names: Sequence[str], grads: Sequence[Array | None]) -> None:
         """Takes a step that nothing speaks against, with these settings and states of these names."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from steprule.arrays.checks import Array
 from steprule.engine.eager import oracle
+from steprule.formats import UNITS
+from steprule.hyper import filled
 from steprule.rule import Rule
 from steprule.state import state_shape
 
@@ -31,7 +33,8 @@ def step_whole(
                 first = rule.begins_at(name, param, settings)
                 state[name] = np.full(state_shape(rule, name, param.shape), first, dtype)
         own = {name: state[name] for name in names}
-        new, after = oracle(rule, param, grad, own, state["step"] + 1, settings)
+        numbers = filled(settings, UNITS[param.dtype.name])
+        new, after = oracle(rule, param, grad, own, state["step"] + 1, numbers)
         param[...] = new
         for name, value in after.items():
             state[name][...] = value

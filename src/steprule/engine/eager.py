@@ -15,6 +15,7 @@ import numpy as np
 
 from steprule.engine.rows import row_step
 from steprule.engine.run import Sums, find_numbers
+from steprule.hyper import filled
 from steprule.pieces import total
 from steprule.rule import Rule
 from steprule.state import matrix_shape
@@ -116,6 +117,7 @@ class EagerStep:
     ) -> None:
         import torch
 
+        hyper = filled(hyper, torch.finfo(param.dtype).eps)
         self.rule, self._step, self._hyper = rule, step, hyper
         names = rule.states_for(hyper)
         self._states = {name: state for name, state in zip(names, states, strict=True) if name}
@@ -192,8 +194,9 @@ class EagerStep:
         if level == 0:
             inputs |= {name: _number(self._states[name]) for name in program.numbers}
             self._new_scalars: dict[str, Any] = {}
-        numbers = program.levels[level].numbers if level < self.depth else {}
-        for name, expression in numbers.items():
+        now = program.levels[level] if level < self.depth else None
+        for name in [one.removeprefix("new_") for one in now.order if one not in now.parts] if now is not None else ():
+            expression = program.numbers[name]
             state = self._states[name]
             self._new_scalars[name] = new = _like(state, self._evaluation(expression))
             inputs[f"new_{name}"] = _number(new)

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from steprule.formats import UNITS
+from steprule.hyper import filled
 from steprule.kernels.cache import Loaded
 from steprule.kernels.source import Source, title_of
 from steprule.rule import Rule
@@ -30,10 +32,12 @@ class Kernel(ABC):
         source: its text; source.arrays is the order of a plan's addresses.
         path: the file it was made from.
         readings: kernels that go before it, for sums over elements.
+        unit: what None is among the numbers of a hyperparameter.
     """
 
     program: Program
     readings: tuple[Any, ...] = ()
+    unit: float
 
     def __init__(self, stage: Stage, source: Any, path: Path, module: ModuleType) -> None:
         self.stage = stage
@@ -96,11 +100,12 @@ class Kernel(ABC):
             kernels.append(cls(stage, source, *cls.load(name, source.text)))
         *readings, kernel = kernels
         kernel.program, kernel.readings = program, tuple(readings)
+        kernel.unit = UNITS.get(formats[0], UNITS["float32"])  # in which weights with low bits are seen
         return kernel
 
     def numbers(self, hyper: Mapping[str, Any]) -> list[Any]:
         """A plan's row for these hyperparameters, among them ``seed`` if roundings are random."""
-        values = [*hyper_of(self.stage, hyper)] + [hyper.get("seed", 0)] * self.source.random
+        values = [*hyper_of(self.stage, filled(hyper, self.unit))] + [hyper.get("seed", 0)] * self.source.random
         return list(map(self.number, values))
 
     @staticmethod

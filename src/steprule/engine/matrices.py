@@ -33,8 +33,9 @@ def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, devic
     from steprule.matrix.coefficients import published
     from steprule.matrix.how import plan_for
 
-    words = function.others[-1:]
-    is_exact = function.op == "polar" and not isinstance(words[0], Expression) and published(words[0]).exact
+    word = function.others[-1]
+    is_exact = not isinstance(word, Expression) and published(word).exact
+    is_exact |= function.op != "polar"  # of bfloat16 there are no triangular solves
     wide = torch.float64 if dtype == torch.float64 else torch.float32 if is_exact else None
     chosen = plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
     return torch.bfloat16 if chosen == torch.float16 else chosen  # which small momentum would vanish in
@@ -138,4 +139,13 @@ def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:
         polar(stack[part], chosen, None if steps is None else int(steps), how=how, eps=float(eps), out=stack[part])
 
 
-_RUN: Mapping[str, Callable[..., None]] = {"polar": _polar}
+def _decorrelate(stack: Tensor, passes: float) -> None:
+    from steprule.matrix.decorrelated import decorrelated
+
+    step = max(1, MOST_BYTES // max(1, 3 * stack[:1].numel() * stack.element_size()))
+    for start in range(0, len(stack), step):
+        part = stack[start : start + step]
+        part.copy_(decorrelated(part, int(passes)))
+
+
+_RUN: Mapping[str, Callable[..., None]] = {"polar": _polar, "decorrelate": _decorrelate}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steprule.engine.run import Sums
+from steprule.hyper import filled
 from steprule.rule import Rule
 from steprule.state import matrix_shape
 
@@ -28,6 +29,7 @@ class WholeStep:
     ) -> None:
         import torch
 
+        hyper = filled(hyper, torch.finfo(param.dtype).eps)
         self.rule, self._step, self._hyper = rule, step, hyper
         self._names = rule.states_for(hyper)
         self._kept = {"param": param, **{name: x for name, x in zip(self._names, states, strict=True) if name}}

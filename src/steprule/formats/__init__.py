@@ -85,6 +85,9 @@ them for numbers: given a checkpoint with codes, torch.optim says that it misses
 ITEM_SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1, "uint8": 1}
 """The bytes of an element of each dtype."""
 
+UNITS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+"""The distance from 1 to the next number in each dtype."""
+
 
 def is_quantized(shape: Sequence[int]) -> bool:
     """Whether a state of this shape is kept in 8 bits: it has rows of `SHORTEST_ROW` elements or more.

@@ -31,6 +31,27 @@ def polar(
     return x
 
 
+def decorrelated(matrices: NDArray[Any], passes: int = 1, least: float = 1e-14) -> NDArray[np.float64]:
+    """A matrix (m, n), or every matrix of a stack, with decorrelated rows; rows that come out no longer than least are 0.
+
+    >>> decorrelated(np.array([[2.0, 0.0], [3.0, 3.0]]))
+    array([[1., 0.],
+           [0., 1.]])
+    """
+    x: NDArray[np.float64] = np.array(matrices, np.float64)
+    if x.ndim > 2:
+        return np.stack([decorrelated(one, passes, least) for one in x]) if len(x) else x
+    if x.shape[0] > x.shape[1]:
+        return decorrelated(x.T, passes, least).T
+    for number in range(passes + 1):
+        norms = np.sqrt((x * x).sum(1, keepdims=True))
+        x = np.where(norms <= (least if number else 0.0), 0.0, x / np.where(norms > 0, norms, 1.0))
+        if number < passes:
+            lower = np.tril(x @ x.T, -1) + np.eye(len(x))
+            x = np.asarray(np.linalg.solve(lower, x), np.float64)
+    return x
+
+
 def singular_values(
     values: NDArray[Any], coefficients: Coefficients = "keller", steps: int | None = None
 ) -> NDArray[np.float64]:

@@ -2,6 +2,8 @@
 
 from typing import Any as _Any
 
+from torch import optim as _optim
+
 from steprule.optimizer import made as made
 from steprule.optimizer.front import Optimizer as Optimizer
 from steprule.registry import TORCHS_OWN as _TORCHS_OWN
@@ -16,7 +18,7 @@ def __getattr__(name: str) -> _Any:
         return sorted(["Optimizer", *_class_names().values()])
     rule = None if name.startswith("_") else _RULES.get(name.lower())
     if name in _TORCHS_OWN.values():
-        found = made.of_torch(name)
+        found = getattr(_optim, name)
     elif rule is not None and rule.__name__ == name:
         found = made.make(rule, __name__)
     else:

@@ -10,24 +10,25 @@ from torch.optim.optimizer import ParamsT
 from steprule.optimizer.front import Optimizer as Optimizer
 from steprule.optimizer.made import _BegunEarly
 from steprule.optimizer.made import _Exchanging
-from torch.optim import Adafactor as Adafactor
 from torch.optim import LBFGS as LBFGS
-from torch.optim import Muon as Muon
 
 __all__ = [
     "ADOPT",
     "ASGD",
     "AdEMAMix",
     "AdaBelief",
+    "AdaMuon",
     "Adadelta",
     "Adafactor",
     "Adagrad",
     "Adam",
     "AdamAtan2",
     "AdamC",
+    "AdamMini",
     "AdamW",
     "Adamax",
     "Adan",
+    "CAME",
     "DAdaptAdam",
     "DoG",
     "Grams",
@@ -38,18 +39,25 @@ __all__ = [
     "Lion",
     "MADGRAD",
     "MARS",
+    "MUD",
+    "Mano",
     "Muon",
+    "MuonEq",
     "NAdam",
+    "NorMuon",
     "NovoGrad",
     "Optimizer",
+    "PolarGrad",
     "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SGD",
+    "SM3",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Scion",
     "Signum",
     "SparseAdam",
     "StableAdamW",
@@ -121,7 +129,7 @@ class Adagrad(_BegunEarly):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Adagrad([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -219,7 +227,7 @@ class Adadelta(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Adadelta([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -319,7 +327,7 @@ class Rprop(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Rprop([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -422,7 +430,7 @@ class AdamW(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.AdamW([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -527,7 +535,7 @@ class Adam(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Adam([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -635,7 +643,7 @@ class NAdam(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.NAdam([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -736,7 +744,7 @@ class RAdam(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.RAdam([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -833,7 +841,7 @@ class Adamax(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Adamax([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -925,9 +933,9 @@ class SparseAdam(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.SparseAdam([weight])
-        >>> weight.grad = torch.ones(3).to_sparse()
+        >>> weight.grad = torch.ones(2, 3).to_sparse()
         >>> optimizer.step()
     """
     def __init__(
@@ -937,6 +945,213 @@ class SparseAdam(Optimizer):
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
         maximize: bool = False,
+        *,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Adafactor(Optimizer):
+    """Second moments of rows and columns, and steps in proportion to the
+    weights. Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4.
+
+    lr is the largest relative step; a step is at most 1 / sqrt(step) of the
+    weights' RMS. There is no first moment. As in torch.optim, the last two
+    dimensions are a matrix, and eps[0] is None for the epsilon of the
+    parameter's dtype. A vector, and a matrix of one row, has a second
+    moment for each element.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.01.
+        beta2_decay: power of the step at which the second moment forgets.
+            In (-inf, 0]. Default: -0.8.
+        eps: least root of the second moment, and least RMS of the weights.
+            Each at least 0. Default: (None, 0.001).
+        d: largest RMS of an update, which is scaled down to it. At least 1.
+            Default: 1.0.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        foreach: accepted for compatibility with torch.optim; the tensors
+            decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        row_var: float32 of shape (rows, 1); 0 at first.
+        col_var: float32 of shape (1, columns); 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.Adafactor([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
+        beta2_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = -0.8,
+        eps: collections.abc.Sequence[float | torch.Tensor | None] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor | None]] = (None, 0.001),
+        d: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1.0,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """Momentum, orthogonalized by Newton-Schulz. Jordan 2024,
+    kellerjordan.github.io/posts/muon.
+
+    The learning rate is multiplied by a factor of the matrix's shape,
+    adjust_lr_fn; weight decay is not.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        nesterov: use Nesterov's momentum. Default: True.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        eps: least norm that an update is divided by. At least 0. Default:
+            1e-07.
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: None.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.Muon([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = True,
+        ns_coefficients: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-07,
+        ns_steps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] | None = None,
         *,
         states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
         weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
@@ -1028,7 +1243,7 @@ class RMSprop(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.RMSprop([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1131,7 +1346,7 @@ class SGD(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.SGD([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1235,7 +1450,7 @@ class ASGD(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.ASGD([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1335,7 +1550,7 @@ class MADGRAD(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.MADGRAD([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1440,7 +1655,7 @@ class AdamC(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.AdamC([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1546,7 +1761,7 @@ class AdaBelief(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.AdaBelief([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1649,7 +1864,7 @@ class Yogi(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Yogi([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1751,7 +1966,7 @@ class LaProp(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.LaProp([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1852,7 +2067,7 @@ class ADOPT(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.ADOPT([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -1954,7 +2169,7 @@ class AdEMAMix(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.AdEMAMix([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2056,7 +2271,7 @@ class Adan(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Adan([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2155,7 +2370,7 @@ class StableAdamW(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.StableAdamW([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2254,7 +2469,7 @@ class AdamAtan2(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.AdamAtan2([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2362,7 +2577,7 @@ class MARS(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.MARS([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2462,7 +2677,7 @@ class Grams(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Grams([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2473,6 +2688,316 @@ class Grams(Optimizer):
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-06,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class CAME(Optimizer):
+    """Adafactor with momentum, divided by how far updates are from it. Luo et
+    al. 2023, arXiv:2307.02047, algorithm 2.
+
+    The first steps are long: nothing makes up for second moments that begin
+    at 0. Warm lr up. The last two dimensions are a matrix. Vectors, and
+    matrices of one row, are not divided by how far updates are from the
+    momentum.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.0002.
+        betas: decay rates of momentum, second moment and distances. Each in
+            [0, 1). Default: (0.9, 0.999, 0.9999).
+        eps: added to squares of gradients, and of distances. Each at least
+            0. Default: (1e-30, 1e-16).
+        clip_threshold: largest RMS of an update, which is scaled down to
+            it. Above 0. Default: 1.0.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        exp_avg: shape and dtype of the parameter, or as the argument states
+            says; 0 at first.
+        exp_avg_sq_row, exp_avg_res_row: float32 of shape (rows, 1); 0 at
+            first.
+        exp_avg_sq_col, exp_avg_res_col: float32 of shape (1, columns); 0 at
+            first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.CAME([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0002,
+        betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999, 0.9999),
+        eps: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (1e-30, 1e-16),
+        clip_threshold: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1.0,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class AdamMini(Optimizer):
+    """AdamW with one second moment for each row, that is for each neuron.
+    Zhang et al. 2024, arXiv:2406.16793, algorithm 1.
+
+    A vector has one for all. The paper's queries and keys have one for each
+    head, which rows are parts of; with block="tensor" a tensor has one for
+    all, as the paper's values may.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the EMAs of the gradient and of its square,
+            the first and second moment. Each in [0, 1). Default: (0.9,
+            0.999).
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        block: what shares a second moment: 'row', 'tensor'. Default: 'row'.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg: shape and dtype of the parameter, or as the argument states
+            says; 0 at first.
+        row_sq: float32 of shape (rows, 1); 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.AdamMini([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
+        betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.999),
+        eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
+        block: typing.Literal['row', 'tensor'] = 'row',
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class SM3(Optimizer):
+    """Adagrad with one sum of squares for each row and each column. Anil et
+    al. 2019, arXiv:1901.11150, algorithm SM3-II.
+
+    The sum for an element is the smaller of its row's and its column's. A
+    vector has one for each element.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.1.
+        momentum: decay rate of the EMA of updates. In [0, 1). Default: 0.9.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        row_max: float32 of shape (rows, 1); 0 at first.
+        col_max: float32 of shape (1, columns); 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.SM3([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.9,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
         *,
         foreach: bool | None = None,
@@ -2563,7 +3088,7 @@ class LARS(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.LARS([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2664,7 +3189,7 @@ class LAMB(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.LAMB([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2766,7 +3291,7 @@ class NovoGrad(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.NovoGrad([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2778,6 +3303,777 @@ class NovoGrad(Optimizer):
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.95, 0.98),
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class NorMuon(Optimizer):
+    """Muon with a second moment for each row, that is for each neuron. Li et
+    al. 2025, arXiv:2510.05491, algorithm 1.
+
+    The update is made as long as an exact polar factor times adjust_lr_fn,
+    so that by default its RMS is 0.2.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        beta2: decay rate of the second moment. In [0, 1). Default: 0.95.
+        nesterov: use Nesterov's momentum. Default: False.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        eps: added to the root of the second moment. At least 0. Default:
+            1e-10.
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'match_rms_adamw'.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        row_sq: float32 of shape (rows, 1); 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.NorMuon([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        beta2: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        ns_coefficients: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-10,
+        ns_steps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'match_rms_adamw',
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class AdaMuon(Optimizer):
+    """Muon of the signs of the momentum, with a second moment for each
+    element. Si et al. 2025, arXiv:2507.11005, algorithm 1.
+
+    The update is made as long as an exact polar factor times adjust_lr_fn,
+    so that by default its RMS is 0.2. The paper has momentum for beta2.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        beta2: decay rate of the second moment. In [0, 1). Default: 0.95.
+        nesterov: use Nesterov's momentum. Default: False.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        eps: added to the root of the second moment, and to the norm of the
+            update. At least 0. Default: 1e-08.
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'match_rms_adamw'.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer, exp_avg_sq: shape and dtype of the parameter, or as
+            the argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.AdaMuon([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        beta2: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        ns_coefficients: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
+        ns_steps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'match_rms_adamw',
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class MuonEq(Optimizer):
+    """Muon whose momentum has rows, columns or both divided by their norms
+    before. Chang et al. 2026, arXiv:2603.28254.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        nesterov: use Nesterov's momentum. Default: True.
+        equilibrate: what is divided by its norm: 'row', 'col', 'rowcol'.
+            Default: 'row'.
+        eps: added to squares of norms. At least 0. Default: 1e-08.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'match_rms_adamw'.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.MuonEq([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = True,
+        equilibrate: typing.Literal['row', 'col', 'rowcol'] = 'row',
+        eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
+        ns_coefficients: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        ns_steps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'match_rms_adamw',
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class MUD(Optimizer):
+    """Muon with triangular solves in place of Newton-Schulz. Southworth &
+    Thomas 2026, arXiv:2603.17970.
+
+    Rows of 0, and rows that are sums of others, get no update.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        nesterov: use Nesterov's momentum. Default: True.
+        passes: triangular solves. A whole number in [1, 99]. Default: 1.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'match_rms_adamw'.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.MUD([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = True,
+        passes: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'match_rms_adamw',
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class PolarGrad(Optimizer):
+    """Muon times the nuclear norm of the momentum, which makes it steepest
+    descent. Lau et al. 2025, arXiv:2505.21799, algorithm 1.
+
+    The nuclear norm, the sum of the singular values, is the product of the
+    momentum with its polar factor.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.02.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        ns_coefficients: coefficients of the Newton-Schulz polynomial:
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: 'polar_express'.
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 8.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.PolarGrad([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.02,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.0,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        ns_coefficients: typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = 'polar_express',
+        ns_steps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 8,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Mano(Optimizer):
+    """Momentum without its part along the weights, normalized. Gu & Xie 2026,
+    arXiv:2601.23000, algorithm 1, version 1.
+
+    Columns are looked at in odd steps and rows in even ones. An update's
+    RMS is 0.2.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.001.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.95.
+        nesterov: mix the gradient in once more. Default: False.
+        eps: least norm of weights. At least 0. Default: 1e-08.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.Mano([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.1,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        nesterov: bool | collections.abc.Callable[[int], bool] = False,
+        eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Scion(Optimizer):
+    """Steps of the same length in a norm that fits the layer. Pethick et al.
+    2025, arXiv:2502.07529, algorithms 1 and 2.
+
+    Each parameter group has its norm: "spectral" for hidden matrices,
+    "embedding" for nn.Embedding and "col" for another first layer of one-
+    hot inputs, "sign" or "row" for the head, "bias_rms" for vectors.
+    constrained=True also keeps weights within radius in that norm; False is
+    the unconstrained variant, without any decay. The reference code's
+    momentum is 1 - momentum, and its factor for a convolution's weight is
+    smaller by the kernel's side.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.000244140625.
+        momentum: decay rate of the EMA of gradients. At least 0. Default:
+            0.9.
+        norm: norm of the layer: 'spectral', 'col', 'row', 'embedding',
+            'sign', 'bias_rms'. Default: 'spectral'.
+        radius: length of the update, and how far weights get where they are
+            constrained. At least 0. Default: 50.0.
+        constrained: also pull weights to 0 by lr. Default: True.
+        eps: added to root mean squares. At least 0. Default: 1e-08.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.Scion([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.000244140625,
+        momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.9,
+        norm: typing.Literal['spectral', 'col', 'row', 'embedding', 'sign', 'bias_rms'] = 'spectral',
+        radius: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 50.0,
+        constrained: bool | collections.abc.Callable[[int], bool] = True,
+        eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
+        ns_coefficients: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        ns_steps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 5,
         *,
         foreach: bool | None = None,
         maximize: bool = False,
@@ -2877,7 +4173,7 @@ class Prodigy(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Prodigy([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -2990,7 +4286,7 @@ class DAdaptAdam(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.DAdaptAdam([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -3092,7 +4388,7 @@ class DoG(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.DoG([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -3196,7 +4492,7 @@ class ScheduleFreeSGD(_Exchanging):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.ScheduleFreeSGD([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -3305,7 +4601,7 @@ class ScheduleFreeAdamW(_Exchanging):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.ScheduleFreeAdamW([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -3415,7 +4711,7 @@ class ScheduleFreeRAdam(_Exchanging):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.ScheduleFreeRAdam([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -3516,7 +4812,7 @@ class Signum(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Signum([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()
@@ -3611,7 +4907,7 @@ class Lion(Optimizer):
 
     Example:
         >>> import torch, steprule
-        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> optimizer = steprule.Lion([weight])
         >>> weight.square().sum().backward()
         >>> optimizer.step()

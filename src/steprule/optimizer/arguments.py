@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steprule.docstrings import PARAMS, arguments, class_docstring, states, torch_class
+from steprule.docstrings import PARAMS, arguments, class_docstring, states, texts_of, torch_class
 from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
 from steprule.names import did_you_mean
 from steprule.rule import Rule, RuleError
@@ -81,7 +81,7 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
     defaults = {**rule.hyperparameters, **_equal_defaults(rule)}
     ordered = [name for name in rule.hyperparameters if name not in by_name] + by_position
     named = [*(name for name in flags if name not in by_position), *by_name, *ALL_OPTIONS]
-    types = {name: _type_of(default) for name, default in rule.hyperparameters.items()}
+    types = {name: _type_of(default, texts_of(rule, name)) for name, default in rule.hyperparameters.items()}
     types |= {name: _TYPES[name] for name in (*flags, *ALL_OPTIONS)}
     defaults |= {**{name: FLAGS[name] for name in flags}, **ALL_OPTIONS}
     kind = inspect.Parameter
@@ -91,13 +91,17 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-def _type_of(default: Any) -> Any:
-    """What a hyperparameter may be, seen from its default: any of them may be a function of the step."""
+def _type_of(default: Any, texts: Any) -> Any:
+    """What a hyperparameter may be, seen from its default and the texts for it: any of them may be a function of the step."""
     if isinstance(default, bool):
         return bool | Callable[[int], bool]
     if isinstance(default, (int, float)):
         return float | Tensor | Callable[[int], float | Tensor]
-    return Sequence[float | Tensor] | Callable[[int], Sequence[float | Tensor]] if isinstance(default, tuple) else Any
+    if isinstance(default, tuple):
+        one: Any = float | Tensor | None if None in default else float | Tensor
+        numbers = Sequence[one] | Callable[[int], Sequence[one]]
+        return numbers | Sequence[Sequence[float]] | texts if texts else numbers
+    return (texts | None if default is None else texts) if texts else Any
 
 
 def is_elsewhere(value: Any) -> bool:
@@ -229,9 +233,9 @@ def docstring(rule: type[Rule]) -> str:
     name = torch_class(rule)
     example = [
         "import torch, steprule",
-        "weight = torch.nn.Parameter(torch.ones(3))",
+        "weight = torch.nn.Parameter(torch.ones(2, 3))",
         f"optimizer = {name}([weight])",
-        "weight.grad = torch.ones(3).to_sparse()" if rule.sparse_only else "weight.square().sum().backward()",
+        "weight.grad = torch.ones(2, 3).to_sparse()" if rule.sparse_only else "weight.square().sum().backward()",
         "optimizer.step()",
     ]
     if rule.evaluated is not None:

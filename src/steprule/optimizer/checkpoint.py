@@ -165,8 +165,10 @@ class Loading:
         numbers = {number for group in state_dict["param_groups"] for number in group["params"]}
         by_text = {str(number): number for number in numbers if number not in state_dict["state"]}  # as JSON has them
         keyed = {by_text.get(key, key) if isinstance(key, str) else key: x for key, x in state_dict["state"].items()}
+        its = self._groups.base.like_torch
+        taken: Any = its.taken if its is not None and its.taken is not None else dict
         states = {
-            number: with_new_names(state) if number in numbers and isinstance(state, Mapping) else state
+            number: taken(with_new_names(state)) if number in numbers and isinstance(state, Mapping) else state
             for number, state in keyed.items()
         }
         self._source = {**state_dict, "state": states}
@@ -333,6 +335,17 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
     return {**saved, "state": state, "param_groups": plain_groups}
 
 
+def with_torchs(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, whose states have what torch.optim's class wants to find there as well."""
+    its = groups.base.like_torch
+    if its is not None and its.given is not None:
+        for number, param in enumerate(param for group in groups.groups for param in group["params"]):
+            if number in saved["state"]:
+                state = saved["state"][number]
+                saved["state"][number] = {**state, **its.given(state, param.shape)}
+    return saved
+
+
 def read(groups: Groups, param: Tensor, name: str) -> Tensor:
     """The number behind each element of a parameter or a state; see `Optimizer.read`."""
     if not isinstance(param, Tensor):
@@ -353,8 +366,8 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
     return own.clone() if name in (*rule.scalar_states, *rule.side_states) else read_state(every, name, param.shape)
 
 
-_ADAFACTORS = ("row_var", "col_var", "variance")
-"""States of torch.optim.Adafactor, which no rule has."""
+_TORCHS = ("variance",)
+"""States of torch.optim's classes, which no rule has."""
 
 
 def _every_state(own: type[Rule]) -> frozenset[str]:
@@ -365,4 +378,4 @@ def _every_state(own: type[Rule]) -> frozenset[str]:
         own: a rule that may be in no registry.
     """
     every = (own, *rules.RULES.values())
-    return frozenset(chain(_ADAFACTORS, *((*rule.states, *added_names(rule).values()) for rule in every)))
+    return frozenset(chain(_TORCHS, *((*rule.states, *added_names(rule).values()) for rule in every)))

@@ -26,7 +26,7 @@ from steprule.optimizer.arguments import (
     is_torchs,
 )
 from steprule.optimizer.core import NOTES, Core
-from steprule.optimizer.parts import check_whole
+from steprule.optimizer.parts import check_matrices, check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
 from steprule.rules.options import OPTIONS, check_lookahead
@@ -258,7 +258,8 @@ class Groups:
         near = [name for name in names if not is_elsewhere(settings[name])]
         takes_more = is_torchs(self.base)
         check_hyperparameters(self.core.rule, settings, takes_more and not are_given, near)
-        if takes_more and not are_given:
+        its = self.base.like_torch
+        if takes_more and not are_given and not (its is not None and its.checks):
             return
         try:
             check_together(self.core.rule, settings)
@@ -347,6 +348,7 @@ class Groups:
                 raise ValueError(f"{' and '.join(services.names) or 'gradient release'} and {what} do not go together")
         check_clip(services.clip if services is not None else None, [group])
         check_whole(self.core, self.groups, number)
+        check_matrices(self.core, self.groups, number)
         if self.core.rule.sparse_only:
             check_sparse_only(self.core.rule, number, group["params"])
 

@@ -35,21 +35,6 @@ def make(rule: type[Rule], module: str) -> type[Optimizer]:
     return type(rule.__name__, (base_of(rule),), {"__module__": module}, rule=rule)
 
 
-def of_torch(name: str) -> Any:
-    """An optimizer of torch's own, as it is; where torch is older, one that says so when it is made."""
-
-    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(
-            f"{name} is torch.optim's own, and torch {torch.__version__} has none yet; it needs torch {_SINCE[name]} or newer"
-        )
-
-    return getattr(torch.optim, name, None) or type(name, (torch.optim.Optimizer,), {"__init__": refuse})
-
-
-_SINCE = {"Muon": "2.9"}
-"""Of torch.optim's own, from which torch on there are those that are newer than the oldest torch that steprule takes."""
-
-
 class _BegunEarly(Optimizer):
     """States that are there before the first step, as torch.optim's Adagrad has them."""
 

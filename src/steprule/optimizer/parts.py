@@ -1,4 +1,4 @@
-"""Parameters that are parts of larger tensors: what needs the whole of them is refused."""
+"""Parameters that are parts of larger tensors, and vectors: what needs the whole of them, or matrices, is refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from steprule.formats.parts import is_sharded
 from steprule.optimizer.core import Core
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
+from steprule.state import no_matrix
 from steprule.step.listed import name_in
 from steprule.tensors.exchange import cuts_of, has_rows, why_apart
 from steprule.tensors.memory import HALF_DTYPES
@@ -77,6 +78,19 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 f"{needing}, and {who} {kind}: a step here would see only what this process has. Name the processes that have "
                 "the rest, as in process_group=torch.distributed.group.WORLD"
             )
+
+
+def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) -> None:
+    """Raises for vectors, where the rule takes matrices; arguments as for `check_whole`.
+
+    Raises:
+        ValueError: there is one.
+    """
+    group = groups[number]
+    for index, param in enumerate(group["params"]):
+        is_vector = not is_lazy(param) and param.dim() < 2
+        if is_vector and not program_of(core.rule, group).takes_vectors:
+            raise ValueError(no_matrix(core.rule, name_in(group, number, index), param.shape))
 
 
 def _is_flattened(core: Core, groups: Sequence[dict[str, Any]]) -> bool:

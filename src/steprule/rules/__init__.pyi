@@ -12,6 +12,8 @@ from steprule.rules.adam import NAdam as NAdam
 from steprule.rules.adam import RAdam as RAdam
 from steprule.rules.adam import Adamax as Adamax
 from steprule.rules.adam import SparseAdam as SparseAdam
+from steprule.rules.factored import Adafactor as Adafactor
+from steprule.rules.muon import Muon as Muon
 from steprule.rules.rmsprop import RMSprop as RMSprop
 from steprule.rules.sgd import SGD as SGD
 from steprule.rules.sgd import ASGD as ASGD
@@ -27,9 +29,19 @@ from steprule.rules.adam_variants import StableAdamW as StableAdamW
 from steprule.rules.adam_variants import AdamAtan2 as AdamAtan2
 from steprule.rules.adam_variants import MARS as MARS
 from steprule.rules.adam_variants import Grams as Grams
+from steprule.rules.factored import CAME as CAME
+from steprule.rules.factored import AdamMini as AdamMini
+from steprule.rules.factored import SM3 as SM3
 from steprule.rules.layerwise import LARS as LARS
 from steprule.rules.layerwise import LAMB as LAMB
 from steprule.rules.layerwise import NovoGrad as NovoGrad
+from steprule.rules.muon import NorMuon as NorMuon
+from steprule.rules.muon import AdaMuon as AdaMuon
+from steprule.rules.muon import MuonEq as MuonEq
+from steprule.rules.muon import MUD as MUD
+from steprule.rules.muon import PolarGrad as PolarGrad
+from steprule.rules.muon import Mano as Mano
+from steprule.rules.muon import Scion as Scion
 from steprule.rules.parameter_free import Prodigy as Prodigy
 from steprule.rules.parameter_free import DAdaptAdam as DAdaptAdam
 from steprule.rules.parameter_free import DoG as DoG
@@ -44,14 +56,18 @@ __all__ = [
     "ASGD",
     "AdEMAMix",
     "AdaBelief",
+    "AdaMuon",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamAtan2",
     "AdamC",
+    "AdamMini",
     "AdamW",
     "Adamax",
     "Adan",
+    "CAME",
     "DAdaptAdam",
     "DoG",
     "Grams",
@@ -61,18 +77,26 @@ __all__ = [
     "Lion",
     "MADGRAD",
     "MARS",
+    "MUD",
+    "Mano",
+    "Muon",
+    "MuonEq",
     "NAdam",
+    "NorMuon",
     "NovoGrad",
     "OWN",
+    "PolarGrad",
     "Prodigy",
     "RAdam",
     "RMSprop",
     "RULES",
     "Rprop",
     "SGD",
+    "SM3",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Scion",
     "Signum",
     "SparseAdam",
     "StableAdamW",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from steprule.pieces import Value, cols, maximum, rows, sqrt
+from steprule.pieces import Value, cols, maximum, minimum, rows, sqrt, where
 
 SCALES: dict[str, tuple[Callable[[Value, Value], Value], str]] = {
     "original": (
@@ -15,6 +15,7 @@ SCALES: dict[str, tuple[Callable[[Value, Value], Value], str]] = {
         "√max(1, m / n). Jordan 2024, kellerjordan.github.io/posts/muon",
     ),
     "spectral": (lambda m, n: sqrt(m / n), "√(m / n). Bernstein & Newhouse 2024, arXiv:2410.21265"),
+    "spectral_unclamped": (lambda m, n: sqrt(m / n), "the same, as torch.optim.Muon calls it"),
     "match_rms_adamw": (
         lambda m, n: 0.2 * sqrt(maximum(m, n)),
         "0.2 √max(m, n), the RMS of AdamW's updates. Liu et al. 2025, arXiv:2502.16982",
@@ -32,6 +33,12 @@ def scale(param: Value, name: str | None) -> Value:
     except KeyError:
         raise ValueError(f"there is no scale {name!r}; there are {', '.join(SCALES)}") from None
     return factor(rows(param), cols(param))
+
+
+def sized(param: Value, direction: Value, length: Value, name: str | None) -> Value:
+    """A direction of this norm as long as an exact polar factor of param's shape times `scale`; 0 stays 0."""
+    whole = scale(param, name) * sqrt(minimum(rows(param), cols(param)))
+    return where(length > 0, whole / where(length > 0, length, 1.0), 0.0) * direction
 
 
 def convert_lr(lr: float, shape: tuple[int, int], have: str, want: str) -> float:

@@ -13,7 +13,7 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 from steprule.engine import cpu, gpu
 from steprule.engine.matrices import room_dtype
 from steprule.formats import FORMATS, weight_format
-from steprule.state import matrix_shape
+from steprule.state import matrix_shape, no_matrix
 from steprule.step.job import Job
 from steprule.tensors.exchange import cuts_of
 from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
@@ -153,6 +153,8 @@ class Kind:
         if program_of(self.rule, group).sees_matrix and (group.get("differentiable") or param.is_complex()):
             what = "complex numbers" if param.is_complex() else "autograd through its steps (differentiable=True)"
             raise RuntimeError(f"{self.rule.__name__} looks at whole matrices, and does not support {what} ({who})")
+        if param.dim() < 2 and not program_of(self.rule, group).takes_vectors:
+            raise RuntimeError(no_matrix(self.rule, who, param.shape))
         if problem := misfit(self.rule, state, param, who, converted=group.get("states") is not None):
             raise RuntimeError(problem)
 

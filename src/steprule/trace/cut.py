@@ -74,6 +74,11 @@ def sees_matrix(outputs: Mapping[str, Expression]) -> bool:
     )
 
 
+def takes_vectors(outputs: Mapping[str, Expression]) -> bool:
+    """Whether formulas mean something for a vector, and multiply no matrices."""
+    return (MATRIX_OPS - {"transpose"}).isdisjoint(operations(outputs.values()))
+
+
 def goes_by_passes(outputs: Mapping[str, Expression]) -> bool:
     """Whether passes over elements, with functions of matrices between them that leave their shape, compute formulas."""
     return all(
@@ -118,7 +123,13 @@ class _Cutter:
         depths = {name: self.depth[id(one)] for name, one in outputs.items()}
         places = {id(node): place for place, node in enumerate(self.found)}
         asked = {node.args[0] for node in self.found if node.op == "input"}
-        all_counts = "rows" in asked or not IN_PLACE.isdisjoint(operations(self.found))
+        all_counts = (
+            "rows" in asked
+            or not IN_PLACE.isdisjoint(operations(self.found))
+            or any(
+                node.extent in (ROWS, COLS) for node in self.found
+            )  # tensors with numbers of their own are counted first
+        )
         extents: dict[str, Extent] = {name: NUMBER for name in COUNTS if name in asked or all_counts}
         cut.level.update(dict.fromkeys(extents, 0))
         new = {name: outputs.pop(name) for name in list(outputs) if name in self._states}

@@ -223,7 +223,7 @@ def node(op: str, *args: Any) -> Expression:
 
 SUM_OPS = frozenset(("total", "total_of_all", "row_total", "col_total", "row_largest", "col_largest"))
 """What makes one number of the elements of all, of each row or of each column."""
-MATRIX_OPS = frozenset(("polar", "mud", "matmul", "gram", "transpose"))
+MATRIX_OPS = frozenset(("polar", "decorrelate", "matmul", "gram", "transpose"))
 """What looks at a tensor as a matrix, and cannot be computed element by element."""
 _COUNTS = {"rows": ROWS, "cols": COLS, "size": ELEMENTS}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}
@@ -265,7 +265,8 @@ def _reduced(op: str, operands: tuple[Expression, ...]) -> Extent:
             sides = " and ".join(shown_extent(operand.extent) for operand in operands)
             refuse(f"multiplies {sides}", "matmul(a, b) of matrices where a has as many columns as b has rows")
         return rows, last
-    if "1" in (rows, cols):
+    added = {"row": cols, "col": rows}.get(op.split("_")[0])
+    if added == "1" or (added is None and "1" in (rows, cols)):
         refuse(f"asks {op} of {shown_extent((rows, cols))}", f"{op}(x) of a value for each element")
     return {"row": (rows, "1"), "col": ("1", cols), "gram": (rows, rows)}.get(op.split("_")[0], (rows, cols))
 

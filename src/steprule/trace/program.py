@@ -35,7 +35,7 @@ class Sum:
 
 COUNTS = ("numel", "rows", "cols")
 """The tensors' own numbers that say how many elements, rows and columns each has. Where there are matrices all are there."""
-IN_PLACE = frozenset(("polar",))
+IN_PLACE = frozenset(("polar", "decorrelate"))
 """Functions of a matrix that are a matrix of its shape."""
 
 
@@ -142,6 +142,7 @@ class Program:
         extreme: the running maxima and minima among the states, and those that they are compared with.
         sees_matrix: whether a tensor is a matrix to it, and not any number of elements.
         by_passes: whether passes over elements compute it, with functions of matrices between them. If not there are none.
+        takes_vectors: whether it means something for a tensor of fewer than two dimensions.
     """
 
     levels: tuple[Level, ...]
@@ -150,6 +151,7 @@ class Program:
     extreme: frozenset[str]
     sees_matrix: bool = False
     by_passes: bool = True
+    takes_vectors: bool = True
 
     @property
     def operands(self) -> tuple[str, ...]:

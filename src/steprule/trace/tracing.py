@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from traceback import walk_tb
 from typing import Any
 
+from steprule.hyper import is_fixed
 from steprule.rule import Rule, RuleError, State
 from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
-from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix
+from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix, takes_vectors
 from steprule.trace.expression import Expression, constant, inputs_of, is_ours, operations, place_of, scalar_name
 from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, ROWS, join, shown
 from steprule.trace.instead import SUMS, with_pieces
@@ -89,17 +90,11 @@ def trace(
     Raises:
         RuleError: the formula does what an elementwise formula cannot; the message names the line.
     """
-    settings, scalars = _symbols(rule, hyper)
-    param, grad, states = _operands(rule, hyper)
+    param, grad, _ = _operands(rule, hyper)
     grad, seen, counted = services.grad(grad)
-    every = tuple(name and states[name] for name in rule.states_for(hyper))
-    key = (rule, static_settings(rule, hyper), maximize, services.before)
-    result = _ask_twice(key, rule, param, -grad if maximize else grad, every, _STEP, settings)
-    named = {name: new for name, new in zip(("param", *rule.states_for(hyper)), result, strict=True) if name}
-    check_new(rule, named, grad.depth)
-    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
-    _check_extents(rule, outputs)
+    outputs, scalars = formulas(rule, hyper, -grad if maximize else grad, (maximize, services.before))
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
+    for_vectors = takes_vectors(outputs) and not rule.matrices_only
     extents = {name: KEPT[state.extent] for name, state in rule.states.items() if state.extent != "elements"}
     found = cut(extents, outputs) if by_passes else Cut()
     _check_matrices(rule, found.matrices, scalars)
@@ -123,7 +118,32 @@ def trace(
         gathered=services.gathered(seen, param, new),
         sides=found.sides,
     )
-    return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes)
+    return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes, for_vectors)
+
+
+def formulas(
+    rule: type[Rule], hyper: Mapping[str, Any], grad: Expression | None = None, how: Any = (False, NO_SERVICES.before)
+) -> tuple[dict[str, Expression], list[tuple[str, int | None]]]:
+    """What a step makes of the parameter and of each state, as the rule says it; and the hyperparameters that are numbers.
+
+    Args:
+        rule, hyper: as for `trace`.
+        grad: what the rule is given for the gradient. Default: that.
+        how: what made this of it.
+
+    Raises:
+        RuleError: as `trace`.
+    """
+    settings, scalars = _symbols(rule, hyper)
+    param, plain, states = _operands(rule, hyper)
+    grad = plain if grad is None else grad
+    every = tuple(name and states[name] for name in rule.states_for(hyper))
+    result = _ask_twice((rule, static_settings(rule, hyper), how), rule, param, grad, every, _STEP, settings)
+    named = {name: new for name, new in zip(("param", *rule.states_for(hyper)), result, strict=True) if name}
+    check_new(rule, named, grad.depth)
+    outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
+    _check_extents(rule, outputs)
+    return outputs, scalars
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
@@ -134,11 +154,11 @@ def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any]
         value = hyper[name]
         if isinstance(default, bool):
             settings[name] = bool(value)
+        elif is_fixed(default, value):
+            settings[name] = value
         elif isinstance(default, tuple):
             settings[name] = tuple(Expression("input", (scalar_name(name, i),), NUMBER) for i in range(len(default)))
             scalars += [(name, i) for i in range(len(default))]
-        elif default is None or isinstance(default, str):
-            settings[name] = value
         else:
             settings[name] = Expression("input", (name,), NUMBER)
             scalars.append((name, None))
@@ -248,7 +268,7 @@ def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ..
     settings = [
         bool(hyper[name]) if isinstance(default, bool) else hyper[name]
         for name, default in rule.hyperparameters.items()
-        if default is None or isinstance(default, (bool, str))
+        if isinstance(default, bool) or is_fixed(default, hyper[name])
     ]
     return (*settings, *rule.states_for(hyper))
 
