@@ -168,6 +168,25 @@ def with_services() -> record.Record:
     return {"kind": "services", "case": "clip, skip, average and step", "model": "GPT-2-small", "seconds": seconds}
 
 
+def matrices() -> list[record.Record]:
+    """Muon over the hidden matrices of each model, against torch's."""
+    rows: list[record.Record] = []
+    for model, shapes in (("GPT-2-small", gpt2_small()), ("1B parameters", BILLION)):
+        hidden = [shape for shape in shapes if len(shape) == 2 and max(shape) < 30000]
+        ours = make(steprule.Muon, hidden, "float32")
+        theirs = make(torch.optim.Muon, hidden, "float32")
+        seconds = interleaved({"ours": ours.step, "theirs": theirs.step}, 10)
+        in_row = {"ours": in_a_row(ours.step, 5, 3), "theirs": in_a_row(theirs.step, 5, 3)}
+        del ours, theirs
+        torch.cuda.empty_cache()
+        seven = make(steprule.Muon, hidden, "bfloat16", **SEVEN_BYTES)
+        in_row["fewer_bytes"] = in_a_row(seven.step, 5, 3)
+        rows.append({"kind": "matrix", "case": "Muon", "model": model, "seconds": seconds, "in_a_row": in_row})
+        del seven
+        torch.cuda.empty_cache()
+    return rows
+
+
 def peers() -> dict[str, Any]:
     """The others that are installed, as classes of optimizers."""
     found = {}
@@ -201,7 +220,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs a GPU that torch can use; gpu_code.py tells what can be known without one")
     begun = record.head()
-    rows = [*steps("GPT-2-small", gpt2_small()), *steps("1B parameters", BILLION), many(), with_services()]
+    rows = [*steps("GPT-2-small", gpt2_small()), *steps("1B parameters", BILLION), many(), with_services(), *matrices()]
     kept = record.write("gpu", begun, rows)
     record.show([figures_of_gpu.gpu({"gpu": kept})])
 

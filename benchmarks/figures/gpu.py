@@ -38,6 +38,12 @@ def _others(record: Record) -> str:
         f"AdamW with {served['case']} over {served['model']} takes {span(served['seconds']['ours'])}, torch's calls "
         f"{span(served['seconds']['theirs'])}.",
         *(
+            f"{row['case']} over the hidden matrices of {row['model']}: {span(row['seconds']['ours'])} alone and {span(row['in_a_row']['ours'])} in a row, "
+            f"torch.optim.Muon {span(row['seconds']['theirs'])} and {span(row['in_a_row']['theirs'])}; with bfloat16 and 24-bit weights and an 8-bit "
+            f"momentum {span(row['in_a_row']['fewer_bytes'])} in a row."
+            for row in rows_of(record, kind="matrix")
+        ),
+        *(
             f"{row['case']} takes {span(row['seconds']['peer'])} over {row['model']}."
             for row in rows_of(record, kind="peer")
         ),
