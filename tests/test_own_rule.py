@@ -315,7 +315,7 @@ def test_a_formula_that_uses_a_state_which_is_not_there_is_told_which(case, fron
 
 
 def test_none_that_is_no_states_is_told_as_ever():
-    with pytest.raises(steprule.RuleError, match="a rule computes with None, which an elementwise formula cannot do"):
+    with pytest.raises(steprule.RuleError, match="a rule computes with None, which a formula cannot do"):
         Optimizer.of(absent("grad = grad + None"))([torch.ones(2)], momentum=0.9)
 
 

@@ -118,6 +118,10 @@ def _states(rule: type[Rule]) -> list[str]:
             "elements": "of the parameter's shape",
             "scalar": "one number for each tensor",
             "step": "one number for each tensor",
+            "rows": "one number for each row",
+            "cols": "one number for each column",
+            "left": "a matrix of rows by rows",
+            "right": "a matrix of columns by columns",
         },
     )
     rows = []
