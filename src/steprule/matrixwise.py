@@ -234,7 +234,7 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
     if is_tensor(x):
         from steprule.matrix.polar import polar as of_tensors
 
-        stack = _matrix(x).reshape(-1, *x.shape[-2:])
+        stack = _matrix(x).unsqueeze(0).flatten(0, -3)
         return of_tensors(stack, coefficients, number, eps=float(eps)).to(x.dtype).reshape(x.shape)
     from steprule.matrix.oracle import polar as of_arrays
 

@@ -88,7 +88,7 @@ class Rooms:
             for shape, members in self._members.items():
                 stack = self._stacks[name, shape]
                 for start, end, settings in self._runs(members, numbers):
-                    _RUN[one.op](stack[start:end].view(-1, *shape[-2:]), *settings)
+                    _RUN[one.op](stack[start:end].flatten(0, -3), *settings)
 
     def _runs(self, members: Sequence[int], numbers: Sequence[Any]) -> Iterator[tuple[int, int, Sequence[Any]]]:
         """Stretches of active tensors that have the same numbers."""

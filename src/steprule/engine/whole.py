@@ -63,6 +63,8 @@ class WholeStep:
 
     def write(self) -> None:
         """Puts the new values in place of the old."""
+        if not self._kept["param"].numel():  # means over nothing would make states NaN
+            return
         seen = {name: self._seen(name, x) for name, x in self._kept.items()}
         states = tuple(name and seen[name] for name in self._names)
         result = self.rule.evaluate(seen["param"], self._grad, states, self._step, self._hyper)
