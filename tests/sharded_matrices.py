@@ -46,7 +46,7 @@ from steprule.pieces import (
 from steprule.tensors.exchange import Agreement
 
 LARGE = ((104, 128), (136, 104), (104, 128))
-SMALL = ((6, 5), (1, 9), (3, 2, 4), (13, 33), (7,), (5, 7), (0, 5), (6, 5), (9, 1))
+SMALL = ((6, 5), (1, 9), (3, 2, 4), (13, 33), (5, 7), (0, 5), (6, 5), (9, 1))
 Make = Callable[[Any], Any]
 
 

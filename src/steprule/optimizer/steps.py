@@ -263,9 +263,8 @@ class Steps:
         core, groups = self._core, self._groups
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
-            core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals, self._spread(),
-            self.move_resting_averages,
-            core.agreement.ask if core.agreement is not None else None,
+            core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals,
+            self.move_resting_averages, self._spread(), core.agreement.ask if core.agreement is not None else None,
         )  # fmt: skip
 
     def _spread(self) -> Spread | None:

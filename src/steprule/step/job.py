@@ -27,8 +27,8 @@ class Job:
         accumulator: what keeps the low bits of its summed gradients, if anything does.
         check_numbers: says whether groups may go on with other numbers under these names; raises for those that make no sense.
         complete: makes sums over what is here those over all.
-        spread: for processes that have different parameters.
         move_resting_averages: brings the averages of parameters that are not among those given towards them, by a share.
+        spread: for processes that have different parameters.
         agree: raises where other processes do not step the same matrices, if they have parts of some: asked before each step.
     """
 
@@ -42,6 +42,6 @@ class Job:
     accumulator: Accumulator | None
     check_numbers: Callable[[Sequence[Mapping[str, Any]], set[str]], bool]
     complete: Complete
-    spread: Spread | None
     move_resting_averages: Callable[[set[Tensor], Any], None]
-    agree: Callable[[Sequence[Any]], None] | None
+    spread: Spread | None = None
+    agree: Callable[[Sequence[Any]], None] | None = None
