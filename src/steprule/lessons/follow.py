@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from steprule.formats import UNITS
+from steprule.hyper import filled
 from steprule.rule import Rule
+from steprule.state import state_shape
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -43,7 +46,7 @@ def moves(
     hyper = _at(1, rule, settings)
     param = np.array(start, float)
     states = tuple(
-        None if name is None else np.full_like(param, rule.begins_at(name, param, hyper))
+        None if name is None else np.full(_shape(rule, name, param.shape), rule.begins_at(name, param, hyper), float)
         for name in rule.states_for(hyper)
     )
     for step in count(1):
@@ -55,7 +58,12 @@ def moves(
 
 def _at(step: int, rule: type[Rule], settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value(step) if callable(value) else value for name, value in settings.items()}
-    return {**rule.hyperparameters, **given}
+    return {**filled({**rule.hyperparameters, **given}, UNITS["float32"])}
+
+
+def _shape(rule: type[Rule], name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a state: one number for a tensor is kept for each element here."""
+    return state_shape(rule, name, shape) if name in rule.side_states else shape
 
 
 def follow(rule: type[Rule], start: Any, gradient: Callable[[Array, int], Any], steps: int, **settings: Any) -> Way:
