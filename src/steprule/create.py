@@ -261,7 +261,7 @@ def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.opti
     Raises:
         ValueError: there is none.
     """
-    if isinstance(name, str) and "." in name:
+    if isinstance(name, str) and "." in name and not name.startswith("torch."):
         return optimizer_class(_imported(name))
     if isinstance(name, type) and issubclass(name, Rule):
         return Optimizer.of(name)

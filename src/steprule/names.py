@@ -45,7 +45,15 @@ SUBMODULES = ("arrays", "catalog", "compare", "memory", "optimizer", "pieces", "
 
 ALSO_CALLED = {
     **{"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"},
-    **{"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "int8": "8bit", "error": "raise"},
+    **{
+        "fp32": "float32",
+        "bf16": "bfloat16",
+        "fp16": "float16",
+        "half": "float16",
+        "float32": "32bit",
+        "error": "raise",
+    },
+    **dict.fromkeys(("int8", "uint8", "fp8", "float8"), "8bit"),
 }
 """What other libraries, and people, call hyperparameters, formats and choices."""
 

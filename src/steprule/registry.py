@@ -104,6 +104,9 @@ def unknown(text: str, others: Iterable[str] = (), join: str = "'{}:{}'") -> str
         return f"unknown optimizer {text!r}; did you mean {join.format(bare, 'states=8bit')}?"
     if rest.isidentifier():
         return f"unknown optimizer {text!r}; did you mean {f'{name}.{rest}'!r}? A class of your own is module.Class"
+    owners = [known for known, rule in RULES.items() if plain(name) in rule.hyperparameters]
+    if owners:
+        return f"unknown optimizer {name!r}; it is a setting of {', '.join(owners)}"
     near = bare if bare in choices else name if others and "." in name else plain(name.rpartition(".")[2])
     return f"unknown optimizer {name!r}{did_you_mean(near, choices, otherwise='choose from ' + ', '.join(choices))}"
 
