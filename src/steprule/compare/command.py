@@ -117,9 +117,7 @@ class _Session:
     def __init__(self, comparison: Comparison, folder: Path | None, as_json: bool) -> None:
         self.comparison, self.folder, self.as_json = comparison, folder, as_json
         self.console = make_console(stderr=as_json)
-        self.unwritten: dict[
-            str, str
-        ] = {}  # what the system says of each file that could not be written when last tried
+        self.unwritten: dict[str, str] = {}  # why each file could not be written when last tried
 
     def run(self, plans: Sequence[Sequence[Spec]], seeds: int) -> int:
         """Trains every task; returns the exit code."""
