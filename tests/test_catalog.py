@@ -196,6 +196,8 @@ def test_names():
     bad = {
         ("adamww",): "steprule show: unknown optimizer 'adamww'; did you mean 'adamw'?",
         ("qqqq",): "unknown optimizer 'qqqq'; choose from adagrad, ",
+        ("AdamW8bit",): "steprule show: unknown optimizer 'AdamW8bit'; did you mean 'adamw:states=8bit'?",
+        ("mine:Lion",): "unknown optimizer 'mine:Lion'; did you mean 'mine.Lion'? A class of your own is module.Class",
         ("sgd", "--kernel", "tpu"): "--kernel 'tpu' must be cpu or gpu",
         ("adamw:amsgard=True",): "adamw takes no 'amsgard'; did you mean 'amsgrad'?",
         ("adamw:lr=-1",): "Invalid learning rate: -1",
@@ -206,14 +208,32 @@ def test_names():
         assert result.exit_code == 2 and message in result.output
 
 
+def test_a_class_of_steprules_is_not_ones_own():
+    assert run("show", "steprule.AdamW").output == run("show", "adamw").output
+    assert run("show", "steprule.AdamW:lr=1").output == run("show", "adamw:lr=1").output
+
+
 def test_show_takes_settings():
     output = run("show", "AdamW:amsgrad=True,lr=0.5,decay='independent',states=8bit").output
     assert "  lr=0.5 " in output and "  amsgrad=True " in output and "  decay='independent' " in output
     assert "With amsgrad" not in output and "lr·weight_decay" not in output
     assert "max_exp_avg_sq_at" in run("show", "adamw:amsgrad=True", "--kernel", "cpu").output
-    assert re.search(r"^  state +begins at +kept +8bit\n  exp_avg +0 +always +1.02$", output, re.MULTILINE)
+    assert re.search(r"^  state +begins +kept +8bit\n  exp_avg +0 +always +1.02$", output, re.MULTILINE)
     assert "it takes weights, seed, clip, " in output and "takes states" not in output
     assert "it takes states, weights, seed, clip, " in run("show", "adamw").output
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_states_fit_a_narrow_terminal(name):
+    lines = CliRunner().invoke(app, ["show", name], env={"COLUMNS": "60"}).output.splitlines()
+    begin = next((at for at, line in enumerate(lines) if line.startswith("States, ")), len(lines))
+    most = 65 if name == "yogi" else 60  # which begins at initial_accumulator_value
+    assert all(len(line) <= most for line in lines[begin:])
+
+
+def test_latex_of_a_kernel_is_refused():
+    result = run("show", "adamw", "--latex", "--kernel", "cpu")
+    assert result.exit_code == 2 and "--latex and --kernel do not go together" in result.output
 
 
 def test_show_as_json():
@@ -270,8 +290,10 @@ def test_show_memory_and_create_optimizer_take_classes_of_ones_own(own_module):
         shown = run("show", own).output
         assert shown.startswith(f"{own}: a rule of your own\n\n  lr=0.1 ") and "exponent. Above 0." in shown
         assert "m ← 0.9·m + 0.1·grad" in shown
-    settled = run("show", f"{name}:power=3,cautious=True").output
-    assert "power=3 " in settled and "cautious=True" in settled
+    for own in (name, f"{own_module}.PowerRule"):
+        settled = run("show", f"{own}:power=3,cautious=True").output
+        assert settled.startswith(f"{own}: a rule of your own\n")
+        assert "power=3 " in settled and "cautious=True" in settled
     assert json.loads(run("show", name, "--json").output)["class"] == "PowerRule"
     assert "def update" in run("show", name, "--kernel", "cpu").output
     assert "Signed" in run("show", f"{own_module}.Signed").output

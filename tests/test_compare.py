@@ -221,11 +221,29 @@ def test_a_specification_becomes_class_and_settings():
         *((name, getattr(steprule, rule.__name__)) for name, rule in steprule.rules.OWN.items()),
         ("torch.AdamW", torch.optim.AdamW),
         ("torch.optim.AdamW", torch.optim.AdamW),
+        ("torch.adamw", torch.optim.AdamW),
+        ("torch.optim.ADAMW", torch.optim.AdamW),
+        ("AdamW", steprule.AdamW),
+        ("Schedule-Free_AdamW", steprule.ScheduleFreeAdamW),
         ("steprule.AdamW", steprule.AdamW),
     ],
 )
 def test_names_of_optimizers(text, optimizer):
     assert spec.parse(text).optimizer is optimizer
+
+
+def test_a_name_is_written_in_one_way():
+    names = ("Adam", "adam", "torch.adam", "torch.optim.Adam", "Schedule-Free_AdamW:lr=1")
+    assert [str(spec.parse(name)) for name in names] == [
+        "adam", "adam", "torch.Adam", "torch.Adam", "schedulefreeadamw:lr=1",
+    ]  # fmt: skip
+
+
+def test_a_rule_is_compared_as_its_optimizer(monkeypatch):
+    rule = type("Mine", (steprule.Rule,), {"update": staticmethod(lambda param, grad, *, lr=0.5: param - lr * grad)})
+    monkeypatch.setattr(tasks, "Mine", rule, raising=False)
+    made = spec.check(spec.parse("steprule.compare.tasks.Mine"), nn.Linear(2, 2))
+    assert made.rule is rule and made.param_groups[0]["lr"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["WithOwnInit", "OverSteprule"])
@@ -240,11 +258,29 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
     ("args", "message"),
     [
         (["adamm"], "unknown optimizer 'adamm'; did you mean 'adam'?"),
-        (["AdamW"], "unknown optimizer 'AdamW'; did you mean 'adamw'?"),
-        (["torch.adamw"], "unknown optimizer 'torch.adamw'; did you mean 'torch.AdamW'?"),
+        (["AdamW8bit"], "unknown optimizer 'AdamW8bit'; did you mean 'adamw:states=8bit'?"),
+        (["paged_adamw_8bit:lr=1"], "'paged_adamw_8bit:lr=1'; did you mean 'adamw:states=8bit'?"),
+        (["adamw_torch_fused"], "unknown optimizer 'adamw_torch_fused'; did you mean 'adamw'?"),
+        (["RAdamScheduleFree"], "unknown optimizer 'RAdamScheduleFree'; did you mean 'schedulefreeradam'?"),
+        (["torch.adamz"], "unknown optimizer 'torch.adamz'; did you mean 'torch.Adam"),
+        (["mine:Lion"], "unknown optimizer 'mine:Lion'; did you mean 'mine.Lion'? A class of your own is module.Class"),
+        (["adam,sgd"], "must look like name or name:lr=0.001,weight_decay=0.1; several optimizers have spaces between"),
+        (
+            ["adam", "lr=0.1"],
+            "optimizer 'lr=0.1' must look like name or name:lr=0.001,weight_decay=0.1; settings stand",
+        ),
+        (
+            ["--lr-grid", "1e-3", "1e-2"],
+            "optimizer '1e-2' must look like name or name:lr=0.001,weight_decay=0.1; several",
+        ),
+        (["adam:betas=0.9,0.99"], "'0.99' must look like lr=0.001; a tuple is in parentheses: betas=(0.9,0.95)"),
+        (["adam:wd=1"], "adam takes no 'wd'; did you mean 'weight_decay'?"),
+        (["adam:nonfinite=error"], "there is no nonfinite=error; did you mean 'raise'?"),
+        (["Adam", "adam"], "optimizer 'adam' is given twice"),
         (["steprule.AdmW"], "the module 'steprule' has no 'AdmW'; did you mean 'AdamW'?"),
         (["nowhere.AdamW"], "optimizer 'nowhere.AdamW': there is no module 'nowhere'"),
-        (["math.sqrt"], "not a subclass of torch.optim.Optimizer"),
+        (["math.sqrt"], "neither a torch.optim.Optimizer nor a steprule.Rule"),
+        (["steprule.Rule"], "neither a torch.optim.Optimizer nor a steprule.Rule"),
         ([""], "optimizer '' must look like name"),
         (["adam:"], "optimizer 'adam:' must look like name"),
         ([".adam"], "optimizer '.adam' must look like name"),
@@ -264,7 +300,14 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
         (["--lr-grid", "1e-3;1e-2"], "--lr-grid '1e-3;1e-2' must be numbers with commas between"),
         (["--lr-grid", "0.1,1e-1"], "--lr-grid '0.1' is given twice"),
         (["--lr-grid", "-1"], "Invalid learning rate: -1"),
-        (["--task", "digit"], "unknown --task 'digit'; did you mean 'digits'?"),
+        (["--task", "digit"], "unknown --task 'digit'; did you mean 'digits'? or module:function for your own"),
+        (["--task", "Digits"], "--task 'digits' is given twice"),
+        (["--task", "chars,digits"], "unknown --task 'chars,digits'; give --task once for each, or module:function"),
+        (
+            ["--task", "./sinetask.py:task"],
+            "takes a module as import has it, not a file: in its folder, write sinetask:task",
+        ),
+        (["--task", r"C:\me\sinetask.py:task"], "not a file: in its folder, write sinetask:task"),
         (["--task", "sinetask"], "unknown --task 'sinetask'; choose from digits, chars, or module:function"),
         (
             ["--task", "sinetask:tusk"],
@@ -308,8 +351,10 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
         (["--target", "inf"], "--target inf must be a finite number"),
         (["--seconds", "inf"], "--seconds inf must be a finite number"),
         (["--steps", "3", "--seconds", "1"], "--steps and --seconds exclude each other"),
-        (["--out", "sinetask.py"], "--out 'sinetask.py': File exists"),
-        (["--out", "there", "--no-report"], "--out and --no-report exclude each other"),
+        (["--out", "sinetask.py"], "--out 'sinetask.py' is a file; name a folder"),
+        (["--out", "sinetask.py/new"], "--out 'sinetask.py/new': Not a directory; name another folder with --out"),
+        (["--out", "there", "--no-report"], "--out and --no-report exclude each other: leave out one of the two"),
+        (["--out", "closed"], "the folder 'closed' cannot be written to: Is a directory"),
         (["--out", "old"], "--out 'old' holds a report already; name another folder, or remove results.json"),
         (["sparseadam"], "optimizer 'sparseadam' takes sparse gradients only, and the model has no layer with sparse"),
         (["torch.SparseAdam"], "optimizer 'torch.SparseAdam' takes sparse gradients only"),
@@ -320,6 +365,7 @@ def test_a_wrong_argument_ends_the_command_with_one_line_and_nothing_trained(fol
     (folder / "broken.py").write_text("undefined + 1")
     (folder / "old").mkdir()
     (folder / "old" / "results.json").write_text("old")
+    (folder / "closed" / "results.json.part").mkdir(parents=True)
     result = command("-t", "digits", *args)
     assert result.exit_code == 2
     written = (folder / "sinetask.py").read_text().splitlines()
@@ -585,6 +631,10 @@ def test_the_best_lr_is_that_of_the_lowest_median_final_loss():
             "a (lr 0.1) reached the target loss of 2 after 10 steps (8 to 12 over 3 seeds), and no other optimizer did.",
         ),
         (
+            made("a", 0.1, [10, 10]),
+            "a (lr 0.1) reached the target loss of 2 after 10 steps (each of 2 seeds).",
+        ),
+        (
             [*made("b", 0.2, [15]), *made("a", 0.1, [10])],
             "a (lr 0.1) reached the target loss of 2 after 10 steps, the first to do so; next was b (lr 0.2) with 15; "
             "one seed settles little.",
@@ -600,7 +650,7 @@ def test_the_best_lr_is_that_of_the_lowest_median_final_loss():
         ),
         (
             made("a", 0.1, [None], math.inf),
-            "No optimizer reached the target loss of 2 in most of its seeds, nor a finite loss at the end.",
+            "No optimizer reached the target loss of 2, nor a finite loss at the end.",
         ),
     ],
 )
@@ -889,7 +939,7 @@ def test_ctrl_c_before_the_first_run_is_over_leaves_no_report(folder, monkeypatc
     monkeypatch.setattr("steprule.compare.command.train", interrupt)
     result = command("-t", "sinetask:task", "adam")
     assert result.exit_code == 130
-    assert "0 of 3 runs were over" in result.stdout
+    assert result.stdout == "Stopped by Ctrl-C before a run was over: nothing is kept.\n"
     assert os.listdir("steprule-report") == []
 
 

@@ -1,5 +1,6 @@
 """What `steprule compare` prints and writes, and the example of a task."""
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from test_compare import command, folder, saved, written  # noqa: F401
 from typer.testing import CliRunner
 
 from steprule.cli import app
-from steprule.compare import Task, tasks
+from steprule.compare import Task, results, tasks
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("-t", "sinetask:task", "adam:lr=0.02", "--steps", "5", "--seeds", "1")
@@ -61,9 +62,60 @@ def test_a_report_is_never_overwritten(folder):  # noqa: F811
     assert (done.exit_code, done.stdout) == (2, "")
     assert (
         done.stderr
-        == "steprule compare: --out 'mine' holds a report already; name another folder, or remove results.json\n"
+        == "steprule compare: --out 'mine' holds a report already; name another folder, or remove results.json and report.html\n"
     )
     assert (folder / "mine" / "results.json").read_text() == before
+
+
+def fail_to_write(monkeypatch, names, when):
+    """Makes writing these files fail from that time of writing on."""
+    times = []
+
+    def write(path, text):
+        times.append(path.name)
+        if path.name in names and len(times) in when:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        results.write_text(path, text)
+
+    monkeypatch.setattr("steprule.compare.command.write_text", write)
+
+
+def test_a_full_disk_ends_no_run(folder, monkeypatch):  # noqa: F811
+    """There are 6 times of writing: before the runs, after each of 3, and results and report at the end."""
+    fail_to_write(monkeypatch, ("results.json",), range(3, 99))
+    done = command("-t", "sinetask:task", "adam:lr=0.02", "--steps", "5")
+    assert done.exit_code == 1 and "steps to" in done.stdout and "Report: " not in done.stdout
+    assert done.stderr.splitlines() == [
+        "steprule compare: results.json cannot be written: No space left on device; the runs go on",
+        "steprule compare: results.json cannot be written: No space left on device; make room, or name another folder "
+        "with --out",
+    ]
+    assert len(saved(folder)["tasks"][0]["runs"]) == 1  # the last that could be written
+
+
+def test_room_that_is_made_meanwhile_is_used(folder, monkeypatch):  # noqa: F811
+    fail_to_write(monkeypatch, ("results.json",), (2, 3))
+    done = command("-t", "sinetask:task", "adam:lr=0.02", "--steps", "5")
+    assert done.exit_code == 0 and done.stderr.count("cannot be written") == 1 and "Report: " in done.stdout
+    assert len(saved(folder)["tasks"][0]["runs"]) == 3
+
+
+def test_a_report_that_cannot_be_written_is_told(folder, monkeypatch):  # noqa: F811
+    fail_to_write(monkeypatch, ("report.html",), range(99))
+    done = command(*QUICK)
+    assert done.exit_code == 1 and "Report: " not in done.stdout
+    assert done.stderr.startswith("steprule compare: report.html cannot be written: No space left on device; make room")
+    assert saved(folder)["tasks"][0]["sentence"]
+
+
+def test_half_a_file_is_never_left(tmp_path, monkeypatch):
+    tmp_path = tmp_path / "new"
+    tmp_path.mkdir()
+    results.write_text(tmp_path / "a", "old")
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        results.write_text(tmp_path / "a", "new")
+    assert [one.name for one in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
 
 
 def test_a_folder_with_other_files_is_fine(folder):  # noqa: F811

@@ -181,6 +181,15 @@ def test_what_is_worse_than_no_training_is_beyond_the_axis():
     assert next(line for line in chart.marks if line.name.startswith("sgd")).short == "sgd \u2191"
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_axis_hides_no_run_that_got_better(seeds):
+    """The median of two seeds is their mean, and the worse one lay above the axis from its first step to its last."""
+    runs = [run(f"a{one}", 0, falling(5.0, 1.0)) for one in range(4)] + [run("slow", 0, falling(5.0, 4.8))]
+    runs += [run(one.optimizer, 1, falling(5.0, 4.9 if one.optimizer == "a0" else 1.0)) for one in runs] * (seeds - 1)
+    axis = picture(result(runs)).charts[0].y
+    assert axis.high >= max(one.loss[-1] for one in runs)
+
+
 def test_a_target_far_below_does_not_press_the_curves_together():
     drawn = picture(result([run("adam")], target=1e-6))
     assert drawn.charts[0].y.low > 1
@@ -323,7 +332,7 @@ def test_everything_is_escaped():
 def rendered(one, width=80):
     console = Console(width=width, highlight=False, markup=False)
     with console.capture() as capture:
-        console.print(table(one))
+        console.print(table(one, width))
     return capture.get().splitlines()
 
 
@@ -351,6 +360,28 @@ def test_the_table_fits_80_columns_and_breaks_no_word():
     ]:
         assert word in " ".join(shown).split(), word
     assert not any("\u2026" in line for line in shown)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("name", ["adam", "schedulefreeadamw", "torch.NAdam"])
+def test_a_narrow_terminal_breaks_no_word_either(width, name):
+    runs = [
+        run(
+            f"{name}:lr=0.0003,decoupled_weight_decay=True",
+            seed,
+            falling(2.3, 0.0123 + seed / 150),
+            reached_step=135 + 15 * seed,
+            reached_seconds=12.3 + seed,
+        )
+        for seed in range(3)
+    ]
+    shown = rendered(result(runs), width)
+    assert max(map(len, shown)) <= width and "\u2026" not in "".join(shown)
+    words = " ".join(shown).split()
+    for word in [name, "lr=0.0003", "135-165", "0.012-0.026", "12-14"]:
+        assert any(word in one for one in words), word
+    parts = {"decoupled_", "weight_", "decay=", "True"}
+    assert "".join(word for word in words if any(part in word for part in parts)) == "decoupled_weight_decay=True"
 
 
 def test_accuracy_is_shown_where_a_task_has_it():

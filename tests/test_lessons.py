@@ -334,7 +334,7 @@ def test_without_latex2mathml_the_formula_is_text(monkeypatch):
 def test_the_command_lists_and_writes(tmp_path, monkeypatch):
     listed = CliRunner().invoke(app, ["lesson"])
     assert listed.exit_code == 0
-    assert [line.split()[1] for line in listed.output.splitlines()] == list(LESSONS)
+    assert [line.split()[1] for line in listed.output.splitlines() if line[0].isdigit()] == list(LESSONS)
     opened = []
     monkeypatch.setattr("typer.launch", opened.append)
     target = tmp_path / "new" / "one.html"
@@ -353,10 +353,31 @@ def test_the_command_lists_and_writes(tmp_path, monkeypatch):
 
 def test_the_command_says_what_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    for target, why in ((tmp_path, "Is a directory"), (tmp_path / "file" / "one.html", "File exists")):
+    folder = f"it is a folder; name a file, such as {tmp_path / 'steprule-lesson-averages.html'}"
+    for target, why in ((tmp_path, folder), (tmp_path / "file" / "one.html", "File exists")):
         ended = CliRunner().invoke(app, ["lesson", "averages", "--output", str(target), "--no-open"])
         assert ended.exit_code == 2
         assert ended.output == f"steprule lesson: {target} cannot be written: {why}\n"
+
+
+def test_a_lesson_is_found_by_number_and_in_any_case(tmp_path):
+    pages = [tmp_path / "a.html", tmp_path / "b.html"]
+    for name, path in zip(("2", "AVERAGES"), pages, strict=True):
+        assert CliRunner().invoke(app, ["lesson", name, "-o", str(path), "--no-open"]).exit_code == 0
+    assert pages[0].read_text(encoding="utf-8") == pages[1].read_text(encoding="utf-8") == page("averages")
+    bad = {
+        ("0",): "there is no lesson '0'; there are noise",
+        ("Averagez",): "there is no lesson 'Averagez'; there are " + ", ".join(LESSONS) + "; did you mean 'averages'?",
+        ("--no-open",): "--output and --no-open need the name of a lesson before them",
+    }
+    for arguments, message in bad.items():
+        ended = CliRunner().invoke(app, ["lesson", *arguments])
+        assert ended.exit_code == 2 and message in ended.output
+
+
+def test_the_list_of_lessons_fits_the_terminal():
+    shown = CliRunner().invoke(app, ["lesson"], env={"COLUMNS": "60"}).output.splitlines()
+    assert max(map(len, shown)) <= 60 and sum(line[0].isdigit() for line in shown) == len(LESSONS)
 
 
 def test_stars_in_code_are_stars_and_code_may_be_emphasized():

@@ -101,6 +101,25 @@ def test_a_model_of_ones_own_takes_no_memory(monkeypatch):
     for text, message in bad.items():
         result = run(text)
         assert result.exit_code == 2 and message in result.output, text
+    module.broken, module.needs = lambda: 1 / 0, lambda size: torch.nn.Linear(size, size)
+    for arguments, message in {
+        ("my_models:broken",): "'my_models:broken': broken() failed: ZeroDivisionError: division by zero",
+        ("my_models:needs",): "needs() failed: TypeError",
+        ("./my_models.py:big",): "takes a module as import has it, not a file: in its folder, write my_models:big",
+        ("1e400",): "'1e400' must be a number of parameters below 1e18",
+        ("adamw", "7B"): "'7B' is no optimizer; the model or its number of parameters stands before them",
+        ("7B", "adamw:states=8bit"): "optimizer 'adamw:states=8bit': the table has every format, with the default",
+        ("7B", "--dtype", "bf16"): "--dtype 'bf16' must be one of float32, bfloat16, float16; did you mean 'bfloat16'?",
+        (
+            "7B",
+            "--grads",
+            "float32",
+            "--grad-dtype",
+            "float32",
+        ): "--grads is the old name of --grad-dtype: leave out one",
+    }.items():
+        result = run(*arguments)
+        assert result.exit_code == 2 and message in result.output, arguments
     assert "did you mean 'adamw'" in run("1M", "adamww").output
     assert "--dtype 'int8'" in run("1M", "--dtype", "int8").output
     assert "--grad-dtype 'int8'" in run("1M", "--grad-dtype", "int8").output
@@ -122,6 +141,13 @@ def test_an_optimizer_has_few_rows_that_all_differ(name):
     assert all(len(line) <= 80 for line in output.splitlines()) and "…" not in output
     for kept in ("7B --dtype float32", "7B --dtype float16 --grad-dtype float32"):
         assert all(len(line) <= 80 for line in run(*kept.split(), name).output.splitlines())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_narrow_terminal_has_the_totals(name):
+    shown = CliRunner().invoke(app, ["memory", "7B", name], env={"COLUMNS": "60"}).output
+    assert max(map(len, shown.splitlines())) <= 60
+    assert cells(shown) == cells(run("7B", name).output)
 
 
 def test_the_rows_of_adamw():

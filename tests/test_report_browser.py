@@ -31,6 +31,21 @@ PAGES = {
     "four": lambda: comparison(several()),
     "eight": lambda: comparison(several(8), several(6)),
     "odd": lambda: comparison(odd(), command="steprule compare " + LONG),
+    "named": lambda: comparison(
+        result(
+            [
+                run(
+                    f"{name}:lr=0.0001,decoupled_weight_decay=True,momentum_decay=0.004",
+                    seed,
+                    falling(50.0, 0.0123 + seed),
+                    reached_step=1234 + seed,
+                )
+                for name in ("schedulefreeadamw", "torch.SparseAdam", "my_module.ScheduleFreeMomentum")
+                for seed in range(3)
+            ]
+        ),
+        command="steprule compare schedulefreeadamw:decoupled_weight_decay=True,betas=(0.9,0.95),momentum_decay=0.004 -t mine:task",
+    ),
     "failed": lambda: comparison(result([run("adam", 0, [], status="failed", error="ValueError: " + "word" * 60)])),
 }
 every = pytest.mark.parametrize("name", PAGES)
@@ -69,6 +84,14 @@ CUT = """[...document.querySelectorAll('.chart > svg')].flatMap(svg => { const b
     return [...svg.querySelectorAll('text')].filter(e => { const b = e.getBoundingClientRect();
     return b.left < box.left - 1 || b.right > box.right + 1 || b.top < box.top - 1 || b.bottom > box.bottom + 1; })
     .map(e => e.textContent); })"""
+BROKEN = """[...document.querySelectorAll('th, td, pre, dd')].flatMap(cell => {
+    const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), found = [];
+    for (let node; node = walker.nextNode();) for (const word of node.data.matchAll(/\\S+/g)) {
+        const range = document.createRange();
+        range.setStart(node, word.index), range.setEnd(node, word.index + word[0].length);
+        if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) found.push(word[0]);
+    }
+    return found; })"""
 WIDE = """[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 0.5
     && !e.closest('svg')).map(e => e.outerHTML.slice(0, 80))"""
 
@@ -80,6 +103,7 @@ def test_nothing_is_cut_off_or_overlaps(opened, name, width):
     tab.value("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     assert tab.value("document.documentElement.scrollWidth") <= width
     assert tab.value(WIDE) == []
+    assert tab.value(BROKEN) == []
     assert tab.value(CUT) == []
     assert tab.value(OVERLAPPING) == []
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from steprule.docstrings import OPTION_TEXTS, option, words_of
 from steprule.formats import STATE_FORMATS, bytes_of, state_format
 from steprule.names import did_you_mean
-from steprule.registry import TORCHS_OWN
+from steprule.registry import TORCHS_OWN, plain, unknown
 from steprule.rule import NEEDS, Rule
 from steprule.rules import RULES
 from steprule.trace.tracing import exact_states
@@ -28,8 +28,12 @@ _SHAPE = (4096, 4096)
 """Of a matrix that is large enough for every format."""
 
 
-def find(name: str) -> type[Rule]:
+def find(name: str, text: str = "") -> type[Rule]:
     """The rule of a name as `steprule.rules.RULES` has it; case, "-" and "_" do not matter. Or of "module.Class".
+
+    Args:
+        name: the name.
+        text: what the name was a part of, for the message.
 
     Raises:
         ValueError: there is none.
@@ -39,12 +43,12 @@ def find(name: str) -> type[Rule]:
 
         own: Any = optimizer_class(name)
         return own.rule  # type: ignore[no-any-return]
-    plain = re.sub("[-_]", "", name.lower())
-    if plain in TORCHS_OWN:
-        raise ValueError(told_of_torchs(plain))
-    if plain not in RULES:
-        raise ValueError(f"unknown optimizer {name!r}{_nearest(plain.rpartition('.')[2], [*RULES, *TORCHS_OWN])}")
-    return RULES[plain]
+    known = plain(name)
+    if known in TORCHS_OWN:
+        raise ValueError(told_of_torchs(known))
+    if known not in RULES:
+        raise ValueError(unknown(text or name))
+    return RULES[known]
 
 
 def told_of_torchs(name: str) -> str:
@@ -104,7 +108,7 @@ def settled(text: str) -> Settled:
         ValueError: the name, a setting or a value cannot be right.
     """
     name, colon, settings = text.partition(":")
-    rule = find(name)
+    rule = find(name, text)
     if not colon:
         return Settled(rule, rule.hyperparameters, {})
     import torch
@@ -197,7 +201,7 @@ def print_list(needs: Sequence[str] = (), as_json: bool = False) -> None:
     for one in chosen:
         good_for = [f"{need} only" if need == "sparse" and one["sparse_only"] else need for need in one["needs"]]
         about = one["summary"].replace("``", "") + (f" [{', '.join(good_for)}]" if good_for else "")
-        lines = textwrap.wrap(about, _width() - len(row("", "", "", "")), break_on_hyphens=False)
+        lines = textwrap.wrap(about, width() - len(row("", "", "", "")), break_on_hyphens=False)
         print(row(one["name"], f"{one['bytes_an_element']:g}", "yes" if one["in_torch"] else "", lines[0]))
         for line in lines[1:]:
             print(row("", "", "", line))
@@ -258,6 +262,8 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None, as_jso
 
     if as_json and kernel is not None:
         raise ValueError("--json and --kernel do not go together: a kernel is printed as it is")
+    if latex and kernel is not None:
+        raise ValueError("--latex and --kernel do not go together: leave out one of the two")
     if as_json:
         print(json.dumps(shown(name), indent=2))
         return
@@ -268,11 +274,11 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None, as_jso
     if kernel is not None:
         print(kernel_text(rule, kernel, hyper))
         return
-    is_own = "." in name.partition(":")[0]
+    is_own = find(name.partition(":")[0]) not in RULES.values()
     classes = "a rule of your own" if is_own else f"steprule.{rule.__name__}, steprule.arrays.{rule.__name__}"
     print(f"{name.partition(':')[0] if is_own else rule.__name__.lower()}: {classes}\n")
     for paragraph in filter(None, inspect.cleandoc(rule.__doc__ or "").split("\n\n")):
-        print(paragraph if "\n " in paragraph else textwrap.fill(paragraph, _width()), end="\n\n")
+        print(paragraph if "\n " in paragraph else textwrap.fill(paragraph, width()), end="\n\n")
     _print_settings(rule, hyper, options)
     write = formula_latex if latex else formula_text
     parts = [write(rule, hyper)]
@@ -285,7 +291,7 @@ def print_rule(name: str, latex: bool = False, kernel: str | None = None, as_jso
     print(*parts, sep="\n\n", end="\n\n")
     _print_states(rule, options.get("states"))
     for need in rule.needs:
-        print(f"{need}: {NEEDS[need]}")
+        _tell(f"{need}: {NEEDS[need]}")
     if rule.when:
         print()
         _tell(f"When: {rule.when}")
@@ -307,7 +313,7 @@ def _print_settings(rule: type[Rule], hyper: Mapping[str, Any], options: Mapping
     wide = max(map(len, texts), default=0) + 4
     for setting, meaning in texts.items():
         first = f"  {setting}".ljust(wide)
-        print(textwrap.fill(meaning, _width(), initial_indent=first, subsequent_indent=" " * wide) or first.rstrip())
+        print(textwrap.fill(meaning, width(), initial_indent=first, subsequent_indent=" " * wide) or first.rstrip())
     others = ", ".join(name for name in ALL_OPTIONS if name not in options)
     print()
     _tell(f"As every optimizer it takes {others} as well: help(steprule.Optimizer) explains them.")
@@ -331,27 +337,30 @@ def _print_states(rule: type[Rule], states: str | None) -> None:
         print("No states")
         return
     print(f"States, and their bytes an element{f' with states={states!r}' if states else ' in each format'}:\n")
-    rows = [("state", "begins at", "kept", *kinds)]
+    rows = [("state", "begins", "kept", *kinds)]
     for name, said in _states(rule).items():
-        sizes = said["bytes_an_element"]
-        numbers = [_NUMBERS[rule.states[name].extent]] if sizes is None else [f"{sizes[kind]:.3g}" for kind in kinds]
+        taken = said["bytes_an_element"]
+        numbers = [_NUMBERS[rule.states[name].extent]] if taken is None else [f"{taken[kind]:.3g}" for kind in kinds]
         kept = f"with {said['only_with']}" if said["only_with"] else "always"
         rows.append((name, str(said["begins_at"]), kept, *numbers))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    wide = [max(len(row[column]) for row in rows) for column in range(3)]
+    sizes = [max(map(len, kinds))] * len(kinds)
+    indent = gap = "  "
+    if sum(wide) + sum(sizes) + len(gap) * len(rows[0]) > width():
+        indent, gap, sizes = "", " ", [*map(len, kinds)]
     for row in rows:
-        firsts = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        print("  " + "  ".join([*firsts, *(cell.rjust(max(map(len, kinds))) for cell in row[3:])]))
+        print(indent + gap.join([*map(str.ljust, row[:3], wide), *map(str.rjust, row[3:], sizes)]))
     print()
 
 
-def _width() -> int:
+def width() -> int:
     """Of lines of text: the terminal's, but no narrower than 60 columns and no wider than 100."""
     return min(max(shutil.get_terminal_size().columns, 60), 100)
 
 
 def _tell(text: str) -> None:
     """Prints a paragraph."""
-    print(textwrap.fill(text, _width(), break_on_hyphens=False))
+    print(textwrap.fill(text, width(), break_on_hyphens=False))
 
 
 def _nearest(word: str, choices: Iterable[str]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import os
 import re
 import sys
+import textwrap
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 
 def _need(*modules: str) -> None:
@@ -20,12 +24,26 @@ def _need(*modules: str) -> None:
 _need("typer")
 
 import typer  # noqa: E402
-from typer.core import TyperCommand  # noqa: E402
+from typer.core import TyperCommand, TyperGroup  # noqa: E402
 
 from steprule import __version__  # noqa: E402
+from steprule.names import did_you_mean  # noqa: E402
 from steprule.rule import NEEDS  # noqa: E402
 
+
+class Group(TyperGroup):
+    """The commands, whose names may be written in any case."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Finds the command; says what to write in place of those that other programs have."""
+        word = args[0].lower()
+        if word in ("help", "version"):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean '--{word}'?")
+        return super().resolve_command(ctx, [word if word in self.commands else args[0], *args[1:]])
+
+
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -65,7 +83,7 @@ _OUT = typer.Option(
 @app.callback()
 def steprule(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+        bool, typer.Option("--version", "-V", is_eager=True, callback=_print_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Optimizers for torch and NumPy, each written as its paper's formula and compiled to one pass."""
@@ -80,10 +98,7 @@ def compare(
         typer.Argument(
             metavar="[OPTIMIZER]...",
             show_default=False,
-            help="For example adamw:lr=3e-3,weight_decay=0.1 or 'adamw:betas=(0.9,0.95)' (quoted for the shell). "
-            "Formats are settings too: adamw:states=8bit,weights=24bit trains in bfloat16. "
-            "A name of steprule's, torch.AdamW for a class of torch.optim, or package.module.Class for your own. "
-            "Default: sgd, rmsprop, adam and adamw, with learning rates that suit the task.",
+            help="Default: sgd, rmsprop, adam and adamw, with learning rates that suit the task.",
         ),
     ] = None,
     task: Annotated[
@@ -118,7 +133,12 @@ def compare(
         typer.Option(min=1, help="torch's threads. The tasks that ship gain little from more than one."),
     ] = 1,
 ) -> None:
-    """Compare optimizers on real tasks: which reaches the target first."""
+    """Compare optimizers on real tasks: which reaches the target first.
+
+    An OPTIMIZER is a name of steprule's, torch.AdamW for a class of torch.optim, or package.module.Class for your own. Settings
+    go behind a colon: adamw:lr=3e-3,weight_decay=0.1 or 'adamw:betas=(0.9,0.95)' (quoted for the shell). Formats are
+    settings too: adamw:states=8bit,weights=24bit trains in bfloat16.
+    """
     _need("rich", "sklearn")
     from steprule.compare.command import compare as run
     from steprule.compare.errors import UsageError
@@ -165,10 +185,11 @@ def memory(
     from steprule.memory import show
 
     try:
+        if grads is not None and grad_dtype is not None:
+            raise ValueError("--grads is the old name of --grad-dtype: leave out one of the two")
         show(model, dtype, grad_dtype or grads, optimizers or [], as_json)
     except ValueError as error:
-        typer.echo(f"steprule memory: {error}", err=True)
-        raise typer.Exit(2) from None
+        _refuse("memory", str(error))
 
 
 @app.command(cls=Command)
@@ -199,8 +220,7 @@ def roles(
     try:
         show(model, overrides or [], heads, as_json)
     except ValueError as error:
-        typer.echo(f"steprule roles: {error}", err=True)
-        raise typer.Exit(2) from None
+        _refuse("roles", str(error))
 
 
 @app.command("list", cls=Command)
@@ -220,8 +240,7 @@ def list_optimizers(
     try:
         print_list(need or [], as_json)
     except ValueError as error:
-        typer.echo(f"steprule list: {error}", err=True)
-        raise typer.Exit(2) from None
+        _refuse("list", str(error))
 
 
 @app.command(cls=Command)
@@ -229,8 +248,7 @@ def show(
     optimizer: Annotated[
         str,
         typer.Argument(
-            help="A name of steprule's, or module.Class for your own, perhaps with settings: "
-            "adamw:amsgrad=True,cautious=True."
+            help="A name of steprule's, or module.Class for your own, perhaps with settings: adamw:amsgrad=True."
         ),
     ],
     latex: Annotated[bool, typer.Option("--latex", help="Print the formula as LaTeX.")] = False,
@@ -245,8 +263,7 @@ def show(
     try:
         print_rule(optimizer, latex, kernel, as_json)
     except ValueError as error:
-        typer.echo(f"steprule show: {error}", err=True)
-        raise typer.Exit(2) from None
+        _refuse("show", str(error))
 
 
 @app.command(cls=Command)
@@ -264,31 +281,75 @@ def lesson(
     from steprule.lessons import LESSONS, find
 
     if name is None:
+        if output is not None or no_open:
+            _refuse("lesson", "--output and --no-open need the name of a lesson before them")
+        from steprule.catalog import width
+
         for number, one in enumerate(LESSONS, 1):
-            typer.echo(f"{number}  {one:13}{find(one).question}")
+            first = f"{number}  {one:13}"
+            typer.echo(
+                textwrap.fill(find(one).question, width(), initial_indent=first, subsequent_indent=" " * len(first))
+            )
         return
+    numbers = {str(number): one for number, one in enumerate(LESSONS, 1)}
+    given, name = name, numbers.get(name, name.lower())
     if name not in LESSONS:
-        typer.echo(f"steprule lesson: there is no lesson {name!r}; there are {', '.join(LESSONS)}", err=True)
-        raise typer.Exit(2)
+        _refuse("lesson", f"there is no lesson {given!r}; there are {', '.join(LESSONS)}{did_you_mean(name, LESSONS)}")
     from steprule.lessons.page import page
 
     _need(*find(name).needs)
 
-    path, text = output or Path(f"steprule-lesson-{name}.html"), page(name)
+    file = f"steprule-lesson-{name}.html"
+    path, text = output or Path(file), page(name)
+    if path.is_dir():
+        _refuse("lesson", f"{path} cannot be written: it is a folder; name a file, such as {path / file}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        typer.echo(f"steprule lesson: {path} cannot be written: {error.strerror}", err=True)
-        raise typer.Exit(2) from None
+        _refuse("lesson", f"{path} cannot be written: {error.strerror}")
     typer.echo(f"wrote {path}")
     if not no_open:
         typer.launch(path.resolve().as_uri())
 
 
+def _refuse(command: str, text: str) -> NoReturn:
+    """Ends the program with one line, as what was asked for makes no sense."""
+    typer.echo(f"steprule {command}: {text}", err=True)
+    raise typer.Exit(2) from None
+
+
+_SPELLED = {
+    **{"\u2190": "<-", "\u2212": "-", "\u00b7": "*", "\u00b2": "^2", "\u221a": "sqrt", "\u2016": "||"},
+    **{"\u221e": "inf", "\u2260": "!=", "\u2264": "<=", "\u2265": ">="},
+}
+"""Signs of formulas for terminals, files and pipes that cannot take them: arrow, minus, times, square, root, norm; and so on."""
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """What to write in place of signs that an encoding has not."""
+    assert isinstance(error, UnicodeEncodeError)
+    lost = error.object[error.start : error.end]
+    return "".join(_SPELLED.get(sign, "?") for sign in lost), error.end
+
+
 def main() -> None:
     """Runs the command with the arguments of the process."""
-    app(prog_name="steprule")
+    codecs.register_error("steprule.spell", _spell)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="steprule.spell")
+    try:
+        try:
+            app(prog_name="steprule")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        sys.stdout = None  # Python would try to write the rest at its end
+        is_left = error.errno == errno.EPIPE  # by a reader that has seen enough
+        sys.exit(1 if is_left else f"steprule: standard output cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

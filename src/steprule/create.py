@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import optimizer
-from steprule.names import did_you_mean
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
 from steprule.patterns import Pattern, abbreviated, matches
-from steprule.registry import class_names
+from steprule.registry import class_names, plain, unknown
 from steprule.rule import Rule
 from steprule.settings import as_tuples, check_names, check_settings
 
@@ -237,18 +236,16 @@ def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.opti
     Raises:
         ValueError: there is none.
     """
-    if isinstance(name, str) and "." in name:
+    if isinstance(name, str) and "." in name and not name.startswith("torch."):
         return optimizer_class(_imported(name))
     if isinstance(name, type) and issubclass(name, Rule):
         return Optimizer.of(name)
     if isinstance(name, type) and issubclass(name, Optimizer):
         return name
-    plain = re.sub("[-_]", "", str(name).lower())
     names = class_names()
-    if plain not in names:
-        hint = did_you_mean(plain, names, otherwise=f"choose from {', '.join(names)}")
-        raise ValueError(f"unknown optimizer {name!r}{hint}")
-    found: type[torch.optim.Optimizer] = getattr(optimizer, names[plain])
+    if not isinstance(name, str) or plain(name) not in names:
+        raise ValueError(unknown(str(name), join="'{}' with {}"))
+    found: type[torch.optim.Optimizer] = getattr(optimizer, names[plain(name)])
     return found
 
 

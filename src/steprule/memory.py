@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from steprule.catalog import find
+from steprule.catalog import find, width
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS, bytes_of, state_format, weight_format
 from steprule.names import did_you_mean
 from steprule.rule import Rule
@@ -133,7 +134,8 @@ def parameter_count(text: str) -> int | None:
     if not match:
         return None
     factor = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}[match[2].lower()]
-    return round(float(match[1].replace("_", "")) * factor)
+    number = float(match[1].replace("_", "")) * factor
+    return round(number) if number < 1e18 else None
 
 
 def made_by(model: str, kinds: str = "module:function") -> Any:
@@ -144,30 +146,19 @@ def made_by(model: str, kinds: str = "module:function") -> Any:
         kinds: what the message says that may be given.
 
     Raises:
-        ValueError: there is no such function, or it does not return a module.
+        ValueError: there is no such function, or it fails or does not return a module.
     """
-    module_name, colon, function_name = model.partition(":")
-    if not colon or not function_name:
-        raise ValueError(f"{model!r} must be {kinds}")
-    import importlib
-    import os
-    import sys
-
     import torch
 
-    sys.path.insert(0, os.getcwd())
+    from steprule.compare.errors import told
+    from steprule.compare.spec import import_function
+
+    function, name = import_function(model, repr(model), f"be {kinds}")
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{model!r}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    function = getattr(module, function_name, None)
-    if function is None:
-        hint = did_you_mean(function_name, dir(module))
-        raise ValueError(f"{model!r}: {module_name} has no {function_name!r}{hint}")
-    with torch.device("meta"):
-        made = function()
+        with torch.device("meta"):
+            made = function()
+    except Exception as error:  # whatever somebody's function does
+        raise ValueError(f"{model!r}: {name}() failed: {told(error)}") from error
     if not isinstance(made, torch.nn.Module):
         raise ValueError(f"{model!r} returned {type(made).__name__}, not a torch.nn.Module")
     return made
@@ -184,16 +175,16 @@ def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
         Their shapes, a description, and the dtype that they have, None for a count.
 
     Raises:
-        ValueError: it is neither, or the function does not return a module.
+        ValueError: it is neither, or the function fails or does not return a module.
     """
     count = parameter_count(model)
     if count is not None:
         if count < 1:
             raise ValueError(f"{model!r} must be a number of parameters, at least 1")
-        width = max(math.isqrt(count), 1)
-        rest = count - width * (count // width)
-        return [(count // width, width), *([(rest,)] if rest else [])], f"{count:,} elements in one matrix", None
-    made = made_by(model, "a number of parameters, such as 124M or 7e9, or module:function")
+        wide = max(math.isqrt(count), 1)
+        rest = count - wide * (count // wide)
+        return [(count // wide, wide), *([(rest,)] if rest else [])], f"{count:,} elements in one matrix", None
+    made = made_by(model, "a number of parameters below 1e18, such as 124M or 7e9, or module:function")
     parameters = [p for p in made.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"{model!r} has no parameters to train")
@@ -217,7 +208,16 @@ def show(
     """
     for what, value in (("--dtype", dtype), ("--grad-dtype", grad_dtype)):
         if value is not None and value not in PARAMETER_DTYPES:
-            raise ValueError(f"{what} {value!r} must be one of {', '.join(PARAMETER_DTYPES)}")
+            must = f"must be one of {', '.join(PARAMETER_DTYPES)}"
+            raise ValueError(f"{what} {value!r} {must}{did_you_mean(value, PARAMETER_DTYPES)}")
+    for name in optimizers:
+        if "=" in name:
+            plain = name.partition(":")[0]
+            raise ValueError(
+                f"optimizer {name!r}: the table has every format, with the default settings; write {plain!r}"
+            )
+        if parameter_count(name) is not None:
+            raise ValueError(f"{name!r} is no optimizer; the model or its number of parameters stands before them")
     names = {find(name): name for name in optimizers or USUAL}
     shapes, description, own = shapes_of(model)
     dtype = dtype or (own if own in PARAMETER_DTYPES else None) or "bfloat16"
@@ -234,41 +234,50 @@ def show(
         ]  # fmt: skip
         print(json.dumps({"elements": count, "dtype": dtype, "grad_dtype": grad_dtype, "rows": rows}, indent=2))
         return
-    print(f"{description}; weights {dtype}, gradients {grad_dtype}")
+    print(textwrap.fill(f"{description}; weights {dtype}, gradients {grad_dtype}", width()))
     chosen = [answer(rows) for rows in tables]
-    print(*_lines(chosen, count), *_notes(chosen, dtype), sep="\n")
+    print(*_lines(chosen, count), "", *_notes(chosen, dtype), sep="\n")
 
 
 _COLUMNS = "{:2}{:9} {:9} {:10} {:>8} {:>10} {:>7} {:>7} {:>10}"
+_FEW = "{:2}{:9} {:9} {:10} {:>7} {:>10}"
 
 
 def _lines(tables: Sequence[Sequence[Need]], count: int) -> Iterator[str]:
-    """The table, of at most 80 columns."""
-    yield f"\n{'bytes an element':>58}"
-    yield _COLUMNS.format("", "dtype", "states=", "weights=", "weights", "gradients", "states", "total", "total")
+    """The table, of at most 80 columns; in a narrow terminal with the total alone of the numbers."""
+    headings = ("weights", "gradients", "states", "total")
+    is_narrow = width() < len(_COLUMNS.format(*[""] * 9))
+    form, first = (_FEW, 3) if is_narrow else (_COLUMNS, 0)
+    yield f"\n{'bytes an element':>{40 if is_narrow else 58}}"
+    yield form.format("", "dtype", "states=", "weights=", *headings[first:], "total")
     for rows in tables:
         settings = (f", {name}={value}" for name, value in _TYPICAL.get(rows[0].optimizer.lower(), {}).items())
         yield f"\n{rows[0].optimizer}{''.join(settings)}"
         for row in rows:
             mark = ">" if row.is_recommended else "*" if row.loses_updates else ""
             sizes = (row.weight_bytes, row.grad_bytes, row.state_bytes, row.total)
-            numbers = (f"{size / count:.2f}".rstrip("0").rstrip(".") for size in sizes)
-            yield _COLUMNS.format(mark, row.dtype, row.states or "-", row.weights or "-", *numbers, _size(row.total))
+            numbers = [f"{size / count:.2f}".rstrip("0").rstrip(".") for size in sizes[first:]]
+            yield form.format(mark, row.dtype, row.states or "-", row.weights or "-", *numbers, _size(row.total))
 
 
 def _notes(tables: Sequence[Sequence[Need]], dtype: str) -> Iterator[str]:
     """What there is to say of the rows."""
-    marks = {row.is_recommended: row for rows in tables for row in rows}
-    yield "\n-  no format given: torch.optim keeps the same, where it has the optimizer."
+    yield _note("-", "no format given: torch.optim keeps the same, where it has the optimizer.")
     if dtype in HALVES:
-        yield f"*  {dtype} weights are rounded to the nearest: an update below {_LOST[dtype]} of its"
-        yield "   weight is lost."
-    if True in marks:
+        lost = f"{dtype} weights are rounded to the nearest: an update below {_LOST[dtype]} of its weight is lost."
+        yield _note("*", lost)
+    if any(row.is_recommended for rows in tables for row in rows):
         settings = {"states": "8bit", **({"weights": "24bit"} if dtype in HALVES else {})}
-        yield f">  choose this first: {', '.join(f'{name}={value!r}' for name, value in settings.items())}."
+        yield _note(">", f"choose this first: {', '.join(f'{name}={value!r}' for name, value in settings.items())}.")
     if dtype in HALVES:
-        yield "   24bit keeps the low bits that rounding drops; stochastic takes a byte less,"
-        yield "   and rounds at random, without bias."
+        yield _note(
+            "",
+            "24bit keeps the low bits that rounding drops; stochastic takes a byte less, and rounds at random, without bias.",
+        )
+
+
+def _note(mark: str, text: str) -> str:
+    return textwrap.fill(text, min(width(), 80), initial_indent=f"{mark:3}", subsequent_indent="   ")
 
 
 _LOST = {"bfloat16": "1/512", "float16": "1/4096"}

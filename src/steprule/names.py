@@ -68,10 +68,29 @@ SUBMODULES = (
 )
 
 
+ALSO_CALLED = {
+    **{"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"},
+    **{
+        "fp32": "float32",
+        "bf16": "bfloat16",
+        "fp16": "float16",
+        "half": "float16",
+        "float32": "32bit",
+        "error": "raise",
+    },
+    **dict.fromkeys(("int8", "uint8", "fp8", "float8"), "8bit"),
+}
+"""What other libraries, and people, call hyperparameters, formats and choices."""
+
+
 def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6, otherwise: str = "") -> str:
-    """The end of a message: a question for the nearest of the choices, or what else to say; case does not matter."""
+    """The end of a message: a question for the choice of the same meaning, or the nearest, or what else to say.
+
+    Case does not matter.
+    """
     by_lower = {one.lower(): one for one in choices}
-    near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
+    also = ALSO_CALLED.get(word.lower())
+    near = [also] if also in by_lower else difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
     last = f"did you mean {by_lower[near[0]]!r}?" if near else otherwise
     return f"; {last}" if last else ""
 

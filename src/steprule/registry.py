@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import chain
 from pathlib import Path
 from pkgutil import iter_modules
 
-from steprule.names import HOME, SUBMODULES
+from steprule.names import HOME, SUBMODULES, did_you_mean
 from steprule.rule import Rule, RuleError
 
 TORCHS_OWN = {"lbfgs": "LBFGS"}
@@ -81,6 +82,37 @@ class Registry(Mapping[str, type[Rule]]):
 
 RULES = Registry()
 """Every rule; `steprule.rules` enters steprule's own."""
+
+
+def plain(name: str) -> str:
+    """A name as the registry has it: case, "-" and "_" do not matter."""
+    return re.sub("[-_]", "", name.lower())
+
+
+def unknown(text: str, others: Iterable[str] = (), join: str = "'{}:{}'") -> str:
+    """What to say of an optimizer that there is not.
+
+    Args:
+        text: as it was given, perhaps with settings after a colon.
+        others: names that could have been given besides those of `class_names`.
+        join: how a name and a setting are written together, with a place for each.
+    """
+    name, _, rest = text.partition(":")
+    choices = [*class_names(), *others]
+    bare = re.sub("(.+)schedulefree$", r"schedulefree\1", re.sub(_DECORATIONS, "", plain(name)))
+    if bare in choices and "8bit" in plain(name):
+        return f"unknown optimizer {text!r}; did you mean {join.format(bare, 'states=8bit')}?"
+    if rest.isidentifier():
+        return f"unknown optimizer {text!r}; did you mean {f'{name}.{rest}'!r}? A class of your own is module.Class"
+    owners = [known for known, rule in RULES.items() if plain(name) in rule.hyperparameters]
+    if owners:
+        return f"unknown optimizer {name!r}; it is a setting of {', '.join(owners)}"
+    near = bare if bare in choices else name if others and "." in name else plain(name.rpartition(".")[2])
+    return f"unknown optimizer {name!r}{did_you_mean(near, choices, otherwise='choose from ' + ', '.join(choices))}"
+
+
+_DECORATIONS = "8bit|32bit|bnb|paged|fused|torch|apex"
+"""What other libraries add to the names of optimizers."""
 
 
 def class_names() -> dict[str, str]:

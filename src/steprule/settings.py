@@ -10,12 +10,9 @@ from typing import Any
 
 from steprule.docstrings import PARAMS, arguments
 from steprule.hyper import UNSAID, is_fixed, whole_of
-from steprule.names import did_you_mean
+from steprule.names import ALSO_CALLED, did_you_mean
 from steprule.registry import RULES
 from steprule.rule import Rule, RuleError
-
-_ALSO_CALLED = {"learning_rate": "lr", "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
-"""What other libraries call hyperparameters."""
 
 
 def no_attribute(module: str, name: str, known: Iterable[str]) -> Exception:
@@ -52,13 +49,11 @@ def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in given:
         if name not in known:
-            is_others = name in _ALSO_CALLED or any(
+            is_others = name in ALSO_CALLED or any(
                 name in rule.hyperparameters for rule in RULES.values()
             )  # and seldom misspelled
-            none = f"it has no {_ALSO_CALLED.get(name, name)}; " if is_others else ""
-            also = _ALSO_CALLED.get(name, name)
-            word, cutoff = (also, 1.0) if also in known else (name, 0.85 if is_others else 0.6)
-            hint = did_you_mean(word, known, cutoff, f"{none}it takes {', '.join(known)}")
+            none = f"it has no {ALSO_CALLED.get(name, name)}; " if is_others else ""
+            hint = did_you_mean(name, known, 0.85 if is_others else 0.6, f"{none}it takes {', '.join(known)}")
             raise TypeError(f"{who} got an unexpected argument {name!r}{hint}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import shlex
@@ -18,7 +17,7 @@ from steprule.compare.errors import UsageError, defined, told
 from steprule.compare.report import page
 from steprule.compare.results import Comparison, TaskResult, machine, make_folder, write_text
 from steprule.compare.run import Budget, train
-from steprule.compare.spec import Spec, check, import_dotted, parse, suggestion
+from steprule.compare.spec import Spec, check, import_function, parse, suggestion
 from steprule.compare.tasks import TASKS, Task, described
 from steprule.compare.terminal import Watch, make_console, table
 
@@ -55,7 +54,7 @@ def compare(
         report: whether there is a folder at all.
 
     Returns:
-        The exit code: 0, 1 if a run failed with an exception, 130 if stopped by Ctrl-C.
+        The exit code: 0, 1 if a run failed with an exception or the report could not be written, 130 if stopped by Ctrl-C.
 
     Raises:
         UsageError: an argument cannot be right. Nothing has been trained then.
@@ -87,9 +86,9 @@ def compare(
 def _check(steps: int | None, seconds: float | None, target: float | None, out: Path | None, report: bool) -> None:
     """Raises for options that cannot be right, or not together."""
     if steps is not None and seconds is not None:
-        raise UsageError("--steps and --seconds exclude each other")
+        raise UsageError("--steps and --seconds exclude each other: leave out one of the two")
     if out is not None and not report:
-        raise UsageError("--out and --no-report exclude each other")
+        raise UsageError("--out and --no-report exclude each other: leave out one of the two")
     for name, value in (("--target", target), ("--seconds", seconds)):
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{name} {value} must be a finite number")
@@ -118,10 +117,13 @@ class _Session:
     def __init__(self, comparison: Comparison, folder: Path | None, as_json: bool) -> None:
         self.comparison, self.folder, self.as_json = comparison, folder, as_json
         self.console = make_console(stderr=as_json)
+        self.unwritten: dict[str, str] = {}  # why each file could not be written when last tried
 
     def run(self, plans: Sequence[Sequence[Spec]], seeds: int) -> int:
         """Trains every task; returns the exit code."""
         comparison, counts = self.comparison, [seeds * len(plan) for plan in plans]
+        if not self._keep("results.json", comparison.to_json(summary=False)):
+            raise UsageError(f"the folder {str(self.folder)!r} cannot be written to: {self.unwritten['results.json']}")
         try:
             with Watch(self.console, [result.task.name for result in comparison.results], counts) as watch:
                 for result, plan in zip(comparison.results, plans, strict=True):
@@ -130,14 +132,32 @@ class _Session:
             comparison.interrupted = True
             comparison.results = [result for result in comparison.results if result.runs]
             done = sum(len(result.runs) for result in comparison.results)
-            self._say(f"Stopped by Ctrl-C: {done} of {sum(counts)} runs were over, and only those are kept.")
             if not done:
-                if self.folder is not None and not any(self.folder.iterdir()):
-                    self.folder.rmdir()
+                self._say("Stopped by Ctrl-C before a run was over: nothing is kept.")
+                self._keep_nothing()
                 return 130
+            self._say(f"Stopped by Ctrl-C: {done} of {sum(counts)} runs were over, and only those are kept.")
         self._write()
         failed = self._tell_failures()
-        return 130 if comparison.interrupted else 1 if failed else 0
+        for name, reason in self.unwritten.items():
+            _complain(f"{name} cannot be written: {reason}; make room, or name another folder with --out")
+        return 130 if comparison.interrupted else 1 if failed or self.unwritten else 0
+
+    def _keep(self, name: str, text: str) -> bool:
+        """Writes a file of the report; whether it could. There is nothing to write without a folder."""
+        if self.folder is not None:
+            try:
+                write_text(self.folder / name, text)
+                self.unwritten.pop(name, None)
+            except OSError as error:
+                self.unwritten[name] = str(error.strerror)
+        return name not in self.unwritten
+
+    def _keep_nothing(self) -> None:
+        if self.folder is not None:
+            (self.folder / "results.json").unlink(missing_ok=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def _say(self, text: str) -> None:
         print(text, file=self.console.file, flush=True)
@@ -149,8 +169,9 @@ class _Session:
                 progress = watch.begin(result.task.name, str(spec), seed)
                 run = train(result.task, spec, seed, result.budget, result.target, progress)
                 result.runs.append(run)
-                if self.folder is not None:  # whatever comes after
-                    write_text(self.folder / "results.json", self.comparison.to_json(summary=False))
+                was_told = bool(self.unwritten)
+                if not self._keep("results.json", self.comparison.to_json(summary=False)) and not was_told:
+                    _complain(f"results.json cannot be written: {self.unwritten['results.json']}; the runs go on")
                 watch.end(run)
             if len(plan) > 1 and result.failure:  # the task is at fault: other seeds would tell nothing new
                 return
@@ -160,20 +181,19 @@ class _Session:
         comparison, folder = self.comparison, self.folder
         try:
             text = comparison.to_json()
-            if folder is not None:
-                write_text(folder / "results.json", text)
-                write_text(folder / "report.html", page(comparison))
+            if self._keep("results.json", text) and folder is not None:
+                self._keep("report.html", page(comparison))
             if self.as_json:
                 print(text, end="", flush=True)
             for result in comparison.results:
                 if not self.as_json and not result.failure:
-                    self.console.print(table(result))
+                    self.console.print(table(result, self.console.width))
                     self.console.print(result.sentence() + "\n")
         except Exception:
-            if folder is not None:
+            if folder is not None and not self.unwritten:
                 self._say(f"All runs are in {folder / 'results.json'}; what failed is their summary.")
             raise
-        if folder is not None:
+        if folder is not None and not self.unwritten:
             self._say(f"Report: {folder / 'report.html'}")
 
     def _tell_failures(self) -> bool:
@@ -189,7 +209,7 @@ class _Session:
                 if run.status == "failed":
                     _complain(f"{run.task}  {run.optimizer}  seed {run.seed} failed: {run.failure}")
                     failed = True
-        if failed and self.folder is not None:
+        if failed and self.folder is not None and not self.unwritten:
             _complain(f"tracebacks are in {self.folder / 'results.json'}")
         return failed
 
@@ -207,18 +227,16 @@ def _learning_rates(text: str | None) -> list[float]:
     return grid
 
 
+_OWN_TASK = "or module:function for your own"
+
+
 def _load(text: str) -> Task:
-    module, colon, function = text.partition(":")
-    if not colon:
-        if text not in TASKS:
-            raise UsageError(f"unknown --task {text!r}{suggestion(text, TASKS)}, or module:function for your own")
-        return described(TASKS[text](), TASKS[text])
-    if not module or not function:
-        raise UsageError(f"--task {text!r} must look like digits, chars or module:function")
-    make = import_dotted(module, function, f"--task {text!r}", _function_names)
-    if not callable(make):
-        kind = type(make).__name__
-        raise UsageError(f"--task {text!r}: {function} has the type {kind} and is no function that returns a Task")
+    if text.lower() in TASKS:
+        return described(TASKS[text.lower()](), TASKS[text.lower()])
+    if ":" not in text:
+        several = "; give --task once for each" if "," in text else suggestion(text, TASKS)
+        raise UsageError(f"unknown --task {text!r}{several}{'' if several[-1] == '?' else ','} {_OWN_TASK}")
+    make, function = import_function(text, f"--task {text!r}", "look like digits, chars or module:function")
     try:
         task = make()
     except Exception as error:
@@ -226,18 +244,6 @@ def _load(text: str) -> Task:
     if not isinstance(task, Task):
         raise UsageError(f"--task {text!r}: {function}() returned {task!r}, not a steprule.compare.Task")
     return described(task, make)
-
-
-def _function_names(module: Any) -> list[str]:
-    """The functions of a module that may return a task: those that it defines and that need no argument."""
-    return [
-        name
-        for name, one in vars(module).items()
-        if inspect.isfunction(one)
-        and one.__module__ == module.__name__
-        and not name.startswith("_")
-        and all(parameter.default is not parameter.empty for parameter in inspect.signature(one).parameters.values())
-    ]
 
 
 def _prepare(

@@ -100,13 +100,15 @@ def _loss_axis(colored: Sequence[_Drawn], target: float) -> tuple[Axis, list[str
     """An axis on which the curves differ, and what lies beyond it.
 
     It leaves out the greatest tenth of the losses, most of them from the first steps, what is worse than no training, and
-    a target far below all losses. It is logarithmic where a linear one would press the curves together.
+    a target far below all losses; but of every run that got better, the least loss is seen. It is logarithmic where a linear one would press the curves together.
     """
     medians = [loss for one in colored for loss in one.over_seeds.median if math.isfinite(loss)]
     least = min((min(run.loss) for one in colored for run in one.runs if run.loss), default=target)
     is_near = least <= 0 or target > least / _LOG_FROM
     untrained = max((one.over_seeds.median[0] for one in colored if one.over_seeds.median), default=target)
-    high = max(target, min(untrained, float(np.quantile(medians, _SEEN)))) if medians else target
+    ends = [min(run.loss[1:]) for one in colored for run in one.runs if run.status == "finished" and len(run.loss) > 1]
+    most = [min(untrained, float(np.quantile(medians, _SEEN)))] if medians else []
+    high = max(target, *most, *(loss for loss in ends if loss <= untrained))
     low = min(high, least, target if is_near else least)
     beyond = ["The target lies below the axis."] * (not is_near)
     if low > 0 and high / low > _LOG_FROM:

@@ -147,9 +147,20 @@ def _cell(text: str, below: str) -> str:
     return _breakable(text) + (f" <small>{below}</small>" if below else "")
 
 
+_LONGEST = 18
+"""The most letters that are never broken: a name of one of steprule's optimizers, or a part of a setting, has no more."""
+
+
 def _breakable(text: str) -> str:
-    """A text that may be broken where a reader expects it."""
-    return re.sub("[=_.](?=[A-Za-z])", r"\g<0><wbr>", escape(text))
+    """A text that may be broken where a reader expects it, and anywhere in a word that is longer than all of steprule's."""
+    parts = re.split(r"(?<=[=_.])(?=[A-Za-z])|(?<=[,:=])(?=[A-Za-z(])", text)
+    short = [part[at : at + _LONGEST] for part in parts for at in range(0, len(part), _LONGEST)]
+    return "<wbr>".join(map(escape, short))
+
+
+def _words(text: str) -> str:
+    """A line of text whose words may be long."""
+    return " ".join(map(_breakable, text.split(" ")))
 
 
 def _trouble(run: Run) -> str:
@@ -162,9 +173,9 @@ def _conditions(comparison: Comparison) -> str:
     plans = {} if comparison.settings["lr_grid"] else comparison.settings["optimizers"]
     settings = {f"{task}'s optimizers": ", ".join(plan) for task, plan in plans.items()}
     facts: Mapping[str, Any] = {"date": f"{comparison.date:%Y-%m-%d %H:%M:%S %Z}", **settings, **comparison.machine}
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{_words(str(value))}</dd>" for name, value in facts.items())
     return (
-        f"<h2>How it was run</h2>\n<p>To run it again:</p>\n<pre><code>{escape(comparison.command)}</code></pre>\n"
+        f"<h2>How it was run</h2>\n<p>To run it again:</p>\n<pre><code>{_words(comparison.command)}</code></pre>\n"
         "<p>Seconds are of training on this machine, without evaluation. results.json has all curves.</p>"
         f"\n<dl>{items}<dt>threads of torch</dt><dd>{comparison.settings['threads']}</dd></dl>"
     )

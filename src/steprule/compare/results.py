@@ -7,6 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -154,8 +155,13 @@ def _finite(value: Any) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that at any time there is either the old one or the new one, whole."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def make_folder(out: Path | None, date: datetime) -> Path:
@@ -170,12 +176,12 @@ def make_folder(out: Path | None, date: datetime) -> Path:
     """
     try:
         if out is not None:
+            if out.exists() and not out.is_dir():
+                raise UsageError(f"--out {str(out)!r} is a file; name a folder")
             out.mkdir(parents=True, exist_ok=True)
-            for name in ("results.json", "report.html"):
-                if (out / name).exists():
-                    raise UsageError(
-                        f"--out {str(out)!r} holds a report already; name another folder, or remove {name}"
-                    )
+            held = " and ".join(name for name in ("results.json", "report.html") if (out / name).exists())
+            if held:
+                raise UsageError(f"--out {str(out)!r} holds a report already; name another folder, or remove {held}")
             return out
         number = 1
         while True:
@@ -189,7 +195,7 @@ def make_folder(out: Path | None, date: datetime) -> Path:
             number += 1
     except OSError as error:
         what = f"--out {str(out)!r}" if out is not None else "the folder steprule-report"
-        raise UsageError(f"{what}: {error.strerror}") from error
+        raise UsageError(f"{what}: {error.strerror}; name another folder with --out") from error
 
 
 def machine() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,12 +17,13 @@ import steprule.optimizer
 from steprule.compare.errors import UsageError, told
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
 from steprule.names import did_you_mean
-from steprule.registry import class_names
+from steprule.registry import class_names, plain, unknown
+from steprule.rule import Rule
 from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
 from steprule.services.step import NONFINITE
 
-__all__ = ["Spec", "check", "import_dotted", "parse", "suggestion"]
+__all__ = ["Spec", "check", "import_dotted", "import_function", "parse", "suggestion"]
 
 
 @dataclass(frozen=True)
@@ -77,21 +79,39 @@ def parse(text: str) -> Spec:
         UsageError: the name, a hyperparameter or a value cannot be right.
     """
     name, colon, rest = text.partition(":")
-    if not all(part.isidentifier() for part in name.split(".")) or (colon and not rest):
-        raise UsageError(f"optimizer {text!r} must look like name or name:lr=0.001,weight_decay=0.1")
-    optimizer = _find(name)
+    if not all(part.isidentifier() for part in name.replace("-", "_").split(".")) or (colon and not rest):
+        raise UsageError(f"optimizer {text!r} must look like name or name:lr=0.001,weight_decay=0.1{_meant(text)}")
+    name, optimizer = _find(name, text)
     known = _hyperparameters(optimizer)
     settings: dict[str, Any] = {}
     for item in _split(rest):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not key or not equals or not value:
-            raise UsageError(f"optimizer {text!r}: {item!r} must look like lr=0.001")
+            tuples = "; a tuple is in parentheses: betas=(0.9,0.95)" if _is_number(item) else ""
+            raise UsageError(f"optimizer {text!r}: {item!r} must look like lr=0.001{tuples}")
         if known is not None and key not in known and key != "dtype":
             raise UsageError(f"optimizer {text!r}: {name} takes no {key!r}{suggestion(key, known)}")
         if key in settings:
             raise UsageError(f"optimizer {text!r}: {key} is given twice")
         settings[key] = _value(text, key, value)
     return Spec(name, optimizer, tuple(settings.items()))
+
+
+def _meant(text: str) -> str:
+    """What may have been meant by what is no optimizer, as the end of a message."""
+    if _is_number(text):
+        return "; several learning rates have commas between: --lr-grid 1e-3,1e-2"
+    if "=" in text:
+        return "; settings stand right after the optimizer's name and a colon"
+    return "; several optimizers have spaces between" if "," in text else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
@@ -143,26 +163,68 @@ def import_dotted(module: str, name: str, what: str, choices: Callable[[Any], Se
     return getattr(found, name)
 
 
-def _find(name: str) -> type[torch.optim.Optimizer]:
+def import_function(text: str, what: str, must: str) -> tuple[Callable[[], Any], str]:
+    """A function that is named as module:function, and the last part of this name.
+
+    Args:
+        text: the name.
+        what: begins the message of an error, naming the argument and its value.
+        must: what the argument must do or be, where it does not look so.
+
+    Raises:
+        UsageError: there is none.
+    """
+    module, _, name = text.rpartition(":")
+    if file := re.fullmatch(r"(?:.*[/\\])?([^/\\]*?)\.py|.*[/\\]([^/\\]*)", module):
+        told = f"a module as import has it, not a file: in its folder, write {file[1] or file[2]}:{name}"
+        raise UsageError(f"{what}: module:function takes {told}")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise UsageError(f"{what} must {must}")
+    function = import_dotted(module, name, what, _function_names)
+    if not callable(function):
+        raise UsageError(f"{what}: {name} has the type {type(function).__name__} and is no function")
+    return function, name
+
+
+def _function_names(module: Any) -> list[str]:
+    """The functions of a module that may be meant: those that it defines and that need no argument; else all names."""
+    own = [
+        name
+        for name, one in vars(module).items()
+        if inspect.isfunction(one)
+        and one.__module__ == module.__name__
+        and not name.startswith("_")
+        and all(parameter.default is not parameter.empty for parameter in inspect.signature(one).parameters.values())
+    ]
+    return own or [name for name in dir(module) if not name.startswith("_")]
+
+
+def _find(name: str, text: str) -> tuple[str, type[torch.optim.Optimizer]]:
+    """The class of a name, and how the name is usually written; case does not matter in steprule's and torch.optim's.
+
+    Args:
+        name: the name.
+        text: what the name was a part of, for the message.
+    """
     module, dot, last = name.rpartition(".")
-    if not dot:
-        names = class_names()
-        if name not in names:
-            raise UsageError(f"unknown optimizer {name!r}{suggestion(name, [*names, *_torch_names()])}")
-        optimizer: type[torch.optim.Optimizer] = getattr(steprule.optimizer, names[name])
-        return optimizer
-    if module == "torch":
-        if name not in _torch_names():
-            raise UsageError(f"unknown optimizer {name!r}{suggestion(name, _torch_names())}")
-        return import_dotted("torch.optim", last, "", _optimizer_names)  # type: ignore[no-any-return]
-    found = import_dotted(module, last, f"optimizer {name!r}", _optimizer_names)
+    if not dot and plain(name) in class_names():
+        known = plain(name)
+        return known, getattr(steprule.optimizer, class_names()[known])
+    if module in ("torch", "torch.optim"):
+        name = {one.lower(): one for one in _torch_names()}.get(f"torch.{last}".lower(), name)
+        last = name.rpartition(".")[2]
+    if not dot or (module == "torch" and name not in _torch_names()):
+        raise UsageError(unknown(text, _torch_names()))
+    found = import_dotted("torch.optim" if module == "torch" else module, last, f"optimizer {name!r}", _optimizer_names)
+    if _is_optimizer(found) and issubclass(found, Rule):
+        return name, steprule.optimizer.Optimizer.of(found)
     if not _is_optimizer(found):
-        raise UsageError(f"optimizer {name!r} is {found!r}, not a subclass of torch.optim.Optimizer")
-    return found  # type: ignore[no-any-return]
+        raise UsageError(f"optimizer {name!r} is {found!r}, neither a torch.optim.Optimizer nor a steprule.Rule")
+    return name, found
 
 
 def _is_optimizer(thing: Any) -> bool:
-    return isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
+    return isinstance(thing, type) and issubclass(thing, (torch.optim.Optimizer, Rule)) and thing is not Rule
 
 
 def _optimizer_names(module: Any) -> list[str]:

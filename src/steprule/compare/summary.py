@@ -235,14 +235,15 @@ def sentence(ranked: Sequence[Row], by: Literal["steps", "seconds"], target: flo
     took: Spread = getattr(first, by)
     if math.isinf(took.median):
         best = min(ranked, key=lambda row: row.final_loss.median)
-        nobody = f"No optimizer reached {goal} in most of its seeds"
+        nobody = f"No optimizer reached {goal}" + " in most of its seeds" * any(row.reached for row in ranked)
         if math.isinf(best.final_loss.median):
             return f"{nobody}, nor a finite loss at the end."
         return f"{nobody}; the lowest median final loss, {number(best.final_loss.median)}, is that of {told[best.optimizer]}."
     digits = 3 if by == "steps" else 2
     result = f"{told[first.optimizer]} reached {goal} after {number(took.median, digits=digits)} {by}"
     if first.seeds > 1:
-        result += f" ({_range(took, digits)} over {first.seeds} seeds)"
+        span = _range(took, digits)
+        result += f" ({span} over {first.seeds} seeds)" if " to " in span else f" (each of {first.seeds} seeds)"
     level = leaders(ranked, by)[1:]
     if level:
         some = " and ".join(told[row.optimizer] for row in level) if len(level) < 3 else f"{len(level)} others"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from steprule.compare.results import TaskResult
 from steprule.compare.run import Run
-from steprule.compare.summary import columns, number
+from steprule.compare.summary import Column, columns, number
 
 __all__ = ["Watch", "make_console", "table"]
 
@@ -85,26 +86,80 @@ def _line(run: Run) -> str:
     return f"{who}loss {number(run.loss[-1])} after {run.step_count} steps in {number(run.seconds[-1])} s, {reached}"
 
 
-def table(result: TaskResult) -> Table:
-    """The ranked optimizers of a task in at most 80 columns: medians, and below them the ranges over the seeds."""
+_CAPTION = "Medians, below them the ranges over the seeds; state bytes are those of an element."
+
+
+def table(result: TaskResult, width: int = 80) -> Table | Text:
+    """The ranked optimizers of a task: medians, and below them the ranges over the seeds.
+
+    Args:
+        result: the task's.
+        width: how many columns there are. Where a table would break a name, there is a line for each number.
+    """
     rows = result.ranked()
     numbers = columns(rows)
+    names = ["\n ".join([row.name, *row.settings]) for row in rows]
+    taken = sum(max(map(len, _lines(column))) + 1 for column in numbers)
+    room = min(width, 80) - taken - 2
+    if max(len(_INDENT + part) for name in names for line in name.split("\n") for part in _parts(line)) > room:
+        return _listing(result, numbers, names, width)
     shown = Table(
         title=Text(result.title()),
         title_justify="left",
-        caption=Text("Medians, below them the ranges over the seeds; state bytes are those of an element."),
+        caption=Text(_CAPTION),
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=0,
     )
-    shown.add_column("optimizer", overflow="fold")
+    shown.add_column("optimizer", no_wrap=True)
     for column in numbers:
         shown.add_column(Text(column.short), justify="right", no_wrap=True)
-    for index, row in enumerate(rows):
+    for index, name in enumerate(names):
         cells = [column.cells[index] for column in numbers]
-        settings = "".join(f"\n {setting}" for setting in row.settings)
-        shown.add_row(Text(row.name + settings), *(Text(f"{cell.text}\n{_short(cell.spread)}") for cell in cells))
+        shown.add_row(Text(_folded(name, room)), *(Text(f"{cell.text}\n{_short(cell.spread)}") for cell in cells))
     return shown
+
+
+def _listing(result: TaskResult, numbers: Sequence[Column], names: Sequence[str], width: int) -> Text:
+    """The same with a line for each number."""
+    headings = [column.short.replace("\n", " ") for column in numbers]
+    wide = max(map(len, headings))
+    parts = [result.title()]
+    for index, name in enumerate(names):
+        lines = [_folded(name, width)]
+        for heading, column in zip(headings, numbers, strict=True):
+            text, spread = column.cells[index]
+            lines.append(f"  {heading:{wide}} {text} {_short(spread)}".rstrip())
+        parts.append("\n".join(lines))
+    return Text("\n\n".join([*parts, _CAPTION.replace("below", "behind")]))
+
+
+def _lines(column: Column) -> Iterator[str]:
+    """All lines of a column, of which the longest sets its width."""
+    yield from column.short.split("\n")
+    for cell in column.cells:
+        yield from (cell.text, _short(cell.spread))
+
+
+def _parts(line: str) -> list[str]:
+    """A name or a setting in parts, between which a line may be broken."""
+    return re.split(r"(?<=[=_])|(?<=[.,])(?=[A-Za-z])", line)
+
+
+def _folded(name: str, width: int) -> str:
+    """A name and settings with more lines, each of so many columns if no part is longer."""
+    lines = []
+    for line in name.split("\n"):
+        lines.append("")
+        for part in _parts(line):
+            if lines[-1] and len(lines[-1]) + len(part) > width:
+                lines.append(_INDENT)
+            lines[-1] += part
+    return "\n".join(lines)
+
+
+_INDENT = "  "
+"""Of a line that goes on."""
 
 
 def _short(spread: str) -> str:

@@ -159,7 +159,8 @@ def make_accumulator(grads: Any) -> Accumulator | None:
 
 
 def _hint(value: Any, choices: Sequence[str]) -> str:
-    return did_you_mean(str(value), choices, 0.4, f"it can be {', '.join(map(repr, (None, *choices)))}")
+    word = "" if isinstance(value, bool) else str(value)  # "True" is near to "raise"
+    return did_you_mean(word, choices, 0.4, f"it can be {', '.join(map(repr, (None, *choices)))}")
 
 
 def check_formats(settings: Mapping[str, Any]) -> None:
