@@ -9,7 +9,8 @@ import pytest
 import torch
 from bounds import UNIT
 
-from steprule.matrix import coefficients, mud, oracle, products
+from steprule.matrix import coefficients, oracle, products
+from steprule.matrix import decorrelated as decorrelated_module
 from steprule.matrix import how as how_module
 from steprule.matrix import polar as polar_module
 from steprule.matrix.coefficients import PUBLISHED, polar_express, polynomial
@@ -358,7 +359,9 @@ def test_stacks_that_are_refused():
 
 
 @pytest.mark.parametrize(
-    "module", [coefficients, how_module, mud, oracle, polar_module, products], ids=lambda one: one.__name__
+    "module",
+    [coefficients, how_module, decorrelated_module, oracle, polar_module, products],
+    ids=lambda one: one.__name__,
 )
 def test_examples_run(module):
     failed, tried = doctest.testmod(module, extraglobs={"torch": torch})
