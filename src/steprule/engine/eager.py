@@ -194,9 +194,8 @@ class EagerStep:
         if level == 0:
             inputs |= {name: _number(self._states[name]) for name in program.numbers}
             self._new_scalars: dict[str, Any] = {}
-        now = program.levels[level] if level < self.depth else None
-        for name in [one.removeprefix("new_") for one in now.order if one not in now.parts] if now is not None else ():
-            expression = program.numbers[name]
+        numbers = program.levels[level].numbers if level < self.depth else {}
+        for name, expression in numbers.items():
             state = self._states[name]
             self._new_scalars[name] = new = _like(state, self._evaluation(expression))
             inputs[f"new_{name}"] = _number(new)

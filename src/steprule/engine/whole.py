@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steprule.engine.run import Sums
 from steprule.hyper import filled
 from steprule.rule import Rule
 from steprule.state import matrix_shape
 
 
 class WholeStep:
-    """One step of one torch parameter, in float64 if any operand has it and float32 otherwise; arguments as for `EagerStep`."""
+    """One step of one torch parameter, in float64 if any operand has it and float32 otherwise; arguments as for `EagerStep`.
 
-    program = None
-    depth = 0
+    Nothing of it need be known before anything changes.
+    """
 
     def __init__(
         self,
@@ -44,22 +43,6 @@ class WholeStep:
             return x.item() if x.device.type == "cpu" else x.double()
         x = x.to(self._dtype)
         return x if name in self.rule.side_states else x.reshape(matrix_shape(x.shape, self.rule.stacks))
-
-    def find_numbers(self) -> None:
-        """Nothing: `write` finds them."""
-
-    def count(self) -> None:
-        """Nothing: the step is given."""
-
-    def run(self, level: int) -> None:
-        """Nothing: there are no levels."""
-
-    def sums(self, level: int) -> Sums:
-        """None."""
-        return {}
-
-    def put(self, level: int, sums: Sums) -> None:
-        """Nothing."""
 
     def write(self) -> None:
         """Puts the new values in place of the old."""

@@ -190,12 +190,12 @@ class Loose(Member):
     @property
     def program(self) -> Program | None:
         """What its step does, where sums are a part of it."""
-        return self._part.program if self._part is not None else None
+        return self._part.program if isinstance(self._part, EagerStep) else None
 
     @property
     def depth(self) -> int:
         """How many levels of sums there are."""
-        return self._part.depth if self._part is not None else 0
+        return self._part.depth if isinstance(self._part, EagerStep) else 0
 
     def prepare(self) -> None:
         """Makes the step, where something of it must be known before anything changes; it takes memory.
