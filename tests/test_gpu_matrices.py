@@ -85,3 +85,19 @@ def test_nothing_waits_for_the_gpu_and_a_graph_records_it():
     torch.cuda.synchronize()
     for param, other in zip(params, others, strict=True):
         torch.testing.assert_close(param, other)
+
+
+def test_of_settings_on_the_device_the_host_reads_those_of_products_alone(monkeypatch):
+    monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
+    param = torch.nn.Parameter(torch.randn(8, 4, device=GPU_DEVICE))
+    lr, eps = torch.tensor(0.1, device=GPU_DEVICE), torch.tensor(1e-7, device=GPU_DEVICE)
+    read = []
+    item = torch.Tensor.item
+    optimizer = steprule.Muon([param], lr=lr, eps=eps)
+    for step in range(3):
+        param.grad = torch.randn_like(param)
+        if step == 2:
+            monkeypatch.setattr(torch.Tensor, "item", lambda x: read.append(x.data_ptr()) or item(x))
+        optimizer.step()
+    monkeypatch.undo()
+    assert eps.data_ptr() in read and lr.data_ptr() not in read

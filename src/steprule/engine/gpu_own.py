@@ -17,7 +17,7 @@ from steprule.engine.gpu_reading import Combination, GpuReading
 from steprule.engine.matrices import Rooms
 from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
-from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.expression import Expression, inputs_of, scalar_name
 from steprule.trace.program import COUNTS, Program
 
 _TILE = 128
@@ -83,6 +83,10 @@ class GpuPlanned:
         for name in self._rows.keys() & set(COUNTS):
             self._rows[name].copy_(torch.tensor(counts[name], device=device))
         self._rooms = rooms
+        arguments = [x for one in self.program.matrices.values() for x in one.others if isinstance(x, Expression)]
+        names = {name for x in arguments for name in inputs_of(x)}
+        columns = {scalar_name(*scalar): i for i, scalar in enumerate(self.program.scalars)}
+        self._settings = {name: column for name, column in columns.items() if name in names}
         self._names = [name for name in own if name in self.program.numbers]
         kept = [states[name] for name in self._names]
         self._kept_at = torch.tensor([[x.data_ptr() for x in row] for row in kept], dtype=torch.int64, device=device)
@@ -120,13 +124,15 @@ class GpuPlanned:
         for name, value in sums.items():
             row = self._rows[name]
             row.copy_(value, non_blocking=True) if isinstance(value, Tensor) else row.fill_(value)
-        numbers = self.program.levels[level].numbers if level < len(self.program.levels) else {}
-        for name, expression in numbers.items():
+        if level >= len(self.program.levels):
+            return
+        now = self.program.levels[level]
+        for name, expression in now.numbers.items():
             place, row = self._names.index(name), self._rows[f"new_{name}"]
             row.copy_(self._evaluation(expression))
             self._bring(put, self._kept_at[place], self._are_double[place], row)
-        if self._rooms is not None and level < len(self.program.levels):
-            self._rooms.run(self.program.levels[level].matrices, Evaluation(self._plan.settings(self.program.scalars)))
+        if self._rooms is not None and now.matrices:
+            self._rooms.run(now.matrices, Evaluation(self._plan.settings(self._settings)))
 
     def _bring(self, function: Any, kept_at: Tensor, are_double: Tensor, numbers: Tensor) -> None:
         size = numbers.numel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from steprule.formats import BLOCK, Numbering
 from steprule.kernels.gpu_pass import GpuSource
-from steprule.trace.expression import scalar_name
 
 Number = float | Tensor
 
@@ -180,12 +179,17 @@ class GpuPlan:
         self._hyper.fill(self._host_hyper)
         self._places, self._sources = places, sources
 
-    def settings(self, scalars: Sequence[tuple[str, int | None]]) -> dict[str, Any]:
-        """Numbers of these names that the host knows, one for each tensor; what is on the device is waited for."""
-        for place, source in zip(self._at, self._sources, strict=True):
-            self._host_hyper[place] = source.item()
-        columns = self._host_hyper[self._groups].T
-        return {scalar_name(*scalar): columns[i] for i, scalar in enumerate(scalars)}
+    def settings(self, columns: Mapping[str, int]) -> dict[str, Any]:
+        """Numbers that the host knows, one for each tensor; what is on the device is waited for.
+
+        Args:
+            columns: for each name its place among the numbers of a group.
+        """
+        for (row, column), source in zip(self._at, self._sources, strict=True):
+            if column in columns.values():
+                self._host_hyper[row, column] = source.item()
+        numbers = self._host_hyper[self._groups].T
+        return {name: numbers[column] for name, column in columns.items()}
 
     def read_hyper(self) -> None:
         """Takes over the numbers that are on the device."""
