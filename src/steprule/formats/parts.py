@@ -6,7 +6,7 @@ Operations on bits are done on parts: torch's DTensor does not have all of them,
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,22 @@ _DTENSOR = "torch.distributed.tensor"  # imported by those who use it
 def is_sharded(x: Any) -> bool:
     """Whether x is a DTensor."""
     return _DTENSOR in sys.modules and isinstance(x, sys.modules[_DTENSOR].DTensor)
+
+
+class MeshCut(NamedTuple):
+    """A dimension of a mesh along which processes have other parts of a DTensor, and how they do."""
+
+    mesh: Any
+    axis: int
+    placement: Any
+
+
+def cuts_of(param: Any) -> list[MeshCut]:
+    """The dimensions of meshes along which processes have other parts of a tensor, which may be no DTensor."""
+    if not is_sharded(param):
+        return []
+    mesh, placements = param.device_mesh, param.placements
+    return [MeshCut(mesh, i, x) for i, x in enumerate(placements) if not x.is_replicate() and mesh.size(i) > 1]
 
 
 def local(x: Any) -> Any:

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from steprule.formats.parts import is_sharded
+from steprule.formats.parts import cuts_of, is_sharded
 from steprule.optimizer.core import Core
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.state import no_matrix
 from steprule.step.listed import name_in
-from steprule.tensors.exchange import cuts_of, has_rows, why_apart
+from steprule.tensors.exchange import has_rows, why_apart
 from steprule.tensors.memory import HALF_DTYPES
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.shard import cut_dimensions, is_unreduced

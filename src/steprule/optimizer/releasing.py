@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from steprule.formats.parts import is_sharded
+from steprule.formats.parts import cuts_of, is_sharded
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.parts import RELEASED
 from steprule.optimizer.steps import Steps
@@ -15,7 +15,6 @@ from steprule.services.hooks import processes
 from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.listed import list_all
-from steprule.tensors.exchange import cuts_of
 from steprule.trace.tracing import couples, program_of
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steprule.engine.run import Spread, alone
 from steprule.engine.team import torch_alone
-from steprule.formats.parts import is_sharded
+from steprule.formats.parts import cuts_of, is_sharded
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
@@ -23,7 +23,7 @@ from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
-from steprule.tensors.exchange import Agreement, cuts_of
+from steprule.tensors.exchange import Agreement
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE

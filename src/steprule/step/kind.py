@@ -13,9 +13,9 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 from steprule.engine import cpu, gpu
 from steprule.engine.matrices import room_dtype
 from steprule.formats import FORMATS, weight_format
+from steprule.formats.parts import cuts_of
 from steprule.state import matrix_shape, no_matrix
 from steprule.step.job import Job
-from steprule.tensors.exchange import cuts_of
 from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
 from steprule.tensors.totals import whole_of

@@ -14,13 +14,13 @@ from steprule.engine.eager import EagerStep
 from steprule.engine.run import Complete, Sums, alone, find_numbers
 from steprule.engine.whole import WholeStep
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
+from steprule.formats.parts import cuts_of
 from steprule.kernels.source import tally_of
 from steprule.services.clip import ClipAdaptive, ClipValue
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.step.entry import Entry
-from steprule.tensors.exchange import cuts_of
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state

@@ -9,34 +9,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from steprule.engine.matrices import Rooms
-from steprule.formats.parts import is_sharded
+from steprule.formats.parts import cuts_of
 from steprule.state import matrix_shape
-from steprule.tensors.totals import whole_of
+from steprule.tensors.totals import reduced, whole_of
 from steprule.trace.expression import Expression
 from steprule.trace.program import Matrix
-
-
-class Cut(NamedTuple):
-    """A dimension of a mesh along which processes have other parts of a DTensor, and how they do."""
-
-    mesh: Any
-    axis: int
-    placement: Any
-
-
-def cuts_of(param: Tensor) -> list[Cut]:
-    """The dimensions of meshes along which processes have other parts of a tensor, which may be no DTensor."""
-    if not is_sharded(param):
-        return []
-    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-    return [Cut(mesh, i, x) for i, x in enumerate(placements) if not x.is_replicate() and mesh.size(i) > 1]
 
 
 def why_apart(param: Tensor) -> str | None:
@@ -301,10 +285,9 @@ class Agreement:
 
     def _largest(self, numbers: Sequence[float]) -> np.ndarray:
         """Of each number the largest that a process has."""
-        from torch.distributed import ReduceOp, all_reduce
+        from torch.distributed import ReduceOp
 
-        every = torch.tensor(numbers, dtype=torch.float64)
+        every = np.array(numbers, np.float64)
         for mesh, axis in self._axes:
-            every = every.to(mesh.device_type)
-            all_reduce(every, ReduceOp.MAX, group=mesh.get_group(axis))
-        return every.cpu().numpy()
+            every = reduced(every, mesh, axis, ReduceOp.MAX)
+        return every

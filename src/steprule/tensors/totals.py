@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.run import Sums
-from steprule.formats.parts import is_sharded
+from steprule.formats.parts import cuts_of
 
 _WHOLE = "_steprule_whole"
 
@@ -134,7 +134,7 @@ class Totals:
                 own = flat[index] * sign
                 if operation is ReduceOp.MAX:
                     own = np.where(np.isnan(own), math.inf, own)  # which not every backend would hand on
-                done = _reduced(np.append(own, float(flag or 0)) if has_flag else own, mesh, dim, operation)
+                done = reduced(np.append(own, float(flag or 0)) if has_flag else own, mesh, dim, operation)
                 flag = done[-1] > 0 if has_flag else flag
                 flat[index] = done[: len(index)] * sign
         return bool(flag)
@@ -151,7 +151,7 @@ class Totals:
         own[layout.places], own[-1] = 1.0, layout.key
         both = np.concatenate([own, -own, [float(has_failed)]])
         for mesh, dim in self._groups:
-            both = _reduced(both, mesh, dim, ReduceOp.MAX)
+            both = reduced(both, mesh, dim, ReduceOp.MAX)
         most, least = both[:-1].reshape(2, -1) * [[1.0], [-1.0]]
         if both[-1] or (most != least).any():
             raise DisagreementError(np.flatnonzero(most != least)[:-1].tolist() if not both[-1] else [])
@@ -240,13 +240,10 @@ def _index(chosen: Sequence[int], entries: Sequence[_Entry]) -> tuple[np.ndarray
 
 def _axes(param: Tensor) -> list[tuple[Any, int]]:
     """The dimensions of a mesh along which other processes have other parts of a tensor."""
-    if not is_sharded(param):
-        return []
-    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-    return [(mesh, dim) for dim, one in enumerate(placements) if not one.is_replicate() and mesh.size(dim) > 1]
+    return [(cut.mesh, cut.axis) for cut in cuts_of(param)]
 
 
-def _reduced(numbers: np.ndarray, mesh: Any, dim: int, operation: Any) -> np.ndarray:
+def reduced(numbers: np.ndarray, mesh: Any, dim: int, operation: Any) -> np.ndarray:
     """Numbers made those of all processes along a dimension of a mesh."""
     from torch.distributed import all_reduce
 
