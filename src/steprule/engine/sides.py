@@ -11,9 +11,7 @@ from steprule.engine.plan import rows_of_piece
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import SUM_OPS, Expression
 from steprule.trace.extent import COLS, NUMBER, ROWS, Extent
-from steprule.trace.program import ADD, COL, ROW, Side
-
-_EXTENTS = {ROW: ROWS, COL: COLS}
+from steprule.trace.program import ADD, COL, EXTENTS, ROW, Side
 
 
 class Sides:
@@ -31,7 +29,7 @@ class Sides:
         self._pieces = np.array([-(-m // rows_of_piece(n)) for m, n in shapes])
         self._first, self._tables = {}, {}
         for name, side in sides.items():
-            lengths = self._lengths[_EXTENTS[side.axis]]
+            lengths = self._lengths[EXTENTS[side.axis]]
             if side.axis == COL and side.how:
                 lengths = lengths * self._pieces
             self._first[name] = np.concatenate([[0], np.cumsum(lengths)])
@@ -57,7 +55,7 @@ class Sides:
 
     def put(self, name: str, values: np.ndarray) -> None:
         """Takes over what passes are to read, of active tensors."""
-        extent = _EXTENTS[self._sides[name].axis]
+        extent = EXTENTS[self._sides[name].axis]
         table = self._tables[name]
         if self.active.all():
             table[:] = values

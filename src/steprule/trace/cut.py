@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of, operations, reads
 from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent
-from steprule.trace.program import ADD, COL, COUNTS, IN_PLACE, LARGEST, ROW, TENSOR, Level, Matrix, Side, Stage, Sum
+from steprule.trace.program import ADD, COUNTS, EXTENTS, IN_PLACE, LARGEST, TENSOR, Level, Matrix, Side, Stage, Sum
 
-_AXES = {NUMBER: TENSOR, ROWS: ROW, COLS: COL}
+_AXES = {extent: axis for axis, extent in EXTENTS.items()}
 
 
 @dataclass
@@ -123,13 +123,10 @@ class _Cutter:
         depths = {name: self.depth[id(one)] for name, one in outputs.items()}
         places = {id(node): place for place, node in enumerate(self.found)}
         asked = {node.args[0] for node in self.found if node.op == "input"}
-        all_counts = (
-            "rows" in asked
-            or not IN_PLACE.isdisjoint(operations(self.found))
-            or any(
-                node.extent in (ROWS, COLS) for node in self.found
-            )  # tensors with numbers of their own are counted first
-        )
+        # Tensors with numbers of their own are counted before the first pass, as matrices, rows and columns need.
+        has_matrices = not IN_PLACE.isdisjoint(operations(self.found))
+        has_sides = any(node.extent in (ROWS, COLS) for node in self.found)
+        all_counts = "rows" in asked or has_matrices or has_sides
         extents: dict[str, Extent] = {name: NUMBER for name in COUNTS if name in asked or all_counts}
         cut.level.update(dict.fromkeys(extents, 0))
         new = {name: outputs.pop(name) for name in list(outputs) if name in self._states}
@@ -202,9 +199,8 @@ class _Cutter:
             for number, arg in enumerate(node.args):
                 if not isinstance(arg, Expression) or arg.extent not in (ROWS, COLS):
                     continue
-                is_divisor = (
-                    node.op == "div" and number == 1
-                )  # a product is cheaper, and its factor is exact to float64
+                # A product is cheaper than a quotient, and its factor is exact to float64.
+                is_divisor = node.op == "div" and number == 1
                 key = self.keys[id(arg)], is_divisor
                 if key not in names:
                     name = names[key] = f"part{len(cut.parts)}"

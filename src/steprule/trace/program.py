@@ -9,9 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from steprule.trace.expression import SUM_OPS, Expression, inputs_of, nodes_of, scalar_name
+from steprule.trace.extent import COLS, NUMBER, ROWS, Extent
 
 TENSOR, ROW, COL = "tensor", "row", "col"
 """What has a number for itself: each tensor, each index of its first dimension, or each column of the matrix that it is."""
+EXTENTS: Mapping[str, Extent] = {TENSOR: NUMBER, ROW: ROWS, COL: COLS}
+"""What such numbers are, by what has them."""
 ADD, LARGEST, SMALLEST = "add", "largest", "smallest"
 """How elements become one number. Where there are none, the sum is 0, and so is the largest; the smallest is inf."""
 
