@@ -398,15 +398,15 @@ def test_averages_within_averages_are_still_averages(dtype, outer, inner):
 
 @pytest.mark.parametrize(("dtype", "options"), [(torch.float32, {}), (torch.bfloat16, {})], ids=str)
 @pytest.mark.parametrize("steps", [1, 4])
-def test_while_swapped_there_is_no_step_and_no_checkpoint(dtype, options, steps):
+def test_while_swapped_there_is_no_step(dtype, options, steps):
     """After one step, and after several, when a pass is kept."""
     optimizer = make(dtype, average=DECAY)
     train(optimizer, range(1, 1 + steps))
     start = snapshot(optimizer)
     optimizer.swap_average()
     before = snapshot(optimizer)
-    for call in (optimizer.step, optimizer.state_dict, optimizer.plain_state_dict):
-        with pytest.raises(RuntimeError, match=r"swapped with their averages: call swap_average\(\)"):
+    for call in (optimizer.step, optimizer.plain_state_dict):
+        with pytest.raises(RuntimeError, match=r"swapped with their averages: call train\(\) or swap_average\(\)"):
             call()
     assert_unchanged(before, optimizer)
     optimizer.swap_average()
@@ -569,6 +569,94 @@ def test_a_checkpoint_resumes_bit_for_bit(dtype, options, kind):
         repr(one.state_dict()["param_groups"][0]["services"]) for one in (optimizer, resumed)
     ]  # in which nan is nan
     assert notes[0] == notes[1]
+
+
+@pytest.mark.parametrize("way", ["eval", "averaged", "swap_average"])
+@SOME_FORMATS
+def test_a_checkpoint_that_is_saved_with_averages_resumes_bit_for_bit(dtype, options, way):
+    """Frameworks save after they evaluate: model and optimizer say together which weights are whose."""
+    optimizer, resumed = (make(dtype, **options, average=DECAY) for _ in range(2))
+    train(optimizer, range(1, 4))
+    train(resumed, [7])
+    with optimizer.averaged() if way == "averaged" else contextlib.nullcontext():
+        getattr(optimizer, way)() if way != "averaged" else None
+        averages = [p.detach().clone() for p in all_params(optimizer)]
+        saved = saved_and_loaded(optimizer.state_dict())
+        if way != "averaged":
+            optimizer.train()
+    assert [group["train_mode"] for group in saved["param_groups"]] == [False]
+    resumed.load_state_dict(saved)
+    with torch.no_grad():
+        for p, average in zip(all_params(resumed), averages, strict=True):
+            p.copy_(average)
+    with pytest.raises(RuntimeError, match=r"call train\(\)"):
+        resumed.step()
+    resumed.train()
+    assert_same(optimizer, resumed)
+    assert all("param_trained" not in resumed.state[p] for p in all_params(resumed))
+    for side in (optimizer, resumed):
+        train(side, range(4, 7))
+    assert_same(optimizer, resumed)
+    assert resumed.state_dict()["param_groups"][0]["train_mode"] is True
+
+
+@SOME_FORMATS
+def test_the_modes_change_nothing_twice_or_without_averages(dtype, options):
+    optimizer, plain = make(dtype, **options, average=DECAY), make(dtype, **options)
+    for one in (optimizer, plain):
+        for mode in (one.train, one.eval, one.eval, one.train):
+            mode()
+        train(one, [1, 2])
+    before = snapshot(optimizer), snapshot(plain)
+    weights = [p.detach().clone() for p in all_params(optimizer)]
+    for _ in range(2):
+        plain.eval()
+        optimizer.eval()
+    assert not any(map(torch.equal, weights[:1], all_params(optimizer)))
+    with optimizer.averaged():
+        assert not torch.equal(weights[0], all_params(optimizer)[0])
+    assert_unchanged(before[1], plain)
+    train(plain, [3])
+    for _ in range(2):
+        optimizer.train()
+    assert_unchanged(before[0], optimizer)
+
+
+def test_a_checkpoint_with_averages_goes_to_the_same_format_only():
+    """Averages of bfloat16 weights lie beside these, and those of weights with low bits are exchanged with them."""
+    optimizer, other = make(torch.bfloat16, weights="24bit", average=DECAY), make(torch.bfloat16, average=DECAY)
+    for one in (optimizer, other):
+        train(one, [1, 2])
+    before = snapshot(other)
+    optimizer.eval()
+    with pytest.raises(ValueError, match="averages of its weights, which were kept in another format"):
+        other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert_unchanged(before, other)
+    other.eval()
+    saved = saved_and_loaded(other.state_dict())
+    for state in saved["state"].values():
+        del state["param_trained"]  # as a tool does that loads the states it finds in an optimizer
+    with pytest.raises(ValueError, match="kept in another format"):
+        make(torch.bfloat16, average=DECAY).load_state_dict(saved)
+
+
+def test_loading_replaces_weights_that_were_aside(caplog):
+    """As in a second train() of a trainer, which has evaluated after the first."""
+    optimizer, resumed, plain = make(average=DECAY), make(average=DECAY), make()
+    train(optimizer, range(1, 4))
+    saved = saved_and_loaded(optimizer.state_dict())
+    train(resumed, [5, 6])
+    resumed.eval()
+    give_weights(resumed, optimizer)
+    resumed.load_state_dict(saved)
+    resumed.train()
+    assert_same(optimizer, resumed)
+    with resumed.averaged(), pytest.raises(RuntimeError, match="before load_state_dict"):
+        resumed.load_state_dict(saved)
+    optimizer.eval()
+    plain.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert "the weights whose averages the model was saved with (average)" in caplog.text
+    assert not any(name.startswith("param_") for name in plain.state[all_params(plain)[0]])
 
 
 @EVERY_KIND

@@ -21,10 +21,12 @@ from steprule.rules.options import OPTIONS, added_names
 from steprule.services.clip import unpacked
 from steprule.services.ledger import REMEMBERED
 from steprule.step.listed import name_in
+from steprule.tensors.average import Aside
 from steprule.tensors.memory import DTYPES, dtype_name, too_short
 from steprule.tensors.state import (
     AVERAGE,
     FORMAT_OPTIONS,
+    TRAINED,
     average_format,
     convert,
     drop_other_low_bits,
@@ -108,9 +110,10 @@ def _tell_what_is_dropped(groups: Groups, notes: Mapping[str, Any], states: Sequ
     """Warns of what was saved and this optimizer was not made for: its own checkpoints will not have it."""
     core = groups.core
     own, services = core.services, notes.get("services", {})
+    has_averages = any(AVERAGE in state for state in states) and (own is None or own.average is None)
     dropped = {
-        "averages of weights (average)": any(AVERAGE in state for state in states)
-        and (own is None or own.average is None),
+        "averages of weights (average)": has_averages and notes["train_mode"],
+        "the weights whose averages the model was saved with (average)": has_averages and not notes["train_mode"],
         "recent norms (clip=ClipQuantile(...))": unpacked(services.get("recent", ()))
         and (own is None or not own.ledger.on_host().recent.maxlen),
         "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)": own is None
@@ -247,7 +250,7 @@ class Loading:
             self._restore()
             for group in self._groups.groups:
                 self._groups.complete(group)
-            self._convert()
+            aside = self._convert()
             core.begun_with = {}
             self._groups.check_constants()  # which takes note of those that were loaded
         except Exception:
@@ -255,6 +258,7 @@ class Loading:
             core.begun_with = begun_with
             raise
         core.completed = list(self._groups.groups)
+        core.modes.take(aside)
         take_notes(self._groups, self._source)
         self._groups.set_scheduled_if_possible()
         self._groups.note()
@@ -281,16 +285,22 @@ class Loading:
                         is_number = name == "step" or name in self._rule.scalar_states  # which lies elsewhere
                         states[param][name] = value if is_number else value.to(param.device)
 
-    def _convert(self) -> None:
-        """Makes loaded states this optimizer's own, in its formats."""
+    def _convert(self) -> dict[Tensor, Aside]:
+        """Makes loaded states this optimizer's own, in its formats; weights that are aside, while the model has their averages."""
+        core, aside = self._groups.core, {}
+        is_swapped = not core.has_modes and not notes_in(self._source)["train_mode"]
         for number, group in enumerate(self._groups.groups):
             for index, param in enumerate(group["params"]):
                 state = self._groups.states.get(param, {})
                 try:
                     self._convert_state(state, param, group)
+                    trained = state.pop(TRAINED, None)
+                    if is_swapped and AVERAGE in state:
+                        aside[param] = Aside.found(param, state, trained)
                 except Exception as error:
                     who = name_in(group, number, index)
                     raise ValueError(f"the loaded state of {who} cannot be taken over: {error}") from error
+        return aside
 
     def _convert_state(self, state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> None:
         rule, services = self._rule, self._groups.core.services
@@ -336,13 +346,14 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
 
 
 def with_torchs(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
-    """What was saved, whose states have what torch.optim's class wants to find there as well."""
-    its = groups.base.like_torch
-    if its is not None and its.given is not None:
+    """What was saved, whose states have what torch.optim's class wants to find there as well, and weights that are aside."""
+    its, modes = groups.base.like_torch, groups.core.modes
+    given = its.given if its is not None else None
+    if given is not None or modes.is_swapped:
         for number, param in enumerate(param for group in groups.groups for param in group["params"]):
             if number in saved["state"]:
-                state = saved["state"][number]
-                saved["state"][number] = {**state, **its.given(state, param.shape)}
+                state = modes.saved(param, saved["state"][number])
+                saved["state"][number] = {**state, **(given(state, param.shape) if given is not None else {})}
     return saved
 
 

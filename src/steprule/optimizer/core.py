@@ -76,7 +76,7 @@ class Core:
         given: the parameters that it was made for.
         completed: groups that have all settings.
         begun_with: for each parameter the constants that it began with, by their names in `Rule.constants`.
-        has_modes: whether its model may have the weights that are trained or their average, by train() and eval().
+        has_modes: whether train() and eval() exchange what formulas of its rule say.
         modes: which weights the model has.
         plans: what can do the next steps, if something can.
         shards: the parts of its parameters that are here, where some are DTensors.
@@ -98,7 +98,7 @@ class Core:
         self.given = Given()
         self.completed: list[dict[str, Any]] = []
         self.begun_with: dict[Tensor, dict[str, float]] = {}
-        self.modes = Modes()
+        self.modes = Modes(by_rule=self.has_modes)
         self.plans = Plans()
         self.shards: Shards | None = None
         self.agreement: Agreement | None = None
@@ -130,8 +130,8 @@ class Core:
             notes["services"] = self.services.state_dict
         if self.schedules is not None:
             notes["calls"] = lambda: self.calls
-        if self.has_modes:
-            notes["train_mode"] = lambda: self.modes.training
+        if self.has_modes or (self.services is not None and self.services.average is not None):
+            notes["train_mode"] = lambda: self.modes.has_trained_weights
         return notes
 
     def known(self, name: str) -> int:

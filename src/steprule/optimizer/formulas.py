@@ -13,9 +13,9 @@ from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rule import Rule, RuleError
 from steprule.services.step import RESERVED
 from steprule.settings import check_names_of
-from steprule.tensors.state import AVERAGE, state_of
+from steprule.tensors.state import AVERAGE, TRAINED, state_of
 
-_TAKEN = (*ALL_OPTIONS, *FLAGS, *RESERVED, *NOTES, SCHEDULES, AVERAGE, "params", "param_names", "self")
+_TAKEN = (*ALL_OPTIONS, *FLAGS, *RESERVED, *NOTES, SCHEDULES, AVERAGE, TRAINED, "params", "param_names", "self")
 
 
 BASES: dict[str, type[Any]] = {}
@@ -31,6 +31,14 @@ def base_of(rule: type[Rule]) -> type[Any]:
 def _joined(bases: tuple[type, ...]) -> type:
     """One class of all, the same for the same ones."""
     return bases[0] if len(bases) == 1 else type("Optimizer", bases, {"__module__": __name__})
+
+
+@cache
+def optimizer_of(rule: type[Rule]) -> type[Any]:
+    """The class of a rule, which is pickled by that."""
+    made: Any = BASES[""]
+    attributes = {"__module__": made.__module__, "__reduce__": lambda self: reduce(self, made.of)}
+    return type(rule.__name__, (base_of(rule),), attributes, rule=rule)
 
 
 def check_base(cls: type, rule: type[Rule], base: type) -> None:

@@ -17,7 +17,7 @@ from steprule.optimizer import torchs
 from steprule.optimizer.arguments import docstring, signature_of
 from steprule.optimizer.checkpoint import Loading, plain_state_dict, read, with_torchs
 from steprule.optimizer.core import Core, RuleOf
-from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, reduce
+from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, optimizer_of
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.making import begin, bind, check_params, finish, set_clip, set_process_group
 from steprule.optimizer.releasing import release_gradients
@@ -85,7 +85,7 @@ class Optimizer(torch.optim.Optimizer):
             TypeError: rule is no subclass of `steprule.Rule`.
         """
         check_rule("Optimizer.of", rule)
-        return _of(rule)  # type: ignore[arg-type]
+        return optimizer_of(rule)  # type: ignore[arg-type]
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         check_has_formula(type(self))
@@ -111,6 +111,7 @@ class Optimizer(torch.optim.Optimizer):
         Formats stay those of this optimizer: states saved in another format are converted. The seed is taken from the state
         dict. Without formats, states get the parameter's dtype, or that of the state that they replace. Functions of the step
         and averages go on where the saved ones were; torch.optim does not save that, and then they go on at the states' step.
+        The model is to have the weights that it had when it was saved: those that are trained, or their averages.
 
         Args:
             state_dict: what `state_dict` returned.
@@ -118,13 +119,12 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             KeyError: it is not the state dict of an optimizer.
             RuntimeError: backward has stepped released parameters, and `step` was not called since.
-            ValueError: its parameter groups have other sizes, or it is another rule's: a parameter with states lacks some that
-                its settings need, has another rule's, or has one of another shape or of a dtype that no step can use. Nothing
-                has changed.
+            ValueError: its parameter groups have other sizes, or it is another rule's: a parameter with states lacks some,
+                has another rule's, or has one of another shape or of a dtype that no step can use. Nothing has changed.
         """
         if self is not self._groups.optimizer:  # but a wrapper of it, which would get states of its own
             return self._groups.optimizer.load_state_dict(state_dict)  # type: ignore[no-any-return]
-        self._core.modes.must_have_weights("load_state_dict()")
+        self._core.modes.must_be_free("load_state_dict()")
         self._steps.must_be_closed("load_state_dict()")
         with Loading(self._groups) as self._loading:
             super().load_state_dict(state_dict)
@@ -167,8 +167,7 @@ class Optimizer(torch.optim.Optimizer):
     def plain_state_dict(self) -> dict[str, Any]:
         """The state dict with every state as a float32 tensor and without formats: torch.optim can load it.
 
-        The low bits of weights are left out, since torch.optim has none; `read` gives weights with them.
-        """
+        The low bits of weights are left out, since torch.optim has none; `read` gives weights with them."""
         self._core.modes.must_train("plain_state_dict()")
         return plain_state_dict(self._groups, self.state_dict())
 
@@ -178,9 +177,10 @@ class Optimizer(torch.optim.Optimizer):
 
         All that the next step depends on is under torch.optim's two keys, where tools that save optimizers look for it. Each
         parameter group holds what services must remember, such as how many steps were skipped, as "services"; how many steps
-        functions of the step have seen as "calls"; and whether a Schedule-Free model has its training weights as "train_mode".
+        functions of the step have seen as "calls"; and whether the model has the weights that are trained as "train_mode". While
+        it has their averages, "param_average" holds the weights, or "param_trained" does if they are kept in another format.
         """
-        self._core.modes.must_have_weights("state_dict()")
+        self._core.modes.must_be_savable()
         self._groups.note()
         return with_torchs(self._groups, super().state_dict())
 
@@ -235,18 +235,25 @@ class Optimizer(torch.optim.Optimizer):
     def swap_average(self) -> None:
         """Exchanges the weights with their averages; a second call exchanges them back, bit for bit.
 
-        Between the two calls, `step` and `state_dict` raise an error. If averages have another format than the weights
-        (float32 for bfloat16 weights), the model gets them rounded, and the weights are kept aside. The second call gives
-        the weights back whatever happened to parameter groups and states meanwhile, in the dtype that the parameter then has.
+        Between the two calls, `step` raises an error. If averages have another format than the weights (float32 for bfloat16
+        weights), the model gets them rounded, and the weights are kept aside. The second call gives the weights back whatever
+        happened to parameter groups and states meanwhile, in the dtype that the parameter then has.
 
         Raises:
             RuntimeError: there is no average yet, or one cannot be exchanged; no weight has changed.
         """
-        self._swap("swap_average()")
+        self._core.modes.swap("swap_average()", self)
 
-    def _swap(self, who: str) -> None:
-        self._core.modes.swap(who, self._core.rule, self.param_groups, self.state)
-        self._core.forget_plans(self.param_groups)
+    def train(self) -> None:
+        """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
+        self._exchange(training=True)
+
+    def eval(self) -> None:
+        """Gives the model the averaged weights of average=... or of a Schedule-Free rule, if there are some. Twice changes nothing."""
+        self._exchange(training=False)
+
+    def _exchange(self, training: bool) -> None:
+        self._core.modes.exchange(self, training)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``.
@@ -256,7 +263,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: there is no average yet.
         """
-        return self._core.modes.averaged(self._swap)
+        return self._core.modes.averaged(self)
 
     def release_gradients(self, model: torch.nn.Module) -> None:
         """Turns on gradient release (stepping in backward): each parameter is stepped during backward, as soon as its gradient
@@ -307,9 +314,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by GradScaler, whose unscaling and check are then part of the pass: where gradients are looked at anyway."""
-        if self is not self._groups.optimizer:  # but a wrapper of it, which what the scaler sets would be lost on
-            return False
-        return torchs.takes_scaler(self._core.services)
+        is_wrapper = self is not self._groups.optimizer  # which what the scaler sets would be lost on
+        return not is_wrapper and torchs.takes_scaler(self._core.services)
 
     def _step(self, closure: Callable[[], Any] | None = None, *, grad_scaler: Any = None) -> Any:
         """Takes one step.
@@ -387,12 +393,6 @@ class Optimizer(torch.optim.Optimizer):
 Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n\n{options_at_length()}"
 
 BASES[""] = Optimizer
-
-
-@functools.cache
-def _of(rule: type[Rule]) -> type[Optimizer]:
-    attributes = {"__module__": __name__, "__reduce__": lambda self: reduce(self, Optimizer.of)}
-    return type(rule.__name__, (base_of(rule),), attributes, rule=rule)
 
 
 setattr(Optimizer, "__setattr__", torchs.set_attribute)  # noqa: B010 - in the class, type checkers let any be set

@@ -71,14 +71,6 @@ class _Exchanging(Optimizer):
     All are exchanged or none. Until the last is computed, the new ones take as much memory as the weights.
     """
 
-    def train(self) -> None:
-        """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
-        self._exchange(training=True)
-
-    def eval(self) -> None:
-        """Gives the model the averaged weights, to evaluate or to save. Twice changes nothing."""
-        self._exchange(training=False)
-
     @torch.no_grad()
     @torch_alone()
     def _exchange(self, training: bool) -> None:

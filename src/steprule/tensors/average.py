@@ -14,6 +14,7 @@ from steprule.tensors.memory import dtype_name, too_short
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.state import (
     AVERAGE,
+    TRAINED,
     arrays_of,
     average_format,
     convert,
@@ -34,15 +35,39 @@ class Aside:
 
     def __init__(self, param: Tensor, state: Mapping[str, Any]) -> None:
         own, average = weight_arrays(param, state), arrays_of(state, AVERAGE)
-        self._is_exchanged = {name: x.dtype for name, x in own.items()} == {
-            name: x.dtype for name, x in average.items()
-        }
+        self._is_exchanged = _are_alike(own, average)
         if self._is_exchanged:
             self._weights = average
             self._exchange(own)
         else:
             self._weights = {"": own[""].clone()}
             own[""].copy_(average[""])
+
+    @classmethod
+    def found(cls, param: Tensor, state: Mapping[str, Any], trained: Tensor | None) -> Aside:
+        """Where loaded weights are, whose model was saved with their average.
+
+        Args:
+            param, state: of the parameter, in this optimizer's formats.
+            trained: the weights, if the state dict had them beside their average.
+
+        Raises:
+            ValueError: they are kept otherwise here.
+        """
+        own, average = weight_arrays(param, state), arrays_of(state, AVERAGE)
+        aside = cls.__new__(cls)
+        aside._is_exchanged = _are_alike(own, average)
+        if aside._is_exchanged != (trained is None) or (trained is not None and trained.shape != param.shape):
+            raise ValueError(
+                "it was saved while the model had the averages of its weights, which were kept in another format: load it "
+                "into an optimizer with the weights= of the one that saved it, call train(), and save it again"
+            )
+        aside._weights = average if trained is None else {"": trained.to(param.dtype)}
+        return aside
+
+    def saved(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What a state dict has of the parameter's state."""
+        return {**state} if self._is_exchanged else {**state, TRAINED: self._weights[""]}
 
     def check(self, who: str) -> None:
         """Raises if there are no weights to give back any more.
@@ -81,6 +106,10 @@ class Aside:
 
     def _exchange(self, own: Mapping[str, Tensor]) -> None:
         exchange_all([(own[name], x) for name, x in self._weights.items() if name in own])
+
+
+def _are_alike(own: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> bool:
+    return {name: x.dtype for name, x in own.items()} == {name: x.dtype for name, x in average.items()}
 
 
 def exchange_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -25,7 +25,9 @@ from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
 AVERAGE = "param_average"
-"""The state that holds the average of the weights."""
+"""The state that holds the average of the weights; while the model has that, the weights instead, where they fit there."""
+TRAINED = "param_trained"
+"""Where a state dict has the weights while the model has their averages, if they are kept in other formats than those."""
 
 
 def is_near(x: Tensor) -> bool:
