@@ -81,7 +81,7 @@ def clip_before(clip, params, history):
     elif clip.per_parameter:
         parts = [[param] for param in params]
     norms = [clip_grad_norm_(part, max_norm, p) for part in parts]
-    return norm, any(float(n) + 1e-6 > max_norm for n in norms)
+    return norm, any(float(n) > max_norm * (1 + 2.0**-18) for n in norms)  # by more than rounding
 
 
 def same_norm_and_weights(mine, its, clip, norm):
@@ -173,7 +173,30 @@ def test_some_steps_are_clipped_and_some_are_not():
         for step in range(len(SCALES)):
             give(all_params(mine), step)
             mine.step()
-        assert mine.clipped_steps in ((0,) if isinstance(clip, ClipValue) else (2, 3)), clip
+        assert mine.clipped_steps in ((0,) if isinstance(clip, ClipValue) else (1, 2, 3)), clip
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("clip", [ClipNorm, lambda max_norm: ClipQuantile(0.5, 3)], ids=["norm", "quantile"])
+def test_gradients_that_were_clipped_before_do_not_count(clip, max_norm):
+    """As by a trainer: its norm is the same but for rounding."""
+    mine, twice = (sgd(clip(max_norm)) for _ in range(2))
+    for step in range(len(SCALES)):
+        for one in (mine, twice):
+            give(all_params(one), step)
+            for p in all_params(one):
+                p.grad.mul_(1000)
+        clip_grad_norm_(all_params(twice), max_norm)
+        for one in (mine, twice):
+            one.step()
+    assert twice.clipped_steps == 0 < mine.clipped_steps
+
+
+def test_with_a_norm_of_0_every_step_is_clipped():
+    optimizer = sgd(ClipNorm(0))
+    give(all_params(optimizer), 0)
+    optimizer.step()
+    assert optimizer.clipped_steps == 1
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import steprule
 from steprule.optimizer.groups import Groups
 from steprule.rules import OWN
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
+from steprule.services.gone import Gone
 from steprule.trace.tracing import program_of
 
 NAN = math.nan
@@ -124,7 +125,8 @@ class Run:
 
     def grads(self):
         groups = self.optimizer.param_groups
-        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        every = [p.grad for group in groups for p in group["params"]]
+        return [grad for grad in every if grad is not None and not isinstance(grad, Gone)]
 
     def step(self, t, micro=1, exact=False, scale=1.0):
         self.optimizer.zero_grad()
@@ -433,7 +435,7 @@ def test_some_parameters_are_taken_over():
     second.release_gradients(model)
     model(torch.ones(1, 8)).sum().backward()
     second.step()
-    assert all(p.grad is None for p in model.parameters())
+    assert [type(p.grad) for p in model.parameters()] == [Gone] * 4 + [type(None)] * 2
     with pytest.raises(RuntimeError, match="2 parameters of this optimizer were taken over"):
         first.step()
 
@@ -528,7 +530,7 @@ def test_a_group_appended_by_hand_is_released_too():
         assert not any(map(torch.equal, before, last))
         assert all(p.grad is None for p in last)
     model(torch.ones(1, 8)).sum().backward()
-    assert all(p.grad is None for p in last)  # by now inside backward
+    assert all(isinstance(p.grad, Gone) for p in last)  # by now inside backward
 
 
 def test_frozen_parameters_and_their_thaw():
@@ -836,6 +838,71 @@ def test_release_takes_a_model(model):
     with pytest.raises(TypeError, match=r"release_gradients\(\) takes the model .*, not "):
         optimizer.release_gradients(model(own))
     optimizer.release_gradients(own)
+
+
+OUTSIDE = {
+    "clip_grad_norm_": lambda run: nn.utils.clip_grad_norm_(run.model.parameters(), 0.1),
+    "one by one": lambda run: nn.utils.clip_grad_norm_(run.model.parameters(), 0.1, foreach=False),
+    "clip_grad_value_": lambda run: nn.utils.clip_grad_value_(run.model.parameters(), 0.1),
+    "a norm": lambda run: [p.grad.norm() for p in run.model.parameters()],
+    "numbers": lambda run: [p.grad.sum().item() for p in run.model.parameters()],
+    "division": lambda run: [p.grad.div_(2) for p in run.model.parameters()],
+}
+
+
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_what_uses_gradients_after_backward_is_told_that_they_are_gone(how):
+    run = Run().train(1)
+    run.loss(1).backward()
+    before = run.kept()
+    with pytest.raises(RuntimeError, match=r"freed their gradients.*clip=.*gradient_clip_val.*OptimizerCallback"):
+        OUTSIDE[how](run)
+    for p in run.model.parameters():
+        assert isinstance(p.grad, Gone) and p.grad.shape == p.shape and p.grad.data_ptr() == 0
+        assert repr(p.grad).startswith("a gradient of shape")
+    assert all(torch.equal(p, before[name][""]) for name, p in run.model.named_parameters())
+    run.optimizer.step()
+    assert all(p.grad is None for p in run.model.parameters())
+    run.train(start=2)
+
+
+def test_a_scaler_that_unscales_is_told_so():
+    run, scaler = Run(), torch.amp.GradScaler("cpu")
+    scaler.scale(run.loss(0)).backward()
+    with pytest.raises(RuntimeError, match="Instead of a GradScaler, use bfloat16"):
+        scaler.unscale_(run.optimizer)
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["first", "later"])
+def test_a_second_backward_pass_is_told_how_to_accumulate(steps):
+    run = Run().train(steps)
+    run.loss(8).backward()
+    before = run.kept()
+    with pytest.raises(
+        RuntimeError, match=r"a second backward pass before step\(\).*OptimizerCallback\(release=True\)"
+    ):
+        run.loss(9).backward()
+    assert all(torch.equal(p, before[name][""]) for name, p in run.model.named_parameters())
+    run.optimizer.zero_grad()  # which is not step()
+    with pytest.raises(RuntimeError, match=r"a second backward pass before step\(\)"):
+        run.loss(9).backward()
+    run.optimizer.step()
+    run.train(start=10)
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["before its first step", "after some"])
+def test_another_optimizers_step_is_refused_between_backward_and_step(steps):
+    run = Run(released=False)
+    other = steprule.SGD(run.model.parameters(), lr=0.1)
+    for t in range(steps):
+        run.loss(t).backward()
+        other.step()
+        other.zero_grad()
+    run.optimizer.release_gradients(run.model)
+    run.loss(5).backward()
+    with pytest.raises(RuntimeError, match="another optimizer that is still alive releases the gradients"):
+        other.step()
+    run.optimizer.step()
 
 
 def test_a_scaler_is_refused():

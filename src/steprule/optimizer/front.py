@@ -219,7 +219,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def clipped_steps(self) -> int:
-        """How many steps had their gradients clipped by a norm."""
+        """How many steps had their gradients clipped because a norm was too long, by more than rounding."""
         return self._core.known("clipped")
 
     @property

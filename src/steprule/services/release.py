@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from steprule.engine.run import Complete, Sums
 from steprule.formats.parts import is_sharded
+from steprule.services.gone import SECOND_PASS, Gone
 from steprule.services.hooks import Owner, is_nested, processes, weakly
 from steprule.services.member import Member, Part, Roll
 from steprule.services.step import StepServices, on_host
@@ -40,11 +41,15 @@ logger = logging.getLogger("steprule")
 
 def check_not_released(params: Iterable[Tensor]) -> None:
     """Raises if the gradients that these parameters do not have were released by an optimizer that is still alive."""
-    if Release.has_any() and any(param.grad is None and Release.of(param) is not None for param in params):
+    if Release.has_any() and any(_is_gone(param.grad) and Release.of(param) is not None for param in params):
         raise RuntimeError(
             "another optimizer that is still alive releases the gradients of these parameters inside backward, and "
             "steps them: call release_gradients() of this one to take them over, or delete that one"
         )
+
+
+def _is_gone(grad: Tensor | None) -> bool:
+    return grad is None or isinstance(grad, Gone)
 
 
 class Release(Owner):
@@ -55,7 +60,12 @@ class Release(Owner):
         model: whose backward passes are hooked.
         step_one: steps a parameter that has a gradient.
         look: looks at the optimizer's groups, and says by `watch_only` whose parameters those are.
+
+    Attributes:
+        marks: whether what uses gradients between backward and `step` is an error. DistributedDataParallel keeps them.
     """
+
+    marks = True
 
     _taken_over = (
         "were taken over by another one's release_gradients(), made later: they are stepped by that one only; "
@@ -159,12 +169,17 @@ class Release(Owner):
                 "complete before they are averaged: give it the DistributedDataParallel module"
             )
         if param in self.stepped:
-            raise RuntimeError(
-                "a second backward pass before step() would step the released parameters twice: run all passes but the last "
-                "in accumulate(); checkpoints of what is used elsewhere too need use_reentrant=False. If the pass before was "
-                "interrupted, step() closes it: what it reached has been stepped"
-            )
+            raise RuntimeError(SECOND_PASS)
+        grad = param.grad
         self._finish_with(param)
+        if (
+            self.marks
+            and param in self.stepped
+            and grad is not None
+            and grad.layout is torch.strided
+            and not is_sharded(param)
+        ):
+            param.grad = Gone(grad)
 
     def _finish_with(self, param: Tensor) -> None:
         with self._lock:
@@ -268,13 +283,13 @@ class Release(Owner):
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
         """The backward pass inside only measures; the next one steps by what it has found."""
-        if any(param.grad is not None for param in self._hooks):
-            raise RuntimeError(
-                "measure() begins without gradients: accumulation and two backward passes do not go together"
-            )
         if self.stepped:
             raise RuntimeError(
                 "measure() comes before the step's other backward pass, and after step() of the one before"
+            )
+        if any(param.grad is not None for param in self._hooks):
+            raise RuntimeError(
+                "measure() begins without gradients: accumulation and two backward passes do not go together"
             )
         self._drop_measurement()
         others = [(param, param.grad) for param in self._model.parameters()]  # some may be another optimizer's

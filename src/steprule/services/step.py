@@ -214,7 +214,8 @@ class StepServices:
         """
         if self.release is not None:
             raise RuntimeError(
-                "a GradScaler cannot step an optimizer with gradient release: parameters were stepped before the scale was known"
+                "a GradScaler cannot step an optimizer with gradient release: parameters were stepped before the scale was known. Use "
+                'bfloat16, which needs no scaler: bf16=True of transformers, precision="bf16-mixed" of Lightning'
             )
         if scaler is None:
             scale, found = optimizer.grad_scale, [optimizer.found_inf]
