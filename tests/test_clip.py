@@ -340,8 +340,33 @@ def test_a_refused_clip_leaves_the_old_one():
     with pytest.raises(TypeError, match="clip must be a number"):
         mine.clip = "1"
     assert mine.clip == ClipNorm(2.0)
-    with pytest.raises(AttributeError, match=r"clip=3\.0: make the optimizer with clip="):
-        steprule.SGD(leaves_32(), lr=0.1).clip = 3.0
+    plain = steprule.SGD([torch.ones(2, dtype=torch.complex64, requires_grad=True)], lr=0.1)
+    with pytest.raises(ValueError, match="complex"):
+        plain.clip = ClipValue(1.0)
+    assert plain.clip is None and plain._core.services is None
+
+
+@pytest.mark.parametrize("clip", OF_EACH_KIND, ids=str)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_clip_may_be_set_where_there_was_none(clip, steps):
+    mine, its = sgd(None), sgd(clip) if steps == 0 else sgd(None)
+    for step in range(steps):
+        for one in (mine, its):
+            give(all_params(one), step)
+            one.step()
+    mine.clip = its.clip = clip
+    for step in range(steps, steps + 4):
+        for one in (mine, its):
+            give(all_params(one), step)
+            one.step()
+    assert mine.clipped_steps == its.clipped_steps and "services" in mine.param_groups[0]
+    for p, q in zip(all_params(mine), all_params(its), strict=True):
+        assert torch.equal(p, q)
+    plain = sgd(None)
+    for step in range(steps + 4):
+        give(all_params(plain), step)
+        plain.step()
+    assert not torch.equal(all_params(mine)[0], all_params(plain)[0])
 
 
 def test_clip_by_value_cannot_be_set_for_complex_parameters():

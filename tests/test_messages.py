@@ -14,10 +14,6 @@ def made(**settings):
     return steprule.AdamW([torch.nn.Parameter(torch.ones(3))], **settings)
 
 
-def set_clip():
-    made().clip = 1.0
-
-
 CASES = {
     "gradients for step": (lambda: made().step([torch.ones(3)]), TypeError, r"not a list: it reads gradients from param.grad"),
     "gradients for a clipped step": (lambda: made(clip=1.0).step(torch.ones(3)), TypeError, "takes a closure that returns the loss, or nothing"),
@@ -30,7 +26,6 @@ CASES = {
     "clip that is no number": (lambda: made(clip=float("nan")), ValueError, "^clip=nan must be above 0"),
     "telemetry of no steps": (lambda: made(telemetry=0), ValueError, "^telemetry=0 must be an int of 1 or more .*, or None"),
     "average of all": (lambda: made(average=1.0), ValueError, r"^average=1.0 must be in \[0, 1\): the share"),
-    "clip set later": (set_clip, AttributeError, "^clip=1.0: make the optimizer with clip=... to change it later$"),
     "class in place of a rule": (lambda: steprule.Optimizer.of(steprule.AdamW), TypeError, "not AdamW: pass AdamW.rule$"),
 }  # fmt: skip
 

@@ -22,6 +22,9 @@ from steprule.settings import as_tuples, check_names, check_settings
 
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
 
+_COMPILED = "_orig_mod."
+"""What the names of a model begin with that torch.compile has wrapped; the model itself does not know."""
+
 Model = nn.Module | Iterable[tuple[str, Tensor]]
 GroupSettings = Sequence[tuple[Pattern, Mapping[str, Any]]]
 
@@ -83,14 +86,15 @@ def parameter_groups(
         model: a module, or (name, parameter) pairs.
         lr: the learning rate of all groups without one of their own. Default: the optimizer's.
         weight_decay: the same of those that decay. Default: the optimizer's.
-        no_decay: which parameters have weight_decay=0. True: vectors and scalars (so those of normalization layers), and
-            every parameter called bias. "embeddings": the weights of nn.Embedding and nn.EmbeddingBag too. A list of
+        no_decay: which parameters have weight_decay=0. True: vectors and scalars (so those of normalization layers),
+            every parameter called bias, and those that the model's `no_weight_decay()` names, as timm's have it. "embeddings": the weights of nn.Embedding and nn.EmbeddingBag too. A list of
             patterns such as "*.bias": what matches one of them, and nothing else. False: none. Default: True.
         layer_decay: the last layer has lr, and each one before it layer_decay times the lr of the next: a number above
             0, at most 1. Layers are the numbered modules of the largest list in the model ("blocks.3.attn.weight"),
             counted from 1; 0 is what comes before the list, and the last layer is what comes after it. The largest
             is the one with the most modules times elements. Frozen layers count. Default: None, the same lr for all.
-        layer_of: a function from a parameter's name to its layer, an int from 0, to use instead of the numbers in names.
+        layer_of: a function from a parameter's name to its layer, an int from 0, to use instead of the numbers in names, and of
+            what a model's `group_matcher` says, as timm's have it.
         groups: (pattern, settings) pairs for parameters with settings of their own; the first that matches wins. A
             pattern is matched with the whole name ("head.*"), or is a function of name and parameter. Settings that
             are not given are those of the other groups; an lr or weight_decay that is given is used as it is.
@@ -101,7 +105,7 @@ def parameter_groups(
         TypeError: model or groups is of another kind.
     """
     named = _named(model)
-    layers = _layers(named, lr, layer_decay, layer_of)
+    layers = _layers(model, named, lr, layer_decay, layer_of)
     undecayed = _undecayed(model, named, no_decay)
     chosen = _chosen(named, groups)
     parts: dict[tuple[int, int, bool], dict[str, Any]] = {}
@@ -143,7 +147,7 @@ def _named(model: Model) -> dict[str, Tensor]:
 
 
 def _layers(
-    named: Mapping[str, Tensor], lr: Any, layer_decay: Any, layer_of: Callable[[str], int] | None
+    model: Model, named: Mapping[str, Tensor], lr: Any, layer_decay: Any, layer_of: Callable[[str], int] | None
 ) -> dict[str, tuple[int, float]]:
     """Each parameter's layer and what lr is multiplied by there; empty without layer_decay."""
     if layer_decay is None:
@@ -154,6 +158,11 @@ def _layers(
         raise ValueError(f"layer_decay must be a number above 0, at most 1, not {layer_decay!r}")
     if not hasattr(lr, "__float__"):
         raise ValueError(f"layer_decay={layer_decay} needs lr, a number to multiply, not {lr!r}")
+    if layer_of is None and callable(getattr(model, "group_matcher", None)):  # of timm
+        from steprule.integrations import timm
+
+        found = timm.layers(model)
+        layer_of = lambda name: found[name.removeprefix(_COMPILED)]  # noqa: E731
     layers = {name: layer_of(name) for name in named} if layer_of else _find_layers(named)
     if not layers:
         raise ValueError(f"layer_decay={layer_decay} finds no list of layers ('blocks.3.weight'); give it layer_of")
@@ -195,7 +204,10 @@ def _undecayed(model: Model, named: Mapping[str, Tensor], no_decay: Any) -> set[
                 raise ValueError('no_decay="embeddings" needs a module; with (name, parameter) pairs, give patterns')
             found = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
             tables = {param for module in found for param in module.parameters()}
-        chosen = {n for n, param in named.items() if n.split(".")[-1] == "bias" or param in tables}
+        asked = getattr(model, "no_weight_decay", None)  # as timm and others ask their models
+        said = {str(name) for name in asked()} if callable(asked) else set()
+        chosen = {n for n in named if n.removeprefix(_COMPILED) in said}
+        chosen |= {n for n, param in named.items() if n.split(".")[-1] == "bias" or param in tables}
         return chosen | {n for n, x in named.items() if n not in chosen and _shaped("no_decay", n, x).ndim < 2}
     if isinstance(no_decay, str) or not (no_decay is False or isinstance(no_decay, Iterable)):
         raise ValueError(f'no_decay must be True, False, "embeddings" or a list of patterns, not {no_decay!r}')
@@ -291,8 +303,8 @@ def create_optimizer(
             rule, or a class of steprule's.
         lr: the learning rate of all groups without one of their own, or a function of the step. Default: the optimizer's.
         weight_decay: that of parameters that decay, or a function of the step. Default: the optimizer's.
-        no_decay: which parameters have weight_decay=0. True: vectors, scalars and every parameter called bias. "embeddings":
-            the weights of embeddings too. A list of patterns such as "*.bias": what matches one of them, and nothing else.
+        no_decay: which parameters have weight_decay=0. True: vectors, scalars, every parameter called bias, and those that the
+            model's `no_weight_decay()` names, as timm's have it. "embeddings": the weights of embeddings too. A list of patterns such as "*.bias": what matches one of them, and nothing else.
             False: none. Optimizers without weight_decay ignore it. Default: True.
         layer_decay: the last layer has lr, and each one before it layer_decay times the lr of the next. Layers are the
             numbered modules of the model's largest list ("blocks.3.attn.weight"). Default: None, the same lr for all.

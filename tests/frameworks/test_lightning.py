@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 import torch
 
 import steprule
 
 lightning = pytest.importorskip("lightning")
+from steprule.integrations.lightning import OptimizerCallback  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 QUIET = {
@@ -165,3 +169,159 @@ def test_the_command_line_sets_arguments():
     (optimizer,) = cli.trainer.optimizers
     assert type(optimizer) is steprule.AdamW and optimizer.clip.max_norm == 1.0
     assert (optimizer.param_groups[0]["lr"], tuple(optimizer.param_groups[0]["betas"])) == (0.05, (0.8, 0.9))
+
+
+# The callback
+
+
+class Averaged(lightning.LightningModule):
+    """Trains by itself, and notes the loss and weights that validation sees."""
+
+    def __init__(self, make):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.make, self.seen = torch.nn.Linear(4, 2), make, []
+
+    def configure_optimizers(self):
+        return self.make(self.parameters())
+
+    def training_step(self, batch, index):
+        return (self.layer(batch[0]) - 1).square().sum()
+
+    def validation_step(self, batch, index):
+        self.seen.append(self.layer.weight.detach().clone())
+        self.log("loss", (self.layer(batch[0]) - 1).square().sum())
+
+    train_dataloader = val_dataloader = staticmethod(batches)
+
+
+def fit(make, *, epochs=2, path=None, **settings):
+    module = Averaged(make)
+    callbacks = [OptimizerCallback(**settings.pop("callback", {})), *settings.pop("callbacks", [])]
+    given = {**QUIET, "max_epochs": epochs, "callbacks": callbacks, "num_sanity_val_steps": 0, **settings}
+    trainer = lightning.Trainer(**given)
+    trainer.fit(module, ckpt_path=path)
+    return module, trainer, trainer.optimizers[0]
+
+
+def adamw(**settings):
+    return lambda params: steprule.AdamW(params, lr=0.1, **settings)
+
+
+def weights_of(optimizer, module):
+    """Those that are trained."""
+    optimizer.train()
+    kept = [p.detach().clone() for p in module.parameters()]
+    optimizer.eval()
+    return kept
+
+
+@pytest.mark.parametrize(
+    "make",
+    [adamw(average=0.5), lambda params: steprule.ScheduleFreeAdamW(params, lr=0.1)],
+    ids=["average", "Schedule-Free"],
+)
+def test_validation_and_the_end_have_averages_and_training_has_weights(make):
+    module, _, optimizer = fit(make)
+    plain = Averaged(make)
+    trainer = lightning.Trainer(**QUIET | {"max_epochs": 2}, limit_val_batches=0)
+    trainer.fit(plain)
+    assert (
+        all(map(torch.equal, weights_of(optimizer, module), plain.parameters())) or "Free" in type(optimizer).__name__
+    )
+    for mine, its in zip(weights_of(optimizer, module), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, its.detach())  # Schedule-Free's come back but for rounding
+    trainer.optimizers[0].eval()
+    torch.testing.assert_close(module.seen[-1], plain.layer.weight.detach())
+    torch.testing.assert_close(module.layer.weight, plain.layer.weight)
+    assert not torch.equal(module.seen[0], module.seen[-1])
+
+
+def test_the_average_is_that_of_weight_averaging():
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    module, _, _ = fit(adamw(average=0.5))
+    its = Averaged(adamw())
+    theirs = EMAWeightAveraging(decay=0.5)
+    lightning.Trainer(**QUIET | {"max_epochs": 2, "callbacks": [theirs], "num_sanity_val_steps": 0}).fit(its)
+    torch.testing.assert_close(module.layer.weight, its.layer.weight)
+    torch.testing.assert_close(module.seen[-1], its.seen[-1])
+
+
+@pytest.mark.parametrize("where", ["validation", "training"])
+def test_the_best_checkpoint_has_averages_and_training_goes_on_from_the_weights(tmp_path, where):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    saved = ModelCheckpoint(tmp_path, save_top_k=-1, monitor="loss", save_on_train_epoch_end=where == "training")
+    make = adamw(average=0.5, clip=1.0)
+    module, _, optimizer = fit(make, callbacks=[saved], enable_checkpointing=True)
+    first = sorted(saved.best_k_models)[0]
+    kept = torch.load(first, weights_only=False)
+    torch.testing.assert_close(kept["state_dict"]["layer.weight"], module.seen[3], rtol=0, atol=0)
+    assert kept["optimizer_states"][0]["param_groups"][0]["train_mode"] is False
+    resumed, _, its = fit(make, path=first)
+    if where == "validation":  # a checkpoint before the end of an epoch begins that again, whatever the optimizer
+        assert all(map(torch.equal, weights_of(optimizer, module), weights_of(its, resumed)))
+        assert its.clipped_steps == optimizer.clipped_steps
+    raw = Averaged(make)
+    alone = lightning.Trainer(**QUIET | {"max_epochs": 3}, limit_val_batches=0)
+    with pytest.raises(RuntimeError, match=r"call train\(\)"):
+        alone.fit(raw, ckpt_path=first)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipping_is_taken_over(algorithm, precision):
+    clipping = {"gradient_clip_val": 0.3, "gradient_clip_algorithm": algorithm, "precision": precision}
+    module, trainer, optimizer = fit(adamw(nonfinite="skip"), **clipping)
+    plain = Averaged(lambda params: torch.optim.AdamW(params, lr=0.1))
+    lightning.Trainer(**QUIET | {"max_epochs": 2}, **clipping).fit(plain)
+    torch.testing.assert_close(module.layer.weight, plain.layer.weight)
+    assert trainer.gradient_clip_val == 0.3
+    assert optimizer.clipped_steps == (8 if algorithm == "norm" else 0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_gradients_are_released(accumulate):
+    settings = {"accumulate_grad_batches": accumulate, "epochs": 1}
+    module, _, optimizer = fit(adamw(), callback={"release": True}, **settings)
+    plain, _, _ = fit(adamw(), **settings)
+    assert optimizer._core.release is not None and optimizer.state[module.layer.weight]["step"] == -(-4 // accumulate)
+    assert torch.equal(module.layer.weight, plain.layer.weight)
+
+
+def test_what_release_cannot_do_is_refused_in_lightnings_words():
+    with pytest.raises(ValueError, match="needs automatic optimization"):
+        lightning.Trainer(**QUIET | {"callbacks": [OptimizerCallback(release=True)]}).fit(Module(adamw()), batches())
+    plain = Automatic(adamw())
+    plain.on_train_start = lambda: plain.trainer.optimizers[0].release_gradients(plain)
+    with pytest.raises(RuntimeError, match="leave gradient_clip_val of Lightning's Trainer out"):
+        lightning.Trainer(**QUIET, gradient_clip_val=1.0).fit(plain, batches())
+    plain = Automatic(adamw())
+    plain.on_train_start = lambda: plain.trainer.optimizers[0].release_gradients(plain)
+    with pytest.raises(RuntimeError, match=r"OptimizerCallback\(release=True\)"):
+        lightning.Trainer(**QUIET, accumulate_grad_batches=2).fit(plain, batches())
+
+
+def test_loggers_are_told(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path)
+    settings = {"clip": 0.1, "nonfinite": "skip", "telemetry": 2}
+    fit(adamw(**settings), logger=logger, log_every_n_steps=1, epochs=1)
+    with open(logger.experiment.metrics_file_path) as file:
+        rows = [row for row in csv.DictReader(file) if row["optimizer/grad_norm"]]
+    assert [int(float(row["optimizer/clipped_steps"])) for row in rows] == [1, 2, 3, 4]
+    assert all(float(row["optimizer/skipped_steps"]) == 0 for row in rows)
+    assert [row["step"] for row in rows if row["optimizer/update_norm"]] == ["2", "4"]
+
+
+def test_several_optimizers_keep_their_modes():
+    def make(params):
+        first, second = params
+        return steprule.Together([steprule.AdamW([first], lr=0.1, average=0.5), torch.optim.SGD([second], lr=0.1)])
+
+    module, _, optimizer = fit(make)
+    averages = module.layer.weight.detach().clone()
+    optimizer.train()
+    assert not torch.equal(averages, module.layer.weight)

@@ -23,6 +23,7 @@ from steprule.optimizer.schedules import Schedules
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, seen_by
 from steprule.services.clip import as_clip
+from steprule.services.step import StepServices
 from steprule.settings import check_names
 from steprule.tensors.across import Across, of_zero
 from steprule.tensors.state import FORMAT_OPTIONS
@@ -128,10 +129,16 @@ def set_process_group(groups: Groups, group: Any) -> None:
 
 def set_clip(groups: Groups, value: Any) -> None:
     """Another way to clip from now on; see `Optimizer.clip`."""
-    services, wanted = groups.core.services, as_clip(value)
-    if services is None and wanted is not None:
-        raise AttributeError(f"clip={value!r}: make the optimizer with clip=... to change it later")
-    if services is not None:
+    core, wanted = groups.core, as_clip(value)
+    if core.services is not None:
         check_clip(wanted, groups.groups)
-        services.set_clip(wanted)
-        groups.core.forget_plans(groups.groups)
+        core.services.set_clip(wanted)
+    elif wanted is not None:
+        core.services = StepServices(wanted, None, None, None)
+        try:
+            for number in range(len(groups.groups)):
+                groups.check_parameters(number)
+        except Exception:
+            core.services = None
+            raise
+    core.forget_plans(groups.groups)

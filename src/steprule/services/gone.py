@@ -34,13 +34,13 @@ class Gone(Tensor):
 
     @staticmethod
     def __new__(cls, grad: Tensor) -> Gone:  # noqa: D102
-        made: Any = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        made: Any = torch.Tensor._make_wrapper_subclass
         return made(cls, grad.shape, dtype=grad.dtype, device=grad.device)  # type: ignore[no-any-return]
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]
         """Says what to do instead."""
         adds = func.overloadpacket in (torch.ops.aten.add_, torch.ops.aten.add)  # as autograd does
         raise RuntimeError(SECOND_PASS if adds else _USED)

@@ -63,9 +63,11 @@ class Release(Owner):
 
     Attributes:
         marks: whether what uses gradients between backward and `step` is an error. DistributedDataParallel keeps them.
+        waits: says whether a backward pass only accumulates, where a framework knows.
     """
 
     marks = True
+    waits: Callable[[], bool] | None = None
 
     _taken_over = (
         "were taken over by another one's release_gradients(), made later: they are stepped by that one only; "
@@ -155,7 +157,7 @@ class Release(Owner):
     # Inside backward
 
     def _complete(self, param: Tensor) -> None:
-        if self._accumulating:
+        if self._accumulating or (self.waits is not None and self.waits()):
             return
         if param not in self.stepped and not is_sharded(param) and is_nested():
             self.tell(
