@@ -17,7 +17,7 @@ versions: $(INSTALLED)  ## what depends on versions, on the oldest and the newes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nox
 	$(BIN)/nox
 
-frameworks: $(INSTALLED)  ## what stands between users and steprule: Lightning, Fabric, transformers, timm
+frameworks: $(INSTALLED)  ## what stands between users and steprule: trainers, and the recipes of docs/guides/frameworks.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nox
 	$(BIN)/nox -s frameworks
 

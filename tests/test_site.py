@@ -2,7 +2,7 @@
 
 In a page all blocks marked ``python`` run one after the other, as one program. A block marked ``text`` with the title
 "Output" is what the one before it prints. Blocks marked ``pycon`` are sessions whose answers are compared. What cannot run here, such
-as a signature, is marked ``{ .python .no-run }``.
+as a signature, is marked ``{ .python .no-run }``; a title beside that is the package with which tests/frameworks run it.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_says_what_it_is(page):
-    known = re.compile(r"python|pycon|bash|toml|text( title=\"Output\")?|\{ \.python \.no-run \}")
+    known = re.compile(r"python|pycon|bash|toml|text( title=\"Output\")?|\{ \.python \.no-run( title=\"\w+\")? \}")
     assert [mark for mark, _ in blocks(page) if not known.fullmatch(mark)] == []
 
 

@@ -18,7 +18,9 @@ __all__ = ["layers", "register"]
 def register(prefix: str = "steprule-") -> list[str]:
     """Enters the optimizers into timm's registry, so that its `create_optimizer_v2` and training scripts make them by name::
 
-        steprule.integrations.timm.register()
+        from steprule.integrations.timm import register
+
+        register()
         optimizer = timm.optim.create_optimizer_v2(model, "steprule-adamw", lr=1e-3, weight_decay=0.05, clip=1.0)
 
     timm gives each a weight_decay, so those that take none (Rprop, Scion, SparseAdam) are left out.

@@ -68,21 +68,19 @@ def factor_of(clip: Clip | None, norm: Value, ledger: Any) -> Value:
     return 1.0
 
 
+ROUNDED = 1 + 2.0**-18
+"""A norm in float32 beside the exact one: its sum of squares errs by a few dozen times 2**-24, its elements by 2**-24 each."""
+
+
 def clips_at(clip: Clip | None, ledger: Any) -> Value:
     """The factor from which on a step counts as clipped: that of a norm which is too long by more than float32 rounds.
 
     Gradients that somebody else has clipped to the same norm have that norm only nearly.
     """
-    if isinstance(clip, ClipNorm):
-        return clip_factor(ledger.max_norm * _ROUNDED, ledger.max_norm)
     if isinstance(clip, ClipQuantile):
         longest = ledger.quantile(clip.quantile)
-        return where(longest == longest, clip_factor(longest * _ROUNDED, longest), 0.0)
-    return 0.0
-
-
-_ROUNDED = 1 + 2.0**-18
-"""A norm in float32 beside the exact one: its sum of squares errs by a few dozen times 2**-24, its elements by 2**-24 each."""
+        return where(longest == longest, clip_factor(longest * ROUNDED, longest), 0.0)
+    return ledger.clips_at
 
 
 def set_factors(
@@ -99,7 +97,7 @@ def set_factors(
         ledger: what is remembered of the steps before.
     """
     clipped: list[Value] = []
-    enough = clips_at(clip, ledger)
+    enough = clips_at(clip, ledger) if isinstance(clip, ClipQuantile) else ledger.clips_at
     is_scaled = not (isinstance(inverse, float) and inverse == 1.0)
     for index, part in enumerate(parts):
         own = inverse if isinstance(inverse, float) else part.here(inverse)

@@ -40,6 +40,7 @@ class DeviceLedger:
         self.counts = self._numbers[1:]
         # torch divides by a tensor exactly only where what is divided is one, too; a number on the host is read without waiting.
         self.max_norm = torch.tensor(ledger.max_norm, dtype=torch.float64, device="cpu")
+        self.clips_at = ledger.clips_at
         self._window = ledger.recent.maxlen or 0
         recent = [*ledger.recent, *[math.nan] * max(self._window, 1)][: max(self._window, 1)]
         self.recent = torch.tensor(recent, dtype=torch.float64, device=device)

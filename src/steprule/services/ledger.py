@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steprule.services.clip import Clip, ClipNorm, ClipQuantile, packed, unpacked
-from steprule.services.decide import quantile
+from steprule.services.decide import ROUNDED, quantile
 
 REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
 """The numbers, by the names that they have in checkpoints."""
@@ -24,6 +24,7 @@ class Ledger:
 
     Attributes:
         max_norm: the longest that they may be, where that is one number.
+        clips_at: the factor from which on a step counts as clipped, where that is one number.
         norm: the norm of the gradients of the last step that was taken, unscaled; NaN before.
         clipped, skipped, zeroed: how many steps were clipped or skipped, how many elements zeroed.
         steps: how many were taken.
@@ -33,6 +34,7 @@ class Ledger:
 
     def __init__(self, clip: Clip | None = None) -> None:
         self.max_norm = clip.max_norm if isinstance(clip, ClipNorm) else math.inf
+        self.clips_at = self.max_norm / (self.max_norm * ROUNDED + 1e-6) if isinstance(clip, ClipNorm) else 0.0
         self.norm = math.nan
         self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = 0
         self.recent: deque[float] = deque(maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
