@@ -12,12 +12,10 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from sharding import breaking, checkpoints, numbered, refusals, steps
-from sharding.helpers import Way
+from sharding.helpers import HAS_FSDP, Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
-HAS_FSDP = hasattr(torch.cpu.Stream, "record_event")
-"""Whether fully_shard takes models on the CPU; that of torch 2.6 does not."""
 NEED_FSDP = ("released", "together", "saved", "not taken", "behind tensor parallelism")
 
 
