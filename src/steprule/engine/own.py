@@ -55,6 +55,13 @@ class Planned:
         inputs |= {name: np.array([float(one) for one in kept]) for name, kept in self._states.items()}
         self._evaluation = Evaluation(inputs)
 
+    def take_back(self) -> None:
+        """As if steps had not been counted, and no number had followed from them."""
+        self._plan.take_back_steps()
+        for name, kept in self._states.items():
+            for place, value in zip(kept, self._evaluation.inputs[name].tolist(), strict=True):
+                place[...] = value
+
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
         if 0 < level <= len(self._readings):
