@@ -117,8 +117,12 @@ class Together(torch.optim.Optimizer):
             self._check_optimizers()
             self._seen = Seen(self.param_groups)
         ordered = sorted(self.optimizers, key=_can_be_asked)
-        for optimizer in ordered[1:]:  # when the first refuses, nothing has changed
-            _check_step(optimizer)
+        try:
+            for optimizer in ordered[1:]:  # when the first refuses, nothing has changed
+                _check_step(optimizer)
+        except Exception:
+            any(map(_refuse_step, ordered))  # the first for which other processes wait
+            raise
         for optimizer in ordered:
             optimizer.step(**kwargs)  # closure=None is torch.distributed.checkpoint's way to ask for states
         return loss
@@ -294,6 +298,13 @@ def _can_be_asked(optimizer: torch.optim.Optimizer) -> bool:
         and not optimizer._optimizer_step_pre_hooks  # which may mend what would be refused
         and not _global_optimizer_pre_hooks
     )
+
+
+def _refuse_step(optimizer: Any) -> bool:
+    """Tells other processes that there is no step of this optimizer here; whether they wait for that."""
+    if isinstance(optimizer, Together):
+        return any(map(_refuse_step, sorted(optimizer.optimizers, key=_can_be_asked)))
+    return isinstance(optimizer, Optimizer) and optimizer._steps.refuse()
 
 
 def _check_step(optimizer: Any) -> None:

@@ -343,7 +343,7 @@ class Optimizer(torch.optim.Optimizer):
                 Default: True.
         """
         torchs.zero_grad(self, set_to_none)
-        self._core.plans.let_go(*self._steps.here())
+        self._steps.let_go_of_replaced()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steprule.engine.run import Spread, alone
 from steprule.engine.team import torch_alone
-from steprule.formats.parts import cuts_of, is_sharded
+from steprule.formats.parts import cuts_of, is_sharded, local
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
@@ -27,7 +27,7 @@ from steprule.tensors.exchange import Agreement
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
-from steprule.tensors.totals import DisagreementError, whole_of
+from steprule.tensors.totals import DisagreementError, Totals, whole_of
 from steprule.trace.tracing import program_of, sums_of_all
 
 
@@ -48,14 +48,13 @@ class Steps:
     def take(self) -> None:
         """Takes one step of all parameters, or closes one whose parameters were stepped inside backward."""
         core, groups = self._core, self._groups
-        core.modes.must_train("step()")
         if core.release is not None:
+            core.modes.must_train("step()")
             with torch.no_grad():
                 core.release.step(self.move_resting_averages)
         else:
             if core.across is not None and core.across.has_model:
                 self._take_over_notes()
-            groups.insist_on_schedules()
             if core.plans.current is None:
                 self._find_shards()
             if core.shards is None:
@@ -81,8 +80,10 @@ class Steps:
     def _take(self) -> None:
         """Steps, by the plan that there is if it holds."""
         core = self._core
-        current = core.plans.current
         try:
+            core.modes.must_train("step()")
+            self._groups.insist_on_schedules()
+            current = core.plans.current
             if current is None or not current.run(*self.here()):
                 with torch.set_grad_enabled(self._groups.defaults.get("differentiable", False)), torch_alone():
                     self._take_anew()
@@ -105,10 +106,9 @@ class Steps:
             self._take()
             totals.take_part()
         except DisagreementError as error:
-            raise RuntimeError(self._disagreement(error.places)) from None
+            raise RuntimeError(self._disagreement(error)) from None
         except Exception:
-            with contextlib.suppress(Exception):  # the others say that they have been told
-                totals.take_part(has_failed=True)
+            self._tell_of_failure(totals)
             raise
         finally:
             totals.is_open = False
@@ -117,14 +117,43 @@ class Steps:
     def _adds_up(self) -> bool:
         """Whether the next step adds up over processes."""
         core, services = self._core, self._core.services
-        if services is not None and (services.wants is not None or services.gathers or services.nonfinite == "zero"):
+        if services is not None and (services.wants is not None or services.counts):
             return True
         return any(program_of(core.rule, group).sums for group in self._groups.groups)
 
-    def _disagreement(self, places: Sequence[int]) -> str:
+    def refuse(self) -> bool:
+        """Tells other processes that this one does not take the next step; whether they wait for it."""
+        self._find_shards()
+        shards, agreement = self._core.shards, self._core.agreement
+        if agreement is not None:
+            agreement.close(has_failed=True)
+        if shards is None or not self._adds_up():
+            return agreement is not None
+        shards.totals.is_open = True
+        self._tell_of_failure(shards.totals)
+        return True
+
+    @staticmethod
+    def _tell_of_failure(totals: Totals) -> None:
+        """Tells processes that wait for this one's sums that it takes no step, unless they have had some."""
+        with contextlib.suppress(Exception):  # which says that they have been told, or cannot be
+            totals.take_part(has_failed=True)
+
+    def _disagreement(self, error: DisagreementError) -> str:
         """What errors say where processes cannot take a step together."""
-        if not places:
+        (least, most), places = error.counts, error.places
+        if error.has_failed:
             return "another process cannot take this step, whose error says why: here, too, it was not taken"
+        if least < most:
+            return (
+                f"some processes have {least} parameters in this optimizer, and some have {most}: the step was not taken. Give "
+                "it the same ones in all processes, in the same order"
+            )
+        if not places:
+            return (
+                "processes add up different sums for the same parameters: the step was not taken. Give the optimizer the same "
+                "rule, settings and services in all processes, and list each parameter as often"
+            )
         listed = {one.param: one for one in reversed(list(list_all(self._groups.groups)))}
         ordered = list(dict.fromkeys(one.param for one in list_all(self._groups.groups)))
         names = [name_in(one.group, one.number, one.position) for one in (listed[ordered[place]] for place in places)]
@@ -169,6 +198,8 @@ class Steps:
         """Takes note of whether some of the parameters, which it returns, are DTensors."""
         core, every = self._core, [param for group in self._groups.groups for param in group["params"]]
         core.shards = (core.shards or Shards()) if any(map(is_sharded, every)) else None
+        if core.shards is not None:
+            core.shards.know(every)
         self._find_matrices()
         return every
 
@@ -193,11 +224,14 @@ class Steps:
             return
         groups.insist_on_schedules()
         current = core.plans.current
-        if current is None or not current.run(*self.here(), only_ask=True):
-            with torch.no_grad(), torch_alone():
-                self._look()
-                job = self.job()
-                look(job, list(list_all(job.groups)))
+        try:
+            if current is None or not current.run(*self.here(), only_ask=True):
+                with torch.no_grad(), torch_alone():
+                    self._look()
+                    job = self.job()
+                    look(job, list(list_all(job.groups)))
+        finally:
+            self._let_go()
         if core.services is not None and core.services.nonfinite == "raise":
             wrong = [
                 given_name(group, index) or name_in(group, number, index)
@@ -218,8 +252,8 @@ class Steps:
         current = plans.single.get(param)
         if current is None or not current.run(self._groups.groups, states):
             self._take_one_anew(param, part)
-        if part is not param:
-            part.grad = None
+        if shards is not None:
+            shards.let_go(param)
 
     def _take_one_anew(self, param: Tensor, part: Tensor) -> None:
         """Looks at everything about one parameter, of which a part is here, makes a plan and steps."""
@@ -234,6 +268,17 @@ class Steps:
                 plans.renew_single(self.job(), param, [one._replace(param=part) for one in listed])
             finally:
                 self._keep()
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Keeps no gradient of a part alive between two steps."""
+        if self._core.shards is not None:
+            self._core.shards.let_go()
+
+    def let_go_of_replaced(self) -> None:
+        """Frees parameters and states that have been replaced."""
+        self._core.plans.let_go(*self.here())
+        self._let_go()
 
     def look_before_release(self) -> None:
         """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
@@ -299,13 +344,21 @@ class Steps:
             return False
         if any(lr.any() if isinstance(lr, Tensor) else lr for lr in rates):
             return False
-        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
+        if any(float(step) > 0 for step in steps):
+            return False
+        self._find_shards()
+        if core.shards is not None:  # whose parts here may be 0 and others not
+            return not core.shards.totals.has_any(not self._has_only_zeros())
+        return self._has_only_zeros()
+
+    def _has_only_zeros(self) -> bool:
+        """Whether there are gradients, and all that are here are 0."""
+        groups = self._groups.groups
+        grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
         if not grads and self._core.across is not None and not any(group["params"] for group in groups):
             return True  # others make theirs, and take no step
-        if not grads or any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads):
-            return False
-        steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
-        return not any(float(step) > 0 for step in steps)
+        return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
 
     def make_states(self) -> None:
         """Makes the states of all parameters that have gradients, and steps none."""

@@ -210,6 +210,11 @@ class Release(Owner):
         """As the services'."""
         return self.services.gathers
 
+    @property
+    def counts(self) -> bool:
+        """As the services'."""
+        return self.services.counts
+
     def ask(self, works: Sequence[Part], sums: Sequence[Sums], complete: Complete) -> bool:
         """As `OnHost.ask`, for one parameter."""
         services = self.services
