@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import breaking, checkpoints, disagreeing, numbered, refusals, steps
+from sharding import breaking, checkpoints, disagreeing, models, numbered, refusals, steps
 from sharding.helpers import Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
 HAS_FSDP = hasattr(torch.cpu.Stream, "record_event")
 """Whether fully_shard takes models on the CPU; that of torch 2.6 does not."""
-NEED_FSDP = ("released", "together", "saved", "not taken", "behind tensor parallelism")
+NEED_FSDP = ("released", "together", "saved", "not taken", "behind tensor parallelism", "copies")
 
 
 def scenarios(world: int) -> dict[str, Callable[[], None]]:
@@ -52,6 +52,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "refusals": lambda: refusals.refusals(flat),
             "exchanged": lambda: steps.exchanged(flat),
             "released": lambda: steps.released(flat),
+            "copies": lambda: models.copies(flat),
             "loaded": lambda: checkpoints.loaded(flat),
             "together": lambda: checkpoints.together(flat),
             "data parallel": refusals.data_parallel,

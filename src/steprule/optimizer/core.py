@@ -20,6 +20,7 @@ from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.plans import Plans
 from steprule.tensors.across import Across
+from steprule.tensors.copies import drop_copies
 from steprule.tensors.exchange import Agreement
 from steprule.tensors.shard import Shards
 
@@ -121,6 +122,15 @@ class Core:
         """
         self.plans.forget()
         self.completed = [group for group in self.completed if any(group is other for other in groups)]
+
+    def weights_have_changed(self, groups: Sequence[dict[str, Any]]) -> None:
+        """To be called where something else than a step has written weights.
+
+        Args:
+            groups: the optimizer's.
+        """
+        self.forget_plans(groups)
+        drop_copies(param for group in groups for param in group["params"])
 
     def notes(self) -> dict[str, Callable[[], Any]]:
         """What the next step depends on besides states and settings, by the names of `NOTES`: to be asked only when it is

@@ -246,7 +246,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _swap(self, who: str) -> None:
         self._core.modes.swap(who, self._core.rule, self.param_groups, self.state)
-        self._core.forget_plans(self.param_groups)
+        self._core.weights_have_changed(self.param_groups)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``.

@@ -15,6 +15,7 @@ from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.state import no_matrix
 from steprule.step.listed import name_in
+from steprule.tensors.copies import is_flattened
 from steprule.tensors.exchange import has_rows, why_apart
 from steprule.tensors.memory import HALF_DTYPES
 from steprule.tensors.numbering import numbering_of
@@ -40,7 +41,7 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
     Raises:
         ValueError: something needs the whole.
     """
-    is_flattened, group, across = core.is_made and _is_flattened(core, groups), groups[number], core.across
+    is_replaced, group, across = core.is_made and _is_replaced(core, groups), groups[number], core.across
     if across is not None and across.has_model:
         for what in _exchanges(core):
             raise ValueError(
@@ -54,13 +55,13 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 f"process_group={across} and {who} do not go together: that is a DTensor, which knows its parts in other "
                 "processes: leave out process_group"
             )
-        kind = _FLAT if is_flattened else _kind_of(param)
+        kind = _FLAT if is_replaced else _kind_of(param)
         if kind is None:
             continue
         if is_sharded(param):
             needs = _needs_of_shards(core, group, param)
         else:
-            needs = chain(_needs_tensors(core, group, param, is_flattened), _exchanges(core) if is_flattened else ())
+            needs = chain(_needs_tensors(core, group, param, is_replaced), _exchanges(core) if is_replaced else ())
         needing = next(needs, None)
         if needing is not None:
             raise ValueError(
@@ -68,7 +69,7 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 "result would be wrong. Rules that look at each element by itself take such parameters"
             )
         needing = next(_needs_all(core, group), None) if not is_sharded(param) else None
-        if needing is not None and is_flattened and _are_apart(core, groups):
+        if needing is not None and is_replaced and _are_apart(core, groups):
             raise ValueError(
                 f"{needing}, and {who} {kind}, and other groups' parameters are not there: a trainer that steps one group after "
                 "another, as DeepSpeed does, needs all parameters in one group"
@@ -93,7 +94,7 @@ def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) ->
             raise ValueError(no_matrix(core.rule, name_in(group, number, index), param.shape))
 
 
-def _is_flattened(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
+def _is_replaced(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
     """Whether of the parameters that it was made for none is left, and nothing but vectors is in their place."""
     params = [param for group in groups for param in group["params"]]
     return (
@@ -113,7 +114,7 @@ def _kind_of(param: Tensor) -> str | None:
         return None
     if is_sharded(param):
         return "is a DTensor, of which other processes have parts"
-    if getattr(param, "_fsdp_flattened", False) and param.dim() == 1:  # FSDP's mark
+    if is_flattened(param) and param.dim() == 1:
         return "belongs to FSDP, which gives each process a piece of several tensors laid end to end"
     return None
 
@@ -146,7 +147,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         yield f"clip={services.clip} looks at rows"
 
 
-def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_flattened: bool) -> Iterator[str]:
+def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_replaced: bool) -> Iterator[str]:
     """What was asked for and needs whole tensors."""
     clip = core.services.clip if core.services is not None and group.get("clip") is not False else None
     program = program_of(core.rule, group)
@@ -160,7 +161,7 @@ def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_flatt
         yield 'states="8bit" has an exponent for every block of 128 elements of a row'
     if isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter):
         yield f"clip={clip} looks at the norms of rows or tensors"
-    if is_flattened and group.get("weights") is not None and param.dtype not in HALF_DTYPES:
+    if is_replaced and group.get("weights") is not None and param.dtype not in HALF_DTYPES:
         yield f"weights={group['weights']!r} keeps low bits of half-precision parameters"
 
 

@@ -1,0 +1,77 @@
+"""Models of FSDP and of DistributedDataParallel around an optimizer: what it writes, they compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+import steprule
+from sharding.helpers import same
+
+MAKES: dict[str, Callable[[Any], Any]] = {
+    "average": lambda params: steprule.AdamW(params, lr=0.1, average=0.5),
+    "Schedule-Free": lambda params: steprule.ScheduleFreeAdamW(params, lr=0.1),
+}
+
+
+def net() -> Any:
+    """The same on every rank."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+
+
+def keeping(mesh: Any) -> Any:
+    """One whose modules all keep whole copies after a forward pass."""
+    model = net()
+    for part in (model[0], model[2], model):
+        fully_shard(part, mesh=mesh, reshard_after_forward=False)
+    return model
+
+
+def copies(mesh: Any) -> None:
+    """A model that keeps whole copies of weights computes with what is written in parts, and trains on from there."""
+    where = torch.device("cpu")
+    models: dict[str, Callable[[], Any]] = {
+        "FSDP2": lambda: fully_shard(net(), mesh=mesh),
+        "FSDP2 that keeps copies": lambda: keeping(mesh),
+        "FSDP1": lambda: FullyShardedDataParallel(net(), use_orig_params=True, device_id=where),
+        "FSDP1, flat": lambda: FullyShardedDataParallel(net(), device_id=where),
+    }
+    for rule, make in MAKES.items():
+        alone = seen(net(), make)
+        for name, model in models.items():
+            for number, (one, other) in enumerate(zip(alone, seen(model(), make), strict=True)):
+                same(one, other, f"{name}, {rule}, {number}")
+
+
+def seen(model: Any, make: Callable[[Any], Any]) -> list[torch.Tensor]:
+    """What a model makes of the same inputs before, between and after its steps, each time without gradients."""
+    optimizer, results = make(model.parameters()), []
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
+
+    def look() -> None:
+        with torch.no_grad():
+            results.append(model(x).clone())
+
+    for step in range(4):
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 2:
+            look()
+        if isinstance(optimizer, steprule.ScheduleFreeAdamW):
+            optimizer.eval()
+            look()
+            optimizer.train()
+        elif step < 2:
+            with optimizer.averaged():
+                look()
+        else:
+            optimizer.swap_average()
+            look()
+            optimizer.swap_average()
+    look()
+    return results
