@@ -53,6 +53,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "exchanged": lambda: steps.exchanged(flat),
             "released": lambda: steps.released(flat),
             "copies": lambda: models.copies(flat),
+            "micro-batches": models.micro_batches,
             "loaded": lambda: checkpoints.loaded(flat),
             "together": lambda: checkpoints.together(flat),
             "data parallel": refusals.data_parallel,

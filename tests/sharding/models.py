@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import steprule
+from sharding.breaking import refused
 from sharding.helpers import same
 
 MAKES: dict[str, Callable[[Any], Any]] = {
@@ -75,3 +79,34 @@ def seen(model: Any, make: Callable[[Any], Any]) -> list[torch.Tensor]:
             optimizer.swap_average()
     look()
     return results
+
+
+def micro_batches() -> None:
+    """Where the forward pass of a micro-batch is on the other side of accumulate() than its backward pass, release steps as step() does."""
+    for how in ("forward outside", "forward outside of no_sync", "backward outside"):
+        same(*(accumulated(how, release) for release in (False, True)), how, exact=True)
+    refused(lambda: accumulated("both outside", True), RuntimeError, "second backward pass before step()")
+
+
+def accumulated(how: str, release: bool) -> torch.Tensor:
+    """The weights after three steps of two micro-batches each."""
+    model = DistributedDataParallel(net(), bucket_cap_mb=1e-5)
+    optimizer = steprule.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    within: Any = model.no_sync
+    if release:
+        optimizer.release_gradients(model)
+        within = model.no_sync if "no_sync" in how else optimizer.accumulate
+    for step in range(3):
+        with within() if how == "backward outside" else nullcontext():
+            loss = model(own_inputs(2 * step)).square().mean()
+        with within() if "forward outside" in how else nullcontext():
+            loss.backward()
+        model(own_inputs(2 * step + 1)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([param.detach().flatten() for param in model.parameters()])
+
+
+def own_inputs(number: int) -> torch.Tensor:
+    """Others on every rank."""
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(10 * number + dist.get_rank()))
