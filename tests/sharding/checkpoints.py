@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import steprule
-from sharding.helpers import FORMATS, ROWS, maker, same, train, whole
+from sharding.helpers import FORMATS, ROWS, maker, same, tensors, train, whole
 from steprule.services import Average, ClipQuantile
 
 
@@ -121,3 +121,53 @@ def together(mesh: Any) -> None:
         step(model, optimizer, number)
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         same(whole(one), whole(other), "together", exact=True)
+
+
+def gathered(mesh: Any) -> None:
+    """States in 8 and 16 bits are gathered and broadcast, and go between parts and wholes, also as they once were saved."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.fsdp import fully_shard
+
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    again = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    for settings in ({"states": "8bit"}, {"weights": "32bit", "states": "bfloat16"}):
+
+        def made(is_cut: bool, settings: dict[str, Any] = settings) -> tuple[Any, Any]:
+            torch.manual_seed(0)
+            dtype = torch.bfloat16 if "weights" in settings else torch.float32
+            model = torch.nn.Sequential(torch.nn.Linear(130, 50), torch.nn.Linear(50, 7)).to(dtype)
+            return model, steprule.AdamW((fully_shard(model, mesh=mesh) if is_cut else model).parameters(), **settings)
+
+        def step(model: Any, optimizer: Any) -> Any:
+            every = list(model.parameters())
+            for param, grad in zip(every, tensors([x.shape for x in every], 1, every[0].dtype), strict=True):
+                is_cut = isinstance(param, DTensor)
+                param.grad = distribute_tensor(grad, mesh, [Shard(0)]) if is_cut else grad
+            optimizer.step()
+            return [{name: whole(x) for name, x in optimizer.state[param].items()} for param in every]
+
+        (model, optimizer), (alone, by_itself) = made(True), made(False)
+        step(model, optimizer)
+        right = step(alone, by_itself)
+        found = get_optimizer_state_dict(model, optimizer, options=full)
+        if dist.get_rank() == 0:
+            for own, (name, _) in zip(right, model.named_parameters(), strict=True):
+                for key, value in own.items():
+                    same(value, whole(found["state"][name][key]).to(value.dtype), f"gathered {key}", exact=True)
+        broadcast = made(True)
+        set_optimizer_state_dict(*broadcast, found, options=again)
+        loaded = [broadcast]
+        for (source, states), is_cut in product([(alone, by_itself), (model, optimizer)], (False, True)):
+            loaded.append(made(is_cut))
+            loaded[-1][1].load_state_dict(states.state_dict())
+            old = {number: states.state[param] for number, param in enumerate(source.parameters())}  # with int16
+            loaded.append(made(is_cut))
+            loaded[-1][1].load_state_dict({**states.state_dict(), "state": old})
+        for number, (other, resumed) in enumerate(loaded):
+            for own, param in zip(right, other.parameters(), strict=True):
+                for key, value in own.items():
+                    same(value, whole(resumed.state[param][key]), f"{number}, {key}", exact=True)

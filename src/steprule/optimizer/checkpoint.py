@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steprule import rules
 from steprule.formats import weight_format
+from steprule.formats.parts import as_kept, is_sharded, sendable
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
@@ -168,7 +169,7 @@ class Loading:
         its = self._groups.base.like_torch
         taken: Any = its.taken if its is not None and its.taken is not None else dict
         states = {
-            number: taken(with_new_names(state)) if number in numbers and isinstance(state, Mapping) else state
+            number: taken(as_kept(with_new_names(state))) if number in numbers and isinstance(state, Mapping) else state
             for number, state in keyed.items()
         }
         self._source = {**state_dict, "state": states}
@@ -335,14 +336,15 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
     return {**saved, "state": state, "param_groups": plain_groups}
 
 
-def with_torchs(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
-    """What was saved, whose states have what torch.optim's class wants to find there as well."""
-    its = groups.base.like_torch
-    if its is not None and its.given is not None:
-        for number, param in enumerate(param for group in groups.groups for param in group["params"]):
-            if number in saved["state"]:
-                state = saved["state"][number]
-                saved["state"][number] = {**state, **its.given(state, param.shape)}
+def as_saved(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, whose states have what torch.optim's class wants to find there as well, and can be sent to others."""
+    its, states = groups.base.like_torch, saved.get("state", {})  # which a hook may have put elsewhere
+    given = its.given if its is not None else None
+    for number, param in enumerate(param for group in groups.groups for param in group["params"]):
+        if number in states and is_sharded(param):
+            states[number] = sendable(states[number])
+        if number in states and given is not None:
+            states[number] = {**states[number], **given(states[number], param.shape)}
     return saved
 
 
