@@ -45,6 +45,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "errors say what differs": lambda: disagreeing.errors_say_what_differs(flat),
             "one fails": lambda: disagreeing.one_fails(flat),
             "several fail": lambda: disagreeing.several_fail(flat),
+            "several disagree": lambda: disagreeing.several_disagree(flat),
             "idle": lambda: disagreeing.idle(flat),
             "asked for states": lambda: disagreeing.asked_for_states(flat),
             "unreduced gradients": lambda: disagreeing.unreduced_gradients(flat),

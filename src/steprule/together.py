@@ -117,12 +117,8 @@ class Together(torch.optim.Optimizer):
             self._check_optimizers()
             self._seen = Seen(self.param_groups)
         ordered = sorted(self.optimizers, key=_can_be_asked)
-        try:
-            for optimizer in ordered[1:]:  # when the first refuses, nothing has changed
-                _check_step(optimizer)
-        except Exception:
-            any(map(_refuse_step, ordered))  # the first for which other processes wait
-            raise
+        if len(ordered) > 1:
+            _ask(ordered)
         for optimizer in ordered:
             optimizer.step(**kwargs)  # closure=None is torch.distributed.checkpoint's way to ask for states
         return loss
@@ -300,11 +296,31 @@ def _can_be_asked(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def _refuse_step(optimizer: Any) -> bool:
-    """Tells other processes that there is no step of this optimizer here; whether they wait for that."""
-    if isinstance(optimizer, Together):
-        return any(map(_refuse_step, sorted(optimizer.optimizers, key=_can_be_asked)))
-    return isinstance(optimizer, Optimizer) and optimizer._steps.refuse()
+def _ask(ordered: Sequence[torch.optim.Optimizer]) -> None:
+    """Raises what a step of one of them would refuse, here or in a process that would wait for this one; nothing has changed."""
+    every = [(one._steps, _can_be_asked(one)) for one in _all_of(ordered)]
+    waits, failed = any([steps.waits for steps, _ in every]), None
+    try:
+        for optimizer in ordered if waits else ordered[1:]:  # when the first refuses, nothing has changed
+            _check_step(optimizer)
+    except Exception as error:
+        failed = error
+    for steps, can_be_asked in every if waits else ():  # which all processes do
+        try:
+            steps.agree(failed is not None, compares=can_be_asked)
+        except RuntimeError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def _all_of(optimizers: Sequence[Any]) -> Iterator[Optimizer]:
+    """Those of steprule's, also where they are in a Together in turn."""
+    for one in optimizers:
+        if isinstance(one, Together):
+            yield from _all_of(sorted(one.optimizers, key=_can_be_asked))
+        elif isinstance(one, Optimizer):
+            yield one
 
 
 def _check_step(optimizer: Any) -> None:

@@ -169,6 +169,28 @@ def several_fail(mesh: Any) -> None:
         both.step()
 
 
+def several_disagree(mesh: Any) -> None:
+    """A gradient that one process lacks in the second of several optimizers is found before the first has stepped."""
+    makes: dict[str, Callable[[Any], Any]] = {
+        "clip": lambda params: steprule.AdamW(params, clip=1.0),
+        "sums": lambda params: steprule.LAMB(params),
+        "matrices": lambda params: steprule.Muon(params),
+    }
+    for name, make in makes.items():
+        for first in (lambda params: steprule.AdamW(params), lambda params: torch.optim.SGD(params, lr=0.1)):
+            params, others = parameters(mesh), parameters(mesh)[:: 2 if name == "matrices" else 1]
+            both = steprule.Together([first(params), make(others)])
+            for step in range(3):
+                give(params, step, mesh)
+                give(others, step, mesh, (1,) if dist.get_rank() == 1 else ())
+                before = [whole(x).clone() for x in (*params, *others)]
+                refused(both.step, RuntimeError, *LATER)
+                assert all(map(torch.equal, before, map(whole, (*params, *others)))), name
+                give(others, step, mesh)
+                both.step()
+                assert not any(map(torch.equal, before, map(whole, (*params, *others)))), name
+
+
 def idle(mesh: Any) -> None:
     """A process without gradients counts a step that nobody compares, so that all record the same ones."""
     params = parameters(mesh)

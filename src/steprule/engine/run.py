@@ -145,6 +145,8 @@ def take_step(
     numbered = [work for work in works if work.depth]
     if wants is None and (around.counts or not numbered):  # else the first sums are compared before anything changes
         complete(works if around.counts else (), ())
+        if spread is not None and around.counts and not any(spread.names):
+            spread.gather(())
     if numbered or spread is not None:
         find_numbers(numbered, complete, spread)
     if begin is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from steprule.formats.parts import cuts_of, is_sharded, local
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
+from steprule.optimizer.disagreement import disagreement
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rules.options import OPTIONS
+from steprule.services.host import ASKED
 from steprule.services.release import check_not_released
 from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
@@ -27,7 +30,7 @@ from steprule.tensors.exchange import Agreement
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
-from steprule.tensors.totals import DisagreementError, Totals, whole_of
+from steprule.tensors.totals import DisagreementError, whole_of
 from steprule.trace.tracing import program_of, sums_of_all
 
 
@@ -57,10 +60,13 @@ class Steps:
                 self._take_over_notes()
             if core.plans.current is None:
                 self._find_shards()
-            if core.shards is None:
-                self._take()
-            else:
-                self._take_together(core.shards)
+            try:
+                if core.shards is None:
+                    self._take()
+                else:
+                    self._take_together(core.shards)
+            except DisagreementError as error:
+                raise RuntimeError(disagreement(error, self._groups.groups)) from None
         if core.schedules is not None:
             core.schedules.count(core.schedules.calls + 1)
             groups.set_scheduled_if_possible()
@@ -80,6 +86,8 @@ class Steps:
     def _take(self) -> None:
         """Steps, by the plan that there is if it holds."""
         core = self._core
+        if core.across is not None:
+            core.across.begin(self._first_call())
         try:
             core.modes.must_train("step()")
             self._groups.insist_on_schedules()
@@ -90,9 +98,20 @@ class Steps:
         except Exception:
             if core.agreement is not None:
                 core.agreement.close(has_failed=True)
+            if core.across is not None:
+                with contextlib.suppress(DisagreementError):
+                    core.across.fail()
             raise
         if core.agreement is not None:
             core.agreement.close()
+
+    def _first_call(self) -> int | None:
+        """How many numbers the step's first exchange with the processes of a group has, None where it has none."""
+        services, spread = self._core.services, self._spread()
+        if services is not None and services.wants is not None:
+            return ASKED
+        sizes = [len(names) for names in spread.names if names] if spread is not None else []
+        return sizes[0] if sizes else 0 if services is not None and services.counts else None
 
     def _take_together(self, shards: Shards) -> None:
         """Steps parts: all processes do, or none where they would wait for each other.
@@ -105,10 +124,11 @@ class Steps:
         try:
             self._take()
             totals.take_part()
-        except DisagreementError as error:
-            raise RuntimeError(self._disagreement(error)) from None
+        except DisagreementError:
+            raise
         except Exception:
-            self._tell_of_failure(totals)
+            with contextlib.suppress(Exception):  # which says that they have been told, or cannot be
+                totals.take_part(has_failed=True)
             raise
         finally:
             totals.is_open = False
@@ -121,46 +141,49 @@ class Steps:
             return True
         return any(program_of(core.rule, group).sums for group in self._groups.groups)
 
-    def refuse(self) -> bool:
-        """Tells other processes that this one does not take the next step; whether they wait for it."""
+    @property
+    def waits(self) -> bool:
+        """Whether processes wait for each other in the next step."""
         self._find_shards()
-        shards, agreement = self._core.shards, self._core.agreement
-        if agreement is not None:
-            agreement.close(has_failed=True)
-        if shards is None or not self._adds_up():
-            return agreement is not None
-        shards.totals.is_open = True
-        self._tell_of_failure(shards.totals)
-        return True
+        return self._waits_for_group or self._waits_for_parts
 
-    @staticmethod
-    def _tell_of_failure(totals: Totals) -> None:
-        """Tells processes that wait for this one's sums that it takes no step, unless they have had some."""
-        with contextlib.suppress(Exception):  # which says that they have been told, or cannot be
-            totals.take_part(has_failed=True)
+    @property
+    def _waits_for_group(self) -> bool:
+        return self._core.across is not None and self._first_call() is not None
 
-    def _disagreement(self, error: DisagreementError) -> str:
-        """What errors say where processes cannot take a step together."""
-        (least, most), places = error.counts, error.places
-        if error.has_failed:
-            return "another process cannot take this step, whose error says why: here, too, it was not taken"
-        if least < most:
-            return (
-                f"some processes have {least} parameters in this optimizer, and some have {most}: the step was not taken. Give "
-                "it the same ones in all processes, in the same order"
-            )
-        if not places:
-            return (
-                "processes add up different sums for the same parameters: the step was not taken. Give the optimizer the same "
-                "rule, settings and services in all processes, and list each parameter as often"
-            )
-        listed = {one.param: one for one in reversed(list(list_all(self._groups.groups)))}
-        ordered = list(dict.fromkeys(one.param for one in list_all(self._groups.groups)))
-        names = [name_in(one.group, one.number, one.position) for one in (listed[ordered[place]] for place in places)]
-        return (
-            f"some processes have a gradient for {', '.join(names[:5])}{' and others' * (len(names) > 5)}, and some have none: a "
-            "step that adds up over processes needs all parts. Give them gradients of 0 where they have none"
-        )
+    @property
+    def _waits_for_parts(self) -> bool:
+        core = self._core
+        return core.shards is not None and core.release is None and (core.agreement is not None or self._adds_up())
+
+    def agree(self, has_failed: bool, compares: bool) -> None:
+        """Finds out whether other processes take the next step too, before anything has changed; all call it, if one `waits`.
+
+        Args:
+            has_failed: whether this process cannot take it.
+            compares: whether gradients are what they will be in that step.
+
+        Raises:
+            RuntimeError: another cannot take it, or has gradients of other parameters.
+        """
+        core, found = self._core, None
+        if core.across is not None and self._waits_for_group:
+            core.across.begin(0)
+            try:
+                core.across.fail() if has_failed else core.across.gather(())
+            except DisagreementError as error:
+                found = error
+        if core.shards is not None and self._waits_for_parts:
+            params = dict.fromkeys(one.param for one in list_all(self._groups.groups)) if compares else ()
+            places = [place for place, p in enumerate(params) if cuts_of(p) and p.grad is not None]
+            key = float(zlib.crc32(repr(places).encode()))
+            axes = core.agreement.axes if core.agreement is not None else None
+            try:
+                core.shards.totals.agree(key, places, has_failed or found is not None, axes)
+            except DisagreementError as error:
+                found = found or error
+        if found is not None:
+            raise RuntimeError(disagreement(found, self._groups.groups))
 
     def _take_anew(self) -> None:
         """Looks at everything, makes a plan and steps."""
@@ -238,8 +261,6 @@ class Steps:
                 for number, group, index, param, _ in list_all(groups.groups)
                 if param.grad is not None and not _is_finite(param.grad)
             ]
-            others = core.across.gather([len(wrong)])[:, 0] if core.across is not None else ()
-            wrong = wrong or [f"those of process {rank} of process_group" for rank, one in enumerate(others) if one]
             if wrong:
                 core.services.refuse(wrong)
 
@@ -314,8 +335,8 @@ class Steps:
 
     def _spread(self) -> Spread | None:
         """How numbers of all processes' parameters come about, if these have different ones."""
-        across = self._core.across
-        return Spread(across.gather, sums_of_all(self._core.rule, self._groups.groups)) if across is not None else None
+        across, groups = self._core.across, self._groups.groups or [self._groups.defaults]
+        return Spread(across.gather, sums_of_all(self._core.rule, groups)) if across is not None else None
 
     @torch_alone()
     def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:

@@ -41,7 +41,7 @@ class DisagreementError(RuntimeError):
         places: the parameters of which some processes have a gradient and others have none, by their places.
     """
 
-    def __init__(self, has_failed: bool, counts: tuple[int, int], places: Sequence[int] = ()) -> None:
+    def __init__(self, has_failed: bool, counts: tuple[int, int] = (0, 0), places: Sequence[int] = ()) -> None:
         super().__init__("processes do not step the same parameters")
         self.has_failed, self.counts, self.places = has_failed, counts, places
 
@@ -122,7 +122,9 @@ class Totals:
         before = self._agreed if is_new else layout
         if not self._add_up(before, np.zeros(before.size) if is_new else flat, is_new):
             return
-        self._agree(layout, has_failed)  # and so it is new in all processes, and nothing of it has been added up
+        self.agree(
+            layout.key, layout.places, has_failed
+        )  # and so it is new in all processes, and nothing of it has been added up
         self._agreed = layout
         self._add_up(layout, flat)
 
@@ -146,31 +148,40 @@ class Totals:
                 flat[index] = done[: len(index)] * sign
         return bool(flag)
 
-    def _agree(self, layout: _Layout, has_failed: bool) -> None:
-        """Compares what processes have.
+    def agree(
+        self, key: float, places: Sequence[int], has_failed: bool, axes: Sequence[tuple[Any, int]] | None = None
+    ) -> None:
+        """Compares what processes have; all call it at the same place.
+
+        Args:
+            key: must be the same in all.
+            places: of the parameters that take the step.
+            has_failed: whether this process cannot take it.
+            axes: the dimensions of meshes along which to compare. Default: those along which parameters are cut.
 
         Raises:
             DisagreementError: it is not the same, or one of them has failed; in all processes.
         """
-        count = len(self._places)
+        axes, count = self._groups if axes is None else axes, len(self._places)
         # as long in all processes, whatever parameters these have
-        most, least = self._ends(np.array([float(has_failed), count, layout.key]))
+        most, least = _ends(np.array([float(has_failed), count, key]), axes)
         counts = int(least[1]), int(most[1])
         if most[0] or counts[0] < counts[1]:
             raise DisagreementError(bool(most[0]), counts)
         if most[2] != least[2]:
             own = np.zeros(count)
-            own[layout.places] = 1.0
-            raise DisagreementError(False, counts, np.flatnonzero(np.not_equal(*self._ends(own))).tolist())
+            own[places] = 1.0
+            raise DisagreementError(False, counts, np.flatnonzero(np.not_equal(*_ends(own, axes))).tolist())
 
-    def _ends(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The largest and the smallest that any process has of each number."""
-        from torch.distributed import ReduceOp
 
-        both = np.concatenate([numbers, -numbers])
-        for mesh, dim in self._groups:
-            both = reduced(both, mesh, dim, ReduceOp.MAX)
-        return both[: len(numbers)], -both[len(numbers) :]
+def _ends(numbers: np.ndarray, axes: Sequence[tuple[Any, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The largest and the smallest that any process has of each number."""
+    from torch.distributed import ReduceOp
+
+    both = np.concatenate([numbers, -numbers])
+    for mesh, dim in axes:
+        both = reduced(both, mesh, dim, ReduceOp.MAX)
+    return both[: len(numbers)], -both[len(numbers) :]
 
 
 class _Layout:
