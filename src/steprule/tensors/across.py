@@ -68,7 +68,7 @@ class Across:
         Args:
             size: how many numbers its first call of `gather` has; None where it calls none.
         """
-        self._awaited = size
+        self._awaited = size if self.group is not None else None
 
     def fail(self) -> None:
         """Tells the others that this process cannot take the step, unless they have had numbers in it."""
