@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import steprule
@@ -110,3 +112,25 @@ def accumulated(how: str, release: bool) -> torch.Tensor:
 def own_inputs(number: int) -> torch.Tensor:
     """Others on every rank."""
     return torch.randn(4, 6, generator=torch.Generator().manual_seed(10 * number + dist.get_rank()))
+
+
+def made_before(mesh: Any) -> None:
+    """An optimizer whose parameters are no longer the model's says so, and one that has no gradients yet does not."""
+    where = torch.device("cpu")
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    ways: dict[str, Callable[[Any], Any]] = {
+        "FSDP2": lambda model: fully_shard(model, mesh=mesh),
+        "tensor parallelism": lambda model: parallelize_module(model, mesh, plan),
+        "FSDP1, flat": lambda model: FullyShardedDataParallel(model, device_id=where),
+    }
+    others = steprule.AdamW([torch.nn.Parameter(torch.ones(8, 6)) for _ in range(2)])
+    for way in ways.values():
+        model = net()
+        optimizer = steprule.AdamW(model.parameters(), clip=1.0)
+        model = way(model)
+        model(torch.ones(4, 6)).sum().backward()
+        for _ in range(2):
+            refused(optimizer.step, RuntimeError, "Make the optimizer afterwards")
+        others.step()
+        del model, optimizer
+        gc.collect()  # whose gradients would be there for the next

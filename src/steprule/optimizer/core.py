@@ -34,11 +34,12 @@ class Given:
     Attributes:
         groups: in how many groups they were.
         had_matrices: whether some had more than one dimension.
+        have_begun: whether one has had a gradient, or it is known that none need have one.
     """
 
     def __init__(self) -> None:
         self._by_id: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        self.groups, self.had_matrices = 0, False
+        self.groups, self.had_matrices, self.have_begun = 0, False, False
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Takes note of these, which are a group."""

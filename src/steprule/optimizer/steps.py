@@ -18,6 +18,7 @@ from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
 from steprule.optimizer.disagreement import disagreement
 from steprule.optimizer.groups import Groups
+from steprule.optimizer.parts import check_not_replaced
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rules.options import OPTIONS
 from steprule.services.host import ASKED
@@ -53,6 +54,8 @@ class Steps:
         core, groups = self._core, self._groups
         if core.release is not None:
             core.modes.must_train("step()")
+            if not core.release.stepped:
+                check_not_replaced(core, groups.groups)
             with torch.no_grad():
                 core.release.step(self.move_resting_averages)
         else:
@@ -196,6 +199,7 @@ class Steps:
                     'with "params": []'
                 )
             return
+        check_not_replaced(self._core, self._groups.groups)
         try:
             self._core.plans.renew(self.job())
         finally:
