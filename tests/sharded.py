@@ -18,7 +18,17 @@ from torch.distributed.tensor import Replicate, Shard
 
 HAS_FSDP = hasattr(torch.cpu.Stream, "record_event")
 """Whether fully_shard takes models on the CPU; that of torch 2.6 does not."""
-NEED_FSDP = ("released", "together", "saved", "not taken", "behind tensor parallelism", "copies", "gathered", "made before")
+NEED_FSDP = (
+    "released",
+    "together",
+    "saved",
+    "not taken",
+    "behind tensor parallelism",
+    "copies",
+    "gathered",
+    "converted",
+    "made before",
+)
 
 
 def scenarios(world: int) -> dict[str, Callable[[], None]]:
@@ -55,6 +65,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "released": lambda: steps.released(flat),
             "copies": lambda: models.copies(flat),
             "made before": lambda: models.made_before(flat),
+            "converted": lambda: checkpoints.converted(flat),
             "gathered": lambda: checkpoints.gathered(flat),
             "micro-batches": models.micro_batches,
             "loaded": lambda: checkpoints.loaded(flat),

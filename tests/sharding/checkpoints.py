@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import steprule
+from sharding.breaking import refused
 from sharding.helpers import FORMATS, ROWS, maker, same, tensors, train, whole
 from steprule.services import Average, ClipQuantile
 
@@ -171,3 +172,61 @@ def gathered(mesh: Any) -> None:
             for own, param in zip(right, other.parameters(), strict=True):
                 for key, value in own.items():
                     same(value, whole(resumed.state[param][key]), f"{number}, {key}", exact=True)
+
+
+def converted(mesh: Any) -> None:
+    """A distributed checkpoint is loaded in the format in which it was saved, and changes formats and services by a state dict."""
+    import tempfile
+
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+
+    def made(settings: dict[str, Any]) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = fully_shard(torch.nn.Linear(130, 50, bias=False).bfloat16(), mesh=mesh)
+        return model, steprule.AdamW(model.parameters(), **settings)
+
+    def step(model: Any, optimizer: Any) -> None:
+        (grad,) = tensors([(50, 130)], 1, torch.bfloat16)
+        model.weight.grad = distribute_tensor(grad, mesh, [Shard(0)])
+        optimizer.step()
+
+    def load(settings: dict[str, Any], place: str) -> tuple[Any, Any]:
+        model, optimizer = made(settings)
+        found = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+        dcp.load(found, checkpoint_id=place)
+        set_optimizer_state_dict(model, optimizer, found["optimizer"])
+        return model, optimizer
+
+    formats: list[dict[str, Any]] = [
+        {"weights": "24bit", "states": "8bit", "average": 0.5},
+        {"weights": "32bit", "clip": 1.0},
+        {},
+    ]
+    for number, (settings, others) in enumerate(product(formats, formats)):
+        place = f"{folder[0]}/{number}"
+        model, optimizer = made(settings)
+        step(model, optimizer)
+        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=place)
+        other, loaded = load(settings, place)
+        other.load_state_dict(model.state_dict())
+        ours, theirs = (steprule.AdamW(x.parameters(), **others) for x in (model, other))
+        ours.load_state_dict(optimizer.state_dict())
+        theirs.load_state_dict(loaded.state_dict())
+        for _ in range(2):
+            step(model, ours)
+            step(other, theirs)
+        for name in ("param", "exp_avg", "exp_avg_sq"):
+            one, same_one = ours.read(model.weight, name), theirs.read(other.weight, name)
+            same(whole(one), whole(same_one), f"{settings} as {others}: {name}", exact=True)
+    low = {"weights": "24bit"}, {"weights": "32bit"}  # which torch would cast into each other
+    for number, (settings, others) in enumerate((low, low[::-1])):
+        model, optimizer = made(settings)
+        step(model, optimizer)
+        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=f"{folder[0]}/low{number}")
+        words = f"saved with weights={settings['weights']!r}"
+        refused(lambda: load(others, f"{folder[0]}/low{number}"), ValueError, words)  # noqa: B023

@@ -22,7 +22,7 @@ from steprule.rules.options import OPTIONS, added_names
 from steprule.services.clip import unpacked
 from steprule.services.ledger import REMEMBERED
 from steprule.step.listed import name_in
-from steprule.tensors.memory import DTYPES, dtype_name, too_short
+from steprule.tensors.memory import DTYPES, HALF_DTYPES, dtype_name, too_short
 from steprule.tensors.state import (
     AVERAGE,
     FORMAT_OPTIONS,
@@ -33,6 +33,7 @@ from steprule.tensors.state import (
     has_arrays,
     kept,
     kept_format,
+    low_bits_dtype,
     misfit,
     own_copy,
     read_state,
@@ -233,7 +234,7 @@ class Loading:
                 f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
                 "alone and begin anew"
             )
-        if problem := misfit(rule, state, param, who, converted=True):
+        if problem := misfit(rule, state, param, who, converted=True) or _mixed(state, param, saved, who):
             raise ValueError(problem)
 
     def finish(self) -> None:
@@ -314,6 +315,22 @@ class Loading:
                     kind = state_format(rule, name, group, param)
                 convert(state, name, kind, param)
         drop_other_low_bits(state, weight_format(group.get("weights"), dtype))
+
+
+def _mixed(state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str) -> str | None:
+    """What is wrong if low bits are others than their group says, as torch.distributed.checkpoint casts them where it loads into
+    the state dict of an optimizer with another format; or None."""
+    if param.dtype not in HALF_DTYPES or saved.get("weights") is None:
+        return None
+    wanted = low_bits_dtype(weight_format(saved["weights"], dtype_name(param.dtype)))
+    for name in ("param_correction", f"{AVERAGE}_correction"):
+        low = state.get(name)
+        if isinstance(low, Tensor) and dtype_name(low.dtype) != wanted:
+            return (
+                f"the state {name} of {who} is {low.dtype}, and was saved with weights={saved['weights']!r}: load it into an optimizer "
+                "with that format, and that one's state_dict() into this one"
+            )
+    return None
 
 
 def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:
