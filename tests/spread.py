@@ -255,7 +255,7 @@ def with_fsdp(rank: int) -> None:
             with refused(ValueError, "process_group=torch.distributed.group.WORLD"):
                 made(rule, wrapped().parameters(), **own(settings))
         for rule, settings in WHOLE_TENSORS.values():
-            with refused(ValueError, "Rules that look at each element by itself"):
+            with refused(ValueError, "a step here would see only its own part"):
                 made(rule, wrapped().parameters(), **own(settings), process_group=group)
 
 
@@ -295,7 +295,7 @@ def replaced(rank: int) -> None:
     for rule, settings in (*WHOLE_TENSORS.values(), *others.values()):
         late = made(rule, tensors_as_params(), **own(settings), process_group=group)
         late.param_groups[0]["params"] = [part]
-        with refused(ValueError, "Rules that look at each element by itself"):
+        with refused(ValueError, "a step here would see only its own part"):
             late.step()
     first, *rest = tensors_as_params()
     for lose in (lambda late: late.param_groups.pop(), lambda late: late.param_groups[1].update(params=[])):

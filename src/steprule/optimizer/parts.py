@@ -45,10 +45,10 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
     """
     is_replaced, group, across = core.is_made and _is_replaced(core, groups), groups[number], core.across
     if across is not None and across.has_model:
-        for what in _exchanges(core):
+        for what, instead in _exchanges(core):
             raise ValueError(
                 f"{what}, and in a ZeroRedundancyOptimizer it would exchange those of this process's parameters only: the "
-                "model here has the others', too"
+                f"model here has the others', too. {instead}"
             )
     for index, param in enumerate(group["params"]):
         who = name_in(group, number, index)
@@ -64,11 +64,9 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
             needs = _needs_of_shards(core, group, param)
         else:
             needs = chain(_needs_tensors(core, group, param, is_replaced), _exchanges(core) if is_replaced else ())
-        needing = next(needs, None)
-        if needing is not None:
+        for what, instead in needs:
             raise ValueError(
-                f"{needing}, and {who} {kind}: a step here would see only its own part, and its "
-                "result would be wrong. Rules that look at each element by itself take such parameters"
+                f"{what}, and {who} {kind}: a step here would see only its own part, and its result would be wrong. {instead}"
             )
         needing = next(_needs_all(core, group), None) if not is_sharded(param) else None
         if needing is not None and is_replaced and _are_apart(core, groups):
@@ -140,50 +138,69 @@ def _kind_of(param: Tensor) -> str | None:
     return None
 
 
-def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[str]:
-    """What was asked for and cannot be had of this DTensor."""
+_ELEMENTWISE = "Rules that look at each element by itself take such parameters"
+_OTHER_STATES = 'Leave it out, or use states="bfloat16"'
+_OTHER_CLIP = "Clip by the norm of all gradients, as in clip=1.0, or by value, as in clip=ClipValue(1.0)"
+_LEAVE_OUT = "Leave it out"
+
+
+def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[tuple[str, str]]:
+    """What was asked for and cannot be had of this DTensor, and what to do instead."""
     services, cut = core.services, cut_dimensions(param)
     if is_unreduced(param):
-        yield "a step takes tensors that are added up (call redistribute() first)"
+        yield "a step takes tensors that are added up", "Call redistribute() first"
     if group.get("differentiable"):
-        yield "differentiable=True needs all that autograd has seen"
+        yield "differentiable=True needs all that autograd has seen", _LEAVE_OUT
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
         name = core.rule.__name__
         if reason := why_apart(param):
-            yield f"{name} looks at whole matrices, whose parts {reason}"
+            yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
         elif not program.by_passes or program.joins_rows:
-            yield f"{name} looks at whole columns or squares of matrices, or at all rows at once"
+            yield f"{name} looks at whole columns or squares of matrices, or at all rows at once", _ELEMENTWISE
         elif program.last.sides and not has_rows(param):
-            yield f"{name} looks at whole rows, which matrices of two dimensions have where they are cut along the first"
+            rows = (
+                f"{name} looks at whole rows, which matrices of two dimensions have where they are cut along the first"
+            )
+            yield rows, f"Cut them so, as fully_shard() does. {_ELEMENTWISE}"
         if core.release is not None and program.matrices:
-            yield RELEASED.format(name)
+            yield RELEASED.format(name), "Step after backward"
     if core.accumulator is not None:
-        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
+        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors", _LEAVE_OUT
     if group.get("states") == "8bit" and any(cut):
-        yield 'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut'
+        yield (
+            'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut',
+            f"{_OTHER_STATES}, or cut along the first dimension",
+        )
     if group.get("weights") == "stochastic" and numbering_of(param) is None:
-        yield 'weights="stochastic" draws a number for each element of the whole, and the rows of a part lie there at distances of several lengths'
+        yield (
+            'weights="stochastic" draws a number for each element of the whole, and the rows of a part lie there at distances of several lengths',
+            'Use weights="24bit" or "32bit"',
+        )
     if services is not None and isinstance(services.clip, ClipAdaptive) and group.get("clip") is not False:
-        yield f"clip={services.clip} looks at rows"
+        yield f"clip={services.clip} looks at rows", _OTHER_CLIP
 
 
-def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_replaced: bool) -> Iterator[str]:
-    """What was asked for and needs whole tensors."""
+def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_replaced: bool) -> Iterator[tuple[str, str]]:
+    """What was asked for and needs whole tensors, and what to do instead."""
     clip = core.services.clip if core.services is not None and group.get("clip") is not False else None
     program = program_of(core.rule, group)
     if program.sees_matrix:
-        yield f"{core.rule.__name__} looks at whole matrices"
+        yield f"{core.rule.__name__} looks at whole matrices", _ELEMENTWISE
     if any(not one.of_all for one in program.sums.values()):
-        yield f"{core.rule.__name__} adds up over all elements of a tensor"
+        name = "cautious=True" if core.options["cautious"] else core.rule.__name__
+        yield (
+            f"{name} adds up over all elements of a tensor",
+            "Leave it out" if core.options["cautious"] else _ELEMENTWISE,
+        )
     if core.accumulator is not None:
-        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
+        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors", _LEAVE_OUT
     if group.get("states") == "8bit":
-        yield 'states="8bit" has an exponent for every block of 128 elements of a row'
+        yield 'states="8bit" has an exponent for every block of 128 elements of a row', _OTHER_STATES
     if isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter):
-        yield f"clip={clip} looks at the norms of rows or tensors"
+        yield f"clip={clip} looks at the norms of rows or tensors", _OTHER_CLIP
     if is_replaced and group.get("weights") is not None and param.dtype not in HALF_DTYPES:
-        yield f"weights={group['weights']!r} keeps low bits of half-precision parameters"
+        yield f"weights={group['weights']!r} keeps low bits of half-precision parameters", _LEAVE_OUT
 
 
 def _needs_all(core: Core, group: Mapping[str, Any]) -> Iterator[str]:
@@ -201,9 +218,9 @@ def _needs_all(core: Core, group: Mapping[str, Any]) -> Iterator[str]:
         yield "telemetry gathers norms"
 
 
-def _exchanges(core: Core) -> Iterator[str]:
-    """What was asked for and exchanges the weights of a model."""
+def _exchanges(core: Core) -> Iterator[tuple[str, str]]:
+    """What was asked for and exchanges the weights of a model, and what to do instead."""
     if core.has_modes:
-        yield "eval() exchanges the model's weights"
+        yield "eval() exchanges the model's weights", "Take a rule without eval(), such as AdamW"
     if core.services is not None and core.services.average is not None:
-        yield "swap_average() exchanges the model's weights"
+        yield "swap_average() exchanges the model's weights", "Leave out average"
