@@ -23,6 +23,9 @@ MAKES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+LOOK = 3
+
+
 def net() -> Any:
     """The same on every rank."""
     torch.manual_seed(0)
@@ -49,12 +52,15 @@ def copies(mesh: Any) -> None:
     for rule, make in MAKES.items():
         alone = seen(net(), make)
         for name, model in models.items():
-            for number, (one, other) in enumerate(zip(alone, seen(model(), make), strict=True)):
+            found = seen(model(), make)
+            expected = alone if len(found) == len(alone) else [*alone[:LOOK], *alone[LOOK + 1 :]]
+            for number, (one, other) in enumerate(zip(expected, found, strict=True)):
                 same(one, other, f"{name}, {rule}, {number}")
 
 
 def seen(model: Any, make: Callable[[Any], Any]) -> list[torch.Tensor]:
-    """What a model makes of the same inputs before, between and after its steps, each time without gradients."""
+    """What a model makes of the same inputs before, between and after its steps, each time without gradients; the one numbered
+    `LOOK` comes between backward and a step."""
     optimizer, results = make(model.parameters()), []
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
 
@@ -64,6 +70,8 @@ def seen(model: Any, make: Callable[[Any], Any]) -> list[torch.Tensor]:
 
     for step in range(4):
         model(x).square().sum().backward()
+        if step == 2 and not isinstance(model, FullyShardedDataParallel):  # which nothing finds in every step
+            look()
         optimizer.step()
         optimizer.zero_grad()
         if step % 2:

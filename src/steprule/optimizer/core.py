@@ -20,7 +20,7 @@ from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.plans import Plans
 from steprule.tensors.across import Across
-from steprule.tensors.copies import drop_copies
+from steprule.tensors.copies import drop_copies, drop_flat_copies
 from steprule.tensors.exchange import Agreement
 from steprule.tensors.shard import Shards
 
@@ -131,7 +131,9 @@ class Core:
             groups: the optimizer's.
         """
         self.forget_plans(groups)
-        drop_copies(param for group in groups for param in group["params"])
+        params = [param for group in groups for param in group["params"]]
+        drop_copies(params)
+        drop_flat_copies(params)
 
     def notes(self) -> dict[str, Callable[[], Any]]:
         """What the next step depends on besides states and settings, by the names of `NOTES`: to be asked only when it is

@@ -27,6 +27,7 @@ from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
+from steprule.tensors.copies import drop_copies
 from steprule.tensors.exchange import Agreement
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
@@ -64,12 +65,11 @@ class Steps:
             if core.plans.current is None:
                 self._find_shards()
             try:
-                if core.shards is None:
-                    self._take()
-                else:
-                    self._take_together(core.shards)
+                self._take() if core.shards is None else self._take_together(core.shards)
             except DisagreementError as error:
                 raise RuntimeError(disagreement(error, self._groups.groups)) from None
+        if core.shards is not None:
+            drop_copies([param for group in groups.groups for param in group["params"]])
         if core.schedules is not None:
             core.schedules.count(core.schedules.calls + 1)
             groups.set_scheduled_if_possible()
