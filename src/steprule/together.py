@@ -117,10 +117,12 @@ class Together(torch.optim.Optimizer):
             self._check_optimizers()
             self._seen = Seen(self.param_groups)
         ordered = sorted(self.optimizers, key=_can_be_asked)
-        if len(ordered) > 1:
+        # closure=None is torch.distributed.checkpoint's way to ask for states, with an lr that looking at schedules would set
+        may_ask = kwargs.get("closure", self) is None
+        if len(ordered) > 1 and not (may_ask and any([one._steps.only_asks_for_states() for one in _all_of(ordered)])):
             _ask(ordered)
         for optimizer in ordered:
-            optimizer.step(**kwargs)  # closure=None is torch.distributed.checkpoint's way to ask for states
+            optimizer.step(**kwargs)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
