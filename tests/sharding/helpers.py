@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SERVICES: dict[str, dict[str, Any]] = {
     "clip": {"clip": 0.5},
     "clip by the largest": {"clip": ClipNorm(0.05, norm_type=float("inf"))},
+    "clip by the smallest": {"clip": ClipNorm(0.001, norm_type=-float("inf"))},
     "clip by value": {"clip": ClipValue(0.1)},
     "clip by quantile": {"clip": ClipQuantile(0.5)},
     "skip": {"nonfinite": "skip"},

@@ -108,6 +108,15 @@ class GpuPlanned:
             hyper = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(program.scalars)}
             self._evaluation = _Evaluation({**hyper, "step": plan.steps, **self._rows}, self._constants, plan.device)
 
+    def take_back(self) -> None:
+        """As if steps had not been counted, and no number had followed from them."""
+        plan, names = self._plan, self._names
+        plan.steps -= 1
+        self._bring(put, plan.step_at, self._steps_are_double, plan.steps)
+        if names:
+            first = self.program.own.index(names[0])
+            self._bring(put, self._kept_at, self._are_double, plan.own[first : first + len(names)])
+
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
         if 0 < level <= len(self._readings):

@@ -81,6 +81,12 @@ class Planned:
             return np.array([float(one) for one in kept])
         return np.concatenate([one.reshape(-1) for one in kept], dtype=np.float64) if kept else np.zeros(0)
 
+    def take_back(self) -> None:
+        """As if steps had not been counted, and no number had followed from them."""
+        self._plan.take_back_steps()
+        for name in self._states:
+            self._put(name, self._evaluation.inputs[name])
+
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
         if 0 < level <= len(self._readings):
@@ -122,14 +128,23 @@ class Planned:
 
     def _keep(self, name: str, numbers: Mapping[str, Expression]) -> np.ndarray:
         """Keeps a state's new value, and returns it as it is kept."""
-        kept, extent, new = self._states[name], self._extents[name], self._evaluation(numbers[name])
+        extent, new = self._extents[name], self._evaluation(numbers[name])
         if extent == NUMBER:
-            for place, value in zip(kept, np.broadcast_to(new, len(kept)).tolist(), strict=True):
-                place[...] = value
-            return self._kept(name)
-        assert self._sides is not None and isinstance(self._evaluation, SideEvaluation)
-        starts = self._sides.starts[extent]
-        every = np.broadcast_to(self._evaluation.spread(new, numbers[name].extent, extent), starts[-1])
-        for place, start, end in zip(kept, starts, starts[1:], strict=False):
-            place.reshape(-1)[:] = every[start:end]
+            self._put(name, np.broadcast_to(new, len(self._states[name])))
+        else:
+            assert self._sides is not None and isinstance(self._evaluation, SideEvaluation)
+            every = self._evaluation.spread(new, numbers[name].extent, extent)
+            self._put(name, np.broadcast_to(every, self._sides.starts[extent][-1]))
         return self._kept(name)
+
+    def _put(self, name: str, values: np.ndarray) -> None:
+        """Puts numbers, laid out as `_kept` has them, where a state is kept."""
+        kept, extent = self._states[name], self._extents[name]
+        if extent == NUMBER:
+            for place, value in zip(kept, values.tolist(), strict=True):
+                place[...] = value
+            return
+        assert self._sides is not None
+        starts = self._sides.starts[extent]
+        for place, start, end in zip(kept, starts, starts[1:], strict=False):
+            place.reshape(-1)[:] = values[start:end]

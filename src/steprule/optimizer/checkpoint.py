@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steprule import rules
 from steprule.formats import weight_format
+from steprule.formats.parts import as_kept, is_sharded, sendable
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
@@ -21,7 +22,7 @@ from steprule.rules.options import OPTIONS, added_names
 from steprule.services.clip import unpacked
 from steprule.services.ledger import REMEMBERED
 from steprule.step.listed import name_in
-from steprule.tensors.memory import DTYPES, dtype_name, too_short
+from steprule.tensors.memory import DTYPES, HALF_DTYPES, dtype_name, too_short
 from steprule.tensors.state import (
     AVERAGE,
     FORMAT_OPTIONS,
@@ -32,6 +33,7 @@ from steprule.tensors.state import (
     has_arrays,
     kept,
     kept_format,
+    low_bits_dtype,
     misfit,
     own_copy,
     read_state,
@@ -168,7 +170,7 @@ class Loading:
         its = self._groups.base.like_torch
         taken: Any = its.taken if its is not None and its.taken is not None else dict
         states = {
-            number: taken(with_new_names(state)) if number in numbers and isinstance(state, Mapping) else state
+            number: taken(as_kept(with_new_names(state))) if number in numbers and isinstance(state, Mapping) else state
             for number, state in keyed.items()
         }
         self._source = {**state_dict, "state": states}
@@ -232,7 +234,7 @@ class Loading:
                 f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
                 "alone and begin anew"
             )
-        if problem := misfit(rule, state, param, who, converted=True):
+        if problem := misfit(rule, state, param, who, converted=True) or _mixed(state, param, saved, who):
             raise ValueError(problem)
 
     def finish(self) -> None:
@@ -315,6 +317,22 @@ class Loading:
         drop_other_low_bits(state, weight_format(group.get("weights"), dtype))
 
 
+def _mixed(state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str) -> str | None:
+    """What is wrong if low bits are others than their group says, as torch.distributed.checkpoint casts them where it loads into
+    the state dict of an optimizer with another format; or None."""
+    if param.dtype not in HALF_DTYPES or saved.get("weights") is None:
+        return None
+    wanted = low_bits_dtype(weight_format(saved["weights"], dtype_name(param.dtype)))
+    for name in ("param_correction", f"{AVERAGE}_correction"):
+        low = state.get(name)
+        if isinstance(low, Tensor) and dtype_name(low.dtype) != wanted:
+            return (
+                f"the state {name} of {who} is {low.dtype}, and was saved with weights={saved['weights']!r}: load it into an optimizer "
+                "with that format, and that one's state_dict() into this one"
+            )
+    return None
+
+
 def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:
     """A state dict of the optimizer with every state in float32, and without what torch.optim does not know."""
     rule, state = groups.core.rule, dict(saved["state"])
@@ -335,14 +353,15 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
     return {**saved, "state": state, "param_groups": plain_groups}
 
 
-def with_torchs(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
-    """What was saved, whose states have what torch.optim's class wants to find there as well."""
-    its = groups.base.like_torch
-    if its is not None and its.given is not None:
-        for number, param in enumerate(param for group in groups.groups for param in group["params"]):
-            if number in saved["state"]:
-                state = saved["state"][number]
-                saved["state"][number] = {**state, **its.given(state, param.shape)}
+def as_saved(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, whose states have what torch.optim's class wants to find there as well, and can be sent to others."""
+    its, states = groups.base.like_torch, saved.get("state", {})  # which a hook may have put elsewhere
+    given = its.given if its is not None else None
+    for number, param in enumerate(param for group in groups.groups for param in group["params"]):
+        if number in states and is_sharded(param):
+            states[number] = sendable(states[number])
+        if number in states and given is not None:
+            states[number] = {**states[number], **given(states[number], param.shape)}
     return saved
 
 

@@ -208,6 +208,9 @@ class Loose(Member):
     def count(self) -> None:
         """Nothing: the eager fallback is given the step."""
 
+    def take_back(self) -> None:
+        """Nothing: `step` changes numbers."""
+
     def run(self, level: int) -> None:
         """Nothing: `sums` reads elements."""
 

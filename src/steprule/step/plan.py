@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from steprule.engine.plan import FULL
-from steprule.engine.run import NOTHING, Around, take_step
+from steprule.engine.run import NOTHING, Around, alone, take_step
 from steprule.services.hooks import weakly
 from steprule.services.host import OnHost, OnHosts
 from steprule.services.release import check_not_released
@@ -148,9 +148,17 @@ class StepPlan:
         services = self._services
         if services is None or not (self.repeats and self._works and not self._needs_numbers and self._whole):
             return False
-        if self._spread is not None:  # whose numbers come by way of the host
+        if self._spread is not None or (self._complete is not alone and self._may_add_up()):
+            # Numbers come by way of the host, and all processes ask for them at the same places, also with a new plan.
             return False
         return services.nonfinite != "raise" and services.release is None
+
+    def _may_add_up(self) -> bool:
+        """Whether a step may add something up."""
+        services = self._services
+        assert services is not None
+        asks = services.wants is not None or services.rescales or services.telemetry is not None or services.counts
+        return asks or any(work.depth for work in self._works)
 
     def run(self, groups: list[dict[str, Any]], states: Any, only_ask: bool = False) -> bool:
         """Steps and returns True, or changes nothing and returns False if something is not as it was.
@@ -281,9 +289,14 @@ class StepPlan:
         return True
 
     def _rests_all(self) -> bool:
-        """Takes note of a step that nothing takes; False where averages move all the same."""
+        """Takes note of a step that nothing takes; False where it counts all the same.
+
+        It does where averages move, and where other processes may have gradients and do not say so.
+        """
         assert self._services is not None
         self._services.look()
+        if self._services.wants is None and self._complete is not alone:
+            return False
         self._services.rest()
         return self._services.average is None
 

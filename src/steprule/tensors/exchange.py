@@ -211,11 +211,14 @@ class Agreement:
     """Processes find out, before anything of a step has changed, whether all of them step the same matrices.
 
     Every process asks once in every step, at the latest when that is over for it.
+
+    Attributes:
+        axes: the dimensions of meshes along which they do.
     """
 
     def __init__(self) -> None:
         self._is_open = True
-        self._axes: list[tuple[Any, int]] = []
+        self.axes: list[tuple[Any, int]] = []
         self._names: list[str] = []
 
     def know(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -228,7 +231,7 @@ class Agreement:
         meshes = sorted(
             dict.fromkeys(cut.mesh for param in params for cut in cuts_of(param)), key=lambda mesh: mesh.size()
         )
-        self._axes = [(mesh, axis) for mesh in meshes for axis in range(mesh.ndim) if mesh.size(axis) > 1]
+        self.axes = [(mesh, axis) for mesh in meshes for axis in range(mesh.ndim) if mesh.size(axis) > 1]
         self._names = [*names]
 
     def ask(self, rooms: Sequence[SharedRooms], has_failed: bool = False) -> None:
@@ -288,6 +291,6 @@ class Agreement:
         from torch.distributed import ReduceOp
 
         every = np.array(numbers, np.float64)
-        for mesh, axis in self._axes:
+        for mesh, axis in self.axes:
             every = reduced(every, mesh, axis, ReduceOp.MAX)
         return every
