@@ -31,6 +31,7 @@ from steprule.pieces import (
     sqrt,
     total,
 )
+from steprule.rules.muon import Dion2
 from steprule.state import state_shape
 
 
@@ -123,7 +124,7 @@ class Twice(Rule):
         return param - lr * polar(first + 0.1 * grad, (2.0, -1.5, 0.5), 3, 1e-7) - lr * exp_avg, exp_avg
 
 
-RULES = [Rows, Cols, Factored, Largest, Polar, Twice]
+RULES = [Rows, Cols, Factored, Largest, Polar, Twice, Dion2]
 SHAPES = [(5, 7), (7, 5), (1, 9), (9, 1), (1, 1), (6, 6), (6, 6), (130, 257), (3, 66000), (4, 3, 2, 2), (300, 300)]
 
 

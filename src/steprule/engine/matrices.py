@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,9 @@ class Rooms:
         numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
         for shape, own in members.items():
             for start, end, settings in self._runs(own, numbers):
-                _RUN[one.op](stacks[name, shape][start:end].flatten(0, -3), *settings)
+                stack = stacks[name, shape][start:end].flatten(0, -3)
+                compute = partial(_RUN[one.op], *settings)
+                _compute_part(compute, stack) if one.is_part and not stack.is_cuda else compute(stack)
 
     def _runs(self, members: Sequence[int], numbers: Sequence[Any]) -> Iterator[tuple[int, int, Sequence[Any]]]:
         """Stretches of active tensors that have the same numbers."""
@@ -119,13 +122,30 @@ class Rooms:
             start = end
 
 
+def _compute_part(compute: Callable[[Tensor], None], stack: Tensor) -> None:
+    """Computes a function of matrices without the rows, or columns, that are 0 and stay 0, which a GPU would be waited for to count."""
+    for x in (stack, stack.mT):
+        kept = x.any(-1)
+        count = int(kept.sum(-1).max())
+        if count < x.shape[-2]:
+            places = (
+                kept.byte().argsort(dim=-1, descending=True, stable=True)[:, :count, None].expand(-1, -1, x.shape[-1])
+            )
+            part = x.gather(1, places)
+            compute(part)
+            x.scatter_(1, places, part)
+            return
+    compute(stack)
+
+
 def _common(values: Any) -> Any:
     """One number, if all are that."""
     is_one = isinstance(values, np.ndarray) and len(values) and (values == values[0]).all()
     return values[0] if is_one else values
 
 
-def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:
+def _polar(steps: Any, eps: float, *settings: Any) -> None:
+    *coefficients, stack = settings
     import torch
 
     from steprule.matrix.how import plan_for
@@ -139,7 +159,7 @@ def _polar(stack: Tensor, steps: Any, eps: float, *coefficients: Any) -> None:
         polar(stack[part], chosen, None if steps is None else int(steps), how=how, eps=float(eps), out=stack[part])
 
 
-def _decorrelate(stack: Tensor, passes: float) -> None:
+def _decorrelate(passes: float, stack: Tensor) -> None:
     from steprule.matrix.decorrelated import decorrelated
 
     step = max(1, MOST_BYTES // max(1, 3 * stack[:1].numel() * stack.element_size()))

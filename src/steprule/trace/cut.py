@@ -173,7 +173,8 @@ class _Cutter:
             if key not in names:
                 if node.op in IN_PLACE:
                     name = f"matrix{len(cut.matrices)}"
-                    cut.matrices[name] = Matrix(node.op, node.args[0], node.args[1:])
+                    is_part = "top_share" in operations([node.args[0]])
+                    cut.matrices[name] = Matrix(node.op, node.args[0], node.args[1:], is_part)
                 elif node.args[0].extent == ELEMENTS:
                     name = f"sum{len(cut.sums)}"
                     how = LARGEST if node.op.endswith("largest") else ADD
