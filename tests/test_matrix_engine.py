@@ -30,6 +30,7 @@ from steprule.pieces import (
     rows,
     sqrt,
     total,
+    where,
 )
 from steprule.rules.muon import Dion2
 from steprule.state import state_shape
@@ -185,6 +186,55 @@ def test_passes_compute_what_the_formula_says(rule):
         case.step(number, some, generator)
     check(case, 1e-9)
     assert all(torch.equal(case.params[index], before[index]) for index in set(every) - set(some))
+
+
+class Kept(Rule):
+    """States of all kinds, and numbers of rows and columns, where small integers and powers of 2 leave nothing to round."""
+
+    decay = "own"
+    row_top, col_top = State("rows"), State("cols")
+
+    @staticmethod
+    def update(
+        param: Value,
+        grad: Value,
+        exp_avg: Value,
+        exp_avg_sq: Value,
+        row_top: Value,
+        col_top: Value,
+        *,
+        lr: float = 2.0**-10,
+    ) -> tuple[Value, ...]:
+        exp_avg, exp_avg_sq = ema(exp_avg, grad, 0.5), ema(exp_avg_sq, grad * grad, 0.5)
+        row_top, col_top = row_largest(abs(exp_avg)), col_largest(exp_avg_sq)
+        return (
+            param - lr * where(row_top > 2.0, exp_avg, grad) - lr * minimum(col_top, 8.0),
+            exp_avg,
+            exp_avg_sq,
+            row_top,
+            col_top,
+        )
+
+
+@pytest.mark.parametrize("settings", [{}, {"telemetry": 1, "average": 0.5}], ids=["alone", "services"])
+def test_8_bit_states_beside_rows_are_kept_as_the_eager_fallback_keeps_them(settings):
+    shapes = [*SHAPES, (3, 128), (600, 130)]
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randint(-8, 9, shape, generator=generator).float().requires_grad_() for shape in shapes]
+    strided = [torch.stack([x.detach(), x.detach()], -1)[..., 0].requires_grad_() for x in params]
+    one, other = (steprule.Optimizer.of(Kept)(xs, states="8bit", **settings) for xs in (params, strided))
+    for _ in range(3):
+        for x, y in zip(params, strided, strict=True):
+            x.grad = torch.randint(-4, 5, x.shape, generator=generator).float()
+            y.grad = torch.empty_like(y).copy_(x.grad)
+        one.step()
+        other.step()
+    plan = one._core.plans.current
+    assert plan is not None and plan.repeats and other._core.plans.current is None, "it is not the engines that differ"
+    for x, y in zip(params, strided, strict=True):
+        assert torch.equal(x, y), x.shape
+        for name, kept in one.state[x].items():
+            assert torch.equal(kept, other.state[y][name]), (name, x.shape)
 
 
 def check(case: Case, bound: float) -> None:
