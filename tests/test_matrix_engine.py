@@ -11,6 +11,7 @@ import torch
 import steprule
 from steprule import Rule, State
 from steprule.engine.eager import oracle
+from steprule.matrix import polar as polar_module
 from steprule.pieces import (
     Value,
     abs,
@@ -186,6 +187,39 @@ def test_passes_compute_what_the_formula_says(rule):
         case.step(number, some, generator)
     check(case, 1e-9)
     assert all(torch.equal(case.params[index], before[index]) for index in set(every) - set(some))
+
+
+@pytest.mark.parametrize("settings", [{}, {"states": "8bit", "telemetry": 1}], ids=["alone", "8bit"])
+def test_norms_that_products_need_are_those_that_the_pass_before_has_added_up(monkeypatch, settings):
+    generator, seen = torch.Generator().manual_seed(0), []
+    sizes = [(5, 7), (6, 6), (9, 2), (6, 6), (300, 300), (260, 300)]
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in sizes]
+    optimizer = steprule.Muon(params, **settings)
+
+    def normalize(x, norms, eps, out):
+        own = torch.linalg.vector_norm(x.float(), dim=(-2, -1))
+        seen.append((len(own) if own.dim() else 1, own, torch.as_tensor(norms).view(own.shape), out.dtype))
+        return plain(x, norms, eps, out)
+
+    plain = polar_module.normalize
+    monkeypatch.setattr(polar_module, "normalize", normalize)
+    for scale in (1.0, 1e-5):
+        for param in params:
+            param.grad = scale * torch.randn(param.shape, generator=generator)
+        optimizer.step()
+    assert sum(count for count, *_ in seen) == 2 * len(params)
+    for _, own, norms, dtype in seen:  # of what was rounded to the dtype of the workspace, and of what was not
+        torch.testing.assert_close(norms, own, rtol=torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e25])
+def test_norms_that_float32_has_no_squares_for_are_read_from_the_matrix(size):
+    params = [torch.nn.Parameter(torch.zeros(6, 9)), torch.nn.Parameter(torch.zeros(6, 9))]
+    optimizer = steprule.Muon(params, weight_decay=0.0, lr=1.0, eps=0.0, ns_coefficients="polar_express", ns_steps=12)
+    gradient = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    params[0].grad, params[1].grad = gradient.clone(), size * gradient
+    optimizer.step()
+    torch.testing.assert_close(params[1], params[0] if size else torch.zeros(6, 9), rtol=1e-4, atol=1e-4)
 
 
 class Kept(Rule):

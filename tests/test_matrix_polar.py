@@ -16,7 +16,7 @@ from steprule.matrix import polar as polar_module
 from steprule.matrix.coefficients import PUBLISHED, polar_express, polynomial
 from steprule.matrix.how import FORMS, How, fast_bfloat16, plan_for
 from steprule.matrix.polar import normalize, polar, segments, split
-from steprule.matrix.products import gram, product, symmetric_product
+from steprule.matrix.products import product, symmetric_product
 
 SHAPES = [(3, 5, 9), (2, 40, 16), (1, 1, 7), (2, 7, 1), (1, 1, 1), (2, 33, 33)]
 HALF, FLOAT, DOUBLE = torch.bfloat16, torch.float32, torch.float64
@@ -248,11 +248,6 @@ def test_symmetric_products_are_the_whole_ones(rows, dtype):
     exact = 0.5 * half.double() @ half.double() - 3 * half.double() + 2 * torch.eye(rows)
     bound = 4 * unit * (exact.abs() + 3 * half.abs()) + rows * UNIT["float32"] * 0.5 * (half.abs() @ half.abs())
     assert found is q and ((found - exact).abs() <= bound).all()
-
-
-def test_gram():
-    x = random(2, 5, 9)
-    assert torch.allclose(gram(x), x @ x.mT) and torch.allclose(gram(x[0]), x[0] @ x[0].mT)
 
 
 def test_segments():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ class Rooms:
             for shape, members in self._members.items()
         }
         self._count = len(shapes)
+        self._settings = b""
         self.select(np.ones(self._count, bool))
 
     def addresses(self, name: str) -> list[int]:
@@ -76,32 +78,49 @@ class Rooms:
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
         self._active, self._all_active, self._places = active, bool(active.all()), np.cumsum(active) - 1
+        self._calls: dict[str, list[_Call]] = {}
 
-    def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
+    def run(
+        self,
+        functions: Mapping[str, Matrix],
+        value: Callable[[Expression], Any],
+        settings: bytes,
+        squares: Mapping[str, Any],
+    ) -> None:
         """Computes functions of matrices in their place.
 
         Args:
             functions: by name.
             value: what an expression is for each active tensor, or one number for all.
+            settings: what is the same as in the last step where all such values are.
+            squares: for those functions that want it, the sum of the squares of what they are of, for each active tensor.
         """
+        if settings != self._settings:
+            self._settings, self._calls = settings, {}
         for name, one in functions.items():
-            self._compute(name, one, value, self._members, self._stacks)
+            if name not in self._calls:
+                self._calls[name] = self._made(name, one, value, self._members, self._stacks)
+            for call in self._calls[name]:
+                call(squares.get(name))
 
-    def _compute(
+    def _made(
         self,
         name: str,
         one: Matrix,
         value: Callable[[Expression], Any],
         members: Mapping[tuple[int, ...], Sequence[int]],
         stacks: Mapping[tuple[str, tuple[int, ...]], Tensor],
-    ) -> None:
-        """Computes a function of stacks of matrices, whose members are these tensors, in their place."""
+    ) -> list[_Call]:
+        """What computes a function of stacks of matrices, whose members are these tensors, in their place."""
         numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
+        made = []
         for shape, own in members.items():
             for start, end, settings in self._runs(own, numbers):
                 stack = stacks[name, shape][start:end].flatten(0, -3)
-                compute = partial(_RUN[one.op], *settings)
-                _compute_part(compute, stack) if one.is_part and not stack.is_cuda else compute(stack)
+                make = partial(_MAKERS[one.op], settings)
+                compute = partial(_compute_part, make) if one.is_part and not stack.is_cuda else make(stack)
+                made.append(_Call(compute, stack, self._places[own[start:end]] if len(shape) == 2 else None))
+        return made
 
     def _runs(self, members: Sequence[int], numbers: Sequence[Any]) -> Iterator[tuple[int, int, Sequence[Any]]]:
         """Stretches of active tensors that have the same numbers."""
@@ -122,20 +141,54 @@ class Rooms:
             start = end
 
 
-def _compute_part(compute: Callable[[Tensor], None], stack: Tensor) -> None:
+_Compute = Callable[["Tensor", Any], None]
+"""Computes a function of a stack of matrices in their place, perhaps with their norms: a list of them, or a tensor on a GPU."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A function of a stack of matrices.
+
+    Attributes:
+        compute: computes it.
+        stack: the matrices.
+        places: of each matrix that of its tensor among the active ones; None where tensors are several matrices.
+    """
+
+    compute: _Compute
+    stack: Tensor
+    places: np.ndarray | None
+
+    def __call__(self, squares: Any) -> None:
+        """Computes it; squares are what `Rooms.run` takes."""
+        if squares is None or self.places is None:
+            self.compute(self.stack, None)
+        elif isinstance(squares, np.ndarray):
+            self.compute(self.stack, np.sqrt(squares[self.places]).tolist())
+        else:
+            self.compute(self.stack, squares[self._places_there].sqrt())
+
+    @cached_property
+    def _places_there(self) -> Tensor:
+        """The places on the stack's device."""
+        import torch
+
+        return torch.from_numpy(self.places).to(self.stack.device)
+
+
+def _compute_part(make: Callable[[Tensor], _Compute], stack: Tensor, norms: Any) -> None:
     """Computes a function of matrices without the rows, or columns, that are 0 and stay 0, which a GPU would be waited for to count."""
     for x in (stack, stack.mT):
         kept = x.any(-1)
         count = int(kept.sum(-1).max())
         if count < x.shape[-2]:
-            places = (
-                kept.byte().argsort(dim=-1, descending=True, stable=True)[:, :count, None].expand(-1, -1, x.shape[-1])
-            )
+            order = kept.byte().argsort(dim=-1, descending=True, stable=True)
+            places = order[:, :count, None].expand(-1, -1, x.shape[-1])
             part = x.gather(1, places)
-            compute(part)
+            make(part)(part, norms)
             x.scatter_(1, places, part)
             return
-    compute(stack)
+    make(stack)(stack, norms)
 
 
 def _common(values: Any) -> Any:
@@ -144,28 +197,47 @@ def _common(values: Any) -> Any:
     return values[0] if is_one else values
 
 
-def _polar(steps: Any, eps: float, *settings: Any) -> None:
-    *coefficients, stack = settings
+def _polar(settings: Sequence[Any], stack: Tensor) -> _Compute:
+    """What computes polar factors of stacks like this one, for part after part, so that none takes too much memory."""
     import torch
 
     from steprule.matrix.how import plan_for
-    from steprule.matrix.polar import polar, split
+    from steprule.matrix.polar import SAFE, Chain, split
 
-    chosen: Any = coefficients[0] if len(coefficients) == 1 else tuple(map(float, coefficients))
-    shape = (stack.shape[-2], stack.shape[-1])
+    steps, least, *given = settings
+    coefficients: Any = given[0] if len(given) == 1 else tuple(map(float, given))
+    (count, *sides), eps = stack.shape, float(least)
+    shape = (sides[0], sides[1])
     chosen_by_form = stack.is_cuda and stack.dtype == torch.bfloat16
-    how = plan_for(shape, len(stack), stack.device, dtype=None if chosen_by_form else stack.dtype)
-    for part in split(shape, len(stack), how, MOST_BYTES):
-        polar(stack[part], chosen, None if steps is None else int(steps), how=how, eps=float(eps), out=stack[part])
+    how = plan_for(shape, count, stack.device, dtype=None if chosen_by_form else stack.dtype)
+    chain = Chain(how, shape, stack.device, coefficients, None if steps is None else int(steps))
+    parts = [*split(shape, count, how, MOST_BYTES)] if stack.numel() else []
+
+    def compute(stack: Tensor, norms: Any) -> None:
+        if eps < SAFE and not isinstance(norms, list):  # a GPU is not waited for to say whether one is so small
+            norms = None
+        if len(parts) == 1:
+            chain(stack, stack, norms, eps)
+            return
+        for part in parts:
+            chain(stack[part], stack[part], None if norms is None else norms[part], eps)
+
+    return compute
 
 
-def _decorrelate(passes: float, stack: Tensor) -> None:
+def _decorrelate(settings: Sequence[Any], stack: Tensor) -> _Compute:
+    """The same for `decorrelate`."""
     from steprule.matrix.decorrelated import decorrelated
 
+    (passes,) = settings
     step = max(1, MOST_BYTES // max(1, 3 * stack[:1].numel() * stack.element_size()))
-    for start in range(0, len(stack), step):
-        part = stack[start : start + step]
-        part.copy_(decorrelated(part, int(passes)))
+
+    def compute(stack: Tensor, _: Any) -> None:
+        for start in range(0, len(stack), step):
+            part = stack[start : start + step]
+            part.copy_(decorrelated(part, int(passes)))
+
+    return compute
 
 
-_RUN: Mapping[str, Callable[..., None]] = {"polar": _polar, "decorrelate": _decorrelate}
+_MAKERS: Mapping[str, Callable[[Sequence[Any], Tensor], _Compute]] = {"polar": _polar, "decorrelate": _decorrelate}

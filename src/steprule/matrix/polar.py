@@ -99,7 +99,12 @@ class Chain:
     """
 
     def __init__(
-        self, how: How, shape: tuple[int, int], device: torch.device, coefficients: Coefficients, steps: int | None = None
+        self,
+        how: How,
+        shape: tuple[int, int],
+        device: torch.device,
+        coefficients: Coefficients,
+        steps: int | None = None,
     ) -> None:
         triples = polynomial(coefficients, steps)
         self.how, self._device, self._even = how, device, published(coefficients).start == "aol"
@@ -118,24 +123,44 @@ class Chain:
     def _memory(self, stacked: tuple[int, ...], rows: int, columns: int) -> Tensor:
         return torch.empty((*stacked, rows, columns), dtype=self.how.dtype, device=self._device)
 
-    def __call__(self, stack: Tensor, out: Tensor, norms: Tensor | None = None, eps: float = EPS) -> None:
-        """Puts the polynomials of a stack, at once or one by one, into out; arguments as for `polar`."""
+    def __call__(
+        self, stack: Tensor, out: Tensor, norms: Tensor | Sequence[float] | None = None, eps: float = EPS
+    ) -> None:
+        """Puts the polynomials of a stack, at once or one by one, into out.
+
+        Args:
+            stack, out, eps: as for `polar`.
+            norms: likewise; or numbers that the host knows, of which those that are too small or too large are read anew.
+        """
         stacked = stack.shape[:1] if self.how.batched else ()
         short, long = self._shape
         squares = [self._memory(stacked, short, short) for _ in range(self._squares)]
         is_same = out.dtype == self.how.dtype
         spare = [self._memory(stacked, short, long) for _ in range(1 if is_same and not self._tall else 2)]
-        if norms is not None:
-            norms = norms.to(torch.float64 if self.how.dtype == torch.float64 else torch.float32)
+        real = torch.float64 if self.how.dtype == torch.float64 else torch.float32
+        most = torch.finfo(real).max
+        if isinstance(norms, Tensor):
+            norms = norms.clamp(max=min(most, torch.finfo(norms.dtype).max)).to(real)
+        elif norms is not None and self.how.batched:
+            norms = torch.tensor(norms, dtype=real) if all(SAFE < norm < most for norm in norms) else None
         x, y = (stack.mT, out.mT) if self._tall else (stack, out)
         if self.how.batched:
-            self._run(x, y, None if norms is None else norms.view(-1, 1, 1), eps, squares, spare)
+            self._run(x, y, norms.view(-1, 1, 1) if isinstance(norms, Tensor) else None, eps, squares, spare)
             return
         for i in range(len(stack)):
-            self._run(x[i], y[i], None if norms is None else norms[i], eps, squares, spare)
+            norm = None if norms is None else norms[i]
+            if isinstance(norm, float) and not SAFE < norm < most:
+                norm = None
+            self._run(x[i], y[i], norm, eps, squares, spare)
 
     def _run(
-        self, x: Tensor, out: Tensor, norms: Tensor | None, eps: float, squares: Sequence[Tensor], spare: Sequence[Tensor]
+        self,
+        x: Tensor,
+        out: Tensor,
+        norms: Tensor | float | None,
+        eps: float,
+        squares: Sequence[Tensor],
+        spare: Sequence[Tensor],
     ) -> None:
         """Puts the polynomial of x into out.
 
@@ -220,7 +245,7 @@ def segments(triples: Sequence[Triple], how: How) -> list[list[Triple]]:
     return [list(triples[start:end]) for start, end in itertools.pairwise(starts)]
 
 
-def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
+def normalize(x: Tensor, norms: Tensor | float | None, eps: float, out: Tensor) -> None:
     """out = x / max(|x|, eps), whatever the size of the elements.
 
     Args:
@@ -231,33 +256,37 @@ def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
     """
     real = torch.float64 if out.dtype == torch.float64 else torch.float32
     tiny = torch.finfo(real).tiny
+    if isinstance(norms, float) and x.dtype == out.dtype:
+        torch.div(x, max(norms, eps, tiny), out=out)
+        return
+    known = torch.tensor(norms, dtype=real) if isinstance(norms, float) else norms
     stacked = x.dim() == 3
-    if norms is None and x.device.type == "cpu":  # where looking at a number waits for nothing
+    if known is None and x.device.type == "cpu":  # where looking at a number waits for nothing
         kind = torch.promote_types(x.dtype, real)
-        norms = torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=kind)
-        low, high = torch.aminmax(norms)
+        known = torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=kind)
+        low, high = torch.aminmax(known)
         if not (float(low) > SAFE and float(high) < math.inf):
-            norms = None
-    elif norms is None and eps >= SAFE:  # in float64 no square of what is not divided by eps overflows or vanishes
-        norms = (
+            known = None
+    elif known is None and eps >= SAFE:  # in float64 no square of what is not divided by eps overflows or vanishes
+        known = (
             torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=torch.float64).clamp_(max=_LARGEST).to(real)
         )
-    if norms is not None and {x.dtype, out.dtype} == {
+    if known is not None and {x.dtype, out.dtype} == {
         torch.bfloat16,
         torch.float16,
     }:  # of which neither holds the other
-        norms = norms.clamp(min=max(eps, tiny)).view(-1, *[1] * (x.dim() - 1))
-        torch.div(x, norms, out=out)
+        known = known.clamp(min=max(eps, tiny)).view(-1, *[1] * (x.dim() - 1))
+        torch.div(x, known, out=out)
         return
     if torch.promote_types(x.dtype, out.dtype) != x.dtype:  # a division would round to the dtype of x
         x = out.copy_(x)
-    if norms is not None:
-        torch.div(x, norms.clamp(min=max(eps, tiny)), out=out)
+    if known is not None:
+        torch.div(x, known.clamp(min=max(eps, tiny)), out=out)
         return
     power = largest_power(x, (-2, -1)) if stacked else largest_power(x, (-2, -1)).view(())
     torch.div(x, power, out=out)
-    norms = torch.linalg.vector_norm(out, 2, (-2, -1), keepdim=stacked, dtype=real)
-    out.div_(torch.maximum(norms, eps / power).clamp_(min=tiny))
+    known = torch.linalg.vector_norm(out, 2, (-2, -1), keepdim=stacked, dtype=real)
+    out.div_(torch.maximum(known, eps / power).clamp_(min=tiny))
 
 
 def largest_power(x: Tensor, dims: int | tuple[int, int]) -> Tensor:

@@ -88,6 +88,7 @@ class Stage:
         gathered: "grad", "update" and "param" as telemetry wants them, or none.
         wide: whether it computes in float64, whatever the operands are.
         sides: the numbers of rows and columns, by name, which all passes of a program know.
+        measured: those of the outputs whose squares it adds up as well, for each tensor.
     """
 
     operands: tuple[str, ...]
@@ -100,6 +101,7 @@ class Stage:
     gathered: Mapping[str, Expression] = field(default_factory=dict)
     wide: bool = False
     sides: Mapping[str, Side] = field(default_factory=dict)
+    measured: tuple[str, ...] = ()
 
     def expressions(self) -> list[Expression]:
         """All that it computes."""
