@@ -9,7 +9,7 @@ import pytest
 import torch
 from bounds import UNIT
 
-from steprule.matrix import coefficients, oracle, products
+from steprule.matrix import coefficients, oracle
 from steprule.matrix import decorrelated as decorrelated_module
 from steprule.matrix import how as how_module
 from steprule.matrix import polar as polar_module
@@ -355,7 +355,7 @@ def test_stacks_that_are_refused():
 
 @pytest.mark.parametrize(
     "module",
-    [coefficients, how_module, decorrelated_module, oracle, polar_module, products],
+    [coefficients, how_module, decorrelated_module, oracle, polar_module],
     ids=lambda one: one.__name__,
 )
 def test_examples_run(module):
