@@ -282,3 +282,41 @@ def close(one: np.ndarray, other: np.ndarray, bound: float, what: str) -> None:
     assert one.shape == other.shape, what
     scale = np.abs(other).max(initial=0.0) + 1e-30
     assert np.abs(one - other).max(initial=0.0) <= bound * scale, what
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip": 1.0, "telemetry": 1, "average": 0.9}], ids=["alone", "services"])
+def test_matrices_in_turns_step_as_all_at_once(monkeypatch, settings):
+    shapes = [(40, 40), (9, 70), (40, 40), (2, 3), (40, 40), (9, 70), (70, 9), (100, 100)]
+
+    def run(bytes_):
+        monkeypatch.setenv("STEPRULE_WORKSPACE", str(bytes_))
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
+        optimizer = steprule.NorMuon(params, lr=0.1, **settings)
+        for number in range(4):
+            for index, param in enumerate(params):
+                grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+                param.grad = grad if number != 2 or index not in (1, 7) else None
+            optimizer.step()
+        plan = optimizer._core.plans.current
+        assert plan is not None
+        rooms = [one.rooms for one, _ in plan._buckets]
+        return params, {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for one in rooms for x in one._stacks.values()
+        }
+
+    (whole, own), (cut, shared) = run(10**9), run(2 * 30_000)
+    assert sum(own.values()) >= 8 * sum(a * b for a, b in shapes)
+    assert [*shared.values()] == [100 * 100 * 8], "the largest matrix takes more than there is for all"
+    for x, y in zip(cut, whole, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1e9", "64MB"])
+def test_a_workspace_that_is_no_number_of_bytes_is_refused(monkeypatch, text):
+    monkeypatch.setenv("STEPRULE_WORKSPACE", text)
+    param = torch.nn.Parameter(torch.ones(2, 3))
+    param.grad = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"STEPRULE_WORKSPACE=.*number of bytes, such as 134217728"):
+        steprule.Muon([param]).step()
+    assert torch.equal(param, torch.ones(2, 3))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,8 +20,20 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MOST_BYTES = 2**28
-"""What functions of matrices take at once beyond the matrices themselves."""
+WORKSPACE = 2**27
+"""Bytes that matrices between passes and the products of them take at once, unless `STEPRULE_WORKSPACE` says another number."""
+
+
+def workspace() -> int:
+    """How many bytes that are: half of it for the matrices, and half for what their products need beside them.
+
+    Raises:
+        ValueError: `STEPRULE_WORKSPACE` is no number of bytes.
+    """
+    text = os.environ.get("STEPRULE_WORKSPACE", str(WORKSPACE))
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(f"STEPRULE_WORKSPACE={text!r}: must be a number of bytes, such as {WORKSPACE}")
+    return int(text)
 
 
 def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -43,6 +58,10 @@ def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, devic
     return torch.bfloat16 if chosen == torch.float16 else chosen  # which small momentum would vanish in
 
 
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64  # a cache line
+
+
 class Rooms:
     """The matrices of a plan, those of one shape in one stack.
 
@@ -50,22 +69,41 @@ class Rooms:
         dtypes: of each function of matrices, by name.
         shapes: of each tensor as a matrix, or as a stack of them.
         device: where they are.
+        memory: `size_of` bytes or more that others use before and after a step. Default: their own.
     """
 
-    def __init__(self, dtypes: Mapping[str, torch.dtype], shapes: Sequence[tuple[int, ...]], device: Any) -> None:
+    def __init__(
+        self,
+        dtypes: Mapping[str, torch.dtype],
+        shapes: Sequence[tuple[int, ...]],
+        device: Any,
+        memory: Tensor | None = None,
+    ) -> None:
         import torch
 
+        if memory is None:
+            memory = torch.empty(self.size_of(dtypes, shapes), dtype=torch.uint8, device=device)
         self._members: dict[tuple[int, ...], list[int]] = {}
         for number, shape in enumerate(shapes):
             self._members.setdefault(shape, []).append(number)
-        self._stacks: dict[tuple[str, tuple[int, ...]], Tensor] = {
-            (name, shape): torch.empty((len(members), *shape), dtype=dtype, device=device)
-            for name, dtype in dtypes.items()
-            for shape, members in self._members.items()
-        }
+        self._stacks: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        start = 0
+        for name, dtype in dtypes.items():
+            for shape, members in self._members.items():
+                size = len(members) * math.prod(shape) * dtype.itemsize
+                self._stacks[name, shape] = memory[start : start + size].view(dtype).view(len(members), *shape)
+                start += _aligned(size)
         self._count = len(shapes)
         self._settings = b""
         self.select(np.ones(self._count, bool))
+
+    @staticmethod
+    def size_of(dtypes: Mapping[str, torch.dtype], shapes: Sequence[tuple[int, ...]]) -> int:
+        """How many bytes they take."""
+        counts = Counter(shapes)
+        return sum(
+            _aligned(n * math.prod(shape) * dtype.itemsize) for dtype in dtypes.values() for shape, n in counts.items()
+        )
 
     def addresses(self, name: str) -> list[int]:
         """Where each tensor's matrix begins."""
@@ -211,7 +249,7 @@ def _polar(settings: Sequence[Any], stack: Tensor) -> _Compute:
     chosen_by_form = stack.is_cuda and stack.dtype == torch.bfloat16
     how = plan_for(shape, count, stack.device, dtype=None if chosen_by_form else stack.dtype)
     chain = Chain(how, shape, stack.device, coefficients, None if steps is None else int(steps))
-    parts = [*split(shape, count, how, MOST_BYTES)] if stack.numel() else []
+    parts = [*split(shape, count, how, workspace() // 2)] if stack.numel() else []
 
     def compute(stack: Tensor, norms: Any) -> None:
         if eps < SAFE and not isinstance(norms, list):  # a GPU is not waited for to say whether one is so small
@@ -230,7 +268,7 @@ def _decorrelate(settings: Sequence[Any], stack: Tensor) -> _Compute:
     from steprule.matrix.decorrelated import decorrelated
 
     (passes,) = settings
-    step = max(1, MOST_BYTES // max(1, 3 * stack[:1].numel() * stack.element_size()))
+    step = max(1, workspace() // 2 // max(1, 3 * stack[:1].numel() * stack.element_size()))
 
     def compute(stack: Tensor, _: Any) -> None:
         for start in range(0, len(stack), step):

@@ -52,6 +52,10 @@ class Work(Levels, Protocol):
     """Some of the tensors that are stepped together: those of one plan, or one that no kernel steps."""
 
     @property
+    def in_turn(self) -> bool:
+        """Whether it shares memory with others in turn, and so is stepped before one of them finds its numbers."""
+
+    @property
     def params(self) -> Sequence[Any]:
         """The tensors, as `sums` has them."""
 
@@ -135,12 +139,17 @@ def take_step(
         for work in works:
             work.prepare()
         begin()
-    numbered = [work for work in works if work.depth]
+    together = [work for work in works if not work.in_turn]
+    numbered = [work for work in together if work.depth]
     if numbered or spread is not None:
         find_numbers(numbered, complete, spread)
     gather = around.gathers
-    for work in works:
+    for work in together:
         work.step(gather)
+    for work in works if len(together) < len(works) else ():
+        if work.in_turn:  # whose tensors are whole in this process
+            find_numbers([work])
+            work.step(gather)
     around.note(works, gather, complete)
     return True
 

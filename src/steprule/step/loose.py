@@ -42,6 +42,8 @@ class Loose(Member):
         factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
     """
 
+    in_turn = False
+
     def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
         super().__init__(*entry.described())
         if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
