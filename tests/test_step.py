@@ -20,7 +20,7 @@ class Noting:
     program = None
 
     def __init__(self, name, depth, noted):
-        self.name, self.depth, self._noted = name, depth, noted
+        self.name, self.depth, self.in_turn, self._noted = name, depth, name in "xy", noted
 
     def __getattr__(self, what):
         return lambda *given: self._noted.append(" ".join(map(str, (self.name, what, *given))))
@@ -71,6 +71,14 @@ LAST = ["a step True", "b step True", "note True"]
 
 def test_the_order_of_a_step():
     assert noted_of({"a": 0, "b": 2}) == [*READ, "a prepare", "b prepare", *LEVELS, "begin", *LAST]
+
+
+def test_works_that_share_memory_find_their_numbers_in_turn():
+    x, y = (
+        [f"{name} count", f"{name} run 0", f"{name} sums 0", f"{name} put 0 {{}}", f"{name} step True"] for name in "xy"
+    )
+    begun = ["ask []", "x prepare", "a prepare", "y prepare", "complete", "begin"]
+    assert noted_of({"x": 1, "a": 0, "y": 1}, wants=None) == [*begun, "a step True", *x, *y, "note True"]
 
 
 def test_a_step_that_a_plan_has_taken_before_is_looked_at_no_more():

@@ -56,6 +56,10 @@ class Work(Levels, Protocol):
     """Some of the tensors that are stepped together: those of one plan, or one that no kernel steps."""
 
     @property
+    def in_turn(self) -> bool:
+        """Whether it shares memory with others in turn, and so is stepped before one of them finds its numbers."""
+
+    @property
     def params(self) -> Sequence[Any]:
         """The tensors, as `sums` has them."""
 
@@ -142,7 +146,8 @@ def take_step(
     if begin is not None:
         for work in works:
             work.prepare()
-    numbered = [work for work in works if work.depth]
+    together = [work for work in works if not work.in_turn]
+    numbered = [work for work in together if work.depth]
     if wants is None and (around.counts or not numbered):  # else the first sums are compared before anything changes
         complete(works if around.counts else (), ())
         if spread is not None and around.counts and not any(spread.names):
@@ -152,8 +157,12 @@ def take_step(
     if begin is not None:
         begin()
     gather = around.gathers
-    for work in works:
+    for work in together:
         work.step(gather)
+    for work in works if len(together) < len(works) else ():
+        if work.in_turn:  # whose tensors are whole in this process
+            find_numbers([work])
+            work.step(gather)
     around.note(works, gather, complete)
     return True
 

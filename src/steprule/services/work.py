@@ -41,6 +41,7 @@ class PlanWork(ABC):
     run: Callable[[int], None]
     sums: Callable[[int], Sums]
     put: Callable[[int, Sums], None]
+    in_turn = False
 
     def __init__(
         self,

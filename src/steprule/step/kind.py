@@ -185,7 +185,6 @@ class Kind:
         return (
             not gpu.serves(param.device)
             and len(matrix_shape(param.shape, self.rule.stacks)) == 2
-            and not any(FORMATS[kind].blockwise for kind in self.formats.values())
             and self._served().factor != "row"
             and bool(whole_of(param).numel())
             and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)

@@ -42,13 +42,15 @@ class Loose(Member):
         factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
     """
 
+    in_turn = False
+
     def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
         super().__init__(*entry.described())
         if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
             raise RuntimeError(
                 f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
                 "of parameter, gradient and states must be contiguous, and listed once; where rows have numbers of their own, "
-                "they must be on the CPU, and states not in 8 bits"
+                "they must be on the CPU"
             )
         self._entry = entry
         self._is_first, self._complete_sums = is_first, complete

@@ -22,6 +22,7 @@ from steprule.step.loose import Loose
 from steprule.step.resting import RestingAverages
 from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
+from steprule.step.turns import Turn, in_turns
 from steprule.tensors.average import start_average
 from steprule.tensors.exchange import SharedRooms
 from steprule.tensors.state import FORMAT_OPTIONS
@@ -59,7 +60,8 @@ class StepPlan:
         self._agree = job.agree
         self._entries = entries
         self._know_settings(job.flags)
-        fast = [entry for _, bucket in buckets for entry in bucket]
+        turns = in_turns(buckets)
+        fast = [entry for turn in turns for entry in turn.entries]
         self._know_tensors(job.states, fast)
         averages = job.services is not None and job.services.average is not None and whole
         self._averages = (
@@ -72,7 +74,7 @@ class StepPlan:
             self._around = OnHosts(job.services, self._averages, job.spread.gather)
         elif job.services is not None:
             self._around = job.services.release or OnHost(job.services, self._averages)
-        self._lay_out(buckets)
+        self._lay_out(turns)
         if any(entry.rests for entry in fast):
             self._select()
 
@@ -103,13 +105,13 @@ class StepPlan:
         if self.repeats or must_select:
             self._roster.remember([entry.grad for entry in fast])
 
-    def _lay_out(self, buckets: list[tuple[list[AnyKernel], list[Entry]]]) -> None:
+    def _lay_out(self, turns: Sequence[Turn]) -> None:
         """What kernels run over."""
         self._buckets: list[tuple[Bucket, slice]] = []
         start = 0
-        for kernels, bucket in buckets:
+        for kernels, bucket, memory in turns:
             rows = [entry.number if self._whole else 0 for entry in bucket]
-            one = Bucket(kernels, bucket, self._groups, rows, self._services)
+            one = Bucket(kernels, bucket, self._groups, rows, self._services, memory)
             self._buckets.append((one, slice(start, start + len(bucket))))
             start += len(bucket)
         self._engage([one for one, _ in self._buckets])

@@ -40,6 +40,7 @@ class Bucket:
         groups: all parameter groups.
         rows: each parameter's among them.
         services: what goes on around the step, if anything does.
+        memory: as `Rooms` takes it. Where it is given they are stepped before or after those that share it.
     """
 
     def __init__(
@@ -49,15 +50,17 @@ class Bucket:
         groups: list[dict[str, Any]],
         rows: list[int],
         services: StepServices | None,
+        memory: Tensor | None,
     ) -> None:
         self.kernel = kernels[0]
-        self.rooms, sides = rooms_of(self.kernel, entries), sides_of(self.kernel, entries)
+        self.rooms, sides = rooms_of(self.kernel, entries, memory), sides_of(self.kernel, entries)
         self.plan = plan_of(kernels, entries, groups, services, rows, self.rooms, sides)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
         numbers = numbers_of(self.kernel, self.plan, entries, self.rooms, sides) if self.kernel.program.own else None
         members = [Member(*entry.described()) for entry in entries] if services is not None else []
         params = [entry.param for entry in entries]
         self.work = work_of(kernels, self.plan, numbers, params, members, entries[0].kind.formats)
+        self.work.in_turn = memory is not None
 
     def select(self, active: np.ndarray) -> bool:
         """Steps some of the parameters from now on; False if that is none of them."""
@@ -66,7 +69,7 @@ class Bucket:
         return bool(active.any())
 
 
-def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
+def rooms_of(kernel: AnyKernel, bucket: list[Entry], memory: Tensor | None) -> Rooms | None:
     """The matrices that lie between a kernel's passes, if there are any."""
     matrices, kind = kernel.program.matrices, bucket[0].kind
     if not matrices:
@@ -76,7 +79,7 @@ def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
         return SharedRooms(
             dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks
         )
-    return Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device)
+    return Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device, memory)
 
 
 def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | None:

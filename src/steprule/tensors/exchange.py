@@ -157,8 +157,14 @@ class SharedRooms(Rooms):
         """What must be the same in all processes."""
         return self.places, [tuple(self._wholes[i].shape) for i in self._chosen], [*self._dtypes.values()]
 
-    def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
-        """As `Rooms.run`: every process of the group must call it."""
+    def run(
+        self,
+        functions: Mapping[str, Matrix],
+        value: Callable[[Expression], Any],
+        settings: bytes,
+        squares: Mapping[str, Any],
+    ) -> None:
+        """As `Rooms.run`: every process of the group must call it. The squares are those of parts, and say nothing here."""
         for dtype in dict.fromkeys(self._dtypes[name] for name in functions):
             self._run({name: one for name, one in functions.items() if self._dtypes[name] == dtype}, value)
 
@@ -174,7 +180,8 @@ class SharedRooms(Rooms):
         for part, arrived in parts:
             part.copy_(arrived)
         for name, one in functions.items():
-            self._compute(name, one, value, self._mine, stacks)
+            for call in self._made(name, one, value, self._mine, stacks):
+                call(None)
         for part, leaving in parts:
             leaving.copy_(part)
         self._travel(there, received, here, sent)
