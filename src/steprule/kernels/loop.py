@@ -104,7 +104,7 @@ class Loop(ABC):
 
     @abstractmethod
     def measure(self, name: str) -> None:
-        """Adds up the squares of new_name, in float64."""
+        """Adds up the squares of new_name as it is stored, in float64."""
 
     @abstractmethod
     def count_zeroed(self, value: str) -> None:

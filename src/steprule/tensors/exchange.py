@@ -164,7 +164,7 @@ class SharedRooms(Rooms):
         settings: bytes,
         squares: Mapping[str, Any],
     ) -> None:
-        """As `Rooms.run`: every process of the group must call it. The squares are those of parts, and say nothing here."""
+        """As `Rooms.run`: every process of the group must call it. The squares are those of parts, and say nothing."""
         for dtype in dict.fromkeys(self._dtypes[name] for name in functions):
             self._run({name: one for name, one in functions.items() if self._dtypes[name] == dtype}, value)
 
@@ -180,13 +180,24 @@ class SharedRooms(Rooms):
         for part, arrived in parts:
             part.copy_(arrived)
         for name, one in functions.items():
+            squares = self._squares(name, stacks) if one.op == "polar" else None
             for call in self._made(name, one, value, self._mine, stacks):
-                call(None)
+                call(squares)
         for part, leaving in parts:
             leaving.copy_(part)
         self._travel(there, received, here, sent)
         for piece, new in zip(pieces, torch.split(here, [piece.numel() for piece in pieces]), strict=True):
             piece.copy_(new)
+
+    def _squares(self, name: str, stacks: Mapping[Any, Tensor]) -> Any:
+        """The sums of the squares of the matrices that are computed here, as a pass over wholes would have found them."""
+        found = [stacks[name, shape].flatten(1) for shape in self._mine]
+        device = found[0].device if found else torch.device("cpu")
+        squares = torch.zeros(len(self._places), dtype=torch.float64, device=device)
+        for (shape, members), stack in zip(self._mine.items(), found, strict=True):
+            if len(shape) == 2:
+                squares[self._places[members]] = torch.linalg.vector_norm(stack, 2, 1, dtype=torch.float64).square()
+        return squares.numpy() if device.type == "cpu" else squares
 
     def _unpacked(
         self, there: Tensor, functions: Mapping[str, Matrix]
