@@ -185,11 +185,6 @@ def _kinds(
             f"roles finds no matrix between others, which {rule.__name__} could step: create_optimizer(model, "
             '"adamw") steps all parameters, and roles={pattern: "hidden"} says what is a matrix'
         )
-    for row in table.matrices:
-        if any(word in str(row.view) for word in ("transpose", "stack")):
-            raise ValueError(
-                f"{row.name!r} is seen as {str(row.view)!r}, which no step does yet: roles={{{row.name!r}: 'adamw'}}"
-            )
     default, names = AdamW.hyperparameters, names_beside(AdamW)
     adamw = {KEY: word_of(AdamW), "lr": default["lr"] if adamw_lr is None else adamw_lr}
     try:
@@ -199,10 +194,14 @@ def _kinds(
     own = weight_decay if "weight_decay" in rule.hyperparameters else {"weight_decay": 0.0}
     rest = weight_decay if "weight_decay" in given else {"weight_decay": default["weight_decay"]}
     only_rest, only_own = {*names.values()} - {*rule.hyperparameters}, {*rule.hyperparameters} - {*names.values()}
-    return [
-        (Kind(word_of(rule), {KEY: word_of(rule), **lr}, own, only_rest), _params(table.matrices)),
-        (Kind(word_of(AdamW), adamw, rest, only_own), _params(table.rest)),
-    ], table.notes
+    kinds: Kinds = []
+    for view in dict.fromkeys(str(row.view) for row in table.matrices):
+        is_plain = view == "matrix"
+        title = word_of(rule) if is_plain else f"{word_of(rule)}, {view}"
+        settings = {KEY: word_of(rule), **({} if is_plain else {"view": view}), **lr}
+        rows = [row for row in table.matrices if str(row.view) == view]
+        kinds.append((Kind(title, settings, own, only_rest), _params(rows)))
+    return [*kinds, (Kind(word_of(AdamW), adamw, rest, only_own), _params(table.rest))], table.notes
 
 
 def _params(rows: Iterable[Role]) -> set[Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steprule.trace.expression import Expression
-from steprule.trace.program import Matrix
+from steprule.trace.program import Matrix, Program
 
 if TYPE_CHECKING:
     import torch
@@ -41,18 +41,38 @@ def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, devic
     return torch.bfloat16 if chosen == torch.float16 else chosen  # which small momentum would vanish in
 
 
+def fits_passes(program: Program, view: str | None, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether passes over elements go with a view, which they do not know of: only the matrices between them do.
+
+    Args:
+        program: what the passes are a part of.
+        view: how tensors are seen as matrices.
+        shapes: of these, as `steprule.state.matrices_of` gives them.
+    """
+    if view is None:
+        return True
+    is_one = len(shapes) == 1 and len(shapes[0]) == 2
+    is_plain = is_one and view in ("matrix", "flatten")  # so that rows are rows in memory
+    adds_up = any(not one.of_all for one in program.sums.values())
+    return is_plain or (len(shapes) == 1 and not program.last.sides and (is_one or not adds_up))
+
+
 class Rooms:
     """The matrices of a plan, those of one shape in one stack.
 
     Args:
         dtypes: of each function of matrices, by name.
-        shapes: of each tensor as a matrix, or as a stack of them.
+        shapes: of each tensor as a matrix, or as a stack of them; with a view, of what that sees as matrices.
         device: where they are.
+        view: how all of them are seen as matrices.
     """
 
-    def __init__(self, dtypes: Mapping[str, torch.dtype], shapes: Sequence[tuple[int, ...]], device: Any) -> None:
+    def __init__(
+        self, dtypes: Mapping[str, torch.dtype], shapes: Sequence[tuple[int, ...]], device: Any, view: str | None = None
+    ) -> None:
         import torch
 
+        self._view = view
         self._members: dict[tuple[int, ...], list[int]] = {}
         for number, shape in enumerate(shapes):
             self._members.setdefault(shape, []).append(number)
@@ -98,7 +118,8 @@ class Rooms:
         numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
         for shape, own in members.items():
             for start, end, settings in self._runs(own, numbers):
-                _RUN[one.op](stacks[name, shape][start:end].flatten(0, -3), *settings)
+                for matrices in _seen(stacks[name, shape][start:end], self._view):
+                    _RUN[one.op](matrices, *settings)
 
     def _runs(self, members: Sequence[int], numbers: Sequence[Any]) -> Iterator[tuple[int, int, Sequence[Any]]]:
         """Stretches of active tensors that have the same numbers."""
@@ -117,6 +138,27 @@ class Rooms:
             if settings is not None:
                 yield start, end, settings
             start = end
+
+
+def _seen(stack: Tensor, view: str | None) -> Iterator[Tensor]:
+    """The matrices of some tensors, of shape (k, m, n): what is written into them is written into the tensors."""
+    if view is None:
+        yield stack.flatten(0, -3)
+        return
+    import torch
+
+    from steprule.matrices.view import View
+
+    for one in View(view).matrices(stack[0]):  # whose strides are those in the others
+        shape, strides = (len(stack), *one.shape), (stack.stride(0), *one.stride())
+        every = torch.as_strided(stack, shape, strides, one.storage_offset())
+        if every.is_contiguous():
+            yield every.view(-1, *one.shape[-2:])
+            continue
+        for part in torch.split(every, max(1, MOST_BYTES // max(1, one.numel() * one.element_size()))):
+            matrices = part.contiguous()
+            yield matrices.view(-1, *one.shape[-2:])
+            part.copy_(matrices)
 
 
 def _common(values: Any) -> Any:

@@ -24,7 +24,7 @@ from steprule.step.listed import name_in
 from steprule.tensors.memory import DTYPES, dtype_name, too_short
 from steprule.tensors.state import (
     AVERAGE,
-    FORMAT_OPTIONS,
+    GROUP_OPTIONS,
     average_format,
     convert,
     drop_other_low_bits,
@@ -179,7 +179,7 @@ class Loading:
         """Takes note of what is there before."""
         groups = self._groups
         self._before = groups.groups, groups.states
-        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in groups.groups]
+        self._formats = [{k: g[k] for k in GROUP_OPTIONS if k in g} for g in groups.groups]
         self._own = [{k: g[k] for k in self._kept if k in g} for g in groups.groups]
         numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
         self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
@@ -199,11 +199,17 @@ class Loading:
         for number, (group, saved) in enumerate(zip(self._groups.groups, groups, strict=True)):
             for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = self._source["state"].get(key, {})
-                self._check_state(state, param, saved, name_in(group, number, index), every)
+                self._check_state(state, param, saved, group, name_in(group, number, index), every)
         check_notes(notes_in(self._source))
 
     def _check_state(
-        self, state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str, every: frozenset[str]
+        self,
+        state: Mapping[str, Any],
+        param: Tensor,
+        saved: Mapping[str, Any],
+        group: Mapping[str, Any],
+        who: str,
+        every: frozenset[str],
     ) -> None:
         rule, base = self._rule, self._groups.base
         if not isinstance(state, Mapping):
@@ -232,7 +238,7 @@ class Loading:
                 f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
                 "alone and begin anew"
             )
-        if problem := misfit(rule, state, param, who, converted=True):
+        if problem := misfit(rule, state, param, who, True, group.get("view")):
             raise ValueError(problem)
 
     def finish(self) -> None:
@@ -271,9 +277,9 @@ class Loading:
                 group.setdefault(name, value)
         for group, saved, own in zip(groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", own.get("seed", 0))
-            for name in FORMAT_OPTIONS:
+            for name in GROUP_OPTIONS:
                 group.pop(name, None)
-            group.update({**own, "seed": seed} if own else {})
+            group.update({**own, "seed": seed} if "seed" in own else own)
             for number, param in zip(saved["params"], group["params"], strict=True):
                 for name, value in self._source["state"].get(number, {}).items():
                     is_known = state_of(name, ("step", "param", AVERAGE, *self._rule.states)) is not None
@@ -330,7 +336,7 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
                 elif array != "step" or rule.keeps_step:
                     plain[array] = value
             state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
-    hidden = (*FORMAT_OPTIONS, *NOTES, SCHEDULES)
+    hidden = (*GROUP_OPTIONS, *NOTES, SCHEDULES)
     plain_groups = [{k: v for k, v in group.items() if k not in hidden} for group in saved["param_groups"]]
     return {**saved, "state": state, "param_groups": plain_groups}
 
@@ -361,7 +367,8 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
     own = kept(every, name)
     if own is None:
         raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-    if problem := too_short(param, who) or misfit(rule, state, param, who, converted=True):
+    view = next(group.get("view") for group, one in groups.each() if one is param)
+    if problem := too_short(param, who) or misfit(rule, state, param, who, True, view):
         raise RuntimeError(problem)
     return own.clone() if name in (*rule.scalar_states, *rule.side_states) else read_state(every, name, param.shape)
 

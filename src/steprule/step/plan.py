@@ -24,7 +24,7 @@ from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
 from steprule.tensors.average import start_average
 from steprule.tensors.exchange import SharedRooms
-from steprule.tensors.state import FORMAT_OPTIONS
+from steprule.tensors.state import GROUP_OPTIONS
 from steprule.trace.tracing import static_settings
 
 _CLIP = methodcaller("get", "clip")
@@ -79,7 +79,7 @@ class StepPlan:
     def _know_settings(self, flags: Sequence[str]) -> None:
         """What groups are, to be compared with later ones."""
         groups = self._groups
-        keys = [name for name in (*self._rule.hyperparameters, *flags, *FORMAT_OPTIONS) if name in groups[0]]
+        keys = [name for name in (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS) if name in groups[0]]
         self._keys = keys
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*keys, keys[0])
         self._clips = list(map(_CLIP, groups))
@@ -318,5 +318,5 @@ class StepPlan:
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        formats = group.get("states"), group.get("weights"), group.get("clip")
+        formats = group.get("states"), group.get("weights"), group.get("clip"), group.get("view")
         return static_settings(self._rule, group), group.get("maximize", False), group.get("differentiable"), formats

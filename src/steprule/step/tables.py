@@ -14,11 +14,11 @@ from steprule.engine.matrices import Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.engine.sides import Sides
-from steprule.formats import FORMATS
+from steprule.formats import FORMATS, row_length
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
-from steprule.state import matrix_shape
+from steprule.state import matrices_of, matrix_shape
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
 from steprule.tensors.exchange import SharedRooms
@@ -74,21 +74,28 @@ def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
     dtypes = {name: getattr(torch, kind.rooms[name]) for name in matrices}
     if kind.cut is not None:
         return SharedRooms(
-            dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks
+            dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks, kind.view
         )
-    return Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device)
+    shapes = [matrix_of(entry) if kind.view is None else stored_shape(entry.param, kind.view) for entry in bucket]
+    return Rooms(dtypes, shapes, kind.device, kind.view)
+
+
+def stored_shape(param: Tensor, view: str) -> tuple[int, ...]:
+    """What a view sees as matrices: a parameter's elements as they lie in memory."""
+    is_flat = view.startswith("flatten")  # then its other axes lie there in any order
+    return (param.shape[0], row_length(param.shape)) if is_flat else tuple(param.shape)
 
 
 def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | None:
     """What rows and columns have of their own, if anything does."""
     sides = kernel.stage.sides
-    here = [matrix_shape(entry.param.shape, entry.rule.stacks) for entry in bucket]
+    here = [matrix_shape(entry.param.shape, entry.rule.stacks) for entry in bucket]  # a view with sides is no other
     return Sides(sides, here, kernel.source.real) if sides else None
 
 
 def matrix_of(entry: Entry) -> tuple[int, ...]:
-    """The shape of the matrix that a parameter is, or the whole that it is a part of."""
-    return matrix_shape(whole_of(entry.param).shape, entry.rule.stacks)
+    """The shape of the matrix that a parameter is, or of the stack of them; or the whole that it is a part of."""
+    return matrices_of(whole_of(entry.param).shape, entry.rule.stacks, entry.kind.view)[0]
 
 
 def numbers_of(
