@@ -154,7 +154,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         if reason := why_apart(param):
             yield f"{name} looks at whole matrices, whose parts {reason}"
         elif not fits_passes(program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))):
-            yield f"{name} finds sums of each matrix, or matrices of unequal sizes, which view={group['view']!r} parts"
+            yield f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
         elif not program.by_passes or program.joins_rows:
             yield f"{name} looks at whole columns or squares of matrices, or at all rows at once"
         elif program.last.sides and not has_rows(param):
