@@ -153,6 +153,7 @@ def test_functions_of_the_step_and_layer_decay_are_for_each_its_own():
     model(torch.ones(4)).sum().backward()
     optimizer.step()
     assert {group["rule"]: group["lr"] for group in optimizer.param_groups} == {"muon": 0.5, "adamw": 0.05}
+    assert create(net(), "mano", cautious=True)  # whose vectors an option around the formula does not refuse
 
 
 def test_every_parameter_is_in_one_group_with_its_rule(capsys):
@@ -178,6 +179,19 @@ def test_every_parameter_is_in_one_group_with_its_rule(capsys):
         ("adamw", 0.01),
         ("adamw", 0.0),
     }
+
+
+def test_a_guess_is_logged_and_one_that_was_not_needed_is_not(caplog):
+    model = net()
+    for given in (steprule.roles(model, example=(torch.zeros(1, 2, dtype=torch.long),)), {"5.weight": "head"}):
+        optimizer = create(model, roles=given)
+        assert [g["param_names"] for g in optimizer.param_groups if g["rule"] == "muon"] == [["1.weight", "3.weight"]]
+        assert not caplog.messages
+    create(model)
+    assert caplog.messages == [
+        "Muon beside AdamW: other heads, if there are any, are among the hidden matrices; give example to find them, as in "
+        "roles=steprule.roles(model, example=(inputs,))"
+    ]
 
 
 def test_roles_may_be_said_and_given_as_a_table():

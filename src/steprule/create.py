@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, overload
 
@@ -21,6 +22,8 @@ from steprule.rule import Rule
 from steprule.rules.adam import AdamW
 from steprule.settings import as_tuples, check_hyperparameters, check_names, check_settings
 from steprule.trace.tracing import program_of
+
+logger = logging.getLogger("steprule")
 
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
 
@@ -132,6 +135,8 @@ def create_optimizer(
     made: torch.optim.Optimizer = cls(split.groups, **given)
     if show:
         print(split, *notes, sep="\n")
+    for note in () if show else notes:
+        logger.warning("%s beside AdamW: %s, as in roles=steprule.roles(model, example=(inputs,))", cls.__name__, note)
     return made
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import steprule
 from steprule.matrices import View, roles
 from steprule.matrices.known import qualified
 
@@ -131,6 +132,59 @@ def test_a_models_parameters_are_what_they_are(case):
             assert (f"{row.role}: {row.view}" if row.view else row.role) == role, row
     for row in table.matrices:
         assert sum(one.numel() for one in row.view.matrices(row.param)) == row.param.numel()
+
+
+def matrices_of(view, tensor, like=None):
+    """Every matrix of a tensor, contiguous."""
+    stacks = View(view or "matrix").matrices(tensor.detach(), like)
+    return [one.contiguous().clone() for stack in stacks for one in stack.reshape(-1, *stack.shape[-2:])]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_is_stepped_as_its_matrices_and_the_rest_by_adamw(case):
+    """Every parameter once; with gradients of random numbers, Muon's step is that of the matrices as parameters of their own.
+
+    In float64, whose rounding leaves some 1e-14. Another view is off by 1e-3.
+    """
+    make, example, _, _ = CASES[case]
+    model = make()
+    table = roles(model, example=example)
+    model.double()
+    optimizer = steprule.create_optimizer(model, "muon", lr=0.02, adamw_lr=0.01, weight_decay=0.1, roles=table)
+    groups = {param: group for group in optimizer.param_groups for param in group["params"]}
+    assert groups.keys() == {param for param in model.parameters() if param.requires_grad}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(groups)
+    for row in table:
+        assert groups[row.param]["rule"] == ("muon" if row.view else "adamw")
+        if row.view:
+            assert (groups[row.param].get("view") or "matrix") == str(row.view)
+    matrices = {row.param: matrices_of(row.view, row.param) for row in table.matrices}
+    own = {param: [torch.nn.Parameter(one) for one in every] for param, every in matrices.items()}
+    rest = {row.param: torch.nn.Parameter(row.param.detach().clone()) for row in table.rest}
+    muon = steprule.Muon([one for every in own.values() for one in every], lr=0.02, weight_decay=0.1)
+    decay = {param for param in rest if groups[param]["weight_decay"]}
+    adamw = steprule.AdamW(
+        [
+            {"params": [rest[param] for param in decay], "weight_decay": 0.1},
+            {"params": [one for param, one in rest.items() if param not in decay], "weight_decay": 0.0},
+        ],
+        lr=0.01,
+    )
+    torch.manual_seed(0)
+    for param, group in groups.items():
+        param.grad = torch.randn_like(param)
+        if param in rest:
+            rest[param].grad = param.grad.clone()
+            continue
+        for one, grad in zip(own[param], matrices_of(group.get("view"), param.grad, param), strict=True):
+            one.grad = grad
+    for each in (optimizer, muon, adamw):
+        each.step()
+    for param, one in rest.items():
+        assert torch.equal(param, one)
+    for param, every in own.items():
+        for one, its in zip(every, matrices_of(groups[param].get("view"), param), strict=True):
+            torch.testing.assert_close(its, one, rtol=0, atol=1e-10)
 
 
 ATTENTION = {
