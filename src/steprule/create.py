@@ -133,11 +133,17 @@ def create_optimizer(
     for number, (_, own) in enumerate(groups):
         _check(f"groups[{number}] of {cls.__name__}", cls, {**known, **given}, own)
     made: torch.optim.Optimizer = cls(split.groups, **given)
+    _tell(cls.__name__, split, notes, show)
+    return made
+
+
+def _tell(name: str, split: Split, notes: Iterable[str], show: bool) -> None:
+    """Prints what was decided, or logs what is uncertain of it."""
     if show:
         print(split, *notes, sep="\n")
-    for note in () if show else notes:
-        logger.warning("%s beside AdamW: %s, as in roles=steprule.roles(model, example=(inputs,))", cls.__name__, note)
-    return made
+        return
+    for note in notes:
+        logger.warning("%s beside AdamW: %s, as in roles=steprule.roles(model, example=(inputs,))", name, note)
 
 
 def _matrix_rule(cls: type[torch.optim.Optimizer], settings: Mapping[str, Any]) -> type[Rule] | None:
