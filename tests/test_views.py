@@ -85,6 +85,20 @@ def test_a_convolution_is_seen_in_the_order_of_its_memory(words):
     assert takes_passes(optimizer)  # without a view, too
 
 
+@pytest.mark.parametrize("view", [None, "rows 2", "flatten"])
+def test_strides_are_not_taken_for_rows(view):
+    generator = torch.Generator().manual_seed(0)
+    one = nn.Parameter(torch.randn(8, 6, generator=generator, dtype=torch.float64).T.contiguous().T)
+    other = nn.Parameter(one.detach().contiguous())
+    optimizers = [steprule.Muon([{"params": [param], "view": view}], lr=0.1) for param in (one, other)]
+    for _ in range(2):
+        other.grad = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+        one.grad = torch.empty_like(one).copy_(other.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("words", [*CASES, *UNEQUAL])
 @pytest.mark.parametrize("name", ["muon", "normuon", "muoneq", "mano", "polargrad", "adafactor"])
 def test_sums_of_rows_columns_and_matrices_are_those_of_each(words, name):

@@ -318,5 +318,5 @@ class StepPlan:
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        formats = group.get("states"), group.get("weights"), group.get("clip"), group.get("view")
+        formats = group.get("states"), group.get("weights"), group.get("clip")
         return static_settings(self._rule, group), group.get("maximize", False), group.get("differentiable"), formats
