@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 import steprule
 from steprule import Rule, State
+from steprule.beside import beside
 from steprule.engine import gpu
 from steprule.formats.parts import local
 from steprule.matrix import how
@@ -340,6 +341,23 @@ def kinds(mesh: DeviceMesh) -> None:
         close(mine, whole(part), "wholes beside parts", has_norm=True)
 
 
+def views(mesh: DeviceMesh) -> None:
+    """Parts of a matrix, turned ones and stacks, cut through any of them; AdamW beside them."""
+
+    def groups(params: Any) -> Any:
+        words = ("rows 2", "transpose", "columns 2", "stack, transpose")
+        seen = [{"params": [param], "view": one} for param, one in zip(params, words, strict=False)]
+        joined = beside(steprule.Muon.rule, steprule.AdamW.rule)
+        return steprule.Optimizer.of(joined)([*seen, {"params": params[4:], "rule": "adamw"}], lr=0.1, nonfinite="skip")
+
+    for placement in (Shard(0), Shard(1)):
+        pair = both(groups, (*LARGE, (4, 96, 128), (13, 8)), torch.float64, mesh, placement)
+        for number, run in product(range(3), pair):
+            run.step(wrong=number == 1)
+        compare(*pair, "views")
+        assert pair[1].optimizer.skipped_steps == 1
+
+
 def formats(mesh: DeviceMesh, *placements: Placement) -> None:
     """In fewer bytes; and matrices of which the last process has parts that look alike, between passes in other dtypes."""
     for name, (dtype, settings) in FORMATS.items():
@@ -508,6 +526,10 @@ def refusals_of_models(mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
     with raises("release_gradients()", "DTensor"):
         steprule.Muon(model.parameters()).release_gradients(model)
+    cut = torch.nn.Parameter(distribute_tensor(torch.ones(8, 8), mesh, [Shard(0)]))
+    for rule, view in ((steprule.NorMuon, "rows 2"), (steprule.Muon, "split 2 6"), (steprule.NorMuon, "transpose")):
+        with raises(f"which view='{view}' parts or turns", "parameter 0 of group 0", "DTensor"):
+            rule([{"params": [cut], "view": view}])
     uncut = torch.nn.Linear(8, 8, bias=False)
     uncut.weight = torch.nn.Parameter(distribute_tensor(uncut.weight.detach(), mesh, [Replicate()]))
     optimizer = steprule.Muon(uncut.parameters())
@@ -517,7 +539,20 @@ def refusals_of_models(mesh: DeviceMesh) -> None:
         optimizer.step()
 
 
-def models(mesh: DeviceMesh) -> None:
+def together(model: Any) -> Any:
+    """Muon for matrices and AdamW for vectors."""
+    vectors = [param for param in model.parameters() if param.dim() == 1]
+    matrices = [param for param in model.parameters() if param.dim() == 2]
+    return steprule.Together([muon(nonfinite="skip")(matrices), steprule.AdamW(vectors, clip=1.0)])
+
+
+def created(model: Any) -> Any:
+    """The same in one optimizer."""
+    seen = {"0.weight": "rows 2", "2.weight": "transpose"}
+    return steprule.create_optimizer(model, "muon", lr=0.1, nonfinite="skip", roles=seen)
+
+
+def models(mesh: DeviceMesh, optimizer_of: Callable[[Any], Any]) -> None:
     """A model under FSDP2, with its vectors stepped by AdamW; saved and loaded by torch.distributed.checkpoint."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
     from torch.distributed.fsdp import fully_shard
@@ -527,9 +562,7 @@ def models(mesh: DeviceMesh) -> None:
         model = torch.nn.Sequential(torch.nn.Linear(104, 128), torch.nn.Tanh(), torch.nn.Linear(128, 101)).double()
         for layer in (model[0], model[2], model) if is_cut else ():
             fully_shard(layer, mesh=mesh)
-        matrices = [param for param in model.parameters() if param.dim() == 2]
-        vectors = [param for param in model.parameters() if param.dim() == 1]
-        return model, steprule.Together([muon(nonfinite="skip")(matrices), steprule.AdamW(vectors, clip=1.0)])
+        return model, optimizer_of(model)
 
     def train(model: Any, optimizer: Any, steps: range) -> None:
         for number in steps:
@@ -605,11 +638,13 @@ def two(flat: DeviceMesh) -> None:
     formats(flat, Shard(0))
     rows(flat, Shard(0))
     kinds(flat)
+    views(flat)
     some_gradients(flat)
     disagreements(flat)
     other_parts(flat)
     if HAS_FSDP:
-        models(flat)
+        models(flat, together)
+        models(flat, created)
     plain()
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") and HAS_FSDP:
         interpreted(flat)

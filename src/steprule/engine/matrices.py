@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steprule.trace.expression import Expression
-from steprule.trace.program import Matrix
+from steprule.trace.program import Matrix, Program
 
 if TYPE_CHECKING:
     import torch
@@ -62,14 +62,31 @@ def _aligned(size: int) -> int:
     return -(-size // 64) * 64  # a cache line
 
 
+def fits_passes(program: Program, view: str | None, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether passes over elements go with a view, which they do not know of: only the matrices between them do.
+
+    Args:
+        program: what the passes are a part of.
+        view: how tensors are seen as matrices.
+        shapes: of these, as `steprule.state.matrices_of` gives them.
+    """
+    if view is None:
+        return True
+    is_one = len(shapes) == 1 and len(shapes[0]) == 2
+    is_plain = is_one and view in ("matrix", "flatten")  # so that rows are rows in memory
+    adds_up = any(not one.of_all for one in program.sums.values())
+    return is_plain or (len(shapes) == 1 and not program.last.sides and (is_one or not adds_up))
+
+
 class Rooms:
     """The matrices of a plan, those of one shape in one stack.
 
     Args:
         dtypes: of each function of matrices, by name.
-        shapes: of each tensor as a matrix, or as a stack of them.
+        shapes: of each tensor as a matrix, or as a stack of them; with a view, of what that sees as matrices.
         device: where they are.
         memory: `size_of` bytes or more that others use before and after a step. Default: their own.
+        view: how all of them are seen as matrices.
     """
 
     def __init__(
@@ -78,11 +95,13 @@ class Rooms:
         shapes: Sequence[tuple[int, ...]],
         device: Any,
         memory: Tensor | None = None,
+        view: str | None = None,
     ) -> None:
         import torch
 
         if memory is None:
             memory = torch.empty(self.size_of(dtypes, shapes), dtype=torch.uint8, device=device)
+        self._view = view
         self._members: dict[tuple[int, ...], list[int]] = {}
         for number, shape in enumerate(shapes):
             self._members.setdefault(shape, []).append(number)
@@ -154,10 +173,10 @@ class Rooms:
         made = []
         for shape, own in members.items():
             for start, end, settings in self._runs(own, numbers):
-                stack = stacks[name, shape][start:end].flatten(0, -3)
                 make = partial(_MAKERS[one.op], settings)
-                compute = partial(_compute_part, make) if one.is_part and not stack.is_cuda else make(stack)
-                made.append(_Call(compute, stack, self._places[own[start:end]] if len(shape) == 2 else None))
+                for chosen, part, is_one in _seen(stacks[name, shape][start:end], self._view):
+                    places = self._places[own[start:end]][chosen] if is_one else None
+                    made.append(_Call(_compute_of(make, part, one.is_part), part, places))
         return made
 
     def _runs(self, members: Sequence[int], numbers: Sequence[Any]) -> Iterator[tuple[int, int, Sequence[Any]]]:
@@ -229,6 +248,40 @@ def _compute_part(make: Callable[[Tensor], _Compute], stack: Tensor, norms: Any)
     make(stack)(stack, norms)
 
 
+def _seen(stack: Tensor, view: str | None) -> Iterator[tuple[slice, Tensor, bool]]:
+    """The matrices of some tensors, in their memory: those of which tensors, the matrices, and whether each tensor is one."""
+    if view is None:
+        yield slice(None), stack.flatten(0, -3), stack.dim() == 3
+        return
+    import torch
+
+    from steprule.matrices.view import View
+
+    seen = View(view).matrices(stack[0])  # whose strides are those in the others
+    for one in seen:
+        shape, strides = (len(stack), *one.shape), (stack.stride(0), *one.stride())
+        every = torch.as_strided(stack, shape, strides, one.storage_offset())
+        most = max(1, workspace() // 2 // max(1, one.numel() * one.element_size()))  # copied at once
+        step = len(stack) if every.is_contiguous() else most
+        for start in range(0, len(stack), step):
+            part = every[start : start + step]
+            part = part.flatten(0, -3) if part.is_contiguous() else part
+            yield slice(start, start + step), part, len(seen) == 1 and one.dim() == 2
+
+
+def _compute_of(make: Callable[[Tensor], _Compute], matrices: Tensor, is_part: bool) -> _Compute:
+    """What computes a function of these matrices in their place; those that do not lie row after row are copied and put back."""
+
+    def compute_copy(matrices: Tensor, norms: Any) -> None:
+        copied = matrices.contiguous()
+        compute(copied.flatten(0, -3), norms)
+        matrices.copy_(copied)
+
+    in_order = matrices.contiguous().flatten(0, -3)
+    compute = partial(_compute_part, make) if is_part and not matrices.is_cuda else make(in_order)
+    return compute if matrices.is_contiguous() else compute_copy
+
+
 def _common(values: Any) -> Any:
     """One number, if all are that."""
     is_one = isinstance(values, np.ndarray) and len(values) and (values == values[0]).all()
@@ -252,6 +305,9 @@ def _polar(settings: Sequence[Any], stack: Tensor) -> _Compute:
     parts = [*split(shape, count, how, workspace() // 2)] if stack.numel() else []
 
     def compute(stack: Tensor, norms: Any) -> None:
+        if norms is None:  # as a pass over elements would have added up their squares
+            norms = torch.linalg.vector_norm(stack, 2, (-2, -1), dtype=torch.float64)
+            norms = norms if stack.is_cuda else norms.tolist()
         if eps < SAFE and not isinstance(norms, list):  # a GPU is not waited for to say whether one is so small
             norms = None
         if len(parts) == 1:

@@ -15,12 +15,13 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from steprule.docstrings import options_at_length
 from steprule.optimizer import torchs
 from steprule.optimizer.arguments import docstring, signature_of
-from steprule.optimizer.checkpoint import Loading, as_saved, plain_state_dict, read
+from steprule.optimizer.checkpoint import Loading
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, reduce
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.making import begin, bind, check_params, finish, set_clip, set_process_group
 from steprule.optimizer.releasing import release_gradients
+from steprule.optimizer.saved import as_saved, plain_state_dict, read
 from steprule.optimizer.shown import shown
 from steprule.optimizer.steps import Steps
 from steprule.rule import Rule
@@ -165,10 +166,7 @@ class Optimizer(torch.optim.Optimizer):
         return read(self._groups, param, name)
 
     def plain_state_dict(self) -> dict[str, Any]:
-        """The state dict with every state as a float32 tensor and without formats: torch.optim can load it.
-
-        The low bits of weights are left out, since torch.optim has none; `read` gives weights with them.
-        """
+        """The state dict as torch.optim can load it: every state in float32, and no low bits of weights, which `read` gives."""
         self._core.modes.must_train("plain_state_dict()")
         return plain_state_dict(self._groups, self.state_dict())
 

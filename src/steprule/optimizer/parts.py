@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from steprule.engine.matrices import fits_passes
 from steprule.formats.parts import cuts_of, is_sharded
 from steprule.optimizer.core import Core
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
-from steprule.state import no_matrix
+from steprule.state import matrices_of, no_matrix
 from steprule.step.listed import name_in
 from steprule.tensors.copies import is_flattened
 from steprule.tensors.exchange import has_rows, why_apart
@@ -101,16 +102,38 @@ def check_not_replaced(core: Core, groups: Sequence[dict[str, Any]]) -> None:
 
 
 def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) -> None:
-    """Raises for vectors, where the rule takes matrices; arguments as for `check_whole`.
+    """Raises for vectors, where the rule takes matrices, and for views that make no sense; arguments as for `check_whole`.
 
     Raises:
         ValueError: there is one.
     """
     group = groups[number]
+    if group.get("view") is not None:
+        _check_view(core, group, number)
     for index, param in enumerate(group["params"]):
         is_vector = not is_lazy(param) and param.dim() < 2
         if is_vector and not program_of(core.rule, group).takes_vectors:
             raise ValueError(no_matrix(core.rule, name_in(group, number, index), param.shape))
+
+
+def _check_view(core: Core, group: dict[str, Any], number: int) -> None:
+    """Raises if parameters cannot be seen so, or not by the rule."""
+    view, rule = group["view"], core.rule.chosen(group)
+    program = program_of(core.rule, group)
+    if not isinstance(view, str):
+        raise TypeError(f"view={view!r} of group {number}: must be the words of a view, as str(view) gives them")
+    if not program.sees_matrix:
+        raise ValueError(f"view={view!r} of group {number}: {rule.__name__} looks at elements, and sees no matrices")
+    for index, param in enumerate(group["params"]):
+        try:
+            shapes = [] if is_lazy(param) else matrices_of(param.shape, False, view)
+        except ValueError as error:
+            raise ValueError(f"{name_in(group, number, index)}: {error}") from None
+        if core.rule.scalar_states and program.sums and (len(shapes) > 1 or len(shapes[0]) > 2):
+            raise ValueError(
+                f"view={view!r} of {name_in(group, number, index)}: {rule.__name__} keeps one number for each tensor, and several "
+                "matrices would have one each: give it them as parameters of their own"
+            )
 
 
 def _is_replaced(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
@@ -156,6 +179,9 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         name = core.rule.__name__
         if reason := why_apart(param):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
+        elif not fits_passes(program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))):
+            needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
+            yield needs, "Leave out the view, or step this one by a rule that needs products only, such as Muon"
         elif not program.by_passes or program.joins_rows:
             yield f"{name} looks at whole columns or squares of matrices, or at all rows at once", _ELEMENTWISE
         elif program.last.sides and not has_rows(param):

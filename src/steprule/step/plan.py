@@ -25,7 +25,7 @@ from steprule.step.tables import Bucket, hyper, seen
 from steprule.step.turns import Turn, in_turns
 from steprule.tensors.average import start_average
 from steprule.tensors.exchange import SharedRooms
-from steprule.tensors.state import FORMAT_OPTIONS
+from steprule.tensors.state import GROUP_OPTIONS
 from steprule.trace.tracing import static_settings
 
 _CLIP = methodcaller("get", "clip")
@@ -81,7 +81,7 @@ class StepPlan:
     def _know_settings(self, flags: Sequence[str]) -> None:
         """What groups are, to be compared with later ones."""
         groups = self._groups
-        keys = [name for name in (*self._rule.hyperparameters, *flags, *FORMAT_OPTIONS) if name in groups[0]]
+        keys = [name for name in (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS) if name in groups[0]]
         self._keys = keys
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*keys, keys[0])
         self._clips = list(map(_CLIP, groups))

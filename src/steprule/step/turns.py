@@ -11,7 +11,7 @@ from torch import Tensor
 from steprule.engine.matrices import Rooms, workspace
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
-from steprule.step.tables import matrix_of
+from steprule.step.tables import room_of
 
 
 class Turn(NamedTuple):
@@ -44,7 +44,7 @@ def in_turns(buckets: Sequence[tuple[list[AnyKernel], list[Entry]]]) -> list[Tur
     for one in cut:
         device = one.entries[0].kind.device
         sizes[device] = max(
-            sizes.get(device, 0), Rooms.size_of(dtypes_of(one.entries), list(map(matrix_of, one.entries)))
+            sizes.get(device, 0), Rooms.size_of(dtypes_of(one.entries), list(map(room_of, one.entries)))
         )
     memory = {device: torch.empty(size, dtype=torch.uint8, device=device) for device, size in sizes.items()}
     others = [one for one in turns if not any(one is other for other in whole)]
@@ -70,7 +70,7 @@ def _parts(one: Turn, most: int) -> list[Turn]:
     """Those of one shape are next to each other, since they go through products together."""
     parts: list[list[Entry]] = []
     left = 0
-    for entry in sorted(one.entries, key=matrix_of):
+    for entry in sorted(one.entries, key=room_of):
         size = _bytes(entry)
         if not parts or size > left:
             parts.append([])

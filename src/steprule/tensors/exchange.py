@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steprule.engine.matrices import Rooms
 from steprule.formats.parts import cuts_of
-from steprule.state import matrix_shape
+from steprule.state import matrices_of
 from steprule.tensors.totals import reduced, whole_of
 from steprule.trace.expression import Expression
 from steprule.trace.program import Matrix
@@ -64,22 +64,22 @@ class _Whole:
 
     Args:
         part: the one that is here.
-        stacks: as `matrix_shape` takes it.
+        stacks, view: as `matrices_of` takes them.
 
     Attributes:
         shape: as a tensor.
-        matrix: as a matrix, or a stack of them.
+        matrix: as a matrix, or a stack of them; with a view, as a tensor.
         cost: how long a function of it takes, in some unit.
         sizes: the elements of each process's part.
     """
 
-    def __init__(self, part: Tensor, stacks: bool) -> None:
+    def __init__(self, part: Tensor, stacks: bool, view: str | None) -> None:
         whole = whole_of(part)
         (cut,) = cuts_of(whole)
         self.shape, self._dim, count = whole.shape, cut.placement.dim, cut.mesh.size(cut.axis)
-        self.matrix = matrix_shape(self.shape, stacks)
-        *_, rows, columns = self.matrix
-        self.cost = min(rows, columns) * whole.numel()
+        seen = matrices_of(self.shape, stacks, view)
+        self.matrix = seen[0] if view is None else tuple(self.shape)
+        self.cost = max(min(shape[-2:]) for shape in seen) * whole.numel()
         length = self.shape[self._dim]
         step = -(-length // count)
         self._starts = [min(rank * step, length) for rank in range(count)]
@@ -109,18 +109,21 @@ class SharedRooms(Rooms):
         parts: of each tensor that which is here.
         places: of each tensor its place among all.
         stacks: whether the last two dimensions are the matrix, and those before them count matrices.
+        view: how all of them are seen as matrices.
 
     Raises:
         RuntimeError: processes have other parts than their placements say.
     """
 
     def __init__(
-        self, dtypes: Mapping[str, torch.dtype], parts: Sequence[Tensor], places: Sequence[int], stacks: bool
-    ) -> None:
+        self, dtypes: Mapping[str, torch.dtype], parts: Sequence[Tensor], places: Sequence[int], stacks: bool,
+        view: str | None = None,
+    ) -> None:  # fmt: skip
+        self._view = view
         (cut,) = cuts_of(whole_of(parts[0]))
         self._group, self._rank = cut.mesh.get_group(cut.axis), cut.mesh.get_local_rank(cut.axis)
         self._dtypes, self._listed = dtypes, places
-        self._wholes = [_Whole(part, stacks) for part in parts]
+        self._wholes = [_Whole(part, stacks, view) for part in parts]
         self._pieces = {
             name: [torch.empty(part.shape, dtype=dtype, device=part.device) for part in parts]
             for name, dtype in dtypes.items()
@@ -180,24 +183,13 @@ class SharedRooms(Rooms):
         for part, arrived in parts:
             part.copy_(arrived)
         for name, one in functions.items():
-            squares = self._squares(name, stacks) if one.op == "polar" else None
             for call in self._made(name, one, value, self._mine, stacks):
-                call(squares)
+                call(None)
         for part, leaving in parts:
             leaving.copy_(part)
         self._travel(there, received, here, sent)
         for piece, new in zip(pieces, torch.split(here, [piece.numel() for piece in pieces]), strict=True):
             piece.copy_(new)
-
-    def _squares(self, name: str, stacks: Mapping[Any, Tensor]) -> Any:
-        """The sums of the squares of the matrices that are computed here, as a pass over wholes would have found them."""
-        found = [stacks[name, shape].flatten(1) for shape in self._mine]
-        device = found[0].device if found else torch.device("cpu")
-        squares = torch.zeros(len(self._places), dtype=torch.float64, device=device)
-        for (shape, members), stack in zip(self._mine.items(), found, strict=True):
-            if len(shape) == 2:
-                squares[self._places[members]] = torch.linalg.vector_norm(stack, 2, 1, dtype=torch.float64).square()
-        return squares.numpy() if device.type == "cpu" else squares
 
     def _unpacked(
         self, there: Tensor, functions: Mapping[str, Matrix]

@@ -24,6 +24,7 @@ from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_a
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
+GROUP_OPTIONS: dict[str, Any] = {**FORMAT_OPTIONS, "view": None}
 AVERAGE = "param_average"
 """The state that holds the average of the weights."""
 
@@ -119,7 +120,9 @@ def freed(state: Mapping[str, Any], who: str) -> str | None:
     return next(filter(None, (too_short(x, f"the state {name} of {who}") for name, x in state.items())), None)
 
 
-def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False) -> str | None:
+def misfit(
+    rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False, view: str | None = None,
+) -> str | None:  # fmt: skip
     """What about the kinds, storages, shapes and dtypes of a parameter's states does not fit it, or None.
 
     Args:
@@ -128,6 +131,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         param: the parameter.
         who: what to call it.
         converted: whether states of other dtypes are going to be converted.
+        view: how the parameter is seen as matrices.
     """
     if problem := _no_tensor(rule, state, who, converted) or freed(state, who):
         return problem
@@ -135,7 +139,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
     for name in rule.side_states:
-        shape, value = state_shape(rule, name, param.shape), state.get(name)
+        shape, value = state_shape(rule, name, param.shape, view), state.get(name)
         if isinstance(value, Tensor) and (value.shape != shape or not value.is_floating_point()):
             return f"the state {name} of {who} is {value.dtype} of shape {tuple(value.shape)} and must be floating point of shape {shape}"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
@@ -340,7 +344,7 @@ def begin_state(
         fresh = torch.empty((), **{**step_options(group, param), **like})
         state[name] = fresh.copy_(_filled(fresh, first))
     elif name in rule.side_states:
-        shape = state_shape(rule, name, param.shape)
+        shape = state_shape(rule, name, param.shape, group.get("view"))
         state[name] = torch.full(shape, float(first), dtype=side_dtype(param), device=param.device)
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))

@@ -94,7 +94,7 @@ def trace(
     grad, seen, counted = services.grad(grad)
     outputs, scalars = formulas(rule, hyper, -grad if maximize else grad, (maximize, services.before))
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
-    for_vectors = takes_vectors(outputs) and not rule.matrices_only
+    for_vectors = takes_vectors(outputs) and not rule.chosen(hyper).matrices_only
     extents = {name: KEPT[state.extent] for name, state in rule.states.items() if state.extent != "elements"}
     found = cut(extents, outputs) if by_passes else Cut()
     _check_matrices(rule, found.matrices, scalars)
