@@ -19,7 +19,7 @@ SRC = Path(steprule.__file__).parent
 LEVELS = (
     "names elementwise matrix matrixwise pieces",
     "formats hyper state signature rule registry docstrings settings trace.instead patterns matrices.view",
-    "rules chains transforms engine.overlap tensors.memory",
+    "rules chains transforms wrappers wrapping engine.overlap tensors.memory",
     "trace terms formula",
     "kernels engine.machine engine.plan",
     "engine",

@@ -9,6 +9,7 @@ from steprule import pieces as pieces
 from steprule import rules as rules
 from steprule import services as services
 from steprule import transforms as transforms
+from steprule import wrappers as wrappers
 from steprule.optimizer import Optimizer as Optimizer
 from steprule.optimizer import LBFGS as LBFGS
 from steprule.optimizer import Adagrad as Adagrad
@@ -95,6 +96,7 @@ from steprule.pieces import total_of_all as total_of_all
 from steprule.pieces import transpose as transpose
 from steprule.pieces import where as where
 from steprule.chains import chain as chain
+from steprule.wrapping import wrap as wrap
 from steprule.create import create_optimizer as create_optimizer
 from steprule.create import parameter_groups as parameter_groups
 from steprule.matrices import roles as roles
@@ -199,6 +201,7 @@ __all__ = [
     "total_of_all",
     "transpose",
     "where",
+    "wrap",
 ]
 
 __version__: str

@@ -47,6 +47,7 @@ HOME = {
         "where",
     ),
     "chains": ("chain",),
+    "wrapping": ("wrap",),
     "create": ("create_optimizer", "parameter_groups"),
     "matrices": ("roles",),
     "together": ("Together",),
@@ -65,6 +66,7 @@ SUBMODULES = (
     "rules",
     "services",
     "transforms",
+    "wrappers",
 )
 
 

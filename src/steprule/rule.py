@@ -94,6 +94,7 @@ class Rule:
             matrices. By default the first dimension counts rows, and the others lie side by side.
         matrices_only: for formulas of matrices: whether parameters of fewer than two dimensions are refused. Where a formula
             multiplies matrices or has a polar factor they always are.
+        nonzero: the reason why parameters whose elements are all 0 are refused when they begin; empty where they are not.
         evaluated: for rules that train other weights than those to evaluate, such as schedule-free ones: a second formula,
             ``evaluated(param, <states>, *, <hyperparameters>)``, which names the states and hyperparameters that it needs
             and returns the weights to evaluate. The optimizer's eval() applies it.
@@ -124,6 +125,7 @@ class Rule:
     begins_early: ClassVar[bool] = False
     stacks: ClassVar[bool] = False
     matrices_only: ClassVar[bool] = False
+    nonzero: ClassVar[str] = ""
     evaluated: ClassVar[Callable[..., Any] | None] = None
     trained: ClassVar[Callable[..., Any] | None] = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import ref
@@ -12,10 +11,8 @@ from torch import Tensor
 
 from steprule.formats.parts import is_sharded
 from steprule.hyper import whole_of
-from steprule.names import did_you_mean
 from steprule.optimizer.arguments import (
     FLAGS,
-    SERVICE_OPTIONS,
     check_clip,
     check_formats,
     check_halves,
@@ -26,10 +23,11 @@ from steprule.optimizer.arguments import (
     is_torchs,
 )
 from steprule.optimizer.core import NOTES, Core
-from steprule.optimizer.parts import check_matrices, check_whole
+from steprule.optimizer.keys import refuse_options, warn_of_misspelled
+from steprule.optimizer.parts import check_matrices, check_nonzero, check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
-from steprule.rules.options import OPTIONS, check_lookahead
+from steprule.rules.options import check_lookahead
 from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together, number_at
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
@@ -294,25 +292,8 @@ class Groups:
     def check_keys(self, group: Mapping[str, Any]) -> None:
         """Raises for what a group cannot have for itself, and warns of what may be a misspelled setting."""
         settings = (*self.core.rule.hyperparameters, *self.flags, *FORMAT_OPTIONS)
-        for name in group.keys() - {"params", "param_names", *settings, *SERVICE_OPTIONS, *OPTIONS, *self._spelled}:
-            self._spelled.add(name)
-            is_of_one = any(one in str(name) for one in settings)  # as a scheduler's base_momentum
-            hint = "" if is_of_one else did_you_mean(str(name), settings, 0.8)
-            if hint:
-                warnings.warn(
-                    f"{name!r} in a parameter group of {self.name} is not a setting and does nothing{hint}",
-                    UserWarning,
-                    stacklevel=2,
-                )
-        for name in (*SERVICE_OPTIONS, *OPTIONS):
-            is_free = name == "clip" and group.get(name) is False
-            says_the_same = name in group and self.core.was_given(name, group[name])
-            if name in group and name not in self.core.rule.hyperparameters and not (is_free or says_the_same):
-                exception = "; a group may only have 'clip': False, to be left out of clipping"
-                raise ValueError(
-                    f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
-                    f"its constructor{exception if name in SERVICE_OPTIONS else ''}"
-                )
+        warn_of_misspelled(group, self.name, settings, self._spelled)
+        refuse_options(group, self.core)
 
     def check_constants(self, listed: Iterable[Listed] | None = None) -> None:
         """Raises if what must stay as it was when a parameter began has been changed, of all parameters or of these."""
@@ -349,6 +330,7 @@ class Groups:
         check_clip(services.clip if services is not None else None, [group])
         check_whole(self.core, self.groups, number)
         check_matrices(self.core, self.groups, number)
+        check_nonzero(self.core.rule, self.states, self.groups[number], number)
         if self.core.rule.sparse_only:
             check_sparse_only(self.core.rule, number, group["params"])
 
