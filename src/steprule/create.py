@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import optimizer
+from steprule.hyper import MULTIPLIERS
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
 from steprule.patterns import Pattern, abbreviated, matches
@@ -322,7 +323,13 @@ def create_optimizer(
         layer_decay=layer_decay, layer_of=layer_of, groups=groups,
     )  # fmt: skip
     for number, (_, own) in enumerate(groups):
-        _check(f"groups[{number}] of {cls.__name__}", cls, {**known, **given}, own)
+        _check(
+            f"groups[{number}] of {cls.__name__}",
+            cls,
+            {**known, **given},
+            own,
+            MULTIPLIERS if hasattr(cls, "rule") else (),
+        )
     made: torch.optim.Optimizer = cls(split.groups, **given)
     if show:
         print(split)

@@ -9,7 +9,7 @@ from types import FunctionType, MappingProxyType
 from typing import Any, ClassVar
 
 from steprule.hyper import Hyperparameter as Hyperparameter
-from steprule.hyper import common, elements_of
+from steprule.hyper import common, elements_of, multiplied
 from steprule.names import did_you_mean
 from steprule.signature import read_signature, where
 from steprule.state import RuleError as RuleError
@@ -193,7 +193,9 @@ class Rule:
     def begins_at(cls, state: str, param: Any, hyper: Mapping[str, Any]) -> Any:
         """What a state begins at: a number, or param."""
         value = cls.states[state].begins
-        return float(value) if not isinstance(value, str) else param if value == "param" else hyper[value]
+        if not isinstance(value, str):
+            return float(value)
+        return param if value == "param" else multiplied(hyper, [value])[value]
 
     @classmethod
     def is_exact(cls, state: str, hyper: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steprule import rules
 from steprule.formats import weight_format
+from steprule.hyper import MULTIPLIERS, multiplied
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
@@ -182,6 +183,7 @@ class Loading:
         self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in groups.groups]
         self._own = [{k: g[k] for k in self._kept if k in g} for g in groups.groups]
         numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
+        numbers += MULTIPLIERS
         self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
         self._dtypes = {
             (param, name): kept_format(state, name)
@@ -330,8 +332,11 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
                 elif array != "step" or rule.keeps_step:
                     plain[array] = value
             state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
-    hidden = (*FORMAT_OPTIONS, *NOTES, SCHEDULES)
-    plain_groups = [{k: v for k, v in group.items() if k not in hidden} for group in saved["param_groups"]]
+    hidden = (*FORMAT_OPTIONS, *NOTES, SCHEDULES, *MULTIPLIERS)
+    plain_groups = [
+        {k: v for k, v in (group | multiplied(group, rule.hyperparameters)).items() if k not in hidden}
+        for group in saved["param_groups"]
+    ]
     return {**saved, "state": state, "param_groups": plain_groups}
 
 

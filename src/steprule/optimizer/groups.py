@@ -10,7 +10,7 @@ from weakref import ref
 from torch import Tensor
 
 from steprule.formats.parts import is_sharded
-from steprule.hyper import whole_of
+from steprule.hyper import MULTIPLIERS, whole_of
 from steprule.optimizer.arguments import (
     FLAGS,
     check_clip,
@@ -23,7 +23,7 @@ from steprule.optimizer.arguments import (
     is_torchs,
 )
 from steprule.optimizer.core import NOTES, Core
-from steprule.optimizer.keys import refuse_options, warn_of_misspelled
+from steprule.optimizer.keys import check_multipliers, refuse_options, warn_of_misspelled
 from steprule.optimizer.parts import check_matrices, check_nonzero, check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
@@ -108,6 +108,7 @@ class Groups:
         if "lookahead" in core.rule.hyperparameters and "lookahead" in settings:
             check_lookahead(settings["lookahead"])
         check_formats(settings)
+        check_multipliers(core.rule, settings)
         for name in self.flags:
             if settings.get(name) not in (None, True, False):
                 raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
@@ -141,7 +142,7 @@ class Groups:
                     group.setdefault(name, function)
                 functions = self.take_functions(group, core.calls)
                 self.check_keys(group)
-                own = {name: x for name, x in group.items() if name in self.defaults or name in FORMAT_OPTIONS}
+                own = {name: x for name, x in group.items() if name in (*self.defaults, *FORMAT_OPTIONS, *MULTIPLIERS)}
                 self.check({**self.defaults, **own})
             core.plans.current = None
             by_torch(group)
@@ -188,11 +189,12 @@ class Groups:
         return ((group, param) for param, group in groups.items())
 
     def complete_formats(self) -> None:
-        """Gives all groups formats if one has some."""
-        if any(name in group for group in self.groups for name in FORMAT_OPTIONS):
-            for group in self.groups:
-                for name, default in FORMAT_OPTIONS.items():
-                    group.setdefault(name, default)
+        """Gives all groups formats if one has some, and multipliers."""
+        for options in (FORMAT_OPTIONS, dict.fromkeys(MULTIPLIERS, 1.0)):
+            if any(name in group for group in self.groups for name in options):
+                for group in self.groups:
+                    for name, default in options.items():
+                        group.setdefault(name, default)
 
     def watch(self) -> None:
         """Tells those who hook into gradients whose they are."""
