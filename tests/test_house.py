@@ -27,7 +27,7 @@ LEVELS = (
     "services",
     "step",
     "optimizer arrays",
-    "create together catalog memory charts compare lessons matrices",
+    "create together catalog memory charts scaling coordinates compare lessons matrices",
     "steprule cli __main__",
 )
 """From the ground up: files, and folders with what has no entry of its own in them; "steprule" is the package's `__init__`.

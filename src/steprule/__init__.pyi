@@ -100,6 +100,8 @@ from steprule.wrapping import wrap as wrap
 from steprule.create import create_optimizer as create_optimizer
 from steprule.create import parameter_groups as parameter_groups
 from steprule.matrices import roles as roles
+from steprule.scaling import transfer as transfer
+from steprule.coordinates import coordinate_check as coordinate_check
 from steprule.together import Together as Together
 from steprule.rule import Hyperparameter as Hyperparameter
 from steprule.rule import Rule as Rule
@@ -170,6 +172,7 @@ __all__ = [
     "col_mean",
     "col_total",
     "cols",
+    "coordinate_check",
     "create_optimizer",
     "debias",
     "debiased_beta",
@@ -199,6 +202,7 @@ __all__ = [
     "sqrt",
     "total",
     "total_of_all",
+    "transfer",
     "transpose",
     "where",
     "wrap",

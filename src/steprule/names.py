@@ -50,6 +50,8 @@ HOME = {
     "wrapping": ("wrap",),
     "create": ("create_optimizer", "parameter_groups"),
     "matrices": ("roles",),
+    "scaling": ("transfer",),
+    "coordinates": ("coordinate_check",),
     "together": ("Together",),
     "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }
