@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_the_largest_logit_of_each_head_is_the_limit_afterwards(key_heads):
     after = logits(query, key, 4, key_heads, x).detach()
     scale = torch.where(most > tau, tau / most, 1.0)[:, None, None]
     torch.testing.assert_close(after, before * scale, rtol=1e-6, atol=1e-9)
-    for now, was in zip((*query, *key), sum(attention(4, key_heads), []), strict=True):
+    for now, was in zip((*query, *key), chain(*attention(4, key_heads)), strict=True):
         assert (now.abs() <= was.abs()).all()
     kept = [param.detach().clone() for param in (*query, *key)]
     optimizer.step()  # which has seen nothing
@@ -112,3 +113,23 @@ def test_what_makes_no_sense_is_refused():
     for wrong in (torch.ones(3), torch.ones(2, 2), torch.ones(1, 3, 5, 5)):
         with pytest.raises(ValueError, match="are neither"):
             seen(wrong)
+
+
+def test_processes_use_the_largest_logits_of_all(monkeypatch):
+    """With a stand-in for the exchange."""
+    query, key = attention(2, 2)
+    old = copy.deepcopy(query)
+    optimizer = still([*query, *key])
+    clip = QKClip(optimizer, 4.0)
+    clip.watch(query, key, 2)(torch.tensor([1.0, 2.0]))
+    monkeypatch.setattr("steprule.services.qk_clip.processes", lambda: 2)
+    others = torch.tensor([16.0, -torch.inf])
+
+    def reduce(x, how):
+        assert how is torch.distributed.ReduceOp.MAX
+        x.copy_(torch.maximum(x, others))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
+    optimizer.step()
+    assert clip.largest[0].tolist() == [16.0, 2.0]
+    assert torch.equal(query[0][:SIZE], old[0][:SIZE] * 0.5) and torch.equal(query[0][SIZE:], old[0][SIZE:])
