@@ -9,6 +9,7 @@ from steprule import pieces as pieces
 from steprule import rules as rules
 from steprule import services as services
 from steprule import transforms as transforms
+from steprule import wrappers as wrappers
 from steprule.optimizer import Optimizer as Optimizer
 from steprule.optimizer import LBFGS as LBFGS
 from steprule.optimizer import Adagrad as Adagrad
@@ -97,9 +98,12 @@ from steprule.pieces import total_of_all as total_of_all
 from steprule.pieces import transpose as transpose
 from steprule.pieces import where as where
 from steprule.chains import chain as chain
+from steprule.wrapping import wrap as wrap
 from steprule.create import create_optimizer as create_optimizer
 from steprule.create import parameter_groups as parameter_groups
 from steprule.matrices import roles as roles
+from steprule.scaling import transfer as transfer
+from steprule.coordinates import coordinate_check as coordinate_check
 from steprule.together import Together as Together
 from steprule.rule import Hyperparameter as Hyperparameter
 from steprule.rule import Rule as Rule
@@ -171,6 +175,7 @@ __all__ = [
     "col_mean",
     "col_total",
     "cols",
+    "coordinate_check",
     "create_optimizer",
     "debias",
     "debiased_beta",
@@ -201,8 +206,10 @@ __all__ = [
     "top_share",
     "total",
     "total_of_all",
+    "transfer",
     "transpose",
     "where",
+    "wrap",
 ]
 
 __version__: str

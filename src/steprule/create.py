@@ -13,6 +13,7 @@ from torch import Tensor
 from steprule import optimizer
 from steprule.beside import KEY, beside, names_beside, word_of
 from steprule.divide import GroupSettings, Kind, Model, Split, divided, parameter_groups
+from steprule.hyper import MULTIPLIERS
 from steprule.matrices.roles import Overrides, Role, Roles
 from steprule.matrices.roles import roles as find_roles
 from steprule.optimizer import Optimizer
@@ -131,7 +132,13 @@ def create_optimizer(
     kinds, notes = _kinds(rule, model, {**known, **given}, given, adamw_lr, roles)
     split = divided(model, kinds, no_decay if "weight_decay" in known else False, layer_decay, layer_of, groups)
     for number, (_, own) in enumerate(groups):
-        _check(f"groups[{number}] of {cls.__name__}", cls, {**known, **given}, own)
+        _check(
+            f"groups[{number}] of {cls.__name__}",
+            cls,
+            {**known, **given},
+            own,
+            MULTIPLIERS if hasattr(cls, "rule") else (),
+        )
     made: torch.optim.Optimizer = cls(split.groups, **given)
     _tell(cls.__name__, split, notes, show)
     return made

@@ -48,8 +48,11 @@ HOME = {
         "where",
     ),
     "chains": ("chain",),
+    "wrapping": ("wrap",),
     "create": ("create_optimizer", "parameter_groups"),
     "matrices": ("roles",),
+    "scaling": ("transfer",),
+    "coordinates": ("coordinate_check",),
     "together": ("Together",),
     "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }
@@ -66,6 +69,7 @@ SUBMODULES = (
     "rules",
     "services",
     "transforms",
+    "wrappers",
 )
 
 

@@ -169,7 +169,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
         ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early", "stacks", "matrices_only"),
         (bool, "True or False"),
     ),
-    **dict.fromkeys(("refuses", "when"), (str, "a text")),
+    **dict.fromkeys(("refuses", "nonzero", "when"), (str, "a text")),
     **dict.fromkeys(("evaluated", "trained"), ((Callable, NoneType), "a function, or None for none")),
     "decay": ((str, NoneType), "a text, or None where nothing is said"),
     "needs": ((tuple, list), "a tuple of names"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from steprule import rules
 from steprule.formats import weight_format
 from steprule.formats.parts import as_kept
+from steprule.hyper import MULTIPLIERS
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
@@ -183,6 +184,7 @@ class Loading:
         self._formats = [{k: g[k] for k in GROUP_OPTIONS if k in g} for g in groups.groups]
         self._own = [{k: g[k] for k in self._kept if k in g} for g in groups.groups]
         numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
+        numbers += MULTIPLIERS
         self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
         self._dtypes = {
             (param, name): kept_format(state, name)

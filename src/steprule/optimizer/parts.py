@@ -13,13 +13,14 @@ from torch.nn.parameter import is_lazy
 from steprule.engine.matrices import fits_passes
 from steprule.formats.parts import cuts_of, is_sharded
 from steprule.optimizer.core import Core
+from steprule.rule import Rule
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.state import matrices_of, no_matrix
 from steprule.step.listed import name_in
 from steprule.tensors.copies import is_flattened
 from steprule.tensors.exchange import has_rows, why_apart
-from steprule.tensors.memory import HALF_DTYPES
+from steprule.tensors.memory import HALF_DTYPES, is_abstract
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.replaced import are_replaced
 from steprule.tensors.shard import cut_dimensions, is_unreduced
@@ -114,6 +115,25 @@ def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) ->
         is_vector = not is_lazy(param) and param.dim() < 2
         if is_vector and not program_of(core.rule, group).takes_vectors:
             raise ValueError(no_matrix(core.rule, name_in(group, number, index), param.shape))
+
+
+def check_nonzero(rule: type[Rule], states: Mapping[Tensor, Any], group: dict[str, Any], number: int) -> None:
+    """Raises for parameters of zeros that are about to begin, where the rule has a reason.
+
+    A part of a DTensor says nothing of the whole, and is not looked at.
+
+    Args:
+        rule: the rule.
+        states: the optimizer's.
+        group, number: a parameter group.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for index, param in enumerate(group["params"] if rule.nonzero else ()):
+        has_numbers = not (is_lazy(param) or is_abstract(param) or is_sharded(param))
+        if has_numbers and not states.get(param) and param.numel() and not bool(param.detach().any()):
+            raise ValueError(f"{name_in(group, number, index)} is 0 in all elements: {rule.nonzero}")
 
 
 def _check_view(core: Core, group: dict[str, Any], number: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from steprule.formats.parts import is_sharded, sendable
+from steprule.hyper import MULTIPLIERS, multiplied
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import KEY as SCHEDULES
@@ -30,8 +31,11 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
                 elif array != "step" or rule.keeps_step:
                     plain[array] = value
             state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
-    hidden = (*GROUP_OPTIONS, *NOTES, SCHEDULES)
-    plain_groups = [{k: v for k, v in group.items() if k not in hidden} for group in saved["param_groups"]]
+    hidden = (*GROUP_OPTIONS, *NOTES, SCHEDULES, *MULTIPLIERS)
+    plain_groups = [
+        {k: v for k, v in (group | multiplied(group, rule.hyperparameters)).items() if k not in hidden}
+        for group in saved["param_groups"]
+    ]
     return {**saved, "state": state, "param_groups": plain_groups}
 
 

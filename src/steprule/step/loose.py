@@ -15,6 +15,7 @@ from steprule.engine.run import Complete, Sums, alone, find_numbers
 from steprule.engine.whole import WholeStep
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
 from steprule.formats.parts import cuts_of
+from steprule.hyper import multiplied
 from steprule.kernels.source import tally_of
 from steprule.services.clip import ClipAdaptive, ClipValue
 from steprule.services.decide import row_factors
@@ -242,7 +243,9 @@ class Loose(Member):
             self._wide = {name: self._read(name) for name in ("param", *entry.kind.present)}
         operands = {**own, **self._wide}
         states = [name and operands[name] for name in entry.kind.names]
-        settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
+        settings = multiplied(
+            {name: self._plain(x) for name, x in group.items() if name != "params"}, rule.hyperparameters
+        )
         if program_of(rule, group).sees_matrix:
             maximize, view = group.get("maximize", False), entry.kind.view
             return WholeStep(rule, operands["param"], grad, states, step, settings, maximize, view)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steprule.engine.plan import FULL
 from steprule.engine.run import NOTHING, Around, alone, take_step
+from steprule.hyper import MULTIPLIERS
 from steprule.services.hooks import weakly
 from steprule.services.host import OnHost, OnHosts
 from steprule.services.release import check_not_released
@@ -81,7 +82,8 @@ class StepPlan:
     def _know_settings(self, flags: Sequence[str]) -> None:
         """What groups are, to be compared with later ones."""
         groups = self._groups
-        keys = [name for name in (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS) if name in groups[0]]
+        every = (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS, *MULTIPLIERS)
+        keys = [name for name in every if name in groups[0]]
         self._keys = keys
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*keys, keys[0])
         self._clips = list(map(_CLIP, groups))
