@@ -131,14 +131,9 @@ def create_optimizer(
         raise ValueError(f"{what}, which layer_decay={layer_decay} cannot multiply; give groups their own")
     kinds, notes = _kinds(rule, model, {**known, **given}, given, adamw_lr, roles)
     split = divided(model, kinds, no_decay if "weight_decay" in known else False, layer_decay, layer_of, groups)
+    multipliers = MULTIPLIERS if hasattr(cls, "rule") else ()
     for number, (_, own) in enumerate(groups):
-        _check(
-            f"groups[{number}] of {cls.__name__}",
-            cls,
-            {**known, **given},
-            own,
-            MULTIPLIERS if hasattr(cls, "rule") else (),
-        )
+        _check(f"groups[{number}] of {cls.__name__}", cls, {**known, **given}, own, multipliers)
     made: torch.optim.Optimizer = cls(split.groups, **given)
     _tell(cls.__name__, split, notes, show)
     return made
