@@ -14,7 +14,20 @@ assert papers_matrix and papers_factored  # which enter theirs in papers.PAPERS
 _NORMS = {"bias_rms": "bias"}
 _SCALES = {None: "original", "spectral_unclamped": "spectral", "unit_rms": "longest"}
 papers.OWN_DECAY |= dict.fromkeys(
-    ["muon", "normuon", "adamuon", "muoneq", "mud", "mano", "polargrad", "adafactor", "came", "adammini", "sm3"],
+    [
+        "muon",
+        "normuon",
+        "adamuon",
+        "muoneq",
+        "mud",
+        "mano",
+        "dion2",
+        "polargrad",
+        "adafactor",
+        "came",
+        "adammini",
+        "sm3",
+    ],
     "decoupled",
 )
 
@@ -73,6 +86,10 @@ def _polargrad(words: dict[str, Any]) -> None:
     words["eps"] = 0.0
 
 
+def _dion2(words: dict[str, Any]) -> None:
+    words |= {"scale": words.pop("adjust_lr_fn"), "ns_eps": 0.0}
+
+
 def _scion(words: dict[str, Any]) -> None:
     norm = words.pop("norm")
     words["kind"] = _NORMS.get(norm, norm)
@@ -91,5 +108,5 @@ def _adammini(words: dict[str, Any]) -> None:
 
 _TRANSLATED = {
     "muon": _muon, "normuon": _normuon, "adamuon": _adamuon, "muoneq": _muoneq, "mud": _mud, "polargrad": _polargrad,
-    "scion": _scion, "came": _came, "adammini": _adammini,
+    "dion2": _dion2, "scion": _scion, "came": _came, "adammini": _adammini,
 }  # fmt: skip

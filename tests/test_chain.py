@@ -637,7 +637,7 @@ def test_parts_without_a_name_say_why_they_cannot_be_pickled(kind, inside):
     rule = chain(unnamed(kind), name="Mine")
     optimizer = Optimizer.of(chain(rule) if inside else rule)([torch.ones(2, requires_grad=True)])
     word = "class" if kind == "rule" else "def"
-    message = rf"the chain Mine cannot be pickled: .*<locals>.*write it at the top of a module, by {word}"
+    message = rf"the rule Mine cannot be pickled: .*<locals>.*write it at the top of a module, by {word}"
     with pytest.raises(pickle.PicklingError, match=message):
         pickle.dumps(optimizer)
     assert type(copy.deepcopy(optimizer)) is type(optimizer)

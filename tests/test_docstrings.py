@@ -7,13 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from steprule import Hyperparameter, Rule, State, chain, pieces, transforms
+from steprule import Hyperparameter, Rule, State, chain, pieces, transforms, wrap, wrappers
 from steprule.names import HOME
 
 
 def functions(module):
     """A module's public functions, also those that it takes from others for its users."""
-    homes = {module.__name__, "steprule.elementwise", "steprule.matrixwise"}
+    homes = {module.__name__, *(["steprule.elementwise", "steprule.matrixwise"] if module is pieces else [])}
     return {
         f"{module.__name__.removeprefix('steprule.')}.{name}": one
         for name, one in vars(module).items()
@@ -21,7 +21,7 @@ def functions(module):
     }
 
 
-FUNCTIONS = {**functions(pieces), **functions(transforms), "chain": chain}
+FUNCTIONS = {**functions(pieces), **functions(transforms), **functions(wrappers), "chain": chain, "wrap": wrap}
 CLASSES = {"Rule": Rule, "State": State, "Hyperparameter": Hyperparameter}
 
 
@@ -45,8 +45,9 @@ def test_the_example_runs_and_shows_its_output(name):
 
 
 def test_no_piece_and_no_transform_is_missed():
-    assert len([name for name in FUNCTIONS if name.startswith("pieces.")]) == 37
+    assert len([name for name in FUNCTIONS if name.startswith("pieces.")]) == 38
     assert len([name for name in FUNCTIONS if name.startswith("transforms.")]) == 12
+    assert len([name for name in FUNCTIONS if name.startswith("wrappers.")]) == 8
     assert {f"pieces.{name}" for name in (*HOME["pieces"], "abs")} == {name for name in FUNCTIONS if name[0] == "p"}
 
 

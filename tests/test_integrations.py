@@ -117,3 +117,14 @@ def test_a_model_says_what_does_not_decay():
     assert undecayed(model) == undecayed(torch.compile(model)) == {"position", "layer.bias"}
     assert undecayed(model, no_decay="embeddings") == {"position", "layer.bias"}
     assert undecayed(model, no_decay=["*.bias"]) == {"layer.bias"} and undecayed(model, no_decay=False) == set()
+
+
+def test_a_matrix_that_muon_steps_does_not_decay_either_if_the_model_says_so():
+    class Model(nn.Sequential):
+        def no_weight_decay(self):
+            return {"2.weight"}
+
+    model = Model(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+    groups = steprule.create_optimizer(model, "muon", weight_decay=0.1).param_groups
+    found = {name: (group["rule"], group["weight_decay"]) for group in groups for name in group["param_names"]}
+    assert found["2.weight"] == ("muon", 0.0) and found["4.weight"] == ("muon", 0.1)

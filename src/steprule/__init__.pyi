@@ -9,6 +9,7 @@ from steprule import pieces as pieces
 from steprule import rules as rules
 from steprule import services as services
 from steprule import transforms as transforms
+from steprule import wrappers as wrappers
 from steprule.optimizer import Optimizer as Optimizer
 from steprule.optimizer import LBFGS as LBFGS
 from steprule.optimizer import Adagrad as Adagrad
@@ -48,6 +49,7 @@ from steprule.optimizer import AdaMuon as AdaMuon
 from steprule.optimizer import MuonEq as MuonEq
 from steprule.optimizer import MUD as MUD
 from steprule.optimizer import PolarGrad as PolarGrad
+from steprule.optimizer import Dion2 as Dion2
 from steprule.optimizer import Mano as Mano
 from steprule.optimizer import Scion as Scion
 from steprule.optimizer import Prodigy as Prodigy
@@ -90,14 +92,18 @@ from steprule.pieces import running_ema as running_ema
 from steprule.pieces import sign as sign
 from steprule.pieces import size as size
 from steprule.pieces import sqrt as sqrt
+from steprule.pieces import top_share as top_share
 from steprule.pieces import total as total
 from steprule.pieces import total_of_all as total_of_all
 from steprule.pieces import transpose as transpose
 from steprule.pieces import where as where
 from steprule.chains import chain as chain
+from steprule.wrapping import wrap as wrap
 from steprule.create import create_optimizer as create_optimizer
 from steprule.create import parameter_groups as parameter_groups
 from steprule.matrices import roles as roles
+from steprule.scaling import transfer as transfer
+from steprule.coordinates import coordinate_check as coordinate_check
 from steprule.together import Together as Together
 from steprule.rule import Hyperparameter as Hyperparameter
 from steprule.rule import Rule as Rule
@@ -122,6 +128,7 @@ __all__ = [
     "Adan",
     "CAME",
     "DAdaptAdam",
+    "Dion2",
     "DoG",
     "Grams",
     "Hyperparameter",
@@ -168,6 +175,7 @@ __all__ = [
     "col_mean",
     "col_total",
     "cols",
+    "coordinate_check",
     "create_optimizer",
     "debias",
     "debiased_beta",
@@ -195,10 +203,13 @@ __all__ = [
     "sign",
     "size",
     "sqrt",
+    "top_share",
     "total",
     "total_of_all",
+    "transfer",
     "transpose",
     "where",
+    "wrap",
 ]
 
 __version__: str

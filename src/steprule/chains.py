@@ -57,7 +57,7 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
     """
     if not parts:
         raise RuleError("chain() needs at least one part")
-    recipe, key = _Recipe(parts, name, lr), _key((parts, name, lr))
+    recipe, key = _Recipe(parts, name, lr), key_of((parts, name, lr))
     try:
         made = _chains.get(key)
     except TypeError:  # a part that has no hash
@@ -111,12 +111,12 @@ def _make(recipe: _Recipe) -> type[Rule]:
 _chains: dict[Any, type[Rule]] = {}
 
 
-def _key(value: Any) -> Any:
-    """What is equal for values that make the same chain, and nothing else: 1, 1.0 and True are three."""
+def key_of(value: Any) -> Any:
+    """What is equal for values that make the same rule, and nothing else: 1, 1.0 and True are three."""
     if isinstance(value, functools.partial):
-        return functools.partial, _key((value.func, value.args, sorted(value.keywords.items())))
+        return functools.partial, key_of((value.func, value.args, sorted(value.keywords.items())))
     if isinstance(value, (tuple, list)):
-        return type(value), *map(_key, value)
+        return type(value), *map(key_of, value)
     return type(value), value
 
 
@@ -127,33 +127,35 @@ class _Recipe:
         self.parts, self.name, self.lr = parts, name, lr
 
     def __call__(self) -> type[Rule]:
-        return chain(*map(_unpacked, self.parts), name=self.name, lr=self.lr)
+        return chain(*map(unpacked, self.parts), name=self.name, lr=self.lr)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Recipe, (tuple(self._packed(part) for part in self.parts), self.name, self.lr)
-
-    def _packed(self, part: Any) -> Any:
-        """A part as it goes into a pickle: chains among them as their recipes.
-
-        Raises:
-            PicklingError: another process could not find it.
-        """
-        if isinstance(part, functools.partial):
-            return functools.partial(self._packed(part.func), *part.args, **part.keywords)
-        if isinstance(part, type) and "made_by" in vars(part):
-            return vars(part)["made_by"]
-        if isinstance(part, (type, FunctionType)) and not (_is_found(part) or _is_pickled_by_value()):
-            raise pickle.PicklingError(
-                f"the chain {self.name} cannot be pickled: another process could not find its part {part.__qualname__} by that "
-                f"name; write it at the top of a module, by {'class' if isinstance(part, type) else 'def'}"
-            )
-        return part
+        return _Recipe, (tuple(packed(self.name, part) for part in self.parts), self.name, self.lr)
 
 
-def _unpacked(part: Any) -> Any:
+def packed(name: str, part: Any) -> Any:
+    """A part of a rule of this name as it goes into a pickle: rules that are made of parts, among them, as their recipes.
+
+    Raises:
+        PicklingError: another process could not find it.
+    """
     if isinstance(part, functools.partial):
-        return functools.partial(_unpacked(part.func), *part.args, **part.keywords)
-    return part() if isinstance(part, _Recipe) else part
+        return functools.partial(packed(name, part.func), *part.args, **part.keywords)
+    if isinstance(part, type) and "made_by" in vars(part):
+        return vars(part)["made_by"]
+    if isinstance(part, (type, FunctionType)) and not (_is_found(part) or _is_pickled_by_value()):
+        raise pickle.PicklingError(
+            f"the rule {name} cannot be pickled: another process could not find its part {part.__qualname__} by that "
+            f"name; write it at the top of a module, by {'class' if isinstance(part, type) else 'def'}"
+        )
+    return part
+
+
+def unpacked(part: Any) -> Any:
+    """The part that `packed` was given."""
+    if isinstance(part, functools.partial):
+        return functools.partial(unpacked(part.func), *part.args, **part.keywords)
+    return part() if hasattr(part, "parts") else part
 
 
 def _is_found(thing: Any) -> bool:
@@ -216,8 +218,8 @@ class _Link:
             self._takes_param = own[:1] == ["param"]
             own = own[1:] if self._takes_param else own
             self._transform: Transform = part
-        self.states = {one: _free(one, taken) for one in own}
-        self.hyper = {one: _free(one, taken) for one in self.defaults}
+        self.states = {one: free_name(one, taken) for one in own}
+        self.hyper = {one: free_name(one, taken) for one in self.defaults}
 
     def is_decay(self) -> bool:
         """Whether it is `steprule.transforms.decay`."""
@@ -315,7 +317,8 @@ def _signature(name: str, transform: Transform) -> inspect.Signature:
         ) from None
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """A name that is not taken, with a number if need be; it is then."""
     number, free = 1, name
     while free in taken:
         number += 1

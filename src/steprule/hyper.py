@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -82,6 +82,24 @@ class Hyperparameter:
             within = f"{'at least' if self.range[0] == '[' else 'above'} {self._ends[0]:g}"
         within = f"Each {within}" if each else within[0].upper() + within[1:]
         return f"{self.meaning}. {within}."
+
+
+MULTIPLIERS = {"lr_mult": "lr", "weight_decay_mult": "weight_decay", "eps_mult": "eps"}
+"""Keys of parameter groups by which a hyperparameter is multiplied where it is read: what is written into the hyperparameter itself, as
+by a scheduler, leaves them alone."""
+
+
+def multiplied(hyper: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """These hyperparameters, as a formula is to see them.
+
+    Args:
+        hyper: a value for each, and multipliers.
+        names: which.
+    """
+    values = {name: hyper[name] for name in names}
+    return values | {
+        one: values[one] * hyper[by] for by, one in MULTIPLIERS.items() if one in values and hyper.get(by, 1) != 1
+    }
 
 
 def filled(hyper: Mapping[str, Any], unit: float) -> Mapping[str, Any]:

@@ -262,6 +262,16 @@ def _lines(tables: Sequence[Sequence[Need]], count: int) -> Iterator[str]:
 
 def _notes(tables: Sequence[Sequence[Need]], dtype: str) -> Iterator[str]:
     """What there is to say of the rows."""
+    from steprule.engine.matrices import workspace
+    from steprule.trace.tracing import program_of
+
+    for name in (rows[0].optimizer for rows in tables):
+        if program_of(rule := find(name), rule.hyperparameters).matrices:
+            yield _note(
+                "",
+                f"{name} also takes up to {_size(workspace())} while it steps, or what one matrix does, for products of matrices: set "
+                "STEPRULE_WORKSPACE to fewer bytes.",
+            )
     yield _note("-", "no format given: torch.optim keeps the same, where it has the optimizer.")
     if dtype in HALVES:
         lost = f"{dtype} weights are rounded to the nearest: an update below {_LOST[dtype]} of its weight is lost."

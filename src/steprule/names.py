@@ -41,14 +41,18 @@ HOME = {
         "sign",
         "size",
         "sqrt",
+        "top_share",
         "total",
         "total_of_all",
         "transpose",
         "where",
     ),
     "chains": ("chain",),
+    "wrapping": ("wrap",),
     "create": ("create_optimizer", "parameter_groups"),
     "matrices": ("roles",),
+    "scaling": ("transfer",),
+    "coordinates": ("coordinate_check",),
     "together": ("Together",),
     "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }
@@ -65,6 +69,7 @@ SUBMODULES = (
     "rules",
     "services",
     "transforms",
+    "wrappers",
 )
 
 

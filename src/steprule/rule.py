@@ -9,7 +9,7 @@ from types import FunctionType, MappingProxyType
 from typing import Any, ClassVar
 
 from steprule.hyper import Hyperparameter as Hyperparameter
-from steprule.hyper import common, elements_of
+from steprule.hyper import common, elements_of, multiplied
 from steprule.names import did_you_mean
 from steprule.signature import read_signature, where
 from steprule.state import RuleError as RuleError
@@ -94,6 +94,7 @@ class Rule:
             matrices. By default the first dimension counts rows, and the others lie side by side.
         matrices_only: for formulas of matrices: whether parameters of fewer than two dimensions are refused. Where a formula
             multiplies matrices or has a polar factor they always are.
+        nonzero: the reason why parameters whose elements are all 0 are refused when they begin; empty where they are not.
         evaluated: for rules that train other weights than those to evaluate, such as schedule-free ones: a second formula,
             ``evaluated(param, <states>, *, <hyperparameters>)``, which names the states and hyperparameters that it needs
             and returns the weights to evaluate. The optimizer's eval() applies it.
@@ -124,6 +125,7 @@ class Rule:
     begins_early: ClassVar[bool] = False
     stacks: ClassVar[bool] = False
     matrices_only: ClassVar[bool] = False
+    nonzero: ClassVar[str] = ""
     evaluated: ClassVar[Callable[..., Any] | None] = None
     trained: ClassVar[Callable[..., Any] | None] = None
 
@@ -183,6 +185,11 @@ class Rule:
         """
 
     @classmethod
+    def chosen(cls, hyper: Mapping[str, Any]) -> type[Rule]:
+        """The rule whose formula these hyperparameters call for: this one, but where several are one, as in `beside`."""
+        return cls
+
+    @classmethod
     def states_for(cls, hyper: Mapping[str, Any]) -> tuple[str | None, ...]:
         """The states that these hyperparameters need, in update's order, None for each it does without."""
         return tuple(name if not one.when or hyper[one.when] else None for name, one in cls.states.items())
@@ -191,7 +198,9 @@ class Rule:
     def begins_at(cls, state: str, param: Any, hyper: Mapping[str, Any]) -> Any:
         """What a state begins at: a number, or param."""
         value = cls.states[state].begins
-        return float(value) if not isinstance(value, str) else param if value == "param" else hyper[value]
+        if not isinstance(value, str):
+            return float(value)
+        return param if value == "param" else multiplied(hyper, [value])[value]
 
     @classmethod
     def is_exact(cls, state: str, hyper: Mapping[str, Any]) -> bool:

@@ -32,13 +32,37 @@ def matrix_shape(shape: Sequence[int], stacks: bool) -> tuple[int, ...]:
     return tuple(shape) if stacks else (shape[0], math.prod(shape[1:]))
 
 
-def state_shape(rule: Any, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a rule's state beside a parameter of that shape."""
+def matrices_of(shape: Sequence[int], stacks: bool, view: str | None = None) -> list[tuple[int, ...]]:
+    """The shapes of the matrices that a tensor is, or of stacks of equal ones: of one but where a view parts it unequally.
+
+    Args:
+        shape, stacks: as for `matrix_shape`.
+        view: the words of a `steprule.matrices.View`. Default: None, as `matrix_shape` has it.
+
+    Raises:
+        ValueError: the shape does not fit the view.
+    """
+    if view is None:
+        return [matrix_shape(shape, stacks)]
+    from steprule.matrices.view import View
+
+    return [(count, m, n) if count != 1 else (m, n) for count, m, n in View(view).sizes(shape)]
+
+
+def side_shape(rule: Any, name: str, matrix: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a rule's state that has rows, columns or squares, beside a matrix or a stack of them."""
+    *stack, rows, cols = matrix
+    sides = {"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}
+    return (*stack, *sides[rule.states[name].extent])
+
+
+def state_shape(rule: Any, name: str, shape: Sequence[int], view: str | None = None) -> tuple[int, ...]:
+    """The shape of a rule's state beside a parameter of that shape; where matrices are unequal, their numbers follow each other."""
     extent = rule.states[name].extent
     if extent in ("elements", "scalar"):
         return tuple(shape) if extent == "elements" else ()
-    *stack, rows, cols = matrix_shape(shape, rule.stacks)
-    return (*stack, *{"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}[extent])
+    shapes = [side_shape(rule, name, matrix) for matrix in matrices_of(shape, rule.stacks, view)]
+    return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
 
 
 def no_matrix(rule: Any, who: str, shape: Sequence[int]) -> str:
@@ -145,7 +169,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
         ("keeps_step", "sparse_grads", "touches_states", "sparse_only", "begins_early", "stacks", "matrices_only"),
         (bool, "True or False"),
     ),
-    **dict.fromkeys(("refuses", "when"), (str, "a text")),
+    **dict.fromkeys(("refuses", "nonzero", "when"), (str, "a text")),
     **dict.fromkeys(("evaluated", "trained"), ((Callable, NoneType), "a function, or None for none")),
     "decay": ((str, NoneType), "a text, or None where nothing is said"),
     "needs": ((tuple, list), "a tuple of names"),

@@ -10,6 +10,7 @@ from types import ModuleType
 from steprule import elementwise
 from steprule import pieces as pieces_
 from steprule import transforms as transforms_
+from steprule import wrappers as wrappers_
 from steprule.trace.instead import INSTEAD
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,11 @@ def pieces() -> str:
 def transforms() -> str:
     """Every transform, and what it computes."""
     return "\n".join(["| transform | the new direction |", "|---|---|", *_rows(transforms_)])
+
+
+def wrappers() -> str:
+    """Every wrapper, and what it does to an update."""
+    return "\n".join(["| wrapper | what becomes of updates |", "|---|---|", *_rows(wrappers_)])
 
 
 def _rows(module: ModuleType) -> list[str]:

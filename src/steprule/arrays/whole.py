@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from steprule.arrays.checks import Array
+from steprule.arrays.states import begin
 from steprule.engine.eager import oracle
 from steprule.formats import UNITS
 from steprule.hyper import filled
 from steprule.rule import Rule
-from steprule.state import state_shape
 
 
 def step_whole(
@@ -27,11 +25,7 @@ def step_whole(
     for param, grad, state in zip(params, grads, states, strict=True):
         if grad is None:
             continue
-        for name in names:
-            if name not in state:
-                dtype = param.dtype if name in rule.tensor_states else np.dtype(float)
-                first = rule.begins_at(name, param, settings)
-                state[name] = np.full(state_shape(rule, name, param.shape), first, dtype)
+        begin(rule, names, param, state, settings)
         own = {name: state[name] for name in names}
         numbers = filled(settings, UNITS[param.dtype.name])
         new, after = oracle(rule, param, grad, own, state["step"] + 1, numbers)

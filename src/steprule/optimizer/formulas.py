@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from steprule.hyper import MULTIPLIERS
 from steprule.optimizer.arguments import ALL_OPTIONS, FLAGS
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.schedules import KEY as SCHEDULES
@@ -15,7 +16,19 @@ from steprule.services.step import RESERVED
 from steprule.settings import check_names_of
 from steprule.tensors.state import AVERAGE, TRAINED, state_of
 
-_TAKEN = (*ALL_OPTIONS, *FLAGS, *RESERVED, *NOTES, SCHEDULES, AVERAGE, TRAINED, "params", "param_names", "self")
+_TAKEN = (
+    *ALL_OPTIONS,
+    *FLAGS,
+    *RESERVED,
+    *NOTES,
+    SCHEDULES,
+    AVERAGE,
+    TRAINED,
+    *MULTIPLIERS,
+    "params",
+    "param_names",
+    "self",
+)
 
 
 BASES: dict[str, type[Any]] = {}

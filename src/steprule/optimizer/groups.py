@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import ref
@@ -11,11 +10,9 @@ from weakref import ref
 from torch import Tensor
 
 from steprule.formats.parts import is_sharded
-from steprule.hyper import whole_of
-from steprule.names import did_you_mean
+from steprule.hyper import MULTIPLIERS, whole_of
 from steprule.optimizer.arguments import (
     FLAGS,
-    SERVICE_OPTIONS,
     check_clip,
     check_formats,
     check_halves,
@@ -26,14 +23,15 @@ from steprule.optimizer.arguments import (
     is_torchs,
 )
 from steprule.optimizer.core import NOTES, Core
-from steprule.optimizer.parts import check_matrices, check_whole
+from steprule.optimizer.keys import check_multipliers, refuse_options, warn_of_misspelled
+from steprule.optimizer.parts import check_matrices, check_nonzero, check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
-from steprule.rules.options import OPTIONS, check_lookahead
+from steprule.rules.options import check_lookahead
 from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together, number_at
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
-from steprule.tensors.state import FORMAT_OPTIONS, bring_up_to_date
+from steprule.tensors.state import FORMAT_OPTIONS, GROUP_OPTIONS, bring_up_to_date
 
 
 class Groups:
@@ -110,6 +108,7 @@ class Groups:
         if "lookahead" in core.rule.hyperparameters and "lookahead" in settings:
             check_lookahead(settings["lookahead"])
         check_formats(settings)
+        check_multipliers(core.rule, settings)
         for name in self.flags:
             if settings.get(name) not in (None, True, False):
                 raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
@@ -143,7 +142,7 @@ class Groups:
                     group.setdefault(name, function)
                 functions = self.take_functions(group, core.calls)
                 self.check_keys(group)
-                own = {name: x for name, x in group.items() if name in self.defaults or name in FORMAT_OPTIONS}
+                own = {name: x for name, x in group.items() if name in (*self.defaults, *FORMAT_OPTIONS, *MULTIPLIERS)}
                 self.check({**self.defaults, **own})
             core.plans.current = None
             by_torch(group)
@@ -190,11 +189,12 @@ class Groups:
         return ((group, param) for param, group in groups.items())
 
     def complete_formats(self) -> None:
-        """Gives all groups formats if one has some."""
-        if any(name in group for group in self.groups for name in FORMAT_OPTIONS):
-            for group in self.groups:
-                for name, default in FORMAT_OPTIONS.items():
-                    group.setdefault(name, default)
+        """Gives all groups formats, a view and multipliers, if one has some."""
+        for options in (FORMAT_OPTIONS, {"view": None}, dict.fromkeys(MULTIPLIERS, 1.0)):
+            if any(name in group for group in self.groups for name in options):
+                for group in self.groups:
+                    for name, default in options.items():
+                        group.setdefault(name, default)
 
     def watch(self) -> None:
         """Tells those who hook into gradients whose they are."""
@@ -293,26 +293,9 @@ class Groups:
 
     def check_keys(self, group: Mapping[str, Any]) -> None:
         """Raises for what a group cannot have for itself, and warns of what may be a misspelled setting."""
-        settings = (*self.core.rule.hyperparameters, *self.flags, *FORMAT_OPTIONS)
-        for name in group.keys() - {"params", "param_names", *settings, *SERVICE_OPTIONS, *OPTIONS, *self._spelled}:
-            self._spelled.add(name)
-            is_of_one = any(one in str(name) for one in settings)  # as a scheduler's base_momentum
-            hint = "" if is_of_one else did_you_mean(str(name), settings, 0.8)
-            if hint:
-                warnings.warn(
-                    f"{name!r} in a parameter group of {self.name} is not a setting and does nothing{hint}",
-                    UserWarning,
-                    stacklevel=2,
-                )
-        for name in (*SERVICE_OPTIONS, *OPTIONS):
-            is_free = name == "clip" and group.get(name) is False
-            says_the_same = name in group and self.core.was_given(name, group[name])
-            if name in group and name not in self.core.rule.hyperparameters and not (is_free or says_the_same):
-                exception = "; a group may only have 'clip': False, to be left out of clipping"
-                raise ValueError(
-                    f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
-                    f"its constructor{exception if name in SERVICE_OPTIONS else ''}"
-                )
+        settings = (*self.core.rule.hyperparameters, *self.flags, *GROUP_OPTIONS)
+        warn_of_misspelled(group, self.name, settings, self._spelled)
+        refuse_options(group, self.core)
 
     def check_constants(self, listed: Iterable[Listed] | None = None) -> None:
         """Raises if what must stay as it was when a parameter began has been changed, of all parameters or of these."""
@@ -349,6 +332,7 @@ class Groups:
         check_clip(services.clip if services is not None else None, [group])
         check_whole(self.core, self.groups, number)
         check_matrices(self.core, self.groups, number)
+        check_nonzero(self.core.rule, self.states, self.groups[number], number)
         if self.core.rule.sparse_only:
             check_sparse_only(self.core.rule, number, group["params"])
 

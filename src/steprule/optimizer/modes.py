@@ -107,7 +107,7 @@ class Modes:
             RuntimeError: there is no average yet, or one cannot be exchanged; no weight has changed.
         """
         self._swap(who, optimizer._core.rule, optimizer.param_groups, optimizer.state)
-        optimizer._core.forget_plans(optimizer.param_groups)
+        optimizer._core.weights_have_changed(optimizer.param_groups)
 
     def _swap(
         self, who: str, rule: type[Rule], groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]

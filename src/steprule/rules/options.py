@@ -180,6 +180,8 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     attributes |= {
         "update": update,
         "check": lambda **hyper: check_together(rule, hyper),
+        "chosen": classmethod(lambda cls, hyper: rule.chosen(hyper)),
+        "states_for": classmethod(lambda cls, hyper: (*rule.states_for(hyper), *names.values())),
         "touches_states": rule.touches_states and not lookahead,
         "decay": decay or rule.decay,
         **rule.states,
@@ -205,8 +207,35 @@ def _pull(
     return lr * weight_decay * (param - anchor if decay == "initial" else param), extra
 
 
+def with_decay_apart(rule: type[Rule], option: str) -> type[Rule]:
+    """A rule whose decay is subtracted beside its step, where it is of a kind that can be: what looks at the step does not see it.
+
+    Args:
+        rule: the rule.
+        option: what looks, for messages.
+
+    Raises:
+        ValueError: the rule does not say what its decay is.
+    """
+    decay = _decay_of(rule, option)
+    return rule if decay in (None, "coupled", "own") else _around(rule, decay, False, False, False)
+
+
 def movement(new: Value, old: Value) -> Value:
-    """new - old, of a formula that ends in old - x without that difference's rounding."""
-    if getattr(new, "op", None) == "sub" and new.args[0] is old:
-        return -new.args[1]
+    """new - old, of a formula that begins with old, and adds to it and subtracts from it, without the rounding of that difference."""
+    if getattr(new, "op", None) in ("add", "sub"):
+        first, change = new.args
+        change = change if new.op == "add" else -change
+        if first is old:
+            return change
+        if _begins_with(first, old):
+            return movement(first, old) + change
     return new - old
+
+
+def _begins_with(x: Any, old: Value) -> bool:
+    while getattr(x, "op", None) in ("add", "sub"):
+        x = x.args[0]
+        if x is old:
+            return True
+    return False

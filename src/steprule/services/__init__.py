@@ -3,9 +3,10 @@
 
 from steprule.services.average import Average
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
+from steprule.services.qk_clip import QKClip
 from steprule.services.telemetry import Telemetry
 
-__all__ = ["Average", "ClipAdaptive", "ClipNorm", "ClipQuantile", "ClipValue", "Telemetry"]
+__all__ = ["Average", "ClipAdaptive", "ClipNorm", "ClipQuantile", "ClipValue", "QKClip", "Telemetry"]
 
 
 def __getattr__(name: str) -> object:

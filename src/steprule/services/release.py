@@ -157,7 +157,7 @@ class Release(Owner):
     # Inside backward
 
     def _complete(self, param: Tensor) -> None:
-        if self._accumulating or (self.waits is not None and self.waits()):
+        if self._only_accumulates():
             return
         if param not in self.stepped and not is_sharded(param) and is_nested():
             self.tell(
@@ -170,18 +170,19 @@ class Release(Owner):
                 "release_gradients() was given a plain module in a run of several processes, where gradients are not "
                 "complete before they are averaged: give it the DistributedDataParallel module"
             )
-        if param in self.stepped:
-            raise RuntimeError(SECOND_PASS)
+        self._must_be_first(param)
         grad = param.grad
         self._finish_with(param)
-        if (
-            self.marks
-            and param in self.stepped
-            and grad is not None
-            and grad.layout is torch.strided
-            and not is_sharded(param)
-        ):
+        is_marked = self.marks and param in self.stepped and not is_sharded(param)
+        if is_marked and grad is not None and grad.layout is torch.strided:
             param.grad = Gone(grad)
+
+    def _only_accumulates(self) -> bool:
+        return self._accumulating or (self.waits is not None and self.waits())
+
+    def _must_be_first(self, param: Tensor) -> None:
+        if param in self.stepped:
+            raise RuntimeError(SECOND_PASS)
 
     def _finish_with(self, param: Tensor) -> None:
         with self._lock:
@@ -196,9 +197,15 @@ class Release(Owner):
                 self.stepped.add(param)
 
     def _reduce_then_step(self, bucket: Any) -> Any:
-        """DistributedDataParallel's communication: the mean over processes, then the steps."""
+        """DistributedDataParallel's communication: the mean over processes, then the steps.
+
+        It is called in accumulate(), too, where the forward pass was outside: then the mean waits to be accumulated to.
+        """
         ddp = self._ddp
         assert ddp is not None
+        waits = self._only_accumulates() or not ddp.require_backward_grad_sync
+        for param in () if waits else bucket.parameters():
+            self._must_be_first(param)
         if ddp._join_config.enable and not ddp._divide_by_initial_world_size:
             raise RuntimeError(
                 "release_gradients() divides gradients by the number of all processes, as join() does by default: leave out "
@@ -209,7 +216,7 @@ class Release(Owner):
         reduced = torch.distributed.all_reduce(mean, group=group, async_op=True).get_future()
 
         def step(future: Any) -> Tensor:
-            for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            for param, grad in () if waits else zip(bucket.parameters(), bucket.gradients(), strict=True):
                 kept, param.grad = param.grad, grad
                 self._finish_with(param)
                 param.grad = kept  # which the reducer expects to find
@@ -226,6 +233,11 @@ class Release(Owner):
     def gathers(self) -> bool:
         """As the services'."""
         return self.services.gathers
+
+    @property
+    def counts(self) -> bool:
+        """As the services'."""
+        return self.services.counts
 
     def ask(self, works: Sequence[Part], sums: Sequence[Sums], complete: Complete) -> bool:
         """As `OnHost.ask`, for one parameter."""

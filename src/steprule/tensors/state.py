@@ -24,6 +24,7 @@ from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_a
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
+GROUP_OPTIONS: dict[str, Any] = {**FORMAT_OPTIONS, "view": None}
 AVERAGE = "param_average"
 """The state that holds the average of the weights; while the model has that, the weights instead, where they fit there."""
 TRAINED = "param_trained"
@@ -121,7 +122,9 @@ def freed(state: Mapping[str, Any], who: str) -> str | None:
     return next(filter(None, (too_short(x, f"the state {name} of {who}") for name, x in state.items())), None)
 
 
-def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False) -> str | None:
+def misfit(
+    rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False, view: str | None = None,
+) -> str | None:  # fmt: skip
     """What about the kinds, storages, shapes and dtypes of a parameter's states does not fit it, or None.
 
     Args:
@@ -130,6 +133,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         param: the parameter.
         who: what to call it.
         converted: whether states of other dtypes are going to be converted.
+        view: how the parameter is seen as matrices.
     """
     if problem := _no_tensor(rule, state, who, converted) or freed(state, who):
         return problem
@@ -137,7 +141,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
     for name in rule.side_states:
-        shape, value = state_shape(rule, name, param.shape), state.get(name)
+        shape, value = state_shape(rule, name, param.shape, view), state.get(name)
         if isinstance(value, Tensor) and (value.shape != shape or not value.is_floating_point()):
             return f"the state {name} of {who} is {value.dtype} of shape {tuple(value.shape)} and must be floating point of shape {shape}"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
@@ -169,9 +173,8 @@ def _no_tensor(rule: type[Rule], state: Mapping[str, Any], who: str, converted: 
     """What is wrong if a state is something else than a tensor, or None. One number may be when it is converted."""
     elements = ("param", AVERAGE, *rule.tensor_states)
     for array, value in state.items():
-        is_one = array in (*rule.scalar_states, *rule.side_states) and not (
-            converted and isinstance(value, (int, float))
-        )
+        is_number = converted and isinstance(value, (int, float))
+        is_one = array in (*rule.scalar_states, *rule.side_states) and not is_number
         if (is_one or state_of(array, elements)) and not isinstance(value, (Tensor, NoneType)):
             return f"the state {array} of {who} is {value!r} and must be a tensor"
     return None
@@ -317,9 +320,8 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
     if value.is_sparse:  # torch.optim's momentum of sparse gradients
         value = value.to_dense()
     if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:
-        return torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False).copy_(
-            value.detach()
-        )
+        own = torch.empty_like(param, dtype=value.dtype, device=value.device, requires_grad=False)
+        return own.copy_(value.detach())
     return value.clone()
 
 
@@ -342,7 +344,7 @@ def begin_state(
         fresh = torch.empty((), **{**step_options(group, param), **like})
         state[name] = fresh.copy_(_filled(fresh, first))
     elif name in rule.side_states:
-        shape = state_shape(rule, name, param.shape)
+        shape = state_shape(rule, name, param.shape, group.get("view"))
         state[name] = torch.full(shape, float(first), dtype=side_dtype(param), device=param.device)
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))

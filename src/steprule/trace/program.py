@@ -50,11 +50,13 @@ class Matrix:
         op: which, one of `IN_PLACE`.
         of: of what, a value for each element.
         others: its other arguments: numbers, as expressions, and what is none, as it was given.
+        is_part: whether it is of a share of the rows or columns, and the rest is 0.
     """
 
     op: str
     of: Expression
     others: tuple[Any, ...]
+    is_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Stage:
         gathered: "grad", "update" and "param" as telemetry wants them, or none.
         wide: whether it computes in float64, whatever the operands are.
         sides: the numbers of rows and columns, by name, which all passes of a program know.
+        measured: those of the outputs whose squares it adds up as well, for each tensor.
     """
 
     operands: tuple[str, ...]
@@ -98,6 +101,7 @@ class Stage:
     gathered: Mapping[str, Expression] = field(default_factory=dict)
     wide: bool = False
     sides: Mapping[str, Side] = field(default_factory=dict)
+    measured: tuple[str, ...] = ()
 
     def expressions(self) -> list[Expression]:
         """All that it computes."""
@@ -201,7 +205,7 @@ class Program:
     def joins_rows(self) -> bool:
         """Whether numbers of columns, or what is made of the numbers of several rows, are a part of it; sums of tensors aside."""
         made = [one for level in self.levels for one in (*level.parts.values(), *level.numbers.values())]
-        is_summed = any(node.op in SUM_OPS for node in nodes_of(made))
+        is_summed = any(node.op in (*SUM_OPS, "top_share") for node in nodes_of(made))
         return is_summed or any(side.axis == COL for side in self.last.sides.values())
 
     @cached_property

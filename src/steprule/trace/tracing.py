@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from traceback import walk_tb
 from typing import Any
 
-from steprule.hyper import is_fixed
+from steprule.hyper import MULTIPLIERS, is_fixed
 from steprule.rule import Rule, RuleError, State
 from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
@@ -94,7 +94,7 @@ def trace(
     grad, seen, counted = services.grad(grad)
     outputs, scalars = formulas(rule, hyper, -grad if maximize else grad, (maximize, services.before))
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
-    for_vectors = takes_vectors(outputs) and not rule.matrices_only
+    for_vectors = takes_vectors(outputs) and not rule.chosen(hyper).matrices_only
     extents = {name: KEPT[state.extent] for name, state in rule.states.items() if state.extent != "elements"}
     found = cut(extents, outputs) if by_passes else Cut()
     _check_matrices(rule, found.matrices, scalars)
@@ -162,6 +162,9 @@ def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any]
         else:
             settings[name] = Expression("input", (name,), NUMBER)
             scalars.append((name, None))
+    for by in multipliers_of(rule, hyper):
+        settings[MULTIPLIERS[by]] = settings[MULTIPLIERS[by]] * Expression("input", (by,), NUMBER)
+        scalars.append((by, None))
     return settings, scalars
 
 
@@ -270,7 +273,13 @@ def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ..
         for name, default in rule.hyperparameters.items()
         if isinstance(default, bool) or is_fixed(default, hyper[name])
     ]
-    return (*settings, *rule.states_for(hyper))
+    return (*settings, *rule.states_for(hyper), *multipliers_of(rule, hyper))
+
+
+def multipliers_of(rule: type[Rule], hyper: Mapping[str, Any]) -> list[str]:
+    """The multipliers beside hyperparameters that the rule has, and that are a number each."""
+    numbers = {name for name, default in rule.hyperparameters.items() if isinstance(default, (int, float))}
+    return [by for by, name in MULTIPLIERS.items() if by in hyper and name in numbers]
 
 
 _programs: dict[Any, Program] = {}
