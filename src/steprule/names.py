@@ -57,6 +57,7 @@ HOME = {
 SUBMODULES = (
     "arrays",
     "catalog",
+    "check",
     "compare",
     "matrices",
     "memory",
