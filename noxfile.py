@@ -56,3 +56,10 @@ def frameworks(session: nox.Session) -> None:
     models = ("transformers>=5", "timm>=1", "torchvision")
     session.install("-c", "constraints.txt", "-e", ".[dev]", "lightning>=2.5", "jsonargparse[signatures]", *models)
     session.run("python", "-m", "pytest", "-q", "tests/frameworks", *session.posargs)
+
+
+@nox.session(python="3.11")
+def conformance(session: nox.Session) -> None:
+    """All of steprule's optimizers held to all checks of `steprule check`, and those to all faults."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    session.run("python", "-m", "pytest", "-q", "tests/conformance/all.py", *session.posargs)

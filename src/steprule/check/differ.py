@@ -36,6 +36,7 @@ def _defaults(one: Subject, other: Subject) -> Iterator[str]:
 
 
 def _numbers(one: Subject, other: Subject) -> Iterator[str]:
+    one, other = _same(one, other), _same(other, one)
     settings = {name: value for name, value in telling(one).items() if name in telling(other)}
     mine, its = (_path(subject, settings) for subject in (one, other))
     given = ", ".join(f"{name}={value}" for name, value in settings.items())
@@ -58,6 +59,12 @@ def _numbers(one: Subject, other: Subject) -> Iterator[str]:
             yield f"{subject.place} is {named(*way)}."
     yield _when(one, other, [mine, its])
     yield from _switches(one, other, settings)
+
+
+def _same(subject: Subject, other: Subject) -> Subject:
+    """The subject with what the other one is made with, where it takes that and has nothing else set."""
+    more = {name: value for name, value in other.settings.items() if name in subject.arguments}
+    return Subject(subject.optimizer, subject.claims, subject.place, **{**more, **subject.settings})
 
 
 def _path(subject: Subject, settings: Mapping[str, Any]) -> Array:

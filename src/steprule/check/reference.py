@@ -74,7 +74,8 @@ class Reference:
             self._make = getattr(steprule.optimizer, names[plain(claimed)])
         else:
             self._function = claimed
-        takes = inspect.signature(self._function or self._make).parameters.values()
+        takes = list(inspect.signature(self._function or self._make).parameters.values())
+        takes = takes[2 if self._function else 1 :]
         self.arguments = {one.name: one.default for one in takes if one.kind is not inspect.Parameter.VAR_KEYWORD}
 
     def path(self, settings: Settings) -> Array:

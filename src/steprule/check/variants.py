@@ -77,9 +77,7 @@ def _adam(way: Way, settings: Mapping[str, Any]) -> Array:
     theta = start().double().numpy()
     m, v, top, path = np.zeros_like(theta), np.zeros_like(theta), np.zeros_like(theta), [theta]
     for t, g in enumerate(_gradients(), 1):
-        if t == 1 and way["first step"] == "skipped":
-            path.append(theta)
-            continue
+        before = theta
         theta, g = _decayed(way, theta, g, settings)
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         top = np.maximum(top, v)
@@ -89,6 +87,8 @@ def _adam(way: Way, settings: Mapping[str, Any]) -> Array:
         square = top if way["amsgrad"] == "on" else v
         root = _ROOTS[way["eps"]](square, two, eps)
         theta = _late(way, theta - lr * mean / root, settings)
+        if t == 1 and way["first step"] == "skipped":
+            theta = before
         path.append(theta)
     return np.array(path)
 
@@ -151,12 +151,17 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def ways_of(family: Family) -> Iterator[dict[str, str]]:
-    """All combinations of choices, those nearest to the usual ones first."""
+def ways_of(family: Family, most: int = 3) -> Iterator[dict[str, str]]:
+    """Combinations of choices of which so many at most are not the usual ones; those with fewer first."""
     names = list(family.ways)
-    found = [dict(zip(names, values, strict=True)) for values in itertools.product(*family.ways.values())]
-    usual = {name: next(iter(words)) for name, words in family.ways.items()}
-    yield from sorted(found, key=lambda way: sum(way[name] != usual[name] for name in names))
+    found = (dict(zip(names, values, strict=True)) for values in itertools.product(*family.ways.values()))
+    odd = [(len(_odd(family, way)), way) for way in found]
+    yield from (way for count, way in sorted(odd, key=lambda one: one[0]) if count <= most)
+
+
+def _odd(family: Family, way: Way) -> list[str]:
+    """The names of choices that are not the usual ones."""
+    return [name for name, choice in way.items() if choice != next(iter(family.ways[name]))]
 
 
 def close(one: Array, other: Array, accuracy: float = 2**-18) -> bool:
@@ -178,8 +183,7 @@ def found_way(subject: Subject, path: Array, settings: Mapping[str, Any]) -> tup
 
 def named(family: Family, way: Way) -> str:
     """A formula in words: the family, and what is not the usual."""
-    usual = {name: next(iter(words)) for name, words in family.ways.items()}
-    odd = [family.ways[name][choice] for name, choice in way.items() if choice != usual[name]]
+    odd = [family.ways[name][way[name]] for name in _odd(family, way)]
     return f"{family.name}, where {_joined(odd)}" if odd else f"{family.name} as it is usual"
 
 
