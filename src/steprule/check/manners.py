@@ -70,11 +70,11 @@ def refuses_unknown_arguments(make: Make) -> None:
 
 @check("manners")
 def refuses_a_negative_lr(make: Make) -> None:
-    """lr=-1.0 is a ValueError."""
+    """lr=-1.0 is refused."""
     refused = False
     try:
         make([torch.nn.Parameter(torch.ones(3, 4))], lr=-1.0)
-    except ValueError:
+    except Exception:
         refused = True
     assert refused, "lr=-1.0 is accepted"
 
@@ -295,8 +295,10 @@ def unscales_under_grad_scaler(make: Make) -> None:
     scaled, plain = make([p], lr=0.01), make([q], lr=0.01)
     for k in range(3):
         p.grad, q.grad = grad(p, k) * scaler.scale(torch.ones(())), grad(q, k)
+        torch.manual_seed(k)
         scaler.step(scaled)
         scaler.update()
+        torch.manual_seed(k)
         plain.step()
     assert torch.allclose(p, q, 1e-5, 1e-6), "scaled gradients do not give the steps of the gradients"
 

@@ -91,12 +91,8 @@ class Reference:
 def common_settings(subject: Subject, reference: Reference) -> dict[str, Any]:
     """Telling values of what both take, and the subject's own of the rest that both take.
 
-    Raises:
-        ValueError: the subject has a setting that the reference does not take.
+    Settings that the reference does not take are the subject's alone: with them it is claimed to have this formula.
     """
-    lacking = [name for name in subject.settings if name not in reference.arguments and name not in HOW]
-    if lacking:
-        raise ValueError(f"{subject.claims.reference} takes no {lacking[0]!r}, which {subject.name} is checked with")
     own = {name: value for name, value in subject.arguments.items() if value is not inspect.Parameter.empty}
     both = {name: own[name] for name in own if name in reference.arguments and name not in HOW}
     both |= {name: value for name, value in telling(subject).items() if name in reference.arguments}

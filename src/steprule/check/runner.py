@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def _failure(check: Check, subject: Subject, seed: int) -> tuple[str, Case | Non
         except AssertionError as error:
             return str(error), case, True
         except Exception as error:  # whatever somebody's optimizer raises
-            told = " ".join(f"{type(error).__name__}: {error}".split())
+            told = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}").split())
             return told if len(told) < 200 else told[:197] + "...", case, True
     return ", ".join(found), None, looked
 

@@ -102,12 +102,12 @@ def loads_by_keyword(make: Make) -> None:
 @check("state")
 def loads_without_sharing(make: Make) -> None:
     """What is loaded is copied: steps do not change the state_dict that they began from."""
-    p = torch.nn.Parameter(torch.ones(3, 4))
-    p.grad, one, other = grad(p), make([p], lr=0.01), make([p], lr=0.01)
-    for _ in range(2):
-        one.step()
-    other.load_state_dict(loaded := copy.deepcopy(one.state_dict()))
-    other.step()
+    one, other = make([p := torch.nn.Parameter(torch.ones(3, 4))], lr=0.01), make([p], lr=0.01)
+    for optimizer in (one, one, other):
+        if optimizer is other:
+            other.load_state_dict(loaded := copy.deepcopy(one.state_dict()))
+        p.grad = grad(p)
+        optimizer.step()
     kept, now = ([x for x in d["state"].get(0, {}).values() if torch.is_tensor(x)] for d in (one.state_dict(), loaded))
     assert all(map(torch.equal, kept, now)), "steps after load_state_dict(loaded) write into loaded"
 
@@ -155,14 +155,14 @@ def _counts(subject: Subject) -> list[dict[str, object]]:
 @check("state", cases=_counts)
 def counts_on(make: Make, dtype: torch.dtype, at: int) -> None:
     """A count of steps goes on where its dtype has no next number."""
-    p = torch.nn.Parameter(torch.ones(3, 4, dtype=dtype))
-    p.grad, optimizer = grad(p), make([p], lr=0.01)
-    optimizer.step()
-    places = [one for one in (optimizer.state[p], optimizer.param_groups[0]) if "step" in one]
-    for place in places:
-        place["step"] = torch.full_like(place["step"], at) if torch.is_tensor(place["step"]) else at
-    optimizer.step()
-    assert all(int(place["step"]) == at + 1 for place in places), f"the step after {at} is {int(places[0]['step'])}"
+    optimizer = make([p := torch.nn.Parameter(torch.ones(3, 4, dtype=dtype))], lr=0.01)
+    for k in range(2):
+        for place in (one for one in (optimizer.state.get(p, {}), optimizer.param_groups[0]) if "step" in one):
+            place["step"] = torch.full_like(place["step"], at) if torch.is_tensor(place["step"]) else at
+        p.grad = grad(p, k)
+        optimizer.step()
+    steps = [int(one["step"]) for one in (optimizer.state[p], optimizer.param_groups[0]) if "step" in one]
+    assert all(step == at + 1 for step in steps), f"the step after {at} is {steps[0]}"
 
 
 @check("state")
