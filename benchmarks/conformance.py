@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import io
 import json
 import os
@@ -169,12 +168,21 @@ def reproduces(package: str, program: str) -> bool:
     return done.returncode != 0
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package is there."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def main() -> None:
     """Checks all packages and keeps the record."""
     from steprule.check import CHECKS
 
     begun = record.head()
-    there = [name for name in PACKAGES if importlib.util.find_spec(PACKAGES[name][0].partition(".")[0])]
+    there = [name for name in PACKAGES if is_installed(name)]
     rows = [row for package in there for row in in_a_process(package)]
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:

@@ -130,7 +130,7 @@ class WritesIntoACopy(AdamW):
             param.reshape(-1).copy_(stepped.reshape(-1))
 
 
-@fault("takes_strided_gradients", "")
+@fault("takes_strided_gradients", "pytorch_optimizer 4.1.0 (AdamP)")
 class ViewsGradients(AdamW):
     """It views the gradient as a vector, which fails for one that is not contiguous."""
 
@@ -153,7 +153,7 @@ class MisreadsGradients(AdamW):
         )
 
 
-@fault("takes_any_shape", "")
+@fault("takes_any_shape", "heavyball 3.2.1 (SOAP)")
 class NeedsADimension(AdamW):
     """It asks for the size of the first dimension, which a number has not."""
 

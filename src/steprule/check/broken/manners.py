@@ -50,7 +50,7 @@ class FirstGroupForAll(AdamW):
         super().update(param, grad, state, self.param_groups[0])
 
 
-@fault("refuses_unknown_arguments", "")
+@fault("refuses_unknown_arguments", "pytorch_optimizer 4.1.0")
 class SwallowsArguments(AdamW):
     """Arguments that it does not know are dropped."""
 
@@ -61,7 +61,7 @@ class SwallowsArguments(AdamW):
         super().__init__(params, lr, eps=eps, weight_decay=weight_decay, **known)
 
 
-@fault("refuses_a_negative_lr", "")
+@fault("refuses_a_negative_lr", "heavyball 3.2.1, timm 1.0.31 (Adafactor, AdamP, SGDP)")
 class TakesAnyLr(AdamW):
     """A negative lr is accepted."""
 
@@ -190,7 +190,7 @@ class PassesHooksBy(AdamW):
         self.step = types.MethodType(getattr(AdamW.step, "__wrapped__", AdamW.step), self)  # type: ignore[method-assign]
 
 
-@fault("can_be_copied", "")
+@fault("can_be_copied", "pytorch_optimizer 4.1.0, heavyball 3.2.1")
 class LosesAttributes(AdamW):
     """It keeps a setting as an attribute, which copies do not have: they get state, param_groups and defaults."""
 
@@ -212,7 +212,7 @@ class KeepsALambda(AdamW):
             group["schedule"] = lambda step: 1.0
 
 
-@fault("reads_settings_each_step", "")
+@fault("reads_settings_each_step", "optimi 0.3.3")
 class KeepsBetas(AdamW):
     """The betas that it was made with hold for ever."""
 

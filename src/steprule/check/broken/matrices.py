@@ -19,7 +19,7 @@ class Squeezes(Muon):
         return super().polar(matrix.squeeze())
 
 
-@fault("takes_gradients_of_rank_one", "")
+@fault("takes_gradients_of_rank_one", "pytorch_optimizer 4.1.0 (Shampoo)")
 class InvertsTheGram(Muon):
     """The inverse root of the Gram matrix is infinite where a singular value is 0."""
 

@@ -159,7 +159,7 @@ class IgnoresDecay(AdamW):
         return param
 
 
-@fault("uses_every_argument", "")
+@fault("uses_every_argument", "pytorch_optimizer 4.1.0 (ScheduleFreeSGD), heavyball 3.2.1 (LaProp)")
 class IgnoresEps(AdamW):
     """eps is accepted, and another number is added."""
 
@@ -175,7 +175,7 @@ class DividesZeroByZero(AdamW):
         return square.sqrt() + (eps if eps > 1e-3 else 0.0)
 
 
-@fault("stays_finite", "")
+@fault("stays_finite", "torch 2.13.0 (Adafactor), timm 1.0.31, pytorch_optimizer 4.1.0: NaN at gradients of 1e20")
 class NormalizesTinyGradients(AdamW):
     """Gradients are divided by their norm, which is 0 for tiny ones and infinite for huge ones."""
 

@@ -15,7 +15,7 @@ class Odd:
     """A class that torch.load(weights_only=True) does not know."""
 
 
-@fault("state_dict_has_torchs_form", "")
+@fault("state_dict_has_torchs_form", "pytorch_optimizer 4.1.0 (MADGRAD)")
 class KeepsStatesByName(AdamW):
     """self.state has entries for things that are no parameters."""
 
@@ -43,7 +43,7 @@ class CountsElsewhere(AdamW):
         return super().corrections(self.taken, group)
 
 
-@fault("resumes_from_a_file", "")
+@fault("resumes_from_a_file", "pytorch_optimizer 4.1.0 (SCION)")
 class KeepsAnObject(AdamW):
     """A state is an object of a class of its own, which torch.load refuses unless it is told to trust the file."""
 
