@@ -57,6 +57,12 @@ def test_without_a_fault_nothing_is_found(optimizer):
     assert sum(result.status == "passed" for result in report.results) > 60
 
 
+def test_torchs_own_class_is_a_drop_in_for_itself():
+    claims = Claims(drop_in_for="torch.optim.AdamW", foreach=True, fused=True, complex=True, elementwise=True)
+    report = run(Subject(torch.optim.AdamW, claims, "torch.optim:AdamW", lr=1e-3), tiers=["numbers"])
+    assert [result.check.name for result in report.results if result.status == "failed"] == []
+
+
 def test_every_check_has_a_fault_that_it_is_meant_for():
     assert len(FAULTS) >= 50
     assert CHECKS.keys() - {fault.found_by for fault in FAULTS.values()} == UNTRIED

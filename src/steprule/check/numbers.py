@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import torch
@@ -48,7 +49,7 @@ def loads_checkpoints_of(make: Make, theirs: type[torch.optim.Optimizer], within
         p.grad = grad(p, k)
         one.step()
     q = torch.nn.Parameter(p.detach().clone())
-    (other := make([q], lr=0.01)).load_state_dict(one.state_dict())
+    (other := make([q], lr=0.01)).load_state_dict(copy.deepcopy(one.state_dict()))
     for k, (parameter, optimizer) in itertools.product(range(3, 6), ((p, one), (q, other))):
         parameter.grad = grad(parameter, k)
         optimizer.step()
