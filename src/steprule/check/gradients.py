@@ -125,7 +125,7 @@ def takes_strided_gradients(make: Make, kind: str) -> None:
             torch.manual_seed(k)
             parameter.grad = given
             optimizer.step()
-    assert torch.allclose(p, q, 1e-5, 1e-6), f"an {kind} gradient is taken as another"
+    assert torch.allclose(p, q, 1e-5, 1e-6), f"the {kind} gradient is taken as another"
 
 
 @check("manners", "vectors", cases=each(shape=[(), (0,), (1,), (5,), (2, 3, 2), (0, 3)]))

@@ -217,7 +217,8 @@ def can_be_pickled(make: Make) -> None:
 
 def _settable(subject: Subject) -> list[dict[str, object]]:
     values = telling(subject, "lr", "betas", "eps", "weight_decay", "momentum", "alpha")
-    return [{"name": name, "value": value} for name, value in {"lr": 0.05, **values}.items()]
+    groups = subject.make([torch.nn.Parameter(torch.ones(3, 4))]).defaults
+    return [{"name": name, "value": value} for name, value in {"lr": 0.05, **values}.items() if name in groups]
 
 
 @check("manners", cases=_settable)

@@ -184,7 +184,7 @@ def found_way(subject: Subject, path: Array, settings: Mapping[str, Any]) -> tup
 def named(family: Family, way: Way) -> str:
     """A formula in words: the family, and what is not the usual."""
     odd = [family.ways[name][way[name]] for name in _odd(family, way)]
-    return f"{family.name}, where {_joined(odd)}" if odd else f"{family.name} as it is usual"
+    return f"{family.name}, where {_joined(odd or [family.ways['decay'][way['decay']]])}"
 
 
 def _joined(words: Sequence[str]) -> str:
