@@ -21,12 +21,12 @@ def conformance(records: Records) -> str:
         "as expected": lambda row: str(row["expected"]),
         "not claimed": lambda row: str(row["skipped"]),
     }
-    parts = [table(rows, columns), source(record) + f" *Seed {facts['seed']}.*"]
+    parts = [table(rows, columns)]
     for check, says in facts["says"].items():
         failing = [(row, one) for row in rows for one in row["failures"] if one["check"] == check]
         if failing:
             parts += [f"### {check}", f"{says} {_torchs(rows, check)}", *_by_package(failing)]
-    return text(*parts)
+    return text(*parts, f"Each check began with seed {facts['seed']}.", source(record))
 
 
 def called(row: dict[str, Any]) -> str:
