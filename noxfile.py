@@ -60,3 +60,10 @@ def frameworks(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-q", "-rs", "tests/frameworks", *session.posargs)
     session.install("-c", "constraints.txt", "torchtune==0.6.1", "torchao==0.10.0")  # which PEFT does not take
     session.run("python", "-m", "pytest", "-q", "-rs", "tests/frameworks/test_recipes.py", "-k", "torchtune")
+
+
+@nox.session(python="3.11")
+def conformance(session: nox.Session) -> None:
+    """All of steprule's optimizers held to all checks of `steprule check`, and those to all faults."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    session.run("python", "-m", "pytest", "-q", "tests/conformance/all.py", *session.posargs)

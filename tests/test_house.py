@@ -27,8 +27,8 @@ LEVELS = (
     "services",
     "step",
     "optimizer arrays",
-    "create divide together catalog memory charts scaling coordinates compare lessons matrices integrations",
-    "steprule cli __main__",
+    "create divide together catalog memory charts scaling coordinates compare check lessons matrices integrations",
+    "steprule check_options cli __main__",
 )
 """From the ground up: files, and folders with what has no entry of its own in them; "steprule" is the package's `__init__`.
 A file imports from its own level and from those below, never in a circle."""

@@ -1,6 +1,7 @@
 # Written by tools/write_stubs.py: make stubs
 from steprule import arrays as arrays
 from steprule import catalog as catalog
+from steprule import check as check
 from steprule import compare as compare
 from steprule import matrices as matrices
 from steprule import memory as memory

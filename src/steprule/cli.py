@@ -8,7 +8,6 @@ import io
 import os
 import re
 import sys
-import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -26,8 +25,7 @@ _need("typer")
 import typer  # noqa: E402
 from typer.core import TyperCommand, TyperGroup  # noqa: E402
 
-from steprule import __version__  # noqa: E402
-from steprule.names import did_you_mean  # noqa: E402
+from steprule import __version__, check_options  # noqa: E402
 from steprule.rule import NEEDS  # noqa: E402
 
 
@@ -155,6 +153,50 @@ def compare(
 
 
 @app.command(cls=Command)
+def check(
+    optimizer: check_options.Optimizer = None,
+    settings: check_options.Settings = None,
+    claim: check_options.Claim = None,
+    expect: check_options.Expect = None,
+    tier: check_options.Tier = None,
+    only: check_options.Only = None,
+    other: check_options.Other = None,
+    report: check_options.Report = None,
+    seed: check_options.Seed = 0,
+    self_test: check_options.SelfTest = False,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Check an optimizer of any package: does it do what torch's users rely on, and what it claims.
+
+    A check that fails prints a program of at most ten lines that shows the failure without steprule. The exit code is 1 if a
+    check fails.
+    """
+    from steprule.check.command import check as run
+    from steprule.check.command import test_itself
+
+    if self_test == (optimizer is not None):
+        _refuse("check", "give an OPTIMIZER, such as torch.AdamW, or --self-test" + " alone" * self_test)
+    if optimizer is None:
+        raise typer.Exit(test_itself())
+    try:
+        code = run(
+            optimizer,
+            settings or [],
+            claim or [],
+            expect or [],
+            tier or [],
+            only or [],
+            other,
+            report or [],
+            seed,
+            as_json,
+        )
+    except ValueError as error:
+        _refuse("check", str(error))
+    raise typer.Exit(code)
+
+
+@app.command(cls=Command)
 def memory(
     model: Annotated[
         str,
@@ -278,36 +320,18 @@ def lesson(
     no_open: Annotated[bool, typer.Option("--no-open", help="Write the page and do not open it in a browser.")] = False,
 ) -> None:
     """Explain an idea behind optimizers on a page, with the numbers of the code that runs."""
-    from steprule.lessons import LESSONS, find
+    from steprule.lessons.command import show_all, write
 
-    if name is None:
-        if output is not None or no_open:
-            _refuse("lesson", "--output and --no-open need the name of a lesson before them")
-        from steprule.catalog import width
-
-        for number, one in enumerate(LESSONS, 1):
-            first = f"{number}  {one:13}"
-            typer.echo(
-                textwrap.fill(find(one).question, width(), initial_indent=first, subsequent_indent=" " * len(first))
-            )
-        return
-    numbers = {str(number): one for number, one in enumerate(LESSONS, 1)}
-    given, name = name, numbers.get(name, name.lower())
-    if name not in LESSONS:
-        _refuse("lesson", f"there is no lesson {given!r}; there are {', '.join(LESSONS)}{did_you_mean(name, LESSONS)}")
-    from steprule.lessons.page import page
-
-    _need(*find(name).needs)
-
-    file = f"steprule-lesson-{name}.html"
-    path, text = output or Path(file), page(name)
-    if path.is_dir():
-        _refuse("lesson", f"{path} cannot be written: it is a folder; name a file, such as {path / file}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        _refuse("lesson", f"{path} cannot be written: {error.strerror}")
+        if name is not None:
+            path = write(name, output, _need)
+        elif output is not None or no_open:
+            raise ValueError("--output and --no-open need the name of a lesson before them")
+        else:
+            show_all()
+            return
+    except ValueError as error:
+        _refuse("lesson", str(error))
     typer.echo(f"wrote {path}")
     if not no_open:
         typer.launch(path.resolve().as_uri())

@@ -61,6 +61,7 @@ HOME = {
 SUBMODULES = (
     "arrays",
     "catalog",
+    "check",
     "compare",
     "matrices",
     "memory",

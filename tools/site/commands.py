@@ -16,6 +16,7 @@ SHOWN = (
     "memory 7B adamw",
     "roles --help",
     "compare --help",
+    "check --help",
     "lesson",
 )
 """The command lines of the page."""

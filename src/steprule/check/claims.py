@@ -1,0 +1,175 @@
+"""What is checked, and what its author says of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from steprule.names import did_you_mean
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What the author of an optimizer says of it. What is not claimed is not checked, and the report names it.
+
+        Claims(maximize=True, decay="decoupled", drop_in_for="torch.optim.AdamW", state_bytes=8)
+
+    Attributes:
+        params: what is stepped: "any" shape, or "2d" for matrices only.
+        separate: each parameter's step depends on no other parameter.
+        elementwise: each element's step depends on no other element.
+        maximize, sparse, complex, foreach, fused, tensor_lr: it takes ``maximize=True``, sparse gradients, complex parameters,
+            ``foreach=True``, ``fused=True`` and a tensor as lr.
+        accuracy: how exact an update is, as a share of it; by default 32 roundings of float32.
+        bfloat16: it steps bfloat16 parameters, and its arithmetic is at least as exact as theirs.
+        scale_invariant: multiplying all gradients by one number changes nothing, where eps is 0.
+        decay: what weight_decay is: "coupled", added to the gradient; "decoupled", times lr; or "independent" of lr.
+        formula: what it computes: the name of one of steprule's rules, or a function ``(param, grads, **settings)`` of float64
+            arrays that returns the parameter after the last of the gradients.
+        drop_in_for: the class of torch.optim, such as "torch.optim.AdamW", whose arguments, checkpoints and numbers it has.
+        transpose: stepping the transposed matrix is transposing the step.
+        batch: the last two dimensions are the matrix; a stack is stepped as its matrices.
+        rotation: stepping a matrix in other orthogonal bases is rotating the step.
+        orthogonal: the least share that the smallest singular value of a first step is of the largest.
+        state_bytes: the most bytes of states that an element of a float32 parameter takes.
+        ddp, fsdp2: it steps DistributedDataParallel's and fully_shard's parameters as those of one process.
+        mode: a method that is called before the first step, such as "train" of Schedule-Free.
+        expected_failures: by the names of checks, why each is expected to fail. One that passes then fails.
+    """
+
+    params: str = "any"
+    separate: bool = False
+    elementwise: bool = False
+    maximize: bool = False
+    sparse: bool = False
+    complex: bool = False
+    foreach: bool = False
+    fused: bool = False
+    tensor_lr: bool = False
+    accuracy: float = 2**-18
+    bfloat16: bool = False
+    scale_invariant: bool = False
+    decay: str | None = None
+    formula: str | Callable[..., Any] | None = None
+    drop_in_for: str | None = None
+    transpose: bool = False
+    batch: bool = False
+    rotation: bool = False
+    orthogonal: float | None = None
+    state_bytes: float | None = None
+    ddp: bool = False
+    fsdp2: bool = False
+    mode: str | None = None
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("params", self.params, ("any", "2d"))
+        if self.decay is not None:
+            _one_of("decay", self.decay, ("coupled", "decoupled", "independent"))
+        for name, reason in self.expected_failures.items():
+            if not isinstance(reason, str) or not reason.strip():
+                raise ValueError(f"expected_failures[{name!r}]={reason!r} must be the reason, a text")
+
+    @property
+    def reference(self) -> Any:
+        """What its numbers are compared with."""
+        return self.formula or self.drop_in_for
+
+    @property
+    def vectors(self) -> bool:
+        """Whether parameters may have any number of dimensions."""
+        return self.params == "any"
+
+    @property
+    def undeclared_sparse(self) -> bool:
+        """Whether sparse gradients are not claimed."""
+        return not self.sparse
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
+
+
+def _parameters(optimizer: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    """What it takes after the parameters; where the rest is handed to its parents, also what these take."""
+    found = list(inspect.signature(optimizer).parameters.values())[1:]
+    yield from found
+    if any(one.kind is one.VAR_KEYWORD for one in found) and isinstance(optimizer, type):
+        for parent in optimizer.__mro__[1:]:
+            if parent is torch.optim.Optimizer:
+                return
+            yield from list(inspect.signature(parent.__init__).parameters.values())[2:]  # type: ignore[misc]
+
+
+MISSING = {
+    "reference": "formula or drop_in_for", "vectors": "params='any'", "undeclared_sparse": "that sparse gradients are not taken",
+}  # fmt: skip
+"""What to call a claim that is none of the fields."""
+
+CLAIMS = tuple(one.name for one in fields(Claims) if one.name not in ("mode", "expected_failures"))
+"""The names of what can be claimed."""
+
+
+class Subject:
+    """An optimizer with the settings that it is checked with, and what is claimed of it.
+
+    Args:
+        optimizer: the class, or a function that is called as one.
+        claims: what is claimed.
+        place: where others import it from, as "module:name"; by default where it is defined.
+        settings: arguments for every optimizer that is made.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        claims: Claims | None = None,
+        place: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if not callable(optimizer):
+            raise TypeError(f"optimizer={optimizer!r} must be a class of optimizers, or a function that makes one")
+        self.optimizer, self.claims, self.settings = optimizer, claims or Claims(), settings
+        name = getattr(optimizer, "__qualname__", type(optimizer).__qualname__)
+        self.place = place or f"{optimizer.__module__}:{name}"
+
+    @property
+    def name(self) -> str:
+        """What the class is called."""
+        return self.place.rpartition(":")[2].rpartition(".")[2]
+
+    @functools.cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """What it takes by name apart from the parameters, with defaults."""
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        found: dict[str, Any] = {}
+        for one in _parameters(self.optimizer):
+            if one.kind not in kinds:
+                found.setdefault(one.name, self.settings.get(one.name, one.default))
+        return found
+
+    def make(self, params: Any, *more: Any, **changes: Any) -> torch.optim.Optimizer:
+        """A new one over these parameters."""
+        optimizer = self.optimizer(params, *more, **{**self.settings, **changes})
+        if self.claims.mode:
+            getattr(optimizer, self.claims.mode)()
+        return optimizer
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The module to import, and a line that defines `make`."""
+        module, _, name = self.place.partition(":")
+        made = f"{module}.{name}"
+        if self.claims.mode:
+            given = f"**{{**{self.settings!r}, **changes}}" if self.settings else "**changes"
+            return module, (
+                f"def make(params, **changes): o = {made}(params, {given}); o.{self.claims.mode}(); return o"
+            )
+        given = "".join(f", {key}={value!r}" for key, value in self.settings.items())
+        return module, f"make = functools.partial({made}{given})" if given else f"make = {made}"

@@ -1,0 +1,216 @@
+"""steprule check: the checks find what they are meant for, their reproducers run by themselves, and steprule's own classes pass."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from own_claims import own
+
+import steprule
+from steprule.check import CHECKS, Claims, Subject, parametrize_with_checks, run
+from steprule.check.broken import FAULTS, claimed
+from steprule.check.broken.correct import AdamW, Muon
+from steprule.check.differ import differences
+from steprule.check.report import as_json, as_junit, as_markdown, table
+from steprule.check.runner import look
+
+ALONE = {name: fault for name, fault in FAULTS.items() if CHECKS[fault.found_by].processes == 1}
+UNTRIED = {
+    "step_time",  # cannot fail
+    *("takes_sparse_gradients", "steps_complex_parameters", "takes_a_tensor_as_lr"),  # AdamW there takes none of them
+    *("foreach_is_the_loop", "fused_is_the_loop", "takes_the_arguments_of", "loads_checkpoints_of"),
+}
+"""Checks for which no broken optimizer ships."""
+
+
+def runs(reproducer: str) -> None:
+    exec(compile(reproducer, "<reproducer>", "exec"), {"__name__": "reproducer"})
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_fault_is_found_and_its_reproducer_shows_it(name):
+    fault = ALONE[name]
+    result = look(CHECKS[fault.found_by], fault.subject)
+    assert result.status == "failed" and result.reason
+    own_module = fault.optimizer.__module__
+    assert "steprule" not in result.reproducer.replace(own_module, "") and result.reproducer.count("\n") < 10
+    grad_mode = torch.is_grad_enabled()
+    try:
+        with torch.random.fork_rng(devices=[]), pytest.raises(Exception) as seen:
+            runs(result.reproducer)
+    finally:
+        torch.set_grad_enabled(grad_mode)
+    told = " ".join(str(seen.value).split())
+    assert told[:60] in result.reason
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, Muon])
+def test_without_a_fault_nothing_is_found(optimizer):
+    report = run(claimed(optimizer))
+    assert [result.check.name for result in report.results if result.status == "failed"] == []
+    assert sum(result.status == "passed" for result in report.results) > 60
+
+
+def test_torchs_own_class_is_a_drop_in_for_itself():
+    claims = Claims(drop_in_for="torch.optim.AdamW", foreach=True, fused=True, complex=True, elementwise=True)
+    report = run(Subject(torch.optim.AdamW, claims, "torch.optim:AdamW", lr=1e-3), tiers=["numbers"])
+    assert [result.check.name for result in report.results if result.status == "failed"] == []
+
+
+def test_every_check_has_a_fault_that_it_is_meant_for():
+    assert len(FAULTS) >= 50
+    assert CHECKS.keys() - {fault.found_by for fault in FAULTS.values()} == UNTRIED
+    assert all(fault.says for fault in FAULTS.values())
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_reproducer_has_at_most_ten_lines_and_is_python(name):
+    everything = Claims(
+        sparse=True, foreach=True, fused=True, tensor_lr=True, bfloat16=True, decay="decoupled", state_bytes=8,
+        drop_in_for="torch.optim.AdamW", orthogonal=0.5,
+    )  # fmt: skip
+    subject = Subject(torch.optim.AdamW, everything, "torch.optim:AdamW", lr=1e-3)
+    texts = [CHECKS[name].reproducer(subject, case) for case in CHECKS[name].cases(subject)]
+    for text in texts:
+        compile(text, name, "exec")
+        assert text.count("\n") < 10 and "steprule" not in text
+    assert texts
+
+
+def test_a_reproducer_runs_where_there_is_no_steprule(tmp_path):
+    (tmp_path / "theirs.py").write_text(
+        "import torch\n\nclass Forgetful(torch.optim.SGD):\n    def step(self, closure=None):\n        super().step(closure)\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from theirs import Forgetful
+    finally:
+        sys.path.remove(str(tmp_path))
+    result = look(CHECKS["returns_the_loss"], Subject(Forgetful, lr=0.01))
+    code = f"import sys; sys.modules['steprule'] = None\n{result.reproducer}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"AssertionError: {result.reason}"
+
+
+@parametrize_with_checks([own("adamw")])
+def test_own(check):
+    check()
+
+
+@pytest.mark.parametrize("name", ["sgd", "lion", "muon"])
+def test_own_classes_pass_everything_that_is_claimed(name):
+    failed = [f"{result.check.name}: {result.reason}" for result in run(own(name)).results if result.status == "failed"]
+    assert failed == []
+
+
+def test_what_is_not_claimed_is_skipped_by_name():
+    result = look(CHECKS["maximizes"], Subject(AdamW))
+    assert (result.status, result.reason) == ("skipped", "not claimed: maximize")
+    assert look(CHECKS["follows_its_formula"], Subject(AdamW)).reason == "not claimed: formula or drop_in_for"
+
+
+def test_an_expected_failure_has_a_reason_and_fails_if_it_passes():
+    fault = FAULTS["ForgetsTheLoss"]
+    expecting = Claims(expected_failures={"returns_the_loss": "nobody asks"})
+    check = CHECKS["returns_the_loss"]
+    assert look(check, Subject(fault.optimizer, expecting)).status == "expected"
+    passing = look(check, Subject(AdamW, expecting))
+    assert passing.status == "failed" and "expect it no longer" in passing.reason
+    with pytest.raises(ValueError, match="must be the reason"):
+        Claims(expected_failures={"returns_the_loss": ""})
+    with pytest.raises(ValueError, match=r"there is no check 'returns_a_loss'; did you mean 'returns_the_loss'\?"):
+        run(Subject(AdamW, Claims(expected_failures={"returns_a_loss": "x"})), checks=["repeats_itself"])
+
+
+def test_a_claim_that_is_wrong_fails():
+    adam = Subject(torch.optim.Adam, Claims(decay="decoupled", formula="adamw"), "torch.optim:Adam")
+    reasons = {result.check.name: result.reason for result in run(adam, tiers=["numbers"]).results}
+    assert reasons["decays_as_claimed"] == "weight_decay is coupled, not decoupled"
+    assert "those of Adam, where decay is coupled: added to the gradient" in reasons["follows_its_formula"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    {
+        "EpsInsideTheRoot": "eps is inside the root",
+        "EpsBeforeCorrection": "eps is added to the root before bias correction",
+        "EpsAsABound": "eps is a lower bound of the root",
+        "SwapsBetas": "the betas are swapped",
+        "CorrectsNothing": "no moment is corrected for bias",
+        "CorrectsTheFirstOnly": "only the first moment is corrected for bias",
+        "DecaysAfterTheUpdate": "decay is decoupled, and of the parameter after its update",
+        "AddsTheGradientTwice": "momentum is Nesterov's",
+        "SkipsTheFirstStep": "the first step is skipped",
+        "IgnoresDecay": "there is no decay",
+        "DecaysWithoutLr": "decay is independent of lr",
+    }.items(),
+)
+def test_a_difference_has_a_name(name, words):
+    broken = Subject(FAULTS[name].optimizer, Claims(formula="adamw"), lr=0.05)
+    assert look(CHECKS["follows_its_formula"], broken).reason.endswith(f"its numbers are those of Adam, where {words}")
+    (told,) = differences(broken, Subject(AdamW, place="plain:AdamW"))[-1:]
+    assert words in told and "plain:AdamW" in told
+
+
+def test_what_differs_without_a_name_is_narrowed_down():
+    told = differences(Subject(steprule.AdaBelief, place="a:AdaBelief"), Subject(steprule.AdamW, place="b:AdamW"))
+    assert "b:AdamW is Adam, where decay is decoupled, times lr." in told and any(
+        "They differ from step 1 on" in line for line in told
+    )
+    assert differences(Subject(steprule.Lion), Subject(steprule.Lion)) == [
+        "With lr=0.05, betas=(0.8, 0.95), weight_decay=0.1 they take the same steps."
+    ]
+
+
+def test_a_report_in_every_form():
+    broken = FAULTS["ForgetsTheLoss"].subject
+    report = run(broken, checks=["returns_the_loss", "repeats_itself", "takes_sparse_gradients"])
+    assert not report.passed and report.counts == "1 passed, 1 failed, 1 skipped"
+    text = table(report)
+    assert (
+        "returns_the_loss        failed   step returns None, the closure 2.0" in text and "    make = functools" in text
+    )
+    rows = {row["check"]: row for row in json.loads(as_json(report))["results"]}
+    assert rows["returns_the_loss"]["reproducer"] and rows["repeats_itself"]["status"] == "passed"
+    suite = ElementTree.fromstring(as_junit(report))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+    assert "| repeats_itself | passed |  |" in as_markdown(report) and "```python" in as_markdown(report)
+
+
+def test_the_command(capsys, tmp_path):
+    from steprule.check.command import check
+
+    file = tmp_path / "report.json"
+    names = ["moves_at_the_first_step", "decays_as_claimed"]
+    assert check("torch.optim:AdamW", ["lr=1e-2"], ["decay=decoupled"], checks=names, reports=[file]) == 0
+    assert "2 passed" in capsys.readouterr().out
+    assert json.loads(file.read_text())["settings"] == {"lr": "0.01"}
+    assert check("adam", claims=["decay=decoupled"], checks=names) == 1
+    assert check("torch.Adam", other="adamw") == 0
+    assert "In torch.optim:Adam decay is coupled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"claims": ["decays=coupled"]}, "--claim 'decays=coupled': there is no 'decays'; did you mean 'decay'?"),
+        ({"claims": ["decay=double"]}, "--claim decay='double' must be one of coupled, decoupled, independent"),
+        ({"claims": ["maximize=1"]}, "--claim 'maximize=1' must look like maximize"),
+        ({"claims": ["state_bytes=few"]}, "--claim state_bytes=few must be a number"),
+        ({"expected": ["repeats_itself="]}, "--expect 'repeats_itself=' must look like CHECK=REASON"),
+        ({"tiers": ["number"]}, "there is no tier 'number'; did you mean 'numbers'?"),
+        ({"reports": [Path("r.html")]}, "--report r.html: the ending must be one of .json, .xml"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given, told):
+    from steprule.check.command import check
+
+    with pytest.raises(ValueError) as refused:
+        check("torch.AdamW", **given)
+    assert str(refused.value).startswith(told)
