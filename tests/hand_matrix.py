@@ -322,6 +322,21 @@ HAND: dict[str, list[Hand]] = {
                 [[0.95 * (0.931 + 0.26 / 3), 0.18335], [-0.18335, 0.95 * (1.881 + 0.26 / 3)]],
             ],
         ),
+        # Adam's first step is the signs. Then the bases are U and I: m / 2 is diag(1, .5), and v / 2 is carried to half of
+        # [[1.0784, .2304], [.9216, .2696]]. U diag(1, .5) makes m diag(1, .5) and the diagonal of v 1.0392 and .2598: the same
+        # quotient twice, corrected by 1 / sqrt(.75).
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.5), "eps": 0.0, "weight_decay": 0.5, "carried": True},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]], [[0.8, -0.3], [0.6, 0.4]]],
+            [
+                [[0.85, 0.1], [-0.1, 1.8]],
+                [
+                    [0.8075 - 0.08 / 0.7794**0.5, 0.095 + 0.06 / 0.7794**0.5],
+                    [-0.095 - 0.06 / 0.7794**0.5, 1.71 - 0.08 / 0.7794**0.5],
+                ],
+            ],
+        ),
     ],
     "klshampoo": [
         # With eigenvalues of 1/4, half of U [[.5, .5], [1, 1]] is multiplied by 4. Then they are 1/8 + 2 mean(g^2) of

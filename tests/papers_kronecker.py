@@ -30,6 +30,11 @@ def turned(a: Array, q: Array) -> Array:
     return np.asarray(np.linalg.qr(a @ q)[0])
 
 
+def due(t: int, k: int, place: int) -> bool:
+    """Whether steprule makes bases or roots anew before step t, of the tensor at a place: in turn, and in the first two steps."""
+    return t <= 2 or (t + place) % k == 0
+
+
 @each
 def soap(
     steps: Steps,
@@ -41,8 +46,14 @@ def soap(
     weight_decay: float = 0.01,
     precondition_frequency: int = 10,
     correct_bias: bool = True,
+    carried: bool = False,
+    place: int = 0,
 ) -> Thetas:
-    """Vyas et al. 2024 (arXiv:2409.11321), algorithm 3 with the authors' code's first step, eps and decay."""
+    """Vyas et al. 2024 (arXiv:2409.11321), algorithm 3 with the authors' code's first step, eps and decay.
+
+    carried is how steprule departs from it: bases are exact, v goes into new ones as the diagonal of a covariance does, steps that
+    make them come in turn, the first step is Adam's, and decay is of the weights before.
+    """
     # The first gradient makes the bases and moves nothing; the count begins with the second. L and R, and every f
     # steps the bases, change after the step. The code sorts a basis by Q'LQ before it turns it, and the rows and
     # columns of v with it; v is not rotated. eps is beside the root of v before its correction. Decay is of the
@@ -51,7 +62,21 @@ def soap(
     beta1, beta2 = betas
     beta3 = beta2 if shampoo_beta is None else shampoo_beta
     m = v = l = r = ZERO  # noqa: E741
-    for t, w, g in steps:
+    for t, w, g in steps if carried else ():
+        if t == 1:
+            m = v = np.zeros(w.shape)
+            q_l, q_r = np.eye(w.shape[0]), np.eye(w.shape[1])
+        elif due(t, precondition_frequency, place):
+            old_l, old_r, q_l, q_r = q_l, q_r, eigenbasis(l), eigenbasis(r)
+            v = (q_l.T @ old_l) ** 2 @ v @ (old_r.T @ q_r) ** 2
+        g_turned = q_l.T @ g @ q_r
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g_turned**2
+        n = (q_l.T @ m @ q_r) / (np.sqrt(v) + eps)
+        step = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+        l, r = beta3 * l + (1 - beta3) * g @ g.T, beta3 * r + (1 - beta3) * g.T @ g  # noqa: E741
+        yield w - step * q_l @ n @ q_r.T - lr * weight_decay * w
+    for t, w, g in steps if not carried else ():
         if t == 1:
             l, r = (1 - beta3) * g @ g.T, (1 - beta3) * g.T @ g  # noqa: E741
             q_l, q_r = eigenbasis(l), eigenbasis(r)

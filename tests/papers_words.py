@@ -7,14 +7,15 @@ from typing import Any
 
 import papers
 import papers_factored
+import papers_kronecker
 import papers_matrix
 
-assert papers_matrix and papers_factored  # which enter theirs in papers.PAPERS
+assert papers_matrix and papers_factored and papers_kronecker  # which enter theirs in papers.PAPERS
 
 _NORMS = {"bias_rms": "bias"}
 _SCALES = {None: "original", "spectral_unclamped": "spectral", "unit_rms": "longest"}
 papers.OWN_DECAY |= dict.fromkeys(
-    ["muon", "normuon", "adamuon", "muoneq", "mud", "mano", "polargrad", "adafactor", "came", "adammini", "sm3"],
+    ["muon", "normuon", "adamuon", "muoneq", "mud", "mano", "polargrad", "adafactor", "came", "adammini", "sm3", "soap"],
     "decoupled",
 )
 
@@ -89,7 +90,12 @@ def _adammini(words: dict[str, Any]) -> None:
     words["blocks"] = {"row": "rows", "tensor": "whole"}[words.pop("block")]
 
 
+def _soap(words: dict[str, Any]) -> None:
+    del words["max_precond_dim"]
+    words["carried"] = True
+
+
 _TRANSLATED = {
     "muon": _muon, "normuon": _normuon, "adamuon": _adamuon, "muoneq": _muoneq, "mud": _mud, "polargrad": _polargrad,
-    "scion": _scion, "came": _came, "adammini": _adammini,
+    "scion": _scion, "came": _came, "adammini": _adammini, "soap": _soap,
 }  # fmt: skip

@@ -23,7 +23,7 @@ TELLING = {
     "etas": (0.4, 1.3), "step_sizes": (0.01, 0.2), "trust_coefficient": 0.1, "a": 1.1, "b": 0.8, "gamma": 0.5,
     "max_lr": 0.2, "d0": 0.01, "d_coef": 0.7, "growth_rate": 1.5, "reps_rel": 0.01, "warmup": 12.0, "warmup_steps": 7.0,
     "r": 0.5, "weight_lr_power": 1.5, "beta2": 0.7, "beta2_decay": -0.7, "d": 1.2, "clip_threshold": 0.8, "radius": 2.0,
-    "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "passes": 2,
+    "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "passes": 2, "shampoo_beta": 0.75, "precondition_frequency": 3,
 }  # fmt: skip
 """Values at which a wrong sign, a misplaced eps, a missing bias correction, swapped betas or a decay that is ignored
 show in the first digits."""
@@ -32,6 +32,9 @@ ONE_OR_OTHER = {"asgd": 0.75, "ademamix": 2.0}  # what alpha is there
 OF_TWO = {"adafactor": (0.5, 0.9), "came": (0.1, 0.02)}  # what eps is where it is two numbers
 SHAPES = ((3, 4), (5,), ())
 MATRICES = ((3, 4), (4, 3), (5, 5), (1, 6), (6, 1))
+SQUARES = ((5, 5), (3, 3), (4, 4))
+SINGULAR = ("soap",)
+"""Rules that choose a basis where there is no gradient, as is where a matrix is not square: `test_kronecker` has those."""
 APART = {
     "mano": ((1, 6), (6, 1)),  # a slice of one element has no tangent: 0 here, and in the paper what rounding leaves
     "came": ((1, 6),),  # a row is as a vector here
@@ -80,6 +83,8 @@ def problem(name, hyper, seed=0):
     if sees_matrix(rule, hyper):
         shapes = [*MATRICES, *(SHAPES[1:] if program_of(rule, {**rule.hyperparameters, **hyper}).takes_vectors else ())]
         shapes = [shape for shape in shapes if shape not in APART.get(name, ())]
+    if name in SINGULAR:
+        shapes = SQUARES
     if name == "scion":  # the pseudo-code has a norm for vectors, and others for matrices
         shapes = SHAPES[1:2] if hyper.get("norm") == "bias_rms" else MATRICES
     params = [random.normal(size=shape) for shape in shapes]

@@ -40,6 +40,7 @@ from steprule.optimizer import Grams as Grams
 from steprule.optimizer import CAME as CAME
 from steprule.optimizer import AdamMini as AdamMini
 from steprule.optimizer import SM3 as SM3
+from steprule.optimizer import SOAP as SOAP
 from steprule.optimizer import LARS as LARS
 from steprule.optimizer import LAMB as LAMB
 from steprule.optimizer import NovoGrad as NovoGrad
@@ -69,11 +70,14 @@ from steprule.pieces import cols as cols
 from steprule.pieces import debias as debias
 from steprule.pieces import debiased_beta as debiased_beta
 from steprule.pieces import decorrelate as decorrelate
+from steprule.pieces import eigenbasis as eigenbasis
 from steprule.pieces import ema as ema
 from steprule.pieces import ema_sq as ema_sq
+from steprule.pieces import every as every
 from steprule.pieces import exp as exp
 from steprule.pieces import floor as floor
 from steprule.pieces import gram as gram
+from steprule.pieces import inverse_root as inverse_root
 from steprule.pieces import l2 as l2
 from steprule.pieces import log as log
 from steprule.pieces import matmul as matmul
@@ -149,6 +153,7 @@ __all__ = [
     "RuleError",
     "SGD",
     "SM3",
+    "SOAP",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
@@ -172,11 +177,14 @@ __all__ = [
     "debias",
     "debiased_beta",
     "decorrelate",
+    "eigenbasis",
     "ema",
     "ema_sq",
+    "every",
     "exp",
     "floor",
     "gram",
+    "inverse_root",
     "l2",
     "log",
     "matmul",

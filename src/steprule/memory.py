@@ -84,7 +84,7 @@ def need(
         for state in present:
             state_bytes += bytes_of(state_format(states, dtype, shape, state in positive, state in exact), shape)
         for state in beside:
-            state_bytes += bytes_of("float32", state_shape(rule, state, shape))
+            state_bytes += bytes_of("float32", state_shape(rule, state, shape, hyper))
     return Need(rule.__name__, dtype, states, weights, weight_bytes, grad_bytes, state_bytes)
 
 

@@ -32,13 +32,16 @@ def matrix_shape(shape: Sequence[int], stacks: bool) -> tuple[int, ...]:
     return tuple(shape) if stacks else (shape[0], math.prod(shape[1:]))
 
 
-def state_shape(rule: Any, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a rule's state beside a parameter of that shape."""
-    extent = rule.states[name].extent
+def state_shape(rule: Any, name: str, shape: Sequence[int], hyper: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """The shape of a rule's state beside a parameter of that shape, with these hyperparameters, by default the defaults."""
+    extent, most = rule.states[name].extent, rule.states[name].most
     if extent in ("elements", "scalar"):
         return tuple(shape) if extent == "elements" else ()
     *stack, rows, cols = matrix_shape(shape, rule.stacks)
-    return (*stack, *{"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}[extent])
+    own = {"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}[extent]
+    if most is not None and max(own) > (rule.hyperparameters if hyper is None else hyper)[most]:
+        own = (1, 1)
+    return (*stack, *own)
 
 
 def no_matrix(rule: Any, who: str, shape: Sequence[int]) -> str:
@@ -66,6 +69,8 @@ class State:
         when: the hyperparameter that must be true or nonzero for the state to exist; otherwise update is given None.
             Default: the state always exists.
         dtype: how a scalar state is kept: in float64 (None), or in step's dtype ("step").
+        most: the hyperparameter that says how long the side of a "left" or "right" state may be. Of a longer one there is a single
+            number, of shape (1, 1), in place of the matrix: it stands for that number times the identity.
 
     Raises:
         RuleError: a value makes no sense, or not beside the others.
@@ -86,6 +91,7 @@ class State:
     exact: bool | str = False
     when: str | None = None
     dtype: Literal["step"] | None = None
+    most: str | None = None
 
     def __post_init__(self) -> None:
         is_scalar, is_whole = self.extent == "scalar", self.extent == "elements"
@@ -102,13 +108,15 @@ class State:
             ("when", isinstance(self.when, (str, type(None))), "a hyperparameter's name or None"),
             ("dtype", self.dtype in (None, "step"), "None for float64, or 'step' for step's dtype"),
             ("dtype", is_scalar or self.dtype is None, "only a scalar state has a dtype of its own"),
+            ("most", isinstance(self.most, (str, type(None))), "a hyperparameter's name or None"),
+            ("most", self.extent in ("left", "right") or self.most is None, "only a square has a longest side"),
         ):
             if not is_right:
                 raise RuleError(f"State({what}={getattr(self, what)!r}): {hint}")
 
     def asks(self) -> dict[str, str]:
         """The hyperparameters that it names, by the attribute that names them."""
-        named = {"begins": self.begins, "exact": self.exact, "when": self.when}
+        named = {"begins": self.begins, "exact": self.exact, "when": self.when, "most": self.most}
         return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) != ("begins", "param")}
 
 

@@ -243,7 +243,7 @@ class Optimizer:
         for name in names:
             if name not in state:
                 continue
-            shape = state_shape(self.rule, name, param.shape)
+            shape = state_shape(self.rule, name, param.shape, self.settings)
             dtype = param.dtype if name in self.rule.tensor_states else np.dtype(float)
             value, what = state[name], f"the state {name} of params[{index}]"
             if not isinstance(value, np.ndarray):
@@ -308,7 +308,7 @@ class Optimizer:
                     f"the state of params[{index}] is not {self.rule.__name__}'s: it {' and '.join(lacks)}"
                 )
             for name, value in loaded.items():
-                dtype, shape = np.dtype(float), state_shape(self.rule, name, param.shape)
+                dtype, shape = np.dtype(float), state_shape(self.rule, name, param.shape, {**self.settings, **settings})
                 if name in self.rule.tensor_states:
                     dtype = param.dtype
                 array = np.asarray(value).astype(dtype)  # a copy, also of a tensor

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steprule.engine.squares import Beside
 from steprule.trace.expression import Expression
-from steprule.trace.program import Matrix
+from steprule.trace.program import IN_PLACE, Matrix, Squares
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,9 @@ def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, devic
     from steprule.matrix.coefficients import published
     from steprule.matrix.how import plan_for
 
-    word = function.others[-1]
-    is_exact = not isinstance(word, Expression) and published(word).exact
-    is_exact |= function.op != "polar"  # of bfloat16 there are no triangular solves
+    is_exact = function.op != "polar"  # of bfloat16 there are no triangular solves, and no eigenvectors
+    if not is_exact and not isinstance(function.others[-1], Expression):
+        is_exact = published(function.others[-1]).exact
     wide = torch.float64 if dtype == torch.float64 else torch.float32 if is_exact else None
     chosen = plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
     return torch.bfloat16 if chosen == torch.float16 else chosen  # which small momentum would vanish in
@@ -48,11 +49,21 @@ class Rooms:
         dtypes: of each function of matrices, by name.
         shapes: of each tensor as a matrix, or as a stack of them.
         device: where they are.
+        shared: those that take the memory of others.
     """
 
-    def __init__(self, dtypes: Mapping[str, torch.dtype], shapes: Sequence[tuple[int, ...]], device: Any) -> None:
+    beside: Beside | None = None
+
+    def __init__(
+        self,
+        dtypes: Mapping[str, torch.dtype],
+        shapes: Sequence[tuple[int, ...]],
+        device: Any,
+        shared: Mapping[str, str] | None = None,
+    ) -> None:
         import torch
 
+        self._shapes, self._shared = shapes, shared or {}
         self._members: dict[tuple[int, ...], list[int]] = {}
         for number, shape in enumerate(shapes):
             self._members.setdefault(shape, []).append(number)
@@ -60,21 +71,35 @@ class Rooms:
             (name, shape): torch.empty((len(members), *shape), dtype=dtype, device=device)
             for name, dtype in dtypes.items()
             for shape, members in self._members.items()
+            if name not in self._shared
         }
         self._count = len(shapes)
         self.select(np.ones(self._count, bool))
+
+    def keep_squares(
+        self, squares: Sequence[Squares | None], states: Mapping[str, Sequence[Tensor]], places: Sequence[int]
+    ) -> None:
+        """Has squares beside the matrices; arguments as for `Beside`."""
+        self.beside = Beside(squares, states, places, self._shapes, self._stack, self._members)
+        self.beside.select(self._active)
+
+    def _stack(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """All matrices of a shape."""
+        return self._stacks[self._shared.get(name, name), shape]
 
     def addresses(self, name: str) -> list[int]:
         """Where each tensor's matrix begins."""
         found = [0] * self._count
         for shape, members in self._members.items():
-            for number, one in zip(members, self._stacks[name, shape], strict=True):
+            for number, one in zip(members, self._stack(name, shape), strict=True):
                 found[number] = one.data_ptr()
         return found
 
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
         self._active, self._all_active, self._places = active, bool(active.all()), np.cumsum(active) - 1
+        if self.beside is not None:
+            self.beside.select(active)
 
     def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
         """Computes functions of matrices in their place.
@@ -84,7 +109,8 @@ class Rooms:
             value: what an expression is for each active tensor, or one number for all.
         """
         for name, one in functions.items():
-            self._compute(name, one, value, self._members, self._stacks)
+            if one.op in IN_PLACE:
+                self._compute(name, one, value, self._members, self._stacks)
 
     def _compute(
         self,

@@ -112,6 +112,8 @@ class Planned:
             self._plan.own[self._plan.active, self._columns[name]] = inputs[name]
         if self._rooms is not None and now.matrices:
             self._rooms.run(now.matrices, self._evaluation)
+        if self._rooms is not None and self._rooms.beside is not None and now.squares is not None:
+            self._rooms.beside.run(now.squares, self._evaluation)
 
     def _part(self, name: str, expression: Expression) -> Any:
         """What is made of numbers, rows and columns, put where passes read it."""

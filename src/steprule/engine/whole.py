@@ -8,12 +8,28 @@ from typing import Any
 from steprule.hyper import filled
 from steprule.rule import Rule
 from steprule.state import matrix_shape
+from steprule.trace.tracing import program_of
+
+
+class PlacedStep(float):
+    """The number of a step, and the place of the tensor that takes it among its optimizer's, by which `every` goes."""
+
+    place: int
+
+    def __new__(cls, step: Any, place: int) -> PlacedStep:
+        """Of a number, or of a tensor, which is waited for."""
+        self = super().__new__(cls, step)
+        self.place = place
+        return self
 
 
 class WholeStep:
     """One step of one torch parameter, in float64 if any operand has it and float32 otherwise; arguments as for `EagerStep`.
 
     Nothing of it need be known before anything changes.
+
+    Args:
+        place: the parameter's among the optimizer's.
     """
 
     def __init__(
@@ -25,11 +41,13 @@ class WholeStep:
         step: Any,
         hyper: Mapping[str, Any],
         maximize: bool,
+        place: int = 0,
     ) -> None:
         import torch
 
         hyper = filled(hyper, torch.finfo(param.dtype).eps)
-        self.rule, self._step, self._hyper = rule, step, hyper
+        self.rule, self._hyper = rule, hyper
+        self._step = PlacedStep(step, place) if program_of(rule, hyper).in_some_steps else step
         self._names = rule.states_for(hyper)
         self._kept = {"param": param, **{name: x for name, x in zip(self._names, states, strict=True) if name}}
         grad = grad.to_dense() if grad.is_sparse else grad

@@ -46,7 +46,9 @@ def moves(
     hyper = _at(1, rule, settings)
     param = np.array(start, float)
     states = tuple(
-        None if name is None else np.full(_shape(rule, name, param.shape), rule.begins_at(name, param, hyper), float)
+        None
+        if name is None
+        else np.full(_shape(rule, name, param.shape, hyper), rule.begins_at(name, param, hyper), float)
         for name in rule.states_for(hyper)
     )
     for step in count(1):
@@ -61,9 +63,9 @@ def _at(step: int, rule: type[Rule], settings: Mapping[str, Any]) -> dict[str, A
     return {**filled({**rule.hyperparameters, **given}, UNITS["float32"])}
 
 
-def _shape(rule: type[Rule], name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _shape(rule: type[Rule], name: str, shape: tuple[int, ...], hyper: Mapping[str, Any]) -> tuple[int, ...]:
     """Of a state: one number for a tensor is kept for each element here."""
-    return state_shape(rule, name, shape) if name in rule.side_states else shape
+    return state_shape(rule, name, shape, hyper) if name in rule.side_states else shape
 
 
 def follow(rule: type[Rule], start: Any, gradient: Callable[[Array, int], Any], steps: int, **settings: Any) -> Way:

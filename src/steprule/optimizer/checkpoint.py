@@ -214,7 +214,8 @@ class Loading:
         without = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
         if without and not param.is_meta:
             raise ValueError(f"the state {without[0]} of {who} is on the meta device, and has no numbers")
-        present = rule.states_for(self._groups.complete({**saved}))
+        hyper = self._groups.complete({**saved})
+        present = rule.states_for(hyper)
         missing = [name for name in base.states if name in present and not has_arrays(state, name)]
         has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
         if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
@@ -232,7 +233,7 @@ class Loading:
                 f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
                 "alone and begin anew"
             )
-        if problem := misfit(rule, state, param, who, converted=True):
+        if problem := misfit(rule, state, param, who, hyper, converted=True):
             raise ValueError(problem)
 
     def finish(self) -> None:
@@ -350,7 +351,8 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
     """The number behind each element of a parameter or a state; see `Optimizer.read`."""
     if not isinstance(param, Tensor):
         raise TypeError(f"read() takes one of the optimizer's parameters and the name of a state, not {param!r} first")
-    if not any(param is other for group in groups.groups for other in group["params"]):
+    own_groups = [group for group in groups.groups if any(param is other for other in group["params"])]
+    if not own_groups:
         raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
     state = groups.states.get(param, {})
     every = {**state, "param": param.detach()}
@@ -361,7 +363,7 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
     own = kept(every, name)
     if own is None:
         raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-    if problem := too_short(param, who) or misfit(rule, state, param, who, converted=True):
+    if problem := too_short(param, who) or misfit(rule, state, param, who, own_groups[0], converted=True):
         raise RuntimeError(problem)
     return own.clone() if name in (*rule.scalar_states, *rule.side_states) else read_state(every, name, param.shape)
 

@@ -130,7 +130,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         name = core.rule.__name__
         if reason := why_apart(param):
             yield f"{name} looks at whole matrices, whose parts {reason}"
-        elif not program.by_passes or program.joins_rows:
+        elif not program.by_passes or program.joins_rows or program.square_states:
             yield f"{name} looks at whole columns or squares of matrices, or at all rows at once"
         elif program.last.sides and not has_rows(param):
             yield f"{name} looks at whole rows, which matrices of two dimensions have where they are cut along the first"

@@ -32,6 +32,7 @@ from steprule.rules.adam_variants import Grams as Grams
 from steprule.rules.factored import CAME as CAME
 from steprule.rules.factored import AdamMini as AdamMini
 from steprule.rules.factored import SM3 as SM3
+from steprule.rules.kronecker import SOAP as SOAP
 from steprule.rules.layerwise import LARS as LARS
 from steprule.rules.layerwise import LAMB as LAMB
 from steprule.rules.layerwise import NovoGrad as NovoGrad
@@ -93,6 +94,7 @@ __all__ = [
     "Rprop",
     "SGD",
     "SM3",
+    "SOAP",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",

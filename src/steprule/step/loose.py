@@ -239,7 +239,9 @@ class Loose(Member):
         states = [name and operands[name] for name in entry.kind.names]
         settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
         if program_of(rule, group).sees_matrix:
-            return WholeStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False))
+            return WholeStep(
+                rule, operands["param"], grad, states, step, settings, group.get("maximize", False), entry.place
+            )
         whole = whole_of(self.param)
         size = None if whole is self.param else whole.numel()
         return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False), size)

@@ -76,7 +76,13 @@ def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
         return SharedRooms(
             dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks
         )
-    return Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device)
+    shared = {name: one.place for name, one in matrices.items() if one.place}
+    rooms = Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device, shared)
+    program = kernel.program
+    if any(level.squares is not None for level in program.levels):
+        states = {name: [entry.state[name] for entry in bucket] for name in program.square_states}
+        rooms.keep_squares([level.squares for level in program.levels], states, [entry.place for entry in bucket])
+    return rooms
 
 
 def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | None:

@@ -119,7 +119,14 @@ def freed(state: Mapping[str, Any], who: str) -> str | None:
     return next(filter(None, (too_short(x, f"the state {name} of {who}") for name, x in state.items())), None)
 
 
-def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False) -> str | None:
+def misfit(
+    rule: type[Rule],
+    state: Mapping[str, Any],
+    param: Tensor,
+    who: str,
+    hyper: Mapping[str, Any],
+    converted: bool = False,
+) -> str | None:
     """What about the kinds, storages, shapes and dtypes of a parameter's states does not fit it, or None.
 
     Args:
@@ -127,6 +134,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         state: the parameter's.
         param: the parameter.
         who: what to call it.
+        hyper: its settings.
         converted: whether states of other dtypes are going to be converted.
     """
     if problem := _no_tensor(rule, state, who, converted) or freed(state, who):
@@ -135,7 +143,7 @@ def misfit(rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, 
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
     for name in rule.side_states:
-        shape, value = state_shape(rule, name, param.shape), state.get(name)
+        shape, value = state_shape(rule, name, param.shape, hyper), state.get(name)
         if isinstance(value, Tensor) and (value.shape != shape or not value.is_floating_point()):
             return f"the state {name} of {who} is {value.dtype} of shape {tuple(value.shape)} and must be floating point of shape {shape}"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
@@ -340,7 +348,7 @@ def begin_state(
         fresh = torch.empty((), **{**step_options(group, param), **like})
         state[name] = fresh.copy_(_filled(fresh, first))
     elif name in rule.side_states:
-        shape = state_shape(rule, name, param.shape)
+        shape = state_shape(rule, name, param.shape, group)
         state[name] = torch.full(shape, float(first), dtype=side_dtype(param), device=param.device)
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))
