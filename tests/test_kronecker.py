@@ -15,7 +15,7 @@ from steprule.engine.eager import oracle
 from steprule.matrix import eigen
 from steprule.matrix import oracle as exact
 from steprule.rules import OWN
-from steprule.state import state_shape
+from steprule.state import first_array
 from steprule.trace.tracing import program_of
 
 RULES = [rule for rule in OWN.values() if sees_matrix(rule) and program_of(rule, rule.hyperparameters).in_some_steps]
@@ -28,13 +28,7 @@ def like_oracle(optimizer, params, steps, scale=1.0, given=None):
     rule, hyper = optimizer.rule, optimizer.param_groups[0]
     first = [param.detach().double().numpy().copy() for param in params]
     truth = list(first)
-    states = [
-        {
-            name: np.full(state_shape(rule, name, x.shape, hyper), state.begins, float)
-            for name, state in rule.states.items()
-        }
-        for x in truth
-    ]
+    states = [{name: first_array(rule, name, x, hyper) for name in rule.states} for x in truth]
     for step in range(1, steps + 1):
         for place, param in enumerate(params):
             grad = given(place, step) if given else random(tuple(param.shape), 100 * step + place, param.dtype) * scale
@@ -263,7 +257,7 @@ def test_a_row_without_a_gradient_does_not_move(rule):
 
 
 @pytest.mark.parametrize("engine", ["compiled", "eager"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if "max_precond_dim" in rule.hyperparameters])
 def test_a_side_that_is_too_long_has_the_identity(rule, engine):
     params = [random(shape, number) for number, shape in enumerate([(5, 9), (9, 5), (9, 8), (4, 4)])]
     params = [strided(param) if engine == "eager" else param for param in params]

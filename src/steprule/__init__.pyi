@@ -41,6 +41,10 @@ from steprule.optimizer import CAME as CAME
 from steprule.optimizer import AdamMini as AdamMini
 from steprule.optimizer import SM3 as SM3
 from steprule.optimizer import SOAP as SOAP
+from steprule.optimizer import Shampoo as Shampoo
+from steprule.optimizer import ASGO as ASGO
+from steprule.optimizer import KLShampoo as KLShampoo
+from steprule.optimizer import SPlus as SPlus
 from steprule.optimizer import LARS as LARS
 from steprule.optimizer import LAMB as LAMB
 from steprule.optimizer import NovoGrad as NovoGrad
@@ -111,6 +115,7 @@ from steprule.rule import State as State
 __all__ = [
     "ADOPT",
     "ASGD",
+    "ASGO",
     "AdEMAMix",
     "AdaBelief",
     "AdaMuon",
@@ -129,6 +134,7 @@ __all__ = [
     "DoG",
     "Grams",
     "Hyperparameter",
+    "KLShampoo",
     "LAMB",
     "LARS",
     "LBFGS",
@@ -154,10 +160,12 @@ __all__ = [
     "SGD",
     "SM3",
     "SOAP",
+    "SPlus",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Scion",
+    "Shampoo",
     "Signum",
     "SparseAdam",
     "StableAdamW",

@@ -186,14 +186,10 @@ def every(k: Value, step: Value, new: Any, old: Value, stagger: bool = True) -> 
         values = (k, step, new() if callable(new) else new, old)
         traced = next(value for value in values if hasattr(value, "__steprule__"))
         return traced.__steprule__("every", *values, stagger)
-    if not is_due(k, step, getattr(step, "place", 0) if stagger else 0):
+    place = getattr(step, "place", 0) if stagger else 0
+    if step > 2 and (step + place) % k != 0:
         return old
     return new() if callable(new) else new
-
-
-def is_due(k: Value, step: Value, place: int) -> bool:
-    """Whether `every` computes a value anew in this step of the tensor at this place."""
-    return bool(step <= 2 or (step + place) % k == 0)
 
 
 def running_ema(series: Sequence[Value], beta: float, bias_correction: bool = False) -> Any:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from steprule.hyper import Hyperparameter
 
 
@@ -39,9 +42,19 @@ def state_shape(rule: Any, name: str, shape: Sequence[int], hyper: Mapping[str, 
         return tuple(shape) if extent == "elements" else ()
     *stack, rows, cols = matrix_shape(shape, rule.stacks)
     own = {"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}[extent]
-    if most is not None and max(own) > (rule.hyperparameters if hyper is None else hyper)[most]:
-        own = (1, 1)
-    return (*stack, *own)
+    if most == "other":
+        limit = cols - 1 if extent == "left" else rows
+    else:
+        limit = (rule.hyperparameters if hyper is None else hyper)[most] if most is not None else max(own)
+    return (*stack, *(own if max(own) <= limit else (1, 1)))
+
+
+def first_array(rule: Any, name: str, param: Any, hyper: Mapping[str, Any]) -> NDArray[Any]:
+    """What a rule's state is before the first step, in float64; param is an array, or has a shape if no state begins at it."""
+    first, shape = rule.begins_at(name, param, hyper), state_shape(rule, name, param.shape, hyper)
+    if rule.states[name].extent in ("left", "right"):
+        first = first * np.eye(shape[-1])
+    return np.broadcast_to(np.asarray(first, np.float64), shape).copy()
 
 
 def no_matrix(rule: Any, who: str, shape: Sequence[int]) -> str:
@@ -61,7 +74,8 @@ class State:
     Attributes:
         extent: "elements" for a state of the parameter's shape, or "scalar" for one number for each parameter. Beside a
             matrix of m rows and n columns "rows" is (m, 1), "cols" (1, n), "left" (m, m) and "right" (n, n).
-        begins: its value before the first step: a number, a hyperparameter's name, or "param" for the parameter itself.
+        begins: its value before the first step: a number, a hyperparameter's name, or "param" for the parameter itself. For
+            "left" and "right" it is that number times the identity.
         exact: whether it is kept in float32 at least, whatever the format, or the name of a hyperparameter that switches
             this on. Needed where the formula subtracts the state from another one, where it is a sum that never decays,
             whose rounding errors add up, or where it is an average of a high power of the gradient.
@@ -69,8 +83,9 @@ class State:
         when: the hyperparameter that must be true or nonzero for the state to exist; otherwise update is given None.
             Default: the state always exists.
         dtype: how a scalar state is kept: in float64 (None), or in step's dtype ("step").
-        most: the hyperparameter that says how long the side of a "left" or "right" state may be. Of a longer one there is a single
-            number, of shape (1, 1), in place of the matrix: it stands for that number times the identity.
+        most: the hyperparameter that says how long the side of a "left" or "right" state may be; "other" for no longer than the other
+            side, or for "left" shorter than that. Of a longer one there is a single number, of shape (1, 1), in place of the matrix:
+            it stands for that number times the identity.
 
     Raises:
         RuleError: a value makes no sense, or not beside the others.
@@ -117,7 +132,8 @@ class State:
     def asks(self) -> dict[str, str]:
         """The hyperparameters that it names, by the attribute that names them."""
         named = {"begins": self.begins, "exact": self.exact, "when": self.when, "most": self.most}
-        return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) != ("begins", "param")}
+        own = (("begins", "param"), ("most", "other"))
+        return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) not in own}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from steprule.engine.eager import oracle
 from steprule.formats import UNITS
 from steprule.hyper import filled
 from steprule.rule import Rule
-from steprule.state import state_shape
+from steprule.state import first_array
 
 
 def step_whole(
@@ -30,8 +30,7 @@ def step_whole(
         for name in names:
             if name not in state:
                 dtype = param.dtype if name in rule.tensor_states else np.dtype(float)
-                first = rule.begins_at(name, param, settings)
-                state[name] = np.full(state_shape(rule, name, param.shape, settings), first, dtype)
+                state[name] = first_array(rule, name, param, settings).astype(dtype)
         own = {name: state[name] for name in names}
         numbers = filled(settings, UNITS[param.dtype.name])
         new, after = oracle(rule, param, grad, own, state["step"] + 1, numbers, place=place)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steprule.pieces import eigenbasis, inverse_root, is_due, matmul
+from steprule.engine.whole import PlacedStep
+from steprule.pieces import eigenbasis, every, inverse_root, matmul
 from steprule.pieces import gram as gram_of
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, nodes_of
@@ -45,6 +46,7 @@ class Beside:
         members: Mapping[tuple[int, ...], Sequence[int]],
     ) -> None:
         self.states, self.places, self._shapes, self._stacks = states, places, shapes, stacks
+        self.real = next(iter(states.values()))[0].dtype
         self._slots = {number: slot for own in members.values() for slot, number in enumerate(own)}
         self.alone, self.last = _in_place(squares)
         self._later: dict[tuple[int, int], Any] = {}
@@ -152,7 +154,7 @@ class Group(Evaluation):
             return float(numbers[0])
         import torch
 
-        return torch.tensor(numbers).view(-1, 1, 1)
+        return torch.tensor(numbers, dtype=self._beside.real, device="cpu").view(-1, 1, 1)
 
     def _operand(self, name: str) -> Any:
         """A state, or a matrix that lies between passes."""
@@ -180,14 +182,16 @@ class Group(Evaluation):
         if op == "gram":
             x, most = self(args[0]), self(args[1]) if len(args) > 1 else None
             return gram_of(x, most) if most is not None and x.shape[-2] > most else _gram(x)
+        if op == "where" and args[0].extent == NUMBER:
+            return self._where(*args)
         if op in _WHOLE:
             return _WHOLE[op](*map(self, args))
         return self.operate(op, map(self, args))
 
     def _every(self, k: Expression, step: Expression, new: Expression, old: Expression, stagger: bool) -> Any:
         """Something new for those of the tensors whose step it is."""
-        places = [self._beside.places[number] * stagger for number in self._group]
-        due = [*map(is_due, self._numbers(k), self._numbers(step), places)]
+        steps = map(PlacedStep, self._numbers(step), [self._beside.places[number] for number in self._group])
+        due = [every(*own, True, False, stagger) for own in zip(self._numbers(k), steps, strict=True)]
         if not any(due) or all(due):
             return self(new if due[0] else old)
         chosen = [place for place, one in enumerate(due) if one]
@@ -195,6 +199,15 @@ class Group(Evaluation):
         result = self(old).clone()
         result[chosen] = part(new)
         return result
+
+    def _where(self, condition: Expression, one: Expression, other: Expression) -> Any:
+        """One of two, of which the other is not computed if no tensor takes it."""
+        holds = self._numbers(condition) != 0
+        if holds.all() or not holds.any():
+            return self(one if holds[0] else other)
+        import torch
+
+        return torch.where(torch.from_numpy(holds).view(-1, 1, 1), self(one), self(other))
 
     def _average(self, expression: Expression, state: Expression, weight: Expression, new: Expression) -> Any:
         """An average of products, by one call: where nothing else reads the state that is averaged, where it lies."""
@@ -257,7 +270,7 @@ def _in_place(squares: Sequence[Squares | None]) -> tuple[set[int], set[int]]:
         for arg in node.args:
             if isinstance(arg, Expression):
                 readers.setdefault(arg.args[0] if arg.op == "input" else id(arg), set()).add(id(node))
-    every, last = set(), set()
+    alone, last = set(), set()
     for one in levels:
         for name, new in one.states.items():
             if new.op != "add" or averaged_product(new) is None or new.args[0].args[0] != name or name not in one.kept:
@@ -265,8 +278,8 @@ def _in_place(squares: Sequence[Squares | None]) -> tuple[set[int], set[int]]:
             if readers[name] > {id(new), id(new.args[1].args[1])}:
                 last |= set() if id(new) in readers else {id(new)}
             else:
-                every.add(id(new))
-    return every | last, last
+                alone.add(id(new))
+    return alone | last, last
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -66,7 +66,10 @@ def _decomposed(stack: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         ranks = [rank if is_known else stack.shape[-1] for rank, is_known in zip(ranks, known, strict=True)]
         return values + spoilt[..., None], vectors + spoilt[..., None, None], ranks
     if stack.numel() and not stack.any():
-        values, vectors = stack.diagonal(dim1=-2, dim2=-1), torch.eye(stack.shape[-1]).to(stack).expand(stack.shape)
+        values, vectors = (
+            stack.diagonal(dim1=-2, dim2=-1),
+            torch.eye(stack.shape[-1], dtype=stack.dtype, device=stack.device).expand(stack.shape),
+        )
         return values, vectors, [0] * finite.numel()
     try:
         values, vectors = torch.linalg.eigh(stack)
@@ -91,7 +94,7 @@ def completed(vectors: Tensor) -> Tensor:
     if rank == 0:
         return torch.eye(size, dtype=vectors.dtype, device=vectors.device)
     _factors, swaps = torch.linalg.lu_factor(vectors)
-    order = torch.arange(size)
+    order = torch.arange(size, device="cpu")
     for row, other in enumerate((swaps.cpu() - 1).tolist()):
         order[[row, other]] = order[[other, row]]
     left = order[rank:].sort().values.to(vectors.device)

@@ -33,6 +33,10 @@ from steprule.rules.factored import CAME as CAME
 from steprule.rules.factored import AdamMini as AdamMini
 from steprule.rules.factored import SM3 as SM3
 from steprule.rules.kronecker import SOAP as SOAP
+from steprule.rules.kronecker import Shampoo as Shampoo
+from steprule.rules.kronecker import ASGO as ASGO
+from steprule.rules.kronecker import KLShampoo as KLShampoo
+from steprule.rules.kronecker import SPlus as SPlus
 from steprule.rules.layerwise import LARS as LARS
 from steprule.rules.layerwise import LAMB as LAMB
 from steprule.rules.layerwise import NovoGrad as NovoGrad
@@ -55,6 +59,7 @@ from steprule.rules.sgd import Lion as Lion
 __all__ = [
     "ADOPT",
     "ASGD",
+    "ASGO",
     "AdEMAMix",
     "AdaBelief",
     "AdaMuon",
@@ -72,6 +77,7 @@ __all__ = [
     "DAdaptAdam",
     "DoG",
     "Grams",
+    "KLShampoo",
     "LAMB",
     "LARS",
     "LaProp",
@@ -95,10 +101,12 @@ __all__ = [
     "SGD",
     "SM3",
     "SOAP",
+    "SPlus",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Scion",
+    "Shampoo",
     "Signum",
     "SparseAdam",
     "StableAdamW",

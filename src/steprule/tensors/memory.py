@@ -191,3 +191,14 @@ def is_dense(x: Tensor) -> bool:
 def dtype_name(dtype: torch.dtype) -> str:
     """As formats are called: "float32"."""
     return str(dtype).removeprefix("torch.")
+
+
+def side_dtype(param: Tensor) -> torch.dtype:
+    """What is kept of rows, columns and squares."""
+    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def side_of(param: Tensor, shape: tuple[int, ...], number: float, is_square: bool) -> Tensor:
+    """This number for each row or column, or times the identity."""
+    full = torch.full(shape, number, dtype=side_dtype(param), device=param.device)
+    return full.tril_().triu_() if is_square else full

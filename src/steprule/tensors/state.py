@@ -20,7 +20,7 @@ from steprule.formats.parts import cut_as, is_sharded
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.state import state_shape
-from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, too_short
+from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, side_dtype, side_of, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -348,19 +348,14 @@ def begin_state(
         fresh = torch.empty((), **{**step_options(group, param), **like})
         state[name] = fresh.copy_(_filled(fresh, first))
     elif name in rule.side_states:
-        shape = state_shape(rule, name, param.shape, group)
-        state[name] = torch.full(shape, float(first), dtype=side_dtype(param), device=param.device)
+        is_square = rule.states[name].extent in ("left", "right")
+        state[name] = side_of(param, state_shape(rule, name, param.shape, group), float(first), is_square)
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))
     else:
         dtype = param.dtype if param.dtype not in HALF_DTYPES else torch.float32
         state[name] = torch.empty_like(param, dtype=dtype, requires_grad=False)
         state[name].copy_(param if first is param else _filled(param, first))
-
-
-def side_dtype(param: Tensor) -> torch.dtype:
-    """What is kept of rows, columns and squares."""
-    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def _filled(like: Tensor, value: Any) -> Tensor:
