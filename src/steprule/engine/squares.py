@@ -56,6 +56,7 @@ class Beside:
         """As the plan's."""
         self.turns = np.cumsum(active) - 1  # of each tensor its place among active ones
         self._groups = [*self._grouped(active)]
+        self._views: dict[tuple[str, int, int], Tensor] = {}
 
     def _grouped(self, active: np.ndarray) -> Iterator[list[int]]:
         """The active tensors that go through products at once."""
@@ -72,6 +73,7 @@ class Beside:
             now: what.
             value: what an expression is for each active tensor, or one number for all.
         """
+        self._numbers: dict[int, Any] = {}
         for place, group in enumerate(self._groups):
             one = Group(self, group, value, {key: x for (own, key), x in self._later.items() if own == place})
             states = {name: one(new) for name, new in now.states.items() if id(new) not in self.last}
@@ -85,18 +87,33 @@ class Beside:
 
     def matrix(self, name: str, group: Sequence[int]) -> Any:
         """A matrix of a group's tensors, or a stack of them, where it lies if possible."""
-        stack, slots = self._stack(name, group)
-        if len(group) == 1:
-            return stack[slots[0]]
-        return stack[slots[0] : slots[-1] + 1] if slots[-1] - slots[0] + 1 == len(slots) else stack[slots]
+        key = name, group[0], len(group)
+        if key not in self._views:
+            stack, slots = self._stack(name, group)
+            if len(group) > 1 and slots[-1] - slots[0] + 1 != len(slots):
+                return stack[slots]
+            self._views[key] = stack[slots[0]] if len(group) == 1 else stack[slots[0] : slots[-1] + 1]
+        return self._views[key]
 
     def put(self, name: str, group: Sequence[int], new: Tensor) -> None:
         """Puts a matrix of a group's tensors in its place."""
-        stack, slots = self._stack(name, group)
-        stack[slots] = new.unsqueeze(0) if len(group) == 1 else new
+        own = self.matrix(name, group)
+        if (name, group[0], len(group)) in self._views:
+            own.copy_(new)
+        else:
+            stack, slots = self._stack(name, group)
+            stack[slots] = new
 
     def _stack(self, name: str, group: Sequence[int]) -> tuple[Tensor, list[int]]:
         return self._stacks(name, self._shapes[group[0]]), [self._slots[number] for number in group]
+
+    def numbers(self, expression: Expression, value: Callable[[Expression], Any]) -> Any:
+        """One number for all active tensors, or an array with one for each."""
+        key = id(expression)
+        if key not in self._numbers:
+            found = np.asarray(value(expression), np.float64).reshape(-1)
+            self._numbers[key] = float(found[0]) if (found == found[0]).all() else found
+        return self._numbers[key]
 
 
 class Group(Evaluation):
@@ -122,6 +139,7 @@ class Group(Evaluation):
         self._beside, self._group, self._value, self._whole = beside, group, value, whole
         self._values.update(known)
         self._read: dict[str, Any] = {}
+        self._known_due: dict[Any, list[bool]] = {}
 
     def __call__(self, expression: Expression) -> Any:
         """The expression's value."""
@@ -138,20 +156,17 @@ class Group(Evaluation):
     def _part(self, x: Tensor, chosen: list[int]) -> Tensor:
         return x[chosen[0]] if len(chosen) == 1 else x[chosen]
 
-    def _numbers(self, expression: Expression) -> np.ndarray:
+    def _of_each(self, expression: Expression) -> list[float]:
         """A number for each tensor."""
-        numbers = np.asarray(self._value(expression), np.float64)
-        turns = self._beside.turns[self._group]
-        return (
-            np.broadcast_to(numbers, turns.shape)
-            if numbers.ndim == 0
-            else numbers[turns if len(numbers) > 1 else 0 * turns]
-        )
+        numbers = self._beside.numbers(expression, self._value)
+        if isinstance(numbers, float):
+            return [numbers] * len(self._group)
+        return numbers[self._beside.turns[self._group]].tolist()  # type: ignore[no-any-return]
 
     def _number(self, expression: Expression) -> Any:
-        numbers = self._numbers(expression)
-        if (numbers == numbers[0]).all():
-            return float(numbers[0])
+        numbers = self._of_each(expression)
+        if numbers.count(numbers[0]) == len(numbers):
+            return numbers[0]
         import torch
 
         return torch.tensor(numbers, dtype=self._beside.real, device="cpu").view(-1, 1, 1)
@@ -190,8 +205,7 @@ class Group(Evaluation):
 
     def _every(self, k: Expression, step: Expression, new: Expression, old: Expression, stagger: bool) -> Any:
         """Something new for those of the tensors whose step it is."""
-        steps = map(PlacedStep, self._numbers(step), [self._beside.places[number] for number in self._group])
-        due = [every(*own, True, False, stagger) for own in zip(self._numbers(k), steps, strict=True)]
+        due = self._due(k, step, stagger)
         if not any(due) or all(due):
             return self(new if due[0] else old)
         chosen = [place for place, one in enumerate(due) if one]
@@ -200,14 +214,24 @@ class Group(Evaluation):
         result[chosen] = part(new)
         return result
 
+    def _due(self, k: Expression, step: Expression, stagger: bool) -> list[bool]:
+        """Of which of the tensors it is the step."""
+        key = id(k), id(step), stagger
+        if key not in self._known_due:
+            steps = map(PlacedStep, self._of_each(step), [self._beside.places[number] for number in self._group])
+            self._known_due[key] = [
+                every(*own, True, False, stagger) for own in zip(self._of_each(k), steps, strict=True)
+            ]
+        return self._known_due[key]
+
     def _where(self, condition: Expression, one: Expression, other: Expression) -> Any:
         """One of two, of which the other is not computed if no tensor takes it."""
-        holds = self._numbers(condition) != 0
-        if holds.all() or not holds.any():
+        holds = self._of_each(condition)
+        if all(holds) or not any(holds):
             return self(one if holds[0] else other)
         import torch
 
-        return torch.where(torch.from_numpy(holds).view(-1, 1, 1), self(one), self(other))
+        return torch.where(torch.tensor(holds, device="cpu").view(-1, 1, 1) != 0, self(one), self(other))
 
     def _average(self, expression: Expression, state: Expression, weight: Expression, new: Expression) -> Any:
         """An average of products, by one call: where nothing else reads the state that is averaged, where it lies."""
@@ -225,15 +249,13 @@ class Group(Evaluation):
 
     def write(self, made: Mapping[str, Any]) -> None:
         """Puts matrices where passes read them."""
-        at = {x.data_ptr() if hasattr(x, "data_ptr") else 0: name for name, x in self._read.items()}
-        beside = self._beside
-        moved = {
-            name: x.clone() if x.data_ptr() in at and x.data_ptr() != beside.matrix(name, self._group).data_ptr() else x
-            for name, x in made.items()
-        }
-        for name, x in moved.items():
-            if x.data_ptr() != beside.matrix(name, self._group).data_ptr():
-                beside.put(name, self._group, x)
+        read = {*map(id, self._read.values())}
+        moved = []
+        for name, x in made.items():
+            if x is not self._beside.matrix(name, self._group):  # or it is in its place already
+                moved.append((name, x.clone() if id(x) in read else x))
+        for name, x in moved:
+            self._beside.put(name, self._group, x)
 
     def keep(self, name: str, new: Any, expression: Expression) -> None:
         """Gives a state its new value."""
