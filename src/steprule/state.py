@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Literal, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from steprule.hyper import Hyperparameter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class RuleError(TypeError):
@@ -51,6 +51,8 @@ def state_shape(rule: Any, name: str, shape: Sequence[int], hyper: Mapping[str, 
 
 def first_array(rule: Any, name: str, param: Any, hyper: Mapping[str, Any]) -> NDArray[Any]:
     """What a rule's state is before the first step, in float64; param is an array, or has a shape if no state begins at it."""
+    import numpy as np
+
     first, shape = rule.begins_at(name, param, hyper), state_shape(rule, name, param.shape, hyper)
     if rule.states[name].extent in ("left", "right"):
         first = first * np.eye(shape[-1])
