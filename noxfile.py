@@ -21,7 +21,8 @@ TESTS = [
     for topic in (
         "dropin_construction", "dropin_groups", "dropin_state", "dropin_step", "dropin_torch_bugs", "sparse_adam",
         "papers_torch", "checkpoints", "groups_by_hand", "memory_safety", "release", "accumulate", "arrays", "engines",
-        "rules", "trace", "compile", "cache", "import", "fork", "dcp", "sharded", "sharded_checkpoints",
+        "rules", "trace", "compile", "cache", "import", "fork", "dcp", "sharded", "sharded_checkpoints", "sharded_matrices",
+        "exchange", "dropin_matrix", "matrix_engine", "matrix_polar", "matrix_rules",
     )
 ]  # fmt: skip
 

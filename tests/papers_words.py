@@ -14,9 +14,7 @@ assert papers_matrix and papers_factored and papers_kronecker  # which enter the
 
 _NORMS = {"bias_rms": "bias"}
 _SCALES = {None: "original", "spectral_unclamped": "spectral", "unit_rms": "longest"}
-_DECOUPLED = (
-    "muon normuon adamuon muoneq mud mano polargrad adafactor came adammini sm3 soap shampoo asgo klshampoo_exact splus"
-)
+_DECOUPLED = "muon normuon adamuon muoneq mud mano dion2 polargrad adafactor came adammini sm3 soap shampoo asgo klshampoo_exact splus"
 papers.OWN_DECAY |= dict.fromkeys(_DECOUPLED.split(), "decoupled")
 
 
@@ -74,6 +72,10 @@ def _polargrad(words: dict[str, Any]) -> None:
     words["eps"] = 0.0
 
 
+def _dion2(words: dict[str, Any]) -> None:
+    words |= {"scale": words.pop("adjust_lr_fn"), "ns_eps": 0.0}
+
+
 def _scion(words: dict[str, Any]) -> None:
     norm = words.pop("norm")
     words["kind"] = _NORMS.get(norm, norm)
@@ -121,6 +123,6 @@ PAPER_OF = {"klshampoo": "klshampoo_exact"}
 
 _TRANSLATED = {
     "muon": _muon, "normuon": _normuon, "adamuon": _adamuon, "muoneq": _muoneq, "mud": _mud, "polargrad": _polargrad,
-    "scion": _scion, "came": _came, "adammini": _adammini, "soap": _soap, "shampoo": _shampoo, "asgo": _asgo,
+    "dion2": _dion2, "scion": _scion, "came": _came, "adammini": _adammini, "soap": _soap, "shampoo": _shampoo, "asgo": _asgo,
     "klshampoo": _klshampoo, "splus": _splus,
 }  # fmt: skip

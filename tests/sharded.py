@@ -11,14 +11,22 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import breaking, checkpoints, numbered, refusals, steps
-from sharding.helpers import Way
+from sharding import breaking, checkpoints, disagreeing, models, numbered, refusals, steps
+from sharding.helpers import HAS_FSDP, Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
-HAS_FSDP = hasattr(torch.cpu.Stream, "record_event")
-"""Whether fully_shard takes models on the CPU; that of torch 2.6 does not."""
-NEED_FSDP = ("released", "together", "saved", "not taken", "behind tensor parallelism")
+NEED_FSDP = (
+    "released",
+    "together",
+    "saved",
+    "not taken",
+    "behind tensor parallelism",
+    "copies",
+    "gathered",
+    "converted",
+    "made before",
+)
 
 
 def scenarios(world: int) -> dict[str, Callable[[], None]]:
@@ -41,9 +49,23 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "small": lambda: breaking.small(flat),
             "moved": lambda: breaking.moved(flat),
             "not taken": lambda: breaking.not_taken(flat),
+            "nothing is counted": lambda: disagreeing.nothing_is_counted(flat),
+            "errors say what differs": lambda: disagreeing.errors_say_what_differs(flat),
+            "one fails": lambda: disagreeing.one_fails(flat),
+            "several fail": lambda: disagreeing.several_fail(flat),
+            "several disagree": lambda: disagreeing.several_disagree(flat),
+            "idle": lambda: disagreeing.idle(flat),
+            "asked for states": lambda: disagreeing.asked_for_states(flat),
+            "unreduced gradients": lambda: disagreeing.unreduced_gradients(flat),
+            "extremes": lambda: disagreeing.extremes(flat),
             "refusals": lambda: refusals.refusals(flat),
             "exchanged": lambda: steps.exchanged(flat),
             "released": lambda: steps.released(flat),
+            "copies": lambda: models.copies(flat),
+            "made before": lambda: models.made_before(flat),
+            "converted": lambda: checkpoints.converted(flat),
+            "gathered": lambda: checkpoints.gathered(flat),
+            "micro-batches": models.micro_batches,
             "loaded": lambda: checkpoints.loaded(flat),
             "together": lambda: checkpoints.together(flat),
             "data parallel": refusals.data_parallel,

@@ -255,7 +255,7 @@ def with_fsdp(rank: int) -> None:
             with refused(ValueError, "process_group=torch.distributed.group.WORLD"):
                 made(rule, wrapped().parameters(), **own(settings))
         for rule, settings in WHOLE_TENSORS.values():
-            with refused(ValueError, "Rules that look at each element by itself"):
+            with refused(ValueError, "a step here would see only its own part"):
                 made(rule, wrapped().parameters(), **own(settings), process_group=group)
 
 
@@ -295,7 +295,7 @@ def replaced(rank: int) -> None:
     for rule, settings in (*WHOLE_TENSORS.values(), *others.values()):
         late = made(rule, tensors_as_params(), **own(settings), process_group=group)
         late.param_groups[0]["params"] = [part]
-        with refused(ValueError, "Rules that look at each element by itself"):
+        with refused(ValueError, "a step here would see only its own part"):
             late.step()
     first, *rest = tensors_as_params()
     for lose in (lambda late: late.param_groups.pop(), lambda late: late.param_groups[1].update(params=[])):
@@ -350,7 +350,8 @@ def refusals(rank: int) -> None:
     for one in (optimizer, both):
         param.grad, other.grad = torch.full_like(param, float("nan") if rank else 1.0), torch.ones(2)
         before = param.detach().clone()
-        with refused(RuntimeError, "gradients are not finite: " + ("parameter 0" if rank else "those of process 1")):
+        others = "those of process 1" if one is optimizer else "another process cannot take this step"
+        with refused(RuntimeError, "gradients are not finite: parameter 0" if rank else others):
             one.step()
         assert torch.equal(before, param) and torch.equal(other, torch.ones(2))
     param.grad = torch.ones_like(param)
@@ -370,6 +371,50 @@ def refusals(rank: int) -> None:
             steprule.AdamW([param], process_group=dist.GroupMember.NON_GROUP_MEMBER)
 
 
+def failing(rank: int) -> None:
+    """Where one process cannot take a step, the others do not wait for it, nothing has changed, and all go on as if it had not been."""
+
+    def everything(optimizer: Any) -> list[Any]:
+        every = [param for group in optimizer.param_groups for param in group["params"]]
+        states = [x for param in every for x in optimizer.state.get(param, {}).values()]
+        return [torch.as_tensor(x).detach().clone() for x in (*every, *states)]
+
+    def setting(optimizer: Any) -> None:
+        optimizer.param_groups[0]["lr"] = "fast"
+
+    def groups(optimizer: Any) -> None:
+        optimizer.param_groups = []
+
+    for rule, settings in (
+        ("AdamW", {"clip": 1.0, "average": 0.9}),
+        ("AdamW", {"nonfinite": "zero"}),
+        ("AdamW", {"telemetry": 1}),
+        ("Prodigy", {}),
+        ("Prodigy", {"nonfinite": "skip", "telemetry": 1}),
+    ):
+        ours, twin = (made(rule, share(rank), **own(settings), process_group=dist.group.WORLD) for _ in range(2))
+
+        def give(step: int, *optimizers: Any) -> None:
+            for optimizer in optimizers:
+                for param in optimizer.param_groups[0]["params"]:
+                    param.grad = tensors(1 + step, [param.shape])[0]
+
+        for step, spoil in enumerate((setting, groups, setting, groups)):
+            give(step, ours, twin)
+            kept, rate = ours.param_groups, ours.param_groups[0]["lr"]
+            if rank == 1:
+                spoil(ours)
+            with refused(Exception, "" if rank else "another process cannot take this step"):
+                ours.step()
+            ours.param_groups, kept[0]["lr"] = kept, rate
+            for before, after in zip(everything(twin), everything(ours), strict=True):
+                assert torch.equal(before, after), (rule, settings, step)
+            give(step, ours)
+            ours.step()
+            twin.step()
+        same_services(twin, ours, f"{rule}, {settings}")
+
+
 def asks(rank: int) -> None:
     """How often processes wait for each other."""
     counted = []
@@ -379,7 +424,7 @@ def asks(rank: int) -> None:
         ("AdamW", {}, [0, 0, 0]),
         ("AdamW", {"average": 0.9, "clip": ClipValue(1.0)}, [0, 0, 0]),
         ("AdamW", {"clip": 1.0, "nonfinite": "skip"}, [1, 1, 1]),
-        ("AdamW", {"telemetry": 2}, [0, 1, 0]),
+        ("AdamW", {"telemetry": 2}, [0, 2, 0]),  # before anything changes, and what was counted
         ("AdamW", {"clip": 1.0, "telemetry": 3}, [1, 1, 2]),
         ("Prodigy", {}, [1, 1, 1]),
         ("LAMB", {}, [0, 0, 0]),
@@ -405,6 +450,7 @@ def main(meeting: str, rank: int, world: int) -> None:
     replaced(rank)
     scaled(rank)
     refusals(rank)
+    failing(rank)
     asks(rank)
     dist.destroy_process_group()
 

@@ -9,6 +9,7 @@ import torch
 from engines import GPU_DEVICE
 
 import steprule
+from steprule.beside import beside
 from steprule.engine import gpu
 from steprule.services import ClipNorm
 
@@ -55,6 +56,35 @@ def test_the_gpu_engine_steps_matrices_as_the_cpu_engine_does(monkeypatch, case)
             assert (one.float() - other.float()).abs().max() <= 4 * 0.1 * 0.1 * max(one.shape) ** 0.5
     if "nonfinite" in CASES[case][1]:
         assert host.skipped_steps == device.skipped_steps == 1
+
+
+SEEN = {"rows 2": (6, 140), "transpose": (8, 4), "stack, transpose, interleaved 2": (2, 3, 8), "flatten": (4, 3, 3, 3)}
+
+
+def test_views_and_another_rule_beside_are_stepped_by_the_gpu_engine(monkeypatch):
+    def train(device: torch.device) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in SEEN.values()]
+        params[3].data = params[3].data.to(memory_format=torch.channels_last)
+        groups = [{"params": [param], "view": words} for param, words in zip(params, SEEN, strict=True)]
+        params.append(torch.nn.Parameter(torch.randn(9, generator=generator).to(device)))
+        joined = beside(steprule.Muon.rule, steprule.AdamW.rule)
+        optimizer = steprule.Optimizer.of(joined)([*groups, {"params": params[4:], "rule": "adamw"}], lr=0.1, clip=1.0)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.empty_like(param).copy_(torch.randn(param.shape, generator=generator))
+            optimizer.step()
+        plan = optimizer._core.plans.current
+        assert plan is not None and plan.repeats
+        return [param.detach().cpu() for param in params]
+
+    ours = train(torch.device("cpu"))
+    monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
+    for one, other in zip(ours, train(GPU_DEVICE), strict=True):
+        if GPU_DEVICE.type == "cpu":
+            assert torch.equal(one, other)
+        else:
+            assert (one - other).abs().max() <= 4 * 0.1 * 0.1 * max(one.shape) ** 0.5
 
 
 @pytest.mark.gpu

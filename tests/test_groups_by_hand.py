@@ -210,7 +210,7 @@ def test_a_setting_that_is_taken_out_is_missed(cls, steps):
     with pytest.raises(KeyError, match="lr"):
         step(optimizer)
     assert torch.equal(param.detach(), before)
-    group["lr"] = 0.25
+    group["lr"] = group.pop("learning_rate") / 10
     step(optimizer)
     assert torch.equal(param.detach(), before - 0.25)
 

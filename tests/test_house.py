@@ -19,7 +19,7 @@ SRC = Path(steprule.__file__).parent
 LEVELS = (
     "names elementwise matrix matrixwise pieces",
     "formats hyper state signature rule registry docstrings settings trace.instead patterns matrices.view",
-    "rules chains transforms engine.overlap tensors.memory",
+    "rules chains beside transforms engine.overlap tensors.memory",
     "trace terms formula",
     "kernels engine.machine engine.plan",
     "engine",
@@ -27,7 +27,7 @@ LEVELS = (
     "services",
     "step",
     "optimizer arrays",
-    "create together catalog memory charts compare lessons matrices",
+    "create divide together catalog memory charts compare lessons matrices",
     "steprule cli __main__",
 )
 """From the ground up: files, and folders with what has no entry of its own in them; "steprule" is the package's `__init__`.

@@ -12,8 +12,10 @@ from settings import sees_matrix
 
 import steprule
 from steprule.engine.eager import oracle
+from steprule.matrices import View
 from steprule.matrix import eigen
 from steprule.matrix import oracle as exact
+from steprule.pieces import gram
 from steprule.rules import OWN
 from steprule.state import first_array
 from steprule.trace.tracing import program_of
@@ -296,3 +298,97 @@ def test_a_recorded_graph_is_refused():
     param.grad = random((4, 6), 1)
     with pytest.raises(RuntimeError, match="capturable=False"):
         steprule.SOAP([param], capturable=True).step()
+
+
+VIEWS = {
+    "transpose": (12, 8),
+    "rows 3": (24, 8),
+    "transpose, split 2 6": (12, 8),
+    "stack": (3, 4, 6),
+    "flatten": (4, 3, 2, 2),
+}
+
+
+@pytest.mark.parametrize("words", VIEWS)
+@pytest.mark.parametrize("rule", RULES)
+def test_the_matrices_of_a_view_have_squares_of_their_own_and_the_turn_of_their_parameter(rule, words):
+    def parts(x):
+        stacks = View(words).matrices(x.detach(), param)
+        return [one.contiguous().clone() for stack in stacks for one in stack.reshape(-1, *stack.shape[-2:])]
+
+    shape, cls = VIEWS[words], steprule.Optimizer.of(rule)
+    settings = OFTEN | ({"max_precond_dim": 7} if "max_precond_dim" in rule.hyperparameters else {})
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    param = random(shape, 0).to(memory_format=layout)
+    own = parts(param)
+    optimizer = cls([{"params": [param], "view": words}], **settings)
+    others = [cls([one], **settings) for one in own]
+    for step in range(1, 6):
+        param.grad = random(shape, step).to(memory_format=layout)
+        for one, grad, other in zip(own, parts(param.grad), others, strict=True):
+            one.grad = grad
+            other.step()
+        optimizer.step()
+    for one, its in zip(parts(param), own, strict=True):
+        torch.testing.assert_close(one, its, rtol=0, atol=1e-12)
+    for name in rule.side_states:
+        kept = torch.cat([other.state[one][name].flatten() for one, other in zip(own, others, strict=True)])
+        assert optimizer.state[param][name].numel() == kept.numel()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_small_workspace_holds_squares_too(rule, monkeypatch):
+    shapes = [(40, 40), (9, 70), (40, 40), (2, 3), (9, 70), (70, 9), (48, 48)]
+
+    def run(most):
+        monkeypatch.setenv("STEPRULE_WORKSPACE", str(most))
+        params = [random(shape, number) for number, shape in enumerate(shapes)]
+        optimizer = steprule.Optimizer.of(rule)(params, **OFTEN)
+        for step in range(5):
+            for place, param in enumerate(params):
+                param.grad = random(param.shape, 100 * step + place) if (step, place) != (3, 1) else None
+            optimizer.step()
+        buckets = [one for one, _ in optimizer._core.plans.current._buckets]
+        stacks = [x.untyped_storage() for one in buckets for x in one.rooms._stacks.values()]
+        own = program_of(rule, rule.hyperparameters).matrices.values()
+        size = 8 * 48 * 48 * sum(not one.place for one in own)
+        return params, len(buckets), {x.data_ptr(): x.nbytes() for x in stacks}, size
+
+    (whole, one, _, _), (cut, many, memory, size) = run(10**9), run(2 * 30_000)
+    assert one == 1 < many and [*memory.values()] == [size]
+    for x, y in zip(cut, whole, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
+
+
+def test_products_need_no_states():
+    class Cubed(steprule.Rule):
+        def update(param, grad, *, lr=0.1):
+            return param - lr * (gram(grad) @ grad)
+
+    params = [random((5, 7), 0), random((5, 7), 1), random((4, 3, 2, 2), 2).to(memory_format=torch.channels_last)]
+    wanted = []
+    for place, param in enumerate(params):
+        param.grad = torch.empty_like(param).copy_(random(param.shape, 10 + place))
+        flat = param.grad.reshape(len(param), -1)
+        wanted.append(param - 0.1 * (flat @ flat.T @ flat).reshape(param.shape))
+    steprule.Optimizer.of(Cubed)(params).step()
+    params.append(random((3, 4, 2), 3))
+    params[-1].grad = random((3, 4, 2), 13)
+    wanted.append(params[-1] - 0.1 * (params[-1].grad @ params[-1].grad.mT @ params[-1].grad))
+    steprule.Optimizer.of(type("Stacked", (Cubed,), {"stacks": True}))(params[-1:]).step()
+    for param, one in zip(params, wanted, strict=True):
+        torch.testing.assert_close(param, one, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_columns_of_a_convolution_are_counted_as_in_its_shape(rule):
+    one, other = random((4, 3, 2, 2), 0), random((4, 3, 2, 2), 0).to(memory_format=torch.channels_last)
+    optimizers = [steprule.Optimizer.of(rule)([param], **OFTEN) for param in (one, other)]
+    for step in range(1, 5):
+        for param, optimizer in zip((one, other), optimizers, strict=True):
+            param.grad = torch.empty_like(param).copy_(random(param.shape, step))
+            optimizer.step()
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    states = [optimizer.state[param] for optimizer, param in zip(optimizers, (one, other), strict=True)]
+    for name in rule.side_states:
+        torch.testing.assert_close(*(state[name].abs() for state in states), rtol=0, atol=1e-9)

@@ -11,6 +11,7 @@ import torch
 import steprule
 from steprule import Rule, State
 from steprule.engine.eager import oracle
+from steprule.matrix import polar as polar_module
 from steprule.pieces import (
     Value,
     abs,
@@ -30,7 +31,9 @@ from steprule.pieces import (
     rows,
     sqrt,
     total,
+    where,
 )
+from steprule.rules.muon import Dion2
 from steprule.state import state_shape
 
 
@@ -123,7 +126,7 @@ class Twice(Rule):
         return param - lr * polar(first + 0.1 * grad, (2.0, -1.5, 0.5), 3, 1e-7) - lr * exp_avg, exp_avg
 
 
-RULES = [Rows, Cols, Factored, Largest, Polar, Twice]
+RULES = [Rows, Cols, Factored, Largest, Polar, Twice, Dion2]
 SHAPES = [(5, 7), (7, 5), (1, 9), (9, 1), (1, 1), (6, 6), (6, 6), (130, 257), (3, 66000), (4, 3, 2, 2), (300, 300)]
 
 
@@ -186,6 +189,88 @@ def test_passes_compute_what_the_formula_says(rule):
     assert all(torch.equal(case.params[index], before[index]) for index in set(every) - set(some))
 
 
+@pytest.mark.parametrize("settings", [{}, {"states": "8bit", "telemetry": 1}], ids=["alone", "8bit"])
+def test_norms_that_products_need_are_those_that_the_pass_before_has_added_up(monkeypatch, settings):
+    generator, seen = torch.Generator().manual_seed(0), []
+    sizes = [(5, 7), (6, 6), (9, 2), (6, 6), (300, 300), (260, 300)]
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in sizes]
+    optimizer = steprule.Muon(params, **settings)
+
+    def normalize(x, norms, eps, out):
+        own = torch.linalg.vector_norm(x.float(), dim=(-2, -1))
+        seen.append((len(own) if own.dim() else 1, own, torch.as_tensor(norms).view(own.shape), out.dtype))
+        return plain(x, norms, eps, out)
+
+    plain = polar_module.normalize
+    monkeypatch.setattr(polar_module, "normalize", normalize)
+    for scale in (1.0, 1e-5):
+        for param in params:
+            param.grad = scale * torch.randn(param.shape, generator=generator)
+        optimizer.step()
+    assert sum(count for count, *_ in seen) == 2 * len(params)
+    for _, own, norms, dtype in seen:  # of what was rounded to the dtype of the workspace, and of what was not
+        torch.testing.assert_close(norms, own, rtol=torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e25])
+def test_norms_that_float32_has_no_squares_for_are_read_from_the_matrix(size):
+    params = [torch.nn.Parameter(torch.zeros(6, 9)), torch.nn.Parameter(torch.zeros(6, 9))]
+    optimizer = steprule.Muon(params, weight_decay=0.0, lr=1.0, eps=0.0, ns_coefficients="polar_express", ns_steps=12)
+    gradient = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    params[0].grad, params[1].grad = gradient.clone(), size * gradient
+    optimizer.step()
+    torch.testing.assert_close(params[1], params[0] if size else torch.zeros(6, 9), rtol=1e-4, atol=1e-4)
+
+
+class Kept(Rule):
+    """States of all kinds, and numbers of rows and columns, where small integers and powers of 2 leave nothing to round."""
+
+    decay = "own"
+    row_top, col_top = State("rows"), State("cols")
+
+    @staticmethod
+    def update(
+        param: Value,
+        grad: Value,
+        exp_avg: Value,
+        exp_avg_sq: Value,
+        row_top: Value,
+        col_top: Value,
+        *,
+        lr: float = 2.0**-10,
+    ) -> tuple[Value, ...]:
+        exp_avg, exp_avg_sq = ema(exp_avg, grad, 0.5), ema(exp_avg_sq, grad * grad, 0.5)
+        row_top, col_top = row_largest(abs(exp_avg)), col_largest(exp_avg_sq)
+        return (
+            param - lr * where(row_top > 2.0, exp_avg, grad) - lr * minimum(col_top, 8.0),
+            exp_avg,
+            exp_avg_sq,
+            row_top,
+            col_top,
+        )
+
+
+@pytest.mark.parametrize("settings", [{}, {"telemetry": 1, "average": 0.5}], ids=["alone", "services"])
+def test_8_bit_states_beside_rows_are_kept_as_the_eager_fallback_keeps_them(settings):
+    shapes = [*SHAPES, (3, 128), (600, 130)]
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randint(-8, 9, shape, generator=generator).float().requires_grad_() for shape in shapes]
+    strided = [torch.stack([x.detach(), x.detach()], -1)[..., 0].requires_grad_() for x in params]
+    one, other = (steprule.Optimizer.of(Kept)(xs, states="8bit", **settings) for xs in (params, strided))
+    for _ in range(3):
+        for x, y in zip(params, strided, strict=True):
+            x.grad = torch.randint(-4, 5, x.shape, generator=generator).float()
+            y.grad = torch.empty_like(y).copy_(x.grad)
+        one.step()
+        other.step()
+    plan = one._core.plans.current
+    assert plan is not None and plan.repeats and other._core.plans.current is None, "it is not the engines that differ"
+    for x, y in zip(params, strided, strict=True):
+        assert torch.equal(x, y), x.shape
+        for name, kept in one.state[x].items():
+            assert torch.equal(kept, other.state[y][name]), (name, x.shape)
+
+
 def check(case: Case, bound: float) -> None:
     for param, truth, states in zip(case.params, case.truth, case.states, strict=True):
         close(param.detach().numpy(), truth, bound, f"param {tuple(param.shape)}")
@@ -197,3 +282,41 @@ def close(one: np.ndarray, other: np.ndarray, bound: float, what: str) -> None:
     assert one.shape == other.shape, what
     scale = np.abs(other).max(initial=0.0) + 1e-30
     assert np.abs(one - other).max(initial=0.0) <= bound * scale, what
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip": 1.0, "telemetry": 1, "average": 0.9}], ids=["alone", "services"])
+def test_matrices_in_turns_step_as_all_at_once(monkeypatch, settings):
+    shapes = [(40, 40), (9, 70), (40, 40), (2, 3), (40, 40), (9, 70), (70, 9), (100, 100)]
+
+    def run(bytes_):
+        monkeypatch.setenv("STEPRULE_WORKSPACE", str(bytes_))
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
+        optimizer = steprule.NorMuon(params, lr=0.1, **settings)
+        for number in range(4):
+            for index, param in enumerate(params):
+                grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+                param.grad = grad if number != 2 or index not in (1, 7) else None
+            optimizer.step()
+        plan = optimizer._core.plans.current
+        assert plan is not None
+        rooms = [one.rooms for one, _ in plan._buckets]
+        return params, {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for one in rooms for x in one._stacks.values()
+        }
+
+    (whole, own), (cut, shared) = run(10**9), run(2 * 30_000)
+    assert sum(own.values()) >= 8 * sum(a * b for a, b in shapes)
+    assert [*shared.values()] == [100 * 100 * 8], "the largest matrix takes more than there is for all"
+    for x, y in zip(cut, whole, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1e9", "64MB"])
+def test_a_workspace_that_is_no_number_of_bytes_is_refused(monkeypatch, text):
+    monkeypatch.setenv("STEPRULE_WORKSPACE", text)
+    param = torch.nn.Parameter(torch.ones(2, 3))
+    param.grad = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"STEPRULE_WORKSPACE=.*number of bytes, such as 134217728"):
+        steprule.Muon([param]).step()
+    assert torch.equal(param, torch.ones(2, 3))

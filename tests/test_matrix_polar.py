@@ -9,14 +9,14 @@ import pytest
 import torch
 from bounds import UNIT
 
-from steprule.matrix import coefficients, oracle, products
+from steprule.matrix import coefficients, oracle
 from steprule.matrix import decorrelated as decorrelated_module
 from steprule.matrix import how as how_module
 from steprule.matrix import polar as polar_module
 from steprule.matrix.coefficients import PUBLISHED, polar_express, polynomial
 from steprule.matrix.how import FORMS, How, fast_bfloat16, plan_for
 from steprule.matrix.polar import normalize, polar, segments, split
-from steprule.matrix.products import gram, product, symmetric_product
+from steprule.matrix.products import product, symmetric_product
 
 SHAPES = [(3, 5, 9), (2, 40, 16), (1, 1, 7), (2, 7, 1), (1, 1, 1), (2, 33, 33)]
 HALF, FLOAT, DOUBLE = torch.bfloat16, torch.float32, torch.float64
@@ -250,11 +250,6 @@ def test_symmetric_products_are_the_whole_ones(rows, dtype):
     assert found is q and ((found - exact).abs() <= bound).all()
 
 
-def test_gram():
-    x = random(2, 5, 9)
-    assert torch.allclose(gram(x), x @ x.mT) and torch.allclose(gram(x[0]), x[0] @ x[0].mT)
-
-
 def test_segments():
     def lengths(form, dtype, steps=5):
         return [len(one) for one in segments(polynomial("keller", steps), How(form, dtype, True))]
@@ -360,7 +355,7 @@ def test_stacks_that_are_refused():
 
 @pytest.mark.parametrize(
     "module",
-    [coefficients, how_module, decorrelated_module, oracle, polar_module, products],
+    [coefficients, how_module, decorrelated_module, oracle, polar_module],
     ids=lambda one: one.__name__,
 )
 def test_examples_run(module):

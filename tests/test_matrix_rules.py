@@ -128,14 +128,14 @@ def test_rows_and_columns_may_be_exchanged(name, hyper):
     np.testing.assert_allclose(turned[-1], plain[-1][rows][:, cols], rtol=1e-10, atol=1e-12)
 
 
-SYMMETRIC = ["muon", "adamuon", "mud", "polargrad", "adafactor", "came", "sm3"]
+SYMMETRIC = ["muon", "adamuon", "mud", "dion2", "polargrad", "adafactor", "came", "sm3"]
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4), (2, 7)], ids=str)
 def test_rules_without_a_side_do_to_the_transpose_the_transpose(name, shape):
     start, grads = problem(shape)
-    hyper = {**told(name)[0], **({"adjust_lr_fn": "match_rms_adamw"} if name == "muon" else {})}
+    hyper = {**told(name)[0], **({"adjust_lr_fn": "match_rms_adamw"} if name in ("muon", "dion2") else {})}
     plain = trajectory(OWN[name], hyper, start, grads)
     turned = trajectory(OWN[name], hyper, start.T, [grad.T for grad in grads])
     np.testing.assert_allclose(turned[-1], plain[-1].T, rtol=1e-9, atol=1e-11)

@@ -105,6 +105,19 @@ def test_what_does_not_fit_is_refused(words, shape, message):
         View(words).matrices(torch.zeros(shape))
 
 
+def test_who_says_what_the_first_or_last_matrix_is_has_no_other_guessed():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    plain = {row.name: row.role for row in roles(model) if row.role != "vector"}
+    assert plain == {"0.weight": "input", "1.weight": "hidden", "2.weight": "hidden", "3.weight": "head"}
+    for first, last in (("input", "head"), ("hidden", "hidden"), ("adamw", "adamw")):
+        table = roles(model, overrides={"0.weight": first, "3.weight": last})
+        assert [row.name for row in table.matrices if row.name not in ("0.weight", "3.weight")] == [
+            "1.weight",
+            "2.weight",
+        ]
+        assert not table.notes
+
+
 # Models that mimic what has been decided wrongly
 
 

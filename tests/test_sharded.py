@@ -78,6 +78,16 @@ def test_what_needs_whole_tensors_refuses_fsdps_pieces(what, two_processes):
         WHOLE[what]([leaf(marked=True)])
 
 
+INSTEAD = {"LAMB": "Rules that look", "cautious": "Leave it out", "8bit": "bfloat16", "by parameter": "clip=1.0"}
+
+
+@pytest.mark.parametrize("what, words", [*INSTEAD.items()])
+def test_a_refusal_says_what_to_do_about_what_it_refuses(what, words, two_processes):
+    with pytest.raises(ValueError) as error:
+        TENSORS[what]([leaf(marked=True)])
+    assert words in str(error.value) and ("Rules that look" in str(error.value)) is (what == "LAMB")
+
+
 @pytest.mark.parametrize("what", ALL)
 def test_one_process_has_all_flat_pieces(what):
     optimizer, alike = ALL[what]([leaf(16, 16)]), ALL[what]([leaf()])

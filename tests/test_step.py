@@ -20,7 +20,7 @@ class Noting:
     program = None
 
     def __init__(self, name, depth, noted):
-        self.name, self.depth, self._noted = name, depth, noted
+        self.name, self.depth, self.in_turn, self._noted = name, depth, name in "xy", noted
 
     def __getattr__(self, what):
         return lambda *given: self._noted.append(" ".join(map(str, (self.name, what, *given))))
@@ -38,8 +38,8 @@ class Noting:
 class Asking:
     """Services that take a step or not."""
 
-    def __init__(self, takes, noted, wants=WANTS):
-        self.takes, self._noted, self.wants, self.gathers = takes, noted, wants, True
+    def __init__(self, takes, noted, wants=WANTS, counts=True):
+        self.takes, self._noted, self.wants, self.gathers, self.counts = takes, noted, wants, True, counts
 
     def ask(self, works, sums, complete):
         self._noted.append(f"ask {[own['total_grad'] for own in sums]}")
@@ -49,7 +49,7 @@ class Asking:
         self._noted.append(f"note {gathered}")
 
 
-def noted_of(depths, takes=True, wants=WANTS, first=True):
+def noted_of(depths, takes=True, wants=WANTS, first=True, counts=True):
     noted = []
 
     def complete(works, sums):
@@ -58,7 +58,7 @@ def noted_of(depths, takes=True, wants=WANTS, first=True):
 
     works = [Noting(name, depth, noted) for name, depth in depths.items()]
     begin = (lambda: noted.append("begin")) if first else None
-    assert take_step(works, Asking(takes, noted, wants), complete, begin) is takes
+    assert take_step(works, Asking(takes, noted, wants, counts), complete, begin) is takes
     return noted
 
 
@@ -70,7 +70,15 @@ LAST = ["a step True", "b step True", "note True"]
 
 
 def test_the_order_of_a_step():
-    assert noted_of({"a": 0, "b": 2}) == [*READ, "a prepare", "b prepare", "begin", *LEVELS, *LAST]
+    assert noted_of({"a": 0, "b": 2}) == [*READ, "a prepare", "b prepare", *LEVELS, "begin", *LAST]
+
+
+def test_works_that_share_memory_find_their_numbers_in_turn():
+    x, y = (
+        [f"{name} count", f"{name} run 0", f"{name} sums 0", f"{name} put 0 {{}}", f"{name} step True"] for name in "xy"
+    )
+    begun = ["ask []", "x prepare", "a prepare", "y prepare", "complete", "begin"]
+    assert noted_of({"x": 1, "a": 0, "y": 1}, wants=None) == [*begun, "a step True", *x, *y, "note True"]
 
 
 def test_a_step_that_a_plan_has_taken_before_is_looked_at_no_more():
@@ -82,7 +90,13 @@ def test_a_refused_step_goes_no_further():
 
 
 def test_nothing_is_read_that_nobody_wants_to_know():
-    assert noted_of({"a": 0}, wants=None, first=False) == ["ask []", "a step True", "note True"]
+    steps = ["a step True", "note True"]
+    for counts in (False, True):  # processes compare what they step before anything changes
+        assert noted_of({"a": 0}, wants=None, first=False, counts=counts) == ["ask []", "complete", *steps]
+
+
+def test_what_is_compared_with_the_first_sums_is_not_compared_before():
+    assert noted_of({"b": 2}, wants=None, first=False, counts=False) == ["ask []", *LEVELS, "b step True", "note True"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -282,3 +283,86 @@ def test_a_scalar_state_may_be_a_sum_itself(front):
         state = optimizer.state[param]
     assert float(state["size"]) == 22.0 and float(state["last"]) == pytest.approx(6 / 22, rel=1e-6)
     torch.testing.assert_close(param.detach(), -0.5 * grad / 22)
+
+
+class Ahead(steprule.Rule):
+    """A number that is known before any sum, and one of a sum that needs it; both change in every step."""
+
+    count, size = steprule.State("scalar"), steprule.State("scalar")
+
+    @staticmethod
+    def update(param, grad, count, size, *, lr=0.5):
+        now = count + lr
+        squares = steprule.total(grad * grad * now)
+        return param - lr * grad / squares, now, size + squares
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("level, begun", [(0, 2), (1, 2), (1, 0)])
+def test_where_sums_cannot_be_found_nothing_has_changed(level, begun, dtype, monkeypatch):
+    """As where another process cannot take the step. Steps, and numbers that were found before the sums, are as they were."""
+    params = [torch.nn.Parameter(random((4,), seed).to(dtype)) for seed in (1, 2)]
+    alike = [torch.nn.Parameter(x.detach().clone()) for x in params]
+    optimizer, other = (steprule.Optimizer.of(Ahead)(x) for x in (params, alike))
+
+    def step(number, *optimizers):
+        for one in optimizers:
+            for place, param in enumerate(one.param_groups[0]["params"]):
+                param.grad = random((4,), 10 * number + place).to(dtype)
+            one.step()
+
+    for number in range(begun):
+        step(number, optimizer, other)
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+
+    def refuse(works, sums):
+        levels.append(1)
+        if len(levels) > level:
+            raise RuntimeError("no sums")
+        return totals_of(works, sums)
+
+    levels, totals_of = [], run.totals_of
+    monkeypatch.setattr(run, "totals_of", refuse)
+    with pytest.raises(RuntimeError, match="no sums"):
+        step(7, optimizer)
+    monkeypatch.undo()
+    after = optimizer.state_dict()["state"]
+    assert before.keys() == after.keys()
+    for number, state in before.items():
+        assert {name: float(x) for name, x in state.items()} == {name: float(x) for name, x in after[number].items()}
+    assert all(map(torch.equal, params, alike))
+    step(8, optimizer, other)
+    assert all(map(torch.equal, params, alike))
+    assert numbers(optimizer, params) == numbers(other, alike)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_where_sums_cannot_be_found_rows_and_columns_keep_their_numbers(level, monkeypatch):
+    params = [torch.nn.Parameter(random((6, 4), 1)), torch.nn.Parameter(random((3, 5), 2))]
+    optimizer = steprule.Adafactor(params)
+
+    def give(number):
+        for place, param in enumerate(params):
+            param.grad = random(tuple(param.shape), 10 * number + place)
+
+    for number in range(2):
+        give(number)
+        optimizer.step()
+    before, weights = copy.deepcopy(optimizer.state_dict()["state"]), [x.detach().clone() for x in params]
+
+    def refuse(works, sums):
+        levels.append(1)
+        if len(levels) > level:
+            raise RuntimeError("no sums")
+        return totals_of(works, sums)
+
+    levels, totals_of = [], run.totals_of
+    monkeypatch.setattr(run, "totals_of", refuse)
+    give(7)
+    with pytest.raises(RuntimeError, match="no sums"):
+        optimizer.step()
+    monkeypatch.undo()
+    after = optimizer.state_dict()["state"]
+    assert {x.shape for x in after[0].values()} >= {(6, 1), (1, 4)}
+    assert all(torch.equal(before[n][name], value) for n in before for name, value in after[n].items())
+    assert all(map(torch.equal, params, weights))

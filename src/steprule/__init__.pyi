@@ -53,6 +53,7 @@ from steprule.optimizer import AdaMuon as AdaMuon
 from steprule.optimizer import MuonEq as MuonEq
 from steprule.optimizer import MUD as MUD
 from steprule.optimizer import PolarGrad as PolarGrad
+from steprule.optimizer import Dion2 as Dion2
 from steprule.optimizer import Mano as Mano
 from steprule.optimizer import Scion as Scion
 from steprule.optimizer import Prodigy as Prodigy
@@ -98,6 +99,7 @@ from steprule.pieces import running_ema as running_ema
 from steprule.pieces import sign as sign
 from steprule.pieces import size as size
 from steprule.pieces import sqrt as sqrt
+from steprule.pieces import top_share as top_share
 from steprule.pieces import total as total
 from steprule.pieces import total_of_all as total_of_all
 from steprule.pieces import transpose as transpose
@@ -131,6 +133,7 @@ __all__ = [
     "Adan",
     "CAME",
     "DAdaptAdam",
+    "Dion2",
     "DoG",
     "Grams",
     "Hyperparameter",
@@ -211,6 +214,7 @@ __all__ = [
     "sign",
     "size",
     "sqrt",
+    "top_share",
     "total",
     "total_of_all",
     "transpose",

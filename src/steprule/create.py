@@ -1,232 +1,31 @@
-"""Optimizers by name, and the parameter groups that a training script would otherwise sort by hand."""
+"""Optimizers by name."""
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from steprule import optimizer
+from steprule.beside import KEY, beside, names_beside, word_of
+from steprule.divide import GroupSettings, Kind, Model, Split, divided, parameter_groups
+from steprule.matrices.roles import Overrides, Role, Roles
+from steprule.matrices.roles import roles as find_roles
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
-from steprule.patterns import Pattern, abbreviated, matches
 from steprule.registry import class_names, plain, unknown
 from steprule.rule import Rule
-from steprule.settings import as_tuples, check_names, check_settings
+from steprule.rules.adam import AdamW
+from steprule.settings import as_tuples, check_hyperparameters, check_names, check_settings
+from steprule.trace.tracing import program_of
+
+logger = logging.getLogger("steprule")
 
 __all__ = ["Split", "create_optimizer", "optimizer_class", "parameter_groups"]
-
-Model = nn.Module | Iterable[tuple[str, Tensor]]
-GroupSettings = Sequence[tuple[Pattern, Mapping[str, Any]]]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Split:
-    """How a model's parameters are divided; printed, it is a table.
-
-    Attributes:
-        parts: the groups; an optimizer would write into them, so it is given `groups`.
-        left_out: name and parameter of those that require no gradient.
-    """
-
-    parts: tuple[Mapping[str, Any], ...]
-    left_out: tuple[tuple[str, Tensor], ...]
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        """What any torch.optim class takes as params; new dicts every time."""
-        return [{**part, "params": list(part["params"])} for part in self.parts]
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """The names of parameters that require no gradient."""
-        return tuple(name for name, _ in self.left_out)
-
-    def __str__(self) -> str:
-        settings = dict.fromkeys(["lr", "weight_decay", *(key for part in self.parts for key in part)])
-        columns = [key for key in settings if key not in ("params", "name")]
-        rows = [("group", "tensors", "elements", *columns, "parameters")]
-        for part in (*self.parts, *([{"name": "frozen", "params": self.left_out}] if self.left_out else [])):
-            names, params = zip(*part["params"], strict=True)
-            elements = "unknown" if any(map(is_lazy, params)) else f"{sum(param.numel() for param in params):,}"
-            counts = f"{len(params):,}", elements
-            rows.append((part["name"], *counts, *(_text(part.get(key)) for key in columns), abbreviated(names)))
-        first, *middle, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join((r[0].ljust(first), *map(str.rjust, r[1:-1], middle), r[-1])) for r in rows)
-
-    __repr__ = __str__
-
-
-def _text(value: Any) -> str:
-    return "-" if value is None else f"{float(value):.4g}" if isinstance(value, (float, Tensor)) else str(value)
-
-
-def parameter_groups(
-    model: Model, *, lr: float | Tensor | None = None, weight_decay: float | Tensor | None = None,
-    no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (),
-) -> Split:  # fmt: skip
-    """Divides parameters into groups, for any optimizer of steprule or torch.optim::
-
-        torch.optim.SGD(parameter_groups(model, lr=0.1, weight_decay=1e-4).groups)
-
-    Every parameter that requires a gradient is in one group; one that has several names goes by the first of them.
-    A group holds (name, parameter) pairs, its name, and the settings that were given.
-
-    Args:
-        model: a module, or (name, parameter) pairs.
-        lr: the learning rate of all groups without one of their own. Default: the optimizer's.
-        weight_decay: the same of those that decay. Default: the optimizer's.
-        no_decay: which parameters have weight_decay=0. True: vectors and scalars (so those of normalization layers), and
-            every parameter called bias. "embeddings": the weights of nn.Embedding and nn.EmbeddingBag too. A list of
-            patterns such as "*.bias": what matches one of them, and nothing else. False: none. Default: True.
-        layer_decay: the last layer has lr, and each one before it layer_decay times the lr of the next: a number above
-            0, at most 1. Layers are the numbered modules of the largest list in the model ("blocks.3.attn.weight"),
-            counted from 1; 0 is what comes before the list, and the last layer is what comes after it. The largest
-            is the one with the most modules times elements. Frozen layers count. Default: None, the same lr for all.
-        layer_of: a function from a parameter's name to its layer, an int from 0, to use instead of the numbers in names.
-        groups: (pattern, settings) pairs for parameters with settings of their own; the first that matches wins. A
-            pattern is matched with the whole name ("head.*"), or is a function of name and parameter. Settings that
-            are not given are those of the other groups; an lr or weight_decay that is given is used as it is.
-
-    Raises:
-        ValueError: a value makes no sense, a pattern matches nothing, there is nothing to train, or a lazy module's
-            parameter has no shape yet.
-        TypeError: model or groups is of another kind.
-    """
-    named = _named(model)
-    layers = _layers(named, lr, layer_decay, layer_of)
-    undecayed = _undecayed(model, named, no_decay)
-    chosen = _chosen(named, groups)
-    parts: dict[tuple[int, int, bool], dict[str, Any]] = {}
-    for name, param in named.items():
-        if not param.requires_grad:
-            continue
-        number = chosen.get(name, -1)
-        pattern, own = groups[number] if number >= 0 else (None, {})
-        layer, factor = layers[name] if layers and "lr" not in own else (-1, 1.0)
-        bare = name in undecayed and "weight_decay" not in own
-        if (number, layer, bare) not in parts:
-            title = [pattern if isinstance(pattern, str) else f"groups[{number}]"] if number >= 0 else []
-            title += [f"layer {layer}"] * (layer >= 0) + ["no decay"] * bare
-            part: dict[str, Any] = {"params": [], "name": ", ".join(title) or ("decay" if undecayed else "default")}
-            part |= {} if lr is None else {"lr": lr if layer < 0 else lr * factor}
-            part |= {"weight_decay": 0.0} if bare else {} if weight_decay is None else {"weight_decay": weight_decay}
-            parts[number, layer, bare] = {**part, **own}
-        parts[number, layer, bare]["params"].append((name, param))
-    left_out = tuple((name, param) for name, param in named.items() if not param.requires_grad)
-    if not parts:
-        raise ValueError(f"model has no parameters to train; {len(left_out)} are frozen")
-    return Split(tuple(parts[key] for key in sorted(parts)), left_out)
-
-
-def _named(model: Model) -> dict[str, Tensor]:
-    """Each parameter once, under its first name."""
-    pairs: Any = model.named_parameters() if isinstance(model, nn.Module) else model
-    named: dict[str, Tensor] = {}
-    first: dict[Tensor, str] = {}
-    for pair in pairs if isinstance(pairs, Iterable) else [pairs]:
-        match pair:
-            case (str() as name, Tensor() as param):
-                if named.setdefault(first.setdefault(param, name), param) is not param:
-                    raise ValueError(f"model has two parameters called {name!r}")
-            case _:
-                kind = type(pair).__name__
-                raise TypeError(f"model must be a torch.nn.Module or (name, parameter) pairs, not {kind}")
-    return named
-
-
-def _layers(
-    named: Mapping[str, Tensor], lr: Any, layer_decay: Any, layer_of: Callable[[str], int] | None
-) -> dict[str, tuple[int, float]]:
-    """Each parameter's layer and what lr is multiplied by there; empty without layer_decay."""
-    if layer_decay is None:
-        if layer_of is not None:
-            raise ValueError(f"layer_of={layer_of} needs layer_decay, the factor from a layer to the one before it")
-        return {}
-    if isinstance(layer_decay, (bool, str)) or not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay must be a number above 0, at most 1, not {layer_decay!r}")
-    if not hasattr(lr, "__float__"):
-        raise ValueError(f"layer_decay={layer_decay} needs lr, a number to multiply, not {lr!r}")
-    layers = {name: layer_of(name) for name in named} if layer_of else _find_layers(named)
-    if not layers:
-        raise ValueError(f"layer_decay={layer_decay} finds no list of layers ('blocks.3.weight'); give it layer_of")
-    for name, layer in layers.items():
-        if not isinstance(layer, int) or layer < 0:
-            raise ValueError(f"layer_of must return an int from 0 on, not {layer!r} (for {name!r})")
-    last = max(layers.values())
-    return {name: (layer, layer_decay ** (last - layer)) for name, layer in layers.items()}
-
-
-def _find_layers(named: Mapping[str, Tensor]) -> dict[str, int]:
-    """Each parameter's place in the model's largest list; empty if there is no list."""
-    sizes: dict[str, dict[str, int]] = {}  # of each list's modules, by the name that the list's parameters begin with
-    for name, param in named.items():
-        for number in re.finditer(r"(?<![^.])\d+\.", name):
-            size = sizes.setdefault(name[: number.start()], {})
-            size[number[0]] = size.get(number[0], 0) + _shaped("layer_decay", name, param).numel()
-    # By elements alone, a list of backbone and head would win over the backbone's blocks; by modules alone, the experts
-    # of one block would.
-    weights = {prefix: len(size) * sum(size.values()) for prefix, size in sizes.items() if len(size) > 1}
-    if not weights:
-        return {}
-    prefix = max(weights, key=weights.__getitem__)
-    numbers = sorted(sizes[prefix], key=lambda number: int(number[:-1]))
-    layers, outside = {}, 0
-    for name in named:
-        inside = [layer for layer, number in enumerate(numbers, 1) if name.startswith(prefix + number)]
-        outside = len(numbers) + 1 if inside else outside
-        layers[name] = inside[0] if inside else outside
-    return layers
-
-
-def _undecayed(model: Model, named: Mapping[str, Tensor], no_decay: Any) -> set[str]:
-    """The names of what no_decay means."""
-    if no_decay is True or no_decay == "embeddings":
-        tables: set[Tensor] = set()
-        if no_decay is not True:
-            if not isinstance(model, nn.Module):
-                raise ValueError('no_decay="embeddings" needs a module; with (name, parameter) pairs, give patterns')
-            found = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
-            tables = {param for module in found for param in module.parameters()}
-        chosen = {n for n, param in named.items() if n.split(".")[-1] == "bias" or param in tables}
-        return chosen | {n for n, x in named.items() if n not in chosen and _shaped("no_decay", n, x).ndim < 2}
-    if isinstance(no_decay, str) or not (no_decay is False or isinstance(no_decay, Iterable)):
-        raise ValueError(f'no_decay must be True, False, "embeddings" or a list of patterns, not {no_decay!r}')
-    return {name for pattern in no_decay or () for name in matches("no_decay", pattern, named)}
-
-
-def _shaped(who: str, name: str, param: Tensor) -> Tensor:
-    """A parameter that has a shape to decide by."""
-    if is_lazy(param):
-        raise ValueError(
-            f"{name!r} has no shape yet, by which {who} decides: run one forward pass before, which gives the parameters "
-            "of lazy modules theirs"
-        )
-    return param
-
-
-def _chosen(named: Mapping[str, Tensor], groups: GroupSettings) -> dict[str, int]:
-    """For each parameter that one of the groups matches, the number of the first that does."""
-    found: dict[str, int] = {}
-    for number, group in enumerate(groups):
-        match group:
-            case (pattern, Mapping() as own) if isinstance(pattern, str) or callable(pattern):
-                matched = matches(f"groups[{number}]", pattern, named)
-            case _:
-                raise TypeError(f"groups[{number}] must be a pattern or function, and a dict, not {group!r}")
-        for name in {"params", "param_names", "name"}.intersection(own):
-            raise ValueError(f"groups[{number}]: {name!r} is not a setting; its pattern finds and names a group")
-        if all(name in found for name in matched):
-            raise ValueError(f"groups[{number}]: {pattern!r} only matches what those before it do, and the first wins")
-        found = {**dict.fromkeys(matched, number), **found}
-    return found
 
 
 def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.optim.Optimizer]:
@@ -272,21 +71,28 @@ def create_optimizer(model: Model, name: Literal["lbfgs"], **settings: Any) -> t
 def create_optimizer(
     model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), show: bool = False, **settings: Any,
+    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), adamw_lr: Any = None,
+    roles: Roles | Overrides = (), show: bool = False, **settings: Any,
 ) -> Optimizer: ...  # fmt: skip
 
 
 def create_optimizer(
     model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), show: bool = False, **settings: Any,
+    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), adamw_lr: Any = None,
+    roles: Roles | Overrides = (), show: bool = False, **settings: Any,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """Makes an optimizer by its name, and divides the parameters into groups::
 
         create_optimizer(model, "adamw", lr=3e-4, weight_decay=0.1, groups=[("head.*", {"lr": 3e-3})], clip=1.0)
 
+    If the rule is one of whole matrices, such as Muon, it steps the hidden matrices of the model, as `roles` finds them, and
+    AdamW steps the rest, in the same optimizer::
+
+        create_optimizer(model, "muon", lr=0.02, adamw_lr=3e-4, adamw_betas=(0.9, 0.95), weight_decay=0.1, show=True)
+
     Args:
-        model: a module, or (name, parameter) pairs.
+        model: a module, or (name, parameter) pairs; of rules of whole matrices a module.
         name: "adamw" and the like, or torch.optim's own "lbfgs"; case, "-" and "_" do not matter. Or a
             rule, or a class of steprule's.
         lr: the learning rate of all groups without one of their own, or a function of the step. Default: the optimizer's.
@@ -299,34 +105,118 @@ def create_optimizer(
         layer_of: a function from a parameter's name to its layer, an int from 0, to use instead of the numbers in names.
         groups: (pattern, settings) pairs for parameters with settings of their own; the first that matches wins. A pattern is
             matched with the whole name ("head.*"), or is a function of name and parameter.
+        adamw_lr: beside a rule of whole matrices the learning rate of the rest, or a function of the step. Default: 0.001.
+        roles: which parameters are matrices, as `roles` returns it, or what its argument overrides takes, such as
+            {"*.wq": "transpose", "decoder.*": "adamw"}. Default: what `roles(model)` returns.
         show: print the groups. Default: False.
-        settings: any other argument of the optimizer's class.
+        settings: any other argument of the optimizer's class. Beside a rule of whole matrices, AdamW's have "adamw_" before
+            their name, but for weight_decay, which is for both. Its default is that of each.
 
     Raises:
-        ValueError: there is no such optimizer, a value makes no sense, or a pattern matches nothing.
+        ValueError: there is no such optimizer, a value makes no sense, a pattern matches nothing, or a parameter may be a matrix
+            or none.
         TypeError: the optimizer has no such argument, or model or groups is of another kind.
     """
     cls = optimizer_class(name)
+    rule = _matrix_rule(cls, settings)
+    if rule is not None:
+        cls = Optimizer.of(beside(rule, AdamW))
     known = {key: value.default for key, value in inspect.signature(cls).parameters.items() if key != "params"}
     given = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None} | settings
-    ways = ("no_decay", "layer_decay", "layer_of", "groups", "show")
+    ways = ("no_decay", "layer_decay", "layer_of", "groups", "adamw_lr", "roles", "show")
     _check(cls.__name__, cls, known, given, ways)
     if layer_decay is not None and callable(lr):
-        raise ValueError(
-            f"lr={lr!r} is a schedule, which layer_decay={layer_decay} cannot multiply; give groups their own"
-        )
-    fixed = {name: value for name, value in {**known, **given}.items() if not callable(value)}
-    split = parameter_groups(
-        model, lr=fixed.get("lr"), weight_decay=fixed.get("weight_decay"),
-        no_decay=no_decay if "weight_decay" in known else False,
-        layer_decay=layer_decay, layer_of=layer_of, groups=groups,
-    )  # fmt: skip
+        what = f"lr={lr!r} is a schedule"
+        raise ValueError(f"{what}, which layer_decay={layer_decay} cannot multiply; give groups their own")
+    kinds, notes = _kinds(rule, model, {**known, **given}, given, adamw_lr, roles)
+    split = divided(model, kinds, no_decay if "weight_decay" in known else False, layer_decay, layer_of, groups)
     for number, (_, own) in enumerate(groups):
         _check(f"groups[{number}] of {cls.__name__}", cls, {**known, **given}, own)
     made: torch.optim.Optimizer = cls(split.groups, **given)
-    if show:
-        print(split)
+    _tell(cls.__name__, split, notes, show)
     return made
+
+
+def _tell(name: str, split: Split, notes: Iterable[str], show: bool) -> None:
+    """Prints what was decided, or logs what is uncertain of it."""
+    if show:
+        print(split, *notes, sep="\n")
+        return
+    for note in notes:
+        logger.warning("%s beside AdamW: %s, as in roles=steprule.roles(model, example=(inputs,))", name, note)
+
+
+def _matrix_rule(cls: type[torch.optim.Optimizer], settings: Mapping[str, Any]) -> type[Rule] | None:
+    """The rule of a class, if it steps whole matrices and nothing else."""
+    rule: type[Rule] | None = getattr(cls, "rule", None)
+    if rule is None:
+        return None
+    fixed = {name: settings[name] for name in rule.hyperparameters.keys() & settings if not callable(settings[name])}
+    try:
+        takes_all = program_of(rule, {**rule.hyperparameters, **fixed}).takes_vectors
+    except (TypeError, ValueError):  # a setting makes no sense, and is refused below
+        takes_all = program_of(rule, rule.hyperparameters).takes_vectors
+    if takes_all:
+        return None
+    if cls not in (Optimizer.of(rule), getattr(optimizer, class_names().get(plain(rule.__name__), ""), None)):
+        raise TypeError(
+            f"{cls.__name__} is a class of its own, and beside AdamW its rule would be in another: give its rule, {cls.__name__}.rule"
+        )
+    return rule
+
+
+Kinds = list[tuple[Kind, Set[Tensor] | None]]
+
+
+def _kinds(
+    rule: type[Rule] | None, model: Model, settings: Mapping[str, Any], given: Collection[str], adamw_lr: Any, roles: Any
+) -> tuple[Kinds, tuple[str, ...]]:  # fmt: skip
+    """The parameters that a rule of whole matrices steps, and those that AdamW does, with their settings; or all, for others.
+
+    Args:
+        rule: the rule of whole matrices, if it is one.
+        model, adamw_lr, roles: as for `create_optimizer`.
+        settings: all arguments of the optimizer.
+        given: the names of those that were given.
+
+    Returns:
+        These, and what roles could not find.
+    """
+    fixed = {name: value for name, value in settings.items() if not callable(value)}
+    lr: dict[str, Any] = {"lr": fixed["lr"]} if "lr" in fixed else {}
+    weight_decay: dict[str, Any] = {"weight_decay": fixed["weight_decay"]} if "weight_decay" in fixed else {}
+    if rule is None and (adamw_lr is not None or roles):
+        what = f"adamw_lr={adamw_lr!r}" if adamw_lr is not None else f"roles={roles!r}"
+        raise TypeError(f"{what} is for rules of whole matrices, such as muon, and this one steps all parameters")
+    if rule is None:
+        return [(Kind("", lr, weight_decay), None)], ()
+    table = roles if isinstance(roles, Roles) else find_roles(model, overrides=roles)  # type: ignore[arg-type]
+    if not table.matrices:
+        raise ValueError(
+            f"roles finds no matrix between others, which {rule.__name__} could step: create_optimizer(model, "
+            '"adamw") steps all parameters, and roles={pattern: "hidden"} says what is a matrix'
+        )
+    default, names = AdamW.hyperparameters, names_beside(AdamW)
+    adamw = {KEY: word_of(AdamW), "lr": default["lr"] if adamw_lr is None else adamw_lr}
+    try:
+        check_hyperparameters(AdamW, {"lr": adamw_lr(1) if callable(adamw_lr) else adamw["lr"]})
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"adamw_lr={adamw_lr!r}: {error}") from None
+    own = weight_decay if "weight_decay" in rule.hyperparameters else {"weight_decay": 0.0}
+    rest = weight_decay if "weight_decay" in given else {"weight_decay": default["weight_decay"]}
+    only_rest, only_own = {*names.values()} - {*rule.hyperparameters}, {*rule.hyperparameters} - {*names.values()}
+    kinds: Kinds = []
+    for view in dict.fromkeys(str(row.view) for row in table.matrices):
+        is_plain = view == "matrix"
+        title = word_of(rule) if is_plain else f"{word_of(rule)}, {view}"
+        settings = {KEY: word_of(rule), **({} if is_plain else {"view": view}), **lr}
+        rows = [row for row in table.matrices if str(row.view) == view]
+        kinds.append((Kind(title, settings, own, only_rest), _params(rows)))
+    return [*kinds, (Kind(word_of(AdamW), adamw, rest, only_own), _params(table.rest))], table.notes
+
+
+def _params(rows: Iterable[Role]) -> set[Tensor]:
+    return {row.param for row in rows if row.param is not None}
 
 
 def _check(
@@ -343,6 +233,10 @@ def _check(
             raise TypeError(f"{who} is torch.optim's own and takes no {name}, which steprule's optimizers do")
         if callable(value):
             raise TypeError(f"{who} is torch.optim's own and takes no functions of the step, as {name}={value!r}")
+    if KEY in given and KEY in known:
+        raise TypeError(
+            f"{who} got {KEY}={given[KEY]!r}: roles says what each parameter is stepped by, as in roles={{'head.*': 'adamw'}}"
+        )
     check_names(who, given, [*known, *more])
     if rule is not None:
         at_first = {name: value(1) if callable(value) else value for name, value in {**known, **given}.items()}

@@ -7,6 +7,7 @@ matrix, or a stack of shape (k, m, n).
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -118,6 +119,38 @@ def col_largest(x: Value) -> Value:
         array([[4., 3.]])
     """
     return _along("col_largest", x, -2)
+
+
+def top_share(x: Value, share: Value) -> Value:
+    """1 for the largest of the rows' or columns' values, 0 for the others: for ``max(1, ⌈share k⌉)`` of k; of equal ones for the first.
+
+    Args:
+        x: a value for each row, of shape (m, 1), or for each column, (1, n).
+        share: above 0, and 1 at most.
+
+    Returns:
+        The shape of x.
+
+    Examples:
+        >>> from steprule.pieces import top_share
+        >>> top_share(np.array([[1.0, 4.0, 2.0, 3.0]]), 0.5)
+        array([[0., 1., 0., 1.]])
+    """
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__("top_share", x, share)
+    x = _matrix(x)
+    if 1 not in x.shape[-2:]:
+        raise TypeError(
+            f"top_share takes a value for each row, (m, 1), or column, (1, n), and this has the shape {tuple(x.shape)}"
+        )
+    axis = -1 if x.shape[-2] == 1 else -2
+    count = max(1, math.ceil(float(share) * x.shape[axis]))
+    if is_tensor(x):
+        order = x.argsort(dim=axis, descending=True, stable=True).narrow(axis, 0, count)
+        return x.new_zeros(x.shape).scatter_(axis, order, 1.0)
+    chosen = np.zeros(x.shape)
+    np.put_along_axis(chosen, np.argsort(-x, axis, "stable").take(range(count), axis), 1.0, axis)
+    return chosen
 
 
 def rows(x: Value) -> Value:

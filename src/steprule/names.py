@@ -44,6 +44,7 @@ HOME = {
         "sign",
         "size",
         "sqrt",
+        "top_share",
         "total",
         "total_of_all",
         "transpose",

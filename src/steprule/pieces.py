@@ -45,6 +45,7 @@ from steprule.matrixwise import row_largest as row_largest
 from steprule.matrixwise import row_mean as row_mean
 from steprule.matrixwise import row_total as row_total
 from steprule.matrixwise import rows as rows
+from steprule.matrixwise import top_share as top_share
 from steprule.matrixwise import transpose as transpose
 
 

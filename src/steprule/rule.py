@@ -183,6 +183,11 @@ class Rule:
         """
 
     @classmethod
+    def chosen(cls, hyper: Mapping[str, Any]) -> type[Rule]:
+        """The rule whose formula these hyperparameters call for: this one, but where several are one, as in `beside`."""
+        return cls
+
+    @classmethod
     def states_for(cls, hyper: Mapping[str, Any]) -> tuple[str | None, ...]:
         """The states that these hyperparameters need, in update's order, None for each it does without."""
         return tuple(name if not one.when or hyper[one.when] else None for name, one in cls.states.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dis import opmap
 from typing import Any
 
@@ -25,6 +25,25 @@ def no_attribute(module: str, name: str, known: Iterable[str]) -> Exception:
     if asking.f_code.co_code[asking.f_lasti] == opmap["IMPORT_FROM"]:
         return ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)
     return AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
+
+
+def type_of(default: Any, texts: Any, number: Any = float) -> Any:
+    """What a hyperparameter may be, seen from its default and the texts for it: any of them may be a function of the step.
+
+    Args:
+        default: its default.
+        texts: the type of the texts that it may be, or None.
+        number: what a number may be.
+    """
+    if isinstance(default, bool):
+        return bool | Callable[[int], bool]
+    if isinstance(default, (int, float)):
+        return number | Callable[[int], number]
+    if isinstance(default, tuple):
+        one: Any = number | None if None in default else number
+        numbers = Sequence[one] | Callable[[int], Sequence[one]]
+        return numbers | Sequence[Sequence[float]] | texts if texts else numbers
+    return (texts | None if default is None else texts) if texts else Any
 
 
 def check_rule(who: str, given: Any) -> None:

@@ -35,18 +35,50 @@ def matrix_shape(shape: Sequence[int], stacks: bool) -> tuple[int, ...]:
     return tuple(shape) if stacks else (shape[0], math.prod(shape[1:]))
 
 
-def state_shape(rule: Any, name: str, shape: Sequence[int], hyper: Mapping[str, Any] | None = None) -> tuple[int, ...]:
-    """The shape of a rule's state beside a parameter of that shape, with these hyperparameters, by default the defaults."""
+def matrices_of(shape: Sequence[int], stacks: bool, view: str | None = None) -> list[tuple[int, ...]]:
+    """The shapes of the matrices that a tensor is, or of stacks of equal ones: of one but where a view parts it unequally.
+
+    Args:
+        shape, stacks: as for `matrix_shape`.
+        view: the words of a `steprule.matrices.View`. Default: None, as `matrix_shape` has it.
+
+    Raises:
+        ValueError: the shape does not fit the view.
+    """
+    if view is None:
+        return [matrix_shape(shape, stacks)]
+    from steprule.matrices.view import View
+
+    return [(count, m, n) if count != 1 else (m, n) for count, m, n in View(view).sizes(shape)]
+
+
+def side_shape(rule: Any, name: str, matrix: Sequence[int], hyper: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """The shape of a rule's state that has rows, columns or squares, beside a matrix or a stack of them, with these hyperparameters."""
+    *stack, rows, cols = matrix
     extent, most = rule.states[name].extent, rule.states[name].most
-    if extent in ("elements", "scalar"):
-        return tuple(shape) if extent == "elements" else ()
-    *stack, rows, cols = matrix_shape(shape, rule.stacks)
     own = {"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}[extent]
     if most == "other":
         limit = cols - 1 if extent == "left" else rows
     else:
         limit = (rule.hyperparameters if hyper is None else hyper)[most] if most is not None else max(own)
     return (*stack, *(own if max(own) <= limit else (1, 1)))
+
+
+def state_shape(
+    rule: Any, name: str, shape: Sequence[int], hyper: Mapping[str, Any] | None = None, view: str | None = None
+) -> tuple[int, ...]:
+    """The shape of a rule's state beside a parameter of that shape; where matrices are unequal, their numbers follow each other.
+
+    Args:
+        rule, name, shape: the rule, the state's name and the parameter's shape.
+        hyper: a value for each hyperparameter. Default: the rule's defaults.
+        view: as for `matrices_of`.
+    """
+    extent = rule.states[name].extent
+    if extent in ("elements", "scalar"):
+        return tuple(shape) if extent == "elements" else ()
+    shapes = [side_shape(rule, name, matrix, hyper) for matrix in matrices_of(shape, rule.stacks, view)]
+    return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
 
 
 def first_array(rule: Any, name: str, param: Any, hyper: Mapping[str, Any]) -> NDArray[Any]:

@@ -117,10 +117,12 @@ class Together(torch.optim.Optimizer):
             self._check_optimizers()
             self._seen = Seen(self.param_groups)
         ordered = sorted(self.optimizers, key=_can_be_asked)
-        for optimizer in ordered[1:]:  # when the first refuses, nothing has changed
-            _check_step(optimizer)
+        # closure=None is torch.distributed.checkpoint's way to ask for states, with an lr that looking at schedules would set
+        may_ask = kwargs.get("closure", self) is None
+        if len(ordered) > 1 and not (may_ask and any([one._steps.only_asks_for_states() for one in _all_of(ordered)])):
+            _ask(ordered)
         for optimizer in ordered:
-            optimizer.step(**kwargs)  # closure=None is torch.distributed.checkpoint's way to ask for states
+            optimizer.step(**kwargs)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -294,6 +296,33 @@ def _can_be_asked(optimizer: torch.optim.Optimizer) -> bool:
         and not optimizer._optimizer_step_pre_hooks  # which may mend what would be refused
         and not _global_optimizer_pre_hooks
     )
+
+
+def _ask(ordered: Sequence[torch.optim.Optimizer]) -> None:
+    """Raises what a step of one of them would refuse, here or in a process that would wait for this one; nothing has changed."""
+    every = [(one._steps, _can_be_asked(one)) for one in _all_of(ordered)]
+    waits, failed = any([steps.waits for steps, _ in every]), None
+    try:
+        for optimizer in ordered if waits else ordered[1:]:  # when the first refuses, nothing has changed
+            _check_step(optimizer)
+    except Exception as error:
+        failed = error
+    for steps, can_be_asked in every if waits else ():  # which all processes do
+        try:
+            steps.agree(failed is not None, compares=can_be_asked)
+        except RuntimeError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def _all_of(optimizers: Sequence[Any]) -> Iterator[Optimizer]:
+    """Those of steprule's, also where they are in a Together in turn."""
+    for one in optimizers:
+        if isinstance(one, Together):
+            yield from _all_of(sorted(one.optimizers, key=_can_be_asked))
+        elif isinstance(one, Optimizer):
+            yield one
 
 
 def _check_step(optimizer: Any) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import steprule
-from sharding.helpers import FORMATS, ROWS, maker, same, train, whole
+from sharding.breaking import refused
+from sharding.helpers import FORMATS, ROWS, maker, same, tensors, train, whole
 from steprule.services import Average, ClipQuantile
 
 
@@ -121,3 +122,111 @@ def together(mesh: Any) -> None:
         step(model, optimizer, number)
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         same(whole(one), whole(other), "together", exact=True)
+
+
+def gathered(mesh: Any) -> None:
+    """States in 8 and 16 bits are gathered and broadcast, and go between parts and wholes, also as they once were saved."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.fsdp import fully_shard
+
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    again = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    for settings in ({"states": "8bit"}, {"weights": "32bit", "states": "bfloat16"}):
+
+        def made(is_cut: bool, settings: dict[str, Any] = settings) -> tuple[Any, Any]:
+            torch.manual_seed(0)
+            dtype = torch.bfloat16 if "weights" in settings else torch.float32
+            model = torch.nn.Sequential(torch.nn.Linear(130, 50), torch.nn.Linear(50, 7)).to(dtype)
+            return model, steprule.AdamW((fully_shard(model, mesh=mesh) if is_cut else model).parameters(), **settings)
+
+        def step(model: Any, optimizer: Any) -> Any:
+            every = list(model.parameters())
+            for param, grad in zip(every, tensors([x.shape for x in every], 1, every[0].dtype), strict=True):
+                is_cut = isinstance(param, DTensor)
+                param.grad = distribute_tensor(grad, mesh, [Shard(0)]) if is_cut else grad
+            optimizer.step()
+            return [{name: whole(x) for name, x in optimizer.state[param].items()} for param in every]
+
+        (model, optimizer), (alone, by_itself) = made(True), made(False)
+        step(model, optimizer)
+        right = step(alone, by_itself)
+        found = get_optimizer_state_dict(model, optimizer, options=full)
+        if dist.get_rank() == 0:
+            for own, (name, _) in zip(right, model.named_parameters(), strict=True):
+                for key, value in own.items():
+                    same(value, whole(found["state"][name][key]).to(value.dtype), f"gathered {key}", exact=True)
+        broadcast = made(True)
+        set_optimizer_state_dict(*broadcast, found, options=again)
+        loaded = [broadcast]
+        for (source, states), is_cut in product([(alone, by_itself), (model, optimizer)], (False, True)):
+            loaded.append(made(is_cut))
+            loaded[-1][1].load_state_dict(states.state_dict())
+            old = {number: states.state[param] for number, param in enumerate(source.parameters())}  # with int16
+            loaded.append(made(is_cut))
+            loaded[-1][1].load_state_dict({**states.state_dict(), "state": old})
+        for number, (other, resumed) in enumerate(loaded):
+            for own, param in zip(right, other.parameters(), strict=True):
+                for key, value in own.items():
+                    same(value, whole(resumed.state[param][key]), f"{number}, {key}", exact=True)
+
+
+def converted(mesh: Any) -> None:
+    """A distributed checkpoint is loaded in the format in which it was saved, and changes formats and services by a state dict."""
+    import tempfile
+
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+
+    def made(settings: dict[str, Any]) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = fully_shard(torch.nn.Linear(130, 50, bias=False).bfloat16(), mesh=mesh)
+        return model, steprule.AdamW(model.parameters(), **settings)
+
+    def step(model: Any, optimizer: Any) -> None:
+        (grad,) = tensors([(50, 130)], 1, torch.bfloat16)
+        model.weight.grad = distribute_tensor(grad, mesh, [Shard(0)])
+        optimizer.step()
+
+    def load(settings: dict[str, Any], place: str) -> tuple[Any, Any]:
+        model, optimizer = made(settings)
+        found = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+        dcp.load(found, checkpoint_id=place)
+        set_optimizer_state_dict(model, optimizer, found["optimizer"])
+        return model, optimizer
+
+    formats: list[dict[str, Any]] = [
+        {"weights": "24bit", "states": "8bit", "average": 0.5},
+        {"weights": "32bit", "clip": 1.0},
+        {},
+    ]
+    for number, (settings, others) in enumerate(product(formats, formats)):
+        place = f"{folder[0]}/{number}"
+        model, optimizer = made(settings)
+        step(model, optimizer)
+        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=place)
+        other, loaded = load(settings, place)
+        other.load_state_dict(model.state_dict())
+        ours, theirs = (steprule.AdamW(x.parameters(), **others) for x in (model, other))
+        ours.load_state_dict(optimizer.state_dict())
+        theirs.load_state_dict(loaded.state_dict())
+        for _ in range(2):
+            step(model, ours)
+            step(other, theirs)
+        for name in ("param", "exp_avg", "exp_avg_sq"):
+            one, same_one = ours.read(model.weight, name), theirs.read(other.weight, name)
+            same(whole(one), whole(same_one), f"{settings} as {others}: {name}", exact=True)
+    low = {"weights": "24bit"}, {"weights": "32bit"}  # which torch would cast into each other
+    for number, (settings, others) in enumerate((low, low[::-1])):
+        model, optimizer = made(settings)
+        step(model, optimizer)
+        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=f"{folder[0]}/low{number}")
+        words = f"saved with weights={settings['weights']!r}"
+        refused(lambda: load(others, f"{folder[0]}/low{number}"), ValueError, words)  # noqa: B023

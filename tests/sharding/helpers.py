@@ -13,6 +13,8 @@ import steprule
 from steprule.services import Average, ClipNorm, ClipQuantile, ClipValue
 
 SHAPES = ((6, 5), (7,), (3, 2, 4), (1, 3))
+HAS_FSDP = hasattr(torch.cpu.Stream, "record_event")
+"""Whether fully_shard takes models on the CPU; that of torch 2.6 does not."""
 ROWS = ((9, 256), (5, 64), (7,))
 SPARSE = {"SparseAdam"}
 RULE_SETTINGS: dict[str, dict[str, Any]] = {"SGD": {"lr": 0.1, "momentum": 0.9}}
@@ -30,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SERVICES: dict[str, dict[str, Any]] = {
     "clip": {"clip": 0.5},
     "clip by the largest": {"clip": ClipNorm(0.05, norm_type=float("inf"))},
+    "clip by the smallest": {"clip": ClipNorm(0.001, norm_type=-float("inf"))},
     "clip by value": {"clip": ClipValue(0.1)},
     "clip by quantile": {"clip": ClipQuantile(0.5)},
     "skip": {"nonfinite": "skip"},

@@ -31,9 +31,9 @@ def refusals(mesh: Any) -> None:
             raise AssertionError(f"taken: {words}")
         assert torch.equal(before, param.detach().to_local())
 
-    refused(lambda p: steprule.AdamW(p, states="8bit"), Shard(1), "rows are cut")
+    refused(lambda p: steprule.AdamW(p, states="8bit"), Shard(1), "rows are cut", 'states="bfloat16"')
     refused(lambda p: steprule.AdamW(p, grads="24bit"), Shard(0), "grads='24bit'", dtype=torch.bfloat16)
-    refused(lambda p: steprule.AdamW(p, clip=ClipAdaptive(0.1)), Shard(0), "rows")
+    refused(lambda p: steprule.AdamW(p, clip=ClipAdaptive(0.1)), Shard(0), "rows", "clip=1.0")
 
     def switched(params: list[Any]) -> Any:  # as accelerate does
         optimizer = steprule.AdamW([torch.nn.Parameter(torch.zeros(8, 64))], clip=ClipAdaptive(0.1))

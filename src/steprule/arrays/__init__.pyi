@@ -24,6 +24,7 @@ __all__ = [
     "Adan",
     "CAME",
     "DAdaptAdam",
+    "Dion2",
     "DoG",
     "Grams",
     "KLShampoo",
@@ -2911,6 +2912,83 @@ class PolarGrad(Optimizer):
         momentum: float | collections.abc.Callable[[int], float] = 0.95,
         ns_coefficients: typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = 'polar_express',
         ns_steps: float | collections.abc.Callable[[int], float] = 8,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Dion2(Optimizer):
+    """Muon of the rows, or columns if they are fewer, with the most momentum.
+    Ahn et al. 2025, arXiv:2512.16928, algorithm 1.
+
+    Those are a fraction of the shorter side. The momentum of what has been
+    stepped is multiplied by ef_decay, and the rest waits. Products of
+    matrices are as much smaller.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.01.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.01.
+        fraction: share of the rows or columns that are stepped. In (0, 1].
+            Default: 0.25.
+        ef_decay: what is left of the momentum of what has been stepped. In
+            [0, 1]. Default: 0.95.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'spectral'.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        momentum_buffer: shape and dtype of the array; 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.Dion2([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.01,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        fraction: float | collections.abc.Callable[[int], float] = 0.25,
+        ef_decay: float | collections.abc.Callable[[int], float] = 0.95,
+        ns_coefficients: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        ns_steps: float | collections.abc.Callable[[int], float] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'spectral',
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,

@@ -20,7 +20,7 @@ from steprule.docstrings import (
 from steprule.hyper import whole_of
 from steprule.rule import DECAYS, Rule
 from steprule.rules.options import OPTIONS, check_lookahead, seen_by
-from steprule.settings import as_tuples, check_names, check_settings
+from steprule.settings import as_tuples, check_names, check_settings, type_of
 
 
 def signature_of(rule: type[Rule]) -> inspect.Signature:
@@ -29,7 +29,7 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
     parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD, annotation=Sequence[Array])]
     for name, default in rule.hyperparameters.items():
         parameters.append(
-            kind(name, kind.KEYWORD_ONLY, default=default, annotation=_type_of(default, texts_of(rule, name)))
+            kind(name, kind.KEYWORD_ONLY, default=default, annotation=type_of(default, texts_of(rule, name)))
         )
     parameters += [kind(name, kind.KEYWORD_ONLY, default=OPTIONS[name], annotation=one) for name, one in _TYPES.items()]
     return inspect.Signature(parameters)
@@ -43,19 +43,6 @@ _TYPES: dict[str, Any] = {
     "lookahead": int,
     "lookahead_alpha": float | Callable[[int], float],
 }
-
-
-def _type_of(default: Any, texts: Any) -> Any:
-    """What a hyperparameter may be, seen from its default and the texts for it: any of them may be a function of the step."""
-    if isinstance(default, bool):
-        return bool | Callable[[int], bool]
-    if isinstance(default, (int, float)):
-        return float | Callable[[int], float]
-    if isinstance(default, tuple):
-        one: Any = float | None if None in default else float
-        numbers = Sequence[one] | Callable[[int], Sequence[one]]
-        return numbers | Sequence[Sequence[float]] | texts if texts else numbers
-    return (texts | None if default is None else texts) if texts else Any
 
 
 def split(who: str, rule: type[Rule], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

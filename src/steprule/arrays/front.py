@@ -11,6 +11,7 @@ import numpy as np
 
 from steprule.arrays.arguments import at_step, docstring, signature_of, split
 from steprule.arrays.checks import Array, as_grads, check_apart, check_param, count_of
+from steprule.arrays.states import begin, kind_of
 from steprule.arrays.whole import step_whole
 from steprule.docstrings import ARRAYS
 from steprule.engine.cpu import Kernel, available_threads
@@ -20,7 +21,7 @@ from steprule.names import name_of
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.settings import as_tuples, check_names, check_names_of, check_rule, constructor
-from steprule.state import no_matrix, state_shape
+from steprule.state import no_matrix
 from steprule.trace.tracing import check_formula, program_of, trace
 
 
@@ -183,11 +184,7 @@ class Optimizer:
                     kernels[dtype] = Kernel.compiled(self.rule, settings, False, [dtype] * (2 + len(present)))
         for indices in buckets.values():
             for index in indices:
-                for name in names:
-                    if name not in self.state[index]:
-                        first = self.rule.begins_at(name, self.params[index], settings)
-                        like = self.params[index] if name in present else np.zeros(())
-                        self.state[index][name] = np.full_like(like, first)
+                begin(self.rule, names, self.params[index], self.state[index], settings)
         work: list[Callable[[], None]] = []
         planned: list[Planned] = []
         packed: list[tuple[list[list[Any]], list[list[Any]]]] = []
@@ -243,8 +240,7 @@ class Optimizer:
         for name in names:
             if name not in state:
                 continue
-            shape = state_shape(self.rule, name, param.shape, self.settings)
-            dtype = param.dtype if name in self.rule.tensor_states else np.dtype(float)
+            shape, dtype = kind_of(self.rule, name, param, self.settings)
             value, what = state[name], f"the state {name} of params[{index}]"
             if not isinstance(value, np.ndarray):
                 raise ValueError(f"{what} must be a NumPy array, not {type(value).__name__}")
@@ -308,9 +304,7 @@ class Optimizer:
                     f"the state of params[{index}] is not {self.rule.__name__}'s: it {' and '.join(lacks)}"
                 )
             for name, value in loaded.items():
-                dtype, shape = np.dtype(float), state_shape(self.rule, name, param.shape, {**self.settings, **settings})
-                if name in self.rule.tensor_states:
-                    dtype = param.dtype
+                shape, dtype = kind_of(self.rule, name, param, {**self.settings, **settings})
                 array = np.asarray(value).astype(dtype)  # a copy, also of a tensor
                 if array.shape != shape:
                     raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {shape}")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from steprule.arrays.checks import Array
+from steprule.arrays.states import begin
 from steprule.engine.eager import oracle
 from steprule.formats import UNITS
 from steprule.hyper import filled
 from steprule.rule import Rule
-from steprule.state import first_array
 
 
 def step_whole(
@@ -27,10 +25,7 @@ def step_whole(
     for place, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
         if grad is None:
             continue
-        for name in names:
-            if name not in state:
-                dtype = param.dtype if name in rule.tensor_states else np.dtype(float)
-                state[name] = first_array(rule, name, param, settings).astype(dtype)
+        begin(rule, names, param, state, settings)
         own = {name: state[name] for name in names}
         numbers = filled(settings, UNITS[param.dtype.name])
         new, after = oracle(rule, param, grad, own, state["step"] + 1, numbers, place=place)

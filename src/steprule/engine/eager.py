@@ -178,6 +178,9 @@ class EagerStep:
     def count(self) -> None:
         """Nothing: the step is given."""
 
+    def take_back(self) -> None:
+        """Nothing: `write` changes numbers."""
+
     def run(self, level: int) -> None:
         """Nothing: `sums` reads elements."""
 

@@ -83,6 +83,7 @@ class GpuPlanned:
         for name in self._rows.keys() & set(COUNTS):
             self._rows[name].copy_(torch.tensor(counts[name], device=device))
         self._rooms = rooms
+        self._squares: Sums = {}
         arguments = [x for one in self.program.matrices.values() for x in one.others if isinstance(x, Expression)]
         names = {name for x in arguments for name in inputs_of(x)}
         columns = {scalar_name(*scalar): i for i, scalar in enumerate(self.program.scalars)}
@@ -108,6 +109,15 @@ class GpuPlanned:
             hyper = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(program.scalars)}
             self._evaluation = _Evaluation({**hyper, "step": plan.steps, **self._rows}, self._constants, plan.device)
 
+    def take_back(self) -> None:
+        """As if steps had not been counted, and no number had followed from them."""
+        plan, names = self._plan, self._names
+        plan.steps -= 1
+        self._bring(put, plan.step_at, self._steps_are_double, plan.steps)
+        if names:
+            first = self.program.own.index(names[0])
+            self._bring(put, self._kept_at, self._are_double, plan.own[first : first + len(names)])
+
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
         if 0 < level <= len(self._readings):
@@ -117,7 +127,9 @@ class GpuPlanned:
         """A level's sums, for each tensor."""
         if not 0 < level <= len(self._readings):
             return {}
-        return {name.removeprefix("total_"): value for name, value in self._readings[level - 1].sums().items()}
+        found = {name.removeprefix("total_"): value for name, value in self._readings[level - 1].sums().items()}
+        self._squares = {name: value for name, value in found.items() if name in self.program.matrices}
+        return {name: value for name, value in found.items() if name not in self._squares}
 
     def put(self, level: int, sums: Sums) -> None:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
@@ -132,7 +144,9 @@ class GpuPlanned:
             row.copy_(self._evaluation(expression))
             self._bring(put, self._kept_at[place], self._are_double[place], row)
         if self._rooms is not None and now.matrices:
-            self._rooms.run(now.matrices, Evaluation(self._plan.settings(self._settings)))
+            settings = self._plan.settings(self._settings)
+            known = b"".join(x.tobytes() for x in settings.values())
+            self._rooms.run(now.matrices, Evaluation(settings), known, self._squares)
 
     def _bring(self, function: Any, kept_at: Tensor, are_double: Tensor, numbers: Tensor) -> None:
         size = numbers.numel()

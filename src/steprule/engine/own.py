@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import compress
 from typing import Any
 
@@ -15,7 +16,7 @@ from steprule.engine.sides import SideEvaluation, Sides
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.extent import NUMBER, Extent
-from steprule.trace.program import COUNTS, Program
+from steprule.trace.program import COUNTS, Level, Program
 
 
 class Planned:
@@ -53,8 +54,12 @@ class Planned:
         self._extents = {name: (extents or {}).get(name, NUMBER) for name in states}
         self._counts = {name: np.array(counts[name], np.float64) for name in COUNTS if name in self.program.own}
         self._rooms, self._sides = rooms, sides
+        self._computes = [bool(now.order or {*now.known, *now.beside} - {*COUNTS}) for now in self.program.levels]
+        self._squares: Sums = {}
         self._readings = [Reading(one, plan, threads) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
+        for name, values in self._counts.items():
+            plan.own[:, self._columns[name]] = values
 
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
@@ -66,13 +71,18 @@ class Planned:
 
     def count(self) -> None:
         """Counts their steps, and forgets what held for the last."""
+        self._kernel.count(self._plan)
+        self.__dict__.pop("_evaluation", None)
+
+    @cached_property
+    def _evaluation(self) -> Evaluation:
+        """What computes expressions in this step, made where there are some: many steps have none."""
         plan, program, active = self._plan, self.program, self._plan.active
-        self._kernel.count(plan)
         hyper = plan.hyper[plan.groups[active]].T
         inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(program.scalars)}
         inputs |= {"step": plan.steps[active].copy(), **{name: counts[active] for name, counts in self._counts.items()}}
         inputs |= {name: self._kept(name) for name in self._states}
-        self._evaluation = Evaluation(inputs) if self._sides is None else SideEvaluation(inputs, self._sides)
+        return Evaluation(inputs) if self._sides is None else SideEvaluation(inputs, self._sides)
 
     def _kept(self, name: str) -> np.ndarray:
         """What is kept of a state: a number for each tensor, or all of its rows' or columns'."""
@@ -80,6 +90,12 @@ class Planned:
         if self._extents[name] == NUMBER:
             return np.array([float(one) for one in kept])
         return np.concatenate([one.reshape(-1) for one in kept], dtype=np.float64) if kept else np.zeros(0)
+
+    def take_back(self) -> None:
+        """As if steps had not been counted, and no number had followed from them."""
+        self._plan.take_back_steps()
+        for name in self._states:
+            self._put(name, self._evaluation.inputs[name])
 
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
@@ -91,15 +107,31 @@ class Planned:
         if not 0 < level <= len(self._readings):
             return {}
         sums = self._readings[level - 1].sums()
-        return {name.removeprefix("total_"): values.tolist() for name, values in sums.items()}
+        found = {name.removeprefix("total_"): values for name, values in sums.items()}
+        self._squares = {name: values for name, values in found.items() if name in self.program.matrices}
+        return {name: values.tolist() for name, values in found.items() if name not in self._squares}
 
     def put(self, level: int, sums: Sums) -> None:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
-        inputs = self._evaluation.inputs
-        inputs |= {name: np.asarray(values, np.float64) for name, values in sums.items()}
+        if sums:
+            self._evaluation.inputs.update((name, np.asarray(values, np.float64)) for name, values in sums.items())
         if level >= len(self.program.levels):
             return
         now = self.program.levels[level]
+        if self._computes[level]:
+            self._follow(now)
+        if self._rooms is not None and now.matrices:
+            self._rooms.run(now.matrices, self._value, self._plan.hyper.tobytes(), self._squares)
+        if self._rooms is not None and self._rooms.beside is not None and now.squares is not None:
+            self._rooms.beside.run(now.squares, self._value)
+
+    def _value(self, expression: Expression) -> Any:
+        """An expression's value."""
+        return self._evaluation(expression)
+
+    def _follow(self, now: Level) -> None:
+        """Computes what follows from sums."""
+        inputs = self._evaluation.inputs
         if self._sides is not None:
             inputs |= {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
         for name in now.order:
@@ -109,11 +141,8 @@ class Planned:
                 else:
                     inputs[name] = self._keep(name.removeprefix("new_"), now.numbers)
         for name in now.known:
-            self._plan.own[self._plan.active, self._columns[name]] = inputs[name]
-        if self._rooms is not None and now.matrices:
-            self._rooms.run(now.matrices, self._evaluation)
-        if self._rooms is not None and self._rooms.beside is not None and now.squares is not None:
-            self._rooms.beside.run(now.squares, self._evaluation)
+            if name not in self._counts:
+                self._plan.own[self._plan.active, self._columns[name]] = inputs[name]
 
     def _part(self, name: str, expression: Expression) -> Any:
         """What is made of numbers, rows and columns, put where passes read it."""
@@ -124,14 +153,23 @@ class Planned:
 
     def _keep(self, name: str, numbers: Mapping[str, Expression]) -> np.ndarray:
         """Keeps a state's new value, and returns it as it is kept."""
-        kept, extent, new = self._states[name], self._extents[name], self._evaluation(numbers[name])
+        extent, new = self._extents[name], self._evaluation(numbers[name])
         if extent == NUMBER:
-            for place, value in zip(kept, np.broadcast_to(new, len(kept)).tolist(), strict=True):
-                place[...] = value
-            return self._kept(name)
-        assert self._sides is not None and isinstance(self._evaluation, SideEvaluation)
-        starts = self._sides.starts[extent]
-        every = np.broadcast_to(self._evaluation.spread(new, numbers[name].extent, extent), starts[-1])
-        for place, start, end in zip(kept, starts, starts[1:], strict=False):
-            place.reshape(-1)[:] = every[start:end]
+            self._put(name, np.broadcast_to(new, len(self._states[name])))
+        else:
+            assert self._sides is not None and isinstance(self._evaluation, SideEvaluation)
+            every = self._evaluation.spread(new, numbers[name].extent, extent)
+            self._put(name, np.broadcast_to(every, self._sides.starts[extent][-1]))
         return self._kept(name)
+
+    def _put(self, name: str, values: np.ndarray) -> None:
+        """Puts numbers, laid out as `_kept` has them, where a state is kept."""
+        kept, extent = self._states[name], self._extents[name]
+        if extent == NUMBER:
+            for place, value in zip(kept, values.tolist(), strict=True):
+                place[...] = value
+            return
+        assert self._sides is not None
+        starts = self._sides.starts[extent]
+        for place, start, end in zip(kept, starts, starts[1:], strict=False):
+            place.reshape(-1)[:] = values[start:end]

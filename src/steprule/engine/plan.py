@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -294,6 +295,12 @@ class Plan:
         self.active_pieces = index_of(pieces)
         self._owners = (np.cumsum(active) - 1)[self.piece_tensors[pieces]]
         self.is_one_each = self._is_one_each and bool(active.all())
+
+    def take_back_steps(self) -> None:
+        """As if steps had been counted once less."""
+        for at, kind in zip(self._step_at.tolist(), self._step_kind.tolist(), strict=True):
+            kept = (ctypes.c_double if kind else ctypes.c_float).from_address(at)
+            kept.value -= 1
 
     def tallied(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """What a kernel with these tallies has left, for each active tensor; see `steprule.kernels.source.Source`."""

@@ -17,7 +17,8 @@ Where a name begins with "top_" or "low_", it is the largest or smallest element
 Complete = Callable[[Sequence[Any], Sequence[Sums]], Sequence[Sums]]
 """Makes sums over the elements that are here those over all there are: what processes have for themselves is added up.
 
-It is given what was read, works or parts of a step, and what each has found."""
+It is given what was read, works or parts of a step, and what each has found. Without sums it only compares works with those of
+other processes, unless that has been done in this step."""
 Gather = Callable[[Sequence[Any]], Any]
 """Gives what all processes have for some numbers, as an array with a row for each process.
 
@@ -47,9 +48,16 @@ class Levels(Protocol):
     def put(self, level: int, sums: Sums) -> None:
         """Takes over these sums, those over all tensors as one number, and computes what follows from them."""
 
+    def take_back(self) -> None:
+        """Has steps and numbers be what they were before `count`."""
+
 
 class Work(Levels, Protocol):
     """Some of the tensors that are stepped together: those of one plan, or one that no kernel steps."""
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether it shares memory with others in turn, and so is stepped before one of them finds its numbers."""
 
     @property
     def params(self) -> Sequence[Any]:
@@ -90,6 +98,10 @@ class Around(Protocol):
     @property
     def gathers(self) -> bool:
         """Whether telemetry looks at the step that comes."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the step leaves sums behind it."""
 
     def ask(self, works: Sequence[Any], sums: Sequence[Sums], complete: Complete) -> bool:
         """Says what gradients are multiplied by, and whether the step is taken.
@@ -134,21 +146,43 @@ def take_step(
     if begin is not None:
         for work in works:
             work.prepare()
-        begin()
-    numbered = [work for work in works if work.depth]
+    together = [work for work in works if not work.in_turn]
+    numbered = [work for work in together if work.depth]
+    if wants is None and (around.counts or not numbered):  # else the first sums are compared before anything changes
+        complete(works if around.counts else (), ())
+        if spread is not None and around.counts and not any(spread.names):
+            spread.gather(())
     if numbered or spread is not None:
         find_numbers(numbered, complete, spread)
+    if begin is not None:
+        begin()
     gather = around.gathers
-    for work in works:
+    for work in together:
         work.step(gather)
+    for work in works if len(together) < len(works) else ():
+        if work.in_turn:  # whose tensors are whole in this process
+            find_numbers([work])
+            work.step(gather)
     around.note(works, gather, complete)
     return True
 
 
 def find_numbers(works: Sequence[Levels], complete: Complete = alone, spread: Spread | None = None) -> None:
-    """Counts steps, and level by level brings all numbers that tensors have for themselves to where elements can change."""
+    """Counts steps, and level by level brings all numbers that tensors have for themselves to where elements can change.
+
+    If that fails, as where other processes cannot take the step, nothing has changed.
+    """
     for work in works:
         work.count()
+    try:
+        _find_levels(works, complete, spread)
+    except BaseException:
+        for work in works:
+            work.take_back()
+        raise
+
+
+def _find_levels(works: Sequence[Levels], complete: Complete, spread: Spread | None) -> None:
     names = spread.names if spread is not None else ()
     for level in range(max([len(names), *(work.depth for work in works)])):
         for work in works:
@@ -191,7 +225,7 @@ def sum_of_parts(parts: Sequence[Any]) -> Any:
 class _Nothing:
     """Around a step without services."""
 
-    wants, gathers = None, False
+    wants, gathers, counts = None, False, False
 
     def ask(self, works: Sequence[Any], sums: Sequence[Sums], complete: Complete) -> bool:
         """Takes every step."""

@@ -102,8 +102,18 @@ class SideEvaluation(Evaluation):
             result = np.zeros(count)
             np.maximum.at(result, owners, value)
             return result
+        if expression.op == "top_share":
+            return self._top_share(x.extent, *map(self, expression.args))
         args = [self.spread(self(arg), arg.extent, expression.extent) for arg in expression.args]
         return self.operate(expression.op, args)  # type: ignore[no-any-return]
+
+    def _top_share(self, extent: Extent, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """1 for the largest rows or columns of each tensor, as many as its share says."""
+        owners, starts = self._sides.owners[extent], self._sides.starts[extent]
+        counts = np.maximum(np.ceil(shares * np.diff(starts)), 1.0)
+        ranks = np.empty(len(owners))
+        ranks[np.lexsort((-values, owners))] = np.arange(len(owners)) - starts[owners]
+        return np.where(ranks < counts[owners], 1.0, 0.0)
 
     def spread(self, value: np.ndarray, extent: Extent, wanted: Extent) -> np.ndarray:
         """A tensor's number for each of its rows or columns."""

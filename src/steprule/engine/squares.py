@@ -16,6 +16,7 @@ from steprule.trace.extent import NUMBER
 from steprule.trace.program import Squares
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MOST_STACKED = 64
@@ -31,6 +32,7 @@ class Beside:
         squares: of each level, None where it has none.
         states: for each state that is a square that of each tensor.
         places: of each tensor its place among the optimizer's, by which `every` goes.
+        dtype: what all matrices are computed in.
         shapes: of each tensor as a matrix.
         stacks: the matrices between passes: a name and a shape give all of that shape.
         members: the tensors of each shape.
@@ -41,12 +43,13 @@ class Beside:
         squares: Sequence[Squares | None],
         states: Mapping[str, Sequence[Tensor]],
         places: Sequence[int],
+        dtype: torch.dtype,
         shapes: Sequence[tuple[int, ...]],
         stacks: Callable[[str, tuple[int, ...]], Tensor],
         members: Mapping[tuple[int, ...], Sequence[int]],
     ) -> None:
         self.states, self.places, self._shapes, self._stacks = states, places, shapes, stacks
-        self.real = next(iter(states.values()))[0].dtype
+        self.dtype = dtype
         self._slots = {number: slot for own in members.values() for slot, number in enumerate(own)}
         self.alone, self.last = _in_place(squares)
         self._later: dict[tuple[int, int], Any] = {}
@@ -169,7 +172,7 @@ class Group(Evaluation):
             return numbers[0]
         import torch
 
-        return torch.tensor(numbers, dtype=self._beside.real, device="cpu").view(-1, 1, 1)
+        return torch.tensor(numbers, dtype=self._beside.dtype, device="cpu").view(-1, 1, 1)
 
     def _operand(self, name: str) -> Any:
         """A state, or a matrix that lies between passes."""
@@ -305,9 +308,10 @@ def _in_place(squares: Sequence[Squares | None]) -> tuple[set[int], set[int]]:
 
 
 def _gram(x: Tensor) -> Tensor:
-    from steprule.matrix.products import gram
+    from steprule.matrix.products import product, symmetric_product
 
-    return gram(x)
+    out = x.new_empty((*x.shape[:-1], x.shape[-2]))
+    return symmetric_product(x, x.mT, out) if x.dim() == 2 else product(x, x.mT, out)
 
 
 _WHOLE: Mapping[str, Callable[..., Any]] = {"matmul": matmul, "eigenbasis": eigenbasis, "inverse_root": inverse_root}

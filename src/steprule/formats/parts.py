@@ -6,6 +6,7 @@ Operations on bits are done on parts: torch's DTensor does not have all of them,
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,8 @@ def local(x: Any) -> Any:
 
 def cut_as(param: Any, value: Tensor) -> Tensor:
     """A tensor cut as a parameter is, or whole if that is; all processes call this where a DTensor is cut in another way."""
+    if value.dtype == torch.int16:
+        return cut_as(param, value.int()).short()
     if not is_sharded(param):
         return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
     made, mesh = sys.modules[_DTENSOR], param.device_mesh
@@ -66,3 +69,24 @@ def cut_like(whole: Any, part: Tensor) -> Tensor:
         part, whole.device_mesh, whole.placements, run_check=False, shape=shape, stride=stride
     )
     return made.detach()  # type: ignore[no-any-return]
+
+
+_BITS = ("_base", "_correction")
+"""The ends of the names of states that may be int16, which the backends of torch.distributed do not send."""
+
+
+def sendable(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's states with int32 in the place of int16."""
+    return _cast(state, torch.int16, torch.int32)
+
+
+def as_kept(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's states with int16 again."""
+    return _cast(state, torch.int32, torch.int16)
+
+
+def _cast(state: Mapping[str, Any], kind: torch.dtype, other: torch.dtype) -> dict[str, Any]:
+    return {
+        name: x.to(other) if isinstance(x, Tensor) and x.dtype == kind and name.endswith(_BITS) else x
+        for name, x in state.items()
+    }

@@ -96,7 +96,7 @@ class CpuBlocks(CpuLoop):
     def __init__(self, stage: Stage, formats: Sequence[str]) -> None:
         super().__init__(stage, formats)
         encodes = any(self.operands[name].format.blockwise for name in stage.outputs)
-        self.template = _UPDATE if encodes else _READING
+        self.template = _UPDATE if encodes or stage.gathered else _READING
         self._exponents: list[str] = []  # lines that read them
         self._between: list[str] = []  # between a block's numbers and its codes
         self._codes: list[str] = []

@@ -114,6 +114,12 @@ class CpuLoop(Loop):
         self.body.append(f"{name} = add_up({name}, {value})")
         self.carry(name, f"{self.real}(0)", f"float64({name})")
 
+    def measure(self, name: str) -> None:
+        """Adds up the squares of new_name as it is stored, in float64."""
+        new = self.operands[name].stored().format(f"new_{name}")
+        self.body.append(f"total_{name} = add_square(total_{name}, float64({new}))")
+        self.carry(f"total_{name}", "0.0", f"total_{name}")
+
     def count_zeroed(self, value: str) -> None:
         """Adds up what is 1 where an element counts as zeroed."""
         self._count("total_zeroed", value)

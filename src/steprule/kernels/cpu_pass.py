@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from steprule.formats import ITEM_SIZE
 from steprule.kernels.cpu_blocks import CpuBlocks
 from steprule.kernels.cpu_loop import CpuLoop, CpuStrips
-from steprule.kernels.cpu_rows import CpuRows
+from steprule.kernels.cpu_rows import CpuRowBlocks, CpuRows
 from steprule.kernels.names import marked, told_apart
 from steprule.kernels.source import Source, head, indent
 from steprule.kernels.writer import is_costly
@@ -121,9 +121,9 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> Source:
 
 def _loop(stage: Stage, formats: Sequence[str]) -> CpuLoop:
     """What suits the operands."""
-    if stage.sides:
-        return CpuRows(stage, formats)
     loop = CpuLoop(stage, formats)
+    if stage.sides:
+        return (CpuRowBlocks if loop.blockwise else CpuRows)(stage, formats)
     if loop.blockwise:
         return CpuBlocks(stage, formats)
     costly = loop.real == "float32" and any(is_costly(one.expression) for one in stage.sums.values())

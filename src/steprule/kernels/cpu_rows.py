@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from steprule.kernels.cpu_blocks import CpuBlocks
 from steprule.kernels.cpu_loop import CpuLoop
 from steprule.kernels.names import marked
 from steprule.kernels.source import indent
@@ -15,12 +17,41 @@ _UPDATE = '''
 def update(size, columns, {addresses}, numbers):
     """Some rows of one tensor."""
     {scalar_names} = numbers
-{before}{start_tallies}    first = row = 0
+{piece_start}{before}{start_tallies}    first = row = 0
     while first < size:
 {row_start}
-        for j in range(columns):
-            i = first + j
+        for column in range(columns):
+            i = first + column
 {body}
+{row_end}
+        first += columns
+        row += 1
+{give_tallies}
+'''
+
+_UPDATE_IN_BLOCKS = '''
+@njit(**FAST)
+def update(size, columns, {addresses}, numbers):
+    """Some rows of one tensor, block by block."""
+    {scalar_names} = numbers
+{room_lines}
+{piece_start}{start_tallies}    first = row = block = 0
+    while first < size:
+{row_start}
+        start = 0
+        while start < columns:
+            count = min(BLOCK, columns - start)
+{before}            for j in range(count):
+                column = start + j
+                i = first + column
+{body}
+{between}
+{exponents}
+            for j in range(count):
+                i = first + start + j
+{after}
+            start += count
+            block += 1
 {row_end}
         first += columns
         row += 1
@@ -39,7 +70,8 @@ class CpuRows(CpuLoop):
         read = {name: side.axis for name, side in stage.sides.items() if not side.how}
         self._row_start = [f"{marked(name)} = {_load(name, 'row')}" for name, axis in read.items() if axis == ROW]
         self._row_end = ["pass"]
-        self.loads += [f"{marked(name)} = {_load(name, 'j')}" for name, axis in read.items() if axis == COL]
+        self._piece_start: list[str] = []
+        self.loads += [f"{marked(name)} = {_load(name, 'column')}" for name, axis in read.items() if axis == COL]
 
     def add_up(self, name: str, one: Sum) -> None:
         """Adds up an expression, or takes the largest of its values."""
@@ -48,10 +80,10 @@ class CpuRows(CpuLoop):
             return
         value = self.value(one.expression)
         if one.axis == COL:
-            there = _load(name, "j")
+            there = _load(name, "column")
             joined = f"{there} + {value}" if one.how == ADD else f"larger({there}, {value})"
-            self.before += ["for j in range(columns):", f"    {_store(name, 'j', f'{self.real}(0)')}"]
-            self.body.append(_store(name, "j", joined))
+            self._piece_start += ["for column in range(columns):", f"    {_store(name, 'column', f'{self.real}(0)')}"]
+            self.body.append(_store(name, "column", joined))
             return
         start, join, end = "0.0", f"add_up(row_{name}, float64({value}))", f"row_{name}"
         if one.how == LARGEST and self.real == "float32":
@@ -65,7 +97,25 @@ class CpuRows(CpuLoop):
     def fields(self) -> dict[str, Any]:
         """What the template has places for."""
         edges = {"row_start": indent(self._row_start or ["pass"], 2), "row_end": indent(self._row_end, 2)}
-        return {**super().fields(), **edges}
+        piece_start = "".join(f"    {line}\n" for line in self._piece_start)
+        return {**super().fields(), **edges, "piece_start": piece_start}
+
+
+class CpuRowBlocks(CpuRows, CpuBlocks):
+    """The same where operands are quantized block-wise: a row is worked through by its blocks."""
+
+    depth = 4
+
+    def __init__(self, stage: Stage, formats: Sequence[str]) -> None:
+        super().__init__(stage, formats)
+        self.template = _UPDATE_IN_BLOCKS
+
+    def fields(self) -> dict[str, Any]:
+        """What the template has places for."""
+        fields = super().fields()
+        for name in ("before", "between", "exponents"):  # which are once a block here
+            fields[name] = textwrap.indent(fields[name], "    " * 2)
+        return fields
 
 
 def _load(name: str, place: str) -> str:

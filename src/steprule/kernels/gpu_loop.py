@@ -62,6 +62,12 @@ class GpuLoop(Loop):
         assert one.how == ADD, "for a stretch: steprule.kernels.gpu_reading"
         self._leave(tally_of(name, one.how), f"lib.sum_of(({self.each(one.expression)}).to(tl.float64), inside)")
 
+    def measure(self, name: str) -> None:
+        """Adds up the squares of new_name as it is stored, in float64."""
+        new = self.operands[name].stored().format(f"new_{name}")
+        x = f"({new}).to(tl.float64)"
+        self._leave(f"total_{name}", f"lib.sum_of({x} * {x}, inside)")
+
     def count_zeroed(self, value: str) -> None:
         """Adds up what is 1 where an element counts as zeroed."""
         self._leave("total_zeroed", f"lib.sum_of({value}, inside)")

@@ -67,6 +67,8 @@ class Loop(ABC):
             if self.operands[name].format.blockwise or not keeps(name, new):
                 self.body.append(f"new_{name} = {self.each(new)}")
                 self.store(self.operands[name], cast(self.language, f"new_{name}", self.real, self.operands[name].real))
+        for name in stage.measured:
+            self.measure(name)
         for name, one in stage.sums.items():
             self.add_up(name, one)
         if stage.counted is not None:
@@ -99,6 +101,10 @@ class Loop(ABC):
     @abstractmethod
     def add_up(self, name: str, one: Sum) -> None:
         """Adds up an expression, or takes the largest or the smallest of its values."""
+
+    @abstractmethod
+    def measure(self, name: str) -> None:
+        """Adds up the squares of new_name as it is stored, in float64."""
 
     @abstractmethod
     def count_zeroed(self, value: str) -> None:

@@ -185,8 +185,9 @@ class _Graph:
                 waiting += new
 
 
-def by_order(model: nn.Module, roles: Mapping[str, str], shared: Iterable[str]) -> Ends:
-    """Takes the first and the last matrix in the order of registration, unless they are inside of repeated blocks.
+def by_order(model: nn.Module, roles: Mapping[str, str], shared: Iterable[str], said: Iterable[str]) -> Ends:
+    """Takes the first and the last matrix in the order of registration, unless they are inside of repeated blocks, or the user
+    has said what they are.
 
     Convolutions of one to three channels read data, wherever they are.
 
@@ -194,17 +195,20 @@ def by_order(model: nn.Module, roles: Mapping[str, str], shared: Iterable[str]) 
         model: the model.
         roles: of all parameters by name, in order.
         shared: names that layers have for the weights of embeddings.
+        said: names of parameters of which the user has said something.
     """
     found, doubt = Ends(), "in order of registration"
-    layers = [name for name, role in roles.items() if role in ("hidden", "convolution", "fused")]
-    first = next((name for name, role in roles.items() if name in layers or role in ("experts", "embedding")), "")
+    told = {name for name in said if _is_layer(model.get_submodule(name.rpartition(".")[0]))}
+    layers = [name for name, role in roles.items() if name not in told and role in ("hidden", "convolution", "fused")]
+    ends = {*layers, *told}
+    first = next((name for name, role in roles.items() if name in ends or role in ("experts", "embedding")), "")
     for name in layers:
         layer = model.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, nn.modules.conv._ConvNd) and layer.in_channels <= 3 and layer.groups == 1:
             found.inputs[name] = f"reads {layer.in_channels} channel{'s' * (layer.in_channels > 1)}"
     if first in layers and roles[first] != "fused" and first not in found.inputs and not _is_repeated(model, first):
         found.inputs[first] = f"the first matrix {doubt}"
-    order = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in {*layers, *shared}]
+    order = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in {*ends, *shared}]
     if order and order[-1] in layers and not _is_repeated(model, order[-1]):
         found.heads[order[-1]] = f"the last matrix {doubt}"
         found.notes.append("other heads, if there are any, are among the hidden matrices; give example to find them")
@@ -213,6 +217,10 @@ def by_order(model: nn.Module, roles: Mapping[str, str], shared: Iterable[str]) 
             f"no head found: {order[-1]!r}, the last matrix {doubt}, is in a repeated block; give example to be sure"
         )
     return found
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
 
 
 def _is_repeated(model: nn.Module, name: str) -> bool:

@@ -186,7 +186,7 @@ def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), h
             unknown[spots[0].name] = (param, str(error))
     if unknown:
         raise ValueError(_refusal(unknown))
-    ends = _ends(model, example, found, named, places)
+    ends = _ends(model, example, found, named, places, chosen)
     rows, frozen = [], []
     for name, seen in found.items():
         param, spots = named[name], places[named[name]]
@@ -241,6 +241,7 @@ def _ends(
     found: Mapping[str, Seen],
     named: Mapping[str, Tensor],
     places: Mapping[Tensor, Sequence[Place]],
+    said: Mapping[str, Seen],
 ) -> Ends:
     """The model's first and last matrices."""
     roles = {name: seen.role for name, seen in found.items()}
@@ -251,7 +252,7 @@ def _ends(
         ends = by_forward(model, example, matrices, {*tables} - {*matrices, *embeddings}, embeddings)
     else:
         ends = by_order(
-            model, roles, [place.name for name in embeddings for place in places[named[name]] if place.layer]
+            model, roles, [place.name for name in embeddings for place in places[named[name]] if place.layer], said
         )
     for module in model.modules():
         get = getattr(module, "get_output_embeddings", None)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from steprule.matrix.polar import SAFE
+from steprule.matrix.products import symmetric_product
 
 LOST = 100.0
 """Units of the dtype: a row that is shorter once the others are taken out of it is their sum but for rounding, and becomes 0."""
@@ -21,7 +26,7 @@ def decorrelated(stack: Tensor, passes: int = 1) -> Tensor:
         stack: (k, m, n) in float32 or float64.
         passes: how many, 1 or more.
 
-    >>> decorrelated(torch.tensor([[[2.0, 0.0], [3.0, 3.0]]]))
+    >>> decorrelated(torch.tensor([[[2.0, 0.0], [3.0, 4.0]]]))
     tensor([[[1., 0.],
              [0., 1.]]])
     """
@@ -29,14 +34,22 @@ def decorrelated(stack: Tensor, passes: int = 1) -> Tensor:
         return decorrelated(stack.mT, passes).mT
     lost = LOST * torch.finfo(stack.dtype).eps
     x = _rows_of_1(stack, 0.0)
+    square = x.new_empty((*x.shape[:-1], x.shape[-2]))
     for _ in range(passes):
-        x = torch.linalg.solve_triangular((x @ x.mT).tril(), x, upper=False, unitriangular=True)
+        symmetric_product(x, x.mT, square)
+        # By columns, as LAPACK has matrices, so that none is copied; what is above the diagonal is not read.
+        x = torch.linalg.solve_triangular(square.mT, x.mT, left=False, upper=True, unitriangular=True).mT
         x = _rows_of_1(x, lost)
     return x
 
 
 def _rows_of_1(x: Tensor, least: float) -> Tensor:
     """Rows divided by their norms; those whose norm is least or less are 0."""
+    if x.device.type == "cpu" and x.numel():  # where looking at a number waits for nothing
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        low, high = torch.aminmax(norms)
+        if float(low) > SAFE and float(high) < math.inf:
+            return x * torch.where(norms <= least, 0.0, 1.0 / norms)
     largest = x.abs().amax(-1, keepdim=True)
     x = x / torch.where(largest > 0, largest, 1.0)  # so that no square is lost or infinite
     norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)

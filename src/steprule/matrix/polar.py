@@ -72,82 +72,134 @@ def polar(
              [0., 1.]]])
     """
     _check(stack, norms, eps, out)
-    triples, given = polynomial(coefficients, steps), published(coefficients)
+    given = published(coefficients)
     if how is None:
         wide = torch.float64 if stack.dtype == torch.float64 else torch.float32 if given.exact else None
         count, rows, columns = stack.shape
         how = plan_for((rows, columns), count, stack.device, dtype=dtype or wide, form=form)
+    chain = Chain(how, (stack.shape[1], stack.shape[2]), stack.device, coefficients, steps)
     if out is None:
         out = torch.empty(stack.shape, dtype=how.dtype, device=stack.device)
     if stack.numel():
-        _Chain(how, triples, stack, given.start == "aol").run_all(stack, out, norms, eps)
+        chain(stack, out, norms, eps)
     return out
 
 
-class _Chain:
-    """A polynomial, and the memory in which it is computed for one matrix or one stack after another, none higher than long."""
+class Chain:
+    """A polynomial for matrices of a shape: all that does not depend on their numbers.
 
-    def __init__(self, how: How, triples: Sequence[Triple], stack: Tensor, even: bool) -> None:
-        self._even, self._batched = even, how.batched
-        self._real = torch.float64 if how.dtype == torch.float64 else torch.float32
-        self._dtype = how.dtype
+    Args:
+        how: form, dtype and batched.
+        shape: of each matrix.
+        device: where they are.
+        coefficients, steps: as `polar` takes them.
+
+    Attributes:
+        how: the same.
+    """
+
+    def __init__(
+        self,
+        how: How,
+        shape: tuple[int, int],
+        device: torch.device,
+        coefficients: Coefficients,
+        steps: int | None = None,
+    ) -> None:
+        triples = polynomial(coefficients, steps)
+        self.how, self._device, self._even = how, device, published(coefficients).start == "aol"
         self._segments = segments(triples, how)
+        on_gpu = gpu.runs_on(device)
         self._square: Product = product
-        on_gpu = gpu.runs_on(stack.device)
         if how.form != "plain":
             self._square = gpu.symmetric_product if on_gpu else symmetric_product
         self._folds = on_gpu and how.form == "symmetric"
-        short, long = sorted(stack.shape[1:])
-        self._tall = stack.shape[1] > short
-        stacked = stack.shape[:1] if how.batched else ()
-        self._shape = (*stacked, short, long)
-        squares = 2 if max(map(len, self._segments)) == 1 else 4
-        self._squares = [
-            torch.empty((*stacked, short, short), dtype=how.dtype, device=stack.device) for _ in range(squares)
-        ]
-        self._spare: list[Tensor] = []
+        self._triples = triples if how.form == "plain" and not self._even and all(c for _, _, c in triples) else None
+        short, long = sorted(shape)
+        self._tall = shape[0] > short
+        self._shape = (short, long)
+        self._squares = 2 if max(map(len, self._segments)) == 1 else 4
 
-    def _memory(self, number: int) -> Tensor:
-        """One of the buffers for matrices, none higher than long."""
-        while len(self._spare) <= number:
-            self._spare.append(torch.empty(self._shape, dtype=self._dtype, device=self._squares[0].device))
-        return self._spare[number]
+    def _memory(self, stacked: tuple[int, ...], rows: int, columns: int) -> Tensor:
+        return torch.empty((*stacked, rows, columns), dtype=self.how.dtype, device=self._device)
 
-    def run_all(self, stack: Tensor, out: Tensor, norms: Tensor | None, eps: float) -> None:
-        """Puts the polynomials of a stack, at once or one by one, into out."""
-        if norms is not None:
-            norms = norms.to(self._real)
+    def __call__(
+        self, stack: Tensor, out: Tensor, norms: Tensor | Sequence[float] | None = None, eps: float = EPS
+    ) -> None:
+        """Puts the polynomials of a stack, at once or one by one, into out.
+
+        Args:
+            stack, out, eps: as for `polar`.
+            norms: likewise; or numbers that the host knows, of which those that are too small or too large are read anew.
+        """
+        stacked = stack.shape[:1] if self.how.batched else ()
+        short, long = self._shape
+        squares = [self._memory(stacked, short, short) for _ in range(self._squares)]
+        is_same = out.dtype == self.how.dtype
+        spare = [self._memory(stacked, short, long) for _ in range(1 if is_same and not self._tall else 2)]
+        real = torch.float64 if self.how.dtype == torch.float64 else torch.float32
+        most = torch.finfo(real).max
+        if isinstance(norms, Tensor):
+            norms = norms.clamp(max=min(most, torch.finfo(norms.dtype).max)).to(real)
+        elif norms is not None and self.how.batched:
+            norms = torch.tensor(norms, dtype=real) if all(SAFE < norm < most for norm in norms) else None
         x, y = (stack.mT, out.mT) if self._tall else (stack, out)
-        if self._batched:
-            self.run(x, y, None if norms is None else norms.view(-1, 1, 1), eps)
+        if self.how.batched:
+            self._run(x, y, norms.view(-1, 1, 1) if isinstance(norms, Tensor) else None, eps, squares, spare)
             return
         for i in range(len(stack)):
-            self.run(x[i], y[i], None if norms is None else norms[i], eps)
+            norm = None if norms is None else norms[i]
+            if isinstance(norm, float) and not SAFE < norm < most:
+                norm = None
+            self._run(x[i], y[i], norm, eps, squares, spare)
 
-    def run(self, x: Tensor, out: Tensor, norms: Tensor | None, eps: float) -> None:
+    def _run(
+        self,
+        x: Tensor,
+        out: Tensor,
+        norms: Tensor | float | None,
+        eps: float,
+        squares: Sequence[Tensor],
+        spare: Sequence[Tensor],
+    ) -> None:
         """Puts the polynomial of x into out.
 
         High matrices are turned while they are read and written: products of rows are faster.
         """
-        same = out.dtype == self._dtype
-        now = self._memory(0)
-        other = out if same and not self._tall else self._memory(1)
+        is_same = out.dtype == self.how.dtype
+        now, other = spare[0], spare[-1] if len(spare) == 2 else out
         if other is out and len(self._segments) % 2 == 0:  # so that the last product lands there
             now, other = other, now
         normalize(x, norms, eps, now)
+        last = len(self._segments) - 1
         for number, segment in enumerate(self._segments):
-            last = number == len(self._segments) - 1
-            new = out if same and last else other
-            self._advance(now, new, segment, self._even and number == 0)
+            new = out if is_same and number == last else other
+            if self._triples is None:
+                self._advance(now, new, segment, squares, self._even and number == 0)
+            else:
+                self._step(now, new, self._triples[number], *squares)
             now, other = new, now
-        if not same:
+        if not is_same:
             out.copy_(now)
 
-    def _advance(self, x: Tensor, new: Tensor, segment: Sequence[Triple], even: bool) -> None:
+    def _step(self, x: Tensor, new: Tensor, triple: Triple, r: Tensor, q: Tensor) -> None:
+        """One step by torch's products, and as few calls as there can be: of small matrices calls take the time."""
+        (a, b, c), batched = triple, self.how.batched
+        add = torch.baddbmm if batched else torch.addmm
+        (torch.bmm if batched else torch.mm)(x, x.mT, out=r)
+        add(r, r, r, beta=b, alpha=c, out=q)
+        if new.is_contiguous():
+            add(x, q, x, beta=a, out=new)
+        else:
+            product(q, x, new, x, beta=a)
+
+    def _advance(
+        self, x: Tensor, new: Tensor, segment: Sequence[Triple], squares: Sequence[Tensor], even: bool
+    ) -> None:
         """Some steps: new = Z_k ... Z_1 x."""
         square = self._square
         (a, b, c), *more = segment
-        r, q = self._squares[:2]
+        r, q = squares[:2]
         square(x, x.mT, r)
         if even:
             rows_evened(x, r)
@@ -157,7 +209,7 @@ class _Chain:
         if not more:  # a stays out of the product: in half precision its own rounding would double the error
             product(_polynomial(square, r, q, 0.0, b, c), x, new, x, beta=a)
             return
-        z, spare = self._squares[2:]
+        z, spare = squares[2:]
         factor = _polynomial(square, r, q, a, b, c)
         for a, b, c in more:
             square(r, factor, spare)
@@ -193,7 +245,7 @@ def segments(triples: Sequence[Triple], how: How) -> list[list[Triple]]:
     return [list(triples[start:end]) for start, end in itertools.pairwise(starts)]
 
 
-def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
+def normalize(x: Tensor, norms: Tensor | float | None, eps: float, out: Tensor) -> None:
     """out = x / max(|x|, eps), whatever the size of the elements.
 
     Args:
@@ -204,33 +256,37 @@ def normalize(x: Tensor, norms: Tensor | None, eps: float, out: Tensor) -> None:
     """
     real = torch.float64 if out.dtype == torch.float64 else torch.float32
     tiny = torch.finfo(real).tiny
+    if isinstance(norms, float) and x.dtype == out.dtype:
+        torch.div(x, max(norms, eps, tiny), out=out)
+        return
+    known = torch.tensor(norms, dtype=real) if isinstance(norms, float) else norms
     stacked = x.dim() == 3
-    if norms is None and x.device.type == "cpu":  # where looking at a number waits for nothing
+    if known is None and x.device.type == "cpu":  # where looking at a number waits for nothing
         kind = torch.promote_types(x.dtype, real)
-        norms = torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=kind)
-        low, high = torch.aminmax(norms)
+        known = torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=kind)
+        low, high = torch.aminmax(known)
         if not (float(low) > SAFE and float(high) < math.inf):
-            norms = None
-    elif norms is None and eps >= SAFE:  # in float64 no square of what is not divided by eps overflows or vanishes
-        norms = (
+            known = None
+    elif known is None and eps >= SAFE:  # in float64 no square of what is not divided by eps overflows or vanishes
+        known = (
             torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=torch.float64).clamp_(max=_LARGEST).to(real)
         )
-    if norms is not None and {x.dtype, out.dtype} == {
+    if known is not None and {x.dtype, out.dtype} == {
         torch.bfloat16,
         torch.float16,
     }:  # of which neither holds the other
-        norms = norms.clamp(min=max(eps, tiny)).view(-1, *[1] * (x.dim() - 1))
-        torch.div(x, norms, out=out)
+        known = known.clamp(min=max(eps, tiny)).view(-1, *[1] * (x.dim() - 1))
+        torch.div(x, known, out=out)
         return
     if torch.promote_types(x.dtype, out.dtype) != x.dtype:  # a division would round to the dtype of x
         x = out.copy_(x)
-    if norms is not None:
-        torch.div(x, norms.clamp(min=max(eps, tiny)), out=out)
+    if known is not None:
+        torch.div(x, known.clamp(min=max(eps, tiny)), out=out)
         return
     power = largest_power(x, (-2, -1)) if stacked else largest_power(x, (-2, -1)).view(())
     torch.div(x, power, out=out)
-    norms = torch.linalg.vector_norm(out, 2, (-2, -1), keepdim=stacked, dtype=real)
-    out.div_(torch.maximum(norms, eps / power).clamp_(min=tiny))
+    known = torch.linalg.vector_norm(out, 2, (-2, -1), keepdim=stacked, dtype=real)
+    out.div_(torch.maximum(known, eps / power).clamp_(min=tiny))
 
 
 def largest_power(x: Tensor, dims: int | tuple[int, int]) -> Tensor:

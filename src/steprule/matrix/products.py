@@ -97,18 +97,3 @@ def symmetric_product(
     if diagonal:
         out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
     return out
-
-
-def gram(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """X X^T.
-
-    Args:
-        x: (m, n) or (k, m, n).
-        out: (m, m) or (k, m, m); None makes it.
-
-    >>> gram(torch.tensor([[3.0, 4.0]]))
-    tensor([[25.]])
-    """
-    rows = x.shape[-2]
-    out = x.new_empty((*x.shape[:-1], rows)) if out is None else out
-    return symmetric_product(x, x.mT, out) if x.dim() == 2 else product(x, x.mT, out)

@@ -31,6 +31,7 @@ __all__ = [
     "Adan",
     "CAME",
     "DAdaptAdam",
+    "Dion2",
     "DoG",
     "Grams",
     "KLShampoo",
@@ -4409,6 +4410,119 @@ class PolarGrad(Optimizer):
         momentum: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
         ns_coefficients: typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = 'polar_express',
         ns_steps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 8,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Dion2(Optimizer):
+    """Muon of the rows, or columns if they are fewer, with the most momentum.
+    Ahn et al. 2025, arXiv:2512.16928, algorithm 1.
+
+    Those are a fraction of the shorter side. The momentum of what has been
+    stepped is multiplied by ef_decay, and the rest waits. Products of
+    matrices are as much smaller.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.01.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.01.
+        fraction: share of the rows or columns that are stepped. In (0, 1].
+            Default: 0.25.
+        ef_decay: what is left of the momentum of what has been stepped. In
+            [0, 1]. Default: 0.95.
+        ns_coefficients: coefficients a, b and c of the Newton-Schulz
+            polynomial, or a tuple with such three for each step, or
+            'keller', 'you', 'polar_express', 'polar_express_dao',
+            'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'.
+            Default: (3.4445, -4.775, 2.0315).
+        ns_steps: steps of Newton-Schulz. A whole number in [1, 99].
+            Default: 5.
+        adjust_lr_fn: factor of the shape, by which lr is multiplied:
+            'original', 'spectral', 'spectral_unclamped', 'match_rms_adamw',
+            'unit_rms', 'none'. Default: 'spectral'.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        momentum_buffer: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.Dion2([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
+        fraction: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.25,
+        ef_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
+        ns_coefficients: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] | collections.abc.Sequence[collections.abc.Sequence[float]] | typing.Literal['keller', 'you', 'polar_express', 'polar_express_dao', 'polar_express_cushioned', 'cans', 'aol', 'deepseek', 'cubic5'] = (3.4445, -4.775, 2.0315),
+        ns_steps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 5,
+        adjust_lr_fn: typing.Literal['original', 'spectral', 'spectral_unclamped', 'match_rms_adamw', 'unit_rms', 'none'] = 'spectral',
         *,
         foreach: bool | None = None,
         maximize: bool = False,

@@ -20,6 +20,7 @@ from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import as_average
 from steprule.services.clip import Clip, ClipValue, as_clip
 from steprule.services.step import NONFINITE, StepServices
+from steprule.settings import type_of
 from steprule.step.listed import name_in
 from steprule.tensors.across import ProcessGroup
 from steprule.tensors.memory import HALF_DTYPES, dtype_name, find_shared
@@ -81,7 +82,9 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
     defaults = {**rule.hyperparameters, **_equal_defaults(rule)}
     ordered = [name for name in rule.hyperparameters if name not in by_name] + by_position
     named = [*(name for name in flags if name not in by_position), *by_name, *ALL_OPTIONS]
-    types = {name: _type_of(default, texts_of(rule, name)) for name, default in rule.hyperparameters.items()}
+    types = {
+        name: type_of(default, texts_of(rule, name), float | Tensor) for name, default in rule.hyperparameters.items()
+    }
     types |= {name: _TYPES[name] for name in (*flags, *ALL_OPTIONS)}
     defaults |= {**{name: FLAGS[name] for name in flags}, **ALL_OPTIONS}
     kind = inspect.Parameter
@@ -89,19 +92,6 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
     parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD, annotation=ParamsT)]
     parameters += [kind(n, one, default=defaults[n], annotation=types[n]) for n, one in kinds.items()]
     return inspect.Signature(parameters)
-
-
-def _type_of(default: Any, texts: Any) -> Any:
-    """What a hyperparameter may be, seen from its default and the texts for it: any of them may be a function of the step."""
-    if isinstance(default, bool):
-        return bool | Callable[[int], bool]
-    if isinstance(default, (int, float)):
-        return float | Tensor | Callable[[int], float | Tensor]
-    if isinstance(default, tuple):
-        one: Any = float | Tensor | None if None in default else float | Tensor
-        numbers = Sequence[one] | Callable[[int], Sequence[one]]
-        return numbers | Sequence[Sequence[float]] | texts if texts else numbers
-    return (texts | None if default is None else texts) if texts else Any
 
 
 def is_elsewhere(value: Any) -> bool:

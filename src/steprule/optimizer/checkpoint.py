@@ -1,4 +1,4 @@
-"""What a checkpoint has beyond torch.optim's, and how one is taken over."""
+"""How a checkpoint, which has more than torch.optim's, is taken over."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steprule import rules
 from steprule.formats import weight_format
+from steprule.formats.parts import as_kept
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
@@ -21,10 +22,10 @@ from steprule.rules.options import OPTIONS, added_names
 from steprule.services.clip import unpacked
 from steprule.services.ledger import REMEMBERED
 from steprule.step.listed import name_in
-from steprule.tensors.memory import DTYPES, dtype_name, too_short
+from steprule.tensors.memory import DTYPES, HALF_DTYPES, dtype_name
 from steprule.tensors.state import (
     AVERAGE,
-    FORMAT_OPTIONS,
+    GROUP_OPTIONS,
     average_format,
     convert,
     drop_other_low_bits,
@@ -32,9 +33,9 @@ from steprule.tensors.state import (
     has_arrays,
     kept,
     kept_format,
+    low_bits_dtype,
     misfit,
     own_copy,
-    read_state,
     set_arrays,
     state_format,
     state_of,
@@ -168,7 +169,7 @@ class Loading:
         its = self._groups.base.like_torch
         taken: Any = its.taken if its is not None and its.taken is not None else dict
         states = {
-            number: taken(with_new_names(state)) if number in numbers and isinstance(state, Mapping) else state
+            number: taken(as_kept(with_new_names(state))) if number in numbers and isinstance(state, Mapping) else state
             for number, state in keyed.items()
         }
         self._source = {**state_dict, "state": states}
@@ -179,7 +180,7 @@ class Loading:
         """Takes note of what is there before."""
         groups = self._groups
         self._before = groups.groups, groups.states
-        self._formats = [{k: g[k] for k in FORMAT_OPTIONS if k in g} for g in groups.groups]
+        self._formats = [{k: g[k] for k in GROUP_OPTIONS if k in g} for g in groups.groups]
         self._own = [{k: g[k] for k in self._kept if k in g} for g in groups.groups]
         numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
         self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
@@ -199,11 +200,17 @@ class Loading:
         for number, (group, saved) in enumerate(zip(self._groups.groups, groups, strict=True)):
             for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = self._source["state"].get(key, {})
-                self._check_state(state, param, saved, name_in(group, number, index), every)
+                self._check_state(state, param, saved, group, name_in(group, number, index), every)
         check_notes(notes_in(self._source))
 
     def _check_state(
-        self, state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str, every: frozenset[str]
+        self,
+        state: Mapping[str, Any],
+        param: Tensor,
+        saved: Mapping[str, Any],
+        group: Mapping[str, Any],
+        who: str,
+        every: frozenset[str],
     ) -> None:
         rule, base = self._rule, self._groups.base
         if not isinstance(state, Mapping):
@@ -233,7 +240,9 @@ class Loading:
                 f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
                 "alone and begin anew"
             )
-        if problem := misfit(rule, state, param, who, hyper, converted=True):
+        seen = {**hyper, "view": group.get("view")}  # which stays the group's own
+        problem = misfit(rule, state, param, who, seen, converted=True) or _mixed(state, param, saved, who)
+        if problem:
             raise ValueError(problem)
 
     def finish(self) -> None:
@@ -272,9 +281,9 @@ class Loading:
                 group.setdefault(name, value)
         for group, saved, own in zip(groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", own.get("seed", 0))
-            for name in FORMAT_OPTIONS:
+            for name in GROUP_OPTIONS:
                 group.pop(name, None)
-            group.update({**own, "seed": seed} if own else {})
+            group.update({**own, "seed": seed} if "seed" in own else own)
             for number, param in zip(saved["params"], group["params"], strict=True):
                 for name, value in self._source["state"].get(number, {}).items():
                     is_known = state_of(name, ("step", "param", AVERAGE, *self._rule.states)) is not None
@@ -316,56 +325,20 @@ class Loading:
         drop_other_low_bits(state, weight_format(group.get("weights"), dtype))
 
 
-def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict of the optimizer with every state in float32, and without what torch.optim does not know."""
-    rule, state = groups.core.rule, dict(saved["state"])
-    params = [param for group in groups.groups for param in group["params"]]
-    numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    for number, param in zip(numbers, params, strict=True):
-        if number in state:
-            plain = {}
-            for array, value in state[number].items():
-                name = state_of(array, rule.states)
-                if name is not None and kept(state[number], name) is not None:
-                    plain[name] = read(groups, param, name)
-                elif array != "step" or rule.keeps_step:
-                    plain[array] = value
-            state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
-    hidden = (*FORMAT_OPTIONS, *NOTES, SCHEDULES)
-    plain_groups = [{k: v for k, v in group.items() if k not in hidden} for group in saved["param_groups"]]
-    return {**saved, "state": state, "param_groups": plain_groups}
-
-
-def with_torchs(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
-    """What was saved, whose states have what torch.optim's class wants to find there as well."""
-    its = groups.base.like_torch
-    if its is not None and its.given is not None:
-        for number, param in enumerate(param for group in groups.groups for param in group["params"]):
-            if number in saved["state"]:
-                state = saved["state"][number]
-                saved["state"][number] = {**state, **its.given(state, param.shape)}
-    return saved
-
-
-def read(groups: Groups, param: Tensor, name: str) -> Tensor:
-    """The number behind each element of a parameter or a state; see `Optimizer.read`."""
-    if not isinstance(param, Tensor):
-        raise TypeError(f"read() takes one of the optimizer's parameters and the name of a state, not {param!r} first")
-    own_groups = [group for group in groups.groups if any(param is other for other in group["params"])]
-    if not own_groups:
-        raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
-    state = groups.states.get(param, {})
-    every = {**state, "param": param.detach()}
-    rule, who = groups.core.rule, f"the parameter of shape {tuple(param.shape)}"
-    whole = state_of(name, {"param", AVERAGE, *rule.states})
-    if whole not in (None, name) and name in state:
-        raise KeyError(f"{name!r} is a part of {whole!r}, and has no numbers of its own: read {whole!r}")
-    own = kept(every, name)
-    if own is None:
-        raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-    if problem := too_short(param, who) or misfit(rule, state, param, who, own_groups[0], converted=True):
-        raise RuntimeError(problem)
-    return own.clone() if name in (*rule.scalar_states, *rule.side_states) else read_state(every, name, param.shape)
+def _mixed(state: Mapping[str, Any], param: Tensor, saved: Mapping[str, Any], who: str) -> str | None:
+    """What is wrong if low bits are others than their group says, as torch.distributed.checkpoint casts them where it loads into
+    the state dict of an optimizer with another format; or None."""
+    if param.dtype not in HALF_DTYPES or saved.get("weights") is None:
+        return None
+    wanted = low_bits_dtype(weight_format(saved["weights"], dtype_name(param.dtype)))
+    for name in ("param_correction", f"{AVERAGE}_correction"):
+        low = state.get(name)
+        if isinstance(low, Tensor) and dtype_name(low.dtype) != wanted:
+            return (
+                f"the state {name} of {who} is {low.dtype}, and was saved with weights={saved['weights']!r}: load it into an optimizer "
+                "with that format, and that one's state_dict() into this one"
+            )
+    return None
 
 
 _TORCHS = ("variance",)

@@ -20,6 +20,7 @@ from steprule.services.release import Release
 from steprule.services.step import StepServices
 from steprule.step.plans import Plans
 from steprule.tensors.across import Across
+from steprule.tensors.copies import drop_copies, drop_flat_copies
 from steprule.tensors.exchange import Agreement
 from steprule.tensors.shard import Shards
 
@@ -33,11 +34,12 @@ class Given:
     Attributes:
         groups: in how many groups they were.
         had_matrices: whether some had more than one dimension.
+        have_begun: whether one has had a gradient, or it is known that none need have one.
     """
 
     def __init__(self) -> None:
         self._by_id: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        self.groups, self.had_matrices = 0, False
+        self.groups, self.had_matrices, self.have_begun = 0, False, False
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Takes note of these, which are a group."""
@@ -121,6 +123,17 @@ class Core:
         """
         self.plans.forget()
         self.completed = [group for group in self.completed if any(group is other for other in groups)]
+
+    def weights_have_changed(self, groups: Sequence[dict[str, Any]]) -> None:
+        """To be called where something else than a step has written weights.
+
+        Args:
+            groups: the optimizer's.
+        """
+        self.forget_plans(groups)
+        params = [param for group in groups for param in group["params"]]
+        drop_copies(params)
+        drop_flat_copies(params)
 
     def notes(self) -> dict[str, Callable[[], Any]]:
         """What the next step depends on besides states and settings, by the names of `NOTES`: to be asked only when it is

@@ -15,12 +15,13 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from steprule.docstrings import options_at_length
 from steprule.optimizer import torchs
 from steprule.optimizer.arguments import docstring, signature_of
-from steprule.optimizer.checkpoint import Loading, plain_state_dict, read, with_torchs
+from steprule.optimizer.checkpoint import Loading
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, reduce
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.making import begin, bind, check_params, finish, set_clip, set_process_group
 from steprule.optimizer.releasing import release_gradients
+from steprule.optimizer.saved import as_saved, plain_state_dict, read
 from steprule.optimizer.shown import shown
 from steprule.optimizer.steps import Steps
 from steprule.rule import Rule
@@ -165,10 +166,7 @@ class Optimizer(torch.optim.Optimizer):
         return read(self._groups, param, name)
 
     def plain_state_dict(self) -> dict[str, Any]:
-        """The state dict with every state as a float32 tensor and without formats: torch.optim can load it.
-
-        The low bits of weights are left out, since torch.optim has none; `read` gives weights with them.
-        """
+        """The state dict as torch.optim can load it: every state in float32, and no low bits of weights, which `read` gives."""
         self._core.modes.must_train("plain_state_dict()")
         return plain_state_dict(self._groups, self.state_dict())
 
@@ -182,7 +180,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         self._core.modes.must_have_weights("state_dict()")
         self._groups.note()
-        return with_torchs(self._groups, super().state_dict())
+        return as_saved(self._groups, super().state_dict())
 
     @property
     def clip(self) -> Clip | None:
@@ -246,7 +244,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _swap(self, who: str) -> None:
         self._core.modes.swap(who, self._core.rule, self.param_groups, self.state)
-        self._core.forget_plans(self.param_groups)
+        self._core.weights_have_changed(self.param_groups)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``.
@@ -343,7 +341,7 @@ class Optimizer(torch.optim.Optimizer):
                 Default: True.
         """
         torchs.zero_grad(self, set_to_none)
-        self._core.plans.let_go(*self._steps.here())
+        self._steps.let_go_of_replaced()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 

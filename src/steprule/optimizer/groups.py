@@ -33,7 +33,7 @@ from steprule.rules.options import OPTIONS, check_lookahead
 from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together, number_at
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
-from steprule.tensors.state import FORMAT_OPTIONS, bring_up_to_date
+from steprule.tensors.state import FORMAT_OPTIONS, GROUP_OPTIONS, bring_up_to_date
 
 
 class Groups:
@@ -190,11 +190,11 @@ class Groups:
         return ((group, param) for param, group in groups.items())
 
     def complete_formats(self) -> None:
-        """Gives all groups formats if one has some."""
-        if any(name in group for group in self.groups for name in FORMAT_OPTIONS):
-            for group in self.groups:
-                for name, default in FORMAT_OPTIONS.items():
-                    group.setdefault(name, default)
+        """Gives all groups formats if one has some, and a view if one has one."""
+        present = {name for group in self.groups for name in group}
+        missing = {} if present.isdisjoint(FORMAT_OPTIONS) else FORMAT_OPTIONS
+        for group in self.groups:
+            group.update({**missing, **({"view": None} if "view" in present else {}), **group})
 
     def watch(self) -> None:
         """Tells those who hook into gradients whose they are."""
@@ -293,7 +293,7 @@ class Groups:
 
     def check_keys(self, group: Mapping[str, Any]) -> None:
         """Raises for what a group cannot have for itself, and warns of what may be a misspelled setting."""
-        settings = (*self.core.rule.hyperparameters, *self.flags, *FORMAT_OPTIONS)
+        settings = (*self.core.rule.hyperparameters, *self.flags, *GROUP_OPTIONS)
         for name in group.keys() - {"params", "param_names", *settings, *SERVICE_OPTIONS, *OPTIONS, *self._spelled}:
             self._spelled.add(name)
             is_of_one = any(one in str(name) for one in settings)  # as a scheduler's base_momentum

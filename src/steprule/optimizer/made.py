@@ -99,7 +99,7 @@ class _Exchanging(Optimizer):
                 pairs += [(own[suffix], x) for suffix, x in new.items()]
         exchange_all(pairs)
         modes.training = training
-        self._core.forget_plans(self.param_groups)
+        self._core.weights_have_changed(self.param_groups)
 
 
 def _exchanged(

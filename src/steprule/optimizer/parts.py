@@ -6,18 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from steprule.engine.matrices import fits_passes
 from steprule.formats.parts import cuts_of, is_sharded
 from steprule.optimizer.core import Core
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
-from steprule.state import no_matrix
+from steprule.state import matrices_of, no_matrix
 from steprule.step.listed import name_in
+from steprule.tensors.copies import is_flattened
 from steprule.tensors.exchange import has_rows, why_apart
 from steprule.tensors.memory import HALF_DTYPES
 from steprule.tensors.numbering import numbering_of
+from steprule.tensors.replaced import are_replaced
 from steprule.tensors.shard import cut_dimensions, is_unreduced
 from steprule.trace.tracing import couples, program_of
 
@@ -40,12 +44,12 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
     Raises:
         ValueError: something needs the whole.
     """
-    is_flattened, group, across = core.is_made and _is_flattened(core, groups), groups[number], core.across
+    is_replaced, group, across = core.is_made and _is_replaced(core, groups), groups[number], core.across
     if across is not None and across.has_model:
-        for what in _exchanges(core):
+        for what, instead in _exchanges(core):
             raise ValueError(
                 f"{what}, and in a ZeroRedundancyOptimizer it would exchange those of this process's parameters only: the "
-                "model here has the others', too"
+                f"model here has the others', too. {instead}"
             )
     for index, param in enumerate(group["params"]):
         who = name_in(group, number, index)
@@ -54,21 +58,19 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 f"process_group={across} and {who} do not go together: that is a DTensor, which knows its parts in other "
                 "processes: leave out process_group"
             )
-        kind = _FLAT if is_flattened else _kind_of(param)
+        kind = _FLAT if is_replaced else _kind_of(param)
         if kind is None:
             continue
         if is_sharded(param):
             needs = _needs_of_shards(core, group, param)
         else:
-            needs = chain(_needs_tensors(core, group, param, is_flattened), _exchanges(core) if is_flattened else ())
-        needing = next(needs, None)
-        if needing is not None:
+            needs = chain(_needs_tensors(core, group, param, is_replaced), _exchanges(core) if is_replaced else ())
+        for what, instead in needs:
             raise ValueError(
-                f"{needing}, and {who} {kind}: a step here would see only its own part, and its "
-                "result would be wrong. Rules that look at each element by itself take such parameters"
+                f"{what}, and {who} {kind}: a step here would see only its own part, and its result would be wrong. {instead}"
             )
         needing = next(_needs_all(core, group), None) if not is_sharded(param) else None
-        if needing is not None and is_flattened and _are_apart(core, groups):
+        if needing is not None and is_replaced and _are_apart(core, groups):
             raise ValueError(
                 f"{needing}, and {who} {kind}, and other groups' parameters are not there: a trainer that steps one group after "
                 "another, as DeepSpeed does, needs all parameters in one group"
@@ -80,20 +82,61 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
             )
 
 
+def check_not_replaced(core: Core, groups: Sequence[dict[str, Any]]) -> None:
+    """Raises, where no parameter has ever had a gradient, if a model has others in their place by now.
+
+    Raises:
+        RuntimeError: it has.
+    """
+    if core.given.have_begun or core.across is not None or not torch.distributed.is_available():
+        return
+    every = [param for group in groups for param in group["params"] if param.requires_grad]
+    has_begun = any(is_sharded(param) or param.grad is not None for param in every)
+    if not has_begun and torch.distributed.is_initialized() and are_replaced(every):
+        raise RuntimeError(
+            "no parameter of this optimizer has a gradient, and parts of tensors of the same shapes have: they have taken the place "
+            "of its parameters in a model, as fully_shard(), parallelize_module() and FullyShardedDataParallel have them do. Make "
+            "the optimizer afterwards, for model.parameters()"
+        )
+    core.given.have_begun = True
+
+
 def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) -> None:
-    """Raises for vectors, where the rule takes matrices; arguments as for `check_whole`.
+    """Raises for vectors, where the rule takes matrices, and for views that make no sense; arguments as for `check_whole`.
 
     Raises:
         ValueError: there is one.
     """
     group = groups[number]
+    if group.get("view") is not None:
+        _check_view(core, group, number)
     for index, param in enumerate(group["params"]):
         is_vector = not is_lazy(param) and param.dim() < 2
         if is_vector and not program_of(core.rule, group).takes_vectors:
             raise ValueError(no_matrix(core.rule, name_in(group, number, index), param.shape))
 
 
-def _is_flattened(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
+def _check_view(core: Core, group: dict[str, Any], number: int) -> None:
+    """Raises if parameters cannot be seen so, or not by the rule."""
+    view, rule = group["view"], core.rule.chosen(group)
+    program = program_of(core.rule, group)
+    if not isinstance(view, str):
+        raise TypeError(f"view={view!r} of group {number}: must be the words of a view, as str(view) gives them")
+    if not program.sees_matrix:
+        raise ValueError(f"view={view!r} of group {number}: {rule.__name__} looks at elements, and sees no matrices")
+    for index, param in enumerate(group["params"]):
+        try:
+            shapes = [] if is_lazy(param) else matrices_of(param.shape, False, view)
+        except ValueError as error:
+            raise ValueError(f"{name_in(group, number, index)}: {error}") from None
+        if core.rule.scalar_states and program.sums and (len(shapes) > 1 or len(shapes[0]) > 2):
+            raise ValueError(
+                f"view={view!r} of {name_in(group, number, index)}: {rule.__name__} keeps one number for each tensor, and several "
+                "matrices would have one each: give it them as parameters of their own"
+            )
+
+
+def _is_replaced(core: Core, groups: Sequence[dict[str, Any]]) -> bool:
     """Whether of the parameters that it was made for none is left, and nothing but vectors is in their place."""
     params = [param for group in groups for param in group["params"]]
     return (
@@ -113,55 +156,79 @@ def _kind_of(param: Tensor) -> str | None:
         return None
     if is_sharded(param):
         return "is a DTensor, of which other processes have parts"
-    if getattr(param, "_fsdp_flattened", False) and param.dim() == 1:  # FSDP's mark
+    if is_flattened(param) and param.dim() == 1:
         return "belongs to FSDP, which gives each process a piece of several tensors laid end to end"
     return None
 
 
-def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[str]:
-    """What was asked for and cannot be had of this DTensor."""
+_ELEMENTWISE = "Rules that look at each element by itself take such parameters"
+_OTHER_STATES = 'Leave it out, or use states="bfloat16"'
+_OTHER_CLIP = "Clip by the norm of all gradients, as in clip=1.0, or by value, as in clip=ClipValue(1.0)"
+_LEAVE_OUT = "Leave it out"
+
+
+def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[tuple[str, str]]:
+    """What was asked for and cannot be had of this DTensor, and what to do instead."""
     services, cut = core.services, cut_dimensions(param)
     if is_unreduced(param):
-        yield "a step takes tensors that are added up (call redistribute() first)"
+        yield "a step takes tensors that are added up", "Call redistribute() first"
     if group.get("differentiable"):
-        yield "differentiable=True needs all that autograd has seen"
+        yield "differentiable=True needs all that autograd has seen", _LEAVE_OUT
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
         name = core.rule.__name__
         if reason := why_apart(param):
-            yield f"{name} looks at whole matrices, whose parts {reason}"
-        elif not program.by_passes or program.joins_rows or program.square_states:
-            yield f"{name} looks at whole columns or squares of matrices, or at all rows at once"
+            yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
+        elif not program.has_squares and not fits_passes(
+            program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))
+        ):
+            needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
+            yield needs, "Leave out the view, or step this one by a rule that needs products only, such as Muon"
+        elif not program.by_passes or program.joins_rows or program.has_squares:
+            yield f"{name} looks at whole columns or squares of matrices, or at all rows at once", _ELEMENTWISE
         elif program.last.sides and not has_rows(param):
-            yield f"{name} looks at whole rows, which matrices of two dimensions have where they are cut along the first"
+            rows = (
+                f"{name} looks at whole rows, which matrices of two dimensions have where they are cut along the first"
+            )
+            yield rows, f"Cut them so, as fully_shard() does. {_ELEMENTWISE}"
         if core.release is not None and program.matrices:
-            yield RELEASED.format(name)
+            yield RELEASED.format(name), "Step after backward"
     if core.accumulator is not None:
-        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
+        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors", _LEAVE_OUT
     if group.get("states") == "8bit" and any(cut):
-        yield 'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut'
+        yield (
+            'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut',
+            f"{_OTHER_STATES}, or cut along the first dimension",
+        )
     if group.get("weights") == "stochastic" and numbering_of(param) is None:
-        yield 'weights="stochastic" draws a number for each element of the whole, and the rows of a part lie there at distances of several lengths'
+        yield (
+            'weights="stochastic" draws a number for each element of the whole, and the rows of a part lie there at distances of several lengths',
+            'Use weights="24bit" or "32bit"',
+        )
     if services is not None and isinstance(services.clip, ClipAdaptive) and group.get("clip") is not False:
-        yield f"clip={services.clip} looks at rows"
+        yield f"clip={services.clip} looks at rows", _OTHER_CLIP
 
 
-def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_flattened: bool) -> Iterator[str]:
-    """What was asked for and needs whole tensors."""
+def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_replaced: bool) -> Iterator[tuple[str, str]]:
+    """What was asked for and needs whole tensors, and what to do instead."""
     clip = core.services.clip if core.services is not None and group.get("clip") is not False else None
     program = program_of(core.rule, group)
     if program.sees_matrix:
-        yield f"{core.rule.__name__} looks at whole matrices"
+        yield f"{core.rule.__name__} looks at whole matrices", _ELEMENTWISE
     if any(not one.of_all for one in program.sums.values()):
-        yield f"{core.rule.__name__} adds up over all elements of a tensor"
+        name = "cautious=True" if core.options["cautious"] else core.rule.__name__
+        yield (
+            f"{name} adds up over all elements of a tensor",
+            "Leave it out" if core.options["cautious"] else _ELEMENTWISE,
+        )
     if core.accumulator is not None:
-        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors"
+        yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors", _LEAVE_OUT
     if group.get("states") == "8bit":
-        yield 'states="8bit" has an exponent for every block of 128 elements of a row'
+        yield 'states="8bit" has an exponent for every block of 128 elements of a row', _OTHER_STATES
     if isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter):
-        yield f"clip={clip} looks at the norms of rows or tensors"
-    if is_flattened and group.get("weights") is not None and param.dtype not in HALF_DTYPES:
-        yield f"weights={group['weights']!r} keeps low bits of half-precision parameters"
+        yield f"clip={clip} looks at the norms of rows or tensors", _OTHER_CLIP
+    if is_replaced and group.get("weights") is not None and param.dtype not in HALF_DTYPES:
+        yield f"weights={group['weights']!r} keeps low bits of half-precision parameters", _LEAVE_OUT
 
 
 def _needs_all(core: Core, group: Mapping[str, Any]) -> Iterator[str]:
@@ -179,9 +246,9 @@ def _needs_all(core: Core, group: Mapping[str, Any]) -> Iterator[str]:
         yield "telemetry gathers norms"
 
 
-def _exchanges(core: Core) -> Iterator[str]:
-    """What was asked for and exchanges the weights of a model."""
+def _exchanges(core: Core) -> Iterator[tuple[str, str]]:
+    """What was asked for and exchanges the weights of a model, and what to do instead."""
     if core.has_modes:
-        yield "eval() exchanges the model's weights"
+        yield "eval() exchanges the model's weights", "Take a rule without eval(), such as AdamW"
     if core.services is not None and core.services.average is not None:
-        yield "swap_average() exchanges the model's weights"
+        yield "swap_average() exchanges the model's weights", "Leave out average"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,18 +12,22 @@ from torch import Tensor
 
 from steprule.engine.run import Spread, alone
 from steprule.engine.team import torch_alone
-from steprule.formats.parts import cuts_of, is_sharded
+from steprule.formats.parts import cuts_of, is_sharded, local
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
+from steprule.optimizer.disagreement import disagreement
 from steprule.optimizer.groups import Groups
+from steprule.optimizer.parts import check_not_replaced
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rules.options import OPTIONS
+from steprule.services.host import ASKED
 from steprule.services.release import check_not_released
 from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
+from steprule.tensors.copies import drop_copies
 from steprule.tensors.exchange import Agreement
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
@@ -48,20 +53,23 @@ class Steps:
     def take(self) -> None:
         """Takes one step of all parameters, or closes one whose parameters were stepped inside backward."""
         core, groups = self._core, self._groups
-        core.modes.must_train("step()")
         if core.release is not None:
+            core.modes.must_train("step()")
+            if not core.release.stepped:
+                check_not_replaced(core, groups.groups)
             with torch.no_grad():
                 core.release.step(self.move_resting_averages)
         else:
             if core.across is not None and core.across.has_model:
                 self._take_over_notes()
-            groups.insist_on_schedules()
             if core.plans.current is None:
                 self._find_shards()
-            if core.shards is None:
-                self._take()
-            else:
-                self._take_together(core.shards)
+            try:
+                self._take() if core.shards is None else self._take_together(core.shards)
+            except DisagreementError as error:
+                raise RuntimeError(disagreement(error, self._groups.groups)) from None
+        if core.shards is not None:
+            drop_copies([param for group in groups.groups for param in group["params"]])
         if core.schedules is not None:
             core.schedules.count(core.schedules.calls + 1)
             groups.set_scheduled_if_possible()
@@ -81,17 +89,32 @@ class Steps:
     def _take(self) -> None:
         """Steps, by the plan that there is if it holds."""
         core = self._core
-        current = core.plans.current
+        if core.across is not None:
+            core.across.begin(self._first_call())
         try:
+            core.modes.must_train("step()")
+            self._groups.insist_on_schedules()
+            current = core.plans.current
             if current is None or not current.run(*self.here()):
                 with torch.set_grad_enabled(self._groups.defaults.get("differentiable", False)), torch_alone():
                     self._take_anew()
         except Exception:
             if core.agreement is not None:
                 core.agreement.close(has_failed=True)
+            if core.across is not None:
+                with contextlib.suppress(DisagreementError):
+                    core.across.fail()
             raise
         if core.agreement is not None:
             core.agreement.close()
+
+    def _first_call(self) -> int | None:
+        """How many numbers the step's first exchange with the processes of a group has, None where it has none."""
+        services, spread = self._core.services, self._spread()
+        if services is not None and services.wants is not None:
+            return ASKED
+        sizes = [len(names) for names in spread.names if names] if spread is not None else []
+        return sizes[0] if sizes else 0 if services is not None and services.counts else None
 
     def _take_together(self, shards: Shards) -> None:
         """Steps parts: all processes do, or none where they would wait for each other.
@@ -104,10 +127,10 @@ class Steps:
         try:
             self._take()
             totals.take_part()
-        except DisagreementError as error:
-            raise RuntimeError(self._disagreement(error.places)) from None
+        except DisagreementError:
+            raise
         except Exception:
-            with contextlib.suppress(Exception):  # the others say that they have been told
+            with contextlib.suppress(Exception):  # which says that they have been told, or cannot be
                 totals.take_part(has_failed=True)
             raise
         finally:
@@ -117,21 +140,53 @@ class Steps:
     def _adds_up(self) -> bool:
         """Whether the next step adds up over processes."""
         core, services = self._core, self._core.services
-        if services is not None and (services.wants is not None or services.gathers or services.nonfinite == "zero"):
+        if services is not None and (services.wants is not None or services.counts):
             return True
         return any(program_of(core.rule, group).sums for group in self._groups.groups)
 
-    def _disagreement(self, places: Sequence[int]) -> str:
-        """What errors say where processes cannot take a step together."""
-        if not places:
-            return "another process cannot take this step, whose error says why: here, too, it was not taken"
-        listed = {one.param: one for one in reversed(list(list_all(self._groups.groups)))}
-        ordered = list(dict.fromkeys(one.param for one in list_all(self._groups.groups)))
-        names = [name_in(one.group, one.number, one.position) for one in (listed[ordered[place]] for place in places)]
-        return (
-            f"some processes have a gradient for {', '.join(names[:5])}{' and others' * (len(names) > 5)}, and some have none: a "
-            "step that adds up over processes needs all parts. Give them gradients of 0 where they have none"
-        )
+    @property
+    def waits(self) -> bool:
+        """Whether processes wait for each other in the next step."""
+        self._find_shards()
+        return self._waits_for_group or self._waits_for_parts
+
+    @property
+    def _waits_for_group(self) -> bool:
+        return self._core.across is not None and self._first_call() is not None
+
+    @property
+    def _waits_for_parts(self) -> bool:
+        core = self._core
+        return core.shards is not None and core.release is None and (core.agreement is not None or self._adds_up())
+
+    def agree(self, has_failed: bool, compares: bool) -> None:
+        """Finds out whether other processes take the next step too, before anything has changed; all call it, if one `waits`.
+
+        Args:
+            has_failed: whether this process cannot take it.
+            compares: whether gradients are what they will be in that step.
+
+        Raises:
+            RuntimeError: another cannot take it, or has gradients of other parameters.
+        """
+        core, found = self._core, None
+        if core.across is not None and self._waits_for_group:
+            core.across.begin(0)
+            try:
+                core.across.fail() if has_failed else core.across.gather(())
+            except DisagreementError as error:
+                found = error
+        if core.shards is not None and self._waits_for_parts:
+            params = dict.fromkeys(one.param for one in list_all(self._groups.groups)) if compares else ()
+            places = [place for place, p in enumerate(params) if cuts_of(p) and p.grad is not None]
+            key = float(zlib.crc32(repr(places).encode()))
+            axes = core.agreement.axes if core.agreement is not None else None
+            try:
+                core.shards.totals.agree(key, places, has_failed or found is not None, axes)
+            except DisagreementError as error:
+                found = found or error
+        if found is not None:
+            raise RuntimeError(disagreement(found, self._groups.groups))
 
     def _take_anew(self) -> None:
         """Looks at everything, makes a plan and steps."""
@@ -144,6 +199,7 @@ class Steps:
                     'with "params": []'
                 )
             return
+        check_not_replaced(self._core, self._groups.groups)
         try:
             self._core.plans.renew(self.job())
         finally:
@@ -169,6 +225,8 @@ class Steps:
         """Takes note of whether some of the parameters, which it returns, are DTensors."""
         core, every = self._core, [param for group in self._groups.groups for param in group["params"]]
         core.shards = (core.shards or Shards()) if any(map(is_sharded, every)) else None
+        if core.shards is not None:
+            core.shards.know(every)
         self._find_matrices()
         return every
 
@@ -193,19 +251,20 @@ class Steps:
             return
         groups.insist_on_schedules()
         current = core.plans.current
-        if current is None or not current.run(*self.here(), only_ask=True):
-            with torch.no_grad(), torch_alone():
-                self._look()
-                job = self.job()
-                look(job, list(list_all(job.groups)))
+        try:
+            if current is None or not current.run(*self.here(), only_ask=True):
+                with torch.no_grad(), torch_alone():
+                    self._look()
+                    job = self.job()
+                    look(job, list(list_all(job.groups)))
+        finally:
+            self._let_go()
         if core.services is not None and core.services.nonfinite == "raise":
             wrong = [
                 given_name(group, index) or name_in(group, number, index)
                 for number, group, index, param, _ in list_all(groups.groups)
                 if param.grad is not None and not _is_finite(param.grad)
             ]
-            others = core.across.gather([len(wrong)])[:, 0] if core.across is not None else ()
-            wrong = wrong or [f"those of process {rank} of process_group" for rank, one in enumerate(others) if one]
             if wrong:
                 core.services.refuse(wrong)
 
@@ -218,8 +277,8 @@ class Steps:
         current = plans.single.get(param)
         if current is None or not current.run(self._groups.groups, states):
             self._take_one_anew(param, part)
-        if part is not param:
-            part.grad = None
+        if shards is not None:
+            shards.let_go(param)
 
     def _take_one_anew(self, param: Tensor, part: Tensor) -> None:
         """Looks at everything about one parameter, of which a part is here, makes a plan and steps."""
@@ -234,6 +293,17 @@ class Steps:
                 plans.renew_single(self.job(), param, [one._replace(param=part) for one in listed])
             finally:
                 self._keep()
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Keeps no gradient of a part alive between two steps."""
+        if self._core.shards is not None:
+            self._core.shards.let_go()
+
+    def let_go_of_replaced(self) -> None:
+        """Frees parameters and states that have been replaced."""
+        self._core.plans.let_go(*self.here())
+        self._let_go()
 
     def look_before_release(self) -> None:
         """Looks at groups and schedules, once in a step whose parameters are then stepped one by one."""
@@ -269,8 +339,8 @@ class Steps:
 
     def _spread(self) -> Spread | None:
         """How numbers of all processes' parameters come about, if these have different ones."""
-        across = self._core.across
-        return Spread(across.gather, sums_of_all(self._core.rule, self._groups.groups)) if across is not None else None
+        across, groups = self._core.across, self._groups.groups or [self._groups.defaults]
+        return Spread(across.gather, sums_of_all(self._core.rule, groups)) if across is not None else None
 
     @torch_alone()
     def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
@@ -299,13 +369,21 @@ class Steps:
             return False
         if any(lr.any() if isinstance(lr, Tensor) else lr for lr in rates):
             return False
-        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
+        if any(float(step) > 0 for step in steps):
+            return False
+        self._find_shards()
+        if core.shards is not None:  # whose parts here may be 0 and others not
+            return not core.shards.totals.has_any(not self._has_only_zeros())
+        return self._has_only_zeros()
+
+    def _has_only_zeros(self) -> bool:
+        """Whether there are gradients, and all that are here are 0."""
+        groups = self._groups.groups
+        grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
         if not grads and self._core.across is not None and not any(group["params"] for group in groups):
             return True  # others make theirs, and take no step
-        if not grads or any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads):
-            return False
-        steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
-        return not any(float(step) > 0 for step in steps)
+        return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
 
     def make_states(self) -> None:
         """Makes the states of all parameters that have gradients, and steps none."""

@@ -45,6 +45,7 @@ from steprule.rules.muon import AdaMuon as AdaMuon
 from steprule.rules.muon import MuonEq as MuonEq
 from steprule.rules.muon import MUD as MUD
 from steprule.rules.muon import PolarGrad as PolarGrad
+from steprule.rules.muon import Dion2 as Dion2
 from steprule.rules.muon import Mano as Mano
 from steprule.rules.muon import Scion as Scion
 from steprule.rules.parameter_free import Prodigy as Prodigy
@@ -75,6 +76,7 @@ __all__ = [
     "Adan",
     "CAME",
     "DAdaptAdam",
+    "Dion2",
     "DoG",
     "Grams",
     "KLShampoo",

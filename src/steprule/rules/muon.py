@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from steprule.matrix.coefficients import PUBLISHED, published
 from steprule.pieces import (
     Value,
+    abs,
     col_mean,
     col_total,
     cols,
@@ -23,6 +24,7 @@ from steprule.pieces import (
     rows,
     sign,
     sqrt,
+    top_share,
     total,
     where,
 )
@@ -206,6 +208,30 @@ class PolarGrad(_Orthogonalized, Rule):
         whole = polar(momentum_buffer, ns_coefficients, ns_steps)
         direction = total(momentum_buffer * whole) * whole
         return param - lr * (direction + weight_decay * param), momentum_buffer
+
+
+class Dion2(_Orthogonalized, Rule):
+    """Muon of the rows, or columns if they are fewer, with the most momentum. Ahn et al. 2025, arXiv:2512.16928, algorithm 1.
+
+    Those are a fraction of the shorter side. The momentum of what has been stepped is multiplied by ef_decay, and the rest waits. Products
+    of matrices are as much smaller.
+    """
+
+    fraction = Hyperparameter("share of the rows or columns that are stepped", "(0, 1]")
+    ef_decay = Hyperparameter("what is left of the momentum of what has been stepped", "[0, 1]")
+    when = "In place of Muon, where matrices are so large that Newton-Schulz takes too long."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, momentum_buffer: Value, *, lr: float = 0.01, weight_decay: float = 0.01,
+        fraction: float = 0.25, ef_decay: float = 0.95, ns_coefficients: Any = _NS, ns_steps: int = 5,
+        adjust_lr_fn: str = "spectral",
+    ) -> tuple[Value, ...]:  # fmt: skip
+        ahead = momentum_buffer + grad
+        by_rows, by_cols = (top_share(along(abs(ahead)), fraction) for along in (row_total, col_total))
+        part = where(rows(param) <= cols(param), by_rows, by_cols) * ahead
+        direction = scale(param, adjust_lr_fn) * polar(part, ns_coefficients, ns_steps)
+        return param - lr * (direction + weight_decay * param), ahead - (1 - ef_decay) * part
 
 
 def _tangent(ahead: Value, param: Value, along: Any, eps: Value) -> Value:

@@ -180,6 +180,8 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     attributes |= {
         "update": update,
         "check": lambda **hyper: check_together(rule, hyper),
+        "chosen": classmethod(lambda cls, hyper: rule.chosen(hyper)),
+        "states_for": classmethod(lambda cls, hyper: (*rule.states_for(hyper), *names.values())),
         "touches_states": rule.touches_states and not lookahead,
         "decay": decay or rule.decay,
         **rule.states,

@@ -110,6 +110,11 @@ class OnDevice:
         """Whether telemetry looks at the step that comes; never at what a CUDA graph records."""
         return self._services.gathers and not gpu.is_recording(self.device)
 
+    @property
+    def counts(self) -> bool:
+        """Whether the step leaves sums behind it."""
+        return self.gathers or self._services.nonfinite == "zero"
+
     def ask(self, works: Sequence[GpuWork], sums: Sequence[Sums], complete: Complete) -> bool:
         """Decides what gradients are multiplied by, and has kernels change nothing where the step is not to be taken."""
         services, ledger = self._services, self.ledger

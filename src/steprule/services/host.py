@@ -40,6 +40,7 @@ class OnHost:
 
     wants = property(attrgetter("_services.wants"), doc="What services want to know of gradients.")
     gathers = property(attrgetter("_services.gathers"), doc="Whether telemetry looks at the step that comes.")
+    counts = property(attrgetter("_services.counts"), doc="Whether the step leaves sums behind it.")
 
     def forget(self) -> None:
         """For other members from now on."""
@@ -83,6 +84,10 @@ class OnHost:
     def _call_roll(self, works: Sequence[Part]) -> Roll:
         self._roll = roll = Roll([member for work in works for member in work.members])
         return roll
+
+
+ASKED = 6
+"""How many numbers `OnHosts` gathers where services look at gradients."""
 
 
 class OnHosts(OnHost):

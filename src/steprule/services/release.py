@@ -158,13 +158,16 @@ class Release(Owner):
                 "release_gradients() was given a plain module in a run of several processes, where gradients are not "
                 "complete before they are averaged: give it the DistributedDataParallel module"
             )
+        self._must_be_first(param)
+        self._finish_with(param)
+
+    def _must_be_first(self, param: Tensor) -> None:
         if param in self.stepped:
             raise RuntimeError(
                 "a second backward pass before step() would step the released parameters twice: run all passes but the last "
                 "in accumulate(); checkpoints of what is used elsewhere too need use_reentrant=False. If the pass before was "
                 "interrupted, step() closes it: what it reached has been stepped"
             )
-        self._finish_with(param)
 
     def _finish_with(self, param: Tensor) -> None:
         with self._lock:
@@ -179,9 +182,15 @@ class Release(Owner):
                 self.stepped.add(param)
 
     def _reduce_then_step(self, bucket: Any) -> Any:
-        """DistributedDataParallel's communication: the mean over processes, then the steps."""
+        """DistributedDataParallel's communication: the mean over processes, then the steps.
+
+        It is called in accumulate(), too, where the forward pass was outside: then the mean waits to be accumulated to.
+        """
         ddp = self._ddp
         assert ddp is not None
+        waits = self._accumulating or not ddp.require_backward_grad_sync
+        for param in () if waits else bucket.parameters():
+            self._must_be_first(param)
         if ddp._join_config.enable and not ddp._divide_by_initial_world_size:
             raise RuntimeError(
                 "release_gradients() divides gradients by the number of all processes, as join() does by default: leave out "
@@ -192,7 +201,7 @@ class Release(Owner):
         reduced = torch.distributed.all_reduce(mean, group=group, async_op=True).get_future()
 
         def step(future: Any) -> Tensor:
-            for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            for param, grad in () if waits else zip(bucket.parameters(), bucket.gradients(), strict=True):
                 kept, param.grad = param.grad, grad
                 self._finish_with(param)
                 param.grad = kept  # which the reducer expects to find
@@ -209,6 +218,11 @@ class Release(Owner):
     def gathers(self) -> bool:
         """As the services'."""
         return self.services.gathers
+
+    @property
+    def counts(self) -> bool:
+        """As the services'."""
+        return self.services.counts
 
     def ask(self, works: Sequence[Part], sums: Sequence[Sums], complete: Complete) -> bool:
         """As `OnHost.ask`, for one parameter."""

@@ -123,6 +123,11 @@ class StepServices:
         """Whether the step that comes is one that telemetry looks at."""
         return self.telemetry is not None and (self.calls + 1) % self.telemetry.every == 0
 
+    @property
+    def counts(self) -> bool:
+        """Whether the step that comes leaves sums behind it, for telemetry or of elements that were taken as 0."""
+        return self.gathers or self.nonfinite == "zero"
+
     # What the host decides
 
     def scaler_found(self) -> bool:
@@ -144,8 +149,11 @@ class StepServices:
         """The names of members for whose sake the step is not to be taken."""
         if not self.guards or all([math.isfinite(np.vdot(own, own)) for own in norms]):
             return []
-        # one call for all parts: another process may have divided the parameters otherwise
-        largest = [None if np.isfinite(own).all() else part.largest() for part, own in zip(parts, norms, strict=True)]
+        # one call for all parts, or none: another process may have divided the parameters otherwise
+        are_finite = [np.isfinite(own).all() for own in norms]
+        if all(are_finite):
+            return []
+        largest = [None if finite else part.largest() for part, finite in zip(parts, are_finite, strict=True)]
         known = [{"top_grad": own} if one is None else one for one, own in zip(largest, norms, strict=True)]
         wrong = []
         for part, found in zip(parts, complete(parts, known), strict=True):

@@ -37,9 +37,11 @@ class PlanWork(ABC):
     """
 
     count: Callable[[], None]
+    take_back: Callable[[], None]
     run: Callable[[int], None]
     sums: Callable[[int], Sums]
     put: Callable[[int, Sums], None]
+    in_turn = False
 
     def __init__(
         self,
@@ -55,7 +57,8 @@ class PlanWork(ABC):
         self.by_row, self.depth = self.program.factor == ROW, 0
         if numbers is not None:
             self.depth = numbers.depth
-            self.count, self.run, self.sums, self.put = numbers.count, numbers.run, numbers.sums, numbers.put
+            self.count, self.take_back = numbers.count, numbers.take_back
+            self.run, self.sums, self.put = numbers.run, numbers.sums, numbers.put
         self.members = self._every = members
         self._is_free = np.array([member.free for member in members], bool)
         self.exempt: Any = self._is_free if self._is_free.any() else None

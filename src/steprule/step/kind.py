@@ -11,15 +11,16 @@ from torch.nn.parameter import Parameter
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from steprule.engine import cpu, gpu
-from steprule.engine.matrices import room_dtype
-from steprule.formats import FORMATS, weight_format
+from steprule.engine.matrices import fits_passes, room_dtype
+from steprule.formats import FORMATS, row_length, weight_format
 from steprule.formats.parts import cuts_of
-from steprule.state import matrix_shape, no_matrix
+from steprule.state import matrices_of, matrix_shape, no_matrix
 from steprule.step.job import Job
 from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
 from steprule.tensors.totals import whole_of
 from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.program import COL, Program
 from steprule.trace.tracing import program_of, static_settings
 
 AnyKernel = cpu.Kernel | gpu.Kernel
@@ -54,6 +55,7 @@ class Kind:
         formats: how each operand is kept: the parameter, the gradient and the states that exist; empty for complex ones.
         arrays: what those consist of, as names and suffixes.
         rooms: how each matrix between passes is kept.
+        view: how they are seen as matrices; None for as the rule does.
         cut: the dimension of a mesh along which processes have parts of them, and bring matrices together; None elsewhere.
         state_names: what a state consists of.
         written: which of a state a step writes to, but for the numbers that it counts by.
@@ -70,7 +72,7 @@ class Kind:
     def __init__(
         self, job: Job, group: dict[str, Any], param: Tensor, state: dict[str, Any], low_bits: Tensor | None, who: str
     ) -> None:
-        self.rule, self.group, self.device = job.rule, group, param.device
+        self.rule, self.group, self.device, self.view = job.rule, group, param.device, group.get("view")
         self.services, self.accumulator = job.services, job.accumulator
         assert param.grad is not None
         self.names = job.rule.states_for(group)
@@ -112,14 +114,14 @@ class Kind:
         where = self.device if self.engine == "gpu" else None
         static = static_settings(self.rule, self.group), self.group.get("maximize", False)
         formats, rooms = tuple(self.formats.values()), tuple(self.rooms.values())
-        return (self.engine, where, *static, formats, rooms, self.cut, self._served())
+        return (self.engine, where, *static, formats, rooms, self.view, self.cut, self._served())
 
     def _rooms(self, whole: Tensor) -> tuple[Any, dict[str, str]]:
         """Who brings matrices together between passes, and what each is kept in."""
         matrices = program_of(self.rule, self.group).matrices
         if not (matrices and self.is_fast):
             return None, {}
-        shape = matrix_shape(whole.shape, self.rule.stacks)
+        shape = matrices_of(whole.shape, self.rule.stacks, self.view)[0]
         dtypes = {name: room_dtype(one, shape, whole.dtype, self.device) for name, one in matrices.items()}
         cut = next((one[:2] for one in cuts_of(whole)), None)
         return cut, {name: dtype_name(dtype) for name, dtype in dtypes.items()}
@@ -198,22 +200,34 @@ class Kind:
         return (
             not gpu.serves(param.device)
             and len(matrix_shape(param.shape, self.rule.stacks)) == 2
-            and not any(FORMATS[kind].blockwise for kind in self.formats.values())
             and self._served().factor != "row"
             and bool(whole_of(param).numel())
             and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)
         )
+
+    def _sees_rows(self, program: Program, param: Tensor) -> bool:
+        """Whether passes over elements find matrices where the view sees them; of convolutions, in any order of columns."""
+        if not program.sees_matrix:
+            return True
+        shape = whole_of(param).shape
+        if not fits_passes(program, self.view, matrices_of(shape, self.rule.stacks, self.view)):
+            return False
+        is_flat = (self.view or "flatten").startswith("flatten") and not (
+            self.rule.stacks or program.has_squares or any(one.axis == COL for one in program.last.sides.values())
+        )
+        has_rows = is_flat and param.dim() > 1 and param.stride(0) == row_length(param.shape)
+        return param.is_contiguous() or has_rows
 
     def _fits_an_engine(self, param: Tensor, grad: Tensor, state: dict[str, Any], low_bits: Tensor | None) -> bool:
         """Whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read."""
         if self.group.get("differentiable") or not self.formats or not is_dense(param):
             return False
         program = program_of(self.rule, self.group)
-        if not program.by_passes or (program.sees_matrix and not param.is_contiguous()):
+        if not program.by_passes or not self._sees_rows(program, param):
             return False
         if program.last.sides and not self._keeps_sides(param, state):
             return False
-        if program.square_states and not self._keeps_squares(param, state):
+        if program.has_squares and not self._keeps_squares(param, state):
             return False
         on_gpu = gpu.serves(param.device)
         if param.device.type != "cpu" and not on_gpu:

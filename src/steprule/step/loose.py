@@ -42,13 +42,15 @@ class Loose(Member):
         factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
     """
 
+    in_turn = False
+
     def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
         super().__init__(*entry.described())
         if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
             raise RuntimeError(
                 f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
                 "of parameter, gradient and states must be contiguous, and listed once; where rows have numbers of their own, "
-                "they must be on the CPU, and states not in 8 bits"
+                "they must be on the CPU"
             )
         self._entry = entry
         self._is_first, self._complete_sums = is_first, complete
@@ -208,6 +210,9 @@ class Loose(Member):
     def count(self) -> None:
         """Nothing: the eager fallback is given the step."""
 
+    def take_back(self) -> None:
+        """Nothing: `step` changes numbers."""
+
     def run(self, level: int) -> None:
         """Nothing: `sums` reads elements."""
 
@@ -239,9 +244,8 @@ class Loose(Member):
         states = [name and operands[name] for name in entry.kind.names]
         settings = {name: self._plain(group[name]) for name in rule.hyperparameters}
         if program_of(rule, group).sees_matrix:
-            return WholeStep(
-                rule, operands["param"], grad, states, step, settings, group.get("maximize", False), entry.place
-            )
+            maximize, place, view = group.get("maximize", False), entry.place, entry.kind.view
+            return WholeStep(rule, operands["param"], grad, states, step, settings, maximize, place, view)
         whole = whole_of(self.param)
         size = None if whole is self.param else whole.numel()
         return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False), size)

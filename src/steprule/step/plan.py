@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from steprule.engine.plan import FULL
-from steprule.engine.run import NOTHING, Around, take_step
+from steprule.engine.run import NOTHING, Around, alone, take_step
 from steprule.services.hooks import weakly
 from steprule.services.host import OnHost, OnHosts
 from steprule.services.release import check_not_released
@@ -22,9 +22,10 @@ from steprule.step.loose import Loose
 from steprule.step.resting import RestingAverages
 from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
+from steprule.step.turns import Turn, in_turns
 from steprule.tensors.average import start_average
 from steprule.tensors.exchange import SharedRooms
-from steprule.tensors.state import FORMAT_OPTIONS
+from steprule.tensors.state import GROUP_OPTIONS
 from steprule.trace.tracing import static_settings
 
 _CLIP = methodcaller("get", "clip")
@@ -59,7 +60,8 @@ class StepPlan:
         self._agree = job.agree
         self._entries = entries
         self._know_settings(job.flags)
-        fast = [entry for _, bucket in buckets for entry in bucket]
+        turns = in_turns(buckets)
+        fast = [entry for turn in turns for entry in turn.entries]
         self._know_tensors(job.states, fast)
         averages = job.services is not None and job.services.average is not None and whole
         self._averages = (
@@ -72,14 +74,14 @@ class StepPlan:
             self._around = OnHosts(job.services, self._averages, job.spread.gather)
         elif job.services is not None:
             self._around = job.services.release or OnHost(job.services, self._averages)
-        self._lay_out(buckets)
+        self._lay_out(turns)
         if any(entry.rests for entry in fast):
             self._select()
 
     def _know_settings(self, flags: Sequence[str]) -> None:
         """What groups are, to be compared with later ones."""
         groups = self._groups
-        keys = [name for name in (*self._rule.hyperparameters, *flags, *FORMAT_OPTIONS) if name in groups[0]]
+        keys = [name for name in (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS) if name in groups[0]]
         self._keys = keys
         self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*keys, keys[0])
         self._clips = list(map(_CLIP, groups))
@@ -103,13 +105,13 @@ class StepPlan:
         if self.repeats or must_select:
             self._roster.remember([entry.grad for entry in fast])
 
-    def _lay_out(self, buckets: list[tuple[list[AnyKernel], list[Entry]]]) -> None:
+    def _lay_out(self, turns: Sequence[Turn]) -> None:
         """What kernels run over."""
         self._buckets: list[tuple[Bucket, slice]] = []
         start = 0
-        for kernels, bucket in buckets:
+        for kernels, bucket, memory in turns:
             rows = [entry.number if self._whole else 0 for entry in bucket]
-            one = Bucket(kernels, bucket, self._groups, rows, self._services)
+            one = Bucket(kernels, bucket, self._groups, rows, self._services, memory)
             self._buckets.append((one, slice(start, start + len(bucket))))
             start += len(bucket)
         self._engage([one for one, _ in self._buckets])
@@ -148,9 +150,17 @@ class StepPlan:
         services = self._services
         if services is None or not (self.repeats and self._works and not self._needs_numbers and self._whole):
             return False
-        if self._spread is not None:  # whose numbers come by way of the host
+        if self._spread is not None or (self._complete is not alone and self._may_add_up()):
+            # Numbers come by way of the host, and all processes ask for them at the same places, also with a new plan.
             return False
         return services.nonfinite != "raise" and services.release is None
+
+    def _may_add_up(self) -> bool:
+        """Whether a step may add something up."""
+        services = self._services
+        assert services is not None
+        asks = services.wants is not None or services.rescales or services.telemetry is not None or services.counts
+        return asks or any(work.depth for work in self._works)
 
     def run(self, groups: list[dict[str, Any]], states: Any, only_ask: bool = False) -> bool:
         """Steps and returns True, or changes nothing and returns False if something is not as it was.
@@ -281,9 +291,14 @@ class StepPlan:
         return True
 
     def _rests_all(self) -> bool:
-        """Takes note of a step that nothing takes; False where averages move all the same."""
+        """Takes note of a step that nothing takes; False where it counts all the same.
+
+        It does where averages move, and where other processes may have gradients and do not say so.
+        """
         assert self._services is not None
         self._services.look()
+        if self._services.wants is None and self._complete is not alone:
+            return False
         self._services.rest()
         return self._services.average is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +15,15 @@ from steprule.engine.matrices import Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.engine.sides import Sides
-from steprule.formats import FORMATS
+from steprule.formats import FORMATS, row_length
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
-from steprule.state import matrix_shape
+from steprule.state import matrices_of, matrix_shape
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
 from steprule.tensors.exchange import SharedRooms
+from steprule.tensors.memory import side_dtype
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.totals import whole_of
 from steprule.trace.extent import KEPT
@@ -40,6 +42,7 @@ class Bucket:
         groups: all parameter groups.
         rows: each parameter's among them.
         services: what goes on around the step, if anything does.
+        memory: as `Rooms` takes it. Where it is given they are stepped before or after those that share it.
     """
 
     def __init__(
@@ -49,15 +52,17 @@ class Bucket:
         groups: list[dict[str, Any]],
         rows: list[int],
         services: StepServices | None,
+        memory: Tensor | None,
     ) -> None:
         self.kernel = kernels[0]
-        self.rooms, sides = rooms_of(self.kernel, entries), sides_of(self.kernel, entries)
+        self.rooms, sides = rooms_of(self.kernel, entries, memory), sides_of(self.kernel, entries)
         self.plan = plan_of(kernels, entries, groups, services, rows, self.rooms, sides)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
         numbers = numbers_of(self.kernel, self.plan, entries, self.rooms, sides) if self.kernel.program.own else None
         members = [Member(*entry.described()) for entry in entries] if services is not None else []
         params = [entry.param for entry in entries]
         self.work = work_of(kernels, self.plan, numbers, params, members, entries[0].kind.formats)
+        self.work.in_turn = memory is not None
 
     def select(self, active: np.ndarray) -> bool:
         """Steps some of the parameters from now on; False if that is none of them."""
@@ -66,35 +71,49 @@ class Bucket:
         return bool(active.any())
 
 
-def rooms_of(kernel: AnyKernel, bucket: list[Entry]) -> Rooms | None:
+def rooms_of(kernel: AnyKernel, bucket: list[Entry], memory: Tensor | None) -> Rooms | None:
     """The matrices that lie between a kernel's passes, if there are any."""
     matrices, kind = kernel.program.matrices, bucket[0].kind
     if not matrices:
         return None
-    dtypes = {name: getattr(torch, kind.rooms[name]) for name in matrices}
+    dtypes, places = dtypes_of(kernel, bucket), [entry.place for entry in bucket]
     if kind.cut is not None:
-        return SharedRooms(
-            dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks
-        )
+        return SharedRooms(dtypes, [entry.param for entry in bucket], places, kind.rule.stacks, kind.view)
     shared = {name: one.place for name, one in matrices.items() if one.place}
-    rooms = Rooms(dtypes, [matrix_of(entry) for entry in bucket], kind.device, shared)
-    program = kernel.program
-    if any(level.squares is not None for level in program.levels):
-        states = {name: [entry.state[name] for entry in bucket] for name in program.square_states}
-        rooms.keep_squares([level.squares for level in program.levels], states, [entry.place for entry in bucket])
+    rooms = Rooms(dtypes, list(map(room_of, bucket)), kind.device, shared, memory, kind.view)
+    if kernel.program.has_squares:
+        states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.square_states}
+        squares = [level.squares for level in kernel.program.levels]
+        rooms.keep_squares(squares, states, places, side_dtype(bucket[0].param))
     return rooms
+
+
+def dtypes_of(kernel: AnyKernel, bucket: Sequence[Entry]) -> dict[str, torch.dtype]:
+    """What those matrices between passes are kept in that have memory of their own, by name."""
+    rooms = bucket[0].kind.rooms
+    return {name: getattr(torch, rooms[name]) for name, one in kernel.program.matrices.items() if not one.place}
+
+
+def room_of(entry: Entry) -> tuple[int, ...]:
+    """The shape of what lies between passes: with a view, of a parameter's elements as they lie in memory."""
+    shape, view = tuple(entry.param.shape), entry.kind.view
+    if view is None:
+        return matrix_of(entry)
+    return (
+        (shape[0], row_length(shape)) if view.startswith("flatten") else shape
+    )  # whose other axes may lie in any order
 
 
 def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | None:
     """What rows and columns have of their own, if anything does."""
     sides = kernel.stage.sides
-    here = [matrix_shape(entry.param.shape, entry.rule.stacks) for entry in bucket]
+    here = [matrix_shape(entry.param.shape, entry.rule.stacks) for entry in bucket]  # a view with sides is no other
     return Sides(sides, here, kernel.source.real) if sides else None
 
 
 def matrix_of(entry: Entry) -> tuple[int, ...]:
-    """The shape of the matrix that a parameter is, or the whole that it is a part of."""
-    return matrix_shape(whole_of(entry.param).shape, entry.rule.stacks)
+    """The shape of the matrix that a parameter is, or of the stack of them; or the whole that it is a part of."""
+    return matrices_of(whole_of(entry.param).shape, entry.rule.stacks, entry.kind.view)[0]
 
 
 def numbers_of(

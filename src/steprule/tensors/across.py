@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule.formats.parts import is_sharded
+from steprule.tensors.totals import DisagreementError
 
 ProcessGroup: Any = getattr(torch.distributed, "ProcessGroup", object)
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # imported by those who use it
@@ -32,6 +33,7 @@ class Across:
 
     def __init__(self, group: Any, has_model: bool = False) -> None:
         self.group, self.has_model = group, has_model
+        self._awaited: int | None = None
         if group is None:
             return
         if not isinstance(group, ProcessGroup) or ProcessGroup is object:
@@ -60,8 +62,37 @@ class Across:
                 "optimizer.process_group = torch.distributed.group.WORLD, or whatever it was, before step()"
             )
 
+    def begin(self, size: int | None) -> None:
+        """A step begins.
+
+        Args:
+            size: how many numbers its first call of `gather` has; None where it calls none.
+        """
+        self._awaited = size if self.group is not None else None
+
+    def fail(self) -> None:
+        """Tells the others that this process cannot take the step, unless they have had numbers in it."""
+        if self._awaited is not None:
+            size, self._awaited = self._awaited, None
+            self._gather([*[0.0] * size, 1.0])
+
     def gather(self, numbers: Sequence[Any]) -> np.ndarray:
-        """What all processes have for some numbers: float64, a row for each process; a `steprule.engine.run.Gather`."""
+        """What all processes have for some numbers: float64, a row for each process; a `steprule.engine.run.Gather`.
+
+        A step's first call has one number more, which says whether a process cannot take the step.
+
+        Raises:
+            DisagreementError: one cannot.
+        """
+        if self._awaited is None:
+            return self._gather(numbers)
+        self._awaited = None
+        every = self._gather([*numbers, 0.0])
+        if every[:, -1].any():
+            raise DisagreementError(True)
+        return every[:, :-1]
+
+    def _gather(self, numbers: Sequence[Any]) -> np.ndarray:
         from torch.distributed import all_gather, get_backend_config
 
         devices = [one.partition(":")[0] for one in str(get_backend_config(self.group)).split(",")]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steprule.engine.matrices import Rooms
 from steprule.formats.parts import cuts_of
-from steprule.state import matrix_shape
+from steprule.state import matrices_of
 from steprule.tensors.totals import reduced, whole_of
 from steprule.trace.expression import Expression
 from steprule.trace.program import Matrix
@@ -64,22 +64,22 @@ class _Whole:
 
     Args:
         part: the one that is here.
-        stacks: as `matrix_shape` takes it.
+        stacks, view: as `matrices_of` takes them.
 
     Attributes:
         shape: as a tensor.
-        matrix: as a matrix, or a stack of them.
+        matrix: as a matrix, or a stack of them; with a view, as a tensor.
         cost: how long a function of it takes, in some unit.
         sizes: the elements of each process's part.
     """
 
-    def __init__(self, part: Tensor, stacks: bool) -> None:
+    def __init__(self, part: Tensor, stacks: bool, view: str | None) -> None:
         whole = whole_of(part)
         (cut,) = cuts_of(whole)
         self.shape, self._dim, count = whole.shape, cut.placement.dim, cut.mesh.size(cut.axis)
-        self.matrix = matrix_shape(self.shape, stacks)
-        *_, rows, columns = self.matrix
-        self.cost = min(rows, columns) * whole.numel()
+        seen = matrices_of(self.shape, stacks, view)
+        self.matrix = seen[0] if view is None else tuple(self.shape)
+        self.cost = max(min(shape[-2:]) for shape in seen) * whole.numel()
         length = self.shape[self._dim]
         step = -(-length // count)
         self._starts = [min(rank * step, length) for rank in range(count)]
@@ -109,18 +109,21 @@ class SharedRooms(Rooms):
         parts: of each tensor that which is here.
         places: of each tensor its place among all.
         stacks: whether the last two dimensions are the matrix, and those before them count matrices.
+        view: how all of them are seen as matrices.
 
     Raises:
         RuntimeError: processes have other parts than their placements say.
     """
 
     def __init__(
-        self, dtypes: Mapping[str, torch.dtype], parts: Sequence[Tensor], places: Sequence[int], stacks: bool
-    ) -> None:
+        self, dtypes: Mapping[str, torch.dtype], parts: Sequence[Tensor], places: Sequence[int], stacks: bool,
+        view: str | None = None,
+    ) -> None:  # fmt: skip
+        self._view = view
         (cut,) = cuts_of(whole_of(parts[0]))
         self._group, self._rank = cut.mesh.get_group(cut.axis), cut.mesh.get_local_rank(cut.axis)
         self._dtypes, self._listed = dtypes, places
-        self._wholes = [_Whole(part, stacks) for part in parts]
+        self._wholes = [_Whole(part, stacks, view) for part in parts]
         self._pieces = {
             name: [torch.empty(part.shape, dtype=dtype, device=part.device) for part in parts]
             for name, dtype in dtypes.items()
@@ -157,8 +160,14 @@ class SharedRooms(Rooms):
         """What must be the same in all processes."""
         return self.places, [tuple(self._wholes[i].shape) for i in self._chosen], [*self._dtypes.values()]
 
-    def run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
-        """As `Rooms.run`: every process of the group must call it."""
+    def run(
+        self,
+        functions: Mapping[str, Matrix],
+        value: Callable[[Expression], Any],
+        settings: bytes,
+        squares: Mapping[str, Any],
+    ) -> None:
+        """As `Rooms.run`: every process of the group must call it. The squares are those of parts, and say nothing."""
         for dtype in dict.fromkeys(self._dtypes[name] for name in functions):
             self._run({name: one for name, one in functions.items() if self._dtypes[name] == dtype}, value)
 
@@ -174,7 +183,8 @@ class SharedRooms(Rooms):
         for part, arrived in parts:
             part.copy_(arrived)
         for name, one in functions.items():
-            self._compute(name, one, value, self._mine, stacks)
+            for call in self._made(name, one, value, self._mine, stacks):
+                call(None)
         for part, leaving in parts:
             leaving.copy_(part)
         self._travel(there, received, here, sent)
@@ -211,11 +221,14 @@ class Agreement:
     """Processes find out, before anything of a step has changed, whether all of them step the same matrices.
 
     Every process asks once in every step, at the latest when that is over for it.
+
+    Attributes:
+        axes: the dimensions of meshes along which they do.
     """
 
     def __init__(self) -> None:
         self._is_open = True
-        self._axes: list[tuple[Any, int]] = []
+        self.axes: list[tuple[Any, int]] = []
         self._names: list[str] = []
 
     def know(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -228,7 +241,7 @@ class Agreement:
         meshes = sorted(
             dict.fromkeys(cut.mesh for param in params for cut in cuts_of(param)), key=lambda mesh: mesh.size()
         )
-        self._axes = [(mesh, axis) for mesh in meshes for axis in range(mesh.ndim) if mesh.size(axis) > 1]
+        self.axes = [(mesh, axis) for mesh in meshes for axis in range(mesh.ndim) if mesh.size(axis) > 1]
         self._names = [*names]
 
     def ask(self, rooms: Sequence[SharedRooms], has_failed: bool = False) -> None:
@@ -288,6 +301,6 @@ class Agreement:
         from torch.distributed import ReduceOp
 
         every = np.array(numbers, np.float64)
-        for mesh, axis in self._axes:
+        for mesh, axis in self.axes:
             every = reduced(every, mesh, axis, ReduceOp.MAX)
         return every

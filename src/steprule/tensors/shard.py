@@ -53,9 +53,7 @@ class Shards:
         Raises:
             RuntimeError: the gradient of a DTensor is none that is cut as it is.
         """
-        listed = list(chain.from_iterable(map(_PARAMS_OF, groups)))
-        if len(listed) != len(self._listed) or not all(map(is_, listed, self._listed)):
-            self._list(listed)
+        self.know(list(chain.from_iterable(map(_PARAMS_OF, groups))))
         for param in self._parts:
             self.bring(param, states.get(param))
         if self._lists is None or list(map(len, map(_PARAMS_OF, groups))) != list(map(len, self._lists)):
@@ -63,13 +61,16 @@ class Shards:
             self.totals.forget(list(self._parts))
         return [{**group, "params": own} for group, own in zip(groups, self._lists, strict=True)], self.states
 
-    def _list(self, listed: list[Tensor]) -> None:
-        """Has these parameters from now on."""
+    def know(self, listed: list[Tensor]) -> None:
+        """Has these parameters from now on, and can tell processes that have other parts of them."""
+        if len(listed) == len(self._listed) and all(map(is_, listed, self._listed)):
+            return
         self._listed, self._lists = listed, None
         self._parts = {param: self._parts.get(param) or _Part(param) for param in listed}
         kept = {part.here for part in self._parts.values()}
         for part in [part for part in self.states if part not in kept]:
             del self.states[part]
+        self.totals.forget(list(self._parts))
 
     def bring(self, param: Tensor, state: dict[str, Any] | None) -> Tensor:
         """Has a parameter's part, gradient and state be as they are now, and returns the part."""
@@ -93,11 +94,10 @@ class Shards:
             part.remember(state)
         return part.here
 
-    def let_go(self) -> None:
-        """Keeps no gradient alive between two steps."""
-        for param, part in self._parts.items():
-            if part.here is not param:
-                part.here.grad = None
+    def let_go(self, param: Tensor | None = None) -> None:
+        """Keeps no gradient alive between two steps, of all parameters or of one."""
+        for part in self._parts.values() if param is None else [self._parts[param]]:
+            part.let_go()
 
     def keep(self, states: Any, numbers: Collection[str]) -> None:
         """Puts what states are here into those of the parameters, as DTensors like these.
@@ -134,12 +134,13 @@ class _Part:
         values: the states that have been brought here.
     """
 
-    __slots__ = ("_cut", "_data", "_locals", "_spec", "here", "values", "whole")
+    __slots__ = ("_cut", "_data", "_locals", "_recut", "_spec", "here", "values", "whole")
 
     def __init__(self, whole: Any) -> None:
         self.whole = whole
         self.here: Tensor = whole
         self._spec: Any = None
+        self._recut: Tensor | None = None
         self.values: tuple[Any, ...] = _NO_VALUES
         if is_sharded(whole):
             self._spec, self._data = whole._spec, whole._local_tensor
@@ -176,9 +177,16 @@ class _Part:
                     f"a parameter of shape {tuple(whole.shape)} is a DTensor over {whole.device_mesh}, and its gradient is {what}: "
                     "make it one with distribute_tensor(), as the parameter is"
                 )
-            if grad.placements != whole.placements:
-                grad = grad.redistribute(whole.device_mesh, whole.placements)
-            self.here.grad = grad._local_tensor
+            if grad.placements == whole.placements:
+                self.here.grad = grad._local_tensor
+            elif grad is not self._recut:  # once in a step: processes wait for each other, and not all make a plan anew
+                self.here.grad = grad.redistribute(whole.device_mesh, whole.placements)._local_tensor
+                self._recut = grad
+
+    def let_go(self) -> None:
+        """Keeps no gradient of a DTensor alive."""
+        if self.here is not self.whole:
+            self.here.grad = self._recut = None
 
     def has(self, state: Mapping[str, Any]) -> bool:
         """Whether these states are those that have been brought here."""

@@ -36,13 +36,14 @@ class DisagreementError(RuntimeError):
     """Processes cannot take a step together; nothing has been added up.
 
     Attributes:
-        places: the parameters of which some processes have a gradient and others have none, by their places; none where it is
-            something else.
+        has_failed: whether that is because one of them cannot take it at all.
+        counts: how many parameters the processes have, the fewest and the most.
+        places: the parameters of which some processes have a gradient and others have none, by their places.
     """
 
-    def __init__(self, places: Sequence[int]) -> None:
+    def __init__(self, has_failed: bool, counts: tuple[int, int] = (0, 0), places: Sequence[int] = ()) -> None:
         super().__init__("processes do not step the same parameters")
-        self.places = places
+        self.has_failed, self.counts, self.places = has_failed, counts, places
 
 
 class Totals:
@@ -72,6 +73,10 @@ class Totals:
 
     def __call__(self, works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
         """Those over the wholes; see `steprule.engine.run.Complete`."""
+        if not works:
+            self.take_part()
+        elif not sums and self.is_open:
+            sums = [{"": [0.0] * len(work.params)} for work in works]
         if not self._groups or not any(sums):
             return sums
         layout = self._layout(works, sums)
@@ -94,6 +99,10 @@ class Totals:
         if self.is_open and self._groups:
             self._open(_Layout([], [], [], self), np.zeros(0), has_failed)
 
+    def has_any(self, flag: bool) -> bool:
+        """Whether any process has raised this flag; all call it at the same place, outside of steps."""
+        return self._add_up(_NOTHING, np.zeros(0), flag)
+
     def _layout(self, works: Sequence[Any], sums: Sequence[Sums]) -> _Layout:
         """Where numbers are, remembered from step to step."""
         names = [tuple(own) for own in sums]
@@ -111,12 +120,12 @@ class Totals:
         self.is_open = False
         is_new = has_failed or layout.key != self._agreed.key
         before = self._agreed if is_new else layout
-        kept = flat.copy()
         if not self._add_up(before, np.zeros(before.size) if is_new else flat, is_new):
             return
-        self._agree(layout, has_failed)
+        self.agree(
+            layout.key, layout.places, has_failed
+        )  # and so it is new in all processes, and nothing of it has been added up
         self._agreed = layout
-        flat[:] = kept
         self._add_up(layout, flat)
 
     def _add_up(self, layout: _Layout, flat: np.ndarray, flag: bool | None = None) -> bool:
@@ -139,22 +148,40 @@ class Totals:
                 flat[index] = done[: len(index)] * sign
         return bool(flag)
 
-    def _agree(self, layout: _Layout, has_failed: bool) -> None:
-        """Compares what processes have.
+    def agree(
+        self, key: float, places: Sequence[int], has_failed: bool, axes: Sequence[tuple[Any, int]] | None = None
+    ) -> None:
+        """Compares what processes have; all call it at the same place.
+
+        Args:
+            key: must be the same in all.
+            places: of the parameters that take the step.
+            has_failed: whether this process cannot take it.
+            axes: the dimensions of meshes along which to compare. Default: those along which parameters are cut.
 
         Raises:
             DisagreementError: it is not the same, or one of them has failed; in all processes.
         """
-        from torch.distributed import ReduceOp
+        axes, count = self._groups if axes is None else axes, len(self._places)
+        # as long in all processes, whatever parameters these have
+        most, least = _ends(np.array([float(has_failed), count, key]), axes)
+        counts = int(least[1]), int(most[1])
+        if most[0] or counts[0] < counts[1]:
+            raise DisagreementError(bool(most[0]), counts)
+        if most[2] != least[2]:
+            own = np.zeros(count)
+            own[places] = 1.0
+            raise DisagreementError(False, counts, np.flatnonzero(np.not_equal(*_ends(own, axes))).tolist())
 
-        own = np.zeros(len(self._places) + 1)
-        own[layout.places], own[-1] = 1.0, layout.key
-        both = np.concatenate([own, -own, [float(has_failed)]])
-        for mesh, dim in self._groups:
-            both = reduced(both, mesh, dim, ReduceOp.MAX)
-        most, least = both[:-1].reshape(2, -1) * [[1.0], [-1.0]]
-        if both[-1] or (most != least).any():
-            raise DisagreementError(np.flatnonzero(most != least)[:-1].tolist() if not both[-1] else [])
+
+def _ends(numbers: np.ndarray, axes: Sequence[tuple[Any, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The largest and the smallest that any process has of each number."""
+    from torch.distributed import ReduceOp
+
+    both = np.concatenate([numbers, -numbers])
+    for mesh, dim in axes:
+        both = reduced(both, mesh, dim, ReduceOp.MAX)
+    return both[: len(numbers)], -both[len(numbers) :]
 
 
 class _Layout:

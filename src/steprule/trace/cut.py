@@ -4,7 +4,7 @@ and functions of matrices."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of, operations, reads
 from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent
@@ -76,7 +76,8 @@ class Cut:
         matrices = {name: one for name, one in self.matrices.items() if self.level[name] == number}
         stored = {name: new for name, (level, new) in self.early.items() if level == number}
         stored |= {name: one.of for name, one in matrices.items() if one.of is not None}
-        reading = Stage(inputs.operands, inputs.scalars, inputs.own, inputs.factor, stored, sums, sides=inputs.sides)
+        measured = tuple(name for name, one in matrices.items() if one.op == "polar")
+        reading = replace(inputs, outputs=stored, sums=sums, counted=None, gathered={}, measured=measured)
         order = tuple(name for name in self.order if self.level[name] == number)
         states = [name.removeprefix("new_") for name in order if name not in self.parts]
         numbers = {name: self.numbers[name] for name in states}
@@ -197,7 +198,8 @@ class _Cutter:
             if key not in names:
                 if node.op in IN_PLACE:
                     name = f"matrix{len(cut.matrices)}"
-                    cut.matrices[name] = Matrix(node.op, node.args[0], node.args[1:])
+                    is_part = "top_share" in operations([node.args[0]])
+                    cut.matrices[name] = Matrix(node.op, node.args[0], node.args[1:], is_part)
                 elif node.args[0].extent == ELEMENTS:
                     name = f"sum{len(cut.sums)}"
                     how = LARGEST if node.op.endswith("largest") else ADD

@@ -206,6 +206,11 @@ def node(op: str, *args: Any) -> Expression:
     if op in SUM_OPS or op in MATRIX_OPS:
         return Expression(op, operands, _reduced(op, operands), depth)
     extent = join(operand.extent for operand in operands)
+    if op == "top_share" and (operands[0].extent not in (ROWS, COLS) or not operands[1].scalar):
+        refuse(
+            f"asks top_share of {shown_extent(operands[0].extent)}",
+            "top_share(x, share) of a value for each row or column, and a number",
+        )
     if extent is None:
         parts = " and ".join(shown_extent(operand.extent) for operand in operands if not operand.scalar)
         refuse(f"joins values that do not broadcast, {parts}, by {op}", "values of one shape, or transpose(x)")

@@ -50,12 +50,14 @@ class Matrix:
         op: which, one of `IN_PLACE`; "" if it stays as it was stored, or is made of others; see `Squares`.
         of: of what, a value for each element; None for what no pass stores.
         others: its other arguments: numbers, as expressions, and what is none, as it was given.
+        is_part: whether it is of a share of the rows or columns, and the rest is 0.
         place: the matrix whose memory it takes, which nothing needs any more; "" for memory of its own.
     """
 
     op: str
     of: Expression | None
     others: tuple[Any, ...] = ()
+    is_part: bool = False
     place: str = ""
 
 
@@ -107,6 +109,7 @@ class Stage:
         gathered: "grad", "update" and "param" as telemetry wants them, or none.
         wide: whether it computes in float64, whatever the operands are.
         sides: the numbers of rows and columns, by name, which all passes of a program know.
+        measured: those of the outputs whose squares it adds up as well, for each tensor.
     """
 
     operands: tuple[str, ...]
@@ -119,6 +122,7 @@ class Stage:
     gathered: Mapping[str, Expression] = field(default_factory=dict)
     wide: bool = False
     sides: Mapping[str, Side] = field(default_factory=dict)
+    measured: tuple[str, ...] = ()
 
     def expressions(self) -> list[Expression]:
         """All that it computes."""
@@ -217,6 +221,11 @@ class Program:
         return {name: one for level in self.levels for name, one in level.matrices.items()}
 
     @cached_property
+    def has_squares(self) -> bool:
+        """Whether something is computed of whole matrices between passes."""
+        return any(level.squares is not None for level in self.levels)
+
+    @cached_property
     def square_states(self) -> tuple[str, ...]:
         """The states that are squares beside a matrix, if passes compute it."""
         return tuple(name for level in self.levels if level.squares is not None for name in level.squares.kept)
@@ -231,7 +240,7 @@ class Program:
     def joins_rows(self) -> bool:
         """Whether numbers of columns, or what is made of the numbers of several rows, are a part of it; sums of tensors aside."""
         made = [one for level in self.levels for one in (*level.parts.values(), *level.numbers.values())]
-        is_summed = any(node.op in SUM_OPS for node in nodes_of(made))
+        is_summed = any(node.op in (*SUM_OPS, "top_share") for node in nodes_of(made))
         return is_summed or any(side.axis == COL for side in self.last.sides.values())
 
     @cached_property

@@ -139,7 +139,7 @@ class SquareCut:
         free_at: dict[str, int] = {}  # for each memory when it is free
 
         def give(name: str, place: str) -> None:
-            self.matrices[name] = Matrix("", self.matrices[name].of, (), "" if place == name else place)
+            self.matrices[name] = Matrix("", self.matrices[name].of, place="" if place == name else place)
             free_at[place] = max(last[name], begins[name])
 
         def is_free(place: str, name: str) -> bool:

@@ -94,7 +94,7 @@ def trace(
     grad, seen, counted = services.grad(grad)
     outputs, scalars = formulas(rule, hyper, -grad if maximize else grad, (maximize, services.before))
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
-    for_vectors = takes_vectors(outputs) and not rule.matrices_only
+    for_vectors = takes_vectors(outputs) and not rule.chosen(hyper).matrices_only
     in_some_steps = "every" in operations(outputs.values())
     extents = {name: KEPT[state.extent] for name, state in rule.states.items() if state.extent != "elements"}
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]

@@ -1,0 +1,32 @@
+"""What errors say where processes cannot take a step together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steprule.step.listed import list_all, name_in
+from steprule.tensors.totals import DisagreementError
+
+
+def disagreement(error: DisagreementError, groups: list[dict[str, Any]]) -> str:
+    """What errors say where processes cannot take a step together."""
+    (least, most), places = error.counts, error.places
+    if error.has_failed:
+        return "another process cannot take this step, whose error says why: here, too, it was not taken"
+    if least < most:
+        return (
+            f"some processes have {least} parameters in this optimizer, and some have {most}: the step was not taken. Give "
+            "it the same ones in all processes, in the same order"
+        )
+    if not places:
+        return (
+            "processes add up different sums for the same parameters: the step was not taken. Give the optimizer the same "
+            "rule, settings and services in all processes, and list each parameter as often"
+        )
+    listed = {one.param: one for one in reversed(list(list_all(groups)))}
+    ordered = list(dict.fromkeys(one.param for one in list_all(groups)))
+    names = [name_in(one.group, one.number, one.position) for one in (listed[ordered[place]] for place in places)]
+    return (
+        f"some processes have a gradient for {', '.join(names[:5])}{' and others' * (len(names) > 5)}, and some have none: a "
+        "step that adds up over processes needs all parts. Give them gradients of 0 where they have none"
+    )

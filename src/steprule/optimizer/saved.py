@@ -1,0 +1,68 @@
+"""What an optimizer hands out: state dicts, and the numbers behind its states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from steprule.formats.parts import is_sharded, sendable
+from steprule.optimizer.core import NOTES
+from steprule.optimizer.groups import Groups
+from steprule.optimizer.schedules import KEY as SCHEDULES
+from steprule.tensors.memory import too_short
+from steprule.tensors.state import AVERAGE, GROUP_OPTIONS, kept, misfit, read_state, state_of
+
+
+def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict of the optimizer with every state in float32, and without what torch.optim does not know."""
+    rule, state = groups.core.rule, dict(saved["state"])
+    params = [param for group in groups.groups for param in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, param in zip(numbers, params, strict=True):
+        if number in state:
+            plain = {}
+            for array, value in state[number].items():
+                name = state_of(array, rule.states)
+                if name is not None and kept(state[number], name) is not None:
+                    plain[name] = read(groups, param, name)
+                elif array != "step" or rule.keeps_step:
+                    plain[array] = value
+            state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
+    hidden = (*GROUP_OPTIONS, *NOTES, SCHEDULES)
+    plain_groups = [{k: v for k, v in group.items() if k not in hidden} for group in saved["param_groups"]]
+    return {**saved, "state": state, "param_groups": plain_groups}
+
+
+def as_saved(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, whose states have what torch.optim's class wants to find there as well, and can be sent to others."""
+    its, states = groups.base.like_torch, saved.get("state", {})  # which a hook may have put elsewhere
+    given = its.given if its is not None else None
+    for number, param in enumerate(param for group in groups.groups for param in group["params"]):
+        if number in states and is_sharded(param):
+            states[number] = sendable(states[number])
+        if number in states and given is not None:
+            states[number] = {**states[number], **given(states[number], param.shape)}
+    return saved
+
+
+def read(groups: Groups, param: Tensor, name: str) -> Tensor:
+    """The number behind each element of a parameter or a state; see `Optimizer.read`."""
+    if not isinstance(param, Tensor):
+        raise TypeError(f"read() takes one of the optimizer's parameters and the name of a state, not {param!r} first")
+    if not any(param is other for group in groups.groups for other in group["params"]):
+        raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
+    state = groups.states.get(param, {})
+    every = {**state, "param": param.detach()}
+    rule, who = groups.core.rule, f"the parameter of shape {tuple(param.shape)}"
+    whole = state_of(name, {"param", AVERAGE, *rule.states})
+    if whole not in (None, name) and name in state:
+        raise KeyError(f"{name!r} is a part of {whole!r}, and has no numbers of its own: read {whole!r}")
+    own = kept(every, name)
+    if own is None:
+        raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
+    own_group = next(group for group, one in groups.each() if one is param)
+    if problem := too_short(param, who) or misfit(rule, state, param, who, own_group, converted=True):
+        raise RuntimeError(problem)
+    return own.clone() if name in (*rule.scalar_states, *rule.side_states) else read_state(every, name, param.shape)

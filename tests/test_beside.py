@@ -1,0 +1,277 @@
+"""Two rules in one optimizer: what create_optimizer makes of rules of whole matrices."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import steprule
+from steprule.beside import beside
+from steprule.rule import Rule, RuleError
+from steprule.rules import RULES
+
+MATRIX_RULES = ["muon", "adamuon", "mano", "scion"]
+"""One like most, one with a state of a name that AdamW has, one whose formula would take vectors, one without weight decay."""
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Embedding(10, 8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 10)
+    )
+
+
+def loss_of(model, step):
+    tokens = torch.randint(0, 10, (4, 3), generator=torch.Generator().manual_seed(step))
+    return model(tokens).square().mean()
+
+
+def train(model, optimizer, steps=4, first=0):
+    """Trains with one optimizer, or with several."""
+    for step in range(first, first + steps):
+        model.zero_grad()
+        loss_of(model, step).backward()
+        for one in optimizer if isinstance(optimizer, list) else [optimizer]:
+            one.step()
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def create(model, name="muon", **settings):
+    return steprule.create_optimizer(model, name, **{"lr": 0.02, "adamw_lr": 3e-3, **settings})
+
+
+def apart(model, name="muon", **settings):
+    """The same by two optimizers, of those parameters that are matrices between others, and of the rest."""
+    own = {key: value for key, value in settings.items() if not key.startswith("adamw_")}
+    matrices = [model[1].weight, model[3].weight]
+    others = [p for p in model.parameters() if not any(p is one for one in matrices)]
+    decays = [p for p in others if p.ndim > 1]
+    groups = [{"params": decays}, {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0}]
+    rest = {key.removeprefix("adamw_"): value for key, value in settings.items() if key not in own}
+    formats = {key: own[key] for key in ("states", "cautious") if key in own}
+    cls = steprule.Optimizer.of(RULES[name])
+    return [cls(matrices, **{"lr": 0.02, **own}), steprule.AdamW(groups, **{"lr": 3e-3, **rest, **formats})]
+
+
+@pytest.mark.parametrize("name", MATRIX_RULES)
+def test_each_rule_makes_the_steps_that_it_makes_alone(name):
+    model, other = net(), net()
+    train(model, create(model, name, adamw_betas=(0.9, 0.95)))
+    train(other, apart(other, name, adamw_betas=(0.9, 0.95)))
+    assert same(model, other)
+
+
+@pytest.mark.parametrize("settings", [{"states": "8bit", "adamw_amsgrad": True}, {"cautious": True}])
+def test_so_they_do_with_formats_options_and_flags(settings):
+    model, other = net(), net()
+    made = create(model, **settings)
+    train(model, made)
+    train(other, apart(other, **settings))
+    assert same(model, other)
+    names = {frozenset(made.state[p]) for p in model.parameters()}
+    assert len(names) == 2
+    assert not any({"momentum_buffer", "exp_avg"} <= one for one in names)  # nobody keeps the other's states
+
+
+def test_the_norm_is_one_of_all_gradients():
+    model, other = net(), net()
+    optimizer = create(model, clip=0.01)
+    loss_of(model, 0).backward()
+    whole = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]).double())
+    optimizer.step()
+    torch.testing.assert_close(optimizer.grad_norm.double(), whole, rtol=1e-6, atol=0)
+    assert optimizer.clipped_steps == 1
+    one, two = apart(other)
+    loss_of(other, 0).backward()
+    for p in other.parameters():
+        p.grad *= 0.01 / (whole.item() + 1e-6)
+    one.step()
+    two.step()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)  # but for the rounding of gradients that were stored
+
+
+@pytest.mark.parametrize("place", ["1.weight", "0.weight", "5.bias"])
+def test_one_gradient_that_is_not_finite_skips_the_step_of_all(place):
+    model = net()
+    optimizer = create(model, nonfinite="skip")
+    train(model, optimizer, 2)
+    before = copy.deepcopy(model)
+    loss_of(model, 2).backward()
+    model.get_parameter(place).grad.flatten()[0] = torch.nan
+    optimizer.step()
+    assert same(model, before)
+    assert optimizer.skipped_steps == 1
+
+
+def test_it_resumes_to_the_last_bit_and_is_copied():
+    model = net()
+    optimizer = create(model, clip=0.05, average=0.9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    train(model, optimizer)
+    scheduler.step()
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.0015}
+    again = net(1)
+    again.load_state_dict(model.state_dict())
+    resumed = create(again, clip=0.05, average=0.9)
+    resumed.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+    pair = copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))
+    train(model, optimizer, 3, 4)
+    train(again, resumed, 3, 4)
+    assert same(model, again)
+    for own, its in pair:
+        train(own, its, 3, 4)
+        assert same(model, own)
+    with optimizer.averaged(), resumed.averaged():
+        assert same(model, again)
+
+
+def test_gradients_are_released():
+    model, other = net(), net()
+    optimizer, released = create(model), create(other)
+    released.release_gradients(other)
+    train(model, optimizer)
+    train(other, released)
+    assert same(model, other)
+    assert all(p.grad is None for p in other.parameters())
+
+
+def test_functions_of_the_step_and_layer_decay_are_for_each_its_own():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+    optimizer = create(model, lr=0.1, adamw_lr=0.01, layer_decay=0.5, roles={"*.weight": "hidden"})
+    lrs = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert [lrs[f"{layer}.weight"] for layer in range(4)] == [0.0125, 0.025, 0.05, 0.1]
+    assert [lrs[f"{layer}.bias"] for layer in range(4)] == [0.00125, 0.0025, 0.005, 0.01]
+    optimizer = create(model, lr=lambda step: 1 / step, adamw_lr=lambda step: 0.1 / step, roles={"*.weight": "hidden"})
+    model(torch.ones(4)).sum().backward()
+    optimizer.step()
+    assert {group["rule"]: group["lr"] for group in optimizer.param_groups} == {"muon": 0.5, "adamw": 0.05}
+    assert create(net(), "mano", cautious=True)  # whose vectors an option around the formula does not refuse
+
+
+def test_every_parameter_is_in_one_group_with_its_rule(capsys):
+    model = net()
+    model[4].weight.requires_grad = False
+    optimizer = create(model, weight_decay=0.3, groups=[("1.*", {"lr": 0.5})], show=True)
+    found = {name: group for group in optimizer.param_groups for name in group["param_names"]}
+    assert sorted(found) == sorted(name for name, _ in model.named_parameters() if name != "4.weight")
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(found)
+    assert [name for name, group in found.items() if group["rule"] == "muon"] == ["3.weight", "1.weight"]
+    assert {name: group["lr"] for name, group in found.items() if name in ("1.weight", "1.bias", "3.weight", "5.weight")} == {
+        "1.weight": 0.5, "1.bias": 0.5, "3.weight": 0.02, "5.weight": 3e-3,
+    }  # fmt: skip
+    assert {name for name, group in found.items() if group["weight_decay"]} == {"0.weight", "1.weight", "3.weight", "5.weight"}  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "adamw, no decay" in shown
+    assert "frozen" in shown
+    assert "give example to find them" in shown  # what roles could not tell
+    assert all(g["rule"] == "adamw" for n, g in found.items() if n.startswith("0"))
+    defaults = create(net()).param_groups
+    assert {(group["rule"], group["weight_decay"]) for group in defaults} == {
+        ("muon", 0.1),
+        ("adamw", 0.01),
+        ("adamw", 0.0),
+    }
+
+
+def test_a_guess_is_logged_and_one_that_was_not_needed_is_not(caplog):
+    model = net()
+    for given in (steprule.roles(model, example=(torch.zeros(1, 2, dtype=torch.long),)), {"5.weight": "head"}):
+        optimizer = create(model, roles=given)
+        assert [g["param_names"] for g in optimizer.param_groups if g["rule"] == "muon"] == [["1.weight", "3.weight"]]
+        assert not caplog.messages
+    create(model)
+    assert caplog.messages == [
+        "Muon beside AdamW: other heads, if there are any, are among the hidden matrices; give example to find them, as in "
+        "roles=steprule.roles(model, example=(inputs,))"
+    ]
+
+
+def test_roles_may_be_said_and_given_as_a_table():
+    model = net()
+    table = steprule.roles(model, example=(torch.zeros(1, 2, dtype=torch.long),))
+    by_table, by_words = create(model, roles=table), create(model, roles={"1.weight": "adamw"})
+    muons = [
+        [n for g in one.param_groups if g["rule"] == "muon" for n in g["param_names"]] for one in (by_table, by_words)
+    ]
+    assert muons == [["1.weight", "3.weight"], ["3.weight"]]
+
+
+class Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 4))
+        self.tokens = nn.Embedding(10, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"rule": "adamw"}, TypeError, "got rule='adamw': roles says"),
+        ({"groups": [("0.*", {"rule": "muon"})]}, TypeError, r"groups\[0\] of Muon got rule='muon': roles says"),
+        ({"groups": [("0.*", {"momentum": 0.5})]}, ValueError, r"groups\[0\]: momentum is nothing to adamw, which steps '0.weight'"),
+        ({"groups": [("1.w*", {"adamw_eps": 0.5})]}, ValueError, r"groups\[0\]: adamw_eps is nothing to muon, which steps '1.weight'"),
+        ({"roles": {"*": "adamw"}}, ValueError, "roles finds no matrix between others, which Muon could step"),
+        ({"roles": {"7.*": "adamw"}}, ValueError, "overrides: '7.\\*' matches no parameter"),
+        ({"roles": steprule.roles(net())}, ValueError, "roles says nothing of '0.weight': it is the table of another model"),
+        ({"adamw_lr": -1.0}, ValueError, "adamw_lr=-1.0: Invalid"),
+        ({"adamw_betas": (0.9, 2.0)}, ValueError, "adamw_betas at index 1: 2.0"),
+        ({"betas": (0.9, 0.9)}, TypeError, "unexpected argument 'betas'"),
+        ({"layer_decay": 0.5, "adamw_lr": lambda step: 1.0}, ValueError, "layer_decay=0.5 needs lr"),
+        ({"ns_coefficients": "kelle"}, ValueError, "did you mean 'keller'"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        create(net(), **settings)
+
+
+def test_what_roles_cannot_tell_is_refused_and_other_models():
+    model = nn.Sequential(Unknown(), nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"roles cannot tell what 1 parameter is:\n  0\.w"):
+        create(model)
+    assert create(model, roles={"0.w": "hidden"})
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, whose classes say"):
+        create(list(net().named_parameters()))
+    for settings in ({"adamw_lr": 0.1}, {"roles": {"0.*": "adamw"}}):
+        with pytest.raises(TypeError, match="is for rules of whole matrices, such as muon, and this one steps all"):
+            steprule.create_optimizer(net(), "adamw", **settings)
+
+    class Own(steprule.Muon):
+        pass
+
+    with pytest.raises(TypeError, match=r"give its rule, Own\.rule"):
+        create(net(), Own)
+    assert create(net(), Own.rule)
+
+
+def test_rules_that_do_not_go_together_are_refused():
+    class Other(Rule):
+        """Has a state of AdamW's name that is one number."""
+
+        exp_avg = steprule.State("scalar")
+
+        def update(param, grad, exp_avg, *, lr=0.1):
+            return param - lr * grad, exp_avg
+
+    class Named(Rule):
+        """Has the name of the setting."""
+
+        def update(param, grad, *, lr=0.1, rule=1.0):
+            return param - lr * rule * grad
+
+    adamw = RULES["adamw"]
+    with pytest.raises(RuleError, match="both have a state 'exp_avg', and it is not the same"):
+        beside(Other, adamw)
+    with pytest.raises(RuleError, match="Named has 'rule' or a name of AdamW's among its hyperparameters"):
+        beside(Named, adamw)
+    with pytest.raises(RuleError, match="cannot be one of two rules"):
+        beside(RULES["schedulefreeadamw"], adamw)
+    assert beside(RULES["muon"], adamw) is beside(RULES["muon"], adamw)
