@@ -322,6 +322,21 @@ HAND: dict[str, list[Hand]] = {
                 [[0.95 * (0.931 + 0.26 / 3), 0.18335], [-0.18335, 0.95 * (1.881 + 0.26 / 3)]],
             ],
         ),
+        # Adam's first step is the signs. Then the bases are U and I: m / 2 is diag(1, .5), and v / 2 is carried to half of
+        # [[1.0784, .2304], [.9216, .2696]]. U diag(1, .5) makes m diag(1, .5) and the diagonal of v 1.0392 and .2598: the same
+        # quotient twice, corrected by 1 / sqrt(.75).
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.5), "eps": 0.0, "weight_decay": 0.5, "carried": True},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]], [[0.8, -0.3], [0.6, 0.4]]],
+            [
+                [[0.85, 0.1], [-0.1, 1.8]],
+                [
+                    [0.8075 - 0.08 / 0.7794**0.5, 0.095 + 0.06 / 0.7794**0.5],
+                    [-0.095 - 0.06 / 0.7794**0.5, 1.71 - 0.08 / 0.7794**0.5],
+                ],
+            ],
+        ),
     ],
     "klshampoo": [
         # With eigenvalues of 1/4, half of U [[.5, .5], [1, 1]] is multiplied by 4. Then they are 1/8 + 2 mean(g^2) of
@@ -348,6 +363,13 @@ HAND: dict[str, list[Hand]] = {
             [[[2.0, 0.0], [0.0, 1.0]]],
             [[[0.95 - 0.4 / 9, 0.0], [0.0, 1.9 - 0.2 / 3]]],
         ),
+        # A mean square of 1: factors of I become I / 2 + diag(.36, .64).
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.5), "eps": 0.0, "weight_decay": 0.5, "init_factor": None},
+            START,
+            [[[1.2, 0.0], [0.0, 1.6]]],
+            [[[0.95 - 0.06 / 0.86, 0.0], [0.0, 1.9 - 0.08 / 1.14]]],
+        ),
     ],
     "shampoo": [
         # U diag(16, 1) becomes U, of length sqrt(2); Adam's signs have a length of 2.
@@ -370,6 +392,13 @@ HAND: dict[str, list[Hand]] = {
                 [[0.7865, 0.057 - 0.05375 / 0.8125], [-0.037, 1.729 - 0.02 / 0.8125]],
             ],
         ),
+        # U again, of length sqrt(2), is made .4 long: .9 W - .1 U.
+        Hand(
+            {"lr": 0.25 * ROOT, "betas": (0.5, 0.75), "eps": 0.0, "weight_decay": 0.2 * ROOT},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]]],
+            [[[0.82, 0.06], [-0.06, 1.72]]],
+        ),
     ],
     "splus": [
         # Signs, and then U times the same signs; lr 2 / (m + n) is .1.
@@ -378,6 +407,13 @@ HAND: dict[str, list[Hand]] = {
             START,
             [[[1.6, -0.6], [1.2, 0.8]], [[-1.0, -4.0], [3.0, 2.0]]],
             [[[0.855, 0.095], [-0.095, 1.805]], [[0.79325, 0.22325], [-0.22325, 1.69575]]],
+        ),
+        # The same with .9 W in place of .95 of what has moved.
+        Hand(
+            {"lr": 0.2, "b1": 0.5, "weight_decay": 0.5, "in_turn": True},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]], [[-1.0, -4.0], [3.0, 2.0]]],
+            [[[0.8, 0.1], [-0.1, 1.7]], [[0.7, 0.23], [-0.23, 1.51]]],
         ),
     ],
     "psgdkron": [

@@ -50,7 +50,8 @@ class Run:
         self.theta: list[Array] = [np.array(p, np.float64) for p in params]
         self.g: list[Array] = []
         tensors: list[Any] = [slice(None)] if self.together else list(range(len(params)))
-        self.bodies = [body(self._steps(i), **hyper) for i in tensors]
+        placed = "place" in inspect.signature(body).parameters  # whose tensors do not do all at the same steps
+        self.bodies = [body(self._steps(i), **(hyper | ({"place": i} if placed else {}))) for i in tensors]
 
     def _steps(self, index: Any) -> Iterator[tuple[int, Any, Any]]:
         while True:

@@ -30,6 +30,11 @@ def turned(a: Array, q: Array) -> Array:
     return np.asarray(np.linalg.qr(a @ q)[0])
 
 
+def due(t: int, k: int, place: int) -> bool:
+    """Whether steprule makes bases or roots anew before step t, of the tensor at a place: in turn, and in the first two steps."""
+    return t <= 2 or (t + place) % k == 0
+
+
 @each
 def soap(
     steps: Steps,
@@ -41,8 +46,14 @@ def soap(
     weight_decay: float = 0.01,
     precondition_frequency: int = 10,
     correct_bias: bool = True,
+    carried: bool = False,
+    place: int = 0,
 ) -> Thetas:
-    """Vyas et al. 2024 (arXiv:2409.11321), algorithm 3 with the authors' code's first step, eps and decay."""
+    """Vyas et al. 2024 (arXiv:2409.11321), algorithm 3 with the authors' code's first step, eps and decay.
+
+    carried is how steprule departs from it: bases are exact, v goes into new ones as the diagonal of a covariance does, steps that
+    make them come in turn, the first step is Adam's, and decay is of the weights before.
+    """
     # The first gradient makes the bases and moves nothing; the count begins with the second. L and R, and every f
     # steps the bases, change after the step. The code sorts a basis by Q'LQ before it turns it, and the rows and
     # columns of v with it; v is not rotated. eps is beside the root of v before its correction. Decay is of the
@@ -51,7 +62,21 @@ def soap(
     beta1, beta2 = betas
     beta3 = beta2 if shampoo_beta is None else shampoo_beta
     m = v = l = r = ZERO  # noqa: E741
-    for t, w, g in steps:
+    for t, w, g in steps if carried else ():
+        if t == 1:
+            m = v = np.zeros(w.shape)
+            q_l, q_r = np.eye(w.shape[0]), np.eye(w.shape[1])
+        elif due(t, precondition_frequency, place):
+            old_l, old_r, q_l, q_r = q_l, q_r, eigenbasis(l), eigenbasis(r)
+            v = (q_l.T @ old_l) ** 2 @ v @ (old_r.T @ q_r) ** 2
+        g_turned = q_l.T @ g @ q_r
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g_turned**2
+        n = (q_l.T @ m @ q_r) / (np.sqrt(v) + eps)
+        step = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+        l, r = beta3 * l + (1 - beta3) * g @ g.T, beta3 * r + (1 - beta3) * g.T @ g  # noqa: E741
+        yield w - step * q_l @ n @ q_r.T - lr * weight_decay * w
+    for t, w, g in steps if not carried else ():
         if t == 1:
             l, r = (1 - beta3) * g @ g.T, (1 - beta3) * g.T @ g  # noqa: E741
             q_l, q_r = eigenbasis(l), eigenbasis(r)
@@ -136,23 +161,32 @@ def klshampoo_exact(
     betas: tuple[float, float] = (0.9, 0.98),
     eps: float = 1e-8,
     weight_decay: float = 0.01,
-    init_factor: float = 0.1,
+    init_factor: float | None = 0.1,
+    precondition_frequency: int = 1,
+    place: int = 0,
 ) -> Thetas:
-    """Lin et al. 2025 (arXiv:2509.03378), equation of KL-Shampoo: both factors by exact inverses of the old ones."""
+    """Lin et al. 2025 (arXiv:2509.03378), equation of KL-Shampoo: both factors by exact inverses of the old ones.
+
+    init_factor None is the mean square of the first gradient, as in steprule. So is a frequency: inverses are of the last roots.
+    """
     # Not anybody's code: the factors begin at sqrt(init_factor) I each and see a gradient before they are used.
     beta1, beta2 = betas
     m: Any = ZERO
     s_a: Any = None
-    for _, w, g in steps:
+    for t, w, g in steps:
         rows, columns = g.shape
         if s_a is None:
-            s_a, s_b = math.sqrt(init_factor) * np.eye(rows), math.sqrt(init_factor) * np.eye(columns)
+            first = math.sqrt(np.mean(g * g) if init_factor is None else init_factor)
+            s_a, s_b = first * np.eye(rows), first * np.eye(columns)
+            root_a, root_b = power(s_a, -0.5, eps), power(s_b, -0.5, eps)
         m = beta1 * m + (1 - beta1) * g
         s_a, s_b = (
-            beta2 * s_a + (1 - beta2) * g @ power(s_b, -1, eps) @ g.T / columns,
-            beta2 * s_b + (1 - beta2) * g.T @ power(s_a, -1, eps) @ g / rows,
+            beta2 * s_a + (1 - beta2) * g @ root_b @ root_b @ g.T / columns,
+            beta2 * s_b + (1 - beta2) * g.T @ root_a @ root_a @ g / rows,
         )
-        step = power(s_a, -0.5, eps) @ m @ power(s_b, -0.5, eps)
+        if due(t, precondition_frequency, place):
+            root_a, root_b = power(s_a, -0.5, eps), power(s_b, -0.5, eps)
+        step = root_a @ m @ root_b
         yield w - lr * step - lr * weight_decay * w
 
 
@@ -170,10 +204,13 @@ def shampoo(
     graft_beta2: float | None = 0.999,
     graft_eps: float = 1e-8,
     correct_bias: bool = True,
+    in_turn: bool = False,
+    place: int = 0,
 ) -> Thetas:
     """Shi et al. 2023 (arXiv:2309.06497), of one block, grafted from Adam; Gupta et al. 2018's L and R.
 
-    `graft_beta2` None grafts nothing. betas[1] of 1 adds up instead of averaging, as in Gupta et al.
+    `graft_beta2` None grafts nothing. betas[1] of 1 adds up instead of averaging, as in Gupta et al. in_turn makes roots when steprule
+    does, which begins with the first step.
     """
     # eps is added to the eigenvalues. Roots are made new every f steps, of L and R of that step. Before the first that
     # are, the step is Adam's. The length is Adam's step's without decay, of the same averaged gradient, with a second
@@ -181,6 +218,7 @@ def shampoo(
     # inverse square root of one matrix.
     beta1, beta2 = betas
     start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
+    start = 1 if in_turn else start
     m = v = l = r = ZERO  # noqa: E741
     for t, w, g in steps:
         gain = 1.0 if beta2 == 1 else 1 - beta2
@@ -188,7 +226,8 @@ def shampoo(
         l, r = beta2 * l + gain * g @ g.T, beta2 * r + gain * g.T @ g  # noqa: E741
         m_hat = m / (1 - beta1**t) if correct_bias else m
         correction = 1 - beta2**t if correct_bias and beta2 < 1 else 1.0
-        if t == start or (t > start and t % precondition_frequency == 0):
+        is_due = t == start or (t > start and t % precondition_frequency == 0)
+        if due(t, precondition_frequency, place) if in_turn else is_due:
             root_l, root_r = power(l / correction, -exponent, eps), power(r / correction, -exponent, eps)
         if graft_beta2 is not None:
             v = graft_beta2 * v + (1 - graft_beta2) * g**2
@@ -213,6 +252,8 @@ def asgo(
     precondition_frequency: int = 1,
     scale: str = "rms",
     side: str = "shorter",
+    in_turn: bool = False,
+    place: int = 0,
 ) -> Thetas:
     """An et al. 2025 (arXiv:2503.20762), the practical ASGO: averages, and the inverse root of one side's."""
     # The paper has (V^1/2 + eps I)^-1 and no scale; the authors' code V^-1/2 by a polynomial, and an RMS of 0.2. For
@@ -223,7 +264,7 @@ def asgo(
         left = w.shape[0] < w.shape[1] if side == "shorter" else side == "left"
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * (g @ g.T if left else g.T @ g)
-        if (t - 1) % precondition_frequency == 0:
+        if due(t, precondition_frequency, place) if in_turn else (t - 1) % precondition_frequency == 0:
             values, q = np.linalg.eigh(v)
             inverse = q / (np.sqrt(np.maximum(values, 0.0)) + eps) @ q.T
         step = inverse @ m if left else m @ inverse
@@ -241,8 +282,13 @@ def splus(
     b2: float = 0.999,
     weight_decay: float = 1e-2,
     inverse_every: int = 100,
+    in_turn: bool = False,
+    place: int = 0,
 ) -> Thetas:
-    """Frans et al. 2025 (arXiv:2506.07254), algorithm 1: the training weights, in the authors' PyTorch code's order."""
+    """Frans et al. 2025 (arXiv:2506.07254), algorithm 1: the training weights, in the authors' PyTorch code's order.
+
+    in_turn makes bases when steprule does, before a step, and takes its decay, which is by lr and of the weights before.
+    """
     # The bases begin as I, so that the first step is sign(M); they are made anew after the first step and every
     # inverse_every steps. The decay is of the weights that have moved, times 2 / (m + n) as well; in the JAX code, of
     # the weights before. What is evaluated is `averaged` of the weights before their decay.
@@ -250,12 +296,15 @@ def splus(
     for t, w, g in steps:
         if t == 1:
             q_l, q_r = np.eye(w.shape[0]), np.eye(w.shape[1])
+        if in_turn and t > 1 and due(t, inverse_every, place):
+            q_l, q_r = eigenbasis(l), eigenbasis(r)
         gamma = lr * 2 / sum(w.shape)
         m = b1 * m + (1 - b1) * g
         l, r = b2 * l + (1 - b2) * g @ g.T, b2 * r + (1 - b2) * g.T @ g  # noqa: E741
+        before = w
         w = w - gamma * q_l @ np.sign(q_l.T @ m @ q_r) @ q_r.T
-        yield (1 - gamma * weight_decay) * w
-        if t == 1 or t % inverse_every == 0:
+        yield w - lr * weight_decay * before if in_turn else (1 - gamma * weight_decay) * w
+        if not in_turn and (t == 1 or t % inverse_every == 0):
             q_l, q_r = eigenbasis(l), eigenbasis(r)
 
 

@@ -7,29 +7,15 @@ from typing import Any
 
 import papers
 import papers_factored
+import papers_kronecker
 import papers_matrix
 
-assert papers_matrix and papers_factored  # which enter theirs in papers.PAPERS
+assert papers_matrix and papers_factored and papers_kronecker  # which enter theirs in papers.PAPERS
 
 _NORMS = {"bias_rms": "bias"}
 _SCALES = {None: "original", "spectral_unclamped": "spectral", "unit_rms": "longest"}
-papers.OWN_DECAY |= dict.fromkeys(
-    [
-        "muon",
-        "normuon",
-        "adamuon",
-        "muoneq",
-        "mud",
-        "mano",
-        "dion2",
-        "polargrad",
-        "adafactor",
-        "came",
-        "adammini",
-        "sm3",
-    ],
-    "decoupled",
-)
+_DECOUPLED = "muon normuon adamuon muoneq mud mano dion2 polargrad adafactor came adammini sm3 soap shampoo asgo klshampoo_exact splus"
+papers.OWN_DECAY |= dict.fromkeys(_DECOUPLED.split(), "decoupled")
 
 
 def in_papers_words(name: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +92,37 @@ def _adammini(words: dict[str, Any]) -> None:
     words["blocks"] = {"row": "rows", "tensor": "whole"}[words.pop("block")]
 
 
+def _soap(words: dict[str, Any]) -> None:
+    del words["max_precond_dim"]
+    words["carried"] = True
+
+
+def _shampoo(words: dict[str, Any]) -> None:
+    del words["max_precond_dim"]
+    beta1, words["graft_beta2"] = words["betas"]
+    words |= {"betas": (beta1, words.pop("shampoo_beta")), "exponent": 1 / words.pop("root"), "in_turn": True}
+
+
+def _asgo(words: dict[str, Any]) -> None:
+    words |= {"eps": 0.0, "in_turn": True}
+
+
+def _klshampoo(words: dict[str, Any]) -> None:
+    del words["max_precond_dim"]
+    words["init_factor"] = None
+
+
+def _splus(words: dict[str, Any]) -> None:
+    del words["max_precond_dim"]
+    words["b1"], words["b2"] = words.pop("betas")
+    words |= {"inverse_every": words.pop("precondition_frequency"), "in_turn": True}
+
+
+PAPER_OF = {"klshampoo": "klshampoo_exact"}
+"""What the pseudo-code is called, where that is not the rule's name."""
+
 _TRANSLATED = {
     "muon": _muon, "normuon": _normuon, "adamuon": _adamuon, "muoneq": _muoneq, "mud": _mud, "polargrad": _polargrad,
-    "dion2": _dion2, "scion": _scion, "came": _came, "adammini": _adammini,
+    "dion2": _dion2, "scion": _scion, "came": _came, "adammini": _adammini, "soap": _soap, "shampoo": _shampoo, "asgo": _asgo,
+    "klshampoo": _klshampoo, "splus": _splus,
 }  # fmt: skip

@@ -140,6 +140,7 @@ def test_show_has_what_there_is_to_know(name):
         assert begins_at == str(rule.states[state].begins or 0)
         assert kept == (f"with {rule.states[state].when}" if rule.states[state].when else "always")
         words = {"elements": "4", "rows": "one number a row", "cols": "one number a column"}
+        words |= {"left": "rows x rows", "right": "columns x columns"}
         assert sizes[0] == words.get(rule.states[state].extent, "one number a tensor")
     for state, condition in ((name, one.when) for name, one in rule.states.items() if one.when):
         if not rule.hyperparameters[condition]:

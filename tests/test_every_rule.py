@@ -24,7 +24,7 @@ MOVING = {
     "Adadelta": {"eps": 0.01}, "DAdaptAdam": {"d0": 0.5}, "DoG": {"reps_rel": 0.02}, "LARS": {"lr": 0.5},
     "Prodigy": {"d0": 0.5}, "RAdam": {"betas": (0.9, 0.9)}, "SGD": {"lr": 0.2}, "ScheduleFreeSGD": {"lr": 0.5},
     "ScheduleFreeRAdam": {"betas": (0.9, 0.9), "lr": 0.5, "r": 0.0},
-    "Scion": {"radius": 1.0}, "Adafactor": {"lr": 0.5, "eps": (1e-9, 1e-3)}, "SM3": {"lr": 0.5}, "PolarGrad": {"lr": 0.2}, "Dion2": {"lr": 0.5},
+    "SPlus": {"lr": 0.5}, "Scion": {"radius": 1.0}, "Adafactor": {"lr": 0.5, "eps": (1e-9, 1e-3)}, "SM3": {"lr": 0.5}, "PolarGrad": {"lr": 0.2}, "Dion2": {"lr": 0.5},
 }  # fmt: skip
 """Hyperparameters at which weights move by some part of themselves."""
 ALL = {"clip": 2.0, "nonfinite": "skip", "average": 0.9, "telemetry": 1}
@@ -83,7 +83,7 @@ WAYS = {
     ),
     "8bit states alone": ({"states": "8bit", "clip": 2.0, "average": 0.9}, torch.float32, "eager", 0.15),
 }  # fmt: skip
-CHOPPY = {"Lion", "Signum", "Rprop", "Grams"}
+CHOPPY = {"Lion", "Signum", "Rprop", "Grams", "SPlus"}
 """Whose steps are signs: where a mean is near 0, one that is rounded goes the other way."""
 
 

@@ -50,17 +50,14 @@ from steprule.rules import (
     Yogi,
 )
 from steprule.rules.options import OPTIONS, with_options
-from steprule.state import state_shape
+from steprule.state import first_array, state_shape
 
 
 def run(rule, grads, param=1.0, maximize=False, **changed):
     """The parameter after each step, and the states after the last."""
     hyper = filled({**rule.hyperparameters, **changed}, np.finfo(float).eps)
     value = np.broadcast_to(np.array(param, np.float64), np.shape(grads[0]))
-    states = {
-        name: np.broadcast_to(rule.begins_at(name, value, hyper), state_shape(rule, name, value.shape))
-        for name in filter(None, rule.states_for(hyper))
-    }
+    states = {name: first_array(rule, name, value, hyper) for name in filter(None, rule.states_for(hyper))}
     history = []
     for step, grad in enumerate(grads, 1):
         value, states = oracle(rule, value, np.array(grad), states, step, hyper, maximize)

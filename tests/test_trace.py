@@ -89,8 +89,8 @@ MISTAKES = {
     "grad.numel() * grad": "size(x)", "len(grad) * grad": "size(x), rows(x) or cols(x)", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
     "grad.max()": "largest element", "grad.topk(3)": "whole tensor", "sorted(grad)": "over the whole tensor",
     # matrices
-    "grad @ param": "as many columns as b has rows", "2 @ grad": "as many columns as b has rows", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "polar(x) of whole matrices",
-    "torch.linalg.svd(grad)": "polar(x) of whole matrices", "grad[0]": "over the whole tensor", "grad[grad > 0]": "where(condition, a, b)",
+    "grad @ param": "as many columns as b has rows", "2 @ grad": "as many columns as b has rows", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "inverse_root(x, root) of whole matrices",
+    "torch.linalg.svd(grad)": "inverse_root(x, root) of whole matrices", "grad[0]": "over the whole tensor", "grad[grad > 0]": "where(condition, a, b)",
     # random numbers
     "torch.randn_like(grad)": "no random numbers", "grad.bernoulli(0.5)": "no random numbers", "torch.dropout(grad, 0.5, True)": "no random numbers",
     # rounding and bits

@@ -42,6 +42,11 @@ from steprule.optimizer import Grams as Grams
 from steprule.optimizer import CAME as CAME
 from steprule.optimizer import AdamMini as AdamMini
 from steprule.optimizer import SM3 as SM3
+from steprule.optimizer import SOAP as SOAP
+from steprule.optimizer import Shampoo as Shampoo
+from steprule.optimizer import ASGO as ASGO
+from steprule.optimizer import KLShampoo as KLShampoo
+from steprule.optimizer import SPlus as SPlus
 from steprule.optimizer import LARS as LARS
 from steprule.optimizer import LAMB as LAMB
 from steprule.optimizer import NovoGrad as NovoGrad
@@ -72,11 +77,14 @@ from steprule.pieces import cols as cols
 from steprule.pieces import debias as debias
 from steprule.pieces import debiased_beta as debiased_beta
 from steprule.pieces import decorrelate as decorrelate
+from steprule.pieces import eigenbasis as eigenbasis
 from steprule.pieces import ema as ema
 from steprule.pieces import ema_sq as ema_sq
+from steprule.pieces import every as every
 from steprule.pieces import exp as exp
 from steprule.pieces import floor as floor
 from steprule.pieces import gram as gram
+from steprule.pieces import inverse_root as inverse_root
 from steprule.pieces import l2 as l2
 from steprule.pieces import log as log
 from steprule.pieces import matmul as matmul
@@ -114,6 +122,7 @@ from steprule.rule import State as State
 __all__ = [
     "ADOPT",
     "ASGD",
+    "ASGO",
     "AdEMAMix",
     "AdaBelief",
     "AdaMuon",
@@ -133,6 +142,7 @@ __all__ = [
     "DoG",
     "Grams",
     "Hyperparameter",
+    "KLShampoo",
     "LAMB",
     "LARS",
     "LBFGS",
@@ -157,10 +167,13 @@ __all__ = [
     "RuleError",
     "SGD",
     "SM3",
+    "SOAP",
+    "SPlus",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Scion",
+    "Shampoo",
     "Signum",
     "SparseAdam",
     "StableAdamW",
@@ -181,11 +194,14 @@ __all__ = [
     "debias",
     "debiased_beta",
     "decorrelate",
+    "eigenbasis",
     "ema",
     "ema_sq",
+    "every",
     "exp",
     "floor",
     "gram",
+    "inverse_root",
     "l2",
     "log",
     "matmul",

@@ -324,8 +324,8 @@ _NUMBERS = {
     "scalar": "one number a tensor",
     "rows": "one number a row",
     "cols": "one number a column",
-    "left": "one number for each pair of rows",
-    "right": "one number for each pair of columns",
+    "left": "rows x rows",
+    "right": "columns x columns",
 }
 """What those take that are no number an element."""
 

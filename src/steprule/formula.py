@@ -173,7 +173,7 @@ class _Writer:
 
     def _compose(self, term: Term) -> tuple[str, int]:
         """A term's text and how strongly it binds."""
-        op, args = term.op, term.args
+        op, args = term.op, term.args[:4] if term.op == "every" else term.args
         if op == "input":
             return self._old(args[0]), _NAME
         if op == "constant":

@@ -1,4 +1,4 @@
-"""Functions of a whole matrix: sums along rows and columns, products and polar factors.
+"""Functions of a whole matrix: sums along rows and columns, products, eigenvectors and polar factors.
 
 A rule that uses one sees its parameter as a matrix of m rows and n columns. What there is one of for each row has the shape
 (m, 1), and for each column (1, n), so that both broadcast against the matrix as in NumPy. Called by hand, a function takes a
@@ -199,9 +199,11 @@ def transpose(x: Value) -> Value:
 def matmul(a: Value, b: Value) -> Value:
     """The product of two matrices, ``A B``; in a rule ``a @ b`` is the same.
 
+    A matrix of one number is that number times the identity: it stands for a side that is too long to have a matrix.
+
     Args:
-        a: of shape (m, k).
-        b: of shape (k, n).
+        a: of shape (m, k), or (1, 1).
+        b: of shape (k, n), or (1, 1).
 
     Examples:
         >>> from steprule.pieces import matmul
@@ -211,14 +213,16 @@ def matmul(a: Value, b: Value) -> Value:
     for value in (a, b):
         if hasattr(value, "__steprule__"):
             return value.__steprule__("matmul", a, b)
-    return _matrix(a) @ _matrix(b)
+    a, b = _matrix(a), _matrix(b)
+    return a * b if (1, 1) in (tuple(a.shape[-2:]), tuple(b.shape[-2:])) else a @ b
 
 
-def gram(x: Value) -> Value:
+def gram(x: Value, max_side: Value | None = None) -> Value:
     """The Gram matrix of the rows, ``X Xᵀ``.
 
     Args:
         x: of shape (m, n).
+        max_side: with more rows than this the result is 1, of shape (1, 1), which stands for the identity. Default: no limit.
 
     Returns:
         Shape (m, m), symmetric.
@@ -229,9 +233,72 @@ def gram(x: Value) -> Value:
         array([[25.]])
     """
     if hasattr(x, "__steprule__"):
-        return x.__steprule__("gram", x)
+        return x.__steprule__("gram", x) if max_side is None else x.__steprule__("gram", x, max_side)
     x = _matrix(x)
+    if max_side is not None and x.shape[-2] > max_side:
+        shape = (*x.shape[:-2], 1, 1)
+        return x.new_ones(shape) if is_tensor(x) else np.ones(shape)
     return x @ x.swapaxes(-1, -2)
+
+
+def eigenbasis(x: Value) -> Value:
+    """The eigenvectors of a symmetric matrix as columns, that of the largest eigenvalue first.
+
+    No eigenvalue may be below 0. Where eigenvalues are 0, any basis of what the other vectors leave would do, and libraries
+    differ; it is made of unit vectors here, see `steprule.matrix.eigen`.
+
+    Args:
+        x: of shape (n, n), symmetric.
+
+    Returns:
+        Shape (n, n).
+
+    Examples:
+        >>> from steprule.pieces import eigenbasis
+        >>> eigenbasis(np.array([[1.0, 0.0], [0.0, 4.0]]))
+        array([[0., 1.],
+               [1., 0.]])
+    """
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__("eigenbasis", x)
+    if is_tensor(x):
+        from steprule.matrix.eigen import eigenbasis as of_tensors
+
+        return of_tensors(_matrix(x))
+    from steprule.matrix.oracle import eigenbasis as of_arrays
+
+    return of_arrays(_matrix(x))
+
+
+def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
+    """The inverse root of a symmetric matrix, ``(X + ε I)^(-1/p)``, of its eigenvalues above 0.
+
+    Where an eigenvalue is 0, or is above it by nothing but rounding, the root's is 0 too: it is a pseudo-inverse, and does nothing
+    where nothing is.
+
+    Args:
+        x: of shape (n, n), symmetric, with no eigenvalue below 0.
+        root: ``p``.
+        eps: ``ε``, added to eigenvalues.
+
+    Returns:
+        Shape (n, n), symmetric.
+
+    Examples:
+        >>> from steprule.pieces import inverse_root
+        >>> inverse_root(np.array([[16.0, 0.0], [0.0, 0.0]]), 4)
+        array([[0.5, 0. ],
+               [0. , 0. ]])
+    """
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__("inverse_root", x, root, eps)
+    if is_tensor(x):
+        from steprule.matrix.eigen import inverse_root as of_tensors
+
+        return of_tensors(_matrix(x), float(root), float(eps))
+    from steprule.matrix.oracle import inverse_root as of_arrays
+
+    return of_arrays(_matrix(x), float(root), float(eps))
 
 
 def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, eps: float = 1e-7) -> Value:

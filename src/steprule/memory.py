@@ -84,7 +84,7 @@ def need(
         for state in present:
             state_bytes += bytes_of(state_format(states, dtype, shape, state in positive, state in exact), shape)
         for state in beside:
-            state_bytes += bytes_of("float32", state_shape(rule, state, shape))
+            state_bytes += bytes_of("float32", state_shape(rule, state, shape, hyper))
     return Need(rule.__name__, dtype, states, weights, weight_bytes, grad_bytes, state_bytes)
 
 
@@ -236,7 +236,7 @@ def show(
         return
     print(textwrap.fill(f"{description}; weights {dtype}, gradients {grad_dtype}", width()))
     chosen = [answer(rows) for rows in tables]
-    print(*_lines(chosen, count), "", *_notes(chosen, dtype), sep="\n")
+    print(*_lines(chosen, count), "", *_notes([*map(find, names.values())], chosen, dtype), sep="\n")
 
 
 _COLUMNS = "{:2}{:9} {:9} {:10} {:>8} {:>10} {:>7} {:>7} {:>10}"
@@ -260,16 +260,16 @@ def _lines(tables: Sequence[Sequence[Need]], count: int) -> Iterator[str]:
             yield form.format(mark, row.dtype, row.states or "-", row.weights or "-", *numbers, _size(row.total))
 
 
-def _notes(tables: Sequence[Sequence[Need]], dtype: str) -> Iterator[str]:
+def _notes(rules: Sequence[type[Rule]], tables: Sequence[Sequence[Need]], dtype: str) -> Iterator[str]:
     """What there is to say of the rows."""
     from steprule.engine.matrices import workspace
     from steprule.trace.tracing import program_of
 
-    for name in (rows[0].optimizer for rows in tables):
-        if program_of(rule := find(name), rule.hyperparameters).matrices:
+    for rule in rules:
+        if program_of(rule, rule.hyperparameters).matrices:
             yield _note(
                 "",
-                f"{name} also takes up to {_size(workspace())} while it steps, or what one matrix does, for products of matrices: set "
+                f"{rule.__name__} also takes up to {_size(workspace())} while it steps, or what one matrix does, for products of matrices: set "
                 "STEPRULE_WORKSPACE to fewer bytes.",
             )
     yield _note("-", "no format given: torch.optim keeps the same, where it has the optimizer.")

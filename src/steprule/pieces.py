@@ -36,7 +36,9 @@ from steprule.matrixwise import col_mean as col_mean
 from steprule.matrixwise import col_total as col_total
 from steprule.matrixwise import cols as cols
 from steprule.matrixwise import decorrelate as decorrelate
+from steprule.matrixwise import eigenbasis as eigenbasis
 from steprule.matrixwise import gram as gram
+from steprule.matrixwise import inverse_root as inverse_root
 from steprule.matrixwise import matmul as matmul
 from steprule.matrixwise import polar as polar
 from steprule.matrixwise import row_largest as row_largest
@@ -160,6 +162,35 @@ def at_first(step: Value, first: Value, later: Value) -> Value:
         (0.0, 5.0)
     """
     return where(step == 1, first, later)
+
+
+def every(k: Value, step: Value, new: Any, old: Value, stagger: bool = True) -> Value:
+    """A value that is computed anew in one of ``k`` steps, and stays as it was in the others.
+
+    Nothing of ``new`` is computed in other steps. It is for what takes long, such as `eigenbasis`. A tensor's first two steps compute
+    it always: averages may still be 0 in the first. Afterwards each tensor of an optimizer has its own steps, those where the number of the step and the tensor's place among the
+    optimizer's parameters add up to a multiple of k, so that no step takes much longer than the others. Both are kept by checkpoints.
+
+    Args:
+        k: every how many steps, 1 or more.
+        step: the number of the step, from 1, as a rule is given it.
+        new: the value that is computed anew, or a function without arguments that gives it.
+        old: the value that stays: a state, or an expression of old's shape.
+        stagger: whether tensors have steps of their own. False is the steps whose number is a multiple of k for all.
+
+    Examples:
+        >>> from steprule.pieces import every
+        >>> [every(4, step, "new", "old") for step in (1, 2, 3, 4)]
+        ['new', 'new', 'old', 'new']
+    """
+    if any(hasattr(value, "__steprule__") for value in (k, step, old)):
+        values = (k, step, new() if callable(new) else new, old)
+        traced = next(value for value in values if hasattr(value, "__steprule__"))
+        return traced.__steprule__("every", *values, stagger)
+    place = getattr(step, "place", 0) if stagger else 0
+    if step > 2 and (step + place) % k != 0:
+        return old
+    return new() if callable(new) else new
 
 
 def running_ema(series: Sequence[Value], beta: float, bias_correction: bool = False) -> Any:

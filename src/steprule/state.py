@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from steprule.hyper import Hyperparameter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class RuleError(TypeError):
@@ -49,20 +52,43 @@ def matrices_of(shape: Sequence[int], stacks: bool, view: str | None = None) -> 
     return [(count, m, n) if count != 1 else (m, n) for count, m, n in View(view).sizes(shape)]
 
 
-def side_shape(rule: Any, name: str, matrix: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a rule's state that has rows, columns or squares, beside a matrix or a stack of them."""
+def side_shape(rule: Any, name: str, matrix: Sequence[int], hyper: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """The shape of a rule's state that has rows, columns or squares, beside a matrix or a stack of them, with these hyperparameters."""
     *stack, rows, cols = matrix
-    sides = {"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}
-    return (*stack, *sides[rule.states[name].extent])
+    extent, most = rule.states[name].extent, rule.states[name].most
+    own = {"rows": (rows, 1), "cols": (1, cols), "left": (rows, rows), "right": (cols, cols)}[extent]
+    if most == "other":
+        limit = cols - 1 if extent == "left" else rows
+    else:
+        limit = (rule.hyperparameters if hyper is None else hyper)[most] if most is not None else max(own)
+    return (*stack, *(own if max(own) <= limit else (1, 1)))
 
 
-def state_shape(rule: Any, name: str, shape: Sequence[int], view: str | None = None) -> tuple[int, ...]:
-    """The shape of a rule's state beside a parameter of that shape; where matrices are unequal, their numbers follow each other."""
+def state_shape(
+    rule: Any, name: str, shape: Sequence[int], hyper: Mapping[str, Any] | None = None, view: str | None = None
+) -> tuple[int, ...]:
+    """The shape of a rule's state beside a parameter of that shape; where matrices are unequal, their numbers follow each other.
+
+    Args:
+        rule, name, shape: the rule, the state's name and the parameter's shape.
+        hyper: a value for each hyperparameter. Default: the rule's defaults.
+        view: as for `matrices_of`.
+    """
     extent = rule.states[name].extent
     if extent in ("elements", "scalar"):
         return tuple(shape) if extent == "elements" else ()
-    shapes = [side_shape(rule, name, matrix) for matrix in matrices_of(shape, rule.stacks, view)]
+    shapes = [side_shape(rule, name, matrix, hyper) for matrix in matrices_of(shape, rule.stacks, view)]
     return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+
+def first_array(rule: Any, name: str, param: Any, hyper: Mapping[str, Any]) -> NDArray[Any]:
+    """What a rule's state is before the first step, in float64; param is an array, or has a shape if no state begins at it."""
+    import numpy as np
+
+    first, shape = rule.begins_at(name, param, hyper), state_shape(rule, name, param.shape, hyper)
+    if rule.states[name].extent in ("left", "right"):
+        first = first * np.eye(shape[-1])
+    return np.broadcast_to(np.asarray(first, np.float64), shape).copy()
 
 
 def no_matrix(rule: Any, who: str, shape: Sequence[int]) -> str:
@@ -82,7 +108,8 @@ class State:
     Attributes:
         extent: "elements" for a state of the parameter's shape, or "scalar" for one number for each parameter. Beside a
             matrix of m rows and n columns "rows" is (m, 1), "cols" (1, n), "left" (m, m) and "right" (n, n).
-        begins: its value before the first step: a number, a hyperparameter's name, or "param" for the parameter itself.
+        begins: its value before the first step: a number, a hyperparameter's name, or "param" for the parameter itself. For
+            "left" and "right" it is that number times the identity.
         exact: whether it is kept in float32 at least, whatever the format, or the name of a hyperparameter that switches
             this on. Needed where the formula subtracts the state from another one, where it is a sum that never decays,
             whose rounding errors add up, or where it is an average of a high power of the gradient.
@@ -90,6 +117,9 @@ class State:
         when: the hyperparameter that must be true or nonzero for the state to exist; otherwise update is given None.
             Default: the state always exists.
         dtype: how a scalar state is kept: in float64 (None), or in step's dtype ("step").
+        most: the hyperparameter that says how long the side of a "left" or "right" state may be; "other" for no longer than the other
+            side, or for "left" shorter than that. Of a longer one there is a single number, of shape (1, 1), in place of the matrix:
+            it stands for that number times the identity.
 
     Raises:
         RuleError: a value makes no sense, or not beside the others.
@@ -110,6 +140,7 @@ class State:
     exact: bool | str = False
     when: str | None = None
     dtype: Literal["step"] | None = None
+    most: str | None = None
 
     def __post_init__(self) -> None:
         is_scalar, is_whole = self.extent == "scalar", self.extent == "elements"
@@ -126,14 +157,17 @@ class State:
             ("when", isinstance(self.when, (str, type(None))), "a hyperparameter's name or None"),
             ("dtype", self.dtype in (None, "step"), "None for float64, or 'step' for step's dtype"),
             ("dtype", is_scalar or self.dtype is None, "only a scalar state has a dtype of its own"),
+            ("most", isinstance(self.most, (str, type(None))), "a hyperparameter's name or None"),
+            ("most", self.extent in ("left", "right") or self.most is None, "only a square has a longest side"),
         ):
             if not is_right:
                 raise RuleError(f"State({what}={getattr(self, what)!r}): {hint}")
 
     def asks(self) -> dict[str, str]:
         """The hyperparameters that it names, by the attribute that names them."""
-        named = {"begins": self.begins, "exact": self.exact, "when": self.when}
-        return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) != ("begins", "param")}
+        named = {"begins": self.begins, "exact": self.exact, "when": self.when, "most": self.most}
+        own = (("begins", "param"), ("most", "other"))
+        return {what: one for what, one in named.items() if isinstance(one, str) and (what, one) not in own}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from steprule.arrays.front import Optimizer as Optimizer
 __all__ = [
     "ADOPT",
     "ASGD",
+    "ASGO",
     "AdEMAMix",
     "AdaBelief",
     "AdaMuon",
@@ -26,6 +27,7 @@ __all__ = [
     "Dion2",
     "DoG",
     "Grams",
+    "KLShampoo",
     "LAMB",
     "LARS",
     "LaProp",
@@ -47,10 +49,13 @@ __all__ = [
     "Rprop",
     "SGD",
     "SM3",
+    "SOAP",
+    "SPlus",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Scion",
+    "Shampoo",
     "Signum",
     "SparseAdam",
     "StableAdamW",
@@ -1972,6 +1977,374 @@ class SM3(Optimizer):
         lr: float | collections.abc.Callable[[int], float] = 0.1,
         momentum: float | collections.abc.Callable[[int], float] = 0.9,
         weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class SOAP(Optimizer):
+    """Adam in the eigenbases of Shampoo's matrices. Vyas et al. 2024,
+    arXiv:2409.11321, algorithm 3.
+
+    exp_avg and exp_avg_sq are in the bases. Other than in the paper and its
+    code the first step moves weights, as Adam's; bases are exact, and not
+    one step of a power iteration; and the second moments are carried into
+    new bases as the diagonal of a covariance is, without which the update
+    is too long for many steps. Directions without a gradient get no update.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.003.
+        betas: decay rates of the EMAs. Each in [0, 1). Default: (0.95,
+            0.95).
+        shampoo_beta: decay rate of the EMAs of a side's Gram matrix. In [0,
+            1). Default: 0.95.
+        eps: added to the denominator for numerical stability. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.01.
+        precondition_frequency: in one of how many steps a parameter's bases
+            or roots are computed. At least 1. Default: 10.
+        max_precond_dim: longest side that has a matrix; a longer one has
+            the identity. At least 1. Default: 10000.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg, exp_avg_sq: shape and dtype of the array; 0 at first.
+        left, left_basis: a float64 array of shape (rows, rows); 0 at first.
+        right, right_basis: a float64 array of shape (columns, columns); 0
+            at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.SOAP([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.003,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.95, 0.95),
+        shampoo_beta: float | collections.abc.Callable[[int], float] = 0.95,
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        precondition_frequency: float | collections.abc.Callable[[int], float] = 10,
+        max_precond_dim: float | collections.abc.Callable[[int], float] = 10000,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class Shampoo(Optimizer):
+    """Momentum between inverse roots of both sides' Gram matrices, as long as
+    Adam's step. Gupta et al. 2018, arXiv:1802.09568.
+
+    The length is grafted from Adam, as in Shi et al. 2023,
+    arXiv:2309.06497, so that lr and betas are Adam's. Roots are of averages
+    that are corrected for their start, of the first step on. What has no
+    gradient gets no update.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the EMAs. Each in [0, 1). Default: (0.9,
+            0.999).
+        shampoo_beta: decay rate of the EMAs of a side's Gram matrix. In [0,
+            1). Default: 0.95.
+        root: p of the inverse root, the power of -1 / p. At least 1.
+            Default: 4.0.
+        eps: added to eigenvalues. At least 0. Default: 1e-12.
+        graft_eps: eps of the Adam whose length a step has. At least 0.
+            Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.01.
+        precondition_frequency: in one of how many steps a parameter's bases
+            or roots are computed. At least 1. Default: 10.
+        max_precond_dim: longest side that has a matrix; a longer one has
+            the identity. At least 1. Default: 10000.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg, exp_avg_sq: shape and dtype of the array; 0 at first.
+        left, left_root: a float64 array of shape (rows, rows); 0 at first.
+        right, right_root: a float64 array of shape (columns, columns); 0 at
+            first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.Shampoo([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        shampoo_beta: float | collections.abc.Callable[[int], float] = 0.95,
+        root: float | collections.abc.Callable[[int], float] = 4.0,
+        eps: float | collections.abc.Callable[[int], float] = 1e-12,
+        graft_eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        precondition_frequency: float | collections.abc.Callable[[int], float] = 10,
+        max_precond_dim: float | collections.abc.Callable[[int], float] = 10000,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class ASGO(Optimizer):
+    """Momentum times the inverse root of the shorter side's Gram matrix. An et
+    al. 2025, arXiv:2503.20762: one-sided Shampoo.
+
+    An update's RMS is 0.2, as in the authors' code.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the EMAs. Each in [0, 1). Default: (0.9, 0.8).
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.1.
+        precondition_frequency: in one of how many steps a parameter's bases
+            or roots are computed. At least 1. Default: 1.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg: shape and dtype of the array; 0 at first.
+        left, left_root: a float64 array of shape (rows, rows); 0 at first.
+        right, right_root: a float64 array of shape (columns, columns); 0 at
+            first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.ASGO([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.8),
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.1,
+        precondition_frequency: float | collections.abc.Callable[[int], float] = 1,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class KLShampoo(Optimizer):
+    """Shampoo whose sides whiten each other's gradients, and need no grafting.
+    Lin et al. 2025, arXiv:2509.03378.
+
+    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is
+    ``L^(-1/2) M R^(-1/2)``. Both begin at the root mean square of the first
+    gradient, and inverses are of the last roots. Other than in the authors'
+    code the first step moves weights, roots are exact, and their
+    eigenvalues are those of the matrices.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        betas: decay rates of the EMAs. Each in [0, 1). Default: (0.9,
+            0.98).
+        eps: added to eigenvalues. At least 0. Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.01.
+        precondition_frequency: in one of how many steps a parameter's bases
+            or roots are computed. At least 1. Default: 10.
+        max_precond_dim: longest side that has a matrix; a longer one has
+            the identity. At least 1. Default: 10000.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg: shape and dtype of the array; 0 at first.
+        left, left_root: a float64 array of shape (rows, rows); 1 at first.
+        right, right_root: a float64 array of shape (columns, columns); 1 at
+            first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.KLShampoo([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.98),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        precondition_frequency: float | collections.abc.Callable[[int], float] = 10,
+        max_precond_dim: float | collections.abc.Callable[[int], float] = 10000,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class SPlus(Optimizer):
+    """The sign of the momentum in Shampoo's eigenbases, times 2 / (m + n).
+    Frans et al. 2025, arXiv:2506.07254, algorithm 1.
+
+    The paper evaluates an average of the weights: average=0.999. Decay is
+    by lr, without the factor of the shape. Directions without a gradient
+    get no update.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.1.
+        betas: decay rates of the EMAs. Each in [0, 1). Default: (0.9,
+            0.999).
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        precondition_frequency: in one of how many steps a parameter's bases
+            or roots are computed. At least 1. Default: 100.
+        max_precond_dim: longest side that has a matrix; a longer one has
+            the identity. At least 1. Default: 10000.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg: shape and dtype of the array; 0 at first.
+        left, left_basis: a float64 array of shape (rows, rows); 0 at first.
+        right, right_basis: a float64 array of shape (columns, columns); 0
+            at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.SPlus([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.1,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        precondition_frequency: float | collections.abc.Callable[[int], float] = 100,
+        max_precond_dim: float | collections.abc.Callable[[int], float] = 10000,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,
         cautious_decay: bool = False,

@@ -240,7 +240,7 @@ class Optimizer:
         for name in names:
             if name not in state:
                 continue
-            shape, dtype = kind_of(self.rule, name, param)
+            shape, dtype = kind_of(self.rule, name, param, self.settings)
             value, what = state[name], f"the state {name} of params[{index}]"
             if not isinstance(value, np.ndarray):
                 raise ValueError(f"{what} must be a NumPy array, not {type(value).__name__}")
@@ -304,7 +304,7 @@ class Optimizer:
                     f"the state of params[{index}] is not {self.rule.__name__}'s: it {' and '.join(lacks)}"
                 )
             for name, value in loaded.items():
-                shape, dtype = kind_of(self.rule, name, param)
+                shape, dtype = kind_of(self.rule, name, param, {**self.settings, **settings})
                 array = np.asarray(value).astype(dtype)  # a copy, also of a tensor
                 if array.shape != shape:
                     raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {shape}")

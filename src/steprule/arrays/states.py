@@ -9,12 +9,15 @@ import numpy as np
 
 from steprule.arrays.checks import Array
 from steprule.rule import Rule
-from steprule.state import state_shape
+from steprule.state import first_array, state_shape
 
 
-def kind_of(rule: type[Rule], name: str, param: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def kind_of(
+    rule: type[Rule], name: str, param: Array, settings: Mapping[str, Any]
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """The shape and the dtype of a state."""
-    return state_shape(rule, name, param.shape), param.dtype if name in rule.tensor_states else np.dtype(float)
+    dtype = param.dtype if name in rule.tensor_states else np.dtype(float)
+    return state_shape(rule, name, param.shape, settings), dtype
 
 
 def begin(
@@ -23,5 +26,5 @@ def begin(
     """Adds those of these states that are missing, in the order of the parameter's memory."""
     for name in names:
         if name not in state:
-            shape, dtype = kind_of(rule, name, param)
-            state[name] = np.full_like(param, rule.begins_at(name, param, settings), dtype, shape=shape)
+            shape, dtype = kind_of(rule, name, param, settings)
+            state[name] = np.full_like(param, first_array(rule, name, param, settings), dtype, shape=shape)

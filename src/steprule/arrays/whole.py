@@ -22,13 +22,13 @@ def step_whole(
 ) -> None:
     """Takes a step of all arrays that have a gradient, in place; missing states begin."""
     names = tuple(filter(None, rule.states_for(settings)))
-    for param, grad, state in zip(params, grads, states, strict=True):
+    for place, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
         if grad is None:
             continue
         begin(rule, names, param, state, settings)
         own = {name: state[name] for name in names}
         numbers = filled(settings, UNITS[param.dtype.name])
-        new, after = oracle(rule, param, grad, own, state["step"] + 1, numbers)
+        new, after = oracle(rule, param, grad, own, state["step"] + 1, numbers, place=place)
         param[...] = new
         for name, value in after.items():
             state[name][...] = value

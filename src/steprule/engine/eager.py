@@ -15,6 +15,7 @@ import numpy as np
 
 from steprule.engine.rows import row_step
 from steprule.engine.run import Sums, find_numbers
+from steprule.engine.whole import PlacedStep
 from steprule.hyper import filled
 from steprule.pieces import total
 from steprule.rule import Rule
@@ -33,6 +34,7 @@ def oracle(
     step: int,
     hyper: Mapping[str, Any],
     maximize: bool = False,
+    place: int = 0,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """One step in float64: the truth that engines are judged by.
 
@@ -43,6 +45,7 @@ def oracle(
         step: the step's number, from 1.
         hyper: a value for each hyperparameter.
         maximize: negate the gradient first.
+        place: the parameter's among its optimizer's.
 
     Returns:
         The new parameter and the new states, float64; the arguments are left alone.
@@ -51,7 +54,8 @@ def oracle(
     present, shape = rule.states_for(hyper), np.shape(param)
     shapes = {name: np.shape(value) for name, value in wide.items()}
     param, grad = np.array(param, np.float64), np.array(grad, np.float64)
-    if program_of(rule, hyper).sees_matrix:
+    program = program_of(rule, hyper)
+    if program.sees_matrix:
         matrix = matrix_shape(shape, rule.stacks)
         param, grad = param.reshape(matrix), grad.reshape(matrix)
         wide = {name: value.reshape(matrix) if shapes[name] == shape else value for name, value in wide.items()}
@@ -60,7 +64,7 @@ def oracle(
             param,
             -grad if maximize else grad,
             tuple(name and wide[name] for name in present),
-            step,
+            PlacedStep(step, place) if program.in_some_steps else step,
             hyper,
         )
     return _as(shape, new_param), {

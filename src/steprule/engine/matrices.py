@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steprule.engine.squares import Beside
 from steprule.trace.expression import Expression
-from steprule.trace.program import Matrix, Program
+from steprule.trace.program import IN_PLACE, Matrix, Program, Squares
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +51,9 @@ def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, devic
     from steprule.matrix.coefficients import published
     from steprule.matrix.how import plan_for
 
-    word = function.others[-1]
-    is_exact = not isinstance(word, Expression) and published(word).exact
-    is_exact |= function.op != "polar"  # of bfloat16 there are no triangular solves
+    is_exact = function.op != "polar"  # of bfloat16 there are no triangular solves, and no eigenvectors
+    if not is_exact and not isinstance(function.others[-1], Expression):
+        is_exact = published(function.others[-1]).exact
     wide = torch.float64 if dtype == torch.float64 else torch.float32 if is_exact else None
     chosen = plan_for((shape[-2], shape[-1]), 2, device, dtype=wide).dtype
     return torch.bfloat16 if chosen == torch.float16 else chosen  # which small momentum would vanish in
@@ -75,7 +76,8 @@ def fits_passes(program: Program, view: str | None, shapes: Sequence[tuple[int, 
     is_one = len(shapes) == 1 and len(shapes[0]) == 2
     is_plain = is_one and view in ("matrix", "flatten")  # so that rows are rows in memory
     adds_up = any(not one.of_all for one in program.sums.values())
-    return is_plain or (len(shapes) == 1 and not program.last.sides and (is_one or not adds_up))
+    needs_rows = program.last.sides or program.has_squares
+    return is_plain or (len(shapes) == 1 and not needs_rows and (is_one or not adds_up))
 
 
 class Rooms:
@@ -85,15 +87,19 @@ class Rooms:
         dtypes: of each function of matrices, by name.
         shapes: of each tensor as a matrix, or as a stack of them; with a view, of what that sees as matrices.
         device: where they are.
+        shared: those that take the memory of others, which dtypes lack.
         memory: `size_of` bytes or more that others use before and after a step. Default: their own.
         view: how all of them are seen as matrices.
     """
+
+    beside: Beside | None = None
 
     def __init__(
         self,
         dtypes: Mapping[str, torch.dtype],
         shapes: Sequence[tuple[int, ...]],
         device: Any,
+        shared: Mapping[str, str] | None = None,
         memory: Tensor | None = None,
         view: str | None = None,
     ) -> None:
@@ -101,7 +107,7 @@ class Rooms:
 
         if memory is None:
             memory = torch.empty(self.size_of(dtypes, shapes), dtype=torch.uint8, device=device)
-        self._view = view
+        self._shapes, self._shared, self._view = shapes, shared or {}, view
         self._members: dict[tuple[int, ...], list[int]] = {}
         for number, shape in enumerate(shapes):
             self._members.setdefault(shape, []).append(number)
@@ -116,6 +122,21 @@ class Rooms:
         self._settings = b""
         self.select(np.ones(self._count, bool))
 
+    def keep_squares(
+        self,
+        squares: Sequence[Squares | None],
+        states: Mapping[str, Sequence[Tensor]],
+        places: Sequence[int],
+        dtype: torch.dtype,
+    ) -> None:
+        """Has squares beside the matrices; arguments as for `Beside`."""
+        self.beside = Beside(squares, states, places, dtype, self._shapes, self._stack, self._members)
+        self.beside.select(self._active)
+
+    def _stack(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """All matrices of a shape."""
+        return self._stacks[self._shared.get(name, name), shape]
+
     @staticmethod
     def size_of(dtypes: Mapping[str, torch.dtype], shapes: Sequence[tuple[int, ...]]) -> int:
         """How many bytes they take."""
@@ -128,7 +149,7 @@ class Rooms:
         """Where each tensor's matrix begins."""
         found = [0] * self._count
         for shape, members in self._members.items():
-            for number, one in zip(members, self._stacks[name, shape], strict=True):
+            for number, one in zip(members, self._stack(name, shape), strict=True):
                 found[number] = one.data_ptr()
         return found
 
@@ -136,6 +157,8 @@ class Rooms:
         """As the plan's."""
         self._active, self._all_active, self._places = active, bool(active.all()), np.cumsum(active) - 1
         self._calls: dict[str, list[_Call]] = {}
+        if self.beside is not None:
+            self.beside.select(active)
 
     def run(
         self,
@@ -155,6 +178,8 @@ class Rooms:
         if settings != self._settings:
             self._settings, self._calls = settings, {}
         for name, one in functions.items():
+            if one.op not in IN_PLACE:
+                continue
             if name not in self._calls:
                 self._calls[name] = self._made(name, one, value, self._members, self._stacks)
             for call in self._calls[name]:

@@ -122,6 +122,8 @@ class Planned:
             self._follow(now)
         if self._rooms is not None and now.matrices:
             self._rooms.run(now.matrices, self._value, self._plan.hyper.tobytes(), self._squares)
+        if self._rooms is not None and self._rooms.beside is not None and now.squares is not None:
+            self._rooms.beside.run(now.squares, self._value)
 
     def _value(self, expression: Expression) -> Any:
         """An expression's value."""

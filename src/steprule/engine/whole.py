@@ -10,6 +10,19 @@ from typing import Any
 from steprule.hyper import filled
 from steprule.rule import Rule
 from steprule.state import matrix_shape, side_shape
+from steprule.trace.tracing import program_of
+
+
+class PlacedStep(float):
+    """The number of a step, and the place of the tensor that takes it among its optimizer's, by which `every` goes."""
+
+    place: int
+
+    def __new__(cls, step: Any, place: int) -> PlacedStep:
+        """Of a number, or of a tensor, which is waited for."""
+        self = super().__new__(cls, step)
+        self.place = place
+        return self
 
 
 class WholeStep:
@@ -18,6 +31,7 @@ class WholeStep:
     Nothing of it need be known before anything changes.
 
     Args:
+        place: the parameter's among the optimizer's.
         view: how the parameter is seen as matrices, each of which is stepped by itself. Default: None, as the rule sees it.
     """
 
@@ -30,12 +44,14 @@ class WholeStep:
         step: Any,
         hyper: Mapping[str, Any],
         maximize: bool,
+        place: int = 0,
         view: str | None = None,
     ) -> None:
         import torch
 
         hyper = filled(hyper, torch.finfo(param.dtype).eps)
-        self.rule, self._step, self._hyper, self._view = rule, step, hyper, view
+        self.rule, self._hyper, self._view = rule, hyper, view
+        self._step = PlacedStep(step, place) if program_of(rule, hyper).in_some_steps else step
         self._names = rule.states_for(hyper)
         self._kept = {"param": param, **{name: x for name, x in zip(self._names, states, strict=True) if name}}
         grad = grad.to_dense() if grad.is_sparse else grad
@@ -88,7 +104,7 @@ class WholeStep:
         seen = {name: [*_each(View(self._view).matrices(wide[name]))] for name in own}
         rest = {name: wide[name].reshape(-1) for name in wide if name in sides}
         for number, param in enumerate(seen["param"]):
-            shapes = {name: side_shape(self.rule, name, param.shape) for name in rest}
+            shapes = {name: side_shape(self.rule, name, param.shape, self._hyper) for name in rest}
             beside = {name: rest[name][: math.prod(shape)].view(shape) for name, shape in shapes.items()}
             rest = {name: rest[name][math.prod(shape) :] for name, shape in shapes.items()}
             yield {**wide, **{name: every[number] for name, every in seen.items()}, **beside}

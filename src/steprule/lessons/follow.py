@@ -12,7 +12,7 @@ import numpy as np
 from steprule.formats import UNITS
 from steprule.hyper import filled
 from steprule.rule import Rule
-from steprule.state import state_shape
+from steprule.state import first_array
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -45,10 +45,7 @@ def moves(
     """
     hyper = _at(1, rule, settings)
     param = np.array(start, float)
-    states = tuple(
-        None if name is None else np.full(_shape(rule, name, param.shape), rule.begins_at(name, param, hyper), float)
-        for name in rule.states_for(hyper)
-    )
+    states = tuple(None if name is None else _first(rule, name, param, hyper) for name in rule.states_for(hyper))
     for step in count(1):
         grad = np.array(gradient(param, step), float)
         param, *new = rule.evaluate(param, grad, states, step, _at(step, rule, settings))
@@ -61,9 +58,11 @@ def _at(step: int, rule: type[Rule], settings: Mapping[str, Any]) -> dict[str, A
     return {**filled({**rule.hyperparameters, **given}, UNITS["float32"])}
 
 
-def _shape(rule: type[Rule], name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a state: one number for a tensor is kept for each element here."""
-    return state_shape(rule, name, shape) if name in rule.side_states else shape
+def _first(rule: type[Rule], name: str, param: Array, hyper: Mapping[str, Any]) -> Array:
+    """What a state begins at: one number for a tensor is kept for each element here."""
+    if name in rule.side_states:
+        return first_array(rule, name, param, hyper)
+    return np.full(param.shape, rule.begins_at(name, param, hyper), float)
 
 
 def follow(rule: type[Rule], start: Any, gradient: Callable[[Array, int], Any], steps: int, **settings: Any) -> Way:

@@ -26,7 +26,7 @@ def decorrelated(stack: Tensor, passes: int = 1) -> Tensor:
         stack: (k, m, n) in float32 or float64.
         passes: how many, 1 or more.
 
-    >>> decorrelated(torch.tensor([[[2.0, 0.0], [3.0, 3.0]]]))
+    >>> decorrelated(torch.tensor([[[2.0, 0.0], [3.0, 4.0]]]))
     tensor([[[1., 0.],
              [0., 1.]]])
     """

@@ -1,4 +1,4 @@
-"""What `steprule.matrix.polar` approximates, in float64 and as it stands in the papers."""
+"""What the functions of this folder compute or approximate, in float64 and as it stands in the papers."""
 
 from __future__ import annotations
 
@@ -50,6 +50,68 @@ def decorrelated(matrices: NDArray[Any], passes: int = 1, least: float = 1e-14) 
             lower = np.tril(x @ x.T, -1) + np.eye(len(x))
             x = np.asarray(np.linalg.solve(lower, x), np.float64)
     return x
+
+
+def eigenbasis(matrices: NDArray[Any]) -> NDArray[np.float64]:
+    """The eigenvectors of a symmetric matrix (n, n), or of every matrix of a stack, from that of the largest eigenvalue on.
+
+    Those of eigenvalues of 0 are unit vectors made orthogonal to the others, as `steprule.matrix.eigen` has them.
+
+    >>> eigenbasis(np.diag([1.0, 4.0]))
+    array([[0., 1.],
+           [1., 0.]])
+    """
+    x: NDArray[np.float64] = np.array(matrices, np.float64)
+    if x.ndim > 2:
+        return np.stack([eigenbasis(one) for one in x]) if len(x) else x
+    if not np.isfinite(x).all():
+        return np.full_like(x, np.nan)
+    values, vectors = _eigen(x)
+    rank = int((values > _LEAST * max(values[0], 0.0)).sum())
+    basis = [*vectors.T[:rank]]
+    for row in np.sort(_left_over(vectors[:, :rank])):
+        rest = np.eye(len(x))[row]
+        for _ in range(2):
+            rest = rest - sum((one @ rest) * one for one in basis)
+        basis.append(rest / np.sqrt(rest @ rest))
+    return np.stack(basis, 1)
+
+
+def inverse_root(matrices: NDArray[Any], root: float, eps: float = 0.0) -> NDArray[np.float64]:
+    """A symmetric matrix (n, n), or every matrix of a stack, to the power of -1 / root; eigenvalues of 0 remain 0.
+
+    >>> inverse_root(np.diag([16.0, 0.0]), 4)
+    array([[0.5, 0. ],
+           [0. , 0. ]])
+    """
+    x: NDArray[np.float64] = np.array(matrices, np.float64)
+    if x.ndim > 2:
+        return np.stack([inverse_root(one, root, eps) for one in x]) if len(x) else x
+    if not np.isfinite(x).all():
+        return np.full_like(x, np.nan)
+    values, vectors = _eigen(x)
+    is_some = values > _LEAST * max(values[0], 0.0)
+    powers = np.where(is_some, np.where(is_some, values + eps, 1.0) ** (-1 / root), 0.0)
+    return np.asarray(vectors * powers @ vectors.T)
+
+
+_LEAST = 16 * 2.0**-52
+"""Times the largest eigenvalue: what is not above it counts as 0."""
+
+
+def _eigen(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    values, vectors = np.linalg.eigh(x)
+    return values[::-1], vectors[:, ::-1]
+
+
+def _left_over(vectors: NDArray[Any]) -> NDArray[Any]:
+    """The rows that Gaussian elimination of these columns, with the largest element as the pivot, does not choose."""
+    x, order = np.array(vectors), np.arange(len(vectors))
+    for column in range(x.shape[1]):
+        pivot = column + int(np.abs(x[column:, column]).argmax())
+        x[[column, pivot]], order[[column, pivot]] = x[[pivot, column]], order[[pivot, column]]
+        x[column + 1 :] -= np.outer(x[column + 1 :, column] / x[column, column], x[column])
+    return order[x.shape[1] :]
 
 
 def singular_values(

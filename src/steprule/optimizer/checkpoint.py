@@ -226,7 +226,8 @@ class Loading:
         without = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
         if without and not param.is_meta:
             raise ValueError(f"the state {without[0]} of {who} is on the meta device, and has no numbers")
-        present = rule.states_for(self._groups.complete({**saved}))
+        hyper = self._groups.complete({**saved})
+        present = rule.states_for(hyper)
         missing = [name for name in base.states if name in present and not has_arrays(state, name)]
         has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
         if state.get("step") is not None and (problem := wrong_step(state["step"], who)):
@@ -244,7 +245,8 @@ class Loading:
                 f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
                 "alone and begin anew"
             )
-        problem = misfit(rule, state, param, who, True, group.get("view")) or _mixed(state, param, saved, who)
+        seen = {**hyper, "view": group.get("view")}  # which stays the group's own
+        problem = misfit(rule, state, param, who, seen, converted=True) or _mixed(state, param, saved, who)
         if problem:
             raise ValueError(problem)
 

@@ -199,10 +199,12 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         name = core.rule.__name__
         if reason := why_apart(param):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
-        elif not fits_passes(program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))):
+        elif not program.has_squares and not fits_passes(
+            program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))
+        ):
             needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
             yield needs, "Leave out the view, or step this one by a rule that needs products only, such as Muon"
-        elif not program.by_passes or program.joins_rows:
+        elif not program.by_passes or program.joins_rows or program.has_squares:
             yield f"{name} looks at whole columns or squares of matrices, or at all rows at once", _ELEMENTWISE
         elif program.last.sides and not has_rows(param):
             rows = (

@@ -66,7 +66,7 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
     own = kept(every, name)
     if own is None:
         raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-    view = next(group.get("view") for group, one in groups.each() if one is param)
-    if problem := too_short(param, who) or misfit(rule, state, param, who, True, view):
+    own_group = next(group for group, one in groups.each() if one is param)
+    if problem := too_short(param, who) or misfit(rule, state, param, who, own_group, converted=True):
         raise RuntimeError(problem)
     return own.clone() if name in (*rule.scalar_states, *rule.side_states) else read_state(every, name, param.shape)

@@ -32,6 +32,11 @@ from steprule.rules.adam_variants import Grams as Grams
 from steprule.rules.factored import CAME as CAME
 from steprule.rules.factored import AdamMini as AdamMini
 from steprule.rules.factored import SM3 as SM3
+from steprule.rules.kronecker import SOAP as SOAP
+from steprule.rules.kronecker import Shampoo as Shampoo
+from steprule.rules.kronecker import ASGO as ASGO
+from steprule.rules.kronecker import KLShampoo as KLShampoo
+from steprule.rules.kronecker import SPlus as SPlus
 from steprule.rules.layerwise import LARS as LARS
 from steprule.rules.layerwise import LAMB as LAMB
 from steprule.rules.layerwise import NovoGrad as NovoGrad
@@ -55,6 +60,7 @@ from steprule.rules.sgd import Lion as Lion
 __all__ = [
     "ADOPT",
     "ASGD",
+    "ASGO",
     "AdEMAMix",
     "AdaBelief",
     "AdaMuon",
@@ -73,6 +79,7 @@ __all__ = [
     "Dion2",
     "DoG",
     "Grams",
+    "KLShampoo",
     "LAMB",
     "LARS",
     "LaProp",
@@ -95,10 +102,13 @@ __all__ = [
     "Rprop",
     "SGD",
     "SM3",
+    "SOAP",
+    "SPlus",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Scion",
+    "Shampoo",
     "Signum",
     "SparseAdam",
     "StableAdamW",

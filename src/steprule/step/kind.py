@@ -155,9 +155,14 @@ class Kind:
         if program_of(self.rule, group).sees_matrix and (group.get("differentiable") or param.is_complex()):
             what = "complex numbers" if param.is_complex() else "autograd through its steps (differentiable=True)"
             raise RuntimeError(f"{self.rule.__name__} looks at whole matrices, and does not support {what} ({who})")
+        if program_of(self.rule, group).in_some_steps and group.get("capturable"):
+            raise RuntimeError(
+                f"{self.rule.__name__} computes some of its states in some steps only, which a recorded graph does not choose: "
+                f"capturable=False ({who})"
+            )
         if param.dim() < 2 and not program_of(self.rule, group).takes_vectors:
             raise RuntimeError(no_matrix(self.rule, who, param.shape))
-        if problem := misfit(self.rule, state, param, who, group.get("states") is not None, self.view):
+        if problem := misfit(self.rule, state, param, who, group, converted=group.get("states") is not None):
             raise RuntimeError(problem)
 
     def _formats(self, param: Tensor, grad: Tensor, state: dict[str, Any]) -> dict[str, str]:
@@ -178,6 +183,14 @@ class Kind:
         if self.averages:
             formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
         return formats
+
+    def _keeps_squares(self, param: Tensor, state: dict[str, Any]) -> bool:
+        """Whether squares can be computed beside a matrix between passes."""
+        kept = [x for name in self.names if name in self.rule.side_states and isinstance(x := state.get(name), Tensor)]
+        is_plain = not gpu.serves(param.device) and len(matrix_shape(param.shape, self.rule.stacks)) == 2
+        return (
+            is_plain and bool(param.numel()) and all(is_readable(x, param.device) and x.is_contiguous() for x in kept)
+        )
 
     def _keeps_sides(self, param: Tensor, state: dict[str, Any]) -> bool:
         """Whether the CPU engine can compute with numbers of rows and columns."""
@@ -200,7 +213,7 @@ class Kind:
         if not fits_passes(program, self.view, matrices_of(shape, self.rule.stacks, self.view)):
             return False
         is_flat = (self.view or "flatten").startswith("flatten") and not (
-            self.rule.stacks or any(one.axis == COL for one in program.last.sides.values())
+            self.rule.stacks or program.has_squares or any(one.axis == COL for one in program.last.sides.values())
         )
         has_rows = is_flat and param.dim() > 1 and param.stride(0) == row_length(param.shape)
         return param.is_contiguous() or has_rows
@@ -213,6 +226,8 @@ class Kind:
         if not program.by_passes or not self._sees_rows(program, param):
             return False
         if program.last.sides and not self._keeps_sides(param, state):
+            return False
+        if program.has_squares and not self._keeps_squares(param, state):
             return False
         on_gpu = gpu.serves(param.device)
         if param.device.type != "cpu" and not on_gpu:

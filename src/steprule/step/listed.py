@@ -76,5 +76,5 @@ def check_arrays(rule: type[Rule], groups: list[dict[str, Any]], states: Mapping
     """
     for number, group, index, param, _ in list_all(groups):
         who, state = name_in(group, number, index), states.get(param)
-        if state and (problem := too_short(param, who) or misfit(rule, state, param, who, True, group.get("view"))):
+        if state and (problem := too_short(param, who) or misfit(rule, state, param, who, group, converted=True)):
             raise RuntimeError(problem)

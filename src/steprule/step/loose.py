@@ -247,8 +247,8 @@ class Loose(Member):
             {name: self._plain(x) for name, x in group.items() if name != "params"}, rule.hyperparameters
         )
         if program_of(rule, group).sees_matrix:
-            maximize, view = group.get("maximize", False), entry.kind.view
-            return WholeStep(rule, operands["param"], grad, states, step, settings, maximize, view)
+            maximize, place, view = group.get("maximize", False), entry.place, entry.kind.view
+            return WholeStep(rule, operands["param"], grad, states, step, settings, maximize, place, view)
         whole = whole_of(self.param)
         size = None if whole is self.param else whole.numel()
         return EagerStep(rule, operands["param"], grad, states, step, settings, group.get("maximize", False), size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from steprule.state import matrices_of, matrix_shape
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
 from steprule.tensors.exchange import SharedRooms
+from steprule.tensors.memory import side_dtype
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.totals import whole_of
 from steprule.trace.extent import KEPT
@@ -74,12 +76,22 @@ def rooms_of(kernel: AnyKernel, bucket: list[Entry], memory: Tensor | None) -> R
     matrices, kind = kernel.program.matrices, bucket[0].kind
     if not matrices:
         return None
-    dtypes = {name: getattr(torch, kind.rooms[name]) for name in matrices}
+    dtypes, places = dtypes_of(kernel, bucket), [entry.place for entry in bucket]
     if kind.cut is not None:
-        return SharedRooms(
-            dtypes, [entry.param for entry in bucket], [entry.place for entry in bucket], kind.rule.stacks, kind.view
-        )
-    return Rooms(dtypes, list(map(room_of, bucket)), kind.device, memory, kind.view)
+        return SharedRooms(dtypes, [entry.param for entry in bucket], places, kind.rule.stacks, kind.view)
+    shared = {name: one.place for name, one in matrices.items() if one.place}
+    rooms = Rooms(dtypes, list(map(room_of, bucket)), kind.device, shared, memory, kind.view)
+    if kernel.program.has_squares:
+        states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.square_states}
+        squares = [level.squares for level in kernel.program.levels]
+        rooms.keep_squares(squares, states, places, side_dtype(bucket[0].param))
+    return rooms
+
+
+def dtypes_of(kernel: AnyKernel, bucket: Sequence[Entry]) -> dict[str, torch.dtype]:
+    """What those matrices between passes are kept in that have memory of their own, by name."""
+    rooms = bucket[0].kind.rooms
+    return {name: getattr(torch, rooms[name]) for name, one in kernel.program.matrices.items() if not one.place}
 
 
 def room_of(entry: Entry) -> tuple[int, ...]:

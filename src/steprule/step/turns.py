@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from steprule.engine.matrices import Rooms, workspace
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
-from steprule.step.tables import room_of
+from steprule.step.tables import dtypes_of, room_of
 
 
 class Turn(NamedTuple):
@@ -37,23 +37,16 @@ def in_turns(buckets: Sequence[tuple[list[AnyKernel], list[Entry]]]) -> list[Tur
     turns = [Turn(*bucket) for bucket in buckets]
     whole = [one for one in turns if _may_wait(one)]
     most = workspace() // 2
-    if sum(_bytes(entry) for one in whole for entry in one.entries) <= most:
+    if sum(sum(_sizes(one)) for one in whole) <= most:
         return turns
     cut = [part for one in whole for part in _parts(one, most)]
     sizes: dict[torch.device, int] = {}
     for one in cut:
         device = one.entries[0].kind.device
-        sizes[device] = max(
-            sizes.get(device, 0), Rooms.size_of(dtypes_of(one.entries), list(map(room_of, one.entries)))
-        )
+        sizes[device] = max(sizes.get(device, 0), Rooms.size_of(_dtypes(one), list(map(room_of, one.entries))))
     memory = {device: torch.empty(size, dtype=torch.uint8, device=device) for device, size in sizes.items()}
     others = [one for one in turns if not any(one is other for other in whole)]
     return [*others, *(one._replace(memory=memory[one.entries[0].kind.device]) for one in cut)]
-
-
-def dtypes_of(entries: Sequence[Entry]) -> dict[str, torch.dtype]:
-    """What the matrices of parameters of one kind are kept in between passes, by name."""
-    return {name: getattr(torch, dtype) for name, dtype in entries[0].kind.rooms.items()}
 
 
 def _may_wait(one: Turn) -> bool:
@@ -62,16 +55,21 @@ def _may_wait(one: Turn) -> bool:
     return bool(program.matrices) and one.entries[0].kind.cut is None and not waits
 
 
-def _bytes(entry: Entry) -> int:
-    return sum(dtype.itemsize for dtype in dtypes_of([entry]).values()) * entry.param.numel()
+def _dtypes(one: Turn) -> dict[str, torch.dtype]:
+    return dtypes_of(one.kernels[0], one.entries)
+
+
+def _sizes(one: Turn) -> Iterator[int]:
+    """How many bytes the matrices of each of its parameters take."""
+    size = sum(dtype.itemsize for dtype in _dtypes(one).values())
+    return (size * entry.param.numel() for entry in one.entries)
 
 
 def _parts(one: Turn, most: int) -> list[Turn]:
     """Those of one shape are next to each other, since they go through products together."""
     parts: list[list[Entry]] = []
     left = 0
-    for entry in sorted(one.entries, key=room_of):
-        size = _bytes(entry)
+    for entry, size in sorted(zip(one.entries, _sizes(one), strict=True), key=lambda own: room_of(own[0])):
         if not parts or size > left:
             parts.append([])
             left = most

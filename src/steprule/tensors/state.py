@@ -19,8 +19,8 @@ from steprule.formats import FORMATS, SUFFIXES, Numbering, dither, exponent_shap
 from steprule.formats.parts import cut_as, is_sharded
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
-from steprule.state import state_shape
-from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, too_short
+from steprule.state import matrices_of, side_shape, state_shape
+from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, side_dtype, side_of, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -123,7 +123,7 @@ def freed(state: Mapping[str, Any], who: str) -> str | None:
 
 
 def misfit(
-    rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, converted: bool = False, view: str | None = None,
+    rule: type[Rule], state: Mapping[str, Any], param: Tensor, who: str, group: Mapping[str, Any], converted: bool = False,
 ) -> str | None:  # fmt: skip
     """What about the kinds, storages, shapes and dtypes of a parameter's states does not fit it, or None.
 
@@ -132,8 +132,8 @@ def misfit(
         state: the parameter's.
         param: the parameter.
         who: what to call it.
+        group: its settings, among them perhaps a view.
         converted: whether states of other dtypes are going to be converted.
-        view: how the parameter is seen as matrices.
     """
     if problem := _no_tensor(rule, state, who, converted) or freed(state, who):
         return problem
@@ -141,7 +141,7 @@ def misfit(
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
     for name in rule.side_states:
-        shape, value = state_shape(rule, name, param.shape, view), state.get(name)
+        shape, value = state_shape(rule, name, param.shape, group, group.get("view")), state.get(name)
         if isinstance(value, Tensor) and (value.shape != shape or not value.is_floating_point()):
             return f"the state {name} of {who} is {value.dtype} of shape {tuple(value.shape)} and must be floating point of shape {shape}"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
@@ -344,19 +344,15 @@ def begin_state(
         fresh = torch.empty((), **{**step_options(group, param), **like})
         state[name] = fresh.copy_(_filled(fresh, first))
     elif name in rule.side_states:
-        shape = state_shape(rule, name, param.shape, group.get("view"))
-        state[name] = torch.full(shape, float(first), dtype=side_dtype(param), device=param.device)
+        seen, is_square = group.get("view"), rule.states[name].extent in ("left", "right")
+        shapes = [side_shape(rule, name, one, group) for one in matrices_of(param.shape, rule.stacks, seen)]
+        state[name] = side_of(param, shapes, float(first), is_square)
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))
     else:
         dtype = param.dtype if param.dtype not in HALF_DTYPES else torch.float32
         state[name] = torch.empty_like(param, dtype=dtype, requires_grad=False)
         state[name].copy_(param if first is param else _filled(param, first))
-
-
-def side_dtype(param: Tensor) -> torch.dtype:
-    """What is kept of rows, columns and squares."""
-    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def _filled(like: Tensor, value: Any) -> Tensor:

@@ -3,12 +3,26 @@ and functions of matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of, operations, reads
 from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent
-from steprule.trace.program import ADD, COUNTS, EXTENTS, IN_PLACE, LARGEST, TENSOR, Level, Matrix, Side, Stage, Sum
+from steprule.trace.program import (
+    ADD,
+    COUNTS,
+    EXTENTS,
+    IN_PLACE,
+    LARGEST,
+    TENSOR,
+    Level,
+    Matrix,
+    Side,
+    Squares,
+    Stage,
+    Sum,
+)
+from steprule.trace.squares import PLAIN, SquareCut, fits_passes, is_whole, passes_that_read, readings_before
 
 _AXES = {extent: axis for axis, extent in EXTENTS.items()}
 
@@ -28,6 +42,7 @@ class Cut:
         own: those that are one number for each tensor.
         early: the states that a reading stores, with its number and the new value.
         order: the new states, as "new_...", and the parts, each after what it is made of.
+        squares: what is computed of whole matrices after each reading.
     """
 
     numbers: dict[str, Expression] = field(default_factory=dict)
@@ -39,6 +54,12 @@ class Cut:
     own: tuple[str, ...] = ()
     early: dict[str, tuple[int, Expression]] = field(default_factory=dict)
     order: tuple[str, ...] = ()
+    squares: list[Squares | None] = field(default_factory=list)
+
+    @property
+    def depth(self) -> int:
+        """How many readings go before the last pass."""
+        return max((self.level[name] for name in (*self.sums, *self.matrices)), default=0)
 
     def levels(self, inputs: Stage) -> tuple[Level, ...]:
         """What goes before the last pass.
@@ -46,8 +67,7 @@ class Cut:
         Args:
             inputs: what passes may read.
         """
-        depth = max((self.level[name] for name in (*self.sums, *self.matrices)), default=0)
-        return tuple(self._level(number, inputs) for number in range(depth + 1))
+        return tuple(self._level(number, inputs) for number in range(self.depth + 1))
 
     def _level(self, number: int, inputs: Stage) -> Level:
         now = [name for name, level in self.level.items() if level == number and name not in self.matrices]
@@ -55,14 +75,15 @@ class Cut:
         sums = {name: one for name, one in self.sums.items() if self.level[name] == number}
         matrices = {name: one for name, one in self.matrices.items() if self.level[name] == number}
         stored = {name: new for name, (level, new) in self.early.items() if level == number}
-        stored |= {name: one.of for name, one in matrices.items()}
+        stored |= {name: one.of for name, one in matrices.items() if one.of is not None}
         measured = tuple(name for name, one in matrices.items() if one.op == "polar")
         reading = replace(inputs, outputs=stored, sums=sums, counted=None, gathered={}, measured=measured)
         order = tuple(name for name in self.order if self.level[name] == number)
         states = [name.removeprefix("new_") for name in order if name not in self.parts]
         numbers = {name: self.numbers[name] for name in states}
         parts = {name: self.parts[name] for name in order if name in self.parts}
-        return Level(reading if sums or stored else None, numbers, known, beside, matrices, parts, order)
+        squares = self.squares[number] if self.squares else None
+        return Level(reading if sums or stored else None, numbers, known, beside, matrices, parts, order, squares)
 
 
 def sees_matrix(outputs: Mapping[str, Expression]) -> bool:
@@ -81,18 +102,15 @@ def takes_vectors(outputs: Mapping[str, Expression]) -> bool:
 
 
 def goes_by_passes(outputs: Mapping[str, Expression]) -> bool:
-    """Whether passes over elements, with functions of matrices between them that leave their shape, compute formulas."""
-    return all(
-        node.extent in (NUMBER, ELEMENTS, ROWS, COLS) and (node.op not in MATRIX_OPS or node.op in IN_PLACE)
-        for node in nodes_of(outputs.values())
-    )
+    """Whether passes over elements, with functions of matrices between them, compute formulas."""
+    return all(map(fits_passes, nodes_of(outputs.values())))
 
 
 def cut(states: Mapping[str, Extent], outputs: dict[str, Expression]) -> Cut:
     """Takes out of outputs what is known or stored before the last pass, and makes it inputs of what is left.
 
     Args:
-        states: those that are numbers, rows or columns.
+        states: those that are no elements.
         outputs: for the parameter and each state its new value; those of `states` are taken out.
     """
     return _Cutter(states, outputs).cut()
@@ -125,7 +143,9 @@ class _Cutter:
         places = {id(node): place for place, node in enumerate(self.found)}
         asked = {node.args[0] for node in self.found if node.op == "input"}
         # Tensors with numbers of their own are counted before the first pass, as matrices, rows and columns need.
-        has_matrices = not IN_PLACE.isdisjoint(operations(self.found))
+        squares = SquareCut(self.depth, self.keys, cut.matrices, cut.level)
+        squares.cut(self.found, outputs, [name for name, extent in self._states.items() if extent not in PLAIN])
+        has_matrices = bool(cut.matrices) or not IN_PLACE.isdisjoint(operations(self.found))
         has_sides = any(node.extent in (ROWS, COLS) for node in self.found)
         all_counts = "rows" in asked or has_matrices or has_sides
         extents: dict[str, Extent] = {name: NUMBER for name in COUNTS if name in asked or all_counts}
@@ -150,6 +170,9 @@ class _Cutter:
         cut.early = _stored_early(cut, outputs, {name: depths[name] for name in outputs})
         for name in cut.early:
             del outputs[name]
+        if squares.made or squares.states:
+            passes = passes_that_read([*cut.matrices], _by_pass(cut, outputs))
+            cut.squares = squares.levels(cut.depth, passes)
         return cut
 
     def _visit(self, node: Expression) -> None:
@@ -159,7 +182,8 @@ class _Cutter:
         for arg in nodes:
             self._visit(arg)
         reads_elements = node.op in IN_PLACE or (node.op in SUM_OPS and node.args[0].extent == ELEMENTS)
-        self.depth[id(node)] = max((self.depth[id(arg)] for arg in nodes), default=0) + reads_elements
+        before = max((self.depth[id(arg)] for arg in nodes), default=0) + reads_elements
+        self.depth[id(node)] = readings_before(node, self.depth) if is_whole(node) else before
         what = (node.op, *(self.keys[id(arg)] if isinstance(arg, Expression) else repr(arg) for arg in node.args))
         self.keys[id(node)] = self._written.setdefault(what, len(self._written))
         self.found.append(node)
@@ -215,6 +239,14 @@ class _Cutter:
                 node.op = "mul" if is_divisor else node.op
 
 
+def _by_pass(cut: Cut, outputs: Mapping[str, Expression]) -> Iterator[tuple[int, Expression]]:
+    """What passes compute, with the number of each."""
+    yield from ((cut.level[name], one.expression) for name, one in cut.sums.items())
+    yield from ((cut.level[name], one.of) for name, one in cut.matrices.items() if one.of is not None)
+    yield from cut.early.values()
+    yield from ((cut.depth + 1, new) for new in outputs.values())
+
+
 def _copy(x: Expression) -> Expression:
     return Expression(x.op, x.args, x.extent)
 
@@ -228,8 +260,9 @@ def _stored_early(
     for name, one in cut.sums.items():
         read[cut.level[name]].append(one.expression)
     for name, matrix in cut.matrices.items():
-        read[cut.level[name]].append(matrix.of)
-    writing = sorted({cut.level[name] for name in cut.matrices})
+        if matrix.of is not None:
+            read[cut.level[name]].append(matrix.of)
+    writing = sorted({cut.level[name] for name, matrix in cut.matrices.items() if matrix.of is not None})
     early: dict[str, tuple[int, Expression]] = {}
     for name, new in outputs.items():
         others = [one for other, one in outputs.items() if other != name]

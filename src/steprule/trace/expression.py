@@ -199,6 +199,8 @@ def node(op: str, *args: Any) -> Expression:
         return _count(op, *args)
     if op == "polar":
         return _polar(*args)
+    if op == "every":
+        return _every(*args)
     operands = tuple(arg if isinstance(arg, Expression) else constant(arg) for arg in args)
     depth = max(operand.depth for operand in operands) + _DEPTHS.get(op, 1)
     if op in SUM_OPS or op in MATRIX_OPS:
@@ -228,8 +230,8 @@ def node(op: str, *args: Any) -> Expression:
 
 SUM_OPS = frozenset(("total", "total_of_all", "row_total", "col_total", "row_largest", "col_largest"))
 """What makes one number of the elements of all, of each row or of each column."""
-MATRIX_OPS = frozenset(("polar", "decorrelate", "matmul", "gram", "transpose"))
-"""What looks at a tensor as a matrix, and cannot be computed element by element."""
+MATRIX_OPS = frozenset(("polar", "decorrelate", "matmul", "gram", "transpose", "eigenbasis", "inverse_root", "every"))
+"""What looks at a tensor as a matrix, or only in some steps, and cannot be computed element by element."""
 _COUNTS = {"rows": ROWS, "cols": COLS, "size": ELEMENTS}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}
 """Of operations that kernels write out in others: how deep their operands are in those."""
@@ -257,6 +259,25 @@ def _polar(x: Any, coefficients: Any, steps: Any, eps: Any) -> Expression:
     return Expression("polar", (*args, *words), _reduced("polar", (x,)), x.depth + 1)
 
 
+def _every(k: Any, step: Any, new: Any, old: Any, stagger: bool) -> Expression:
+    """What is computed anew in some steps: the numbers that say in which must be known before the step."""
+    operands = [x if isinstance(x, Expression) else constant(x) for x in (k, step, new, old)]
+    for what, x in zip(("k", "step"), operands, strict=False):
+        if (
+            not x.scalar
+            or not inputs_of(x).isdisjoint(("numel", "rows", "cols"))
+            or not SUM_OPS.isdisjoint(operations([x]))
+        ):
+            refuse(
+                f"gives every() a {what} that is {shown(x)}",
+                "every(k, step, new, old) with a hyperparameter or a number, and step",
+            )
+    if operands[2].extent != operands[3].extent:
+        both = " and ".join(shown_extent(x.extent) for x in operands[2:])
+        refuse(f"gives every() {both}", "every(k, step, new, old) with two values of one shape")
+    return Expression("every", (*operands, bool(stagger)), operands[3].extent, max(x.depth for x in operands) + 1)
+
+
 def _reduced(op: str, operands: tuple[Expression, ...]) -> Extent:
     """What a sum, or a function of matrices, has a value for."""
     (rows, cols), *others = [operand.extent for operand in operands]
@@ -273,6 +294,8 @@ def _reduced(op: str, operands: tuple[Expression, ...]) -> Extent:
     added = {"row": cols, "col": rows}.get(op.split("_")[0])
     if added == "1" or (added is None and "1" in (rows, cols)):
         refuse(f"asks {op} of {shown_extent((rows, cols))}", f"{op}(x) of a value for each element")
+    if op in ("eigenbasis", "inverse_root") and rows != cols:
+        refuse(f"asks {op} of {shown_extent((rows, cols))}", f"{op}(x) of a square matrix, such as gram(x)")
     return {"row": (rows, "1"), "col": ("1", cols), "gram": (rows, rows)}.get(op.split("_")[0], (rows, cols))
 
 

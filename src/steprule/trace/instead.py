@@ -9,7 +9,10 @@ _ALIKE = "a plain number, which broadcasts, or x * 0"
 _SAME = "x itself: values are never changed in place, and all are of one dtype on one device"
 _OWN = "write a subclass of torch.optim.Optimizer"
 SHAPES = f"size(x), rows(x) or cols(x) for how many there are, or transpose(x) of a matrix; for other shapes {_OWN}"
-PRODUCTS = f"matmul(a, b), gram(x), transpose(x), decorrelate(x) or polar(x) of whole matrices; for others {_OWN}"
+PRODUCTS = (
+    "matmul(a, b), gram(x), transpose(x), decorrelate(x), polar(x), eigenbasis(x) or inverse_root(x, root) of whole matrices; "
+    f"for others {_OWN}"
+)
 _NO_RANDOM = "a formula without it: rules have no random numbers"
 ROUNDING = "a formula without it: only hyperparameters and the step can be rounded, by floor(x)"
 _WHOLE = "a formula without it: of a whole tensor there are mean(x), total(x), norm(x) and size(x)"

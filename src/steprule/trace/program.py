@@ -44,19 +44,40 @@ IN_PLACE = frozenset(("polar", "decorrelate"))
 
 @dataclass(frozen=True)
 class Matrix:
-    """A function of each tensor as a matrix, between two passes: the first has stored what it is of, in its place.
+    """A matrix for each tensor between two passes, of the tensor's shape: a function of what the first has stored in its place.
 
     Attributes:
-        op: which, one of `IN_PLACE`.
-        of: of what, a value for each element.
+        op: which, one of `IN_PLACE`; "" if it stays as it was stored, or is made of others; see `Squares`.
+        of: of what, a value for each element; None for what no pass stores.
         others: its other arguments: numbers, as expressions, and what is none, as it was given.
         is_part: whether it is of a share of the rows or columns, and the rest is 0.
+        place: the matrix whose memory it takes, which nothing needs any more; "" for memory of its own.
     """
 
     op: str
-    of: Expression
-    others: tuple[Any, ...]
+    of: Expression | None
+    others: tuple[Any, ...] = ()
     is_part: bool = False
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Squares:
+    """What is computed of whole matrices after a pass, by products and functions of squares.
+
+    Their inputs are states that are squares, matrices that passes have stored, and numbers, rows and columns that are known by then.
+
+    Attributes:
+        made: for each matrix that passes read afterwards what it is.
+        states: for each state that is a square its new value, in the rule's order.
+        kept: the states that take their new values then, since nothing needs the old ones any more.
+        later: the expressions that later `Squares` need as well, by identity.
+    """
+
+    made: Mapping[str, Expression] = field(default_factory=dict)
+    states: Mapping[str, Expression] = field(default_factory=dict)
+    kept: Mapping[str, Expression] = field(default_factory=dict)
+    later: tuple[Expression, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,7 @@ class Level:
         matrices: the functions of matrices that are computed then, by the operand that each is.
         parts: what else is computed then of numbers, rows and columns, by name.
         order: the new states, as "new_...", and the parts, each after what it is made of.
+        squares: what is computed of whole matrices then, if anything is.
     """
 
     reading: Stage | None
@@ -136,6 +158,7 @@ class Level:
     matrices: Mapping[str, Matrix] = field(default_factory=dict)
     parts: Mapping[str, Expression] = field(default_factory=dict)
     order: tuple[str, ...] = ()
+    squares: Squares | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +173,7 @@ class Program:
         sees_matrix: whether a tensor is a matrix to it, and not any number of elements.
         by_passes: whether passes over elements compute it, with functions of matrices between them. If not there are none.
         takes_vectors: whether it means something for a tensor of fewer than two dimensions.
+        in_some_steps: whether some of it is computed in some steps only, which the host must know.
     """
 
     levels: tuple[Level, ...]
@@ -159,6 +183,7 @@ class Program:
     sees_matrix: bool = False
     by_passes: bool = True
     takes_vectors: bool = True
+    in_some_steps: bool = False
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -194,6 +219,16 @@ class Program:
     def matrices(self) -> Mapping[str, Matrix]:
         """All functions of matrices by name."""
         return {name: one for level in self.levels for name, one in level.matrices.items()}
+
+    @cached_property
+    def has_squares(self) -> bool:
+        """Whether something is computed of whole matrices between passes."""
+        return any(level.squares is not None for level in self.levels)
+
+    @cached_property
+    def square_states(self) -> tuple[str, ...]:
+        """The states that are squares beside a matrix, if passes compute it."""
+        return tuple(name for level in self.levels if level.squares is not None for name in level.squares.kept)
 
     @cached_property
     def early(self) -> Mapping[str, Expression]:

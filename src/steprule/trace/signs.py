@@ -30,7 +30,7 @@ def _is_nonnegative(x: Expression, states: set[str], own: tuple[str, ...], known
 def _find_sign(x: Expression, states: set[str], own: tuple[str, ...], known: dict[int, bool]) -> bool:
     if x.op == "constant":
         return bool(x.args[0] >= 0)
-    if x.op in SUM_OPS:
+    if x.op in SUM_OPS or x.op == "transpose":
         return _is_nonnegative(x.args[0], states, own, known)
     if x.scalar and SUM_OPS.isdisjoint(operations([x])):  # lr, 1 - beta, ...
         return x.op != "neg" and not reads(x, own)
@@ -43,10 +43,10 @@ def _find_sign(x: Expression, states: set[str], own: tuple[str, ...], known: dic
         if difference.op == "sub" and difference.args[1] is x.args[0]:  # avg + weight * (value - avg)
             parts = (x.args[0], difference.args[0])
             return all(_is_nonnegative(part, states, own, known) for part in parts)
-    sign = [_is_nonnegative(arg, states, own, known) for arg in x.args]
-    if x.op in ("add", "mul", "div", "minimum"):
+    sign = [_is_nonnegative(arg, states, own, known) for arg in x.args if isinstance(arg, Expression)]
+    if x.op in ("add", "mul", "div", "minimum", "matmul"):
         return all(sign)
-    if x.op == "where":
+    if x.op in ("where", "every"):
         return all(sign[1:])
     if x.op == "pow":
         return sign[0] or (x.args[1].op == "constant" and x.args[1].args[0] % 2 == 0)

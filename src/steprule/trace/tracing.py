@@ -15,7 +15,7 @@ from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix, takes_vect
 from steprule.trace.expression import Expression, constant, inputs_of, is_ours, operations, place_of, scalar_name
 from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, ROWS, join, shown
 from steprule.trace.instead import SUMS, with_pieces
-from steprule.trace.program import Matrix, Program, Stage
+from steprule.trace.program import COUNTS, Matrix, Program, Stage
 from steprule.trace.signs import extremes, nonnegative
 
 _EVALUATE = Rule.evaluate.__code__
@@ -95,12 +95,13 @@ def trace(
     outputs, scalars = formulas(rule, hyper, -grad if maximize else grad, (maximize, services.before))
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
     for_vectors = takes_vectors(outputs) and not rule.chosen(hyper).matrices_only
+    in_some_steps = "every" in operations(outputs.values())
     extents = {name: KEPT[state.extent] for name, state in rule.states.items() if state.extent != "elements"}
-    found = cut(extents, outputs) if by_passes else Cut()
-    _check_matrices(rule, found.matrices, scalars)
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
     changes = {name: new for name, new in changes.items() if name == "param" or name in rule.tensor_states}
-    signs = nonnegative({name: new for name, new in changes.items() if name not in begun}, tuple(found.level))
+    signs = nonnegative({name: new for name, new in changes.items() if name not in begun}, (*extents, *COUNTS))
+    found = cut(extents, outputs) if by_passes else Cut()
+    _check_matrices(rule, found.matrices, scalars)
     extreme, new = extremes(changes), outputs["param"]
     averages = services.averages(new)
     stored, order = {**outputs, **averages}, [*changes, *averages]
@@ -118,7 +119,7 @@ def trace(
         gathered=services.gathered(seen, param, new),
         sides=found.sides,
     )
-    return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes, for_vectors)
+    return Program(found.levels(last), last, signs, extreme, is_matrix, by_passes, for_vectors, in_some_steps)
 
 
 def formulas(

@@ -1,0 +1,217 @@
+"""Updates that see a weight as a matrix with a square for each side: SOAP, Shampoo and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from steprule.pieces import (
+    Value,
+    at_first,
+    cols,
+    debias,
+    eigenbasis,
+    ema,
+    ema_sq,
+    every,
+    gram,
+    inverse_root,
+    matmul,
+    mean,
+    norm,
+    rows,
+    sign,
+    size,
+    sqrt,
+    total,
+    transpose,
+    where,
+)
+from steprule.rule import Hyperparameter, Rule, State
+
+_NOISE = 1.6e-13
+"""A share of the sum of all second moments: one that is below it is what rounding leaves of a product."""
+
+
+def between(left: Value, x: Value, right: Value) -> Value:
+    """The product ``L X R``."""
+    return matmul(matmul(left, x), right)
+
+
+def averaged_grams(grad: Value, left: Value, right: Value, beta: Value, max_side: Value) -> tuple[Value, Value]:
+    """The EMAs of ``G Gᵀ`` and ``Gᵀ G``; a side that is longer than max_side has the identity."""
+    return ema(left, gram(grad, max_side), beta), ema(right, gram(transpose(grad), max_side), beta)
+
+
+def as_long(direction: Value, length: Value) -> Value:
+    """A direction of this length; 0 stays 0."""
+    own = norm(direction)
+    return where(own > 0, length / where(own > 0, own, 1.0), 0.0) * direction
+
+
+class _Sided:
+    """What these rules say of themselves in common."""
+
+    shampoo_beta = Hyperparameter("decay rate of the EMAs of a side's Gram matrix", "[0, 1)")
+    precondition_frequency = Hyperparameter(
+        "in one of how many steps a parameter's bases or roots are computed", "[1, inf)", whole=True
+    )
+    max_precond_dim = Hyperparameter(
+        "longest side that has a matrix; a longer one has the identity", "[1, inf)", whole=True
+    )
+    constants: ClassVar[Mapping[str, str]] = {"max_precond_dim": "states have the shapes that it says"}
+    decay: ClassVar[str | None] = "decoupled"
+
+
+class SOAP(_Sided, Rule):
+    """Adam in the eigenbases of Shampoo's matrices. Vyas et al. 2024, arXiv:2409.11321, algorithm 3.
+
+    exp_avg and exp_avg_sq are in the bases. Other than in the paper and its code the first step moves weights, as Adam's;
+    bases are exact, and not one step of a power iteration; and the second moments are carried into new bases as the diagonal of a
+    covariance is, without which the update is too long for many steps. Directions without a gradient get no update.
+    """
+
+    left, right = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    left_basis, right_basis = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    when = "Hidden matrices, where steps are few and long, beside AdamW for embeddings, heads and vectors."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, left: Value, right: Value, left_basis: Value,
+        right_basis: Value, *, step: Value, lr: float = 3e-3, betas: tuple[float, float] = (0.95, 0.95),
+        shampoo_beta: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.01, precondition_frequency: int = 10,
+        max_precond_dim: int = 10000,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        new_left, new_right = anew(lambda: eigenbasis(left), left_basis), anew(lambda: eigenbasis(right), right_basis)
+        left_turn, right_turn = matmul(transpose(new_left), left_basis), matmul(transpose(right_basis), new_right)
+        turned_mean = anew(lambda: between(left_turn, exp_avg, right_turn), exp_avg)
+        square = anew(lambda: between(left_turn * left_turn, exp_avg_sq, right_turn * right_turn), exp_avg_sq)
+        turned = between(transpose(new_left), grad, new_right)
+        least = _NOISE * ema(total(exp_avg_sq), total(grad * grad), betas[1])
+        new_mean, exp_avg_sq = ema(turned_mean, turned, betas[0]), ema_sq(square, turned, betas[1])
+        whitened = where(exp_avg_sq > least, new_mean / (sqrt(exp_avg_sq) + eps), 0.0)
+        length = sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
+        direction = between(new_left, length * whitened, transpose(new_right))
+        left, right = averaged_grams(grad, left, right, shampoo_beta, max_precond_dim)
+        return param - lr * (direction + weight_decay * param), new_mean, exp_avg_sq, left, right, new_left, new_right
+
+
+class Shampoo(_Sided, Rule):
+    """Momentum between inverse roots of both sides' Gram matrices, as long as Adam's step. Gupta et al. 2018, arXiv:1802.09568.
+
+    The length is grafted from Adam, as in Shi et al. 2023, arXiv:2309.06497, so that lr and betas are Adam's. Roots are of averages
+    that are corrected for their start, of the first step on. What has no gradient gets no update.
+    """
+
+    root = Hyperparameter("p of the inverse root, the power of -1 / p", "[1, inf)")
+    eps = Hyperparameter("added to eigenvalues", "[0, inf)")
+    graft_eps = Hyperparameter("eps of the Adam whose length a step has", "[0, inf)")
+    left, right = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    left_root, right_root = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    when = "In place of SOAP, where Adam's learning rate and schedule should be kept."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, left: Value, right: Value, left_root: Value,
+        right_root: Value, *, step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
+        shampoo_beta: float = 0.95, root: float = 4.0, eps: float = 1e-12, graft_eps: float = 1e-8,
+        weight_decay: float = 0.01, precondition_frequency: int = 10, max_precond_dim: int = 10000,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        left, right = averaged_grams(grad, left, right, shampoo_beta, max_precond_dim)
+        left_root = anew(lambda: inverse_root(debias(left, shampoo_beta, step), root, eps), left_root)
+        right_root = anew(lambda: inverse_root(debias(right, shampoo_beta, step), root, eps), right_root)
+        exp_avg, exp_avg_sq = ema(exp_avg, grad, betas[0]), ema_sq(exp_avg_sq, grad, betas[1])
+        ahead = debias(exp_avg, betas[0], step)
+        adam = ahead / (sqrt(debias(exp_avg_sq, betas[1], step)) + graft_eps)
+        direction = as_long(between(left_root, ahead, right_root), norm(adam))
+        return param - lr * (direction + weight_decay * param), exp_avg, exp_avg_sq, left, right, left_root, right_root
+
+
+class ASGO(_Sided, Rule):
+    """Momentum times the inverse root of the shorter side's Gram matrix. An et al. 2025, arXiv:2503.20762: one-sided Shampoo.
+
+    An update's RMS is 0.2, as in the authors' code.
+    """
+
+    left, right = State("left", most="other"), State("right", most="other")
+    left_root, right_root = State("left", most="other"), State("right", most="other")
+    constants: ClassVar[Mapping[str, str]] = {}
+    needs = ("memory",)
+    when = "In place of Shampoo, where there is room for one small square beside a matrix."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, left: Value, right: Value, left_root: Value, right_root: Value, *,
+        step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.8), weight_decay: float = 0.1,
+        precondition_frequency: int = 1,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        exp_avg = ema(exp_avg, grad, betas[0])
+        left = ema(left, gram(grad, cols(grad) - 1), betas[1])
+        right = ema(right, gram(transpose(grad), rows(grad)), betas[1])
+        left_root = anew(lambda: inverse_root(left, 2), left_root)
+        right_root = anew(lambda: inverse_root(right, 2), right_root)
+        direction = as_long(between(left_root, exp_avg, right_root), 0.2 * sqrt(size(param)))
+        return param - lr * (direction + weight_decay * param), exp_avg, left, right, left_root, right_root
+
+
+class KLShampoo(_Sided, Rule):
+    """Shampoo whose sides whiten each other's gradients, and need no grafting. Lin et al. 2025, arXiv:2509.03378.
+
+    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is ``L^(-1/2) M R^(-1/2)``. Both begin at the root mean square of the
+    first gradient, and inverses are of the last roots. Other than in the authors' code the first step moves weights, roots are exact,
+    and their eigenvalues are those of the matrices.
+    """
+
+    eps = Hyperparameter("added to eigenvalues", "[0, inf)")
+    left, right = State("left", 1.0, most="max_precond_dim"), State("right", 1.0, most="max_precond_dim")
+    left_root, right_root = State("left", 1.0, most="max_precond_dim"), State("right", 1.0, most="max_precond_dim")
+    when = "In place of Shampoo, without a second moment for each element."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, left: Value, right: Value, left_root: Value, right_root: Value, *,
+        step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8,
+        weight_decay: float = 0.01, precondition_frequency: int = 10, max_precond_dim: int = 10000,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        begin: Callable[..., Value] = lambda x, factor: at_first(step, factor * x, x)  # noqa: E731
+        scale = at_first(step, sqrt(mean(grad * grad)), 1.0)
+        from_left = matmul(transpose(grad), begin(left_root, 1 / sqrt(scale + eps)))
+        from_right = matmul(grad, begin(right_root, 1 / sqrt(scale + eps)))
+        left = ema(begin(left, scale), gram(from_right, max_precond_dim) / cols(grad), betas[1])
+        right = ema(begin(right, scale), gram(from_left, max_precond_dim) / rows(grad), betas[1])
+        left_root = anew(lambda: inverse_root(left, 2, eps), left_root)
+        right_root = anew(lambda: inverse_root(right, 2, eps), right_root)
+        exp_avg = ema(exp_avg, grad, betas[0])
+        direction = between(left_root, exp_avg, right_root)
+        return param - lr * (direction + weight_decay * param), exp_avg, left, right, left_root, right_root
+
+
+class SPlus(_Sided, Rule):
+    """The sign of the momentum in Shampoo's eigenbases, times 2 / (m + n). Frans et al. 2025, arXiv:2506.07254, algorithm 1.
+
+    The paper evaluates an average of the weights: average=0.999. Decay is by lr, without the factor of the shape. Directions without a
+    gradient get no update.
+    """
+
+    left, right = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    left_basis, right_basis = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    when = "In place of SOAP, without a second moment for each element, beside an average of the weights."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, left: Value, right: Value, left_basis: Value, right_basis: Value, *,
+        step: Value, lr: float = 0.1, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0,
+        precondition_frequency: int = 100, max_precond_dim: int = 10000,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        new_left, new_right = anew(lambda: eigenbasis(left), left_basis), anew(lambda: eigenbasis(right), right_basis)
+        exp_avg = ema(exp_avg, grad, betas[0])
+        turned = between(transpose(new_left), exp_avg, new_right)
+        signs = where(turned * turned > _NOISE * total(exp_avg * exp_avg), sign(turned), 0.0)
+        direction = 2 / (rows(param) + cols(param)) * between(new_left, signs, transpose(new_right))
+        left, right = averaged_grams(grad, left, right, betas[1], max_precond_dim)
+        return param - lr * (direction + weight_decay * param), exp_avg, left, right, new_left, new_right
