@@ -252,8 +252,11 @@ def test_coefficients_may_be_named(name):
         ),
         ({"ns_coefficients": (1.0, 2.0)}, "ns_coefficients must be a tuple of 3 numbers"),
         ({"ns_coefficients": ((1.0, 2.0), (1.0, 2.0))}, "a tuple of such tuples or a text"),
-        ({"ns_coefficients": "deepseek"}, "ns_coefficients='deepseek' needs ns_steps=10 or more, not 5"),
-        ({"ns_coefficients": "cubic5", "ns_steps": 6}, "ns_coefficients='cubic5' needs ns_steps=5, not 6"),
+        ({"ns_coefficients": "deepseek"}, "ns_coefficients='deepseek', ns_steps=5: 'deepseek' has at least 10 steps"),
+        (
+            {"ns_coefficients": "cubic5", "ns_steps": 6},
+            "ns_coefficients='cubic5', ns_steps=6: 'cubic5' has exactly 5 steps",
+        ),
         ({"ns_steps": 100}, "Invalid ns_steps value: 100"),
         ({"ns_steps": 2.5}, "Invalid ns_steps value: 2.5"),
         ({"adjust_lr_fn": 0.2}, "Adjust learning rate function 0.2 is not supported; it can be None, 'original'"),

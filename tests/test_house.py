@@ -19,8 +19,8 @@ SRC = Path(steprule.__file__).parent
 LEVELS = (
     "names elementwise matrix matrixwise pieces",
     "formats hyper state signature rule registry docstrings settings trace.instead patterns matrices.view",
-    "rules chains beside transforms wrappers wrapping engine.overlap tensors.memory",
-    "trace terms formula",
+    "rules chains transforms wrappers wrapping engine.overlap tensors.memory",
+    "trace terms formula beside",
     "kernels engine.machine engine.plan",
     "engine",
     "tensors",

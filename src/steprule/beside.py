@@ -12,6 +12,7 @@ from steprule.hyper import whole_of
 from steprule.pieces import Value
 from steprule.rule import SAID, Hyperparameter, Rule, RuleError
 from steprule.settings import check_together
+from steprule.trace.tracing import program_of
 
 KEY = "rule"
 """The setting of a group that names its rule."""
@@ -55,6 +56,10 @@ def _make(rule: type[Rule], other: type[Rule]) -> type[Rule]:
     for one in (rule, other):
         if one.evaluated is not None or one.begins_early or one.sparse_only:
             raise RuleError(f"{one.__name__} cannot be one of two rules in an optimizer: use Together")
+    if rule.stacks != other.stacks and program_of(other, other.hyperparameters).sees_matrix:
+        raise RuleError(
+            f"{rule.__name__} and {other.__name__} see tensors of three axes or more as other matrices: use Together"
+        )
     two = _Two(rule, other)
     attributes: dict[str, Any] = {name: getattr(rule, name) for name in SAID}
     attributes |= {

@@ -154,11 +154,9 @@ def _matrix_rule(cls: type[torch.optim.Optimizer], settings: Mapping[str, Any]) 
     if rule is None:
         return None
     fixed = {name: settings[name] for name in rule.hyperparameters.keys() & settings if not callable(settings[name])}
-    try:
-        takes_all = program_of(rule, {**rule.hyperparameters, **fixed}).takes_vectors
-    except (TypeError, ValueError):  # a setting makes no sense, and is refused below
-        takes_all = program_of(rule, rule.hyperparameters).takes_vectors
-    if takes_all:
+    known = {**rule.hyperparameters, **fixed, **as_tuples(fixed, rule)}
+    check_settings(rule, known)
+    if program_of(rule, known).takes_vectors:
         return None
     if cls not in (Optimizer.of(rule), getattr(optimizer, class_names().get(plain(rule.__name__), ""), None)):
         raise TypeError(

@@ -17,7 +17,7 @@ from steprule.engine.gpu_reading import Combination, GpuReading
 from steprule.engine.matrices import Rooms
 from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
-from steprule.trace.expression import Expression, inputs_of, scalar_name
+from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.program import COUNTS, Program
 
 _TILE = 128
@@ -84,10 +84,7 @@ class GpuPlanned:
             self._rows[name].copy_(torch.tensor(counts[name], device=device))
         self._rooms = rooms
         self._squares: Sums = {}
-        arguments = [x for one in self.program.matrices.values() for x in one.others if isinstance(x, Expression)]
-        names = {name for x in arguments for name in inputs_of(x)}
-        columns = {scalar_name(*scalar): i for i, scalar in enumerate(self.program.scalars)}
-        self._settings = {name: column for name, column in columns.items() if name in names}
+        self._settings = self.program.settings
         self._names = [name for name in own if name in self.program.numbers]
         kept = [states[name] for name in self._names]
         self._kept_at = torch.tensor([[x.data_ptr() for x in row] for row in kept], dtype=torch.int64, device=device)

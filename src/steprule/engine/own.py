@@ -56,6 +56,7 @@ class Planned:
         self._rooms, self._sides = rooms, sides
         self._computes = [bool(now.order or {*now.known, *now.beside} - {*COUNTS}) for now in self.program.levels]
         self._squares: Sums = {}
+        self._settings = [*self.program.settings.values()]
         self._readings = [Reading(one, plan, threads) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
         for name, values in self._counts.items():
@@ -121,7 +122,7 @@ class Planned:
         if self._computes[level]:
             self._follow(now)
         if self._rooms is not None and now.matrices:
-            self._rooms.run(now.matrices, self._value, self._plan.hyper.tobytes(), self._squares)
+            self._rooms.run(now.matrices, self._value, self._plan.hyper[:, self._settings].tobytes(), self._squares)
         if self._rooms is not None and self._rooms.beside is not None and now.squares is not None:
             self._rooms.beside.run(now.squares, self._value)
 

@@ -170,7 +170,8 @@ def take_step(
 def find_numbers(works: Sequence[Levels], complete: Complete = alone, spread: Spread | None = None) -> None:
     """Counts steps, and level by level brings all numbers that tensors have for themselves to where elements can change.
 
-    If that fails, as where other processes cannot take the step, nothing has changed.
+    If that fails, steps and the numbers that tensors have are taken back. What other processes say comes before any element changes.
+    But a pass that stores momentum before products has done so where these fail, as for want of memory.
     """
     for work in works:
         work.count()

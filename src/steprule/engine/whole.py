@@ -67,9 +67,12 @@ class WholeStep:
         for seen in self._matrices(wide):
             states = tuple(name and self._number(name, seen[name]) for name in self._names)
             result = self.rule.evaluate(seen["param"], seen["grad"], states, self._step, self._hyper)
-            for name, new in reversed([*zip(("param", *self._names), result, strict=True)]):
-                if name:
-                    seen[name].copy_(_shaped(new, seen[name]))
+            pairs = zip(("param", *self._names), result, strict=True)
+            made = {name: _shaped(new, seen[name]) for name, new in pairs if name}
+            held = {x.untyped_storage().data_ptr() for x in seen.values()}  # where a new value may be an old one
+            made = {name: x.clone() if x.untyped_storage().data_ptr() in held else x for name, x in made.items()}
+            for name, new in made.items():
+                seen[name].copy_(new)
         for name, kept in self._kept.items():
             kept.copy_(wide[name])
 

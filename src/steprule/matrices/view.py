@@ -60,7 +60,8 @@ class View:
         """The matrices, each of shape (..., m, n), in the memory of the tensor.
 
         "flatten" takes the axes in the order that they have in memory, so that channels_last needs no copy. Then the
-        order of columns depends on strides: give a gradient or a state `like` its parameter.
+        order of columns depends on strides: give a gradient or a state `like` its parameter. What depends on that order, as
+        MUD does of tall matrices, then depends on strides, too.
 
         Args:
             tensor: the parameter, or a tensor of its shape.

@@ -271,19 +271,18 @@ def normalize(x: Tensor, norms: Tensor | float | None, eps: float, out: Tensor) 
         known = (
             torch.linalg.vector_norm(x, 2, (-2, -1), keepdim=stacked, dtype=torch.float64).clamp_(max=_LARGEST).to(real)
         )
-    if known is not None and {x.dtype, out.dtype} == {
-        torch.bfloat16,
-        torch.float16,
-    }:  # of which neither holds the other
+    is_apart = {x.dtype, out.dtype} == {torch.bfloat16, torch.float16}  # of which neither holds the other
+    if known is not None and is_apart:
         known = known.clamp(min=max(eps, tiny)).view(-1, *[1] * (x.dim() - 1))
         torch.div(x, known, out=out)
         return
-    if torch.promote_types(x.dtype, out.dtype) != x.dtype:  # a division would round to the dtype of x
+    if not is_apart and torch.promote_types(x.dtype, out.dtype) != x.dtype:  # a division would round to the dtype of x
         x = out.copy_(x)
     if known is not None:
         torch.div(x, known.clamp(min=max(eps, tiny)), out=out)
         return
-    power = largest_power(x, (-2, -1)) if stacked else largest_power(x, (-2, -1)).view(())
+    power = largest_power(x, (-2, -1))
+    power = power if stacked or is_apart else power.view(())  # with axes it has x divided in its own dtype
     torch.div(x, power, out=out)
     known = torch.linalg.vector_norm(out, 2, (-2, -1), keepdim=stacked, dtype=real)
     out.div_(torch.maximum(known, eps / power).clamp_(min=tiny))

@@ -114,7 +114,7 @@ def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) ->
     for index, param in enumerate(group["params"]):
         is_vector = not is_lazy(param) and param.dim() < 2
         if is_vector and not program_of(core.rule, group).takes_vectors:
-            raise ValueError(no_matrix(core.rule, name_in(group, number, index), param.shape))
+            raise ValueError(no_matrix(core.rule.chosen(group), name_in(group, number, index), param.shape))
 
 
 def check_nonzero(rule: type[Rule], states: Mapping[Tensor, Any], group: dict[str, Any], number: int) -> None:
@@ -144,12 +144,21 @@ def _check_view(core: Core, group: dict[str, Any], number: int) -> None:
         raise TypeError(f"view={view!r} of group {number}: must be the words of a view, as str(view) gives them")
     if not program.sees_matrix:
         raise ValueError(f"view={view!r} of group {number}: {rule.__name__} looks at elements, and sees no matrices")
+    from steprule.matrices.view import View
+
+    try:
+        words = str(View(view))
+    except ValueError as error:
+        raise ValueError(f"view={view!r} of group {number}: {error}") from None
+    if view != words:
+        raise ValueError(f"view={view!r} of group {number}: write {words!r}, so that the same view has the same words")
+    has_number = any(name in core.rule.scalar_states for name in core.rule.states_for(group))
     for index, param in enumerate(group["params"]):
         try:
             shapes = [] if is_lazy(param) else matrices_of(param.shape, False, view)
         except ValueError as error:
             raise ValueError(f"{name_in(group, number, index)}: {error}") from None
-        if core.rule.scalar_states and program.sums and (len(shapes) > 1 or len(shapes[0]) > 2):
+        if has_number and (len(shapes) > 1 or any(len(shape) > 2 for shape in shapes)):
             raise ValueError(
                 f"view={view!r} of {name_in(group, number, index)}: {rule.__name__} keeps one number for each tensor, and several "
                 "matrices would have one each: give it them as parameters of their own"
@@ -196,7 +205,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         yield "differentiable=True needs all that autograd has seen", _LEAVE_OUT
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
-        name = core.rule.__name__
+        name = core.rule.chosen(group).__name__
         if reason := why_apart(param):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
         elif not program.has_squares and not fits_passes(
@@ -234,9 +243,9 @@ def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_repla
     clip = core.services.clip if core.services is not None and group.get("clip") is not False else None
     program = program_of(core.rule, group)
     if program.sees_matrix:
-        yield f"{core.rule.__name__} looks at whole matrices", _ELEMENTWISE
+        yield f"{core.rule.chosen(group).__name__} looks at whole matrices", _ELEMENTWISE
     if any(not one.of_all for one in program.sums.values()):
-        name = "cautious=True" if core.options["cautious"] else core.rule.__name__
+        name = "cautious=True" if core.options["cautious"] else core.rule.chosen(group).__name__
         yield (
             f"{name} adds up over all elements of a tensor",
             "Leave it out" if core.options["cautious"] else _ELEMENTWISE,
@@ -255,7 +264,7 @@ def _needs_all(core: Core, group: Mapping[str, Any]) -> Iterator[str]:
     """What was asked for and needs the parameters of all processes."""
     services = core.services
     if couples(core.rule, group):
-        yield f"{core.rule.__name__} adds up over all elements of all parameters"
+        yield f"{core.rule.chosen(group).__name__} adds up over all elements of all parameters"
     if services is None:
         return
     if services.clip is not None and not isinstance(services.clip, ClipValue) and group.get("clip") is not False:

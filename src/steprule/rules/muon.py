@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from steprule.matrix.coefficients import PUBLISHED, published
+from steprule.matrix.coefficients import PUBLISHED, polynomial
 from steprule.pieces import (
     Value,
     abs,
@@ -60,11 +60,10 @@ class _Orthogonalized:
     @staticmethod
     def check(*, ns_coefficients: Any = _NS, ns_steps: Any = 5, **others: Any) -> None:
         """Raises for fewer or more steps than a published set has."""
-        known = published(ns_coefficients)
-        most = len(known.triples) if not known.repeats else 99
-        if not known.fewest <= ns_steps <= most:
-            wanted = f"{known.fewest}" if most == known.fewest else f"{known.fewest} or more"
-            raise ValueError(f"ns_coefficients={ns_coefficients!r} needs ns_steps={wanted}, not {ns_steps!r}")
+        try:
+            polynomial(ns_coefficients, int(ns_steps))
+        except ValueError as error:
+            raise ValueError(f"ns_coefficients={ns_coefficients!r}, ns_steps={ns_steps!r}: {error}") from None
 
 
 class Muon(_Orthogonalized, Rule):

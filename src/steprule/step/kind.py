@@ -135,7 +135,7 @@ class Kind:
         )
 
     def _check(self, optimizer: str, param: Tensor, grad: Tensor, state: dict[str, Any], who: str) -> None:
-        group = self.group
+        group, rule = self.group, self.rule.chosen(self.group)
         for what in ("shape", "dtype", "device"):
             mine, its = getattr(param, what), getattr(grad, what)
             if mine != its and not (what == "dtype" and {mine, its} <= MIXABLE):
@@ -154,14 +154,14 @@ class Kind:
             raise RuntimeError("differentiable=True needs states and weights as they are: states=None, weights=None")
         if program_of(self.rule, group).sees_matrix and (group.get("differentiable") or param.is_complex()):
             what = "complex numbers" if param.is_complex() else "autograd through its steps (differentiable=True)"
-            raise RuntimeError(f"{self.rule.__name__} looks at whole matrices, and does not support {what} ({who})")
+            raise RuntimeError(f"{rule.__name__} looks at whole matrices, and does not support {what} ({who})")
         if program_of(self.rule, group).in_some_steps and group.get("capturable"):
             raise RuntimeError(
-                f"{self.rule.__name__} computes some of its states in some steps only, which a recorded graph does not choose: "
+                f"{rule.__name__} computes some of its states in some steps only, which a recorded graph does not choose: "
                 f"capturable=False ({who})"
             )
         if param.dim() < 2 and not program_of(self.rule, group).takes_vectors:
-            raise RuntimeError(no_matrix(self.rule, who, param.shape))
+            raise RuntimeError(no_matrix(rule, who, param.shape))
         if problem := misfit(self.rule, state, param, who, group, converted=group.get("states") is not None):
             raise RuntimeError(problem)
 
@@ -206,14 +206,19 @@ class Kind:
         )
 
     def _sees_rows(self, program: Program, param: Tensor) -> bool:
-        """Whether passes over elements find matrices where the view sees them; of convolutions, in any order of columns."""
+        """Whether passes over elements find matrices where the view sees them; of convolutions, in any order of columns
+        that changes nothing or that the view asks for."""
         if not program.sees_matrix:
             return True
         shape = whole_of(param).shape
         if not fits_passes(program, self.view, matrices_of(shape, self.rule.stacks, self.view)):
             return False
+        has_order = self.view is None and any(one.op == "decorrelate" for one in program.matrices.values())
         is_flat = (self.view or "flatten").startswith("flatten") and not (
-            self.rule.stacks or program.has_squares or any(one.axis == COL for one in program.last.sides.values())
+            has_order
+            or self.rule.stacks
+            or program.has_squares
+            or any(one.axis == COL for one in program.last.sides.values())
         )
         has_rows = is_flat and param.dim() > 1 and param.stride(0) == row_length(param.shape)
         return param.is_contiguous() or has_rows

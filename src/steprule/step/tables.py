@@ -121,8 +121,11 @@ def numbers_of(
 ) -> Planned | GpuPlanned:
     """The numbers that tensors of a plan have for themselves."""
     states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
-    sizes = [whole_of(entry.param).numel() for entry in bucket]
     shapes = [matrix_of(entry) for entry in bucket] if kernel.program.sees_matrix else []
+    if bucket[0].kind.view is None:
+        sizes = [whole_of(entry.param).numel() for entry in bucket]
+    else:  # of one matrix, as the formula sees it
+        sizes = [shape[-2] * shape[-1] for shape in shapes]
     if isinstance(plan, GpuPlan):
         from steprule.engine.gpu_own import GpuPlanned
 

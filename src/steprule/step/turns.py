@@ -35,7 +35,7 @@ def in_turns(buckets: Sequence[tuple[list[AnyKernel], list[Entry]]]) -> list[Tur
     other's sums.
     """
     turns = [Turn(*bucket) for bucket in buckets]
-    whole = [one for one in turns if _may_wait(one)]
+    whole = [one for one in turns if _can_take_turns(one)]
     most = workspace() // 2
     if sum(sum(_sizes(one)) for one in whole) <= most:
         return turns
@@ -49,7 +49,7 @@ def in_turns(buckets: Sequence[tuple[list[AnyKernel], list[Entry]]]) -> list[Tur
     return [*others, *(one._replace(memory=memory[one.entries[0].kind.device]) for one in cut)]
 
 
-def _may_wait(one: Turn) -> bool:
+def _can_take_turns(one: Turn) -> bool:
     program = one.kernels[0].program
     waits = any(sum_.of_all for sum_ in program.sums.values())
     return bool(program.matrices) and one.entries[0].kind.cut is None and not waits

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from steprule.matrix.coefficients import published
 from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of, operations, reads
 from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent
 from steprule.trace.program import (
@@ -198,7 +199,7 @@ class _Cutter:
             if key not in names:
                 if node.op in IN_PLACE:
                     name = f"matrix{len(cut.matrices)}"
-                    is_part = "top_share" in operations([node.args[0]])
+                    is_part = _leaves_out_zeros(node) and "top_share" in operations([node.args[0]])
                     cut.matrices[name] = Matrix(node.op, node.args[0], node.args[1:], is_part)
                 elif node.args[0].extent == ELEMENTS:
                     name = f"sum{len(cut.sums)}"
@@ -272,3 +273,9 @@ def _stored_early(
                 early[name] = number, new
                 break
     return early
+
+
+def _leaves_out_zeros(node: Expression) -> bool:
+    """Whether a function of a matrix is the same without rows that are 0: not where it asks which side is the shorter."""
+    word = node.args[-1]
+    return node.op == "polar" and (isinstance(word, Expression) or published(word).start == "norm")

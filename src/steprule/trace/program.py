@@ -231,6 +231,13 @@ class Program:
         return tuple(name for level in self.levels if level.squares is not None for name in level.squares.kept)
 
     @cached_property
+    def settings(self) -> Mapping[str, int]:
+        """The places among `scalars` of those that functions of matrices are told, by name."""
+        told = [x for one in self.matrices.values() for x in one.others if isinstance(x, Expression)]
+        names = {name for x in told for name in inputs_of(x)}
+        return {name: place for place, one in enumerate(self.scalars) if (name := scalar_name(*one)) in names}
+
+    @cached_property
     def early(self) -> Mapping[str, Expression]:
         """For each state that a reading stores its new value."""
         stored = {name: new for reading in self.readings for name, new in reading.outputs.items()}
