@@ -25,7 +25,8 @@ _need("typer")
 import typer  # noqa: E402
 from typer.core import TyperCommand, TyperGroup  # noqa: E402
 
-from steprule import __version__, check_options  # noqa: E402
+import steprule.check_options as check_options  # noqa: E402 - else the package looks for an optimizer of that name
+from steprule import __version__  # noqa: E402
 from steprule.rule import NEEDS  # noqa: E402
 
 
