@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from dropin import since
+from ranks import RANK, run_ranks
 
 import steprule
 from steprule.optimizer import parts
@@ -21,17 +22,7 @@ from steprule.services import ClipNorm, ClipValue
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_parts_of_tensors_are_stepped_as_the_wholes(world, tmp_path):
-    program = Path(__file__).with_name("sharded.py")
-    environment = {**os.environ, "PYTHONPATH": str(Path(steprule.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, program, f"file://{tmp_path}/meeting", str(rank), str(world)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    errors = [rank.communicate(timeout=400)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, [error[-3000:] for error in errors]
+    run_ranks("sharded.py", world, f"file://{tmp_path}/meeting", RANK, world)
 
 
 def leaf(*shape, marked=False):

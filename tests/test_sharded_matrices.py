@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
+from ranks import RANK, run_ranks
 
-import steprule
 from steprule.tensors.exchange import owners_of
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_parts_of_matrices_are_stepped_as_the_wholes(world, tmp_path):
-    program = Path(__file__).with_name("sharded_matrices.py")
-    environment = {**os.environ, "PYTHONPATH": str(Path(steprule.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, program, f"file://{tmp_path}/meeting", str(rank), str(world)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    errors = [rank.communicate(timeout=400)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, [error[-3000:] for error in errors]
+    run_ranks("sharded_matrices.py", world, f"file://{tmp_path}/meeting", RANK, world)
 
 
 @pytest.mark.parametrize(

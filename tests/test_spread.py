@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import RANK, run_ranks
 
 import steprule
 from steprule.tensors import across
 
 
 def test_processes_that_share_out_parameters_step_them_as_one_does(tmp_path):
-    program = Path(__file__).with_name("spread.py")
-    environment = {**os.environ, "PYTHONPATH": str(Path(steprule.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, program, f"file://{tmp_path}/meeting", str(rank), "2"],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [rank.communicate(timeout=400)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], [error[-3000:] for error in errors]
+    run_ranks("spread.py", 2, f"file://{tmp_path}/meeting", RANK, 2)
 
 
 @pytest.fixture

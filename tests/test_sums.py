@@ -297,6 +297,19 @@ class Ahead(steprule.Rule):
         return param - lr * grad / squares, now, size + squares
 
 
+def refuse_sums(monkeypatch, level):
+    """Sums cannot be found from this level on."""
+
+    def refuse(works, sums):
+        levels.append(1)
+        if len(levels) > level:
+            raise RuntimeError("no sums")
+        return totals_of(works, sums)
+
+    levels, totals_of = [], run.totals_of
+    monkeypatch.setattr(run, "totals_of", refuse)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("level, begun", [(0, 2), (1, 2), (1, 0)])
 def test_where_sums_cannot_be_found_nothing_has_changed(level, begun, dtype, monkeypatch):
@@ -315,14 +328,7 @@ def test_where_sums_cannot_be_found_nothing_has_changed(level, begun, dtype, mon
         step(number, optimizer, other)
     before = copy.deepcopy(optimizer.state_dict()["state"])
 
-    def refuse(works, sums):
-        levels.append(1)
-        if len(levels) > level:
-            raise RuntimeError("no sums")
-        return totals_of(works, sums)
-
-    levels, totals_of = [], run.totals_of
-    monkeypatch.setattr(run, "totals_of", refuse)
+    refuse_sums(monkeypatch, level)
     with pytest.raises(RuntimeError, match="no sums"):
         step(7, optimizer)
     monkeypatch.undo()
@@ -350,14 +356,7 @@ def test_where_sums_cannot_be_found_rows_and_columns_keep_their_numbers(level, m
         optimizer.step()
     before, weights = copy.deepcopy(optimizer.state_dict()["state"]), [x.detach().clone() for x in params]
 
-    def refuse(works, sums):
-        levels.append(1)
-        if len(levels) > level:
-            raise RuntimeError("no sums")
-        return totals_of(works, sums)
-
-    levels, totals_of = [], run.totals_of
-    monkeypatch.setattr(run, "totals_of", refuse)
+    refuse_sums(monkeypatch, level)
     give(7)
     with pytest.raises(RuntimeError, match="no sums"):
         optimizer.step()

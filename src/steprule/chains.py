@@ -57,17 +57,10 @@ def chain(*parts: Transform | type[Rule], name: str = "Chain", lr: float = 1e-3)
     """
     if not parts:
         raise RuleError("chain() needs at least one part")
-    recipe, key = _Recipe(parts, name, lr), key_of((parts, name, lr))
-    try:
-        made = _chains.get(key)
-    except TypeError:  # a part that has no hash
-        return _make(recipe)
-    if made is None:
-        made = _chains[key] = _make(recipe)
-    return made
+    return Recipe(chain, parts, name=name, lr=lr).made(_make)
 
 
-def _make(recipe: _Recipe) -> type[Rule]:
+def _make(recipe: Recipe) -> type[Rule]:
     """The rule of such a chain."""
     links: list[_Link] = []
     taken: set[str] = {"param", "grad", "step", "lr"}
@@ -75,7 +68,9 @@ def _make(recipe: _Recipe) -> type[Rule]:
         links.append(_Link(part, taken))
     kind = inspect.Parameter
     positional = ["param", "grad", *(own for link in links for own in link.states.values())]
-    hyper = {"lr": recipe.lr} | {link.hyper[one]: value for link in links for one, value in link.defaults.items()}
+    hyper = {"lr": recipe.settings["lr"]} | {
+        link.hyper[one]: value for link in links for one, value in link.defaults.items()
+    }
 
     def update(param: Value, grad: Value, *states: Value, step: Value, lr: Value, **given: Any) -> tuple[Value, ...]:
         direction, new = grad, []
@@ -108,9 +103,6 @@ def _make(recipe: _Recipe) -> type[Rule]:
     return made
 
 
-_chains: dict[Any, type[Rule]] = {}
-
-
 def key_of(value: Any) -> Any:
     """What is equal for values that make the same rule, and nothing else: 1, 1.0 and True are three."""
     if isinstance(value, functools.partial):
@@ -120,17 +112,44 @@ def key_of(value: Any) -> Any:
     return type(value), value
 
 
-class _Recipe:
-    """What a chain is made of: called, it makes it, here or in another process."""
+_made: dict[Any, type[Rule]] = {}
 
-    def __init__(self, parts: tuple[Any, ...], name: str, lr: float) -> None:
-        self.parts, self.name, self.lr = parts, name, lr
+
+class Recipe:
+    """What a rule is made of: called, it makes it, here or in another process.
+
+    Args:
+        maker: the public function that makes such rules.
+        parts: its arguments.
+        settings: those that it takes by name, among them the rule's name.
+    """
+
+    def __init__(self, maker: Callable[..., type[Rule]], parts: tuple[Any, ...], **settings: Any) -> None:
+        self.maker, self.parts, self.settings = maker, parts, settings
+
+    @property
+    def name(self) -> str:
+        """The rule's name."""
+        return str(self.settings["name"])
+
+    def made(self, make: Callable[[Recipe], type[Rule]]) -> type[Rule]:
+        """The rule: that which the same recipe has made before, if its parts can tell."""
+        key = self.maker, key_of(self.parts), key_of(tuple(self.settings.items()))
+        try:
+            found = _made.get(key)
+        except TypeError:  # a part that has no hash
+            return make(self)
+        if found is None:
+            found = _made[key] = make(self)
+        return found
 
     def __call__(self) -> type[Rule]:
-        return chain(*map(unpacked, self.parts), name=self.name, lr=self.lr)
+        """The rule, by the public function."""
+        return self.maker(*map(unpacked, self.parts), **self.settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Recipe, (tuple(packed(self.name, part) for part in self.parts), self.name, self.lr)
+        parts = tuple(packed(self.name, part) for part in self.parts)
+        return functools.partial(Recipe, self.maker, parts, **self.settings), ()
 
 
 def packed(name: str, part: Any) -> Any:

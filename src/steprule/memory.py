@@ -262,7 +262,7 @@ def _lines(tables: Sequence[Sequence[Need]], count: int) -> Iterator[str]:
 
 def _notes(rules: Sequence[type[Rule]], tables: Sequence[Sequence[Need]], dtype: str) -> Iterator[str]:
     """What there is to say of the rows."""
-    from steprule.engine.matrices import workspace
+    from steprule.engine.workspace import workspace
     from steprule.trace.tracing import program_of
 
     for rule in rules:

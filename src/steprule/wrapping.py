@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from steprule.chains import free_name, key_of, packed, unpacked
+from steprule.chains import Recipe, free_name
 from steprule.hyper import COMMON, Hyperparameter
 from steprule.names import name_of
 from steprule.pieces import Value
@@ -19,8 +19,6 @@ from steprule.signature import where
 Wrapper = Callable[..., Any]
 """A function ``(update, [param], [grad], <states>, *, [lr], [step], <hyperparameters>)`` that returns the new update, or that and the
 new states."""
-
-_made: dict[Any, type[Rule]] = {}
 
 
 def wrapper(
@@ -82,14 +80,7 @@ def wrap(rule: type[Rule], *wrappers: Wrapper, name: str = "") -> type[Rule]:
     if not wrappers:
         raise RuleError(f"wrap({rule.__name__}) needs at least one wrapper")
     name = name or "".join(_title(one) for one in reversed(wrappers)) + rule.__name__
-    recipe, key = _Recipe((rule, *wrappers), name), key_of((rule, wrappers, name))
-    try:
-        found = _made.get(key)
-    except TypeError:  # a part that has no hash
-        return _make(recipe)
-    if found is None:
-        found = _made[key] = _make(recipe)
-    return found
+    return Recipe(wrap, (rule, *wrappers), name=name).made(_make)
 
 
 def _title(one: Wrapper) -> str:
@@ -97,20 +88,7 @@ def _title(one: Wrapper) -> str:
     return name_of(plain).title().replace("_", "")
 
 
-class _Recipe:
-    """What a wrapped rule is made of: called, it makes it, here or in another process."""
-
-    def __init__(self, parts: tuple[Any, ...], name: str) -> None:
-        self.parts, self.name = parts, name
-
-    def __call__(self) -> type[Rule]:
-        return wrap(*map(unpacked, self.parts), name=self.name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Recipe, (tuple(packed(self.name, part) for part in self.parts), self.name)
-
-
-def _make(recipe: _Recipe) -> type[Rule]:
+def _make(recipe: Recipe) -> type[Rule]:
     rule, *wrappers = recipe.parts
     made = rule
     for one in wrappers:

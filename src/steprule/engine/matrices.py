@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,27 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steprule.engine.squares import Beside
+from steprule.engine.workspace import workspace
 from steprule.trace.expression import Expression
 from steprule.trace.program import IN_PLACE, Matrix, Program, Squares
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-WORKSPACE = 2**27
-"""Bytes that matrices between passes and the products of them take at once, unless `STEPRULE_WORKSPACE` says another number."""
-
-
-def workspace() -> int:
-    """How many bytes that are: half of it for the matrices, and half for what their products need beside them.
-
-    Raises:
-        ValueError: `STEPRULE_WORKSPACE` is no number of bytes.
-    """
-    text = os.environ.get("STEPRULE_WORKSPACE", str(WORKSPACE))
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise ValueError(f"STEPRULE_WORKSPACE={text!r}: must be a number of bytes, such as {WORKSPACE}")
-    return int(text)
 
 
 def room_dtype(function: Matrix, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -302,7 +287,7 @@ def _compute_of(make: Callable[[Tensor], _Compute], matrices: Tensor, is_part: b
         compute(copied.flatten(0, -3), norms)
         matrices.copy_(copied)
 
-    in_order = matrices.contiguous().flatten(0, -3)
+    in_order = matrices if matrices.is_contiguous() else matrices.new_empty(matrices.shape).flatten(0, -3)
     compute = partial(_compute_part, make) if is_part and not matrices.is_cuda else make(in_order)
     return compute if matrices.is_contiguous() else compute_copy
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steprule.engine.whole import PlacedStep
+from steprule.engine.workspace import workspace
 from steprule.pieces import eigenbasis, every, inverse_root, matmul
 from steprule.pieces import gram as gram_of
 from steprule.trace.evaluate import Evaluation
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 MOST_STACKED = 64
 """The longest side of matrices that go through products at once: longer ones are faster one by one."""
-MOST_BYTES = 2**26
-"""What small matrices take that go through products at once."""
 
 
 class Beside:
@@ -63,10 +62,11 @@ class Beside:
 
     def _grouped(self, active: np.ndarray) -> Iterator[list[int]]:
         """The active tensors that go through products at once."""
+        most = workspace() // 2
         for shape, members in self._members.items():
             own = [number for number in members if active[number]]
             squares = sum(side * side for side in shape)
-            at_once = max(1, MOST_BYTES // (16 * squares)) if max(shape) <= MOST_STACKED else 1
+            at_once = max(1, most // (16 * squares)) if max(shape) <= MOST_STACKED else 1
             yield from (own[start : start + at_once] for start in range(0, len(own), at_once))
 
     def run(self, now: Squares, value: Callable[[Expression], Any]) -> None:

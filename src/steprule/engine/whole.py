@@ -94,10 +94,8 @@ class WholeStep:
 
     def _matrices(self, wide: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The operands of each matrix, in the memory of those of the parameter."""
-        sides, own = (
-            self.rule.side_states,
-            [name for name in wide if name not in (*self.rule.scalar_states, *self.rule.side_states)],
-        )
+        sides = self.rule.side_states
+        own = [name for name in wide if name not in (*self.rule.scalar_states, *sides)]
         if self._view is None:
             shape = matrix_shape(wide["param"].shape, self.rule.stacks)
             yield {**wide, **{name: wide[name].reshape(shape) for name in own}}

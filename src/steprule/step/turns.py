@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steprule.engine.matrices import Rooms, workspace
+from steprule.engine.matrices import Rooms
+from steprule.engine.workspace import workspace
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
 from steprule.step.tables import dtypes_of, room_of
