@@ -18,7 +18,7 @@ SRC = Path(steprule.__file__).parent
 
 LEVELS = (
     "names elementwise matrix matrixwise pieces",
-    "formats hyper state signature rule registry docstrings settings trace.instead patterns matrices.view",
+    "formats hyper state signature rule registry docstrings settings trace.instead patterns layers.view",
     "rules chains transforms wrappers wrapping engine.overlap tensors.memory",
     "trace terms formula beside",
     "kernels engine.machine engine.plan",
@@ -27,7 +27,7 @@ LEVELS = (
     "services",
     "step",
     "optimizer arrays",
-    "create divide together catalog memory charts scaling coordinates compare check lessons matrices integrations",
+    "create divide together catalog memory charts scaling coordinates compare check lessons layers integrations",
     "steprule check_options cli __main__",
 )
 """From the ground up: files, and folders with what has no entry of its own in them; "steprule" is the package's `__init__`.

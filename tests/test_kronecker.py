@@ -12,7 +12,7 @@ from settings import sees_matrix
 
 import steprule
 from steprule.engine.eager import oracle
-from steprule.matrices import View
+from steprule.layers import View
 from steprule.matrix import eigen
 from steprule.matrix import oracle as exact
 from steprule.pieces import gram

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import steprule
 from steprule.cli import app
-from steprule.matrices import ROLES, View, roles
-from steprule.matrices.known import BARE, PARTS
+from steprule.layers import ROLES, View, roles
+from steprule.layers.known import BARE, PARTS
 
 # Views
 

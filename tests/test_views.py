@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import steprule
-from steprule.matrices import View
+from steprule.layers import View
 from steprule.rules import RULES
 
 CASES = {

@@ -3,7 +3,7 @@ from steprule import arrays as arrays
 from steprule import catalog as catalog
 from steprule import check as check
 from steprule import compare as compare
-from steprule import matrices as matrices
+from steprule import layers as layers
 from steprule import memory as memory
 from steprule import optimizer as optimizer
 from steprule import pieces as pieces
@@ -110,7 +110,7 @@ from steprule.chains import chain as chain
 from steprule.wrapping import wrap as wrap
 from steprule.create import create_optimizer as create_optimizer
 from steprule.create import parameter_groups as parameter_groups
-from steprule.matrices import roles as roles
+from steprule.layers import roles as roles
 from steprule.scaling import transfer as transfer
 from steprule.coordinates import coordinate_check as coordinate_check
 from steprule.together import Together as Together

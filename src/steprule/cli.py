@@ -258,7 +258,7 @@ def roles(
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show which parameters of a model are matrices for rules like Muon."""
-    from steprule.matrices.command import show
+    from steprule.layers.command import show
 
     try:
         show(model, overrides or [], heads, as_json)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from steprule import optimizer
 from steprule.beside import KEY, beside, names_beside, word_of
-from steprule.divide import GroupSettings, Kind, Model, Split, divided, parameter_groups
+from steprule.divide import GroupSettings, Model, Section, Split, divided, parameter_groups
 from steprule.hyper import MULTIPLIERS
-from steprule.matrices.roles import Overrides, Role, Roles
-from steprule.matrices.roles import roles as find_roles
+from steprule.layers.roles import Overrides, Role, Roles
+from steprule.layers.roles import roles as find_roles
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
 from steprule.registry import class_names, plain, unknown
@@ -129,8 +129,8 @@ def create_optimizer(
     if layer_decay is not None and callable(lr):
         what = f"lr={lr!r} is a schedule"
         raise ValueError(f"{what}, which layer_decay={layer_decay} cannot multiply; give groups their own")
-    kinds, notes = _kinds(rule, model, {**known, **given}, given, adamw_lr, roles)
-    split = divided(model, kinds, no_decay if "weight_decay" in known else False, layer_decay, layer_of, groups)
+    sections, notes = _sections(rule, model, {**known, **given}, given, adamw_lr, roles)
+    split = divided(model, sections, no_decay if "weight_decay" in known else False, layer_decay, layer_of, groups)
     multipliers = MULTIPLIERS if hasattr(cls, "rule") else ()
     for number, (_, own) in enumerate(groups):
         _check(f"groups[{number}] of {cls.__name__}", cls, {**known, **given}, own, multipliers)
@@ -165,12 +165,12 @@ def _matrix_rule(cls: type[torch.optim.Optimizer], settings: Mapping[str, Any]) 
     return rule
 
 
-Kinds = list[tuple[Kind, Set[Tensor] | None]]
+Sections = list[tuple[Section, Set[Tensor] | None]]
 
 
-def _kinds(
+def _sections(
     rule: type[Rule] | None, model: Model, settings: Mapping[str, Any], given: Collection[str], adamw_lr: Any, roles: Any
-) -> tuple[Kinds, tuple[str, ...]]:  # fmt: skip
+) -> tuple[Sections, tuple[str, ...]]:  # fmt: skip
     """The parameters that a rule of whole matrices steps, and those that AdamW does, with their settings; or all, for others.
 
     Args:
@@ -189,7 +189,7 @@ def _kinds(
         what = f"adamw_lr={adamw_lr!r}" if adamw_lr is not None else f"roles={roles!r}"
         raise TypeError(f"{what} is for rules of whole matrices, such as muon, and this one steps all parameters")
     if rule is None:
-        return [(Kind("", lr, weight_decay), None)], ()
+        return [(Section("", lr, weight_decay), None)], ()
     table = roles if isinstance(roles, Roles) else find_roles(model, overrides=roles)  # type: ignore[arg-type]
     if not table.matrices:
         raise ValueError(
@@ -205,14 +205,14 @@ def _kinds(
     own = weight_decay if "weight_decay" in rule.hyperparameters else {"weight_decay": 0.0}
     rest = weight_decay if "weight_decay" in given else {"weight_decay": default["weight_decay"]}
     only_rest, only_own = {*names.values()} - {*rule.hyperparameters}, {*rule.hyperparameters} - {*names.values()}
-    kinds: Kinds = []
+    sections: Sections = []
     for view in dict.fromkeys(str(row.view) for row in table.matrices):
         is_plain = view == "matrix"
         title = word_of(rule) if is_plain else f"{word_of(rule)}, {view}"
         settings = {KEY: word_of(rule), **({} if is_plain else {"view": view}), **lr}
         rows = [row for row in table.matrices if str(row.view) == view]
-        kinds.append((Kind(title, settings, own, only_rest), _params(rows)))
-    return [*kinds, (Kind(word_of(AdamW), adamw, rest, only_own), _params(table.rest))], table.notes
+        sections.append((Section(title, settings, own, only_rest), _params(rows)))
+    return [*sections, (Section(word_of(AdamW), adamw, rest, only_own), _params(table.rest))], table.notes
 
 
 def _params(rows: Iterable[Role]) -> set[Tensor]:

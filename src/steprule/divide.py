@@ -97,14 +97,14 @@ def parameter_groups(
             parameter has no shape yet.
         TypeError: model or groups is of another kind.
     """
-    all_of_them = Kind(
+    all_of_them = Section(
         "", {} if lr is None else {"lr": lr}, {} if weight_decay is None else {"weight_decay": weight_decay}
     )
     return divided(model, [(all_of_them, None)], no_decay, layer_decay, layer_of, groups)
 
 
 @dataclass(frozen=True)
-class Kind:
+class Section:
     """Parameters that have the same settings, but for those of layers, of what does not decay and of a pattern.
 
     Attributes:
@@ -121,38 +121,38 @@ class Kind:
 
 
 def divided(
-    model: Model, kinds: Sequence[tuple[Kind, Set[Tensor] | None]], no_decay: Any, layer_decay: Any,
+    model: Model, sections: Sequence[tuple[Section, Set[Tensor] | None]], no_decay: Any, layer_decay: Any,
     layer_of: Callable[[str], int] | None, groups: GroupSettings,
 ) -> Split:  # fmt: skip
-    """What `parameter_groups` returns, of several kinds of parameters: those given with each, or all."""
+    """What `parameter_groups` returns, of several sections: the parameters given with each, or all."""
     named = _named(model)
-    layers = _layers(model, named, [kind.settings.get("lr") for kind, _ in kinds], layer_decay, layer_of)
+    layers = _layers(model, named, [section.settings.get("lr") for section, _ in sections], layer_decay, layer_of)
     undecayed = _undecayed(model, named, no_decay)
     chosen = _chosen(named, groups)
     parts: dict[tuple[int, int, int, bool], dict[str, Any]] = {}
     for name, param in named.items():
         if not param.requires_grad:
             continue
-        found = ((place, kind) for place, (kind, own) in enumerate(kinds) if own is None or param in own)
-        place, kind = next(found, (-1, None))
-        if kind is None:
+        found = ((place, section) for place, (section, own) in enumerate(sections) if own is None or param in own)
+        place, section = next(found, (-1, None))
+        if section is None:
             raise ValueError(
                 f"roles says nothing of {name!r}: it is the table of another model, or was made before a change"
             )
         number = chosen.get(name, -1)
         pattern, own = groups[number] if number >= 0 else (None, {})
-        if useless := [key for key in own if key in kind.ignores]:
-            raise ValueError(f"groups[{number}]: {useless[0]} is nothing to {kind.title}, which steps {name!r}")
+        if useless := [key for key in own if key in section.ignores]:
+            raise ValueError(f"groups[{number}]: {useless[0]} is nothing to {section.title}, which steps {name!r}")
         layer, factor = layers[name] if layers and "lr" not in own else (-1, 1.0)
         bare = name in undecayed and "weight_decay" not in own
         if (place, number, layer, bare) not in parts:
-            title = [kind.title] if kind.title else []
+            title = [section.title] if section.title else []
             title += [pattern if isinstance(pattern, str) else f"groups[{number}]"] if number >= 0 else []
             title += [f"layer {layer}"] * (layer >= 0) + ["no decay"] * bare
             part: dict[str, Any] = {"params": [], "name": ", ".join(title) or ("decay" if undecayed else "default")}
-            part |= kind.settings
+            part |= section.settings
             part |= {"lr": part["lr"] * factor} if layer >= 0 else {}
-            part |= {"weight_decay": 0.0} if bare else kind.decay
+            part |= {"weight_decay": 0.0} if bare else section.decay
             parts[place, number, layer, bare] = {**part, **own}
         parts[place, number, layer, bare]["params"].append((name, param))
     left_out = tuple((name, param) for name, param in named.items() if not param.requires_grad)

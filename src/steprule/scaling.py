@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from steprule.create import Split
-from steprule.matrices.roles import Overrides, Role, Roles, roles
+from steprule.layers.roles import Overrides, Role, Roles, roles
 
 __all__ = ["Transfer", "transfer"]
 

@@ -40,14 +40,14 @@ def matrices_of(shape: Sequence[int], stacks: bool, view: str | None = None) -> 
 
     Args:
         shape, stacks: as for `matrix_shape`.
-        view: the words of a `steprule.matrices.View`. Default: None, as `matrix_shape` has it.
+        view: the words of a `steprule.layers.View`. Default: None, as `matrix_shape` has it.
 
     Raises:
         ValueError: the shape does not fit the view.
     """
     if view is None:
         return [matrix_shape(shape, stacks)]
-    from steprule.matrices.view import View
+    from steprule.layers.view import View
 
     return [(count, m, n) if count != 1 else (m, n) for count, m, n in View(view).sizes(shape)]
 

@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 import steprule
-from steprule.matrices import View, roles
-from steprule.matrices.known import qualified
+from steprule.layers import View, roles
+from steprule.layers.known import qualified
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -30,7 +30,7 @@ schedule_free = ScheduleFreeAdamW(p)
 schedule_free.eval()
 assert_type(Lion(p), Lion)
 assert_type(create_optimizer(model, "adamw", lr=1e-3), Optimizer)
-assert_type(steprule.roles(model, overrides={"*.w": "transpose"})[0].view, steprule.matrices.View | None)
+assert_type(steprule.roles(model, overrides={"*.w": "transpose"})[0].view, steprule.layers.View | None)
 assert_type(arrays.Adam([array]), arrays.Adam)
 arrays.AdamW([array], lr=1e-3, betas=[0.9, 0.99]).step([array])
 rule: type[Rule] = rules.AdamW

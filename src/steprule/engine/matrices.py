@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steprule.engine.squares import Beside
+from steprule.engine.squares import SquareRooms
 from steprule.engine.workspace import workspace
 from steprule.trace.expression import Expression
 from steprule.trace.program import IN_PLACE, Matrix, Program, Squares
@@ -77,7 +77,7 @@ class Rooms:
         view: how all of them are seen as matrices.
     """
 
-    beside: Beside | None = None
+    square_rooms: SquareRooms | None = None
 
     def __init__(
         self,
@@ -114,9 +114,9 @@ class Rooms:
         places: Sequence[int],
         dtype: torch.dtype,
     ) -> None:
-        """Has squares beside the matrices; arguments as for `Beside`."""
-        self.beside = Beside(squares, states, places, dtype, self._shapes, self._stack, self._members)
-        self.beside.select(self._active)
+        """Has squares beside the matrices; arguments as for `SquareRooms`."""
+        self.square_rooms = SquareRooms(squares, states, places, dtype, self._shapes, self._stack, self._members)
+        self.square_rooms.select(self._active)
 
     def _stack(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """All matrices of a shape."""
@@ -142,8 +142,8 @@ class Rooms:
         """As the plan's."""
         self._active, self._all_active, self._places = active, bool(active.all()), np.cumsum(active) - 1
         self._calls: dict[str, list[_Call]] = {}
-        if self.beside is not None:
-            self.beside.select(active)
+        if self.square_rooms is not None:
+            self.square_rooms.select(active)
 
     def run(
         self,
@@ -265,7 +265,7 @@ def _seen(stack: Tensor, view: str | None) -> Iterator[tuple[slice, Tensor, bool
         return
     import torch
 
-    from steprule.matrices.view import View
+    from steprule.layers.view import View
 
     seen = View(view).matrices(stack[0])  # whose strides are those in the others
     for one in seen:

@@ -123,8 +123,8 @@ class Planned:
             self._follow(now)
         if self._rooms is not None and now.matrices:
             self._rooms.run(now.matrices, self._value, self._plan.hyper[:, self._settings].tobytes(), self._squares)
-        if self._rooms is not None and self._rooms.beside is not None and now.squares is not None:
-            self._rooms.beside.run(now.squares, self._value)
+        if self._rooms is not None and self._rooms.square_rooms is not None and now.squares is not None:
+            self._rooms.square_rooms.run(now.squares, self._value)
 
     def _value(self, expression: Expression) -> Any:
         """An expression's value."""

@@ -24,7 +24,7 @@ MOST_STACKED = 64
 """The longest side of matrices that go through products at once: longer ones are faster one by one."""
 
 
-class Beside:
+class SquareRooms:
     """The squares that matrices of a plan have beside them, and what is computed of them.
 
     Args:
@@ -123,23 +123,23 @@ class Group(Evaluation):
     """Expressions of whole matrices of some tensors that go through products at once: (m, n) of one, (k, m, n) of several.
 
     Args:
-        beside: whose.
+        rooms: whose.
         group: the tensors.
-        value: as for `Beside.run`.
+        value: as for `SquareRooms.run`.
         known: what has been computed already, by identity of the expression.
         whole: the group that this is a part of, and which of its tensors are here.
     """
 
     def __init__(
         self,
-        beside: Beside,
+        rooms: SquareRooms,
         group: Sequence[int],
         value: Callable[[Expression], Any],
         known: Mapping[int, Any],
         whole: tuple[Group, list[int]] | None = None,
     ) -> None:
         super().__init__({})
-        self._beside, self._group, self._value, self._whole = beside, group, value, whole
+        self._rooms, self._group, self._value, self._whole = rooms, group, value, whole
         self._values.update(known)
         self._read: dict[str, Any] = {}
         self._known_due: dict[Any, list[bool]] = {}
@@ -152,7 +152,7 @@ class Group(Evaluation):
             return self._operand(expression.args[0])
         if self._whole is not None and id(expression) not in self._values:
             whole, chosen = self._whole
-            if id(expression) in whole._values or id(expression) in self._beside.alone:
+            if id(expression) in whole._values or id(expression) in self._rooms.alone:
                 self._values[id(expression)] = self._part(whole(expression), chosen)
         return super().__call__(expression)
 
@@ -161,10 +161,10 @@ class Group(Evaluation):
 
     def _of_each(self, expression: Expression) -> list[float]:
         """A number for each tensor."""
-        numbers = self._beside.numbers(expression, self._value)
+        numbers = self._rooms.numbers(expression, self._value)
         if isinstance(numbers, float):
             return [numbers] * len(self._group)
-        return numbers[self._beside.turns[self._group]].tolist()  # type: ignore[no-any-return]
+        return numbers[self._rooms.turns[self._group]].tolist()  # type: ignore[no-any-return]
 
     def _number(self, expression: Expression) -> Any:
         numbers = self._of_each(expression)
@@ -172,19 +172,19 @@ class Group(Evaluation):
             return numbers[0]
         import torch
 
-        return torch.tensor(numbers, dtype=self._beside.dtype, device="cpu").view(-1, 1, 1)
+        return torch.tensor(numbers, dtype=self._rooms.dtype, device="cpu").view(-1, 1, 1)
 
     def _operand(self, name: str) -> Any:
         """A state, or a matrix that lies between passes."""
         if name not in self._read:
             if self._whole is not None:
                 self._read[name] = self._part(self._whole[0]._operand(name), self._whole[1])
-            elif name not in self._beside.states:
-                self._read[name] = self._beside.matrix(name, self._group)
+            elif name not in self._rooms.states:
+                self._read[name] = self._rooms.matrix(name, self._group)
             else:
                 import torch
 
-                own = [self._beside.states[name][number] for number in self._group]
+                own = [self._rooms.states[name][number] for number in self._group]
                 self._read[name] = own[0] if len(own) == 1 else torch.stack(own)
         return self._read[name]
 
@@ -212,7 +212,7 @@ class Group(Evaluation):
         if not any(due) or all(due):
             return self(new if due[0] else old)
         chosen = [place for place, one in enumerate(due) if one]
-        part = Group(self._beside, [self._group[place] for place in chosen], self._value, {}, (self, chosen))
+        part = Group(self._rooms, [self._group[place] for place in chosen], self._value, {}, (self, chosen))
         result = self(old).clone()
         result[chosen] = part(new)
         return result
@@ -221,7 +221,7 @@ class Group(Evaluation):
         """Of which of the tensors it is the step."""
         key = id(k), id(step), stagger
         if key not in self._known_due:
-            steps = map(PlacedStep, self._of_each(step), [self._beside.places[number] for number in self._group])
+            steps = map(PlacedStep, self._of_each(step), [self._rooms.places[number] for number in self._group])
             self._known_due[key] = [
                 every(*own, True, False, stagger) for own in zip(self._of_each(k), steps, strict=True)
             ]
@@ -246,7 +246,7 @@ class Group(Evaluation):
         left = self(new.args[0])
         right = left.mT if new.op == "gram" else self(new.args[1])
         is_alone = len(self._group) == 1
-        out = old if is_alone and id(expression) in self._beside.alone else old.new_empty(old.shape)
+        out = old if is_alone and id(expression) in self._rooms.alone else old.new_empty(old.shape)
         multiply = symmetric_product if is_alone and new.op == "gram" else product
         return multiply(left, right, out, old, alpha=share, beta=1 - share)
 
@@ -255,16 +255,16 @@ class Group(Evaluation):
         read = {*map(id, self._read.values())}
         moved = []
         for name, x in made.items():
-            if x is not self._beside.matrix(name, self._group):  # or it is in its place already
+            if x is not self._rooms.matrix(name, self._group):  # or it is in its place already
                 moved.append((name, x.clone() if id(x) in read else x))
         for name, x in moved:
-            self._beside.put(name, self._group, x)
+            self._rooms.put(name, self._group, x)
 
     def keep(self, name: str, new: Any, expression: Expression) -> None:
         """Gives a state its new value."""
         import torch
 
-        own = [self._beside.states[name][number] for number in self._group]
+        own = [self._rooms.states[name][number] for number in self._group]
         if len(own) == 1:
             if new is not own[0]:
                 own[0].copy_(new)

@@ -100,7 +100,7 @@ class WholeStep:
             shape = matrix_shape(wide["param"].shape, self.rule.stacks)
             yield {**wide, **{name: wide[name].reshape(shape) for name in own}}
             return
-        from steprule.matrices.view import View
+        from steprule.layers.view import View
 
         seen = {name: [*_each(View(self._view).matrices(wide[name]))] for name in own}
         rest = {name: wide[name].reshape(-1) for name in wide if name in sides}

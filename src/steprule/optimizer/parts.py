@@ -144,7 +144,7 @@ def _check_view(core: Core, group: dict[str, Any], number: int) -> None:
         raise TypeError(f"view={view!r} of group {number}: must be the words of a view, as str(view) gives them")
     if not program.sees_matrix:
         raise ValueError(f"view={view!r} of group {number}: {rule.__name__} looks at elements, and sees no matrices")
-    from steprule.matrices.view import View
+    from steprule.layers.view import View
 
     try:
         words = str(View(view))

@@ -3,7 +3,7 @@
 `roles` decides it for a model, and returns `Roles`, a table of `Role`s. `View` maps a tensor to its matrices.
 """
 
-from steprule.matrices.roles import ROLES, Role, Roles, roles
-from steprule.matrices.view import WORDS, View
+from steprule.layers.roles import ROLES, Role, Roles, roles
+from steprule.layers.view import WORDS, View
 
 __all__ = ["ROLES", "WORDS", "Role", "Roles", "View", "roles"]

@@ -36,7 +36,7 @@ class View:
 
     Attributes:
         words: one or more of "matrix", "stack", "flatten", "transpose", "rows K", "columns K", "split A B ..." and
-            "interleaved K", with commas between; `steprule.matrices.WORDS` says what each does. `str(view)` is the same.
+            "interleaved K", with commas between; `steprule.layers.WORDS` says what each does. `str(view)` is the same.
 
     Raises:
         ValueError: a word is none of these.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from steprule.matrices.roles import roles
+from steprule.layers.roles import roles
 from steprule.memory import made_by
 
 

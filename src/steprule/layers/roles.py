@@ -9,9 +9,9 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from steprule.matrices.decide import Place, Seen, Unknown, decide, places_of
-from steprule.matrices.path import Ends, by_forward, by_order
-from steprule.matrices.view import View
+from steprule.layers.decide import Place, Seen, Unknown, decide, places_of
+from steprule.layers.path import Ends, by_forward, by_order
+from steprule.layers.view import View
 from steprule.patterns import Pattern, alike, matches
 
 __all__ = ["ROLES", "Role", "Roles", "roles"]
@@ -42,7 +42,7 @@ class Role:
     Attributes:
         names: its names; more than one if modules share it.
         shape: its shape.
-        role: one of `steprule.matrices.ROLES`.
+        role: one of `steprule.layers.ROLES`.
         view: how it is seen as matrices; None where an elementwise rule is to step it.
         why: what this follows from.
         is_doubtful: whether that is a guess.
@@ -164,7 +164,7 @@ def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), h
             the first in that order is the input. Rows that follow from the order alone are marked with "?".
         overrides: what you know better, as {pattern: word} or pairs of them; the first that matches wins. A pattern is matched
             with the whole name ("blocks.*.w"), or is a function of name and parameter. A word is "hidden", for a matrix
-            of (out, in); another view such as "transpose", "rows 3", "flatten" or "stack", or a `steprule.matrices.View`;
+            of (out, in); another view such as "transpose", "rows 3", "flatten" or "stack", or a `steprule.layers.View`;
             "adamw", for what is no matrix; or another role that AdamW steps, such as "head".
         heads: part the matrices of known attention classes by head. Default: False.
 
