@@ -13,7 +13,19 @@ from steprule.engine.matrices import Rooms
 from steprule.matrix.decorrelated import decorrelated
 from steprule.matrix.polar import normalize
 from steprule.matrix.polar import polar as polar_of
-from steprule.pieces import abs, decorrelate, gram, polar, row_total, size, top_share
+from steprule.pieces import (
+    abs,
+    col_largest,
+    col_total,
+    decorrelate,
+    gram,
+    inverse_root,
+    polar,
+    row_largest,
+    row_total,
+    size,
+    top_share,
+)
 from steprule.rule import RuleError
 from steprule.rules import RULES
 
@@ -171,3 +183,62 @@ def test_a_schedule_of_lr_leaves_what_products_are_made_of(monkeypatch):
 def test_the_words_of_a_view_are_written_in_one_way(view):
     with pytest.raises(ValueError, match=r"write '(flatten|flatten, rows 2|rows 2)'"):
         steprule.Muon([{"params": [nn.Parameter(torch.zeros(4, 4))], "view": view}])
+
+
+def test_groups_may_have_coefficients_of_any_kind():
+    """A kernel reads the numbers of its own groups: elsewhere a word or a tuple of tuples stands in their place."""
+    kinds = [(3.4445, -4.7750, 2.0315), "polar_express", ((2.0, -1.5, 0.5),) * 2]
+    together, alone = ([nn.Parameter(torch.ones(2, 3)) for _ in kinds] for _ in range(2))
+    groups = [{"params": [p], "ns_coefficients": kind} for p, kind in zip(together, kinds, strict=True)]
+    optimizers = [steprule.Muon(groups)]
+    optimizers += [steprule.Muon([p], ns_coefficients=kind) for p, kind in zip(alone, kinds, strict=True)]
+    for lr in (0.1, 0.2):  # the second step takes over new numbers
+        for param in (*together, *alone):
+            param.grad = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, lr]])
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
+
+
+class Sides(Rule):
+    """Elements that become what rows and columns have, and the largest of a column as a number."""
+
+    row, col, most = State("rows"), State("cols"), State("scalar")
+
+    def update(param, grad, kept, row, col, most, *, lr=0.5):
+        row, col = row_largest(grad), col_largest(grad)
+        return row_total(param) - lr * col_total(grad), row, row_total(grad), col, col_largest(row)
+
+
+@pytest.mark.parametrize("by", ["kernel", "eager"])
+def test_what_rows_and_columns_have_is_that_of_their_elements(by):
+    """Of negative numbers the largest is that of their absolute values, in every engine and by hand."""
+    grad = -torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    param = nn.Parameter(torch.ones(2, 3) if by == "kernel" else by_columns(torch.ones(2, 3)))
+    optimizer = Optimizer.of(Sides)([param])
+    param.grad = grad.clone() if by == "kernel" else by_columns(grad)
+    optimizer.step()
+    state = optimizer.state[param]
+    assert param.tolist() == [[5.5, 6.5, 7.5]] * 2
+    assert state["kept"].tolist() == [[3.0] * 3, [6.0] * 3]
+    assert torch.equal(state["row"], row_total(grad)) and torch.equal(state["col"], torch.tensor([[4.0, 5.0, 6.0]]))
+    assert state["most"] == 6 and row_largest(grad.numpy()).tolist() == row_largest(grad).tolist() == [[3.0], [6.0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda x: polar(x, steps=5.5), r"steps=5\.5"),
+        (lambda x: polar(x, eps=-1.0), r"eps=-1\.0"),
+        (lambda x: top_share(x[:1], 2.0), r"share=2\.0"),
+        (lambda x: decorrelate(x, 0), "passes=0"),
+        (lambda x: inverse_root(x, 0), "root=0"),
+        (lambda x: inverse_root(x, 4, -1.0), r"eps=-1\.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(call, told):
+    for x in (torch.eye(2), torch.eye(2).numpy()):
+        with pytest.raises(ValueError, match=told):
+            call(x)

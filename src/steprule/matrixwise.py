@@ -87,17 +87,17 @@ def col_mean(x: Value) -> Value:
 
 
 def row_largest(x: Value) -> Value:
-    """The largest element of each row, ``max_j x_ij``, where no element is negative.
+    """The largest absolute value of each row, ``max_j |x_ij|``.
 
     Args:
-        x: of shape (m, n), 0 or above.
+        x: of shape (m, n).
 
     Returns:
         Shape (m, 1).
 
     Examples:
         >>> from steprule.pieces import row_largest
-        >>> row_largest(np.array([[1.0, 2.0], [4.0, 3.0]]))
+        >>> row_largest(np.array([[1.0, 2.0], [-4.0, 3.0]]))
         array([[2.],
                [4.]])
     """
@@ -105,17 +105,17 @@ def row_largest(x: Value) -> Value:
 
 
 def col_largest(x: Value) -> Value:
-    """The largest element of each column, ``max_i x_ij``, where no element is negative.
+    """The largest absolute value of each column, ``max_i |x_ij|``.
 
     Args:
-        x: of shape (m, n), 0 or above.
+        x: of shape (m, n).
 
     Returns:
         Shape (1, n).
 
     Examples:
         >>> from steprule.pieces import col_largest
-        >>> col_largest(np.array([[1.0, 2.0], [4.0, 3.0]]))
+        >>> col_largest(np.array([[1.0, 2.0], [-4.0, 3.0]]))
         array([[4., 3.]])
     """
     return _along("col_largest", x, -2)
@@ -144,6 +144,8 @@ def top_share(x: Value, share: Value) -> Value:
             f"top_share takes a value for each row, (m, 1), or column, (1, n), and this has the shape {tuple(x.shape)}"
         )
     axis = -1 if x.shape[-2] == 1 else -2
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share!r} must be above 0, and 1 at most")
     count = max(1, math.ceil(float(share) * x.shape[axis]))
     if is_tensor(x):
         order = x.argsort(dim=axis, descending=True, stable=True).narrow(axis, 0, count)
@@ -292,6 +294,10 @@ def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
     """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("inverse_root", x, root, eps)
+    if not root > 0:
+        raise ValueError(f"root={root!r} must be above 0")
+    if not eps >= 0:
+        raise ValueError(f"eps={eps!r} must be 0 or above")
     if is_tensor(x):
         from steprule.matrix.eigen import inverse_root as of_tensors
 
@@ -328,7 +334,9 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
     """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("polar", x, coefficients, steps, eps)
-    number = None if steps is None else int(steps)
+    number = None if steps is None else _count("steps", steps)
+    if not eps >= 0:
+        raise ValueError(f"eps={eps!r} must be 0 or above")
     if not (isinstance(coefficients, str) or isinstance(coefficients[0], (tuple, list))):
         coefficients = tuple(map(float, coefficients))
     if is_tensor(x):
@@ -362,26 +370,36 @@ def decorrelate(x: Value, passes: Value = 1) -> Value:
     """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("decorrelate", x, passes)
+    number = _count("passes", passes)
     if is_tensor(x):
         from steprule.matrix.decorrelated import decorrelated as of_tensors
 
         wide = x if x.dtype.itemsize > 2 else x.float()
-        return of_tensors(_matrix(wide), int(passes)).to(x.dtype)
+        return of_tensors(_matrix(wide), number).to(x.dtype)
     from steprule.matrix.oracle import decorrelated as of_arrays
 
-    return of_arrays(_matrix(x), int(passes))
+    return of_arrays(_matrix(x), number)
 
 
 def _along(name: str, x: Value, axis: int) -> Value:
-    """A sum, in float64, or a largest element along rows or columns."""
+    """A sum, in float64, or a largest absolute value along rows or columns."""
+    is_largest = name.endswith("largest")
     if hasattr(x, "__steprule__"):
-        return x.__steprule__(name, x)
+        return x.__steprule__(name, abs(x) if is_largest else x)
     x = _matrix(x)
-    if name.endswith("largest"):
+    if is_largest:
+        x = abs(x)
         return x.amax(axis, keepdim=True) if is_tensor(x) else np.max(x, axis, keepdims=True, initial=0.0)
     if is_tensor(x):
         return x.sum(axis, keepdim=True, dtype=sys.modules["torch"].float64).to(x.dtype)
     return np.sum(x, axis, dtype=np.float64, keepdims=True)
+
+
+def _count(name: str, value: Value) -> int:
+    """A whole number of 1 or more."""
+    if not (value >= 1 and float(value) % 1 == 0):
+        raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
+    return int(value)
 
 
 def _matrix(x: Value) -> Any:

@@ -331,7 +331,7 @@ class StepPlan:
             return False
         self._settings = settings
         for bucket, _ in self._buckets:
-            bucket.plan.set_hyper(hyper(bucket.kernel, groups, self._services))
+            bucket.plan.set_hyper(hyper(bucket.kernel, groups, bucket.rows, self._services))
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:

@@ -54,7 +54,7 @@ class Bucket:
         services: StepServices | None,
         memory: Tensor | None,
     ) -> None:
-        self.kernel = kernels[0]
+        self.kernel, self.rows = kernels[0], rows
         self.rooms, sides = rooms_of(self.kernel, entries, memory), sides_of(self.kernel, entries)
         self.plan = plan_of(kernels, entries, groups, services, rows, self.rooms, sides)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
@@ -152,12 +152,18 @@ def work_of(
     return CpuWork(both, plan, numbers, params, members, formats)
 
 
-def hyper(kernel: AnyKernel, groups: list[dict[str, Any]], services: StepServices | None) -> list[list[Any]]:
-    """The numbers of every group, as a kernel takes them."""
+def hyper(
+    kernel: AnyKernel, groups: list[dict[str, Any]], rows: Sequence[int], services: StepServices | None
+) -> list[list[Any]]:
+    """The numbers of every group, as a kernel takes them: zeros of those that have another kernel, where a number may be a word."""
     extra = services.numbers() if services is not None else {}
     names = {"seed", *(name for name, _ in kernel.program.scalars)}
-    own = [{name: read(group[name], False) for name in names if name in group} for group in groups]
-    return [kernel.numbers({**numbers, **extra}) for numbers in own]
+    own = {
+        row: kernel.numbers({**{name: read(groups[row][name], False) for name in names if name in groups[row]}, **extra})
+        for row in set(rows)
+    }
+    none = [0.0] * len(own[rows[0]])
+    return [own.get(row, none) for row in range(len(groups))]
 
 
 def plan_of(
@@ -176,7 +182,7 @@ def plan_of(
     tables: dict[str, Any] = {
         "sizes": [entry.param.numel() for entry in bucket],
         "groups": rows,
-        "hyper": hyper(kernel, groups, services),
+        "hyper": hyper(kernel, groups, rows, services),
         "step_at": list(map(Tensor.data_ptr, steps)) if keeps_step else None,
         "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],
         "rows": _rows_of(kernel, bucket),

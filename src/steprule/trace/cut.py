@@ -166,7 +166,7 @@ class _Cutter:
             if one.op not in ("input", "constant") or one.args[0] in (*cut.sums, *cut.parts):
                 one.op, one.args = "input", (f"new_{name}",)
         self._name_sides(at, places)
-        cut.order = tuple(sorted(at, key=lambda name: at[name]))
+        cut.order = tuple(sorted(at, key=lambda name: (at[name], name not in cut.parts)))  # a state may be a part
         cut.own = tuple(name for name in cut.level if extents.get(name) == NUMBER)
         cut.early = _stored_early(cut, outputs, {name: depths[name] for name in outputs})
         for name in cut.early:

@@ -144,7 +144,13 @@ def formulas(
     check_new(rule, named, grad.depth)
     outputs = {name: new if isinstance(new, Expression) else constant(new) for name, new in named.items()}
     _check_extents(rule, outputs)
-    return outputs, scalars
+    return {name: _spread(rule, name, new) for name, new in outputs.items()}, scalars
+
+
+def _spread(rule: type[Rule], name: str, new: Expression) -> Expression:
+    """What elements become: each row's or column's value is that of all its elements."""
+    has_elements = name not in rule.states or rule.states[name].extent == "elements"
+    return Expression("mul", (new, constant(1.0)), ELEMENTS) if has_elements and new.extent in (ROWS, COLS) else new
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
