@@ -268,3 +268,10 @@ _SCALAR: dict[str, Callable[..., float]] = {
     "maximum": lambda a, b: a if a >= b or a != a else b,
     "minimum": lambda a, b: a if a <= b or a != a else b,
 }
+
+
+def whole_number(name: str, value: Value) -> int:
+    """An argument that must be a whole number of 1 or more."""
+    if not (value >= 1 and float(value) % 1 == 0):
+        raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
+    return int(value)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from steprule.elementwise import Value, is_tensor
+from steprule.elementwise import Value, is_tensor, whole_number
 
 
 def row_total(x: Value) -> Value:
@@ -294,10 +294,8 @@ def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
     """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("inverse_root", x, root, eps)
-    if not root > 0:
-        raise ValueError(f"root={root!r} must be above 0")
-    if not eps >= 0:
-        raise ValueError(f"eps={eps!r} must be 0 or above")
+    if not (root > 0 and eps >= 0):
+        raise ValueError(f"root={root!r} must be above 0, and eps={eps!r} 0 or above")
     if is_tensor(x):
         from steprule.matrix.eigen import inverse_root as of_tensors
 
@@ -334,7 +332,7 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
     """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("polar", x, coefficients, steps, eps)
-    number = None if steps is None else _count("steps", steps)
+    number = None if steps is None else whole_number("steps", steps)
     if not eps >= 0:
         raise ValueError(f"eps={eps!r} must be 0 or above")
     if not (isinstance(coefficients, str) or isinstance(coefficients[0], (tuple, list))):
@@ -370,12 +368,11 @@ def decorrelate(x: Value, passes: Value = 1) -> Value:
     """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("decorrelate", x, passes)
-    number = _count("passes", passes)
+    number = whole_number("passes", passes)
     if is_tensor(x):
         from steprule.matrix.decorrelated import decorrelated as of_tensors
 
-        wide = x if x.dtype.itemsize > 2 else x.float()
-        return of_tensors(_matrix(wide), number).to(x.dtype)
+        return of_tensors(_matrix(x if x.dtype.itemsize > 2 else x.float()), number).to(x.dtype)
     from steprule.matrix.oracle import decorrelated as of_arrays
 
     return of_arrays(_matrix(x), number)
@@ -386,20 +383,12 @@ def _along(name: str, x: Value, axis: int) -> Value:
     is_largest = name.endswith("largest")
     if hasattr(x, "__steprule__"):
         return x.__steprule__(name, abs(x) if is_largest else x)
-    x = _matrix(x)
+    x = abs(_matrix(x)) if is_largest else _matrix(x)
     if is_largest:
-        x = abs(x)
         return x.amax(axis, keepdim=True) if is_tensor(x) else np.max(x, axis, keepdims=True, initial=0.0)
     if is_tensor(x):
         return x.sum(axis, keepdim=True, dtype=sys.modules["torch"].float64).to(x.dtype)
     return np.sum(x, axis, dtype=np.float64, keepdims=True)
-
-
-def _count(name: str, value: Value) -> int:
-    """A whole number of 1 or more."""
-    if not (value >= 1 and float(value) % 1 == 0):
-        raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
-    return int(value)
 
 
 def _matrix(x: Value) -> Any:

@@ -108,7 +108,7 @@ def unknown(text: str, others: Iterable[str] = (), join: str = "'{}:{}'") -> str
     if owners:
         return f"unknown optimizer {name!r}; it is a setting of {', '.join(owners)}"
     near = bare if bare in choices else name if others and "." in name else plain(name.rpartition(".")[2])
-    return f"unknown optimizer {name!r}{did_you_mean(near, choices, otherwise='choose from ' + ', '.join(choices))}"
+    return f"unknown optimizer {name!r}{did_you_mean(near, choices, otherwise='choose from ' + ', '.join(sorted(choices)))}"
 
 
 _DECORATIONS = "8bit|32bit|bnb|paged|fused|torch|apex"

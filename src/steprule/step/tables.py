@@ -159,7 +159,9 @@ def hyper(
     extra = services.numbers() if services is not None else {}
     names = {"seed", *(name for name, _ in kernel.program.scalars)}
     own = {
-        row: kernel.numbers({**{name: read(groups[row][name], False) for name in names if name in groups[row]}, **extra})
+        row: kernel.numbers(
+            {**{name: read(groups[row][name], False) for name in names if name in groups[row]}, **extra}
+        )
         for row in set(rows)
     }
     none = [0.0] * len(own[rows[0]])
