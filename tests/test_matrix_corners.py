@@ -246,5 +246,5 @@ def test_what_makes_no_sense_is_refused_by_name(call, told):
 
 def test_a_misspelt_setting_of_the_rest_has_the_rests_names():
     model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 2), nn.Linear(2, 4))
-    with pytest.raises(TypeError, match="'adamw_momentum'; (it takes|did you mean 'adamw_)"):
+    with pytest.raises(TypeError, match=r"'adamw_momentum'; (it takes|did you mean 'adamw_)"):
         steprule.create_optimizer(model, "muon", adamw_momentum=0.9)
