@@ -48,6 +48,7 @@ from steprule.rule import Rule
 from steprule.rules import OWN as OURS
 from steprule.rules import RULES
 from steprule.trace.expression import Expression
+from steprule.trace.extent import ELEMENTS as OF_ELEMENTS
 from steprule.trace.tracing import trace
 
 ELEMENTS, REPEATS = ("200K", 2) if record.QUICK else ("32M", 15)
@@ -251,7 +252,7 @@ def _operands(expressions: list[Expression]) -> set[str]:
     left = list(expressions)
     while left:
         one = left.pop()
-        if id(one) in seen or one.scalar:
+        if id(one) in seen or one.extent != OF_ELEMENTS:
             continue
         seen.add(id(one))
         if one.op == "input":

@@ -85,12 +85,14 @@ class Planned:
         inputs |= {name: self._kept(name) for name in self._states}
         return Evaluation(inputs) if self._sides is None else SideEvaluation(inputs, self._sides)
 
-    def _kept(self, name: str) -> np.ndarray:
+    def _kept(self, name: str, is_new: bool = False) -> np.ndarray:
         """What is kept of a state: a number for each tensor, or all of its rows' or columns'."""
         kept = self._states[name]
         if self._extents[name] == NUMBER:
             return np.array([float(one) for one in kept])
-        return np.concatenate([one.reshape(-1) for one in kept], dtype=np.float64) if kept else np.zeros(0)
+        assert self._sides is not None
+        room = self._sides.room((name, is_new), self._sides.starts[self._extents[name]][-1])
+        return np.concatenate([one.reshape(-1) for one in kept], out=room) if kept else room
 
     def take_back(self) -> None:
         """As if steps had not been counted, and no number had followed from them."""
@@ -154,14 +156,14 @@ class Planned:
 
     def _keep(self, name: str, numbers: Mapping[str, Expression]) -> np.ndarray:
         """Keeps a state's new value, and returns it as it is kept."""
-        extent, new = self._extents[name], self._evaluation(numbers[name])
+        extent = self._extents[name]
         if extent == NUMBER:
-            self._put(name, np.broadcast_to(new, len(self._states[name])))
+            self._put(name, np.broadcast_to(self._evaluation(numbers[name]), len(self._states[name])))
         else:
             assert self._sides is not None and isinstance(self._evaluation, SideEvaluation)
-            every = self._evaluation.spread(new, numbers[name].extent, extent)
+            every = self._evaluation.spread(numbers[name], extent)
             self._put(name, np.broadcast_to(every, self._sides.starts[extent][-1]))
-        return self._kept(name)
+        return self._kept(name, is_new=True)
 
     def _put(self, name: str, values: np.ndarray) -> None:
         """Puts numbers, laid out as `_kept` has them, where a state is kept."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Sides:
         self._lengths = {ROWS: np.array([m for m, _ in shapes]), COLS: np.array([n for _, n in shapes])}
         self._pieces = np.array([-(-m // rows_of_piece(n)) for m, n in shapes])
         self._first, self._tables = {}, {}
+        self._rooms: dict[Hashable, np.ndarray] = {}
         for name, side in sides.items():
             lengths = self._lengths[EXTENTS[side.axis]]
             if side.axis == COL and side.how:
@@ -53,6 +54,17 @@ class Sides:
             extent: np.concatenate([[0], np.cumsum(lengths[active])]) for extent, lengths in self._lengths.items()
         }
 
+    def room(self, what: Hashable, length: int, dtype: Any = np.float64) -> np.ndarray:
+        """Memory for as many numbers, the same in every step: fresh memory costs more than what is computed in it.
+
+        Args:
+            what: is kept there. It must not be needed any more when it is next asked for.
+        """
+        room = self._rooms.get(what)
+        if room is None or len(room) != length:
+            room = self._rooms[what] = np.empty(length, dtype)
+        return room
+
     def put(self, name: str, values: np.ndarray) -> None:
         """Takes over what passes are to read, of active tensors."""
         extent = EXTENTS[self._sides[name].axis]
@@ -68,11 +80,12 @@ class Sides:
         if side.axis == ROW:
             return table if self.active.all() else table[np.repeat(self.active, self._lengths[ROWS])]
         join: Any = np.add if side.how == ADD else np.maximum
-        parts = [
-            join.reduce(table[first[i] : first[i + 1]].reshape(self._pieces[i], -1), axis=0, dtype=np.float64)
-            for i in np.flatnonzero(self.active)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        starts = self.starts[COLS].tolist()
+        room = self.room(name, starts[-1])
+        for i, start, end in zip(np.flatnonzero(self.active).tolist(), starts, starts[1:], strict=False):
+            pieces = table[first[i] : first[i + 1]].reshape(self._pieces[i], -1)
+            join.reduce(pieces, axis=0, dtype=np.float64, out=room[start:end])
+        return room
 
 
 class SideEvaluation(Evaluation):
@@ -104,8 +117,11 @@ class SideEvaluation(Evaluation):
             return result
         if expression.op == "top_share":
             return self._top_share(x.extent, *map(self, expression.args))
-        args = [self.spread(self(arg), arg.extent, expression.extent) for arg in expression.args]
-        return self.operate(expression.op, args)  # type: ignore[no-any-return]
+        args = [self.spread(arg, expression.extent) for arg in expression.args]
+        if expression.op not in _INTO or expression.extent == NUMBER:
+            return self.operate(expression.op, args)  # type: ignore[no-any-return]
+        room = self._sides.room(id(expression), max(map(np.size, args)))
+        return _INTO[expression.op](*args, out=room)  # type: ignore[no-any-return]
 
     def _top_share(self, extent: Extent, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """1 for the largest rows or columns of each tensor, as many as its share says."""
@@ -115,9 +131,28 @@ class SideEvaluation(Evaluation):
         ranks[np.lexsort((-values, owners))] = np.arange(len(owners)) - starts[owners]
         return np.where(ranks < counts[owners], 1.0, 0.0)
 
-    def spread(self, value: np.ndarray, extent: Extent, wanted: Extent) -> np.ndarray:
-        """A tensor's number for each of its rows or columns."""
-        if extent == wanted or np.ndim(value) == 0 or extent != NUMBER:
+    def spread(self, expression: Expression, wanted: Extent) -> np.ndarray:
+        """An expression's value; a tensor's number for each of its rows or columns."""
+        value = self(expression)
+        if expression.extent == wanted or np.ndim(value) == 0 or expression.extent != NUMBER:
             return value
         same = value[:1]
-        return same if (value == same).all() else value[self._sides.owners[wanted]]
+        if (value == same).all():
+            return same
+        owners = self._sides.owners[wanted]
+        room = self._sides.room((id(expression), wanted), len(owners), value.dtype)
+        return np.take(value, owners, out=room, mode="clip")
+
+
+def _choose(condition: Any, a: Any, b: Any, out: np.ndarray) -> np.ndarray:
+    """As `np.where`."""
+    np.copyto(out, b)
+    np.copyto(out, a, where=condition)
+    return out
+
+
+_INTO: Mapping[str, Callable[..., Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative, "abs": np.absolute,
+    "sqrt": np.sqrt, "maximum": np.maximum, "minimum": np.minimum, "where": _choose,
+}  # fmt: skip
+"""The operations that many rows or columns go through, written into memory that is there."""
