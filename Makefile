@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test versions frameworks bench bench-rules bench-gpu figures docs lint types stubs clean
+.PHONY: demo test long versions frameworks bench bench-rules bench-gpu figures docs lint types stubs clean
 
 demo: $(INSTALLED)  ## train two small models with four optimizers
 	$(BIN)/steprule compare
 
 test: lint  ## lint, types and tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+long: $(INSTALLED)  ## the tests that take long: the scripts that measure, four processes, the wheel, and more of the same kind
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
 
 versions: $(INSTALLED)  ## what depends on versions, on the oldest and the newest set that steprule takes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nox

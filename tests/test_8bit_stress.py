@@ -77,7 +77,11 @@ STRESSED = [  # streams lie side by side, and are one matrix to a rule that sees
 
 
 @pytest.mark.parametrize(
-    ("rule", "hyper"), [VARIANTS[place] for place in STRESSED], ids=[IDS[place] for place in STRESSED]
+    ("rule", "hyper"),
+    [
+        pytest.param(*VARIANTS[place], id=IDS[place], marks=[pytest.mark.long] if "-" in IDS[place] else [])
+        for place in STRESSED
+    ],
 )
 def test_no_rule_goes_further_than_in_float32(rule, hyper):
     streams = WITH_MEAN if rule.__name__ in ESTIMATORS else [*STREAMS]

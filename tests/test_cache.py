@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fresh import fresh
 
 STEP = """
 import numpy as np, sys
@@ -25,8 +26,7 @@ print(next(iter(kernel._kernels.values())).path)
 
 def step(home: Path, **env: str) -> tuple[Path, str]:
     """One step in a process of its own; the kernel's path and what was said on stderr."""
-    environment = {**os.environ, "STEPRULE_CACHE": str(home), **env}
-    result = subprocess.run([sys.executable, "-c", STEP], env=environment, capture_output=True, text=True)
+    result = fresh(STEP, env={"STEPRULE_CACHE": str(home), **env})
     assert result.returncode == 0, result.stderr
     return Path(result.stdout.strip()), result.stderr
 

@@ -167,6 +167,7 @@ def test_tables_and_numbers():
     assert [span(x) for x in (1.051, 0.0544, 7.8e-6, 1e-3, 5e-10)] == ["1.05 s", "54 ms", "7.8 us", "1.0 ms", "0.5 ns"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_run(script, tmp_path):
     """One round over tiny models, in a folder of its own."""

@@ -40,6 +40,7 @@ def files(folder: Path, pattern: str) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob(pattern) if "__pycache__" not in path.parts}
 
 
+@pytest.mark.long
 def test_the_wheel_of_the_sdist_passes_the_tests_of_the_sdist(tmp_path):
     shutil.copytree(ROOT, tmp_path / "tree", ignore=LEFT_OUT)
     with tarfile.open(build("sdist", tmp_path / "tree", tmp_path / "sdist")) as archive:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh import fresh
 
 import steprule
 
@@ -52,9 +50,7 @@ assert "Nobody 2026" in CliRunner().invoke(app, ["show", "halving"]).output
 
 
 def run(code, *folders):
-    path = os.pathsep.join(map(str, folders))
-    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "160", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = fresh(code, folders, {"COLUMNS": "160"})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, done.stderr
 

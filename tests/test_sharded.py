@@ -20,7 +20,7 @@ from steprule.optimizer import parts
 from steprule.services import ClipNorm, ClipValue
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_parts_of_tensors_are_stepped_as_the_wholes(world, tmp_path):
     run_ranks("sharded.py", world, f"file://{tmp_path}/meeting", RANK, world)
 
@@ -162,6 +162,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
 def test_the_example_goes_on_from_the_last_whole_checkpoint_with_another_number_of_processes(tmp_path):
     """Two processes save after 5 steps, and one of them is killed while they save again. One process goes on from there, and

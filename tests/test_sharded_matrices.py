@@ -10,7 +10,7 @@ from ranks import RANK, run_ranks
 from steprule.tensors.exchange import owners_of
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_parts_of_matrices_are_stepped_as_the_wholes(world, tmp_path):
     run_ranks("sharded_matrices.py", world, f"file://{tmp_path}/meeting", RANK, world)
 
