@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -244,11 +245,10 @@ def gram(x: Value, max_side: Value | None = None) -> Value:
 def eigenbasis(x: Value) -> Value:
     """The eigenvectors of a symmetric matrix as columns, that of the largest eigenvalue first.
 
-    No eigenvalue may be below 0. Where eigenvalues are 0, any basis of what the other vectors leave would do, and libraries
-    differ; it is made of unit vectors here, see `steprule.matrix.eigen`.
+    Where eigenvalues are 0, any basis of what the other vectors leave would do; here it is made of unit vectors.
 
     Args:
-        x: of shape (n, n), symmetric.
+        x: of shape (n, n), symmetric, with no eigenvalue below 0.
 
     Returns:
         Shape (n, n).
@@ -259,22 +259,13 @@ def eigenbasis(x: Value) -> Value:
         array([[0., 1.],
                [1., 0.]])
     """
-    if hasattr(x, "__steprule__"):
-        return x.__steprule__("eigenbasis", x)
-    if is_tensor(x):
-        from steprule.matrix.eigen import eigenbasis as of_tensors
-
-        return of_tensors(_matrix(x))
-    from steprule.matrix.oracle import eigenbasis as of_arrays
-
-    return of_arrays(_matrix(x))
+    return _of_square("eigenbasis", x)
 
 
 def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
     """The inverse root of a symmetric matrix, ``(X + ε I)^(-1/p)``, of its eigenvalues above 0.
 
-    Where an eigenvalue is 0, or is above it by nothing but rounding, the root's is 0 too: it is a pseudo-inverse, and does nothing
-    where nothing is.
+    Where an eigenvalue is 0, or is above it by nothing but rounding, the root's is 0 too: it is a pseudo-inverse.
 
     Args:
         x: of shape (n, n), symmetric, with no eigenvalue below 0.
@@ -290,15 +281,24 @@ def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
         array([[0.5, 0. ],
                [0. , 0. ]])
     """
-    if hasattr(x, "__steprule__"):
-        return x.__steprule__("inverse_root", x, root, eps)
-    if is_tensor(x):
-        from steprule.matrix.eigen import inverse_root as of_tensors
+    return _of_square("inverse_root", x, root, eps)
 
-        return of_tensors(_matrix(x), float(root), float(eps))
-    from steprule.matrix.oracle import inverse_root as of_arrays
 
-    return of_arrays(_matrix(x), float(root), float(eps))
+def largest_eigenvalue(x: Value) -> Value:
+    """About the largest eigenvalue of a symmetric matrix, and never more: ``‖X X x‖ / ‖X x‖``, where x is its longest row.
+
+    Args:
+        x: of shape (n, n), symmetric, with no eigenvalue below 0.
+
+    Returns:
+        Shape (1, 1), which stands for that number times the identity.
+
+    Examples:
+        >>> from steprule.pieces import largest_eigenvalue
+        >>> largest_eigenvalue(np.array([[1.0, 0.0], [0.0, 4.0]]))
+        array([[4.]])
+    """
+    return _of_square("largest_eigenvalue", x)
 
 
 def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, eps: float = 1e-7) -> Value:
@@ -365,8 +365,7 @@ def decorrelate(x: Value, passes: Value = 1) -> Value:
     if is_tensor(x):
         from steprule.matrix.decorrelated import decorrelated as of_tensors
 
-        wide = x if x.dtype.itemsize > 2 else x.float()
-        return of_tensors(_matrix(wide), int(passes)).to(x.dtype)
+        return of_tensors(_matrix(x if x.dtype.itemsize > 2 else x.float()), int(passes)).to(x.dtype)
     from steprule.matrix.oracle import decorrelated as of_arrays
 
     return of_arrays(_matrix(x), int(passes))
@@ -382,6 +381,14 @@ def _along(name: str, x: Value, axis: int) -> Value:
     if is_tensor(x):
         return x.sum(axis, keepdim=True, dtype=sys.modules["torch"].float64).to(x.dtype)
     return np.sum(x, axis, dtype=np.float64, keepdims=True)
+
+
+def _of_square(name: str, x: Value, *numbers: Value) -> Value:
+    """What `steprule.matrix.eigen` makes of tensors, and `steprule.matrix.oracle` of arrays."""
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__(name, x, *numbers)
+    own = import_module(f"steprule.matrix.{'eigen' if is_tensor(x) else 'oracle'}")
+    return getattr(own, name)(_matrix(x), *map(float, numbers))
 
 
 def _matrix(x: Value) -> Any:
