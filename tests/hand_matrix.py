@@ -425,5 +425,14 @@ HAND: dict[str, list[Hand]] = {
             [[[0.843850208, 0.0], [0.0, 1.9]]],
         ),
     ],
+    "psgdkron_quad": [
+        # X X' / 2 + I / 2 is diag(2.5, 1) on both sides, and .7 / 2 / (2.5 + 1) = .1: Q is diag(.85^2, 1), and all of them .85^8.
+        Hand(
+            {"lr": 0.1, "precond_lr": 0.7, "damping": 0.5, "weight_decay": 0.5},
+            START,
+            [[[2.0, 0.0], [0.0, 1.0]]],
+            [[[0.95 - 0.2 * 0.85**8, 0.0], [0.0, 1.8]]],
+        ),
+    ],
 }
 """By the oracle's names."""

@@ -374,3 +374,44 @@ def psgdkron(
         step = q_l.T @ q_l @ m_hat @ q_r.T @ q_r
         step = step * min(1.0, 1.1 / (norm(step) / math.sqrt(step.size) + 1e-12))
         yield w - lr * (step + weight_decay * w)
+
+
+@each
+def psgdkron_quad(
+    steps: Steps,
+    *,
+    lr: float = 1e-3,
+    momentum: float = 0.9,
+    precond_lr: float = 0.1,
+    damping: float = 1e-9,
+    clip_threshold: float = 1.1,
+    weight_decay: float = 0.0,
+    precondition_frequency: int = 1,
+    smooth: float = 0.0,
+    place: int = 0,
+) -> Thetas:
+    """Li's PSGD with Kronecker factors in the quadratic form ("QUAD") of the author's code, lixilinx/psgd_torch.
+
+    smooth is the code's betaL, 0.9 there: how slowly the length that steps are measured by falls.
+    """
+    # The code's noise, damping times a normal G, is here by its expectation for a P of the other side whose mean square
+    # is 1 / damping of the code: `damping` P P. The code bounds elements by 10 besides, balances the factors in some
+    # steps, which changes no update, and begins at a P whose size is that of the first gradient's inverse.
+    m = ZERO
+    ell = [0.0, 0.0]
+    for t, w, g in steps:
+        if t == 1:
+            q = [np.eye(n) for n in w.shape]
+        m = momentum * m + (1 - momentum) * g
+        if due(t, precondition_frequency, place):
+            x = q[0] @ q[0] @ g @ q[1] @ q[1]
+            for side, (term1, term2) in enumerate(((x @ x.T, g.shape[1]), (x.T @ x, g.shape[0]))):
+                term1 = term1 + term2 * damping * np.linalg.matrix_power(q[side], 4)
+                now = at_least(term1) + term2
+                ell[side] = max(smooth * ell[side] + (1 - smooth) * now, now)
+                p = q[side] - precond_lr / 2 / ell[side] * (term1 @ q[side] - term2 * q[side])
+                p = p - precond_lr / 2 / ell[side] * (p @ term1 - p * term2)
+                q[side] = (p + p.T) / 2
+        step = q[0] @ q[0] @ (m / (1 - momentum**t)) @ q[1] @ q[1]
+        step = step / max(1.0, norm(step) / math.sqrt(step.size) / clip_threshold)
+        yield w - lr * (step + weight_decay * w)

@@ -14,7 +14,7 @@ assert papers_matrix and papers_factored and papers_kronecker  # which enter the
 
 _NORMS = {"bias_rms": "bias"}
 _SCALES = {None: "original", "spectral_unclamped": "spectral", "unit_rms": "longest"}
-_DECOUPLED = "muon normuon adamuon muoneq mud mano dion2 polargrad adafactor came adammini sm3 soap shampoo asgo klshampoo_exact splus"
+_DECOUPLED = "muon normuon adamuon muoneq mud mano dion2 polargrad adafactor came adammini sm3 soap shampoo asgo klshampoo_exact splus psgdkron_quad"
 papers.OWN_DECAY |= dict.fromkeys(_DECOUPLED.split(), "decoupled")
 
 
@@ -118,11 +118,15 @@ def _splus(words: dict[str, Any]) -> None:
     words |= {"inverse_every": words.pop("precondition_frequency"), "in_turn": True}
 
 
-PAPER_OF = {"klshampoo": "klshampoo_exact"}
+def _psgdkron(words: dict[str, Any]) -> None:
+    del words["max_precond_dim"]
+
+
+PAPER_OF = {"klshampoo": "klshampoo_exact", "psgdkron": "psgdkron_quad"}
 """What the pseudo-code is called, where that is not the rule's name."""
 
 _TRANSLATED = {
     "muon": _muon, "normuon": _normuon, "adamuon": _adamuon, "muoneq": _muoneq, "mud": _mud, "polargrad": _polargrad,
     "dion2": _dion2, "scion": _scion, "came": _came, "adammini": _adammini, "soap": _soap, "shampoo": _shampoo, "asgo": _asgo,
-    "klshampoo": _klshampoo, "splus": _splus,
+    "klshampoo": _klshampoo, "splus": _splus, "psgdkron": _psgdkron,
 }  # fmt: skip

@@ -77,7 +77,7 @@ ARRAY_FUNCTIONS = {
     **{name: getattr(np, name) for name in ("sqrt", "exp", "log", "abs", "sign", "floor", "cbrt", "where", "sum", "mean", "inf")},
     **{f"logical_{name}": getattr(np, f"logical_{name}") for name in ("and", "or", "not")},
     "max": np.maximum, "min": np.minimum, "atan2": np.arctan2, "norm": np.linalg.norm, "sum_all": np.sum,
-    **{name: getattr(pieces, name) for name in ("row_mean", "col_mean", "decorrelate", "matmul", "gram", "transpose", "eigenbasis", "inverse_root", "every")},
+    **{name: getattr(pieces, name) for name in ("row_mean", "col_mean", "decorrelate", "matmul", "gram", "transpose", "eigenbasis", "inverse_root", "largest_eigenvalue", "every")},
     "row_sum": pieces.row_total, "col_sum": pieces.col_total, "row_largest": pieces.row_largest, "col_largest": pieces.col_largest, "top_share": pieces.top_share,
     "polar_express": "polar_express",
     "polar": lambda x, steps, eps, *given: pieces.polar(x, given[0] if len(given) == 1 else given, steps, eps),

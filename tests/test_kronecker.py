@@ -255,6 +255,40 @@ def test_a_row_without_a_gradient_does_not_move(rule):
     assert float((param - start)[3].abs().max()) < 1e-4 < 1e-2 < float((param - start).abs().max())
 
 
+def test_the_largest_eigenvalue_is_bounded_from_below_at_any_size():
+    factors = random((5, 7, 9), 0)
+    stack = factors @ factors.mT * torch.tensor([1.0, 1e-30, 1e25, 0.0, 1.0]).double()[:, None, None]
+    stack[4] = torch.eye(7)
+    truth = torch.linalg.eigvalsh(stack)[:, -1]
+    for dtype in (torch.float32, torch.float64):
+        found = eigen.largest_eigenvalue(stack.to(dtype))
+        torch.testing.assert_close(
+            found.double(), torch.from_numpy(exact.largest_eigenvalue(stack.numpy())), rtol=1e-5, atol=0
+        )
+        share = found.flatten()[[0, 1, 2, 4]] / truth[[0, 1, 2, 4]]
+        assert (
+            found.shape == (5, 1, 1)
+            and float(found[3]) == 0
+            and 0.7 < float(share.min()) <= float(share.max()) < 1 + 1e-6
+        )
+
+
+def test_psgd_whitens_what_there_is_and_damping_bounds_the_rest():
+    grad = random((5, 5), 0)
+    grad[3], grad[:, 1] = 0, 0
+    param = torch.zeros(5, 5, dtype=torch.float64)
+    optimizer = steprule.PSGDKron([param], precond_lr=0.25, damping=1e-6)
+    for _ in range(60):
+        param.grad = grad.clone()
+        optimizer.step()
+    left, right = (optimizer.state[param][name] @ optimizer.state[param][name] for name in ("left", "right"))
+    white = left @ grad @ right
+    rest, other = torch.tensor([0, 1, 2, 4]), torch.tensor([0, 2, 3, 4])
+    torch.testing.assert_close((white @ white.T / 5)[rest][:, rest], torch.eye(4).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close((white.T @ white / 5)[other][:, other], torch.eye(4).double(), rtol=0, atol=1e-4)
+    assert float(left[3, 3]) == pytest.approx(1000, rel=1e-3) and float(right[1, 1]) == pytest.approx(1000, rel=1e-3)
+
+
 # A side that is too long
 
 

@@ -23,7 +23,7 @@ TELLING = {
     "etas": (0.4, 1.3), "step_sizes": (0.01, 0.2), "trust_coefficient": 0.1, "a": 1.1, "b": 0.8, "gamma": 0.5,
     "max_lr": 0.2, "d0": 0.01, "d_coef": 0.7, "growth_rate": 1.5, "reps_rel": 0.01, "warmup": 12.0, "warmup_steps": 7.0,
     "r": 0.5, "weight_lr_power": 1.5, "beta2": 0.7, "beta2_decay": -0.7, "d": 1.2, "clip_threshold": 0.8, "radius": 2.0,
-    "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "passes": 2, "fraction": 0.4, "ef_decay": 0.6, "shampoo_beta": 0.75, "precondition_frequency": 3,
+    "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "passes": 2, "fraction": 0.4, "ef_decay": 0.6, "shampoo_beta": 0.75, "precondition_frequency": 3, "precond_lr": 0.3, "damping": 0.1,
 }  # fmt: skip
 """Values at which a wrong sign, a misplaced eps, a missing bias correction, swapped betas or a decay that is ignored
 show in the first digits."""

@@ -47,6 +47,7 @@ from steprule.optimizer import Shampoo as Shampoo
 from steprule.optimizer import ASGO as ASGO
 from steprule.optimizer import KLShampoo as KLShampoo
 from steprule.optimizer import SPlus as SPlus
+from steprule.optimizer import PSGDKron as PSGDKron
 from steprule.optimizer import LARS as LARS
 from steprule.optimizer import LAMB as LAMB
 from steprule.optimizer import NovoGrad as NovoGrad
@@ -86,6 +87,7 @@ from steprule.pieces import floor as floor
 from steprule.pieces import gram as gram
 from steprule.pieces import inverse_root as inverse_root
 from steprule.pieces import l2 as l2
+from steprule.pieces import largest_eigenvalue as largest_eigenvalue
 from steprule.pieces import log as log
 from steprule.pieces import matmul as matmul
 from steprule.pieces import maximum as maximum
@@ -158,6 +160,7 @@ __all__ = [
     "NorMuon",
     "NovoGrad",
     "Optimizer",
+    "PSGDKron",
     "PolarGrad",
     "Prodigy",
     "RAdam",
@@ -203,6 +206,7 @@ __all__ = [
     "gram",
     "inverse_root",
     "l2",
+    "largest_eigenvalue",
     "log",
     "matmul",
     "maximum",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -246,11 +247,10 @@ def gram(x: Value, max_side: Value | None = None) -> Value:
 def eigenbasis(x: Value) -> Value:
     """The eigenvectors of a symmetric matrix as columns, that of the largest eigenvalue first.
 
-    No eigenvalue may be below 0. Where eigenvalues are 0, any basis of what the other vectors leave would do, and libraries
-    differ; it is made of unit vectors here, see `steprule.matrix.eigen`.
+    Where eigenvalues are 0, any basis of what the other vectors leave would do; here it is made of unit vectors.
 
     Args:
-        x: of shape (n, n), symmetric.
+        x: of shape (n, n), symmetric, with no eigenvalue below 0.
 
     Returns:
         Shape (n, n).
@@ -261,22 +261,13 @@ def eigenbasis(x: Value) -> Value:
         array([[0., 1.],
                [1., 0.]])
     """
-    if hasattr(x, "__steprule__"):
-        return x.__steprule__("eigenbasis", x)
-    if is_tensor(x):
-        from steprule.matrix.eigen import eigenbasis as of_tensors
-
-        return of_tensors(_matrix(x))
-    from steprule.matrix.oracle import eigenbasis as of_arrays
-
-    return of_arrays(_matrix(x))
+    return _of_square("eigenbasis", x)
 
 
 def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
     """The inverse root of a symmetric matrix, ``(X + ε I)^(-1/p)``, of its eigenvalues above 0.
 
-    Where an eigenvalue is 0, or is above it by nothing but rounding, the root's is 0 too: it is a pseudo-inverse, and does nothing
-    where nothing is.
+    Where an eigenvalue is 0, or is above it by nothing but rounding, the root's is 0 too: it is a pseudo-inverse.
 
     Args:
         x: of shape (n, n), symmetric, with no eigenvalue below 0.
@@ -292,17 +283,26 @@ def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
         array([[0.5, 0. ],
                [0. , 0. ]])
     """
-    if hasattr(x, "__steprule__"):
-        return x.__steprule__("inverse_root", x, root, eps)
-    if not (root > 0 and eps >= 0):
+    if not hasattr(x, "__steprule__") and not (root > 0 and eps >= 0):
         raise ValueError(f"root={root!r} must be above 0, and eps={eps!r} 0 or above")
-    if is_tensor(x):
-        from steprule.matrix.eigen import inverse_root as of_tensors
+    return _of_square("inverse_root", x, root, eps)
 
-        return of_tensors(_matrix(x), float(root), float(eps))
-    from steprule.matrix.oracle import inverse_root as of_arrays
 
-    return of_arrays(_matrix(x), float(root), float(eps))
+def largest_eigenvalue(x: Value) -> Value:
+    """About the largest eigenvalue of a symmetric matrix, and never more: ``‖X X x‖ / ‖X x‖``, where x is its longest row.
+
+    Args:
+        x: of shape (n, n), symmetric, with no eigenvalue below 0.
+
+    Returns:
+        Shape (1, 1), which stands for that number times the identity.
+
+    Examples:
+        >>> from steprule.pieces import largest_eigenvalue
+        >>> largest_eigenvalue(np.array([[1.0, 0.0], [0.0, 4.0]]))
+        array([[4.]])
+    """
+    return _of_square("largest_eigenvalue", x)
 
 
 def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, eps: float = 1e-7) -> Value:
@@ -319,7 +319,7 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
         eps: the least norm to divide by.
 
     Returns:
-        Shape (m, n), computed in float64 where x is a NumPy array. Tensors are computed as `steprule.matrix.polar` chooses.
+        Shape (m, n), in float64 where x is a NumPy array. Tensors are computed as `steprule.matrix.polar` chooses.
 
     Raises:
         ValueError: there is no such set, or not with so many steps.
@@ -335,23 +335,20 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
     number = None if steps is None else whole_number("steps", steps)
     if not eps >= 0:
         raise ValueError(f"eps={eps!r} must be 0 or above")
-    if not (isinstance(coefficients, str) or isinstance(coefficients[0], (tuple, list))):
-        coefficients = tuple(map(float, coefficients))
+    is_plain = isinstance(coefficients, str) or isinstance(coefficients[0], (tuple, list))
+    coefficients = coefficients if is_plain else tuple(map(float, coefficients))
+    own = import_module(f"steprule.matrix.{'polar' if is_tensor(x) else 'oracle'}").polar
     if is_tensor(x):
-        from steprule.matrix.polar import polar as of_tensors
-
         stack = _matrix(x).unsqueeze(0).flatten(0, -3)
-        return of_tensors(stack, coefficients, number, eps=float(eps)).to(x.dtype).reshape(x.shape)
-    from steprule.matrix.oracle import polar as of_arrays
-
-    return of_arrays(_matrix(x), coefficients, number, float(eps))
+        return own(stack, coefficients, number, eps=float(eps)).to(x.dtype).reshape(x.shape)
+    return own(_matrix(x), coefficients, number, float(eps))
 
 
 def decorrelate(x: Value, passes: Value = 1) -> Value:
     """The rows of a matrix, of its transpose if that is shorter, made less alike by triangular solves.
 
-    A pass is ``X ← X / row norms; T = tril(X Xᵀ); X ← T⁻¹ X; X ← X / row norms``. Southworth & Thomas 2026, arXiv:2603.17970. It takes a tenth
-    of the operations of `polar`. Rows of 0, and rows that are sums of those before them, become 0.
+    A pass is ``X ← X / row norms; T = tril(X Xᵀ); X ← T⁻¹ X; X ← X / row norms``. Southworth & Thomas 2026,
+    arXiv:2603.17970. Rows of 0, and rows that are sums of those before them, become 0.
 
     Args:
         x: of shape (m, n).
@@ -369,13 +366,9 @@ def decorrelate(x: Value, passes: Value = 1) -> Value:
     if hasattr(x, "__steprule__"):
         return x.__steprule__("decorrelate", x, passes)
     number = whole_number("passes", passes)
-    if is_tensor(x):
-        from steprule.matrix.decorrelated import decorrelated as of_tensors
-
-        return of_tensors(_matrix(x if x.dtype.itemsize > 2 else x.float()), number).to(x.dtype)
-    from steprule.matrix.oracle import decorrelated as of_arrays
-
-    return of_arrays(_matrix(x), number)
+    own = import_module(f"steprule.matrix.{'decorrelated' if is_tensor(x) else 'oracle'}").decorrelated
+    wide = x.float() if is_tensor(x) and x.dtype.itemsize <= 2 else x
+    return own(_matrix(wide), number).to(x.dtype) if is_tensor(x) else own(_matrix(x), number)
 
 
 def _along(name: str, x: Value, axis: int) -> Value:
@@ -383,18 +376,25 @@ def _along(name: str, x: Value, axis: int) -> Value:
     is_largest = name.endswith("largest")
     if hasattr(x, "__steprule__"):
         return x.__steprule__(name, abs(x) if is_largest else x)
-    x = abs(_matrix(x)) if is_largest else _matrix(x)
+    x = _matrix(x)
     if is_largest:
-        return x.amax(axis, keepdim=True) if is_tensor(x) else np.max(x, axis, keepdims=True, initial=0.0)
+        return abs(x).amax(axis, keepdim=True) if is_tensor(x) else np.max(abs(x), axis, keepdims=True, initial=0.0)
     if is_tensor(x):
         return x.sum(axis, keepdim=True, dtype=sys.modules["torch"].float64).to(x.dtype)
     return np.sum(x, axis, dtype=np.float64, keepdims=True)
 
 
+def _of_square(name: str, x: Value, *numbers: Value) -> Value:
+    """What `steprule.matrix.eigen` makes of tensors, and `steprule.matrix.oracle` of arrays."""
+    if hasattr(x, "__steprule__"):
+        return x.__steprule__(name, x, *numbers)
+    own = getattr(import_module(f"steprule.matrix.{'eigen' if is_tensor(x) else 'oracle'}"), name)
+    return own(_matrix(x), *map(float, numbers))
+
+
 def _matrix(x: Value) -> Any:
     """A matrix, or a stack of them; raises for what is none."""
-    if not is_tensor(x):
-        x = np.asarray(x, np.float64)
+    x = x if is_tensor(x) else np.asarray(x, np.float64)
     if x.ndim < 2:
         raise TypeError(f"a matrix has two dimensions or more, and this has the shape {tuple(x.shape)}")
     return x

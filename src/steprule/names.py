@@ -29,6 +29,7 @@ HOME = {
         "gram",
         "inverse_root",
         "l2",
+        "largest_eigenvalue",
         "log",
         "matmul",
         "maximum",

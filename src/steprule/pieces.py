@@ -39,6 +39,7 @@ from steprule.matrixwise import decorrelate as decorrelate
 from steprule.matrixwise import eigenbasis as eigenbasis
 from steprule.matrixwise import gram as gram
 from steprule.matrixwise import inverse_root as inverse_root
+from steprule.matrixwise import largest_eigenvalue as largest_eigenvalue
 from steprule.matrixwise import matmul as matmul
 from steprule.matrixwise import polar as polar
 from steprule.matrixwise import row_largest as row_largest

@@ -42,6 +42,7 @@ __all__ = [
     "NorMuon",
     "NovoGrad",
     "Optimizer",
+    "PSGDKron",
     "PolarGrad",
     "Prodigy",
     "RAdam",
@@ -2344,6 +2345,88 @@ class SPlus(Optimizer):
         betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.999),
         weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
         precondition_frequency: float | collections.abc.Callable[[int], float] = 100,
+        max_precond_dim: float | collections.abc.Callable[[int], float] = 10000,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class PSGDKron(Optimizer):
+    """Momentum between two squares that are fitted to whiten gradients, in
+    small steps. Li 2015, arXiv:1512.04202: PSGD.
+
+    ``P = Q Q`` at each side. Of ``X = P G P``, Q goes to where ``X Xᵀ / n``
+    is I, in the quadratic form of the author's code, which needs no inverse
+    and no triangular factor (QUAD; see also arXiv:2402.11858). Other than
+    there nothing is random: of the noise that is added to gradients the
+    expectation is left, as ``damping P P``, which keeps eigenvalues of P
+    below ``damping^(-1/2)``. A step of the fit is measured by its own
+    gradient, and not by an average besides, P begins at I, and updates are
+    limited to kron_torch's length.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.001.
+        momentum: decay rate of the momentum. In [0, 1). Default: 0.9.
+        precond_lr: how far a step of the fit goes; above 0.5 it swings. In
+            [0, 1]. Default: 0.1.
+        damping: inverse square of how large the eigenvalues of P become. At
+            least 0. Default: 1e-09.
+        clip_threshold: longest root mean square of the update. Above 0.
+            Default: 1.1.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.0.
+        precondition_frequency: in one of how many steps a parameter's bases
+            or roots are computed. At least 1. Default: 1.
+        max_precond_dim: longest side that has a matrix; a longer one has
+            the identity. At least 1. Default: 10000.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg: shape and dtype of the array; 0 at first.
+        left: a float64 array of shape (rows, rows); 1 at first.
+        right: a float64 array of shape (columns, columns); 1 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.PSGDKron([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.001,
+        momentum: float | collections.abc.Callable[[int], float] = 0.9,
+        precond_lr: float | collections.abc.Callable[[int], float] = 0.1,
+        damping: float | collections.abc.Callable[[int], float] = 1e-09,
+        clip_threshold: float | collections.abc.Callable[[int], float] = 1.1,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.0,
+        precondition_frequency: float | collections.abc.Callable[[int], float] = 1,
         max_precond_dim: float | collections.abc.Callable[[int], float] = 10000,
         decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
         cautious: bool = False,

@@ -9,7 +9,7 @@ import numpy as np
 
 from steprule.engine.whole import PlacedStep
 from steprule.engine.workspace import workspace
-from steprule.pieces import eigenbasis, every, inverse_root, matmul
+from steprule.pieces import eigenbasis, every, inverse_root, largest_eigenvalue, matmul
 from steprule.pieces import gram as gram_of
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, nodes_of
@@ -314,4 +314,9 @@ def _gram(x: Tensor) -> Tensor:
     return symmetric_product(x, x.mT, out) if x.dim() == 2 else product(x, x.mT, out)
 
 
-_WHOLE: Mapping[str, Callable[..., Any]] = {"matmul": matmul, "eigenbasis": eigenbasis, "inverse_root": inverse_root}
+_WHOLE: Mapping[str, Callable[..., Any]] = {
+    "matmul": matmul,
+    "eigenbasis": eigenbasis,
+    "inverse_root": inverse_root,
+    "largest_eigenvalue": largest_eigenvalue,
+}

@@ -55,6 +55,29 @@ def inverse_root(stack: Tensor, root: float, eps: float = 0.0) -> Tensor:
     return (vectors * torch.where(is_some, powers, 0.0).unsqueeze(-2)) @ vectors.mT
 
 
+@torch.no_grad()
+def largest_eigenvalue(stack: Tensor) -> Tensor:
+    """About the largest eigenvalue of each matrix, and never more; see `steprule.matrixwise.largest_eigenvalue`.
+
+    Args:
+        stack: (n, n) or (k, n, n) in float32 or float64.
+
+    Returns:
+        (1, 1) or (k, 1, 1).
+
+    >>> largest_eigenvalue(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+    tensor([[4.]])
+    """
+    scale = stack.abs().amax((-2, -1), keepdim=True)  # so that no square is too large, or too small
+    unit = stack / torch.where(scale == 0, 1.0, scale)
+    longest = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).argmax(-2, keepdim=True)
+    row = unit.take_along_dim(longest, -2) @ unit
+    length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+    row = row / torch.where(length == 0, 1.0, length)
+    largest: Tensor = scale * torch.linalg.vector_norm(row @ unit, dim=-1, keepdim=True)
+    return largest
+
+
 def _decomposed(stack: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """Eigenvalues from the largest on, eigenvectors, and how many of each matrix's eigenvalues are above 0."""
     finite = stack.isfinite().flatten(-2).all(-1)

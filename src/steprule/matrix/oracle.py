@@ -95,6 +95,21 @@ def inverse_root(matrices: NDArray[Any], root: float, eps: float = 0.0) -> NDArr
     return np.asarray(vectors * powers @ vectors.T)
 
 
+def largest_eigenvalue(matrices: NDArray[Any]) -> NDArray[np.float64]:
+    """About the largest eigenvalue of a symmetric matrix (n, n), or of every matrix of a stack, of shape (1, 1) or (k, 1, 1).
+
+    >>> largest_eigenvalue(np.diag([1.0, 4.0]))
+    array([[4.]])
+    """
+    x: NDArray[np.float64] = np.array(matrices, np.float64)
+    if x.ndim > 2:
+        return np.stack([largest_eigenvalue(one) for one in x]) if len(x) else x[:, :1, :1]
+    if not x.any():
+        return np.zeros((1, 1))
+    row = x @ x[np.sqrt((x * x).sum(1)).argmax()]
+    return np.full((1, 1), np.sqrt(((x @ row) ** 2).sum() / (row * row).sum()))
+
+
 _LEAST = 16 * 2.0**-52
 """Times the largest eigenvalue: what is not above it counts as 0."""
 

@@ -37,6 +37,7 @@ from steprule.rules.kronecker import Shampoo as Shampoo
 from steprule.rules.kronecker import ASGO as ASGO
 from steprule.rules.kronecker import KLShampoo as KLShampoo
 from steprule.rules.kronecker import SPlus as SPlus
+from steprule.rules.kronecker import PSGDKron as PSGDKron
 from steprule.rules.layerwise import LARS as LARS
 from steprule.rules.layerwise import LAMB as LAMB
 from steprule.rules.layerwise import NovoGrad as NovoGrad
@@ -94,6 +95,7 @@ __all__ = [
     "NorMuon",
     "NovoGrad",
     "OWN",
+    "PSGDKron",
     "PolarGrad",
     "Prodigy",
     "RAdam",

@@ -16,6 +16,7 @@ from steprule.pieces import (
     every,
     gram,
     inverse_root,
+    largest_eigenvalue,
     matmul,
     mean,
     norm,
@@ -28,6 +29,7 @@ from steprule.pieces import (
     where,
 )
 from steprule.rule import Hyperparameter, Rule, State
+from steprule.rules.factored import within
 
 _NOISE = 1.6e-13
 """A share of the sum of all second moments: one that is below it is what rounding leaves of a product."""
@@ -47,6 +49,14 @@ def as_long(direction: Value, length: Value) -> Value:
     """A direction of this length; 0 stays 0."""
     own = norm(direction)
     return where(own > 0, length / where(own > 0, own, 1.0), 0.0) * direction
+
+
+def fitted(root: Value, other: Value, rate: Value) -> Value:
+    """A step of a symmetric ``Q`` to where another matrix is I, ``(I - r (F - I)) Q (I - r (F - I))``."""
+    rate = rate / 2 / (1 + largest_eigenvalue(other))
+    half = root - rate * (matmul(other, root) - root)
+    new = half - rate * (matmul(half, other) - half)
+    return (new + transpose(new)) / 2
 
 
 class _Sided:
@@ -215,3 +225,38 @@ class SPlus(_Sided, Rule):
         direction = 2 / (rows(param) + cols(param)) * between(new_left, signs, transpose(new_right))
         left, right = averaged_grams(grad, left, right, betas[1], max_precond_dim)
         return param - lr * (direction + weight_decay * param), exp_avg, left, right, new_left, new_right
+
+
+class PSGDKron(_Sided, Rule):
+    """Momentum between two squares that are fitted to whiten gradients, in small steps. Li 2015, arXiv:1512.04202: PSGD.
+
+    ``P = Q Q`` at each side. Of ``X = P G P``, Q goes to where ``X Xᵀ / n`` is I, in the quadratic form of the author's code, which needs no
+    inverse and no triangular factor (QUAD; see also arXiv:2402.11858). Other than there nothing is random: of the noise that is added to
+    gradients the expectation is left, as ``damping P P``, which keeps eigenvalues of P below ``damping^(-1/2)``. A step of the fit is
+    measured by its own gradient, and not by an average besides, P begins at I, and updates are limited to kron_torch's length.
+    """
+
+    momentum = Hyperparameter("decay rate of the momentum", "[0, 1)")
+    precond_lr = Hyperparameter("how far a step of the fit goes; above 0.5 it swings", "[0, 1]")
+    damping = Hyperparameter("inverse square of how large the eigenvalues of P become", "[0, inf)")
+    clip_threshold = Hyperparameter("longest root mean square of the update", "(0, inf)")
+    left, right = State("left", 1.0, most="max_precond_dim"), State("right", 1.0, most="max_precond_dim")
+    when = "In place of SOAP and Shampoo, without eigenvectors and without a second moment for each element."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, left: Value, right: Value, *, step: Value, lr: float = 1e-3,
+        momentum: float = 0.9, precond_lr: float = 0.1, damping: float = 1e-9, clip_threshold: float = 1.1,
+        weight_decay: float = 0.0, precondition_frequency: int = 1, max_precond_dim: int = 10000,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        exp_avg, by_left, by_right = ema(exp_avg, grad, momentum), gram(left), gram(right)
+        white = between(by_left, grad, by_right)
+        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        at_left = anew(lambda: fitted(left, gram(white) / cols(grad) + damping * gram(by_left), precond_lr), left)
+        at_right = anew(
+            lambda: fitted(right, gram(transpose(white)) / rows(grad) + damping * gram(by_right), precond_lr), right
+        )
+        left = where(rows(grad) > max_precond_dim, left, at_left)
+        right = where(cols(grad) > max_precond_dim, right, at_right)
+        direction = within(between(gram(left), debias(exp_avg, momentum, step), gram(right)), clip_threshold)
+        return param - lr * (direction + weight_decay * param), exp_avg, left, right

@@ -230,7 +230,9 @@ def node(op: str, *args: Any) -> Expression:
 
 SUM_OPS = frozenset(("total", "total_of_all", "row_total", "col_total", "row_largest", "col_largest"))
 """What makes one number of the elements of all, of each row or of each column."""
-MATRIX_OPS = frozenset(("polar", "decorrelate", "matmul", "gram", "transpose", "eigenbasis", "inverse_root", "every"))
+MATRIX_OPS = frozenset(
+    ("polar", "decorrelate", "matmul", "gram", "transpose", "eigenbasis", "inverse_root", "largest_eigenvalue", "every")
+)
 """What looks at a tensor as a matrix, or only in some steps, and cannot be computed element by element."""
 _COUNTS = {"rows": ROWS, "cols": COLS, "size": ELEMENTS}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}
@@ -294,7 +296,7 @@ def _reduced(op: str, operands: tuple[Expression, ...]) -> Extent:
     added = {"row": cols, "col": rows}.get(op.split("_")[0])
     if added == "1" or (added is None and "1" in (rows, cols)):
         refuse(f"asks {op} of {shown_extent((rows, cols))}", f"{op}(x) of a value for each element")
-    if op in ("eigenbasis", "inverse_root") and rows != cols:
+    if op in ("eigenbasis", "inverse_root", "largest_eigenvalue") and rows != cols:
         refuse(f"asks {op} of {shown_extent((rows, cols))}", f"{op}(x) of a square matrix, such as gram(x)")
     return {"row": (rows, "1"), "col": ("1", cols), "gram": (rows, rows)}.get(op.split("_")[0], (rows, cols))
 
