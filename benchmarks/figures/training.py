@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 
@@ -103,12 +104,22 @@ def training_matrices(records: Records) -> str:
         "steps is that of a shorter run, and between two lengths, one 1.41 times the other, it is read off a line over the logarithm of steps.",
         "All are tuned alike by the loss of one seed, one setting after another: the lr of hidden matrices and that of the rest, which beside rules of matrices is "
         "AdamW's, each until its neighbors are worse; momentum or betas; weight decay. "
-        f"AdamW is tuned over {full} steps, the others over half as many, where they are compared.",
+        f"AdamW is tuned over {full} steps, the others over half as many, where they are compared.{_with_one_lr(adamw)}",
         f"CPU times are of whole steps, forward and backward included. AdamW's takes {span(adamw['step_ms'] / 1e3)}. The larger the batch, the nearer are "
         "these to the numbers of steps.",
         table(ranked, columns),
         source(record),
     )
+
+
+def _with_one_lr(row: Record) -> str:
+    """What AdamW loses where the rest has the lr of hidden matrices, if that was tried."""
+    tried = {loss: json.loads(settings) for settings, loss in row["tried"].items() if loss is not None}
+    same = [loss for loss, settings in tried.items() if settings["lr"] == settings["rest_lr"]]
+    if not same:
+        return ""
+    best = min(same)
+    return f" With lr={tried[best]['lr']:g} for all parameters AdamW has {best:.3f} with this seed, and {min(tried):.3f} when tuned."
 
 
 def formats_training(records: Records) -> str:

@@ -237,7 +237,9 @@ def _load(text: str) -> Task:
     if ":" not in text:
         several = "; give --task once for each" if "," in text else suggestion(text, TASKS)
         raise UsageError(f"unknown --task {text!r}{several}{'' if several[-1] == '?' else ','} {_OWN_TASK}")
-    make, function = import_function(text, f"--task {text!r}", "look like digits, chars, chars-large or module:function")
+    make, function = import_function(
+        text, f"--task {text!r}", "look like digits, chars, chars-large or module:function"
+    )
     try:
         task = make()
     except Exception as error:

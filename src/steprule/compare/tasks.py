@@ -192,9 +192,10 @@ def chars_large() -> Task:
     def make_model() -> nn.Module:
         return CharTransformer(128, 4, context=2 * CONTEXT)
 
-    lrs = _tuned(sgd=0.3, rmsprop=0.001, adam=0.003, adamw=0.004)
+    adamw = "adamw:lr=0.004,betas=(0.9,0.99),weight_decay=0.1"
+    muon = "muon:lr=0.0226,adamw_lr=0.016,adamw_betas=(0.9,0.99),momentum=0.9,weight_decay=0.1,adjust_lr_fn='match_rms_adamw'"
     return _of_text(
-        make_model, 2 * CONTEXT, 16, name="chars-large", target=1.9, steps=400, eval_every=20, optimizers=lrs
+        make_model, 2 * CONTEXT, 16, name="chars-large", target=2.2, steps=400, eval_every=20, optimizers=(adamw, muon)
     )
 
 
