@@ -246,6 +246,26 @@ def test_a_rule_is_compared_as_its_optimizer(monkeypatch):
     assert made.rule is rule and made.param_groups[0]["lr"] == 0.5
 
 
+def test_a_rule_of_matrices_has_adamw_beside_it(folder):
+    text = "muon:lr=0.02,adamw_lr=0.01,weight_decay=0.1"
+    parsed = spec.parse(text, divide=True)
+    assert str(parsed) == text and parsed.with_lr(0.5).divides
+    task = tasks.digits()
+    built = parsed.build(task.make_model(0), lambda model: task.loss(model, next(iter(task.batches(0)))))
+    groups = [(group["rule"], group["lr"], [p.shape[0] for p in group["params"]]) for group in built.param_groups]
+    assert groups == [
+        ("muon", 0.02, [32]),
+        ("muon", 0.02, [64]),
+        ("adamw", 0.01, [16, 10]),
+        ("adamw", 0.01, [16, 32, 64, 10]),
+    ]
+    with pytest.raises(UsageError, match="muon takes no 'adamw_lr'"):
+        spec.parse(text)
+    assert command("-t", "digits", text, "adamw:lr=0.01", "--steps", "3", "--seeds", "1").exit_code == 0
+    run = saved(folder)["tasks"][0]["runs"][0]
+    assert (run["status"], run["lr"]) == ("finished", 0.02) and run["loss"][-1] < run["loss"][0]
+
+
 @pytest.mark.parametrize("name", ["WithOwnInit", "OverSteprule"])
 def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
     assert command("-t", "sinetask:task", f"sinetask.{name}:scale=0.5", "--steps", "1", "--seeds", "1").exit_code == 0
@@ -275,6 +295,12 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
         ),
         (["adam:betas=0.9,0.99"], "'0.99' must look like lr=0.001; a tuple is in parentheses: betas=(0.9,0.95)"),
         (["adam:wd=1"], "adam takes no 'wd'; did you mean 'weight_decay'?"),
+        (["muon:adamw_lrr=1"], "muon takes no 'adamw_lrr'; did you mean 'adamw_lr'?"),
+        (["muon:rule='adamw'"], "muon takes no 'rule'"),
+        (
+            ["muon", "-t", "sinetask:task"],
+            "optimizer 'muon': roles finds no matrix between others, which Muon could step",
+        ),
         (["adam:nonfinite=error"], "there is no nonfinite=error; did you mean 'raise'?"),
         (["Adam", "adam"], "optimizer 'adam' is given twice"),
         (["steprule.AdmW"], "the module 'steprule' has no 'AdmW'; did you mean 'AdamW'?"),
@@ -308,7 +334,10 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
             "takes a module as import has it, not a file: in its folder, write sinetask:task",
         ),
         (["--task", r"C:\me\sinetask.py:task"], "not a file: in its folder, write sinetask:task"),
-        (["--task", "sinetask"], "unknown --task 'sinetask'; choose from digits, chars, or module:function"),
+        (
+            ["--task", "sinetask"],
+            "unknown --task 'sinetask'; choose from digits, chars, chars-large, or module:function",
+        ),
         (
             ["--task", "sinetask:tusk"],
             "--task 'sinetask:tusk': the module 'sinetask' has no 'tusk'; did you mean 'task'",
@@ -966,9 +995,11 @@ def test_chars_is_learnt_within_its_steps():
     assert run.loss[0] > math.log(tasks.VOCABULARY) - 0.5  # untrained, it knows nothing
 
 
-def test_a_character_is_scored_without_what_follows():
-    model = tasks.chars().make_model(0)
-    text = torch.randint(tasks.VOCABULARY, (1, tasks.CONTEXT))
+@pytest.mark.parametrize(("task", "context"), [(tasks.chars, 32), (tasks.chars_large, 64)])
+def test_a_character_is_scored_without_what_follows(task, context):
+    model = task().make_model(0)
+    text = next(iter(task().batches(0)))[0][:1]
+    assert text.shape == (1, context)
     changed = text.clone()
     changed[0, 20:] = (changed[0, 20:] + 1) % tasks.VOCABULARY
     one, other = model(text), model(changed)

@@ -26,6 +26,7 @@ SCRIPTS = (
     "rules",
     "formats",
     "training",
+    "training_matrices",
     "subsets",
     "gpu_code",
     "sharded",

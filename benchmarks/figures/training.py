@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 
 from record import Record
-from tables import Columns, source, table
+from tables import Columns, source, span, table, times
 
 from figures.common import Records, format_of, rows_of, text
 
@@ -61,6 +62,64 @@ def training(records: Records) -> str:
 
 def _bytes(row: Record) -> str:
     return "" if row["state_bytes"] is None else f"{row['state_bytes']:.3g}"
+
+
+def training_matrices(records: Records) -> str:
+    """Rules of whole matrices, and some others, against AdamW: how soon each has the loss that AdamW ends with."""
+    record = records["training_matrices"]
+    facts, rows = record["facts"], record["rows"]
+    adamw, full, ladder = rows[0], facts["steps"], facts["ladder"]
+
+    def share_of(steps: float | None, factor: float) -> str:
+        if steps is None:
+            return f"> {times(factor * ladder[-1] / full)}"
+        return f"{'< ' * (steps == ladder[0])}{times(factor * steps / full)}"
+
+    def reached(row: Record, factor: float = 1.0) -> str:
+        if row is adamw:
+            return "1"
+        steps = sorted(row["steps"], key=lambda one: math.inf if one is None else one)
+        middle, low, high = (share_of(one, factor) for one in (steps[len(steps) // 2], steps[0], steps[-1]))
+        return middle if low == high else f"{middle} ({low} to {high})"
+
+    def cost(row: Record) -> float:
+        return float(row["step_ms"] / adamw["step_ms"])
+
+    ranked = sorted(rows, key=lambda row: statistics.median(losses_of(row)))
+    columns: Columns = {
+        "rule": lambda row: row["rule"],
+        f"loss after {full} steps": spread,
+        "steps to AdamW's loss": reached,
+        "CPU time of a step": lambda row: "1" if row is adamw else times(cost(row)),
+        "CPU time to AdamW's loss": lambda row: reached(row, cost(row)),
+        "lr": lambda row: f"{row['settings']['lr']:.2g}",
+        "lr of the rest": lambda row: f"{row['settings']['rest_lr']:.2g}",
+        "runs to tune": lambda row: str(len(row["tried"])),
+    }
+    return text(
+        f"A transformer of {facts['elements'] / 1e6:.1f} million parameters over characters (the task `chars-large`), {facts['tokens']:,} "
+        f"of them a batch, in float32 on one core. Validation losses: medians over {len(facts['seeds'])} seeds, and ranges.",
+        f"*Steps to AdamW's loss* are, for each seed, after how many steps the rule has the loss that AdamW has after {full}, as a "
+        "share of these. The schedule is that of a run's own length: linear warm-up in its first twentieth, then linear decay to 0. So a loss after fewer "
+        "steps is that of a shorter run, and between two lengths, one 1.41 times the other, it is read off a line over the logarithm of steps.",
+        "All are tuned alike by the loss of one seed, one setting after another: the lr of hidden matrices and that of the rest, which beside rules of matrices is "
+        "AdamW's, each until its neighbors are worse; momentum or betas; weight decay. "
+        f"AdamW is tuned over {full} steps, the others over half as many, where they are compared.{_with_one_lr(adamw)}",
+        f"CPU times are of whole steps, forward and backward included. AdamW's takes {span(adamw['step_ms'] / 1e3)}. The larger the batch, the nearer are "
+        "these to the numbers of steps.",
+        table(ranked, columns),
+        source(record),
+    )
+
+
+def _with_one_lr(row: Record) -> str:
+    """What AdamW loses where the rest has the lr of hidden matrices, if that was tried."""
+    tried = {loss: json.loads(settings) for settings, loss in row["tried"].items() if loss is not None}
+    same = [loss for loss, settings in tried.items() if settings["lr"] == settings["rest_lr"]]
+    if not same:
+        return ""
+    best = min(same)
+    return f" With lr={tried[best]['lr']:g} for all parameters AdamW has {best:.3f} with this seed, and {min(tried):.3f} when tuned."
 
 
 def formats_training(records: Records) -> str:

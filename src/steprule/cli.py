@@ -106,7 +106,7 @@ def compare(
             "--task",
             "-t",
             show_default="digits and chars",
-            help="digits, chars, or module:function for a function of yours that returns a steprule.compare.Task. "
+            help="digits, chars, chars-large, or module:function for a function of yours that returns a steprule.compare.Task. "
             "May be given several times.",
         ),
     ] = None,
@@ -136,7 +136,7 @@ def compare(
 
     An OPTIMIZER is a name of steprule's, torch.AdamW for a class of torch.optim, or package.module.Class for your own. Settings
     go behind a colon: adamw:lr=3e-3,weight_decay=0.1 or 'adamw:betas=(0.9,0.95)' (quoted for the shell). Formats are
-    settings too: adamw:states=8bit,weights=24bit trains in bfloat16.
+    settings too: adamw:states=8bit,weights=24bit trains in bfloat16. Beside Muon and the like, AdamW has the rest: muon:adamw_lr=3e-3.
     """
     _need("rich", "sklearn")
     from steprule.compare.command import compare as run

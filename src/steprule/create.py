@@ -51,7 +51,7 @@ def optimizer_class(name: str | type[Rule] | type[Optimizer]) -> type[torch.opti
 
 def _imported(name: str) -> type[Rule] | type[Optimizer]:
     """The rule or the optimizer with such a dotted name."""
-    from steprule.compare.spec import import_dotted
+    from steprule.compare.imports import import_dotted
 
     def is_one(thing: Any) -> bool:
         return isinstance(thing, type) and issubclass(thing, (Rule, Optimizer)) and thing not in (Rule, Optimizer)

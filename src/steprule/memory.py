@@ -151,7 +151,7 @@ def made_by(model: str, kinds: str = "module:function") -> Any:
     import torch
 
     from steprule.compare.errors import told
-    from steprule.compare.spec import import_function
+    from steprule.compare.imports import import_function
 
     function, name = import_function(model, repr(model), f"be {kinds}")
     try:

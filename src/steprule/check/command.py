@@ -18,7 +18,8 @@ from steprule.check.report import WRITERS, as_json, table
 from steprule.check.runner import chosen
 from steprule.check.selftest import line, self_test
 from steprule.compare.errors import UsageError
-from steprule.compare.spec import import_function, parse
+from steprule.compare.imports import import_function
+from steprule.compare.spec import parse
 from steprule.names import did_you_mean
 from steprule.registry import class_names, plain
 

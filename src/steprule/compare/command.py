@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from steprule.compare.errors import UsageError, defined, told
+from steprule.compare.imports import import_function, suggestion
 from steprule.compare.report import page
 from steprule.compare.results import Comparison, TaskResult, machine, make_folder, write_text
 from steprule.compare.run import Budget, train
-from steprule.compare.spec import Spec, check, import_function, parse, suggestion
+from steprule.compare.spec import Spec, check, parse
 from steprule.compare.tasks import TASKS, Task, described
 from steprule.compare.terminal import Watch, make_console, table
 
@@ -236,7 +237,9 @@ def _load(text: str) -> Task:
     if ":" not in text:
         several = "; give --task once for each" if "," in text else suggestion(text, TASKS)
         raise UsageError(f"unknown --task {text!r}{several}{'' if several[-1] == '?' else ','} {_OWN_TASK}")
-    make, function = import_function(text, f"--task {text!r}", "look like digits, chars or module:function")
+    make, function = import_function(
+        text, f"--task {text!r}", "look like digits, chars, chars-large or module:function"
+    )
     try:
         task = make()
     except Exception as error:
@@ -255,7 +258,7 @@ def _prepare(
     target: float | None,
 ) -> tuple[list[Spec], TaskResult]:
     """The task's optimizers with each learning rate of the grid, known to work with its model, and no runs yet."""
-    specs = [parse(text) for text in optimizers or task.optimizers]
+    specs = [parse(text, divide=True) for text in optimizers or task.optimizers]
     for spec in specs:
         if grid and optimizers and "lr" in dict(spec.settings):
             raise UsageError(f"optimizer {str(spec)!r} has an lr of its own beside --lr-grid: leave out one of the two")
@@ -273,7 +276,7 @@ def _prepare(
         where = defined(task.make_model)
         raise UsageError(f"the task {task.name!r}: make_model(0) must return a torch.nn.Module, not {model!r}{where}")
     for spec in specs:
-        check(spec, model)
+        check(spec, model, lambda model: task.loss(model, batch))
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     budget = Budget(steps=steps or task.steps) if seconds is None else Budget(seconds=seconds)
     goal = task.target if target is None else target

@@ -106,17 +106,20 @@ def train(task: Task, spec: Spec, seed: int, budget: Budget, target: float, prog
     """
     run = Run(task.name, str(spec), spec.label, None, seed)
     try:
-        _take_a_step(task, spec, seed)
-        _train(run, task, spec, budget, target, progress)
+        example = _take_a_step(task, spec, seed)
+        _train(run, task, spec, example, budget, target, progress)
     except Exception as error:  # one optimizer's failure is a result, and not the end of the others
         run.status, run.error = "failed", f"{type(error).__name__}: {error}"
         run.where, run.traceback = place_of(error), "".join(traceback.format_exception(error))
     return run
 
 
-def _train(run: Run, task: Task, spec: Spec, budget: Budget, target: float, progress: Callable[[float], None]) -> None:
+def _train(
+    run: Run, task: Task, spec: Spec, example: Callable[[nn.Module], Tensor], budget: Budget, target: float,
+    progress: Callable[[float], None],
+) -> None:  # fmt: skip
     model, batches = _start(task, run.seed)
-    optimizer = spec.build(model)
+    optimizer = spec.build(model, example)
     run.lr = _learning_rate(optimizer)
     synchronize = _synchronizer(model)
     step_times: list[float] = []
@@ -184,11 +187,29 @@ def _start(task: Task, seed: int) -> tuple[nn.Module, Iterator[Any]]:
     return model, iter(task.batches(seed))
 
 
-def _take_a_step(task: Task, spec: Spec, seed: int) -> None:
-    """Steps a model that is thrown away: imports and the compilation of kernels shall not count as time of a step."""
+def _take_a_step(task: Task, spec: Spec, seed: int) -> Callable[[nn.Module], Tensor]:
+    """Steps a model that is thrown away: imports and the compilation of kernels shall not count as time of a step.
+
+    Returns:
+        A function that calls a model with the first batch.
+    """
     model, batches = _start(task, seed)
-    optimizer = spec.build(model)
-    _step(task, model, batches, 0, optimizer, _synchronizer(model))
+    first = _next(batches, 0)
+
+    def example(model: nn.Module) -> Tensor:
+        return task.loss(model, first)
+
+    optimizer = spec.build(model, example)
+    _step(task, model, iter([first]), 0, optimizer, _synchronizer(model))
+    return example
+
+
+def _next(batches: Iterator[Any], number: int) -> Any:
+    """The batch after so many."""
+    try:
+        return next(batches)
+    except StopIteration:
+        raise RuntimeError(f"the task's batches ended after {number}") from None
 
 
 def _step(
@@ -198,10 +219,7 @@ def _step(
     """One step, after so many: the training loss, and the seconds that it took and that the optimizer took of them."""
     model.train()
     start = perf_counter()
-    try:
-        batch = next(batches)
-    except StopIteration:
-        raise RuntimeError(f"the task's batches ended after {number}") from None
+    batch = _next(batches, number)
     optimizer.zero_grad()
     loss = task.loss(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 import steprule.optimizer
-from steprule.compare.errors import UsageError, told
+from steprule.beside import KEY, beside
+from steprule.compare.errors import UsageError
+from steprule.compare.imports import import_dotted, suggestion
+from steprule.create import create_optimizer
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
-from steprule.names import did_you_mean
+from steprule.layers.roles import roles
 from steprule.registry import class_names, plain, unknown
 from steprule.rule import Rule
+from steprule.rules.adam import AdamW
 from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
 from steprule.services.step import NONFINITE
+from steprule.trace.tracing import program_of
 
-__all__ = ["Spec", "check", "import_dotted", "import_function", "parse", "suggestion"]
+__all__ = ["Spec", "check", "parse"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Spec:
         name: what the command line calls it, such as ``adamw``, ``torch.AdamW`` or ``mine.Lion``.
         optimizer: the class.
         settings: (hyperparameter, value) pairs, in the order given; among them perhaps dtype, the parameters'.
+        divides: whether the class is over hidden matrices, and AdamW over the rest.
     """
 
     name: str
     optimizer: type[torch.optim.Optimizer]
     settings: tuple[tuple[str, Any], ...] = ()
+    divides: bool = False
 
     def __str__(self) -> str:
         return self.name + ":" * bool(self.settings) + ",".join(f"{name}={_text(name, v)}" for name, v in self.settings)
@@ -51,24 +56,36 @@ class Spec:
     def with_lr(self, lr: float) -> Spec:
         """The same with another learning rate."""
         others = tuple((name, value) for name, value in self.settings if name != "lr")
-        return Spec(self.name, self.optimizer, (("lr", lr), *others))
+        return replace(self, settings=(("lr", lr), *others))
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, example: Callable[[nn.Module], Any] | None = None) -> torch.optim.Optimizer:
         """A new optimizer over the model's parameters, which are brought to the dtype that the settings ask for.
 
         The model then casts what it is given, and its output is float32.
+
+        Args:
+            model: the model.
+            example: a function of the model that calls it, for `roles` to find its first and last matrices.
         """
         settings = dict(self.settings)
         dtype = settings.pop("dtype", "bfloat16" if settings.get("weights") else None)
         if dtype is not None:
             _cast(model, getattr(torch, dtype))
+        if self.divides:
+            own: Any = self.optimizer
+            divided: torch.optim.Optimizer = create_optimizer(
+                model, own, roles=roles(model, example=example), **settings
+            )
+            return divided
         return self.optimizer(model.parameters(), **settings)
 
 
-def parse(text: str) -> Spec:
+def parse(text: str, divide: bool = False) -> Spec:
     """Reads an optimizer from the command line.
 
     Args:
+        divide: whether a rule of whole matrices is to have AdamW beside it, as in `create_optimizer`, with adamw_lr and the like
+            among its settings. Otherwise it gets all parameters.
         text: a name, and after a colon the hyperparameters as name=value with commas between. The name is one of
             steprule's rules, ``torch.Class`` for a class of torch.optim, or the dotted path of any other class.
             A value is a number, True, False, None, a quoted string or a tuple of those. ``states`` and ``weights``
@@ -82,7 +99,8 @@ def parse(text: str) -> Spec:
     if not all(part.isidentifier() for part in name.replace("-", "_").split(".")) or (colon and not rest):
         raise UsageError(f"optimizer {text!r} must look like name or name:lr=0.001,weight_decay=0.1{_meant(text)}")
     name, optimizer = _find(name, text)
-    known = _hyperparameters(optimizer)
+    divides = divide and _steps_matrices(optimizer)
+    known = _names_beside(optimizer) if divides else _hyperparameters(optimizer)
     settings: dict[str, Any] = {}
     for item in _split(rest):
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -94,7 +112,7 @@ def parse(text: str) -> Spec:
         if key in settings:
             raise UsageError(f"optimizer {text!r}: {key} is given twice")
         settings[key] = _value(text, key, value)
-    return Spec(name, optimizer, tuple(settings.items()))
+    return Spec(name, optimizer, tuple(settings.items()), divides)
 
 
 def _meant(text: str) -> str:
@@ -114,10 +132,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def check(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
+def check(spec: Spec, model: nn.Module, example: Callable[[nn.Module], Any] | None = None) -> torch.optim.Optimizer:
     """Builds the optimizer; raises UsageError if it refuses its settings or this model, or cannot be stepped from outside."""
     try:
-        built = spec.build(model)
+        built = spec.build(model, example)
     except Exception as error:  # whatever a class raises for what it cannot take
         raise UsageError(f"optimizer {str(spec)!r}: {error}") from error
     closure = inspect.signature(spec.optimizer.step).parameters.get("closure")
@@ -130,73 +148,6 @@ def check(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
             "(such as torch.nn.Embedding); compare adam instead"
         )
     return built
-
-
-def suggestion(word: str, choices: Iterable[str]) -> str:
-    """The nearest choice as the end of an error's sentence, or all of them if none is near."""
-    choices = list(choices)
-    return did_you_mean(word, choices, otherwise=f"choose from {', '.join(choices)}")
-
-
-def import_dotted(module: str, name: str, what: str, choices: Callable[[Any], Sequence[str]]) -> Any:
-    """What a module has under a name.
-
-    Args:
-        module: its dotted name.
-        name: of one of its attributes.
-        what: begins the message of an error, naming the argument and its value.
-        choices: given the module, the names to suggest.
-
-    Raises:
-        UsageError: there is no such module or no such name in it.
-    """
-    try:
-        found = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(error.name + ".")):
-            raise UsageError(f"{what}: there is no module {error.name!r}") from error
-        raise UsageError(f"{what}: the module {module!r} needs {error.name!r}, which is not installed") from error
-    except Exception as error:  # whatever somebody's module does
-        raise UsageError(f"{what}: the module {module!r} cannot be imported: {told(error)}") from error
-    if not hasattr(found, name):
-        raise UsageError(f"{what}: the module {module!r} has no {name!r}{suggestion(name, choices(found))}")
-    return getattr(found, name)
-
-
-def import_function(text: str, what: str, must: str) -> tuple[Callable[[], Any], str]:
-    """A function that is named as module:function, and the last part of this name.
-
-    Args:
-        text: the name.
-        what: begins the message of an error, naming the argument and its value.
-        must: what the argument must do or be, where it does not look so.
-
-    Raises:
-        UsageError: there is none.
-    """
-    module, _, name = text.rpartition(":")
-    if file := re.fullmatch(r"(?:.*[/\\])?([^/\\]*?)\.py|.*[/\\]([^/\\]*)", module):
-        told = f"a module as import has it, not a file: in its folder, write {file[1] or file[2]}:{name}"
-        raise UsageError(f"{what}: module:function takes {told}")
-    if not all(part.isidentifier() for part in (*module.split("."), name)):
-        raise UsageError(f"{what} must {must}")
-    function = import_dotted(module, name, what, _function_names)
-    if not callable(function):
-        raise UsageError(f"{what}: {name} has the type {type(function).__name__} and is no function")
-    return function, name
-
-
-def _function_names(module: Any) -> list[str]:
-    """The functions of a module that may be meant: those that it defines and that need no argument; else all names."""
-    own = [
-        name
-        for name, one in vars(module).items()
-        if inspect.isfunction(one)
-        and one.__module__ == module.__name__
-        and not name.startswith("_")
-        and all(parameter.default is not parameter.empty for parameter in inspect.signature(one).parameters.values())
-    ]
-    return own or [name for name in dir(module) if not name.startswith("_")]
 
 
 def _find(name: str, text: str) -> tuple[str, type[torch.optim.Optimizer]]:
@@ -244,6 +195,18 @@ def _hyperparameters(optimizer: type[torch.optim.Optimizer]) -> list[str] | None
         if all(parameter.kind is not kinds.VAR_KEYWORD for parameter in parameters):
             return [parameter.name for parameter in parameters if parameter.name not in ("self", "params")]
     return None
+
+
+def _steps_matrices(optimizer: type[torch.optim.Optimizer]) -> bool:
+    """Whether a class steps whole matrices and nothing else."""
+    rule: type[Rule] | None = getattr(optimizer, "rule", None)
+    return rule is not None and not program_of(rule, rule.hyperparameters).takes_vectors
+
+
+def _names_beside(optimizer: Any) -> list[str]:
+    """What a class of whole matrices takes beside AdamW."""
+    both = steprule.optimizer.Optimizer.of(beside(optimizer.rule, AdamW))
+    return [*(name for name in _hyperparameters(both) or () if name != KEY), "adamw_lr"]
 
 
 def _split(text: str) -> list[str]:
