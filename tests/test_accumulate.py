@@ -8,8 +8,9 @@ from functools import partial
 
 import pytest
 import torch
+from ddp import outcomes_of
 from dropin import NO_GRAD_DTYPE, since
-from test_release import Net, in_processes
+from test_release import Net
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -395,7 +396,7 @@ SCENARIOS = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    return in_processes(2, tmp_path_factory.mktemp("processes"), SCENARIOS)
+    return outcomes_of(__name__, tmp_path_factory.mktemp("processes"), 2)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

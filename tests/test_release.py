@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import math
 import pickle
-import time
-import traceback
-from datetime import timedelta
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
+from ddp import outcomes_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint
@@ -915,35 +912,6 @@ def test_a_scaler_is_refused():
 # Several processes
 
 
-def in_processes(world, folder, scenarios):
-    """What became of scenarios, functions of the rank, in so many processes: for each a list, "" where it passed."""
-    context = torch.multiprocessing.spawn(_process, (world, str(folder), scenarios), nprocs=world, join=False)
-    deadline = time.monotonic() + 300
-    while not context.join(timeout=1):
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            pytest.fail("processes hang")
-    outcomes = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
-    return {name: [outcome[name] for outcome in outcomes] for name in scenarios}
-
-
-def _process(rank, world, folder, scenarios):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
-    )
-    outcomes = dict.fromkeys(scenarios, "")
-    for name, scenario in scenarios.items():
-        try:
-            scenario(rank)
-        except (Exception, pytest.fail.Exception):
-            outcomes[name] = traceback.format_exc()
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump(outcomes, file)
-    dist.destroy_process_group()
-
-
 def same_everywhere(run):
     for p in run.model.parameters():
         first = p.detach().clone()
@@ -1052,7 +1020,7 @@ SCENARIOS = {
 
 @pytest.fixture(scope="module", params=[1, 2], ids="world of {}".format)
 def outcomes(request, tmp_path_factory):
-    return in_processes(request.param, tmp_path_factory.mktemp("processes"), SCENARIOS)
+    return outcomes_of(__name__, tmp_path_factory.mktemp("processes"), request.param)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
