@@ -1,6 +1,7 @@
 """Numbers in texts are those of the records, and the scripts that measure still run."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -182,6 +183,24 @@ def test_scripts_run(script, tmp_path):
     )
     found = record.Records(tmp_path)
     assert list(found) == [script] and tuple(found[script]) == (*record.HEAD, "facts", "rows")
+
+
+def test_steps_to_a_loss_are_read_off_between_two_lengths():
+    import training_matrices as script
+
+    def loss(steps):
+        return -math.log(steps)
+
+    for steps in (101, 180, 240, 399, 401, 565):
+        assert script.crossing(loss, -math.log(steps)) == pytest.approx(steps)
+    assert script.crossing(loss, -math.log(50)) == script.LADDER[0]
+    assert script.crossing(loss, -math.log(600)) is None
+    best = script.tuned(
+        lambda given: abs(math.log(given["lr"] / 0.09)) + abs(math.log(given["rest_lr"] / 2)) + given["b"],
+        script.Tuning(0.01, {"b": (1, 0)}, {}),
+        {"lr": 0.01, "rest_lr": 16, "b": 1},
+    )
+    assert best == {"lr": 0.08, "rest_lr": 2, "b": 0}
 
 
 def test_without_a_gpu_its_script_says_what_else_there_is():
