@@ -74,7 +74,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     ways: list[Way] = [(square, [Replicate(), Shard(0)]), (square, [Shard(0), Shard(1)])]
     return {
-        "rules": lambda: steps.rules(ways),
+        "rules": lambda: steps.rules(ways, elementwise=False),
         "options": lambda: steps.options(ways[1:]),
         "formats": lambda: steps.formats(ways[:1]),
         "splits": lambda: steps.splits(flat),

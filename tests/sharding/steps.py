@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import steprule
+from sharding.breaking import refused
 from sharding.helpers import (
     FORMATS,
     OPTIONS,
@@ -25,18 +27,47 @@ from sharding.helpers import (
     tensors,
     whole,
 )  # fmt: skip
-from steprule.registry import RULES
+from steprule.rules import RULES
 from steprule.trace.tracing import program_of
 
+WHOLE_MATRICES = {
+    "Adafactor", "ASGO", "CAME", "Dion2", "KLShampoo", "Mano", "NorMuon", "PSGDKron", "Shampoo", "SM3", "SOAP", "SPlus",
+}  # fmt: skip
+"""Rules that are refused however a matrix is cut."""
+WHOLE_ROWS = {"AdamMini", "MuonEq"}
+"""Rules that need whole rows, and no more than these beside functions that bring matrices together."""
 
-def rules(ways: Sequence[Way]) -> None:
-    """Every rule; those that look at each element by itself once, since any placement is the same to them."""
-    for name, rule in RULES.items():
-        if name not in SPARSE:
-            makes = maker(name, {})
-            adds_up = program_of(rule, {**rule.hyperparameters, **RULE_SETTINGS.get(name, {})}).sums
-            for mesh, placements in ways if adds_up else ways[:1]:
-                compare(name, makes, SHAPES, mesh, placements, torch.float32)
+
+def rules(ways: Sequence[Way], elementwise: bool = True) -> None:
+    """Every rule is right or refused; those that look at each element by itself once, since any placement is the same to them.
+
+    Args:
+        ways: how tensors are cut.
+        elementwise: whether those are among them that look at each element by itself.
+    """
+    assert len(RULES) > 40
+    for rule in RULES.values():
+        name = rule.__name__
+        if name in SPARSE:
+            continue
+        program = program_of(rule, {**rule.hyperparameters, **RULE_SETTINGS.get(name, {})})
+        adds_up = program.sums or program.sees_matrix
+        for mesh, placements in ways if adds_up else ways[:1] if elementwise else ():
+            cuts = [place for place in placements if isinstance(place, Shard)]
+            if (
+                name in WHOLE_MATRICES
+                or (name in WHOLE_ROWS and cuts != [Shard(0)])
+                or (program.sees_matrix and len(cuts) > 1)
+            ):
+                params = [torch.nn.Parameter(distribute_tensor(torch.ones(6, 5), mesh, placements))]
+                refused(partial(maker(name, {}), params), ValueError, f"{name} looks at whole", "is a DTensor")
+            elif (
+                program.sees_matrix or name in WHOLE_ROWS
+            ):  # products in the order of one process: float64 leaves rounding out of sight
+                vectors = SHAPES[1:2] if program.takes_vectors and name not in WHOLE_ROWS else ()
+                compare(name, maker(name, {}), (*SHAPES[::3], *vectors), mesh, placements, torch.float64)
+            else:
+                compare(name, maker(name, {}), SHAPES, mesh, placements, torch.float32)
 
 
 def options(ways: Sequence[Way]) -> None:
