@@ -320,3 +320,24 @@ def test_a_workspace_that_is_no_number_of_bytes_is_refused(monkeypatch, text):
     with pytest.raises(ValueError, match=r"STEPRULE_WORKSPACE=.*number of bytes, such as 134217728"):
         steprule.Muon([param]).step()
     assert torch.equal(param, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("rule", [steprule.Adafactor, steprule.CAME, steprule.SM3, steprule.NorMuon])
+def test_numbers_of_rows_and_columns_lie_in_the_same_memory_in_every_step(rule):
+    """And are those that each matrix has where it is stepped alone, whichever have a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator) for shape in ((5, 4), (1, 6), (7, 3), (4, 4))]
+    together, alone = ([torch.nn.Parameter(x.clone()) for x in starts] for _ in range(2))
+    optimizers = [rule(together, lr=0.1), *(rule([one], lr=0.1) for one in alone)]
+    rooms = []
+    for present in ("1111", "1111", "0110", "1011", "1111", "1111"):
+        for a, b, has_grad in zip(together, alone, present, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator) if has_grad == "1" else None
+            b.grad = None if a.grad is None else a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        (work,) = optimizers[0]._core.plans.current._works
+        rooms.append({name: id(room) for name, room in work.run.__self__._sides._rooms.items()})
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a, b)
+    assert rooms[0] and rooms[-1] == rooms[-2]
