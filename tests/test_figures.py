@@ -30,6 +30,7 @@ SCRIPTS = (
     "gpu_code",
     "sharded",
     "matrix",
+    "kronecker",
     "many_ranks",
 )
 
