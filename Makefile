@@ -47,6 +47,7 @@ bench: $(INSTALLED)  ## measure on an idle machine, and put the numbers into tex
 	$(BIN)/python benchmarks/formats.py
 	$(BIN)/python benchmarks/sharded.py
 	$(BIN)/python benchmarks/matrix.py
+	$(BIN)/python benchmarks/kronecker.py
 	$(BIN)/python benchmarks/many_ranks.py
 	$(BIN)/python benchmarks/training.py
 	$(MAKE) figures

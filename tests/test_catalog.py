@@ -196,7 +196,7 @@ def test_names():
     assert run("show", "Schedule-Free_ADAMW").output == run("show", "schedulefreeadamw").output
     bad = {
         ("adamww",): "steprule show: unknown optimizer 'adamww'; did you mean 'adamw'?",
-        ("qqqq",): "unknown optimizer 'qqqq'; choose from adagrad, ",
+        ("qqqq",): "unknown optimizer 'qqqq'; choose from adabelief, ",
         ("AdamW8bit",): "steprule show: unknown optimizer 'AdamW8bit'; did you mean 'adamw:states=8bit'?",
         ("mine:Lion",): "unknown optimizer 'mine:Lion'; did you mean 'mine.Lion'? A class of your own is module.Class",
         ("sgd", "--kernel", "tpu"): "--kernel 'tpu' must be cpu or gpu",

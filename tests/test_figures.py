@@ -32,6 +32,7 @@ SCRIPTS = (
     "gpu_code",
     "sharded",
     "matrix",
+    "kronecker",
     "many_ranks",
 )
 
