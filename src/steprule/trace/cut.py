@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from steprule.matrix.coefficients import published
-from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, nodes_of, operations, reads
+from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, inputs_of, nodes_of, operations, reads
 from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent
 from steprule.trace.program import (
     ADD,
@@ -166,7 +166,11 @@ class _Cutter:
             if one.op not in ("input", "constant") or one.args[0] in (*cut.sums, *cut.parts):
                 one.op, one.args = "input", (f"new_{name}",)
         self._name_sides(at, places)
-        cut.order = tuple(sorted(at, key=lambda name: (at[name], name not in cut.parts)))  # a state may be a part
+        made = {**{f"new_{name}": one for name, one in cut.numbers.items()}, **cut.parts}
+        later = {name: any(at.get(other) == at[name] for other in inputs_of(made[name]) - {name}) for name in at}
+        cut.order = tuple(
+            sorted(at, key=lambda name: (at[name], later[name]))
+        )  # a state may be a part, or a part a state
         cut.own = tuple(name for name in cut.level if extents.get(name) == NUMBER)
         cut.early = _stored_early(cut, outputs, {name: depths[name] for name in outputs})
         for name in cut.early:
