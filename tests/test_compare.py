@@ -259,6 +259,8 @@ def test_a_rule_of_matrices_has_adamw_beside_it(folder):
         ("adamw", 0.01, [16, 10]),
         ("adamw", 0.01, [16, 32, 64, 10]),
     ]
+    alone = spec.parse("scion:norm='sign'", divide=True).build(task.make_model(0))  # which takes vectors too
+    assert len(alone.param_groups) == 1 and len(alone.param_groups[0]["params"]) == 8
     with pytest.raises(UsageError, match="muon takes no 'adamw_lr'"):
         spec.parse(text)
     assert command("-t", "digits", text, "adamw:lr=0.01", "--steps", "3", "--seeds", "1").exit_code == 0

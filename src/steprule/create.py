@@ -119,9 +119,9 @@ def create_optimizer(
         TypeError: the optimizer has no such argument, or model or groups is of another kind.
     """
     cls = optimizer_class(name)
-    rule = _matrix_rule(cls, settings)
+    rule = matrix_rule(cls, settings)
     if rule is not None:
-        cls = Optimizer.of(beside(rule, AdamW))
+        cls = _beside_adamw(cls, rule)
     known = {key: value.default for key, value in inspect.signature(cls).parameters.items() if key != "params"}
     given = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None} | settings
     ways = ("no_decay", "layer_decay", "layer_of", "groups", "adamw_lr", "roles", "show")
@@ -148,7 +148,7 @@ def _tell(name: str, split: Split, notes: Iterable[str], show: bool) -> None:
         logger.warning("%s beside AdamW: %s, as in roles=steprule.roles(model, example=(inputs,))", name, note)
 
 
-def _matrix_rule(cls: type[torch.optim.Optimizer], settings: Mapping[str, Any]) -> type[Rule] | None:
+def matrix_rule(cls: type[torch.optim.Optimizer], settings: Mapping[str, Any]) -> type[Rule] | None:
     """The rule of a class, if it steps whole matrices and nothing else."""
     rule: type[Rule] | None = getattr(cls, "rule", None)
     if rule is None:
@@ -156,13 +156,16 @@ def _matrix_rule(cls: type[torch.optim.Optimizer], settings: Mapping[str, Any]) 
     fixed = {name: settings[name] for name in rule.hyperparameters.keys() & settings if not callable(settings[name])}
     known = {**rule.hyperparameters, **fixed, **as_tuples(fixed, rule)}
     check_settings(rule, known)
-    if program_of(rule, known).takes_vectors:
-        return None
+    return None if program_of(rule, known).takes_vectors else rule
+
+
+def _beside_adamw(cls: type[torch.optim.Optimizer], rule: type[Rule]) -> type[Optimizer]:
+    """The class that has AdamW beside a class's rule; raises for a class of one's own, whose methods that would lack."""
     if cls not in (Optimizer.of(rule), getattr(optimizer, class_names().get(plain(rule.__name__), ""), None)):
         raise TypeError(
             f"{cls.__name__} is a class of its own, and beside AdamW its rule would be in another: give its rule, {cls.__name__}.rule"
         )
-    return rule
+    return Optimizer.of(beside(rule, AdamW))
 
 
 Sections = list[tuple[Section, Set[Tensor] | None]]

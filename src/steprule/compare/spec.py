@@ -15,7 +15,7 @@ import steprule.optimizer
 from steprule.beside import KEY, beside
 from steprule.compare.errors import UsageError
 from steprule.compare.imports import import_dotted, suggestion
-from steprule.create import create_optimizer
+from steprule.create import create_optimizer, matrix_rule
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
 from steprule.layers.roles import roles
 from steprule.registry import class_names, plain, unknown
@@ -24,7 +24,6 @@ from steprule.rules.adam import AdamW
 from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
 from steprule.services.step import NONFINITE
-from steprule.trace.tracing import program_of
 
 __all__ = ["Spec", "check", "parse"]
 
@@ -71,7 +70,7 @@ class Spec:
         dtype = settings.pop("dtype", "bfloat16" if settings.get("weights") else None)
         if dtype is not None:
             _cast(model, getattr(torch, dtype))
-        if self.divides:
+        if self.divides and matrix_rule(self.optimizer, settings) is not None:  # a setting may take vectors too
             own: Any = self.optimizer
             divided: torch.optim.Optimizer = create_optimizer(
                 model, own, roles=roles(model, example=example), **settings
@@ -84,13 +83,13 @@ def parse(text: str, divide: bool = False) -> Spec:
     """Reads an optimizer from the command line.
 
     Args:
-        divide: whether a rule of whole matrices is to have AdamW beside it, as in `create_optimizer`, with adamw_lr and the like
-            among its settings. Otherwise it gets all parameters.
         text: a name, and after a colon the hyperparameters as name=value with commas between. The name is one of
             steprule's rules, ``torch.Class`` for a class of torch.optim, or the dotted path of any other class.
             A value is a number, True, False, None, a quoted string or a tuple of those. ``states`` and ``weights``
             are formats, without quotes; ``dtype`` is what the model's parameters are trained in, float32, bfloat16 or
             float16, and bfloat16 where weights is given.
+        divide: whether a rule of whole matrices is to have AdamW beside it, as in `create_optimizer`, with adamw_lr and the like
+            among its settings. Default: False. Then it gets all parameters.
 
     Raises:
         UsageError: the name, a hyperparameter or a value cannot be right.
@@ -99,7 +98,7 @@ def parse(text: str, divide: bool = False) -> Spec:
     if not all(part.isidentifier() for part in name.replace("-", "_").split(".")) or (colon and not rest):
         raise UsageError(f"optimizer {text!r} must look like name or name:lr=0.001,weight_decay=0.1{_meant(text)}")
     name, optimizer = _find(name, text)
-    divides = divide and _steps_matrices(optimizer)
+    divides = divide and matrix_rule(optimizer, {}) is not None
     known = _names_beside(optimizer) if divides else _hyperparameters(optimizer)
     settings: dict[str, Any] = {}
     for item in _split(rest):
@@ -195,12 +194,6 @@ def _hyperparameters(optimizer: type[torch.optim.Optimizer]) -> list[str] | None
         if all(parameter.kind is not kinds.VAR_KEYWORD for parameter in parameters):
             return [parameter.name for parameter in parameters if parameter.name not in ("self", "params")]
     return None
-
-
-def _steps_matrices(optimizer: type[torch.optim.Optimizer]) -> bool:
-    """Whether a class steps whole matrices and nothing else."""
-    rule: type[Rule] | None = getattr(optimizer, "rule", None)
-    return rule is not None and not program_of(rule, rule.hyperparameters).takes_vectors
 
 
 def _names_beside(optimizer: Any) -> list[str]:
