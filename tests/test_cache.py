@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fresh import fresh
+from forked import fresh
 
 STEP = """
 import numpy as np, sys

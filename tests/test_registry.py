@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fresh import fresh
+from forked import fresh
 
 import steprule
 
