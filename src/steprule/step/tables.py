@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Bucket:
         services: StepServices | None,
         memory: Tensor | None,
     ) -> None:
-        self.kernel, self.rows = kernels[0], rows
+        self.kernel, self.rows = kernels[0], sorted(set(rows))
         self.rooms, sides = rooms_of(self.kernel, entries, memory), sides_of(self.kernel, entries)
         self.plan = plan_of(kernels, entries, groups, services, rows, self.rooms, sides)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
@@ -153,7 +153,7 @@ def work_of(
 
 
 def hyper(
-    kernel: AnyKernel, groups: list[dict[str, Any]], rows: Sequence[int], services: StepServices | None
+    kernel: AnyKernel, groups: list[dict[str, Any]], rows: Collection[int], services: StepServices | None
 ) -> list[list[Any]]:
     """The numbers of every group, as a kernel takes them: zeros of those that have another kernel, where a number may be a word."""
     extra = services.numbers() if services is not None else {}
@@ -162,9 +162,9 @@ def hyper(
         row: kernel.numbers(
             {**{name: read(groups[row][name], False) for name in names if name in groups[row]}, **extra}
         )
-        for row in set(rows)
+        for row in rows
     }
-    none = [0.0] * len(own[rows[0]])
+    none = [0.0] * len(next(iter(own.values())))
     return [own.get(row, none) for row in range(len(groups))]
 
 
@@ -184,7 +184,7 @@ def plan_of(
     tables: dict[str, Any] = {
         "sizes": [entry.param.numel() for entry in bucket],
         "groups": rows,
-        "hyper": hyper(kernel, groups, rows, services),
+        "hyper": hyper(kernel, groups, set(rows), services),
         "step_at": list(map(Tensor.data_ptr, steps)) if keeps_step else None,
         "first_steps": [0.0 if entry.is_new else 1.0 for entry in bucket],
         "rows": _rows_of(kernel, bucket),
