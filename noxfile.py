@@ -33,7 +33,19 @@ def test(session: nox.Session, *pins: str) -> None:
     session.run("python", "-m", "pip", "list")
     cache = {"STEPRULE_CACHE": session.create_tmp()}
     session.run(
-        "python", "-m", "pytest", "-q", "-rs", "-n", "2", "--dist", "worksteal", *(session.posargs or TESTS), env=cache
+        "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-n",
+        "2",
+        "--dist",
+        "worksteal",
+        "-m",
+        "",
+        *(session.posargs or TESTS),
+        env=cache,
     )
 
 

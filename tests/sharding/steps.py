@@ -54,16 +54,12 @@ def rules(ways: Sequence[Way], elementwise: bool = True) -> None:
         adds_up = program.sums or program.sees_matrix
         for mesh, placements in ways if adds_up else ways[:1] if elementwise else ():
             cuts = [place for place in placements if isinstance(place, Shard)]
-            if (
-                name in WHOLE_MATRICES
-                or (name in WHOLE_ROWS and cuts != [Shard(0)])
-                or (program.sees_matrix and len(cuts) > 1)
-            ):
+            lacks_rows = name in WHOLE_ROWS and cuts != [Shard(0)]
+            if name in WHOLE_MATRICES or lacks_rows or (program.sees_matrix and len(cuts) > 1):
                 params = [torch.nn.Parameter(distribute_tensor(torch.ones(6, 5), mesh, placements))]
                 refused(partial(maker(name, {}), params), ValueError, f"{name} looks at whole", "is a DTensor")
-            elif (
-                program.sees_matrix or name in WHOLE_ROWS
-            ):  # products in the order of one process: float64 leaves rounding out of sight
+            elif program.sees_matrix or name in WHOLE_ROWS:
+                # Products of parts add up in another order: in float64 that is out of sight.
                 vectors = SHAPES[1:2] if program.takes_vectors and name not in WHOLE_ROWS else ()
                 compare(name, maker(name, {}), (*SHAPES[::3], *vectors), mesh, placements, torch.float64)
             else:

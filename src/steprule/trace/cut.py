@@ -168,9 +168,8 @@ class _Cutter:
         self._name_sides(at, places)
         made = {**{f"new_{name}": one for name, one in cut.numbers.items()}, **cut.parts}
         later = {name: any(at.get(other) == at[name] for other in inputs_of(made[name]) - {name}) for name in at}
-        cut.order = tuple(
-            sorted(at, key=lambda name: (at[name], later[name]))
-        )  # a state may be a part, or a part a state
+        # A state may be a part, and a part a state's new value: whichever reads the other comes after it.
+        cut.order = tuple(sorted(at, key=lambda name: (at[name], later[name])))
         cut.own = tuple(name for name in cut.level if extents.get(name) == NUMBER)
         cut.early = _stored_early(cut, outputs, {name: depths[name] for name in outputs})
         for name in cut.early:
