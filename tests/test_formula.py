@@ -25,7 +25,7 @@ from steprule.trace.expression import Expression
 from steprule.trace.extent import NUMBER
 
 SYMBOLS = {
-    "·": "*", "−": "-", "^": "**", "²": "**2", "√": "sqrt", "∞": "inf", "≤": "<=", "≥": ">=", "≠": "!=", " = ": " == "
+    "·": "*", "−": "-", "^": "**", "ᵀ": ".T", "²": "**2", "√": "sqrt", "∞": "inf", "≤": "<=", "≥": ">=", "≠": "!=", " = ": " == "
 }  # fmt: skip
 
 
@@ -40,6 +40,11 @@ class Arrays(ast.NodeTransformer):
 
     def visit_UnaryOp(self, node):
         return self.call("logical_not", node.operand) if isinstance(node.op, ast.Not) else self.generic_visit(node)
+
+    def visit_BinOp(self, node):
+        if isinstance(node.op, ast.MatMult):
+            return self.call("matmul", node.left, node.right)
+        return self.generic_visit(node)
 
     def call(self, name, *args):
         call = ast.Call(ast.Name(name, ast.Load()), [self.visit(arg) for arg in args], [])
@@ -360,6 +365,11 @@ p = pieces
         ),
         (lambda x, g, step, lr: p.ema_sq(x, g, lr), "lr·param + (1 − lr)·grad²"),
         (lambda x, g, step, lr: p.l2(g, x, lr), "grad + lr·param"),
+        (lambda x, g, step, lr: x * p.matmul(p.gram(g), x), "param·(gram(grad) @ param)"),
+        (
+            lambda x, g, step, lr: lr * p.matmul(p.matmul(p.gram(g), g * x), p.gram(p.transpose(x))),
+            "lr·gram(grad) @ (grad·param) @ gram(paramᵀ)",
+        ),
         (lambda x, g, step, lr: p.where(lr == 0, g, g + step * x), "grad if lr = 0 else grad + step·param"),
     ],
 )

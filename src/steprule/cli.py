@@ -345,10 +345,10 @@ def _refuse(command: str, text: str) -> NoReturn:
 
 
 _SPELLED = {
-    **{"\u2190": "<-", "\u2212": "-", "\u00b7": "*", "\u00b2": "^2", "\u221a": "sqrt", "\u2016": "||"},
+    **{"\u2190": "<-", "\u2212": "-", "\u00b7": "*", "\u00b2": "^2", "\u1d40": "^T", "\u221a": "sqrt", "\u2016": "||"},
     **{"\u221e": "inf", "\u2260": "!=", "\u2264": "<=", "\u2265": ">="},
 }
-"""Signs of formulas for terminals, files and pipes that cannot take them: arrow, minus, times, square, root, norm; and so on."""
+"""Signs of formulas for terminals, files and pipes that cannot take them: arrow, minus, times, square, transpose, root, norm; and so on."""
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:

@@ -70,6 +70,8 @@ _TEXT: _Forms = {
     "neg": ("−{}", 5, (6,)),
     "mul": ("{}·{}", 6, (6, 6)),
     "div": ("{}/{}", 6, (6, 7)),
+    "matmul": ("{} @ {}", 6, (7, 7)),
+    "transpose": ("{}ᵀ", 7, (8,)),
     "square": ("{}²", 7, (8,)),
     "pow": ("{}^{}", 7, (8, 8)),
     "sqrt": ("√({})", _NAME, (0,)),
@@ -90,6 +92,8 @@ _LATEX: _Forms = {
     "mul": ("{} {}", 6, (6, 6)),
     "div": (r"\frac{{{}}}{{{}}}", 7, (0, 0)),
     "div in div": ("{} / {}", 6, (6, 7)),
+    "matmul": ("{} {}", 6, (7, 7)),
+    "transpose": (r"{}^\top", 7, (8,)),
     "square": ("{}^2", 7, (8,)),
     "pow": ("{}^{{{}}}", 7, (8, 0)),
     "sqrt": (r"\sqrt{{{}}}", _NAME, (0,)),
@@ -187,6 +191,10 @@ class _Writer:
         form, own, needed = self.forms[op]
         if op == "mul" and args[0].op == "div":  # (a/b)·c rather than a/b·c
             needed = (7, 6)
+        elif op == "mul" and not args[0].scalar:  # element by element, which a product of matrices must not look like
+            needed = tuple(7 if arg.op == "matmul" else 6 for arg in args)
+        elif op == "matmul" and args[0].op == "matmul":
+            needed = (6, 7)
         self._depth += op == "div"
         texts = [self._write(arg, strength) for arg, strength in zip(args, needed, strict=True)]
         self._depth -= op == "div"
@@ -271,6 +279,8 @@ class _LatexWriter(_Writer):
     def _filled(self, op: str, form: str, args: list[str]) -> str:
         if op in _FENCES:
             return self._function(op, args)
+        if op == "matmul" and r"\mathrm" in "".join(args):
+            form = r"{} \, {}"
         if op == "mul" and re.search(r"\\mathrm\{\S*  |  (\d|\\mathrm)", "  ".join(args)):
             form = r"{} \cdot {}"  # words and numbers side by side would run together
         if op == "where" and args[2].startswith(r"\begin{cases} "):  # further cases
