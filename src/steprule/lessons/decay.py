@@ -10,7 +10,7 @@ import numpy as np
 from steprule.charts import Axis, Chart, Heat, Line, number
 from steprule.lessons.follow import Array, follow
 from steprule.lessons.lesson import Control, Lesson, Question, Screen
-from steprule.lessons.letters import LETTERS, counts, gradient, loss, parts
+from steprule.lessons.letters import LETTERS, gradient, loss, mini_batches, parts
 from steprule.pieces import Value, l2
 from steprule.rule import Rule
 from steprule.rules.adam import Adam, AdamW
@@ -65,8 +65,7 @@ def norms(kind: str, lr: float, weight_decay: float) -> Array:
 def losses(kind: str) -> Array:
     """The validation loss of the model of letters, for each weight decay (rows) and learning rate (columns)."""
     pairs, held_out = parts()
-    random = np.random.default_rng(0)
-    batches = [counts(pairs[random.integers(0, len(pairs), 64)]) for _ in range(TRAINING)]
+    batches = mini_batches(pairs, TRAINING)
     way = follow(
         RULES[kind], np.zeros((len(DECAYS), len(LRS), LETTERS, LETTERS)), lambda w, step: gradient(w, batches[step - 1]), TRAINING,
         lr=np.array(LRS)[:, None, None], weight_decay=np.array(DECAYS)[:, None, None, None],

@@ -1,4 +1,4 @@
-"""The data of three lessons: small images of handwritten digits, which scikit-learn brings."""
+"""The data of several lessons: small images of handwritten digits, which scikit-learn brings."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ def digits(held_out: bool = False) -> Data:
     images, labels = (rest, both[1]) if held_out else (training, both[0])
     inputs = np.hstack([(images - 5) / 6, np.ones((len(images), 1))])
     return Data(inputs, np.eye(10)[labels])
+
+
+@cache
+def mini_batches(count: int, size: int, order: int = 0) -> list[Data]:
+    """Mini-batches of the digits to train on, drawn at random with replacement; each order is another drawing."""
+    inputs, labels = digits()
+    drawn = np.random.default_rng(order).integers(0, len(inputs), (count, size))
+    return [Data(inputs[chosen], labels[chosen]) for chosen in drawn]

@@ -11,7 +11,7 @@ import torch
 
 from steprule.formats.tensors import decode, encode
 from steprule.lessons.follow import Array, follow
-from steprule.lessons.letters import LETTERS, counts, gradient, loss, parts
+from steprule.lessons.letters import LETTERS, gradient, loss, mini_batches, parts
 from steprule.memory import Need, need
 from steprule.optimizer import AdamW as Optimizer
 from steprule.rules.adam import AdamW
@@ -115,7 +115,7 @@ def spacing(kind: str, weight: float = 1.0) -> float:
 def losses(kind: str) -> Array:
     """The validation loss of the model of letters, for each learning rate (rows), after every 25th step."""
     pairs, held_out = parts()
-    random = np.random.default_rng(0)
+    batches = mini_batches(pairs, TRAINING + 1)
     starts = [np.zeros((1, LETTERS**2))] * len(LRS)
     optimizer, params = make(kind, starts, [{"lr": lr, "weight_decay": 0.1} for lr in LRS])
     found = []
@@ -123,7 +123,7 @@ def losses(kind: str) -> Array:
         weights = torch.stack([param.detach().double() for param in params]).numpy().reshape(-1, LETTERS, LETTERS)
         if step % EVERY == 0:
             found.append(loss(weights, held_out))
-        grads = gradient(weights, counts(pairs[random.integers(0, len(pairs), 64)]))
+        grads = gradient(weights, batches[step])
         for param, grad in zip(params, torch.tensor(grads).to(params[0].dtype), strict=True):
             param.grad = grad.reshape(1, -1)
         optimizer.step()

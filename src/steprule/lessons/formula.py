@@ -79,7 +79,8 @@ def _math(latex: str, controls: Sequence[Control]) -> str:
 
     for control in controls:
         if control.symbol:  # in braces, so that an exponent stays outside
-            latex = re.sub(re.escape(control.symbol) + r"(?!\w)", lambda found: f"{{{found[0]}}}", latex)
+            letter = r"(?<![\\\w])" if control.symbol[0].isalpha() else ""  # by itself, and in no command's name
+            latex = re.sub(letter + re.escape(control.symbol) + r"(?!\w)", lambda found: f"{{{found[0]}}}", latex)
     math: str = convert(latex, display="block")
     for index, control in enumerate(controls):
         if control.symbol:

@@ -39,6 +39,12 @@ def all_pairs() -> Any:
     return np.stack([letters[:-1], letters[1:]], axis=1)
 
 
+def mini_batches(pairs: Any, count: int, size: int = 64) -> list[Array]:
+    """Mini-batches of pairs, drawn at random with replacement, as counts."""
+    random = np.random.default_rng(0)
+    return [counts(pairs[random.integers(0, len(pairs), size)]) for _ in range(count)]
+
+
 @cache
 def parts() -> tuple[Any, Array]:
     """The pairs to train on, and the counts of those that are kept for validation."""
@@ -61,3 +67,11 @@ def gradient(weights: Array, found: Array) -> Array:
     shares = np.exp(weights - weights.max(-1, keepdims=True))
     shares *= found.sum(-1, keepdims=True) / shares.sum(-1, keepdims=True)
     return np.array((shares - found) / found.sum())
+
+
+def excess(weights: Array, found: Array) -> Array:
+    """For each letter of these counts that occurs, how far its loss is above the least that there is."""
+    occurs = found.sum(1) > 0
+    shares = found[occurs] / found[occurs].sum(1, keepdims=True)
+    logs = np.log(np.where(shares > 0, shares, 1.0))
+    return np.array((shares * (logs - _log_shares(weights)[occurs])).sum(1))

@@ -109,7 +109,7 @@ def _positions(lesson: Lesson, drawn: Sequence[list[Element]], slots: Sequence[t
 
 
 def _name(value: object) -> str:
-    return value if isinstance(value, str) else number(float(str(value)))
+    return value if isinstance(value, str) else number(float(str(value)), 6)
 
 
 # The page's parts
