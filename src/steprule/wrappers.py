@@ -33,7 +33,7 @@ def _over(x: Value, length: Value) -> Value:
 def hyperball(update: Value, param: Value, radius: Value, *, lr: Value) -> tuple[Value, Value]:
     """Norms that stay as they begin, ``R = ‖θ_0‖``, and updates of the norm ``η R``: ``θ_t = R v / ‖v‖``, ``v = θ_{t-1} + η R u_t / ‖u_t‖``.
 
-    Wen et al. 2025, "Fantastic Pretraining Optimizers and Where to Find Them II" (arXiv:2606.16899): AdamH, MuonH, SOAPH. There is no
+    Wen et al. 2026, "Fantastic Pretraining Optimizers and Where to Find Them II" (arXiv:2606.16899): AdamH, MuonH, SOAPH. There is no
     weight decay. lr is the angle of a step, in radians if it is small.
 
     Args:
