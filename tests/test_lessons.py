@@ -137,6 +137,9 @@ ANSWERS = {
     "schedules": (0.0025, 0.01, "the average of the weights"),
     "scale": (0.02, 0.075, "They stay the same"),
     "bytes": (1 / 128, 1 / 8, "only that of 0.01"),
+    "muon": (0.296, 10, "They stay as they are"),
+    "soap": (2, "Shampoo", 3400),
+    "norms": (5, 0.1, "it becomes half as large"),
 }
 """What the answers are on paper."""
 

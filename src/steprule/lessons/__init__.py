@@ -33,7 +33,20 @@ from importlib import import_module
 
 from steprule.lessons.lesson import Lesson
 
-LESSONS = ("noise", "averages", "momentum", "rmsprop", "adam", "decay", "schedules", "scale", "bytes")
+LESSONS = (
+    "noise",
+    "averages",
+    "momentum",
+    "rmsprop",
+    "adam",
+    "decay",
+    "schedules",
+    "scale",
+    "bytes",
+    "muon",
+    "soap",
+    "norms",
+)
 """The names of the lessons, in the order in which they are read. Each is a module here."""
 
 

@@ -42,6 +42,9 @@ TERMS = {
     "spacing": "How far a number is from the next larger one that the format has.",
     "stochastic rounding": "Rounding up or down at random, the nearer neighbor more often, so that the mean is right.",
     "optimizer state": "What an optimizer keeps for each weight from step to step, such as Adam's two averages.",
+    "singular value": "How much longer a matrix makes what comes in along one of its own directions; there is one for each.",
+    "covariance": "The mean of the products of all pairs of numbers: a matrix that says which vary together. For gradients, means are not subtracted.",
+    "eigenbasis": "The eigenvectors of a matrix as new axes. Numbers that have a covariance vary independently along them.",
     "block": "Neighboring numbers of a state in 8 bits, 128 of them, that share an exponent, the block exponent.",
 }
 """Terms and what they mean. A term is found in a text with an s at its end, too."""
