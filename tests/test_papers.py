@@ -160,7 +160,9 @@ AROUND = [
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        pytest.param(name, options, id=f"{name}-{options}", marks=[] if (number + place) % 3 == 0 else [pytest.mark.long])
+        pytest.param(
+            name, options, id=f"{name}-{options}", marks=[] if (number + place) % 3 == 0 else [pytest.mark.long]
+        )
         for number, name in enumerate(OWN)
         for place, options in enumerate(AROUND)
     ],
