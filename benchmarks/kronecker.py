@@ -1,6 +1,6 @@
 """Measures steps of the rules with a square at each side of a matrix, beside other packages'; keeps kronecker.json and prints its table.
 
-    python benchmarks/kronecker.py    # about three minutes; compares with pytorch_optimizer and heavyball where they are installed
+    python benchmarks/kronecker.py    # about four minutes; compares with pytorch_optimizer and heavyball where they are installed
 
 One thread, whose CPU time is taken, and all in turn, one step each. A step is the mean of 20, since others make all bases in the same steps.
 heavyball is run without torch.compile.
@@ -56,7 +56,7 @@ def contenders() -> dict[str, dict[str, Make]]:
     }
     po, heavyball = map(package, PEERS)
     if po is not None:
-        shampoo = {"preconditioning_compute_steps": 10, "start_preconditioning_step": 1, "block_size": MOST}
+        shampoo = {"preconditioning_compute_steps": 10, "start_preconditioning_step": 1}  # in blocks of 512
         kron = {"pre_conditioner_update_probability": 1.0, "max_size_triangular": MOST}
         found["SOAP"]["pytorch_optimizer.SOAP"] = lambda p: po.SOAP(
             p, precondition_frequency=10, max_precondition_dim=MOST
