@@ -45,7 +45,8 @@ from steprule.pieces import (
     total,
     transpose,
 )
-from steprule.tensors.exchange import Agreement
+from steprule.tensors import totals
+from steprule.tensors.exchange import SharedRooms
 
 LARGE = ((104, 128), (136, 104), (104, 128))
 SMALL = ((6, 5), (1, 9), (3, 2, 4), (13, 33), (5, 7), (0, 5), (6, 5), (9, 1))
@@ -466,6 +467,55 @@ def disagreements(mesh: DeviceMesh) -> None:
         compare(one, other, f"after disagreements, {services}")
 
 
+def failing_products(mesh: DeviceMesh) -> None:
+    """What one process cannot compute while others wait for it is told to them: no parameter has changed, and the next step is taken."""
+    run = Run(muon(nonfinite="skip"), (*LARGE, (8, 8)), torch.float64, mesh, [Shard(0)])
+    run.step()
+    weights = [local(param).detach().clone() for param in run.params]
+    compute = SharedRooms._compute
+
+    def lacking(*args: Any) -> None:
+        if dist.get_rank() == dist.get_world_size() - 1:
+            raise MemoryError("no memory is left")
+        compute(*args)
+
+    SharedRooms._compute = lacking  # type: ignore[method-assign]
+    try:
+        run.step()
+    except MemoryError as error:
+        assert dist.get_rank() == dist.get_world_size() - 1 and "left" in str(error)
+    except RuntimeError as error:
+        assert dist.get_rank() < dist.get_world_size() - 1 and "another process could not compute" in str(error)
+    else:
+        raise AssertionError("nothing was raised")
+    finally:
+        SharedRooms._compute = compute  # type: ignore[method-assign]
+    assert all(map(torch.equal, weights, (local(param) for param in run.params)))
+    run.step()
+    assert not any(map(torch.equal, weights, (local(param) for param in run.params)))
+
+
+def beside_vectors(mesh: DeviceMesh, other: DeviceMesh, placements: Sequence[Placement]) -> None:
+    """Vectors, also over another mesh, that some processes have no gradient for: momentum of matrices has not moved."""
+    joined = beside(Even, steprule.LAMB.rule)
+    matrix, vector = tensors([(8, 6), (16,)], 0, torch.float64)
+    params = [distribute_tensor(matrix, mesh, [Shard(0)]), distribute_tensor(vector, other, placements)]
+    matrix, vector = params = [torch.nn.Parameter(x) for x in params]
+    optimizer = steprule.Optimizer.of(joined)([{"params": [matrix]}, {"params": [vector], "rule": "lamb"}], lr=0.1)
+    for without in (1, None, 1, 0, None):
+        for number, param in enumerate(params):
+            lacks = number == without and dist.get_rank() == 1
+            param.grad = None if lacks else torch.ones_like(param)
+        parts = [x for param in params for x in (param, *optimizer.state.get(param, {}).values())]
+        before = [local(x).clone() for x in parts]
+        if without is None:
+            optimizer.step()
+            continue
+        with raises(f"parameter 0 of group {without}", "some have none"):
+            optimizer.step()
+        assert all(map(torch.equal, before, map(local, parts))), without
+
+
 def other_parts(mesh: DeviceMesh) -> None:
     """Parts that are not what their placement says, or do not lie in one stretch, are refused before anything changes."""
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -586,7 +636,7 @@ def models(mesh: DeviceMesh, optimizer_of: Callable[[Any], Any]) -> None:
 
 
 def counted(mesh: DeviceMesh) -> None:
-    """A step sends each part there and back once, by two calls, and agrees by one that is short."""
+    """A step sends each part there and back once, by two calls with a number more for each process, and compares by one that is short."""
     world = mesh.size()
     run = Run(muon(), (*LARGE, *LARGE), torch.float64, mesh, [Shard(0)])
     run.step()
@@ -609,26 +659,25 @@ def counted(mesh: DeviceMesh) -> None:
         for name, function in named.items():
             setattr(dist, name, function)
     assert [name for name, _ in calls] == ["all_reduce", "all_to_all_single", "all_to_all_single"], calls
-    assert calls[0][1] == 24
+    assert calls[0][1] == 8
     sent = torch.tensor([sum(size for name, size in calls if name == "all_to_all_single")])
     dist.all_reduce(sent)
     numbers = 8 * sum(rows * columns for rows, columns in run.shapes)
-    assert sent.item() == 2 * numbers * (world - 1) / world, (sent, numbers)
     everywhere = numbers * (world - 1)  # what it takes to have all matrices in all processes
-    assert sent.item() == everywhere * 2 / world
+    assert sent.item() == everywhere * 2 / world + 2 * 8 * world * (world - 1), (sent, numbers)
 
 
 def plain() -> None:
     """Optimizers without such matrices ask nobody."""
     asked: list[Any] = []
-    ask, Agreement.ask = Agreement.ask, lambda *args: asked.append(args)  # type: ignore[method-assign]
+    reduced, totals.reduced = totals.reduced, lambda *args: asked.append(args)  # type: ignore[assignment, return-value, func-returns-value]
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     try:
         Run(muon(), LARGE, torch.float64).step()
         Run(muon(), LARGE, torch.float64, mesh, [Replicate()]).step()
         Run(lambda params: steprule.AdamW(params), LARGE, torch.float64, mesh, [Shard(0)]).step()
     finally:
-        Agreement.ask = ask  # type: ignore[method-assign]
+        totals.reduced = reduced
     assert not asked
 
 
@@ -641,6 +690,8 @@ def two(flat: DeviceMesh) -> None:
     views(flat)
     some_gradients(flat)
     disagreements(flat)
+    failing_products(flat)
+    beside_vectors(flat, flat, [Shard(0)])
     other_parts(flat)
     if HAS_FSDP:
         models(flat, together)
@@ -658,6 +709,7 @@ def four(flat: DeviceMesh) -> None:
     rows(square, Replicate(), Shard(0))
     rows(flat, Shard(0))
     two_meshes(flat, square)
+    beside_vectors(flat, square, [Replicate(), Shard(0)])
 
 
 def main() -> None:
