@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from packaging.version import Version
+from sharding.helpers import cut, part_of
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import steprule
 from steprule.services import Average, ClipQuantile
@@ -32,8 +33,16 @@ SHAPES = {"wide": (10, 300), "bias": (7,), "short": (3, 256)}
 """Of 4 processes, some have less of these than others or nothing. The last block of a row of "wide" is no whole one."""
 BEFORE, AFTER = range(3), range(3, 6)
 WORLDS = (4, 3, 2, 1)
-WAYS = (("cut", "cut", False), ("cut", "whole", True), ("whole", "cut", True))
+WAYS = (
+    ("cut", "cut", False),
+    ("cut", "whole", True),
+    ("whole", "cut", True),
+    ("square", "cut", False),
+    ("cut", "square", False),
+)
 """How it was saved, how it is loaded, and whether state dicts are flattened."""
+SQUARES = {"wide": (Shard(0), Shard(1)), "bias": (Replicate(), Shard(0)), "short": (Shard(1), Replicate())}
+"""How four processes in two rows of two have what is square: FSDP2 of tensor parallelism, replicas of parts, parts of replicas."""
 NORMS = 3000 * 2.0**-53
 """How far norms may be off, as a part of themselves: they are roots of sums of float64 in another order."""
 
@@ -51,10 +60,13 @@ class Case:
         make: makes it for a model.
         dtype: that of the weights.
         eval: whether it is saved after eval().
+        square: whether it is also saved and loaded where two dimensions are cut, as 8-bit states cannot be.
     """
 
-    def __init__(self, make: Callable[[Any], Any], dtype: torch.dtype = torch.float32, eval: bool = False) -> None:
-        self.make, self.dtype, self.eval = make, dtype, eval
+    def __init__(
+        self, make: Callable[[Any], Any], dtype: torch.dtype = torch.float32, eval: bool = False, square: bool = False
+    ) -> None:
+        self.make, self.dtype, self.eval, self.square = make, dtype, eval, square
 
 
 def of(rule: str, **settings: Any) -> Callable[[Any], Any]:
@@ -69,12 +81,12 @@ def together(model: Any) -> Any:
 CASES = {
     "8 bits": Case(of("AdamW", states="8bit", lr=lambda step: 0.01 / step, average=Average(0.9, warmup=True))),
     "7 bytes": Case(of("AdamW", weights="24bit", states="8bit", average=0.9), torch.bfloat16),
-    "8 bytes": Case(of("AdamW", weights="32bit", states="bfloat16"), torch.bfloat16),
-    "services": Case(of("AdamW", clip=ClipQuantile(0.5, window=4), nonfinite="skip", average=0.9)),
+    "8 bytes": Case(of("AdamW", weights="32bit", states="bfloat16"), torch.bfloat16, square=True),
+    "services": Case(of("AdamW", clip=ClipQuantile(0.5, window=4), nonfinite="skip", average=0.9), square=True),
     "no states": Case(of("SGD", lr=lambda step: 0.1 / step, clip=ClipQuantile(0.5, window=4), nonfinite="zero")),
-    "numbers": Case(of("Prodigy")),
+    "numbers": Case(of("Prodigy"), square=True),
     "a number a tensor": Case(of("NovoGrad", lr=0.01)),
-    "options": Case(of("AdamW", lookahead=2, amsgrad=True, decay="independent", weight_decay=0.1)),
+    "options": Case(of("AdamW", lookahead=2, amsgrad=True, decay="independent", weight_decay=0.1), square=True),
     "modes": Case(of("ScheduleFreeAdamW", lr=0.1), eval=True),
     "together": Case(together),
 }
@@ -94,19 +106,18 @@ class Model(torch.nn.Module):
         for name, values in zip(SHAPES, tensors(0, dtype), strict=True):
             setattr(self, name, torch.nn.Parameter(self.cut(values)))
 
+    def placements(self, x: torch.Tensor) -> Sequence[Any]:
+        """How a whole tensor, or what is like it, is cut."""
+        names = [name for name, shape in SHAPES.items() if shape == tuple(x.shape)]
+        return (Shard(0),) if self.mesh.ndim == 1 else SQUARES[names[0]]
+
     def part(self, x: torch.Tensor) -> torch.Tensor:
         """What this process has of a whole tensor."""
-        if self.mesh is None or not x.dim():
-            return x
-        rows = -(-len(x) // self.mesh.size())
-        return x[self.mesh.get_rank() * rows :][:rows]
+        return part_of(x, self.mesh, self.placements(x)) if self.mesh is not None and x.dim() else x
 
     def cut(self, x: torch.Tensor) -> torch.Tensor:
         """A whole tensor as a DTensor."""
-        if self.mesh is None:
-            return x
-        part = self.part(x).clone()
-        return DTensor.from_local(part, self.mesh, [Shard(0)], run_check=False, shape=x.shape, stride=x.stride())
+        return cut(x, self.mesh, self.placements(x)) if self.mesh is not None else x
 
 
 def train(model: Model, optimizer: Any, steps: range) -> None:
@@ -147,6 +158,8 @@ def gathered(x: torch.Tensor) -> torch.Tensor:
     """The whole of what processes have parts of."""
     if not isinstance(x, DTensor):
         return x
+    if x.device_mesh.ndim > 1:
+        return (x if x.is_floating_point() else x.int()).full_tensor().to(x.dtype)  # gloo sends no int16
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, x.to_local())
     return torch.cat(parts)
@@ -175,8 +188,8 @@ def compare(what: str, one: Any, other: Any, part: Callable[[Any], Any] = lambda
         assert one == other, (what, one, other)
 
 
-def made(mesh: Any) -> dict[str, tuple[Model, Any]]:
-    models = {name: Model(case.dtype, mesh) for name, case in CASES.items()}
+def made(mesh: Any, *kinds: str) -> dict[str, tuple[Model, Any]]:
+    models = {name: Model(case.dtype, mesh) for name, case in CASES.items() if case.square or "square" not in kinds}
     return {name: (model, CASES[name].make(model)) for name, model in models.items()}
 
 
@@ -196,7 +209,7 @@ def asked(runs: dict[str, tuple[Model, Any]], is_flat: bool) -> dict[str, Any]:
 
 def save(folder: Path, mesh: Any, kind: str) -> None:
     """Three steps, checkpoints, and three steps to be compared with; one checkpoint is written after these."""
-    runs = made(mesh)
+    runs = made(mesh, kind)
     for name, (model, optimizer) in runs.items():
         train(model, optimizer, BEFORE)
         if CASES[name].eval:
@@ -244,10 +257,11 @@ class Later:
         dcp.FileSystemWriter.write_data = self._write
 
 
-def load(folder: Path, mesh: Any, kind: str, is_flat: bool, what: str) -> None:
+def load(folder: Path, mesh: Any, kind: str, target: str, is_flat: bool) -> None:
     """What was saved is there, and the next steps are those that were taken after it was saved."""
     was, became = torch.load(folder / f"{kind}.pt")
-    runs, options = made(mesh), StateDictOptions(flatten_optimizer_state_dict=is_flat)
+    runs, options = made(mesh, kind, target), StateDictOptions(flatten_optimizer_state_dict=is_flat)
+    what = f"{kind} of {WORLDS[0]}, {target} of {dist.get_world_size()}, flat {is_flat}"
     found = asked(runs, is_flat)
     dcp.load(found, checkpoint_id=folder / f"{kind}-{is_flat}")
     for name, (model, optimizer) in runs.items():
@@ -270,11 +284,12 @@ def main() -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
         mesh = init_device_mesh("cpu", (world,))
         if world == WORLDS[0]:
-            save(folder, mesh, "cut")
-            save(folder, None, "whole")
+            meshes = {"cut": mesh, "square": init_device_mesh("cpu", (2, 2)), "whole": None}
+            for kind, one in meshes.items():
+                save(folder, one, kind)
         for kind, target, is_flat in WAYS:
-            what = f"{kind} of {WORLDS[0]}, {target} of {world}, flat {is_flat}"
-            load(folder, mesh if target == "cut" else None, kind, is_flat, what)
+            if target != "square" or world == WORLDS[0]:
+                load(folder, {**meshes, "cut": mesh}[target], kind, target, is_flat)
         dist.destroy_process_group()
 
 

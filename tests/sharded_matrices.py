@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from sharding.helpers import HAS_FSDP
+from sharding.helpers import HAS_FSDP, cut, tensors, whole
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
@@ -45,7 +45,8 @@ from steprule.pieces import (
     total,
     transpose,
 )
-from steprule.tensors.exchange import Agreement
+from steprule.tensors import totals
+from steprule.tensors.exchange import SharedRooms
 
 LARGE = ((104, 128), (136, 104), (104, 128))
 SMALL = ((6, 5), (1, 9), (3, 2, 4), (13, 33), (5, 7), (0, 5), (6, 5), (9, 1))
@@ -163,12 +164,6 @@ FORMATS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 }
 
 
-def tensors(shapes: Sequence[tuple[int, ...]], seed: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The same on every rank."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
 class Run:
     """An optimizer over whole tensors, or over parts of the same.
 
@@ -193,12 +188,7 @@ class Run:
 
     def cut(self, x: torch.Tensor) -> Any:
         """The part of a tensor that is here."""
-        if self.mesh is None:
-            return x
-        fitting = [Shard(0) if isinstance(p, Shard) and p.dim >= x.dim() else p for p in self.placements]
-        made = distribute_tensor(x, self.mesh, fitting)
-        made._local_tensor = made._local_tensor.contiguous()  # torch 2.6 leaves gaps in uneven parts of rows
-        return made
+        return x if self.mesh is None else cut(x, self.mesh, self.placements)
 
     def step(self, without: Sequence[int] = (), wrong: bool = False) -> None:
         """A step without some gradients; one element of another may be NaN, so on one rank."""
@@ -206,8 +196,7 @@ class Run:
         for number, grad in enumerate(tensors(self.shapes, self.steps, self.dtype)):
             if wrong and number == 0:
                 grad.view(-1)[-1] = float("nan")
-            cut = self.cut(grad)  # for which processes wait
-            self.params[number].grad = None if number in without else cut
+            self.params[number].grad = None if number in without else self.cut(grad)
         self.optimizer.step()
 
     def parts(self) -> list[torch.Tensor]:
@@ -219,16 +208,6 @@ class Run:
 def both(make: Make, shapes: Any, dtype: torch.dtype, mesh: DeviceMesh, *placements: Placement) -> tuple[Run, Run]:
     """With whole tensors and with parts."""
     return Run(make, shapes, dtype), Run(make, shapes, dtype, mesh, placements)
-
-
-def whole(x: Any) -> Any:
-    """All of a tensor, of integers as int32, since gloo does not take all kinds."""
-    if not isinstance(x, DTensor):
-        return x
-    part = x.detach().to_local()
-    part = part if part.is_floating_point() else part.int()
-    made = DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
-    return made.full_tensor()
 
 
 def close(one: torch.Tensor, other: torch.Tensor, what: str, is_scaled: bool = False, has_norm: bool = False) -> None:
@@ -257,7 +236,8 @@ def compare(one: Run, other: Run, what: str, is_scaled: bool = False) -> None:
     is_scaled |= services is not None and services.clip is not None
     for number, (mine, part) in enumerate(zip(one.params, other.params, strict=True)):
         where = f"{what}, {other.placements}, tensor {number} of {tuple(mine.shape)}"
-        close(mine, whole(part), where, is_scaled, has_norm=True)
+        one_of_all = whole(part).contiguous()
+        close(mine, one_of_all, where, is_scaled, has_norm=True)
         states, parts = one.optimizer.state[mine], other.optimizer.state[part]
         assert list(states) == list(parts), (where, list(states), list(parts))
         for name, value in states.items():
@@ -265,8 +245,8 @@ def compare(one: Run, other: Run, what: str, is_scaled: bool = False) -> None:
                 close(value, whole(parts[name]), f"{where}, {name}", is_scaled, has_norm=name != "momentum_buffer")
             else:
                 assert torch.equal(whole(parts[name]), value.int()), f"{where}, {name}"
-        every = [torch.empty_like(whole(part)) for _ in range(dist.get_world_size())]
-        dist.all_gather(every, whole(part).detach().contiguous())
+        every = [torch.empty_like(one_of_all) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, one_of_all)
         assert all(torch.equal(x, every[0]) for x in every), f"{where}: replicas differ"
     if services is not None:
         for name in ("skipped_steps", "clipped_steps"):
@@ -396,10 +376,10 @@ def interpreted(mesh: DeviceMesh) -> None:
     gpu.DEVICES.add("cpu")
     try:
         with np.errstate(all="ignore"):
-            for settings in ({}, {"nonfinite": "skip", "states": "8bit"}):
-                pair = both(muon(**settings), ((97, 98), (8, 4), (1, 5)), torch.float32, mesh, Shard(0))
-                for number, run in product(range(3), pair):
-                    run.step(wrong=number == 1 and "nonfinite" in settings)
+            for settings, steps in (({}, 1), ({"nonfinite": "skip", "states": "8bit"}, 3)):
+                pair = both(muon(**settings), ((37, 34), (8, 4), (1, 5)), torch.float32, mesh, Shard(0))
+                for number, run in product(range(steps), pair):
+                    run.step(wrong=number == 1)
                 compare(*pair, f"GPU engine, {settings}")
     finally:
         gpu.DEVICES.discard("cpu")
@@ -464,6 +444,67 @@ def disagreements(mesh: DeviceMesh) -> None:
         for run in pair:
             run.step()
         compare(one, other, f"after disagreements, {services}")
+
+
+def other_dtypes(mesh: DeviceMesh) -> None:
+    """Processors that multiply in other dtypes are told from each other."""
+    run = Run(muon(), LARGE, torch.float32, mesh, [Shard(0)])
+    before, how.fast_bfloat16 = how.fast_bfloat16, lambda: dist.get_rank() == 1  # type: ignore[assignment]
+    try:
+        with raises("compute the same matrices in other dtypes"):
+            run.step()
+    finally:
+        how.fast_bfloat16 = before
+    run.step()
+
+
+def failing_products(mesh: DeviceMesh) -> None:
+    """What one process cannot compute while others wait for it is told to them: no parameter has changed, and the next step is taken."""
+    run = Run(muon(nonfinite="skip"), (*LARGE, (8, 8)), torch.float64, mesh, [Shard(0)])
+    run.step()
+    weights = [local(param).detach().clone() for param in run.params]
+    compute = SharedRooms._compute
+
+    def lacking(*args: Any) -> None:
+        if dist.get_rank() == dist.get_world_size() - 1:
+            raise MemoryError("no memory is left")
+        compute(*args)
+
+    SharedRooms._compute = lacking  # type: ignore[method-assign]
+    try:
+        run.step()
+    except MemoryError as error:
+        assert dist.get_rank() == dist.get_world_size() - 1 and "left" in str(error)
+    except RuntimeError as error:
+        assert dist.get_rank() < dist.get_world_size() - 1 and "another process could not compute" in str(error)
+    else:
+        raise AssertionError("nothing was raised")
+    finally:
+        SharedRooms._compute = compute  # type: ignore[method-assign]
+    assert all(map(torch.equal, weights, (local(param) for param in run.params)))
+    run.step()
+    assert not any(map(torch.equal, weights, (local(param) for param in run.params)))
+
+
+def beside_vectors(mesh: DeviceMesh, other: DeviceMesh, placements: Sequence[Placement]) -> None:
+    """Vectors, also over another mesh, that some processes have no gradient for: momentum of matrices has not moved."""
+    joined = beside(Even, steprule.LAMB.rule)
+    matrix, vector = tensors([(8, 6), (16,)], 0, torch.float64)
+    params = [distribute_tensor(matrix, mesh, [Shard(0)]), distribute_tensor(vector, other, placements)]
+    matrix, vector = params = [torch.nn.Parameter(x) for x in params]
+    optimizer = steprule.Optimizer.of(joined)([{"params": [matrix]}, {"params": [vector], "rule": "lamb"}], lr=0.1)
+    for without in (1, None, 1, 0, None):
+        for number, param in enumerate(params):
+            lacks = number == without and dist.get_rank() == 1
+            param.grad = None if lacks else torch.ones_like(param)
+        parts = [x for param in params for x in (param, *optimizer.state.get(param, {}).values())]
+        before = [local(x).clone() for x in parts]
+        if without is None:
+            optimizer.step()
+            continue
+        with raises(f"parameter 0 of group {without}", "some have none"):
+            optimizer.step()
+        assert all(map(torch.equal, before, map(local, parts))), without
 
 
 def other_parts(mesh: DeviceMesh) -> None:
@@ -586,7 +627,7 @@ def models(mesh: DeviceMesh, optimizer_of: Callable[[Any], Any]) -> None:
 
 
 def counted(mesh: DeviceMesh) -> None:
-    """A step sends each part there and back once, by two calls, and agrees by one that is short."""
+    """A step sends each part there and back once, by two calls with a number more for each process, and compares by one that is short."""
     world = mesh.size()
     run = Run(muon(), (*LARGE, *LARGE), torch.float64, mesh, [Shard(0)])
     run.step()
@@ -609,26 +650,25 @@ def counted(mesh: DeviceMesh) -> None:
         for name, function in named.items():
             setattr(dist, name, function)
     assert [name for name, _ in calls] == ["all_reduce", "all_to_all_single", "all_to_all_single"], calls
-    assert calls[0][1] == 24
+    assert calls[0][1] == 8
     sent = torch.tensor([sum(size for name, size in calls if name == "all_to_all_single")])
     dist.all_reduce(sent)
     numbers = 8 * sum(rows * columns for rows, columns in run.shapes)
-    assert sent.item() == 2 * numbers * (world - 1) / world, (sent, numbers)
     everywhere = numbers * (world - 1)  # what it takes to have all matrices in all processes
-    assert sent.item() == everywhere * 2 / world
+    assert sent.item() == everywhere * 2 / world + 2 * 8 * world * (world - 1), (sent, numbers)
 
 
 def plain() -> None:
     """Optimizers without such matrices ask nobody."""
     asked: list[Any] = []
-    ask, Agreement.ask = Agreement.ask, lambda *args: asked.append(args)  # type: ignore[method-assign]
+    reduced, totals.reduced = totals.reduced, lambda *args: asked.append(args)  # type: ignore[assignment, return-value, func-returns-value]
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     try:
         Run(muon(), LARGE, torch.float64).step()
         Run(muon(), LARGE, torch.float64, mesh, [Replicate()]).step()
         Run(lambda params: steprule.AdamW(params), LARGE, torch.float64, mesh, [Shard(0)]).step()
     finally:
-        Agreement.ask = ask  # type: ignore[method-assign]
+        totals.reduced = reduced
     assert not asked
 
 
@@ -641,6 +681,9 @@ def two(flat: DeviceMesh) -> None:
     views(flat)
     some_gradients(flat)
     disagreements(flat)
+    other_dtypes(flat)
+    failing_products(flat)
+    beside_vectors(flat, flat, [Shard(0)])
     other_parts(flat)
     if HAS_FSDP:
         models(flat, together)
@@ -658,6 +701,7 @@ def four(flat: DeviceMesh) -> None:
     rows(square, Replicate(), Shard(0))
     rows(flat, Shard(0))
     two_meshes(flat, square)
+    beside_vectors(flat, square, [Replicate(), Shard(0)])
 
 
 def main() -> None:

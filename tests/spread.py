@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -259,6 +259,30 @@ def with_fsdp(rank: int) -> None:
                 made(rule, wrapped().parameters(), **own(settings), process_group=group)
 
 
+def replicated(rank: int) -> None:
+    """FSDP's replicas are counted once: the group is that over which it has cut, if it has, and any other is refused."""
+    where, single = torch.device("cpu"), [dist.new_group([one]) for one in range(2)]
+    whole = model()
+    fit(whole, steprule.Prodigy(whole.parameters(), clip=0.5))
+    wanted = torch.cat([x.detach().flatten() for x in whole.parameters()])
+    for original in (False, True):
+        for strategy in ("NO_SHARD", "HYBRID_SHARD"):
+            groups: Any = None if strategy == "NO_SHARD" else (single[rank], dist.group.WORLD)
+            net = FullyShardedDataParallel(
+                model(), groups, ShardingStrategy[strategy], use_orig_params=original, device_id=where
+            )
+            with refused(ValueError, "parameter 0 of group 0 to them more than once, as replicas"):
+                steprule.Prodigy(net.parameters(), process_group=dist.group.WORLD)
+            later = steprule.Prodigy(model().parameters(), process_group=dist.group.WORLD)
+            with refused(ValueError, "parameter 0 of group 1 to them more than once, as replicas"):
+                later.add_param_group({"params": [*net.parameters()]})
+            over = {} if groups is None else {"process_group": net.process_group}
+            fit(net, steprule.Prodigy(net.parameters(), clip=0.5, **over))
+            with FullyShardedDataParallel.summon_full_params(net):
+                found = torch.cat([x.detach().flatten() for x in net.parameters()])
+                same(wanted, found[: len(wanted)], f"FSDP, use_orig_params={original}, {strategy}")
+
+
 def pieces(params: Sequence[torch.Tensor], rank: int) -> torch.nn.Parameter:
     """This process's half of all tensors laid end to end, as DeepSpeed has it."""
     flat = torch.cat([x.detach().flatten() for x in params])
@@ -447,6 +471,7 @@ def main(meeting: str, rank: int, world: int) -> None:
     divided(rank)
     with_zero()
     with_fsdp(rank)
+    replicated(rank)
     replaced(rank)
     scaled(rank)
     refusals(rank)

@@ -8,18 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard
 
 import steprule
-from sharding.helpers import same, tensors, whole
+from sharding.helpers import cut, same, tensors, whole
 
 SHAPES = ((6, 4), (5,), (8, 3))
 LATER = "Give them gradients of 0", "for parameter 1 of group 0"
-
-
-def cut(x: torch.Tensor, mesh: Any) -> torch.Tensor:
-    """Along the first dimension, if it has one."""
-    return distribute_tensor(x, mesh, [Shard(0) if x.dim() else Replicate()])
 
 
 def parameters(mesh: Any, shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Any]:
@@ -245,6 +240,6 @@ def another_mesh(mesh: Any, square: Any) -> None:
     optimizer.step()
     before = params[2].detach().to_local().clone()
     give(params, 1, mesh)
-    params[2].grad = distribute_tensor(torch.ones(8, 3), square, [Shard(0), Replicate()])
+    params[2].grad = cut(torch.ones(8, 3), square, [Shard(0), Replicate()])
     refused(optimizer.step, RuntimeError, "its gradient is cut over")
     assert torch.equal(before, params[2].detach().to_local())

@@ -34,6 +34,7 @@ def saved(mesh: Any) -> None:
         "schedule": lambda params: steprule.AdamW(params, lr=lambda step: 0.01 / step, clip=ClipQuantile(0.5)),
         "independent decay": lambda params: steprule.AdamW(params, decay="independent", weight_decay=0.1),
         "modes": lambda params: steprule.ScheduleFreeAdamW(params),
+        "averages": lambda params: steprule.AdamW(params, average=0.9),
     }
     folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(folder)
@@ -58,16 +59,27 @@ def saved(mesh: Any) -> None:
         model, optimizer = made(make)
         for number in range(3):
             step(model, optimizer, number)
+        if name == "averages":  # and the trained weights are among the states
+            optimizer.swap_average()
         weights = [whole(param).clone() for param in model.parameters()]
-        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=place)
+        states = get_optimizer_state_dict(model, optimizer, options=options)
+        dcp.save({"model": model.state_dict(), "optimizer": states}, checkpoint_id=place)
         for one, param in zip(weights, model.parameters(), strict=True):
             same(one, whole(param), f"{name}: asking for states moves weights", exact=True)
-        state = {key: value.clone() for key, value in model.state_dict().items()}
         again, resumed = made(make)
-        again.load_state_dict(state)
-        saved_states = {"optimizer": get_optimizer_state_dict(again, resumed, options=options)}
+        saved_states = {
+            "optimizer": get_optimizer_state_dict(again, resumed, options=options),
+            "model": again.state_dict(),
+        }
         dcp.load(saved_states, checkpoint_id=place)
+        again.load_state_dict(saved_states["model"])
         set_optimizer_state_dict(again, resumed, saved_states["optimizer"], options=options)
+        for one, param in zip(weights, again.parameters(), strict=True):
+            same(one, whole(param), f"{name}: loaded", exact=True)
+        if name == "averages":
+            for swapped in (optimizer, resumed):
+                swapped.swap_average()
+            assert not any(map(torch.equal, weights, map(whole, again.parameters())))
         for number in range(3, 6):
             step(model, optimizer, number)
             step(again, resumed, number)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import steprule
-from sharding.breaking import LATER, cut, give, parameters, refused
-from sharding.helpers import same, tensors, whole
+from sharding.breaking import LATER, give, parameters, refused
+from sharding.helpers import cut, same, tensors, whole
 from steprule.services import Average, ClipNorm
 
 MAKES: dict[str, Callable[[Any], Any]] = {

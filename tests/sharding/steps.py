@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import steprule
@@ -110,26 +112,52 @@ def exchanged(mesh: Any) -> None:
 
 
 def released(mesh: Any) -> None:
-    """Under FSDP2, backward steps what it has reduced; the numbers are those of steps after it."""
+    """Under FSDP2, backward steps what it has reduced: the numbers are those of steps after it, and of one process with all inputs.
+
+    Gradients of micro-batches wait as parts in accumulate(), and as wholes where FSDP2 does not reduce them.
+    """
     from torch.distributed.fsdp import fully_shard
 
-    results = []
-    for release in (False, True):
+    def inputs(number: int, rank: int) -> torch.Tensor:
+        return torch.randn(8, 13, generator=torch.Generator().manual_seed(10 * number + rank), dtype=torch.float64)
+
+    def run(is_cut: bool, release: bool, waiting: str = "") -> list[torch.Tensor]:
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(13, 37), torch.nn.Tanh(), torch.nn.Linear(37, 5))
-        for layer in (model[0], model[2], model):
+        model: Any = torch.nn.Sequential(torch.nn.Linear(13, 37), torch.nn.Tanh(), torch.nn.Linear(37, 5)).double()
+        for layer in (model[0], model[2], model) if is_cut else ():
             fully_shard(layer, mesh=mesh)
-        optimizer = steprule.LAMB(model.parameters(), cautious=True, average=0.9, telemetry=1)
+        optimizer = steprule.LAMB(model.parameters(), cautious=True, average=0.9, telemetry=1, nonfinite="zero")
         if release:
             optimizer.release_gradients(model)
+
+        def backward(number: int) -> None:
+            mine = [dist.get_rank()] if is_cut else range(mesh.size())
+            batch = torch.cat([inputs(number, rank) for rank in mine])
+            (model(batch).square().sum() / len(mine)).backward()
+
         for step in range(4):
-            torch.manual_seed(step)
-            model(torch.randn(8, 13)).square().sum().backward()
+            with optimizer.accumulate() if release and waiting == "parts" else nullcontext():
+                if waiting == "wholes" and is_cut:
+                    model.set_requires_gradient_sync(False)
+                if waiting:
+                    backward(2 * step)
+                if waiting == "wholes" and is_cut:
+                    model.set_requires_gradient_sync(True)
+            backward(2 * step + 1)
             assert release == all(param.grad is None for param in model.parameters())
             optimizer.step()
             optimizer.zero_grad()
         with optimizer.averaged():
-            results.append([whole(param).clone() for param in model.parameters()])
-        results[-1] += [whole(param) for param in model.parameters()]
-    for one, other in zip(*results, strict=True):
-        same(one, other, "released", exact=True)
+            found = [whole(param).clone() for param in model.parameters()]
+        record = optimizer.telemetry.latest["total"]
+        every = [record] * mesh.size()
+        dist.all_gather_object(every, record)
+        assert all(str(one) == str(record) for one in every), every
+        return [*found, *(whole(param).clone() for param in model.parameters())]
+
+    for waiting in ("", "parts", "wholes"):
+        alone, after, inside = (run(*how, waiting) for how in ((False, False), (True, False), (True, True)))
+        for one, other in zip(after, inside, strict=True):
+            same(one, other, f"released, {waiting}", exact=True)
+        for one, other in zip(alone, inside, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-13)  # some thousands of roundings

@@ -75,8 +75,12 @@ class Rooms:
         shared: those that take the memory of others, which dtypes lack.
         memory: `size_of` bytes or more that others use before and after a step. Default: their own.
         view: how all of them are seen as matrices.
+
+    Attributes:
+        key: what must be the same in all processes, where these have parts.
     """
 
+    key: Any = None
     square_rooms: SquareRooms | None = None
 
     def __init__(

@@ -63,6 +63,10 @@ class Work(Levels, Protocol):
     def params(self) -> Sequence[Any]:
         """The tensors, as `sums` has them."""
 
+    @property
+    def rooms(self) -> Any:
+        """The matrices that lie between its passes, a `steprule.engine.matrices.Rooms`; None where there are none."""
+
     def read(self, norm: Norm) -> Sums:
         """The norms of gradients as they are, up to roots: "total_grad", "top_grad" or "low_grad".
 
@@ -129,6 +133,7 @@ def take_step(
     complete: Complete = alone,
     begin: Callable[[], None] | None = None,
     spread: Spread | None = None,
+    compares: bool = False,
 ) -> bool:
     """Steps some tensors; False if the step is refused, and nothing has changed.
 
@@ -138,6 +143,7 @@ def take_step(
         complete: makes sums over what is here those over all.
         begin: for a step that no plan has taken before, called when all has been looked at and nothing has changed yet.
         spread: for processes that have different parameters. One that has none takes part.
+        compares: whether works are compared with those of other processes before anything changes.
     """
     wants = around.wants
     sums = complete(works, [work.read(wants) for work in works]) if wants is not None else ()
@@ -148,8 +154,10 @@ def take_step(
             work.prepare()
     together = [work for work in works if not work.in_turn]
     numbered = [work for work in together if work.depth]
-    if wants is None and (around.counts or not numbered):  # else the first sums are compared before anything changes
-        complete(works if around.counts else (), ())
+    if wants is None:  # else works were compared with the norms
+        asks = compares or around.counts
+        if asks or not numbered:  # else the first sums are compared before anything changes
+            complete(works if asks else (), ())
         if spread is not None and around.counts and not any(spread.names):
             spread.gather(())
     if numbered or spread is not None:

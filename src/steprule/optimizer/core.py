@@ -21,7 +21,6 @@ from steprule.services.step import StepServices
 from steprule.step.plans import Plans
 from steprule.tensors.across import Across
 from steprule.tensors.copies import drop_copies, drop_flat_copies
-from steprule.tensors.exchange import Agreement
 from steprule.tensors.shard import Shards
 
 NOTES = ("services", "calls", "train_mode")
@@ -82,7 +81,7 @@ class Core:
         modes: which weights the model has.
         plans: what can do the next steps, if something can.
         shards: the parts of its parameters that are here, where some are DTensors.
-        agreement: what asks other processes whether they step the same matrices, where they have parts of some.
+        joins: whether some of these are of matrices that processes bring together.
     """
 
     def __init__(self, base: type[Rule], options: dict[str, Any]) -> None:
@@ -103,7 +102,7 @@ class Core:
         self.modes = Modes(by_rule=self.has_modes)
         self.plans = Plans()
         self.shards: Shards | None = None
-        self.agreement: Agreement | None = None
+        self.joins = False
 
     @property
     def calls(self) -> int:

@@ -20,13 +20,14 @@ def disagreement(error: DisagreementError, groups: list[dict[str, Any]]) -> str:
         )
     if not places:
         return (
-            "processes add up different sums for the same parameters: the step was not taken. Give the optimizer the same "
-            "rule, settings and services in all processes, and list each parameter as often"
+            "processes add up different sums for the same parameters, or compute the same matrices in other dtypes: the step was "
+            "not taken. Give the optimizer the same rule, settings and services in all processes, list each parameter as often, and "
+            "use processors of one kind"
         )
     listed = {one.param: one for one in reversed(list(list_all(groups)))}
     ordered = list(dict.fromkeys(one.param for one in list_all(groups)))
     names = [name_in(one.group, one.number, one.position) for one in (listed[ordered[place]] for place in places)]
     return (
         f"some processes have a gradient for {', '.join(names[:5])}{' and others' * (len(names) > 5)}, and some have none: a "
-        "step that adds up over processes needs all parts. Give them gradients of 0 where they have none"
+        "step that adds up over processes, or brings matrices together, needs all parts. Give them gradients of 0 where they have none"
     )

@@ -18,7 +18,7 @@ from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.state import matrices_of, no_matrix
 from steprule.step.listed import name_in
-from steprule.tensors.copies import is_flattened
+from steprule.tensors.copies import groups_of_flat, is_flattened
 from steprule.tensors.exchange import has_rows, why_apart
 from steprule.tensors.memory import HALF_DTYPES, is_abstract
 from steprule.tensors.numbering import numbering_of
@@ -52,8 +52,14 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 f"{what}, and in a ZeroRedundancyOptimizer it would exchange those of this process's parameters only: the "
                 f"model here has the others', too. {instead}"
             )
+    cut_over = groups_of_flat(group["params"]) if processes() > 1 else {}
     for index, param in enumerate(group["params"]):
         who = name_in(group, number, index)
+        if across is not None and param in cut_over and not across.is_over(cut_over[param]):
+            raise ValueError(
+                f"process_group={across}, and FSDP gives {who} to them more than once, as replicas: each would be counted. Write "
+                "process_group=model.process_group, which FSDP has cut it over, and none where FSDP does not cut"
+            )
         if across is not None and across.knows(param):
             raise ValueError(
                 f"process_group={across} and {who} do not go together: that is a DTensor, which knows its parts in other "
@@ -76,7 +82,8 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 f"{needing}, and {who} {kind}, and other groups' parameters are not there: a trainer that steps one group after "
                 "another, as DeepSpeed does, needs all parameters in one group"
             )
-        if needing is not None and across is None and processes() > 1:
+        is_all_here = param in cut_over and cut_over[param] is None
+        if needing is not None and across is None and processes() > 1 and not is_all_here:
             raise ValueError(
                 f"{needing}, and {who} {kind}: a step here would see only what this process has. Name the processes that have "
                 "the rest, as in process_group=torch.distributed.group.WORLD"

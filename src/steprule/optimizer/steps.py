@@ -28,7 +28,6 @@ from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.copies import drop_copies
-from steprule.tensors.exchange import Agreement
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
@@ -99,14 +98,10 @@ class Steps:
                 with torch.set_grad_enabled(self._groups.defaults.get("differentiable", False)), torch_alone():
                     self._take_anew()
         except Exception:
-            if core.agreement is not None:
-                core.agreement.close(has_failed=True)
             if core.across is not None:
                 with contextlib.suppress(DisagreementError):
                     core.across.fail()
             raise
-        if core.agreement is not None:
-            core.agreement.close()
 
     def _first_call(self) -> int | None:
         """How many numbers the step's first exchange with the processes of a group has, None where it has none."""
@@ -138,8 +133,10 @@ class Steps:
             shards.let_go()
 
     def _adds_up(self) -> bool:
-        """Whether the next step adds up over processes."""
+        """Whether processes wait for each other in the next step, where they have parts."""
         core, services = self._core, self._core.services
+        if core.joins:
+            return True
         if services is not None and (services.wants is not None or services.counts):
             return True
         return any(program_of(core.rule, group).sums for group in self._groups.groups)
@@ -157,7 +154,7 @@ class Steps:
     @property
     def _waits_for_parts(self) -> bool:
         core = self._core
-        return core.shards is not None and core.release is None and (core.agreement is not None or self._adds_up())
+        return core.shards is not None and core.release is None and self._adds_up()
 
     def agree(self, has_failed: bool, compares: bool) -> None:
         """Finds out whether other processes take the next step too, before anything has changed; all call it, if one `waits`.
@@ -180,9 +177,8 @@ class Steps:
             params = dict.fromkeys(one.param for one in list_all(self._groups.groups)) if compares else ()
             places = [place for place, p in enumerate(params) if cuts_of(p) and p.grad is not None]
             key = float(zlib.crc32(repr(places).encode()))
-            axes = core.agreement.axes if core.agreement is not None else None
             try:
-                core.shards.totals.agree(key, places, has_failed or found is not None, axes)
+                core.shards.totals.agree(key, places, has_failed or found is not None)
             except DisagreementError as error:
                 found = found or error
         if found is not None:
@@ -227,20 +223,10 @@ class Steps:
         core.shards = (core.shards or Shards()) if any(map(is_sharded, every)) else None
         if core.shards is not None:
             core.shards.know(every)
-        self._find_matrices()
+        core.joins = core.shards is not None and any(
+            any(map(cuts_of, group["params"])) for group in self._groups.groups if program_of(core.rule, group).matrices
+        )
         return every
-
-    def _find_matrices(self) -> None:
-        """Takes note of whether some of the parameters are matrices that processes bring together."""
-        core = self._core
-        if core.shards is None:
-            core.agreement = None
-            return
-        listed = list(list_all(self._groups.groups))
-        shared = [one.param for one in listed if program_of(core.rule, one.group).matrices and cuts_of(one.param)]
-        core.agreement = (core.agreement or Agreement()) if shared else None
-        if core.agreement is not None:
-            core.agreement.know(shared, [name_in(one.group, one.number, one.position) for one in listed])
 
     def check(self) -> None:
         """Raises what the next step would refuse; no parameter and no state has changed."""
@@ -334,7 +320,7 @@ class Steps:
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
             core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals,
-            self.move_resting_averages, self._spread(), core.agreement.ask if core.agreement is not None else None,
+            self.move_resting_averages, self._spread(), core.joins,
         )  # fmt: skip
 
     def _spread(self) -> Spread | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from steprule.engine.cpu import Kernel
+from steprule.engine.matrices import Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading, norms
@@ -34,6 +35,9 @@ class PlanWork(ABC):
         params: its tensors.
         members: one for each of them; none where there are no services.
         formats: of the operands.
+
+    Attributes:
+        rooms: the matrices that lie between its passes, if there are any.
     """
 
     count: Callable[[], None]
@@ -42,6 +46,7 @@ class PlanWork(ABC):
     sums: Callable[[int], Sums]
     put: Callable[[int, Sums], None]
     in_turn = False
+    rooms: Rooms | None = None
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class Job:
         complete: makes sums over what is here those over all.
         move_resting_averages: brings the averages of parameters that are not among those given towards them, by a share.
         spread: for processes that have different parameters.
-        agree: raises where other processes do not step the same matrices, if they have parts of some: asked before each step.
+        compares: whether processes compare what they step before anything changes, also where no sum is added up by then.
     """
 
     name: str
@@ -44,4 +44,4 @@ class Job:
     complete: Complete
     move_resting_averages: Callable[[set[Tensor], Any], None]
     spread: Spread | None = None
-    agree: Callable[[Sequence[Any]], None] | None = None
+    compares: bool = False

@@ -43,7 +43,7 @@ class Loose(Member):
         factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
     """
 
-    in_turn = False
+    in_turn, rooms = False, None
 
     def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
         super().__init__(*entry.described())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from operator import is_, itemgetter, methodcaller
 from typing import Any
@@ -25,7 +26,6 @@ from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
 from steprule.step.turns import Turn, in_turns
 from steprule.tensors.average import start_average
-from steprule.tensors.exchange import SharedRooms
 from steprule.tensors.state import GROUP_OPTIONS
 from steprule.trace.tracing import static_settings
 
@@ -58,7 +58,7 @@ class StepPlan:
         self._groups = job.groups if whole else [entries[0].group]
         self._needs_numbers = not all(bucket[0].kind.engine == "gpu" for _, bucket in buckets)
         self._check_numbers, self._complete, self._spread = weakly(job.check_numbers), job.complete, job.spread
-        self._agree = job.agree
+        self._compares = job.compares
         self._entries = entries
         self._know_settings(job.flags)
         turns = in_turns(buckets)
@@ -122,9 +122,9 @@ class StepPlan:
         """Has the steps that come run over these."""
         self._counters = [one.counter for one in buckets if one.counter is not None]
         self._works = [one.work for one in buckets]
-        self._shared = [one.rooms for one in buckets if isinstance(one.rooms, SharedRooms)]
         is_plain = self._services is None and not any(work.depth for work in self._works)
         is_plain &= self._spread is None or not any(self._spread.names)
+        is_plain &= not (self._compares and self._works)
         self._launchers = [work.launch for work in self._works] if is_plain else None
         if isinstance(self._around, OnHost):
             self._around.forget()
@@ -161,7 +161,13 @@ class StepPlan:
         """Whether a step may add something up."""
         services = self._services
         assert services is not None
-        asks = services.wants is not None or services.rescales or services.telemetry is not None or services.counts
+        asks = (
+            self._compares
+            or services.wants is not None
+            or services.rescales
+            or services.telemetry is not None
+            or services.counts
+        )
         return asks or any(work.depth for work in self._works)
 
     def run(self, groups: list[dict[str, Any]], states: Any, only_ask: bool = False) -> bool:
@@ -213,11 +219,9 @@ class StepPlan:
             return True
         if self._accumulator is not None:
             self._accumulator.settle(roster.active)
-        if self._agree is not None:
-            self._agree(self._shared)
         if self._launchers is None:
             takes = self._works or self._spread is not None or not self._rests_all()
-            if takes and take_step(self._works, self._around, self._complete, None, self._spread):
+            if takes and take_step(self._works, self._around, self._complete, None, self._spread, self._compares):
                 count_write(roster.active)
             return True
         for launch in self._launchers:  # all that `take_step` would do, without the cost of a call
@@ -269,13 +273,12 @@ class StepPlan:
         first = {id(entry.param): entry for entry in reversed(entries)}
         loose = [Loose(entry, first[id(entry.param)] is entry, self._complete) for entry in alive if not entry.is_fast]
         works = [*self._works, *loose]
-        if self._agree is not None:
-            self._agree(self._shared)
         starts_averages = False
         if services is not None:
             starts_averages = services.look().averaged == 0 and services.average is not None
         is_idle = services is not None and not works and self._spread is None and self._rests_all()
-        if not is_idle and not take_step(works, around, self._complete, lambda: self._begin(alive), self._spread):
+        begin = partial(self._begin, alive)
+        if not is_idle and not take_step(works, around, self._complete, begin, self._spread, self._compares):
             return False
         for entry in alive if starts_averages else ():
             start_average(entry.param, entry.state)

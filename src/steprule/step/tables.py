@@ -62,7 +62,7 @@ class Bucket:
         members = [Member(*entry.described()) for entry in entries] if services is not None else []
         params = [entry.param for entry in entries]
         self.work = work_of(kernels, self.plan, numbers, params, members, entries[0].kind.formats)
-        self.work.in_turn = memory is not None
+        self.work.in_turn, self.work.rooms = memory is not None, self.rooms
 
     def select(self, active: np.ndarray) -> bool:
         """Steps some of the parameters from now on; False if that is none of them."""

@@ -103,6 +103,12 @@ class Across:
         all_gather(every, own, group=self.group)
         return torch.stack(every).cpu().numpy()
 
+    def is_over(self, group: Any) -> bool:
+        """Whether these are the processes of another group, where None has this one alone."""
+        distributed = torch.distributed
+        others = [distributed.get_rank()] if group is None else distributed.get_process_group_ranks(group)
+        return self.group is None or self._ranks == others
+
     def knows(self, param: Tensor) -> bool:
         """Whether a parameter is a DTensor that other processes of the group have too."""
         if not is_sharded(param) or self.group is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -44,11 +44,26 @@ def _gathered(state: Any) -> list[Tensor]:
 
 def drop_flat_copies(params: Sequence[Tensor]) -> None:
     """The same for FSDP1, of whose modules nobody keeps a list: it takes milliseconds."""
+    for handle in _flat_handles(params):
+        if handle.uses_sharded_strategy and not handle.needs_unshard():
+            handle.reshard(True)
+            handle.post_reshard()
+
+
+def groups_of_flat(params: Sequence[Tensor]) -> dict[Tensor, Any]:
+    """The process group over which FSDP1 has cut each of these parameters; None where every process has all of it."""
+    return {
+        param: handle.process_group if handle.uses_sharded_strategy else None
+        for handle in _flat_handles(params)
+        for param in (handle.flat_param, *(handle.flat_param._params or ()))
+    }
+
+
+def _flat_handles(params: Sequence[Tensor]) -> Iterator[Any]:
+    """What FSDP1 has to handle these parameters."""
     if not any(map(is_flattened, params)):
         return
     own, made = set(params), sys.modules[_FSDP].FullyShardedDataParallel
     for handle in [one._handle for one in gc.get_objects() if issubclass(type(one), made)]:
-        has_copy = handle is not None and handle.uses_sharded_strategy and not handle.needs_unshard()
-        if has_copy and not own.isdisjoint([handle.flat_param, *(handle.flat_param._params or ())]):
-            handle.reshard(True)
-            handle.post_reshard()
+        if handle is not None and not own.isdisjoint([handle.flat_param, *(handle.flat_param._params or ())]):
+            yield handle

@@ -2,13 +2,13 @@
 
 All parts of a plan's matrices travel by one call of torch.distributed, and the results by one more, however many matrices
 there are. Which process computes which matrix follows from the matrices that take the step, and so is the same everywhere.
-Processes agree on those before anything has changed: `Agreement`.
+Processes compare those before anything has changed: `steprule.tensors.totals.Totals`.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from steprule.engine.matrices import Rooms
 from steprule.formats.parts import cuts_of
 from steprule.state import matrices_of
-from steprule.tensors.totals import reduced, whole_of
+from steprule.tensors.totals import whole_of
 from steprule.trace.expression import Expression
 from steprule.trace.program import Matrix
 
@@ -111,6 +111,9 @@ class SharedRooms(Rooms):
         stacks: whether the last two dimensions are the matrix, and those before them count matrices.
         view: how all of them are seen as matrices.
 
+    Attributes:
+        key: what must be the same in all processes, of the tensors that take the next step.
+
     Raises:
         RuntimeError: processes have other parts than their placements say.
     """
@@ -146,19 +149,13 @@ class SharedRooms(Rooms):
         mine = self._given[self._rank]
         self._sent = [sum(self._wholes[i].sizes[self._rank] for i in given) for given in self._given]
         self._received = [sum(self._wholes[i].sizes[rank] for i in mine) for rank in ranks]
+        self.key = (
+            tuple(self._listed[i] for i in self._chosen), tuple(tuple(self._wholes[i].shape) for i in self._chosen),
+            tuple(self._dtypes.values()),
+        )  # fmt: skip
         self._mine: dict[tuple[int, ...], list[int]] = {}
         for i in mine:
             self._mine.setdefault(self._wholes[i].matrix, []).append(i)
-
-    @property
-    def places(self) -> list[int]:
-        """Those of the tensors that take the next step."""
-        return [self._listed[i] for i in self._chosen]
-
-    @property
-    def key(self) -> Any:
-        """What must be the same in all processes."""
-        return self.places, [tuple(self._wholes[i].shape) for i in self._chosen], [*self._dtypes.values()]
 
     def run(
         self,
@@ -172,13 +169,35 @@ class SharedRooms(Rooms):
             self._run({name: one for name, one in functions.items() if self._dtypes[name] == dtype}, value)
 
     def _run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
-        """The same for those of one dtype."""
-        pieces = [self._pieces[name][i].view(-1) for given in self._given for i in given for name in functions]
+        """The same for those of one dtype. A number more for each process says whether results are what they should be."""
+        first = next(self._pieces[name][0] for name in functions)
+        pieces = [
+            piece
+            for given in self._given
+            for piece in (*(self._pieces[name][i].view(-1) for i in given for name in functions), first.new_zeros(1))
+        ]
         here = torch.cat(pieces)
-        there = here.new_empty(sum(self._received) * len(functions))
-        each = len(functions) * here.element_size()
-        sent, received = ([size * each for size in sizes] for sizes in (self._sent, self._received))
+        sent, received = ([size * len(functions) + 1 for size in sizes] for sizes in (self._sent, self._received))
+        there = here.new_empty(sum(received))
         self._travel(here, sent, there, received)
+        failed = None
+        try:
+            self._compute(there, functions, value)
+        except Exception as error:  # such as for want of memory, while others wait for results
+            failed = error
+            there.fill_(1.0)
+        self._travel(there, received, here, sent)
+        if failed is not None:
+            raise failed
+        if torch.stack([one[-1] for one in torch.split(here, sent)]).any():
+            raise RuntimeError(
+                "another process could not compute its matrices, and its error says why: no parameter has changed, but momentum has"
+            )
+        for piece, new in zip(pieces, torch.split(here, [piece.numel() for piece in pieces]), strict=True):
+            piece.copy_(new)
+
+    def _compute(self, there: Tensor, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
+        """Puts the functions of this process's matrices in their place."""
         stacks, parts = self._unpacked(there, functions)
         for part, arrived in parts:
             part.copy_(arrived)
@@ -187,9 +206,6 @@ class SharedRooms(Rooms):
                 call(None)
         for part, leaving in parts:
             leaving.copy_(part)
-        self._travel(there, received, here, sent)
-        for piece, new in zip(pieces, torch.split(here, [piece.numel() for piece in pieces]), strict=True):
-            piece.copy_(new)
 
     def _unpacked(
         self, there: Tensor, functions: Mapping[str, Matrix]
@@ -201,106 +217,19 @@ class SharedRooms(Rooms):
             for shape, members in self._mine.items():
                 stacks[name, shape] = stack = there.new_empty((len(members), *shape))
                 matrices |= {(name, i): one for i, one in zip(members, stack, strict=True)}
-        parts = [
-            self._wholes[i].part(matrices[name, i], rank)
-            for rank in range(len(self._given))
-            for i in self._given[self._rank]
-            for name in functions
-        ]
-        split = torch.split(there, [part.numel() for part in parts])
-        return stacks, [(part, x.view(part.shape)) for part, x in zip(parts, split, strict=True)]
+        parts, start = [], 0
+        for rank in range(len(self._given)):
+            for i, name in product(self._given[self._rank], functions):
+                part = self._wholes[i].part(matrices[name, i], rank)
+                parts.append((part, there[start : start + part.numel()].view(part.shape)))
+                start += part.numel()
+            start += 1
+        return stacks, parts
 
     def _travel(self, start: Tensor, sent: Sequence[int], goal: Tensor, received: Sequence[int]) -> None:
-        """Sends some bytes to each process of the group, and receives some of each."""
+        """Sends some numbers to each process of the group, and receives some of each."""
         from torch.distributed import all_to_all_single
 
-        all_to_all_single(goal.view(torch.uint8), start.view(torch.uint8), [*received], [*sent], group=self._group)
-
-
-class Agreement:
-    """Processes find out, before anything of a step has changed, whether all of them step the same matrices.
-
-    Every process asks once in every step, at the latest when that is over for it.
-
-    Attributes:
-        axes: the dimensions of meshes along which they do.
-    """
-
-    def __init__(self) -> None:
-        self._is_open = True
-        self.axes: list[tuple[Any, int]] = []
-        self._names: list[str] = []
-
-    def know(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Takes note of who takes part.
-
-        Args:
-            params: the matrices of which processes have parts.
-            names: what errors call the optimizer's parameters, by their places.
-        """
-        meshes = sorted(
-            dict.fromkeys(cut.mesh for param in params for cut in cuts_of(param)), key=lambda mesh: mesh.size()
-        )
-        self.axes = [(mesh, axis) for mesh in meshes for axis in range(mesh.ndim) if mesh.size(axis) > 1]
-        self._names = [*names]
-
-    def ask(self, rooms: Sequence[SharedRooms], has_failed: bool = False) -> None:
-        """Agrees on the matrices that take this step.
-
-        Args:
-            rooms: the matrices.
-            has_failed: whether this process cannot take the step.
-
-        Raises:
-            RuntimeError: processes do not have the same, or one cannot take the step; in all processes.
-        """
-        self._is_open = False
-        key = float(zlib.crc32(repr([one.key for one in rooms]).encode()))
-        most, least, failed = self._largest([key, -key, float(has_failed)])
-        if failed:
-            raise RuntimeError("another process cannot take this step, and its error says why: none has taken it")
-        if most != -least:
-            raise RuntimeError(self._difference([place for one in rooms for place in one.places]))
-
-    def close(self, has_failed: bool = False) -> None:
-        """The step is over here: a process that has not asked in it has no matrices to step, or cannot.
-
-        Args:
-            has_failed: whether it was not taken, for a reason that is about to be raised.
-
-        Raises:
-            RuntimeError: as `ask`, unless it has failed.
-        """
-        try:
-            if self._is_open:
-                self.ask((), has_failed)
-        except Exception:
-            if not has_failed:
-                raise
-        finally:
-            self._is_open = True
-
-    def _difference(self, places: Sequence[int]) -> str:
-        """What processes have that others have not."""
-        own = np.zeros(len(self._names))
-        own[places] = 1.0
-        some, others = self._largest([*own, *(1.0 - own)]).reshape(2, -1)
-        names = [name for name, one, other in zip(self._names, some, others, strict=True) if one and other]
-        if not names:
-            return (
-                "processes would compute the same matrices in other dtypes or in another order: give them the same parameters "
-                "and settings, and processors of one kind"
-            )
-        return (
-            f"some processes have a gradient for {', '.join(names[:5])}{' and others' * (len(names) > 5)}, and some have none: a "
-            "step of whole matrices needs all their parts. Give them gradients of 0 where they have none"
-        )
-
-    def _largest(self, numbers: Sequence[float]) -> np.ndarray:
-        """Of each number the largest that a process has."""
-        from torch.distributed import ReduceOp
-
-        every = np.array(numbers, np.float64)
-        for mesh, axis in self.axes:
-            every = reduced(every, mesh, axis, ReduceOp.MAX)
-        return every
+        size = start.element_size()
+        there, here = ([count * size for count in counts] for counts in (received, sent))
+        all_to_all_single(goal.view(torch.uint8), start.view(torch.uint8), there, here, group=self._group)

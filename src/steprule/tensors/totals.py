@@ -20,6 +20,8 @@ from steprule.engine.run import Sums
 from steprule.formats.parts import cuts_of
 
 _WHOLE = "_steprule_whole"
+_ONLY_COMPARED = ""
+"""The name of sums where there are none, and processes only compare whose they would be."""
 
 
 def whole_of(part: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ class Totals:
         if not works:
             self.take_part()
         elif not sums and self.is_open:
-            sums = [{"": [0.0] * len(work.params)} for work in works]
+            sums = [{_ONLY_COMPARED: [0.0] * len(work.params)} for work in works]
         if not self._groups or not any(sums):
             return sums
         layout = self._layout(works, sums)
@@ -97,7 +99,7 @@ class Totals:
             DisagreementError: others have something.
         """
         if self.is_open and self._groups:
-            self._open(_Layout([], [], [], self), np.zeros(0), has_failed)
+            self._open(_Layout([], [], [], self, []), np.zeros(0), has_failed)
 
     def has_any(self, flag: bool) -> bool:
         """Whether any process has raised this flag; all call it at the same place, outside of steps."""
@@ -105,14 +107,16 @@ class Totals:
 
     def _layout(self, works: Sequence[Any], sums: Sequence[Sums]) -> _Layout:
         """Where numbers are, remembered from step to step."""
-        names = [tuple(own) for own in sums]
+        names, keys = [tuple(own) for own in sums], [one.rooms and one.rooms.key for one in works]
         params = [param for work in works for param in work.params]
-        key = (*names, *map(len, (work.params for work in works)), *map(id, params))
+        key = (*names, *keys, *map(len, (work.params for work in works)), *map(id, params))
         layout = self._layouts.get(key)
         if layout is None:
             if len(self._layouts) > 16:  # as where other parameters have gradients in every step
                 self._layouts.clear()
-            layout = self._layouts[key] = _Layout(params, [work.params for work in works], names, self)
+            layout = self._layouts[key] = _Layout(
+                params, [work.params for work in works], names, self, [key for key in keys if key]
+            )
         return layout
 
     def _open(self, layout: _Layout, flat: np.ndarray, has_failed: bool = False) -> None:
@@ -122,9 +126,8 @@ class Totals:
         before = self._agreed if is_new else layout
         if not self._add_up(before, np.zeros(before.size) if is_new else flat, is_new):
             return
-        self.agree(
-            layout.key, layout.places, has_failed
-        )  # and so it is new in all processes, and nothing of it has been added up
+        # and so it is new in all processes, and nothing of it has been added up
+        self.agree(layout.key, layout.places, has_failed)
         self._agreed = layout
         self._add_up(layout, flat)
 
@@ -148,30 +151,27 @@ class Totals:
                 flat[index] = done[: len(index)] * sign
         return bool(flag)
 
-    def agree(
-        self, key: float, places: Sequence[int], has_failed: bool, axes: Sequence[tuple[Any, int]] | None = None
-    ) -> None:
+    def agree(self, key: float, places: Sequence[int], has_failed: bool) -> None:
         """Compares what processes have; all call it at the same place.
 
         Args:
             key: must be the same in all.
             places: of the parameters that take the step.
             has_failed: whether this process cannot take it.
-            axes: the dimensions of meshes along which to compare. Default: those along which parameters are cut.
 
         Raises:
             DisagreementError: it is not the same, or one of them has failed; in all processes.
         """
-        axes, count = self._groups if axes is None else axes, len(self._places)
+        count = len(self._places)
         # as long in all processes, whatever parameters these have
-        most, least = _ends(np.array([float(has_failed), count, key]), axes)
+        most, least = _ends(np.array([float(has_failed), count, key]), self._groups)
         counts = int(least[1]), int(most[1])
         if most[0] or counts[0] < counts[1]:
             raise DisagreementError(bool(most[0]), counts)
         if most[2] != least[2]:
             own = np.zeros(count)
             own[places] = 1.0
-            raise DisagreementError(False, counts, np.flatnonzero(np.not_equal(*_ends(own, axes))).tolist())
+            raise DisagreementError(False, counts, np.flatnonzero(np.not_equal(*_ends(own, self._groups))).tolist())
 
 
 def _ends(numbers: np.ndarray, axes: Sequence[tuple[Any, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -192,6 +192,7 @@ class _Layout:
         works: those of each.
         names: of each work's sums.
         totals: whose call it is.
+        keys: what else must be the same in all processes.
 
     Attributes:
         size: how many numbers there are.
@@ -206,6 +207,7 @@ class _Layout:
         works: Sequence[Sequence[Tensor]],
         names: Sequence[Sequence[str]],
         totals: Totals,
+        keys: Sequence[Any],
     ) -> None:
         self._held = params
         places = [[totals._places.get(id(whole_of(param)), -1) for param in own] for own in works]
@@ -218,9 +220,10 @@ class _Layout:
         ]
         self.size = len(entries)
         order = sorted((i for i in range(self.size) if entries[i].axes), key=lambda i: entries[i][:3])
-        self.indices = [_index([i for i in order if axis in entries[i].axes], entries) for axis in totals._groups]
+        sent = [i for i in order if entries[i].name != _ONLY_COMPARED]
+        self.indices = [_index([i for i in sent if axis in entries[i].axes], entries) for axis in totals._groups]
         self.places = sorted({entries[i].place for i in order})
-        self.key = float(zlib.crc32(repr([entries[i][:3] for i in order]).encode()))
+        self.key = float(zlib.crc32(repr([[entries[i][:3] for i in order], *keys]).encode()))
         self._is_cut = [any(own) for own in axes]
 
     def given_back(self, sums: Sequence[Sums], flat: np.ndarray) -> list[Sums]:
