@@ -165,7 +165,13 @@ def with_services() -> record.Record:
         move(averages, [p.detach() for p in params], 1)
 
     seconds = interleaved({"ours": served.step, "theirs": separately})
-    return {"kind": "services", "case": "clip, skip, average and step", "model": "GPT-2-small", "seconds": seconds}
+    in_row = {"ours": in_a_row(served.step), "theirs": in_a_row(separately)}
+    served.cuda_graph = True
+    seconds |= interleaved({"graph": served.step})
+    in_row["graph"] = in_a_row(served.step)
+    return {
+        "kind": "services", "case": "clip, skip, average and step", "model": "GPT-2-small", "seconds": seconds, "in_a_row": in_row,
+    }  # fmt: skip
 
 
 def matrices() -> list[record.Record]:
@@ -177,6 +183,9 @@ def matrices() -> list[record.Record]:
         theirs = make(torch.optim.Muon, hidden, "float32")
         seconds = interleaved({"ours": ours.step, "theirs": theirs.step}, 10)
         in_row = {"ours": in_a_row(ours.step, 5, 3), "theirs": in_a_row(theirs.step, 5, 3)}
+        ours.cuda_graph = True
+        seconds |= interleaved({"graph": ours.step}, 10)
+        in_row["graph"] = in_a_row(ours.step, 5, 3)
         del ours, theirs
         torch.cuda.empty_cache()
         seven = make(steprule.Muon, hidden, "bfloat16", **SEVEN_BYTES)

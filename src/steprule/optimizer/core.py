@@ -82,6 +82,7 @@ class Core:
         modes: which weights the model has.
         plans: what can do the next steps, if something can.
         shards: the parts of its parameters that are here, where some are DTensors.
+        in_graph: whether steps are to be replayed by CUDA graphs.
         agreement: what asks other processes whether they step the same matrices, where they have parts of some.
     """
 
@@ -104,6 +105,7 @@ class Core:
         self.plans = Plans()
         self.shards: Shards | None = None
         self.agreement: Agreement | None = None
+        self.in_graph = False
 
     @property
     def calls(self) -> int:

@@ -335,6 +335,7 @@ class Steps:
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
             core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals,
             self.move_resting_averages, self._spread(), core.agreement.ask if core.agreement is not None else None,
+            core.in_graph,
         )  # fmt: skip
 
     def _spread(self) -> Spread | None:

@@ -30,6 +30,7 @@ class Job:
         move_resting_averages: brings the averages of parameters that are not among those given towards them, by a share.
         spread: for processes that have different parameters.
         agree: raises where other processes do not step the same matrices, if they have parts of some: asked before each step.
+        in_graph: whether steps are to be replayed by CUDA graphs.
     """
 
     name: str
@@ -45,3 +46,4 @@ class Job:
     move_resting_averages: Callable[[set[Tensor], Any], None]
     spread: Spread | None = None
     agree: Callable[[Sequence[Any]], None] | None = None
+    in_graph: bool = False

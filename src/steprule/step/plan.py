@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import is_, itemgetter, methodcaller
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
+from steprule.engine.gpu_graph import Repeated, StepGraph
 from steprule.engine.plan import FULL
 from steprule.engine.run import NOTHING, Around, alone, take_step
 from steprule.hyper import MULTIPLIERS
@@ -76,6 +77,8 @@ class StepPlan:
         elif job.services is not None:
             self._around = job.services.release or OnHost(job.services, self._averages)
         self._lay_out(turns)
+        self._graph = self._graph_of(fast) if job.in_graph and entries else None
+        self._constants = self._constants_now()
         if any(entry.rests for entry in fast):
             self._select()
 
@@ -147,6 +150,26 @@ class StepPlan:
             raise
         return True
 
+    def _graph_of(self, fast: Sequence[Entry]) -> StepGraph:
+        """What replays its steps.
+
+        Raises:
+            RuntimeError: the host has a part in them.
+        """
+        devices = {entry.param.device for entry in fast}
+        wrong = None
+        if [device.type for device in devices] != ["cuda"]:
+            wrong = f"parameters are on {' and '.join(sorted(map(str, devices)))}, and not all on one GPU"
+        elif not self.repeats:
+            wrong = "no kernel takes all parameters as they are, with the settings and states that they have"
+        elif self._spread is not None or self._complete is not alone:
+            wrong = "processes have parts of parameters, and exchange numbers by way of the host"
+        elif self._services is not None and not self._decided_on_device():
+            wrong = 'nonfinite="raise" has the host wait for each step'
+        if wrong is not None:
+            raise RuntimeError(f"cuda_graph=True does not go with this step: {wrong}. Set optimizer.cuda_graph = False")
+        return StepGraph(next(iter(devices)))
+
     def _decided_on_device(self) -> bool:
         """Whether the services' decisions are made on the GPU, where the host need not know them."""
         services = self._services
@@ -215,14 +238,24 @@ class StepPlan:
             self._accumulator.settle(roster.active)
         if self._agree is not None:
             self._agree(self._shared)
+        if self._graph is not None:
+            self._graph.take(self._launch, cast(Repeated, self._around), self._constants)
+        elif not self._launch():
+            return True
+        count_write(roster.active)
+        return True
+
+    def _constants_now(self) -> list[bytes]:
+        """What a graph of its launches holds for."""
+        return [work.constants for work in self._works] if self._graph is not None else []
+
+    def _launch(self) -> bool:
+        """Takes the step; False if services refuse it."""
         if self._launchers is None:
             takes = self._works or self._spread is not None or not self._rests_all()
-            if takes and take_step(self._works, self._around, self._complete, None, self._spread):
-                count_write(roster.active)
-            return True
+            return bool(takes) and take_step(self._works, self._around, self._complete, None, self._spread)
         for launch in self._launchers:  # all that `take_step` would do, without the cost of a call
             launch()
-        count_write(roster.active)
         return True
 
     def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
@@ -332,6 +365,7 @@ class StepPlan:
         self._settings = settings
         for bucket, _ in self._buckets:
             bucket.plan.set_hyper(hyper(bucket.kernel, groups, bucket.rows, self._services))
+        self._constants = self._constants_now()
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
