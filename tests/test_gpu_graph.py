@@ -49,9 +49,9 @@ def check(make, replays, least, **settings):
         assert getattr(ours[1], name) == getattr(theirs[1], name)
     torch.testing.assert_close(ours[1].grad_norm, theirs[1].grad_norm, rtol=0, atol=0, equal_nan=True)
     notes = [one.state_dict()["param_groups"][0].get("services") for one in (ours[1], theirs[1])]
-    assert notes[0] == notes[1]
+    assert repr(notes[0]) == repr(notes[1])  # where NaN is NaN
     if ours[1].telemetry is not None:
-        assert len(ours[1].telemetry.rows()) == len(theirs[1].telemetry.rows())
+        assert repr(ours[1].telemetry.records()) == repr(theirs[1].telemetry.records())
 
 
 @needs_gpu
@@ -65,7 +65,7 @@ def test_elementwise(replays, make, settings):
         check(make, replays, 0, **settings)
         assert not replays
         settings = {**settings, "telemetry": 3}
-    check(make, replays, 4 if "telemetry" in settings else STEPS - 2, **settings)
+    check(make, replays, 3 if "telemetry" in settings else STEPS - 2, **settings)
 
 
 @needs_gpu
