@@ -13,7 +13,7 @@ demo: $(INSTALLED)  ## train two small models with four optimizers
 test: lint  ## lint, types and tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-long: $(INSTALLED)  ## the tests that take long: the scripts that measure, four processes, the wheel, 8-bit states beside options
+long: $(INSTALLED)  ## the tests that take long, which `make test` leaves out
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
 
 versions: $(INSTALLED)  ## what depends on versions, on the oldest and the newest set that steprule takes

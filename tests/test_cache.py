@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,13 @@ def step(home: Path, **env: str) -> tuple[Path, str]:
     return Path(result.stdout.strip()), result.stderr
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Path]:
+    """A cache with one kernel, and that."""
+    home = tmp_path_factory.mktemp("whole")
+    return home, step(home)[0]
+
+
 def code_files(kernel: Path) -> list[Path]:
     return sorted((kernel.parent / "__pycache__").glob("*.nb*"))
 
@@ -47,8 +55,10 @@ def test_the_second_process_finds_the_first_ones_kernel(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "emptied", "source", "no checksums", "code missing"])
-def test_a_damaged_kernel_is_made_anew(tmp_path, damage):
-    kernel, _ = step(tmp_path)
+def test_a_damaged_kernel_is_made_anew(tmp_path, whole, damage):
+    home, kernel = whole
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    kernel = tmp_path / kernel.relative_to(home)
     data = code_files(kernel)[0]
     if damage == "truncated":
         data.write_bytes(data.read_bytes()[:100])

@@ -761,7 +761,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("name", ["digits", "chars"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("chars", marks=pytest.mark.long)])
 def test_the_same_seeds_give_the_same_numbers(folder, name):
     args = ["compare", "-t", name, "--steps", "6", "--seeds", "2"]
     assert command(*args[1:], "--out", "here").exit_code == 0

@@ -175,7 +175,10 @@ COMBINATIONS += [
     (rule, "bfloat16 stochastic", "bfloat16 dithered")
     for rule in (*(OWN[name] for name in ("adamw", "lamb", "nadam", "schedulefreeadamw")), CAUTIOUS)
 ]
-COMBINATIONS += [(OWN[name], "bfloat16 24bit", "8bit") for name in ("adamw", "lion", "lamb", "prodigy")]
+COMBINATIONS += [(OWN["adamw"], "bfloat16 24bit", "8bit")]
+COMBINATIONS += [
+    pytest.param(OWN[name], "bfloat16 24bit", "8bit", marks=pytest.mark.long) for name in ("lion", "lamb", "prodigy")
+]
 
 
 @pytest.mark.parametrize(("rule", "weights", "states"), COMBINATIONS)

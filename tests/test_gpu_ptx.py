@@ -16,6 +16,7 @@ from steprule.rules import OWN
 from steprule.rules.options import with_options
 
 fcntl = pytest.importorskip("fcntl")  # as Triton, not on Windows
+pytestmark = pytest.mark.long  # all are compiled at once
 ADAMW = OWN["adamw"].hyperparameters
 OPTIONS = {"decay": "corrected", "cautious": True, "cautious_decay": False, "lookahead": 5, "lookahead_alpha": 0.5}
 ALL = {"factor": "tensor", "limit": False, "zero": True, "average": True, "gather": True}

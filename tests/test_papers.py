@@ -157,8 +157,16 @@ AROUND = [
 ]
 
 
-@pytest.mark.parametrize("options", AROUND, ids=str)
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param(
+            name, options, id=f"{name}-{options}", marks=[] if (number + place) % 3 == 0 else [pytest.mark.long]
+        )
+        for number, name in enumerate(OWN)
+        for place, options in enumerate(AROUND)
+    ],
+)
 def test_options_go_around_every_rule_that_they_fit(name, options):
     hyper = telling(name)[0]
     params, grads = problem(name, hyper, 2)
