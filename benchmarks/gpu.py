@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import record
@@ -196,6 +197,46 @@ def matrices() -> list[record.Record]:
     return rows
 
 
+def offloaded() -> list[record.Record]:
+    """AdamW on the host for parameters of the GPU, copies both ways included."""
+    makers: dict[str, tuple[Callable[..., Any], str, dict[str, Any]]] = {
+        "AdamW, float32": (steprule.AdamW, "float32", {}),
+        "AdamW, 7 bytes (24-bit weights, 8-bit states)": (steprule.AdamW, "bfloat16", SEVEN_BYTES),
+        "torch.optim.AdamW, float32": (torch.optim.AdamW, "float32", {"fused": True}),
+    }
+    rows: list[record.Record] = []
+    for case, (inner, dtype, settings) in makers.items():
+        optimizer = make(partial(steprule.Offloaded, optimizer=inner), BILLION, dtype, **settings)
+        rows.append(
+            {"kind": "offload", "case": case, "model": "1B parameters", "seconds": wall_seconds(optimizer.step)}
+        )
+        del optimizer
+    with contextlib.suppress(ImportError):
+        peer = importlib.import_module("torchao.optim").CPUOffloadOptimizer
+        optimizer = make(partial(peer, optimizer_class=torch.optim.AdamW, fused=True), BILLION, "float32")
+        for group in optimizer.param_groups:  # its gradients are copied by hooks of backward
+            sum(param.sum() * 1e-3 for param in group["params"]).backward()
+        rows.append(
+            {
+                "kind": "offload", "case": "torchao CPUOffloadOptimizer, float32", "model": "1B parameters",
+                "seconds": wall_seconds(optimizer.step),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def wall_seconds(call: Callable[[], object], rounds: int = 5) -> float:
+    """The median seconds until all that a call does is done, on the host and on the GPU."""
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
 def peers() -> dict[str, Any]:
     """The others that are installed, as classes of optimizers."""
     found = {}
@@ -229,7 +270,14 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs a GPU that torch can use; gpu_code.py tells what can be known without one")
     begun = record.head()
-    rows = [*steps("GPT-2-small", gpt2_small()), *steps("1B parameters", BILLION), many(), with_services(), *matrices()]
+    rows = [
+        *steps("GPT-2-small", gpt2_small()),
+        *steps("1B parameters", BILLION),
+        many(),
+        with_services(),
+        *matrices(),
+        *offloaded(),
+    ]
     kept = record.write("gpu", begun, rows)
     record.show([figures_of_gpu.gpu({"gpu": kept})])
 

@@ -44,6 +44,10 @@ def _others(record: Record) -> str:
             for row in rows_of(record, kind="matrix")
         ),
         *(
+            f"{row['case']}, over {row['model']} with states on the host: {span(row['seconds'])}."
+            for row in rows_of(record, kind="offload")
+        ),
+        *(
             f"{row['case']} takes {span(row['seconds']['peer'])} over {row['model']}."
             for row in rows_of(record, kind="peer")
         ),
