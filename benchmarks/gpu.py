@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import record
@@ -198,30 +197,43 @@ def matrices() -> list[record.Record]:
 
 
 def offloaded() -> list[record.Record]:
-    """AdamW on the host for parameters of the GPU, copies both ways included."""
-    makers: dict[str, tuple[Callable[..., Any], str, dict[str, Any]]] = {
-        "AdamW, float32": (steprule.AdamW, "float32", {}),
-        "AdamW, 7 bytes (24-bit weights, 8-bit states)": (steprule.AdamW, "bfloat16", SEVEN_BYTES),
-        "torch.optim.AdamW, float32": (torch.optim.AdamW, "float32", {"fused": True}),
+    """A backward pass over parameters of the GPU and a step of AdamW on the host, and the pass alone."""
+    makers: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "backward alone": ("float32", lambda params: None),
+        "AdamW, float32": ("float32", lambda params: steprule.Offloaded(params, steprule.AdamW)),
+        "AdamW, 7 bytes (24-bit weights, 8-bit states)": (
+            "bfloat16",
+            lambda params: steprule.Offloaded(params, steprule.AdamW, **SEVEN_BYTES),
+        ),
+        "torch.optim.AdamW, float32, in Offloaded": (
+            "float32",
+            lambda params: steprule.Offloaded(params, torch.optim.AdamW, fused=True),
+        ),
     }
-    rows: list[record.Record] = []
-    for case, (inner, dtype, settings) in makers.items():
-        optimizer = make(partial(steprule.Offloaded, optimizer=inner), BILLION, dtype, **settings)
-        rows.append(
-            {"kind": "offload", "case": case, "model": "1B parameters", "seconds": wall_seconds(optimizer.step)}
-        )
-        del optimizer
     with contextlib.suppress(ImportError):
         peer = importlib.import_module("torchao.optim").CPUOffloadOptimizer
-        optimizer = make(partial(peer, optimizer_class=torch.optim.AdamW, fused=True), BILLION, "float32")
-        for group in optimizer.param_groups:  # its gradients are copied by hooks of backward
-            sum(param.sum() * 1e-3 for param in group["params"]).backward()
-        rows.append(
-            {
-                "kind": "offload", "case": "torchao CPUOffloadOptimizer, float32", "model": "1B parameters",
-                "seconds": wall_seconds(optimizer.step),
-            }
-        )  # fmt: skip
+        makers["torchao's CPUOffloadOptimizer, float32"] = (
+            "float32",
+            lambda params: peer(params, torch.optim.AdamW, fused=True),
+        )
+    rows: list[record.Record] = []
+    for case, (dtype, maker) in makers.items():
+        wanted = getattr(torch, dtype)
+        params = [torch.nn.Parameter(torch.randn(shape, device="cuda", dtype=wanted)) for shape in BILLION]
+        inputs = [torch.randn_like(param) for param in params]
+        optimizer = maker(params)
+
+        def train(params: Any = params, inputs: Any = inputs, optimizer: Any = optimizer) -> None:
+            torch.autograd.backward([(param * x).sum() for param, x in zip(params, inputs, strict=True)])
+            if optimizer is not None:
+                optimizer.step()
+            for param in params:
+                param.grad = None
+
+        train()
+        rows.append({"kind": "offload", "case": case, "model": "1B parameters", "seconds": wall_seconds(train)})
+        del params, inputs, optimizer, train
+        torch.cuda.empty_cache()
     return rows
 
 

@@ -44,7 +44,7 @@ def _others(record: Record) -> str:
             for row in rows_of(record, kind="matrix")
         ),
         *(
-            f"{row['case']}, over {row['model']} with states on the host: {span(row['seconds'])}."
+            f"{row['case']}, over {row['model']} with states on the host and a backward pass: {span(row['seconds'])}."
             for row in rows_of(record, kind="offload")
         ),
         *(
