@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from steprule.docstrings import options_at_length
 from steprule.optimizer import torchs
@@ -27,6 +28,8 @@ from steprule.rule import Rule
 from steprule.services import Telemetry
 from steprule.services.clip import Clip
 from steprule.settings import check_rule, constructor
+
+_profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -354,7 +357,6 @@ class Optimizer(torch.optim.Optimizer):
         self._steps.let_go_of_replaced()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
-
     if TYPE_CHECKING:
 
         def step(self, closure: Callable[[], Any] | None = None, *, grad_scaler: Any = None) -> Any: ...  # noqa: D102
@@ -365,7 +367,9 @@ class Optimizer(torch.optim.Optimizer):
             """Takes one step, with its hooks."""
             if "closure" in kwargs and kwargs["closure"] is None and self._steps.only_asks_for_states():
                 return self._steps.make_states()
-            if torchs.is_watched(self) and type(self).step is Optimizer.step:
+            hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+            watched = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or _profiling()
+            if watched and type(self).step is Optimizer.step:
                 return self._hooked_step(*args, **kwargs)
             core = self._core
             current = core.plans.current

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from steprule.optimizer.arguments import refuse_attribute
 
 _BASE = torch.optim.Optimizer
 _PASSING = "GradScaler is going to stop passing itself"
-_profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
 # Without the wrapper that imports the whole of torch.compile (seconds) to keep out of its way.
 add_param_group = getattr(_BASE.add_param_group, "__wrapped__", _BASE.add_param_group)
@@ -31,17 +29,6 @@ def outermost(step: Callable[..., Any]) -> Callable[..., Any]:
 
     outer.hooked = True  # type: ignore[attr-defined]
     return outer
-
-
-def is_watched(self: Any) -> bool:
-    """Whether hooks or a profiler want to know of its steps."""
-    return bool(
-        self._optimizer_step_pre_hooks
-        or self._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-        or _profiling()
-    )
 
 
 def set_attribute(self: Any, name: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from operator import is_, itemgetter, methodcaller
 from typing import Any, cast
@@ -76,9 +77,12 @@ class StepPlan:
             self._around = OnHosts(job.services, self._averages, job.spread.gather)
         elif job.services is not None:
             self._around = job.services.release or OnHost(job.services, self._averages)
+        self._launchers: list[Callable[[], None]] | None
         self._lay_out(turns)
-        self._graph = self._graph_of(fast) if job.in_graph and entries else None
-        self._constants = self._constants_now()
+        self._constants: list[bytes] = []
+        if job.in_graph and entries:
+            self._launchers = [partial(self._take_in_graph, self._graph_of(fast), self._launchers)]
+            self._constants = self._constants_now()
         if any(entry.rests for entry in fast):
             self._select()
 
@@ -238,25 +242,30 @@ class StepPlan:
             self._accumulator.settle(roster.active)
         if self._agree is not None:
             self._agree(self._shared)
-        if self._graph is not None:
-            self._graph.take(self._launch, cast(Repeated, self._around), self._constants)
-        elif not self._launch():
+        if self._launchers is None:
+            takes = self._works or self._spread is not None or not self._rests_all()
+            if takes and take_step(self._works, self._around, self._complete, None, self._spread):
+                count_write(roster.active)
             return True
+        for launch in self._launchers:  # all that `take_step` would do, without the cost of a call
+            launch()
         count_write(roster.active)
         return True
 
     def _constants_now(self) -> list[bytes]:
         """What a graph of its launches holds for."""
-        return [work.constants for work in self._works] if self._graph is not None else []
+        return [work.constants for work in self._works]
 
-    def _launch(self) -> bool:
-        """Takes the step; False if services refuse it."""
-        if self._launchers is None:
-            takes = self._works or self._spread is not None or not self._rests_all()
-            return bool(takes) and take_step(self._works, self._around, self._complete, None, self._spread)
-        for launch in self._launchers:  # all that `take_step` would do, without the cost of a call
-            launch()
-        return True
+    def _take_in_graph(self, graph: StepGraph, launchers: Sequence[Callable[[], None]] | None) -> None:
+        """Takes a step, or has it replayed; launchers as without a graph."""
+
+        def step() -> None:
+            if launchers is None:
+                take_step(self._works, self._around)
+            for launch in launchers or ():
+                launch()
+
+        graph.take(step, cast(Repeated, self._around), self._constants)
 
     def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
         """Takes over new addresses of gradients; False if something else has changed."""
@@ -365,7 +374,8 @@ class StepPlan:
         self._settings = settings
         for bucket, _ in self._buckets:
             bucket.plan.set_hyper(hyper(bucket.kernel, groups, bucket.rows, self._services))
-        self._constants = self._constants_now()
+        if self._constants:
+            self._constants = self._constants_now()
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
