@@ -165,7 +165,13 @@ def with_services() -> record.Record:
         move(averages, [p.detach() for p in params], 1)
 
     seconds = interleaved({"ours": served.step, "theirs": separately})
-    return {"kind": "services", "case": "clip, skip, average and step", "model": "GPT-2-small", "seconds": seconds}
+    in_row = {"ours": in_a_row(served.step), "theirs": in_a_row(separately)}
+    served.cuda_graph = True
+    seconds |= interleaved({"graph": served.step})
+    in_row["graph"] = in_a_row(served.step)
+    return {
+        "kind": "services", "case": "clip, skip, average and step", "model": "GPT-2-small", "seconds": seconds, "in_a_row": in_row,
+    }  # fmt: skip
 
 
 def matrices() -> list[record.Record]:
@@ -177,6 +183,9 @@ def matrices() -> list[record.Record]:
         theirs = make(torch.optim.Muon, hidden, "float32")
         seconds = interleaved({"ours": ours.step, "theirs": theirs.step}, 10)
         in_row = {"ours": in_a_row(ours.step, 5, 3), "theirs": in_a_row(theirs.step, 5, 3)}
+        ours.cuda_graph = True
+        seconds |= interleaved({"graph": ours.step}, 10)
+        in_row["graph"] = in_a_row(ours.step, 5, 3)
         del ours, theirs
         torch.cuda.empty_cache()
         seven = make(steprule.Muon, hidden, "bfloat16", **SEVEN_BYTES)
@@ -185,6 +194,59 @@ def matrices() -> list[record.Record]:
         del seven
         torch.cuda.empty_cache()
     return rows
+
+
+def offloaded() -> list[record.Record]:
+    """A backward pass over parameters of the GPU and a step of AdamW on the host, and the pass alone."""
+    makers: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "backward alone": ("float32", lambda params: None),
+        "AdamW, float32": ("float32", lambda params: steprule.Offloaded(params, steprule.AdamW)),
+        "AdamW, 7 bytes (24-bit weights, 8-bit states)": (
+            "bfloat16",
+            lambda params: steprule.Offloaded(params, steprule.AdamW, **SEVEN_BYTES),
+        ),
+        "torch.optim.AdamW, float32, in Offloaded": (
+            "float32",
+            lambda params: steprule.Offloaded(params, torch.optim.AdamW, fused=True),
+        ),
+    }
+    with contextlib.suppress(ImportError):
+        peer = importlib.import_module("torchao.optim").CPUOffloadOptimizer
+        makers["torchao's CPUOffloadOptimizer, float32"] = (
+            "float32",
+            lambda params: peer(params, torch.optim.AdamW, fused=True),
+        )
+    rows: list[record.Record] = []
+    for case, (dtype, maker) in makers.items():
+        wanted = getattr(torch, dtype)
+        params = [torch.nn.Parameter(torch.randn(shape, device="cuda", dtype=wanted)) for shape in BILLION]
+        inputs = [torch.randn_like(param) for param in params]
+        optimizer = maker(params)
+
+        def train(params: Any = params, inputs: Any = inputs, optimizer: Any = optimizer) -> None:
+            torch.autograd.backward([(param * x).sum() for param, x in zip(params, inputs, strict=True)])
+            if optimizer is not None:
+                optimizer.step()
+            for param in params:
+                param.grad = None
+
+        train()
+        rows.append({"kind": "offload", "case": case, "model": "1B parameters", "seconds": wall_seconds(train)})
+        del params, inputs, optimizer, train
+        torch.cuda.empty_cache()
+    return rows
+
+
+def wall_seconds(call: Callable[[], object], rounds: int = 5) -> float:
+    """The median seconds until all that a call does is done, on the host and on the GPU."""
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
 
 
 def peers() -> dict[str, Any]:
@@ -220,7 +282,14 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs a GPU that torch can use; gpu_code.py tells what can be known without one")
     begun = record.head()
-    rows = [*steps("GPT-2-small", gpt2_small()), *steps("1B parameters", BILLION), many(), with_services(), *matrices()]
+    rows = [
+        *steps("GPT-2-small", gpt2_small()),
+        *steps("1B parameters", BILLION),
+        many(),
+        with_services(),
+        *matrices(),
+        *offloaded(),
+    ]
     kept = record.write("gpu", begun, rows)
     record.show([figures_of_gpu.gpu({"gpu": kept})])
 

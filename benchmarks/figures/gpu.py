@@ -35,13 +35,17 @@ def _others(record: Record) -> str:
     sentences = [
         f"{many['case']}, {many['model']}: a step takes {span(many['seconds']['ours'])}, of that the host {span(many['host_seconds']['ours'])}; "
         f"`fused=True` takes {span(many['seconds']['theirs'])}, its host {span(many['host_seconds']['theirs'])}.",
-        f"AdamW with {served['case']} over {served['model']} takes {span(served['seconds']['ours'])}, torch's calls "
-        f"{span(served['seconds']['theirs'])}.",
+        f"AdamW with {served['case']} over {served['model']} takes {_both(served, 'ours')}, with "
+        f"`cuda_graph` {_both(served, 'graph')}, torch's calls {_both(served, 'theirs')}.",
         *(
-            f"{row['case']} over the hidden matrices of {row['model']}: {span(row['seconds']['ours'])} alone and {span(row['in_a_row']['ours'])} in a row, "
-            f"torch.optim.Muon {span(row['seconds']['theirs'])} and {span(row['in_a_row']['theirs'])}; with bfloat16 and 24-bit weights and an 8-bit "
+            f"{row['case']} over the hidden matrices of {row['model']}: {_both(row, 'ours')}, with "
+            f"`cuda_graph` {_both(row, 'graph')}, torch.optim.Muon {_both(row, 'theirs')}; with bfloat16 and 24-bit weights and an 8-bit "
             f"momentum {span(row['in_a_row']['fewer_bytes'])} in a row."
             for row in rows_of(record, kind="matrix")
+        ),
+        *(
+            f"{row['case']}, over {row['model']} with states on the host and a backward pass: {span(row['seconds'])}."
+            for row in rows_of(record, kind="offload")
         ),
         *(
             f"{row['case']} takes {span(row['seconds']['peer'])} over {row['model']}."
@@ -49,6 +53,11 @@ def _others(record: Record) -> str:
         ),
     ]
     return " ".join(sentences)
+
+
+def _both(row: Record, name: str) -> str:
+    """A time of a step alone and of one in a row."""
+    return f"{span(row['seconds'][name])} alone and {span(row['in_a_row'][name])} in a row"
 
 
 def gpu_summary(records: Records) -> str:

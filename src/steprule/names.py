@@ -57,6 +57,7 @@ HOME = {
     "layers": ("roles",),
     "scaling": ("transfer",),
     "coordinates": ("coordinate_check",),
+    "offload": ("Offloaded",),
     "together": ("Together",),
     "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }

@@ -145,6 +145,15 @@ class GpuPlanned:
             known = b"".join(x.tobytes() for x in settings.values())
             self._rooms.run(now.matrices, Evaluation(settings), known, self._squares)
 
+    @property
+    def constants(self) -> bytes:
+        """The settings that functions of matrices are made for."""
+        return (
+            b"".join(x.tobytes() for x in self._plan.settings(self._settings).values())
+            if self._rooms is not None
+            else b""
+        )
+
     def _bring(self, function: Any, kept_at: Tensor, are_double: Tensor, numbers: Tensor) -> None:
         size = numbers.numel()
         with on(self._plan.device):

@@ -234,7 +234,10 @@ def sum_of_parts(parts: Sequence[Any]) -> Any:
 class _Nothing:
     """Around a step without services."""
 
-    wants, gathers, counts = None, False, False
+    wants, gathers, counts, repeats = None, False, False, True
+
+    def repeat(self) -> None:
+        """Remembers none."""
 
     def ask(self, works: Sequence[Any], sums: Sequence[Sums], complete: Complete) -> bool:
         """Takes every step."""

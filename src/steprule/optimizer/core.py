@@ -82,6 +82,7 @@ class Core:
         plans: what can do the next steps, if something can.
         shards: the parts of its parameters that are here, where some are DTensors.
         joins: whether some of these are of matrices that processes bring together.
+        in_graph: whether steps are to be replayed by CUDA graphs.
     """
 
     def __init__(self, base: type[Rule], options: dict[str, Any]) -> None:
@@ -103,6 +104,7 @@ class Core:
         self.plans = Plans()
         self.shards: Shards | None = None
         self.joins = False
+        self.in_graph = False
 
     @property
     def calls(self) -> int:

@@ -19,7 +19,7 @@ from steprule.optimizer.checkpoint import Loading
 from steprule.optimizer.core import Core, RuleOf
 from steprule.optimizer.formulas import BASES, base_of, check_base, check_free, check_has_formula, optimizer_of
 from steprule.optimizer.groups import Groups
-from steprule.optimizer.making import begin, bind, check_params, finish, set_clip, set_process_group
+from steprule.optimizer.making import begin, bind, check_params, finish, set_clip, set_cuda_graph, set_process_group
 from steprule.optimizer.releasing import release_gradients
 from steprule.optimizer.saved import as_saved, plain_state_dict, read
 from steprule.optimizer.shown import shown
@@ -202,6 +202,15 @@ class Optimizer(torch.optim.Optimizer):
         set_process_group(self._groups, value)
 
     @property
+    def cuda_graph(self) -> bool:
+        """Whether steps on a GPU are recorded as a CUDA graph and replayed, at one launch for the host. May be set between steps."""
+        return self._core.in_graph
+
+    @cuda_graph.setter
+    def cuda_graph(self, value: bool) -> None:
+        set_cuda_graph(self._groups, value)
+
+    @property
     def telemetry(self) -> Telemetry | None:
         """The records, if the argument telemetry was given; else None."""
         return self._core.services.telemetry if self._core.services is not None else None
@@ -245,14 +254,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def train(self) -> None:
         """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
-        self._exchange(training=True)
+        self._core.modes.exchange(self, training=True)
 
     def eval(self) -> None:
         """Gives the model the averaged weights of average=... or of a Schedule-Free rule, if there are some. Twice changes nothing."""
-        self._exchange(training=False)
-
-    def _exchange(self, training: bool) -> None:
-        self._core.modes.exchange(self, training)
+        self._core.modes.exchange(self, training=False)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``.
@@ -351,7 +357,6 @@ class Optimizer(torch.optim.Optimizer):
         self._steps.let_go_of_replaced()
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
-
     if TYPE_CHECKING:
 
         def step(self, closure: Callable[[], Any] | None = None, *, grad_scaler: Any = None) -> Any: ...  # noqa: D102
@@ -362,13 +367,9 @@ class Optimizer(torch.optim.Optimizer):
             """Takes one step, with its hooks."""
             if "closure" in kwargs and kwargs["closure"] is None and self._steps.only_asks_for_states():
                 return self._steps.make_states()
-            if (
-                self._optimizer_step_pre_hooks
-                or self._optimizer_step_post_hooks
-                or _global_optimizer_pre_hooks
-                or _global_optimizer_post_hooks
-                or _profiling()
-            ) and type(self).step is Optimizer.step:
+            hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+            watched = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or _profiling()
+            if watched and type(self).step is Optimizer.step:
                 return self._hooked_step(*args, **kwargs)
             core = self._core
             current = core.plans.current

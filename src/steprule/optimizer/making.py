@@ -107,6 +107,22 @@ def make_across(group: Any) -> Across | None:
     return Across(group, has_model=True) if group is not None else None
 
 
+def set_cuda_graph(groups: Groups, value: bool) -> None:
+    """Has steps on a GPU replayed by CUDA graphs from now on, or not.
+
+    Raises:
+        TypeError: it is no bool.
+        ValueError: gradients are released.
+    """
+    core = groups.core
+    if not isinstance(value, bool):
+        raise TypeError(f"cuda_graph must be True or False, not {value!r}")
+    if value and core.release is not None:
+        raise ValueError("cuda_graph=True does not go with release_gradients(): it steps parameters one by one")
+    core.in_graph = value
+    core.forget_plans(groups.groups)
+
+
 def set_process_group(groups: Groups, group: Any) -> None:
     """Another process group from now on, or none; see the argument of the same name.
 

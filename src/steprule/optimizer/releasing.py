@@ -41,6 +41,8 @@ def _check(groups: Groups, model: Any) -> None:
             'nonfinite="raise" does not go with release_gradients(): by the time a gradient is found not to be finite, '
             'others have been used; nonfinite="skip" leaves its parameter alone, and with measure() all of them'
         )
+    if core.in_graph:
+        raise ValueError("release_gradients() does not go with cuda_graph=True: it steps parameters one by one")
     if core.across is not None:
         raise ValueError(
             "process_group=... does not go with release_gradients(): processes step other parameters inside backward, and none "

@@ -320,7 +320,7 @@ class Steps:
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
             core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals,
-            self.move_resting_averages, self._spread(), core.joins,
+            self.move_resting_averages, self._spread(), core.joins, core.in_graph,
         )  # fmt: skip
 
     def _spread(self) -> Spread | None:

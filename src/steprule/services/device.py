@@ -116,6 +116,17 @@ class OnDevice:
         """Whether the step leaves sums behind it."""
         return self.gathers or self._services.nonfinite == "zero"
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the step that comes launches what others have: without a GradScaler, telemetry and averages that rest."""
+        rests = self._averages is not None and bool(self._averages.rests)
+        return not (self._services.scaled or self.gathers or rests)
+
+    def repeat(self) -> None:
+        """Takes note of a step whose launches were replayed."""
+        self._services.ledger = self.ledger
+        self._services.calls += 1
+
     def ask(self, works: Sequence[GpuWork], sums: Sequence[Sums], complete: Complete) -> bool:
         """Decides what gradients are multiplied by, and has kernels change nothing where the step is not to be taken."""
         services, ledger = self._services, self.ledger

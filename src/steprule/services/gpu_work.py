@@ -31,7 +31,7 @@ class GpuWork(PlanWork):
         formats: Mapping[str, str],
     ) -> None:
         super().__init__(kernels, [kernel.launcher(plan) for kernel in kernels], numbers, params, members, formats)
-        self.plan = plan
+        self.plan, self._numbers = plan, numbers
         if self.exempt is not None:
             self.exempt = torch.from_numpy(self.exempt).to(plan.device)
         self._combinations = [
@@ -40,6 +40,11 @@ class GpuWork(PlanWork):
 
     def _new_reading(self, norm: Norm, rows: Sequence[int]) -> GpuReading:
         return norms(norm, self._dtypes[norm.operand], self.plan, self._operands[norm.operand], rows)
+
+    @property
+    def constants(self) -> bytes:
+        """What its launches depend on that is not on the device."""
+        return self._numbers.constants if self._numbers is not None else b""
 
     def here(self, x: Any) -> Tensor:
         """Numbers brought to the device."""

@@ -30,6 +30,7 @@ class Job:
         move_resting_averages: brings the averages of parameters that are not among those given towards them, by a share.
         spread: for processes that have different parameters.
         compares: whether processes compare what they step before anything changes, also where no sum is added up by then.
+        in_graph: whether steps are to be replayed by CUDA graphs.
     """
 
     name: str
@@ -45,3 +46,4 @@ class Job:
     move_resting_averages: Callable[[set[Tensor], Any], None]
     spread: Spread | None = None
     compares: bool = False
+    in_graph: bool = False

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from operator import is_, itemgetter, methodcaller
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
+from steprule.engine.gpu_graph import Repeated, StepGraph
 from steprule.engine.plan import FULL
 from steprule.engine.run import NOTHING, Around, alone, take_step
 from steprule.hyper import MULTIPLIERS
@@ -75,7 +76,12 @@ class StepPlan:
             self._around = OnHosts(job.services, self._averages, job.spread.gather)
         elif job.services is not None:
             self._around = job.services.release or OnHost(job.services, self._averages)
+        self._launchers: list[Callable[[], None]] | None
         self._lay_out(turns)
+        self._constants: list[bytes] = []
+        if job.in_graph and entries:
+            self._launchers = [partial(weakly(self._take_in_graph), self._graph_of(fast), self._launchers)]
+            self._constants = self._constants_now()
         if any(entry.rests for entry in fast):
             self._select()
 
@@ -146,6 +152,26 @@ class StepPlan:
             roster.forget()  # half of it is no plan
             raise
         return True
+
+    def _graph_of(self, fast: Sequence[Entry]) -> StepGraph:
+        """What replays its steps.
+
+        Raises:
+            RuntimeError: the host has a part in them.
+        """
+        devices = {entry.param.device for entry in fast}
+        wrong = None
+        if [device.type for device in devices] != ["cuda"]:
+            wrong = f"parameters are on {' and '.join(sorted(map(str, devices)))}, and not all on one GPU"
+        elif not self.repeats:
+            wrong = "no kernel takes all parameters as they are, with the settings and states that they have"
+        elif self._spread is not None or self._complete is not alone:
+            wrong = "processes have parts of parameters, and exchange numbers by way of the host"
+        elif self._services is not None and not self._decided_on_device():
+            wrong = 'nonfinite="raise" has the host wait for each step'
+        if wrong is not None:
+            raise RuntimeError(f"cuda_graph=True does not go with this step: {wrong}. Set optimizer.cuda_graph = False")
+        return StepGraph(next(iter(devices)))
 
     def _decided_on_device(self) -> bool:
         """Whether the services' decisions are made on the GPU, where the host need not know them."""
@@ -228,6 +254,21 @@ class StepPlan:
             launch()
         count_write(roster.active)
         return True
+
+    def _constants_now(self) -> list[bytes]:
+        """What a graph of its launches holds for."""
+        return [work.constants for work in self._works]
+
+    def _take_in_graph(self, graph: StepGraph, launchers: Sequence[Callable[[], None]] | None) -> None:
+        """Takes a step, or has it replayed; launchers as without a graph."""
+
+        def step() -> None:
+            if launchers is None:
+                take_step(self._works, self._around)
+            for launch in launchers or ():
+                launch()
+
+        graph.take(step, cast(Repeated, self._around), self._constants)
 
     def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
         """Takes over new addresses of gradients; False if something else has changed."""
@@ -335,6 +376,8 @@ class StepPlan:
         self._settings = settings
         for bucket, _ in self._buckets:
             bucket.plan.set_hyper(hyper(bucket.kernel, groups, bucket.rows, self._services))
+        if self._constants:
+            self._constants = self._constants_now()
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:
