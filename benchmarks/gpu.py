@@ -1,6 +1,7 @@
 """Measures the GPU engine against torch's fused AdamW and the copy bandwidth; keeps gpu.json beside this file and prints its table.
 
-    python benchmarks/gpu.py    # about 2 minutes; needs a GPU
+    python benchmarks/gpu.py         # about 2 minutes; needs a GPU
+    python benchmarks/gpu.py rows    # half a minute: rules with numbers for rows and columns alone, and keeps nothing
 
 What can be known without a GPU, gpu_code.py tells.
 """
@@ -53,6 +54,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 STATES = {"AdamW": 2, "Adam": 2, "SGD": 1, "RMSprop": 1}
 """How many each has; torch has RMSprop fused in no version, so its foreach is taken."""
+
+
+MOVED = {"Adafactor": 24, "CAME": 44, "SM3": 28, "AdamMini": 24, "Mano": 32, "NorMuon": 24, "MuonEq": 36, "Dion2": 40}
+"""Bytes of float32 that passes must move for an element; those of products are not among them."""
 
 
 def make(optimizer_class: Any, shapes: Shapes, dtype: str, groups: int = 1, **settings: Any) -> Any:
@@ -249,6 +254,36 @@ def wall_seconds(call: Callable[[], object], rounds: int = 5) -> float:
     return statistics.median(times)
 
 
+def rows() -> list[record.Record]:
+    """Rules with numbers for rows and columns over the hidden matrices of GPT-2-small; torch has one of them."""
+    hidden = [shape for shape in gpt2_small() if len(shape) == 2 and max(shape) < 30000]
+    least = count(hidden) / (2 * COPIED)
+    found: list[record.Record] = []
+    for name, moved in MOVED.items():
+        ours = make(getattr(steprule, name), hidden, "float32")
+        contenders: dict[str, Any] = {"ours": ours.step}
+        if name == "Adafactor":
+            contenders["theirs"] = make(torch.optim.Adafactor, hidden, "float32", foreach=True).step
+        seconds = interleaved({**contenders, "copy": copying()}, 10)
+        row = {"ours": in_a_row(ours.step, 10, 3)}
+        host = {"ours": host_seconds(ours.step, 20)}
+        if "theirs" in contenders:
+            row["theirs"] = in_a_row(contenders["theirs"], 10, 3)
+        ours.cuda_graph = True
+        seconds |= interleaved({"graph": ours.step}, 10)
+        row["graph"] = in_a_row(ours.step, 10, 3)
+        found.append(
+            {
+                "kind": "rows", "case": name, "model": "GPT-2-small", "seconds": seconds, "in_a_row": row,
+                "host_seconds": host,
+                "of_copy_in_a_row": moved * least * seconds["copy"] / row["ours"],
+            }
+        )  # fmt: skip
+        del ours, contenders
+        torch.cuda.empty_cache()
+    return found
+
+
 def peers() -> dict[str, Any]:
     """The others that are installed, as classes of optimizers."""
     found = {}
@@ -281,16 +316,21 @@ def bytes_of(name: str, dtype: str, settings: dict[str, Any]) -> float:
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs a GPU that torch can use; gpu_code.py tells what can be known without one")
+    if sys.argv[1:] == ["rows"]:
+        for row in rows():
+            print(row)
+        return
     begun = record.head()
-    rows = [
+    every = [
         *steps("GPT-2-small", gpt2_small()),
         *steps("1B parameters", BILLION),
         many(),
         with_services(),
         *matrices(),
         *offloaded(),
+        *rows(),
     ]
-    kept = record.write("gpu", begun, rows)
+    kept = record.write("gpu", begun, every)
     record.show([figures_of_gpu.gpu({"gpu": kept})])
 
 

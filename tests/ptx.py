@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from steprule.engine import gpu, gpu_own, gpu_reading
+from steprule.engine import gpu, gpu_own, gpu_reading, gpu_sides
 from steprule.engine.gpu_launch import options
 from steprule.formats import ITEM_SIZE
 from steprule.kernels.gpu_pass import GpuSource
@@ -85,7 +85,11 @@ def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     source, formula = kernel.source, kernel.stage
     types = {"scalars": "*fp64" if source.real == "float64" else "*fp32"}
     read, written = moved(formula, source)
-    sizes = {name: ITEM_SIZE[dtype] for name, dtype in zip(source.arrays, source.dtypes, strict=True)}
+    sizes = {
+        name: ITEM_SIZE[dtype]
+        for name, dtype in zip(source.arrays, source.dtypes, strict=True)
+        if name[0] not in formula.sides
+    }
     wide = {name: size * source.each // 16 for name, size in sizes.items() if name[1] != "_base"}
     return {
         "update": compiled(kernel.update, capability, types, source.registers),
@@ -129,6 +133,16 @@ def keeping_kernels(request: dict[str, Any], capability: int) -> dict[str, Any]:
     }
 
 
+def joining_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
+    """What became of the one that joins what tiles have found."""
+    types = {"first": "*i64", "parts": "*fp32", **dict.fromkeys(("owners", "starts", "lengths", "counts"), "*i64")}
+    told = {
+        f"{way}": compiled(gpu_sides.join, capability, types, IS_SUM=way == "update", TILE=64, AT_ONCE=16)
+        for way in ("update", "prepare")
+    }
+    return {**told, "expected_loads": 0, "expected_stores": 0}
+
+
 def reading_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     """What became of a reading kernel."""
     norm = Norm("grad", request["norm_type"], zero=request["zero"], check=request["check"])
@@ -144,7 +158,8 @@ def reading_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """For each capability what became of what was asked for."""
-    of = step_kernel if "rule" in request else reading_kernel if "dtype" in request else keeping_kernels
+    kinds = {"rule": step_kernel, "dtype": reading_kernel, "joins": joining_kernel}
+    of = next((one for name, one in kinds.items() if name in request), keeping_kernels)
     return {f"sm_{capability}": of(request, capability) for capability in request.get("capabilities", (80, 90))}
 
 

@@ -43,7 +43,7 @@ def texts(rule: type[Rule], engine: str) -> Iterator[str]:
     for kind in KINDS:
         for hyper in variants(rule) if kind is KINDS[0] else [dict(rule.hyperparameters)]:
             formula = trace(rule, hyper, services=kind[-1])
-            if formula.last.sides and (engine == "gpu" or kind[2] == "8bit"):
+            if formula.last.sides and kind[-1].factor == "row":
                 continue  # which no kernel takes
             formats = formats_of(rule, hyper, formula, *kind[:-1])
             for one in (*formula.readings, formula.last):

@@ -51,11 +51,15 @@ for services in ({"factor": "tensor"}, {"factor": "row"}, {"limit": True}, {"zer
     ask("adamw", "float32", "float32", services=services)
 for services in ({"factor": "row"}, ALL):
     ask("adamw", "bfloat16 24bit", "8bit", services=services)
+for name in ("adafactor", "came", "sm3"):
+    ask(name, "float32", "float32")
+ask("came", "bfloat16 24bit", "8bit")
 for dtype in ("bfloat16", "float16", "float64"):
     REQUESTS[f"read {dtype}"] = {"dtype": dtype, "norm_type": 2.0, "zero": False, "check": True}
 for norm_type in (1.0, float("inf"), float("-inf"), 0.0, 3.0):
     REQUESTS[f"read norm {norm_type}"] = {"dtype": "float32", "norm_type": norm_type, "zero": True, "check": True}
 REQUESTS["scalar states"] = {}
+REQUESTS["parts of rows"] = {"joins": True}
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,12 @@ def _others(record: Record) -> str:
             for row in rows_of(record, kind="matrix")
         ),
         *(
+            f"{row['case']} over the hidden matrices of {row['model']}: {_both(row, 'ours')}, {share(row['of_copy_in_a_row'])} of the copy's bandwidth, "
+            f"with `cuda_graph` {_both(row, 'graph')}"
+            + (f", torch.optim.{row['case']} {_both(row, 'theirs')}." if "theirs" in row["seconds"] else ".")
+            for row in rows_of(record, kind="rows")
+        ),
+        *(
             f"{row['case']}, over {row['model']} with states on the host and a backward pass: {span(row['seconds'])}."
             for row in rows_of(record, kind="offload")
         ),

@@ -140,7 +140,7 @@ def kernel_text(rule: type[Rule], kernel: str, hyper: Mapping[str, Any] | None =
     if kernel not in KERNELS:
         raise ValueError(f"--kernel {kernel!r} must be {' or '.join(KERNELS)}")
     formula = trace(rule, hyper or rule.hyperparameters)
-    if not formula.by_passes or (kernel == "gpu" and formula.last.sides):
+    if not formula.by_passes:
         raise ValueError(
             f"--kernel {kernel!r}: {rule.__name__} has none, and steps by torch's functions of whole matrices"
         )

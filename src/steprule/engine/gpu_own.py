@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from steprule.engine.gpu import Kernel
-from steprule.engine.gpu_launch import on
+from steprule.engine.gpu_launch import Launch, on
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination, GpuReading
+from steprule.engine.gpu_sides import GpuEvaluation, GpuSides
 from steprule.engine.matrices import Rooms
 from steprule.engine.run import Sums
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
+from steprule.trace.extent import NUMBER, Extent
 from steprule.trace.program import COUNTS, Program
 
 _TILE = 128
@@ -54,10 +56,12 @@ class GpuPlanned:
     Args:
         kernel: their kernel.
         plan: their plan, whose tables `steps` and `own` this fills.
-        states: for each scalar state that of each tensor: one number, float32 or float64, on the plan's device.
+        states: for each scalar state that of each tensor, float32 or float64, on the plan's device.
         sizes: how many elements each tensor has, or the one that it is a part of. Default: as the plan has it.
         shapes: what each tensor is as a matrix, where the formula asks for rows or columns.
         rooms: the matrices, where it has functions of them.
+        sides: what rows and columns have, where they have numbers.
+        extents: of the states that are not numbers; these are contiguous tensors with one for each row or column.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class GpuPlanned:
         sizes: Sequence[int] | None = None,
         shapes: Sequence[Sequence[int]] = (),
         rooms: Rooms | None = None,
+        sides: GpuSides | None = None,
+        extents: Mapping[str, Extent] | None = None,
     ) -> None:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
@@ -85,35 +91,50 @@ class GpuPlanned:
         self._rooms = rooms
         self._squares: Sums = {}
         self._settings = self.program.settings
-        self._names = [name for name in own if name in self.program.numbers]
-        kept = [states[name] for name in self._names]
-        self._kept_at = torch.tensor([[x.data_ptr() for x in row] for row in kept], dtype=torch.int64, device=device)
-        self._are_double = torch.tensor([[x.dtype == torch.float64 for x in row] for row in kept], device=device).int()
-        self._steps_are_double = torch.ones(plan.count, dtype=torch.int32, device=device)
+        self._sides = sides
         self._constants: dict[str, Tensor] = {}
+        self._steps = _Kept(plan.step_at, torch.ones_like(plan.step_at, dtype=torch.int32), plan.steps, plan.skip)
+        extents = extents or {}
+        self._extents = {name: extents.get(name, NUMBER) for name in self.program.numbers}
+        scalars = [name for name in own if self._extents.get(name) == NUMBER]
+        first = own.index(scalars[0]) if scalars else 0  # the others follow it
+        beside = [name for name, extent in self._extents.items() if extent != NUMBER]
+        in_own = plan.own[first : first + len(scalars)].view(-1)
+        self._kept = [
+            _Kept.of([x for name in names for x in states[name]], numbers, plan.skip)
+            for names, numbers in ((scalars, in_own), (beside, None))
+        ]
+        self._new: dict[str, _Kept] = {}
+        self._old: dict[str, Tensor] = {}
+        for names, kept in zip((scalars, beside), self._kept, strict=True):
+            start = 0
+            for name in names:
+                end = start + sum(x.numel() for x in states[name])
+                self._old[name] = kept.numbers[start:end]
+                self._new[name] = kept.part(start, end, self._rows.get(f"new_{name}"))
+                start = end
 
     def count(self) -> None:
         """Counts their steps, and forgets what held for the last."""
-        plan, program, names = self._plan, self.program, self._names
+        plan, program = self._plan, self.program
         plan.read_hyper()
-        self._bring(fetch, plan.step_at, self._steps_are_double, plan.steps)
+        self._steps.fetch()
         plan.steps += 1
-        self._bring(put, plan.step_at, self._steps_are_double, plan.steps)
-        if names:
-            first = program.own.index(names[0])  # the others follow it
-            self._bring(fetch, self._kept_at, self._are_double, plan.own[first : first + len(names)])
+        self._steps.put()
+        if self._new or self._sides is not None:
+            for kept in self._kept:
+                kept.fetch()
             columns = plan.hyper.index_select(0, plan.groups).T
-            hyper = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(program.scalars)}
-            self._evaluation = _Evaluation({**hyper, "step": plan.steps, **self._rows}, self._constants, plan.device)
+            inputs = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(program.scalars)}
+            inputs |= {"step": plan.steps, **self._rows, **self._old}
+            self._evaluation = GpuEvaluation(inputs, self._constants, plan.device, self._sides)
 
     def take_back(self) -> None:
         """As if steps had not been counted, and no number had followed from them."""
-        plan, names = self._plan, self._names
-        plan.steps -= 1
-        self._bring(put, plan.step_at, self._steps_are_double, plan.steps)
-        if names:
-            first = self.program.own.index(names[0])
-            self._bring(put, self._kept_at, self._are_double, plan.own[first : first + len(names)])
+        self._plan.steps -= 1
+        self._steps.put()
+        for kept in self._kept:
+            kept.put()
 
     def run(self, level: int) -> None:
         """Reads elements for a level's sums."""
@@ -136,10 +157,14 @@ class GpuPlanned:
         if level >= len(self.program.levels):
             return
         now = self.program.levels[level]
-        for name, expression in now.numbers.items():
-            place, row = self._names.index(name), self._rows[f"new_{name}"]
-            row.copy_(self._evaluation(expression))
-            self._bring(put, self._kept_at[place], self._are_double[place], row)
+        if self._sides is not None:
+            found = {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
+            self._evaluation.inputs.update(found)
+        for name in now.order:
+            if name in now.parts:
+                self._part(name, now.parts[name])
+            else:
+                self._keep(name.removeprefix("new_"), now.numbers)
         if self._rooms is not None and now.matrices:
             settings = self._plan.settings(self._settings)
             known = b"".join(x.tobytes() for x in settings.values())
@@ -148,37 +173,68 @@ class GpuPlanned:
     @property
     def constants(self) -> bytes:
         """The settings that functions of matrices are made for."""
-        return (
-            b"".join(x.tobytes() for x in self._plan.settings(self._settings).values())
-            if self._rooms is not None
-            else b""
-        )
+        settings = self._plan.settings(self._settings) if self._rooms is not None else {}
+        return b"".join(x.tobytes() for x in settings.values())
 
-    def _bring(self, function: Any, kept_at: Tensor, are_double: Tensor, numbers: Tensor) -> None:
-        size = numbers.numel()
-        with on(self._plan.device):
-            function[(-(-size // _TILE),)](kept_at, are_double, numbers, self._plan.skip, size, TILE=_TILE)
+    def _part(self, name: str, expression: Expression) -> None:
+        """What is made of numbers, rows and columns, put where passes read it."""
+        value = self._evaluation(expression)
+        if name in self._rows:
+            self._rows[name].copy_(value)
+            return
+        self._evaluation.inputs[name] = value
+        if self._sides is not None and name in self.program.last.sides:
+            self._sides.put(name, value)
+
+    def _keep(self, name: str, numbers: Mapping[str, Expression]) -> None:
+        """Keeps a state's new value, and knows it as it is kept."""
+        new = self._new[name]
+        new.numbers.copy_(self._evaluation.spread(numbers[name], self._extents[name]))
+        new.put()
+        self._evaluation.inputs[f"new_{name}"] = new.numbers
 
 
-class _Evaluation(Evaluation):
-    """Expressions whose constants are on the device, since torch would wait for it to bring them there.
+class _Kept:
+    """Numbers that are kept apart from each other, and where they are brought together.
 
     Args:
-        inputs: tensors by name.
-        constants: that are there already, to which others are added.
-        device: where.
+        kept_at: their addresses.
+        are_double: 1 for those that are float64, 0 for float32.
+        numbers: float64, as many; None for memory of its own.
+        skip: as a plan's.
     """
 
-    def __init__(self, inputs: dict[str, Any], constants: dict[str, Tensor], device: torch.device) -> None:
-        super().__init__(inputs)
-        self._constants, self._device = constants, device
+    def __init__(self, kept_at: Tensor, are_double: Tensor, numbers: Tensor | None, skip: Tensor) -> None:
+        size = len(kept_at)
+        if numbers is None:
+            numbers = torch.zeros(size, dtype=torch.float64, device=skip.device)
+        self.numbers, self._kept_at, self._are_double, self._skip = numbers, kept_at, are_double, skip
+        arguments = (-(-size // _TILE),), kept_at, are_double, numbers, skip, size
+        self._launches = [Launch(function, *arguments, TILE=_TILE) for function in (fetch, put)]
 
-    def __call__(self, expression: Expression) -> Any:
-        """The expression's value, a number for each tensor or one for all."""
-        if expression.op != "constant":
-            return super().__call__(expression)
-        value = expression.args[0]
-        if repr(value) not in self._constants:
-            dtype = torch.bool if isinstance(value, bool) else torch.float64
-            self._constants[repr(value)] = torch.full((), value, dtype=dtype, device=self._device)
-        return self._constants[repr(value)]
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], numbers: Tensor | None, skip: Tensor) -> _Kept:
+        """Those of contiguous tensors, one's after another's."""
+        places = [x.data_ptr() + x.element_size() * np.arange(x.numel(), dtype=np.int64) for x in tensors]
+        are_double = np.repeat([x.dtype == torch.float64 for x in tensors], [len(one) for one in places]).astype(
+            np.int32
+        )
+        every = np.concatenate([np.zeros(0, np.int64), *places])
+        return cls(torch.from_numpy(every).to(skip.device), torch.from_numpy(are_double).to(skip.device), numbers, skip)
+
+    def part(self, start: int, end: int, numbers: Tensor | None) -> _Kept:
+        """Where some of them are kept, for other numbers."""
+        return _Kept(self._kept_at[start:end], self._are_double[start:end], numbers, self._skip)
+
+    def fetch(self) -> None:
+        """Brings them together."""
+        self._run(0)
+
+    def put(self) -> None:
+        """Puts them where they are kept, and leaves them here as they are kept there; nothing where the step is skipped."""
+        self._run(1)
+
+    def _run(self, number: int) -> None:
+        if len(self._kept_at):
+            with on(self._skip.device):
+                self._launches[number]()

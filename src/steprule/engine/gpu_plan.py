@@ -134,7 +134,11 @@ class GpuPlan:
         gap = [one - other for one, other in zip(stride, run, strict=True)]
         self.sizes = table([*sizes, *rows, *self.first_factor[:-1], *first, *run, *gap])
         tiles = [-(-size // source.tile) for size in sizes]
-        if source.blockwise:
+        if source.rows:
+            columns = source.tile // source.rows
+            in_rows = [(size // row, row) for size, row in zip(sizes, rows, strict=True)]
+            tiles = [-(-down // source.rows) * -(-row // columns) for down, row in in_rows]
+        elif source.blockwise:
             in_blocks = [size // row * -(-row // BLOCK) for size, row in zip(sizes, rows, strict=True)]
             tiles = [-(-some // (source.tile // BLOCK)) for some in in_blocks]
         self.first_chunk, chunks = chunk_table(tiles)

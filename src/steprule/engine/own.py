@@ -12,7 +12,7 @@ import numpy as np
 from steprule.engine.matrices import Rooms
 from steprule.engine.reading import Reading
 from steprule.engine.run import Sums
-from steprule.engine.sides import SideEvaluation, Sides
+from steprule.engine.sides import HostEvaluation, Sides
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.extent import NUMBER, Extent
@@ -83,7 +83,7 @@ class Planned:
         inputs = {scalar_name(*scalar): hyper[position] for position, scalar in enumerate(program.scalars)}
         inputs |= {"step": plan.steps[active].copy(), **{name: counts[active] for name, counts in self._counts.items()}}
         inputs |= {name: self._kept(name) for name in self._states}
-        return Evaluation(inputs) if self._sides is None else SideEvaluation(inputs, self._sides)
+        return Evaluation(inputs) if self._sides is None else HostEvaluation(inputs, self._sides)
 
     def _kept(self, name: str, is_new: bool = False) -> np.ndarray:
         """What is kept of a state: a number for each tensor, or all of its rows' or columns'."""
@@ -160,7 +160,7 @@ class Planned:
         if extent == NUMBER:
             self._put(name, np.broadcast_to(self._evaluation(numbers[name]), len(self._states[name])))
         else:
-            assert self._sides is not None and isinstance(self._evaluation, SideEvaluation)
+            assert self._sides is not None and isinstance(self._evaluation, HostEvaluation)
             every = self._evaluation.spread(numbers[name], extent)
             self._put(name, np.broadcast_to(every, self._sides.starts[extent][-1]))
         return self._kept(name, is_new=True)

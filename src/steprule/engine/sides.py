@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -14,44 +15,80 @@ from steprule.trace.extent import COLS, NUMBER, ROWS, Extent
 from steprule.trace.program import ADD, COL, EXTENTS, ROW, Side
 
 
-class Sides:
-    """Tables of what passes read of rows and columns, and of what they find.
+class Places(ABC):
+    """Where in tables the numbers of rows and columns are, one tensor's after another's.
 
     Args:
         sides: the numbers, by name.
         shapes: rows and columns of each tensor.
         real: the dtype of those that are read.
+        parts: how many numbers each tensor's rows, and columns, are found in, of which each becomes one.
+        aligned: how many numbers lie together of those that are read: each tensor's begin at a multiple.
+
+    Attributes:
+        lengths: how many rows each tensor has, and how many columns.
+        parts: the same.
+        first: for each name where each tensor's numbers begin, and the end.
+        dtypes: for each name what they are.
     """
 
-    def __init__(self, sides: Mapping[str, Side], shapes: Sequence[Sequence[int]], real: str) -> None:
-        self._sides = sides
-        self._lengths = {ROWS: np.array([m for m, _ in shapes]), COLS: np.array([n for _, n in shapes])}
-        self._pieces = np.array([-(-m // rows_of_piece(n)) for m, n in shapes])
-        self._first, self._tables = {}, {}
-        self._rooms: dict[Hashable, np.ndarray] = {}
+    def __init__(
+        self,
+        sides: Mapping[str, Side],
+        shapes: Sequence[Sequence[int]],
+        real: str,
+        parts: Mapping[str, np.ndarray],
+        aligned: int = 1,
+    ) -> None:
+        self.sides, self.parts = sides, parts
+        self.lengths = {ROWS: np.array([m for m, _ in shapes]), COLS: np.array([n for _, n in shapes])}
+        self.first: dict[str, np.ndarray] = {}
+        self.dtypes: dict[str, str] = {}
         for name, side in sides.items():
-            lengths = self._lengths[EXTENTS[side.axis]]
-            if side.axis == COL and side.how:
-                lengths = lengths * self._pieces
-            self._first[name] = np.concatenate([[0], np.cumsum(lengths)])
-            dtype = np.dtype(np.float64 if side.axis == ROW and side.how else real)
-            self._tables[name] = np.zeros(int(lengths.sum()) or 1, dtype)
-        self.select(np.ones(len(shapes), bool))
+            lengths = self.lengths[EXTENTS[side.axis]]
+            lengths = lengths * parts[side.axis] if side.how else -(-lengths // aligned) * aligned
+            self.first[name] = np.concatenate([[0], np.cumsum(lengths)])
+            self.dtypes[name] = "float64" if side.axis == ROW and side.how else real
+
+    def size(self, name: str) -> int:
+        """How many numbers a table has."""
+        return max(int(self.first[name][-1]), 1)
+
+    @abstractmethod
+    def table_at(self, name: str) -> int:
+        """Where a table begins."""
 
     def addresses(self, name: str) -> list[int]:
         """Where each tensor's numbers begin."""
-        table = self._tables[name]
-        return [table.ctypes.data + table.itemsize * int(first) for first in self._first[name][:-1]]
+        begin, size = self.table_at(name), np.dtype(self.dtypes[name]).itemsize
+        return [begin + size * int(first) for first in self.first[name][:-1]]
+
+
+class Sides(Places):
+    """Tables of what passes read of rows and columns, and of what they find.
+
+    Args:
+        sides, shapes, real: as for `Places`.
+    """
+
+    def __init__(self, sides: Mapping[str, Side], shapes: Sequence[Sequence[int]], real: str) -> None:
+        pieces = np.array([-(-m // rows_of_piece(n)) for m, n in shapes])
+        super().__init__(sides, shapes, real, {ROW: np.ones_like(pieces), COL: pieces})
+        self._tables = {name: np.zeros(self.size(name), self.dtypes[name]) for name in sides}
+        self._rooms: dict[Hashable, np.ndarray] = {}
+        self.select(np.ones(len(shapes), bool))
+
+    def table_at(self, name: str) -> int:
+        """Where a table begins."""
+        return self._tables[name].ctypes.data
 
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
         count = int(active.sum())
         self.active = active
-        self.owners = {
-            extent: np.repeat(np.arange(count), lengths[active]) for extent, lengths in self._lengths.items()
-        }
+        self.owners = {extent: np.repeat(np.arange(count), lengths[active]) for extent, lengths in self.lengths.items()}
         self.starts = {
-            extent: np.concatenate([[0], np.cumsum(lengths[active])]) for extent, lengths in self._lengths.items()
+            extent: np.concatenate([[0], np.cumsum(lengths[active])]) for extent, lengths in self.lengths.items()
         }
 
     def room(self, what: Hashable, length: int, dtype: Any = np.float64) -> np.ndarray:
@@ -67,29 +104,66 @@ class Sides:
 
     def put(self, name: str, values: np.ndarray) -> None:
         """Takes over what passes are to read, of active tensors."""
-        extent = EXTENTS[self._sides[name].axis]
+        extent = EXTENTS[self.sides[name].axis]
         table = self._tables[name]
         if self.active.all():
             table[:] = values
         else:
-            table[np.repeat(self.active, self._lengths[extent])] = values
+            table[np.repeat(self.active, self.lengths[extent])] = values
 
     def found(self, name: str) -> np.ndarray:
         """What a pass has found for the rows or columns of active tensors."""
-        side, table, first = self._sides[name], self._tables[name], self._first[name]
+        side, table, first = self.sides[name], self._tables[name], self.first[name]
         if side.axis == ROW:
-            return table if self.active.all() else table[np.repeat(self.active, self._lengths[ROWS])]
+            return table if self.active.all() else table[np.repeat(self.active, self.lengths[ROWS])]
         join: Any = np.add if side.how == ADD else np.maximum
         starts = self.starts[COLS].tolist()
         room = self.room(name, starts[-1])
         for i, start, end in zip(np.flatnonzero(self.active).tolist(), starts, starts[1:], strict=False):
-            pieces = table[first[i] : first[i + 1]].reshape(self._pieces[i], -1)
+            pieces = table[first[i] : first[i + 1]].reshape(self.parts[COL][i], -1)
             join.reduce(pieces, axis=0, dtype=np.float64, out=room[start:end])
         return room
 
 
-class SideEvaluation(Evaluation):
-    """Expressions with an array for each input: a number for each active tensor, each of their rows, or each column.
+class SideEvaluation(Evaluation, ABC):
+    """Expressions with an array for each input: a number for each tensor, each of their rows, or each column.
+
+    Args:
+        inputs: by name; more may be set later.
+    """
+
+    def __call__(self, expression: Expression) -> Any:
+        """The expression's value."""
+        return super().__call__(expression)
+
+    def compute(self, expression: Expression) -> Any:
+        """An operation on the values of its arguments."""
+        x = expression.args[0]
+        if expression.op in SUM_OPS:
+            return self.joined(expression, x.extent, self(x))
+        if expression.op == "top_share":
+            return self.top_share(x.extent, *map(self, expression.args))
+        return self.apply(expression, [self.spread(arg, expression.extent) for arg in expression.args])
+
+    @abstractmethod
+    def joined(self, expression: Expression, extent: Extent, values: Any) -> Any:
+        """The sum of each tensor's rows or columns, or the largest of these."""
+
+    @abstractmethod
+    def top_share(self, extent: Extent, values: Any, shares: Any) -> Any:
+        """1 for the largest rows or columns of each tensor, as many as its share says, and 0 for the others."""
+
+    @abstractmethod
+    def apply(self, expression: Expression, args: Sequence[Any]) -> Any:
+        """An operation on values of the same extent."""
+
+    @abstractmethod
+    def spread(self, expression: Expression, wanted: Extent) -> Any:
+        """An expression's value; a tensor's number for each of its rows or columns."""
+
+
+class HostEvaluation(SideEvaluation):
+    """The same with NumPy's arrays.
 
     Args:
         inputs: by name; more may be set later.
@@ -100,40 +174,33 @@ class SideEvaluation(Evaluation):
         super().__init__(inputs)
         self._sides = sides
 
-    def __call__(self, expression: Expression) -> np.ndarray:
-        """The expression's value."""
-        return super().__call__(expression)  # type: ignore[no-any-return]
+    def joined(self, expression: Expression, extent: Extent, values: np.ndarray) -> np.ndarray:
+        """The sum of each tensor's rows or columns, or the largest of these."""
+        owners, count = self._sides.owners[extent], int(self._sides.active.sum())
+        if not expression.op.endswith("largest"):
+            return np.bincount(owners, values, count)
+        result = np.zeros(count)
+        np.maximum.at(result, owners, values)
+        return result
 
-    def compute(self, expression: Expression) -> np.ndarray:
-        """An operation on the values of its arguments."""
-        x = expression.args[0]
-        if expression.op in SUM_OPS:
-            value, owners = self(x), self._sides.owners[x.extent]
-            count = int(self._sides.active.sum())
-            if not expression.op.endswith("largest"):
-                return np.bincount(owners, value, count)
-            result = np.zeros(count)
-            np.maximum.at(result, owners, value)
-            return result
-        if expression.op == "top_share":
-            return self._top_share(x.extent, *map(self, expression.args))
-        args = [self.spread(arg, expression.extent) for arg in expression.args]
-        if expression.op not in _INTO or expression.extent == NUMBER:
-            return self.operate(expression.op, args)  # type: ignore[no-any-return]
-        room = self._sides.room(id(expression), max(map(np.size, args)))
-        return _INTO[expression.op](*args, out=room)  # type: ignore[no-any-return]
-
-    def _top_share(self, extent: Extent, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """1 for the largest rows or columns of each tensor, as many as its share says."""
+    def top_share(self, extent: Extent, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """1 for the largest rows or columns of each tensor, as many as its share says, and 0 for the others."""
         owners, starts = self._sides.owners[extent], self._sides.starts[extent]
         counts = np.maximum(np.ceil(shares * np.diff(starts)), 1.0)
         ranks = np.empty(len(owners))
         ranks[np.lexsort((-values, owners))] = np.arange(len(owners)) - starts[owners]
         return np.where(ranks < counts[owners], 1.0, 0.0)
 
+    def apply(self, expression: Expression, args: Sequence[np.ndarray]) -> np.ndarray:
+        """An operation on values of the same extent."""
+        if expression.op not in _INTO or expression.extent == NUMBER:
+            return self.operate(expression.op, args)  # type: ignore[no-any-return]
+        room = self._sides.room(id(expression), max(map(np.size, args)))
+        return _INTO[expression.op](*args, out=room)  # type: ignore[no-any-return]
+
     def spread(self, expression: Expression, wanted: Extent) -> np.ndarray:
         """An expression's value; a tensor's number for each of its rows or columns."""
-        value = self(expression)
+        value: np.ndarray = self(expression)
         if expression.extent == wanted or np.ndim(value) == 0 or expression.extent != NUMBER:
             return value
         same = value[:1]

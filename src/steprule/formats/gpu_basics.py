@@ -16,6 +16,10 @@ PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.version.h
 """Whether kernels may have NVIDIA's assembly: it says what Triton's language cannot, and computes nothing else."""
 
 
+_STORE16 = tl.constexpr("{ .reg .pred told; setp.ne.s32 told, $3, 0; @told st.global.b16 [$1], $2; mov.b32 $0, 0; }")
+_STORE64 = tl.constexpr("{ .reg .pred told; setp.ne.s32 told, $3, 0; @told st.global.f64 [$1], $2; mov.b32 $0, 0; }")
+
+
 # Memory, of which a tile sees all (inside is None) or a part.
 
 
@@ -36,20 +40,28 @@ def store(at, value, inside):
 
 
 @triton.jit
+def store_from_here(at, value, inside, text: tl.constexpr, kinds: tl.constexpr):
+    """Stores what threads have in common from where it is: tl.store would first bring it to others, and all would wait."""
+    told = tl.full(value.shape, 1, tl.int32) if inside is None else inside.to(tl.int32)
+    tl.inline_asm_elementwise(text, kinds, [at, value, told], tl.int32, False, 1)
+
+
+@triton.jit
 def store_exponent(at, value, inside):
-    """Stores a block exponent from where it is: tl.store would first bring it to other threads, and all would wait."""
+    """Stores the exponent of each block."""
     if not PTX:
         store(at, value, inside)
     else:
-        told = tl.full(value.shape, 1, tl.int32) if inside is None else inside.to(tl.int32)
-        tl.inline_asm_elementwise(
-            "{ .reg .pred told; setp.ne.s32 told, $3, 0; @told st.global.b16 [$1], $2; mov.b32 $0, 0; }",
-            "=r,l,h,r",
-            [at, value, told],
-            tl.int32,
-            False,
-            1,
-        )
+        store_from_here(at, value, inside, _STORE16, "=r,l,h,r")
+
+
+@triton.jit
+def store_of_row(at, value, inside):
+    """Stores a float64 of each row."""
+    if not PTX:
+        store(at, value, inside)
+    else:
+        store_from_here(at, value, inside, _STORE64, "=r,l,d,r")
 
 
 @triton.jit
@@ -135,27 +147,39 @@ def smaller(a, b):
     return tl.where((a < b) | (a != a), a, b)
 
 
-# Sums over a tile, for telemetry.
+# Sums over a tile, or over its rows: one for each, as a column.
 
 
 @triton.jit
-def sum_of(x, inside):
-    return tl.sum(only(x, inside)).to(tl.float64)
+def sum_of(x, inside, axis: tl.constexpr = None):
+    return tl.sum(only(x, inside), axis=axis, keep_dims=axis is not None).to(tl.float64)
 
 
 @triton.jit
-def largest_of(x, inside):
+def largest_of(x, inside, axis: tl.constexpr = None):
     """The largest absolute value, NaN if there is one."""
-    return float_of(tl.max(only(magnitude_bits(x.to(tl.float32)).to(tl.int32), inside))).to(tl.float64)
+    bits = only(magnitude_bits(x.to(tl.float32)).to(tl.int32), inside)
+    return float_of(tl.max(bits, axis=axis, keep_dims=axis is not None)).to(tl.float64)
 
 
 @triton.jit
-def maximum_of(x):
+def maximum_of(x, axis: tl.constexpr = None):
     """The largest number, NaN if there is one."""
-    return tl.max(tl.where(x != x, -inf, x)) + tl.sum(tl.where(x != x, x, 0.0))
+    keep: tl.constexpr = axis is not None
+    wrong = tl.sum(tl.where(x != x, x, 0.0), axis=axis, keep_dims=keep)
+    return tl.max(tl.where(x != x, -inf, x), axis=axis, keep_dims=keep) + wrong
 
 
 @triton.jit
 def minimum_of(x):
     """The smallest number, NaN if there is one."""
     return tl.min(tl.where(x != x, inf, x)) + tl.sum(tl.where(x != x, x, 0.0))
+
+
+@triton.jit
+def most_of(x, inside, axis: tl.constexpr):
+    """The largest of numbers that are not negative, NaN if there is one."""
+    if x.dtype == tl.float64:
+        return maximum_of(only(x, inside), axis)
+    else:
+        return largest_of(x, inside, axis)

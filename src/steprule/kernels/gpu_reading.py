@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steprule.formats import ITEM_SIZE
-from steprule.kernels.gpu_loop import GpuLoop
-from steprule.kernels.gpu_pass import POINTERS
+from steprule.kernels.gpu_loop import POINTERS, GpuLoop
 from steprule.kernels.names import told_apart
 from steprule.kernels.source import Source, head, indent, squared, tally_of
 from steprule.trace.program import ADD, LARGEST, SMALLEST, Stage, Sum

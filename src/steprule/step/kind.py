@@ -193,13 +193,12 @@ class Kind:
         )
 
     def _keeps_sides(self, param: Tensor, state: dict[str, Any]) -> bool:
-        """Whether the CPU engine can compute with numbers of rows and columns."""
+        """Whether passes can compute with numbers of rows and columns."""
         beside = [
             x for name in self.names if name in self.rule.side_states and isinstance(x := state.get(name), Tensor)
         ]
         return (
-            not gpu.serves(param.device)
-            and len(matrix_shape(param.shape, self.rule.stacks)) == 2
+            len(matrix_shape(param.shape, self.rule.stacks)) == 2
             and self._served().factor != "row"
             and bool(whole_of(param).numel())
             and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)

@@ -14,7 +14,7 @@ from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.matrices import Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
-from steprule.engine.sides import Sides
+from steprule.engine.sides import Places, Sides
 from steprule.formats import FORMATS, row_length
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
@@ -31,6 +31,7 @@ from steprule.trace.program import ROW
 
 if TYPE_CHECKING:
     from steprule.engine.gpu_own import GpuPlanned
+    from steprule.engine.gpu_sides import GpuSides
 
 
 class Bucket:
@@ -104,11 +105,17 @@ def room_of(entry: Entry) -> tuple[int, ...]:
     )  # whose other axes may lie in any order
 
 
-def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | None:
+def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | GpuSides | None:
     """What rows and columns have of their own, if anything does."""
     sides = kernel.stage.sides
+    if not sides:
+        return None
     here = [matrix_shape(entry.param.shape, entry.rule.stacks) for entry in bucket]  # a view with sides is no other
-    return Sides(sides, here, kernel.source.real) if sides else None
+    if isinstance(kernel, gpu.Kernel):
+        from steprule.engine.gpu_sides import GpuSides
+
+        return GpuSides(sides, here, kernel.source, bucket[0].kind.device)
+    return Sides(sides, here, kernel.source.real)
 
 
 def matrix_of(entry: Entry) -> tuple[int, ...]:
@@ -117,7 +124,7 @@ def matrix_of(entry: Entry) -> tuple[int, ...]:
 
 
 def numbers_of(
-    kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: Rooms | None, sides: Sides | None
+    kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: Rooms | None, sides: Any
 ) -> Planned | GpuPlanned:
     """The numbers that tensors of a plan have for themselves."""
     states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
@@ -126,12 +133,12 @@ def numbers_of(
         sizes = [whole_of(entry.param).numel() for entry in bucket]
     else:  # of one matrix, as the formula sees it
         sizes = [shape[-2] * shape[-1] for shape in shapes]
+    extents = {name: KEPT[bucket[0].rule.states[name].extent] for name in states}
     if isinstance(plan, GpuPlan):
         from steprule.engine.gpu_own import GpuPlanned
 
-        return GpuPlanned(kernel, plan, states, sizes, shapes, rooms)
+        return GpuPlanned(kernel, plan, states, sizes, shapes, rooms, sides, extents)
     arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
-    extents = {name: KEPT[bucket[0].rule.states[name].extent] for name in states}
     return Planned(kernel, plan, arrays, torch.get_num_threads, sizes, shapes, rooms, sides, extents)
 
 
@@ -175,7 +182,7 @@ def plan_of(
     services: StepServices | None,
     rows: list[int],
     rooms: Rooms | None,
-    sides: Sides | None,
+    sides: Places | None,
 ) -> Plan | GpuPlan:
     """The plan of kernels for the parameters of a bucket."""
     kernel = kernels[0]
