@@ -51,7 +51,7 @@ def check(make, replays, least, **settings):
     notes = [one.state_dict()["param_groups"][0].get("services") for one in (ours[1], theirs[1])]
     assert repr(notes[0]) == repr(notes[1])  # where NaN is NaN
     if ours[1].telemetry is not None:
-        assert repr(ours[1].telemetry.records()) == repr(theirs[1].telemetry.records())
+        assert repr(ours[1].telemetry.records) == repr(theirs[1].telemetry.records)
 
 
 @needs_gpu

@@ -17,7 +17,7 @@ PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.version.h
 
 
 _STORE16 = tl.constexpr("{ .reg .pred told; setp.ne.s32 told, $3, 0; @told st.global.b16 [$1], $2; mov.b32 $0, 0; }")
-_STORE64 = tl.constexpr("{ .reg .pred told; setp.ne.s32 told, $3, 0; @told st.global.f64 [$1], $2; mov.b32 $0, 0; }")
+_STORE64 = tl.constexpr("{ .reg .pred told; setp.ne.s32 told, $3, 0; @told st.global.b64 [$1], $2; mov.b32 $0, 0; }")
 
 
 # Memory, of which a tile sees all (inside is None) or a part.
@@ -61,7 +61,8 @@ def store_of_row(at, value, inside):
     if not PTX:
         store(at, value, inside)
     else:
-        store_from_here(at, value, inside, _STORE64, "=r,l,d,r")
+        bits = value.to(tl.int64, bitcast=True)  # a pointer and a float64 cannot be arguments of one assembly
+        store_from_here(at, bits, inside, _STORE64, "=r,l,l,r")
 
 
 @triton.jit
