@@ -326,7 +326,7 @@ def test_what_belongs_to_no_known_layer_is_refused_with_what_to_write():
         roles(model)
     text = str(caught.value)
     assert f"block.w  (8, 8)  a parameter of {__name__}.Of" in text and "heads  (4, 8, 2)" in text
-    assert "roles(model, overrides={" in text and "'block.w': ..." in text
+    assert "Say it: overrides={" in text and "'block.w': ..." in text
     table = roles(model, overrides={"block.w": "transpose", "heads": "stack"})
     assert seen(table)["block.w"] == "hidden: transpose"
     assert seen(table)["heads"] == "experts: stack"
