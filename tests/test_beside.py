@@ -235,6 +235,17 @@ def test_what_makes_no_sense_is_refused(settings, error, message):
         create(net(), **settings)
 
 
+@pytest.mark.parametrize("other", ["adamw", "lion"])
+def test_a_misspelled_argument_of_the_rule_beside_is_held_to_those_of_that_rule(other):
+    cls, param = steprule.Optimizer.of(beside(RULES["muon"], RULES[other])), nn.Parameter(torch.zeros(2, 2))
+    for name, told in (
+        ("betaz", rf"did you mean '{other}_betas'\?$"),
+        ("q" * 20, rf"it takes {other}_\w+(, {other}_\w+)*$"),
+    ):
+        with pytest.raises(TypeError, match=rf"unexpected argument '{other}_{name}'; {told}"):
+            cls([param], **{f"{other}_{name}": 1.0})
+
+
 def test_what_roles_cannot_tell_is_refused_and_other_models():
     model = nn.Sequential(Unknown(), nn.Linear(4, 4), nn.Linear(4, 4))
     with pytest.raises(
