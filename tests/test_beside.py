@@ -219,7 +219,9 @@ class Unknown(nn.Module):
         ({"groups": [("0.*", {"momentum": 0.5})]}, ValueError, r"groups\[0\]: momentum is nothing to adamw, which steps '0.weight'"),
         ({"groups": [("1.w*", {"adamw_eps": 0.5})]}, ValueError, r"groups\[0\]: adamw_eps is nothing to muon, which steps '1.weight'"),
         ({"roles": {"*": "adamw"}}, ValueError, "roles finds no matrix between others, which Muon could step"),
-        ({"roles": {"7.*": "adamw"}}, ValueError, "overrides: '7.\\*' matches no parameter"),
+        ({"roles": {"7.*": "adamw"}}, ValueError, "^roles: '7.\\*' matches no parameter"),
+        ({"roles": {"0.*": "muon"}}, ValueError, r"^roles\['0.\*'\]='muon', for '0.weight'"),
+        ({"roles": {3: "hidden"}}, TypeError, "^roles: 3 must be a pattern"),
         ({"roles": steprule.roles(net())}, ValueError, "roles says nothing of '0.weight': it is the table of another model"),
         ({"adamw_lr": -1.0}, ValueError, "adamw_lr=-1.0: Invalid"),
         ({"adamw_betas": (0.9, 2.0)}, ValueError, "adamw_betas at index 1: 2.0"),
@@ -233,9 +235,22 @@ def test_what_makes_no_sense_is_refused(settings, error, message):
         create(net(), **settings)
 
 
+@pytest.mark.parametrize("other", ["adamw", "lion"])
+def test_a_misspelled_argument_of_the_rule_beside_is_held_to_those_of_that_rule(other):
+    cls, param = steprule.Optimizer.of(beside(RULES["muon"], RULES[other])), nn.Parameter(torch.zeros(2, 2))
+    for name, told in (
+        ("betaz", rf"did you mean '{other}_betas'\?$"),
+        ("q" * 20, rf"it takes {other}_\w+(, {other}_\w+)*$"),
+    ):
+        with pytest.raises(TypeError, match=rf"unexpected argument '{other}_{name}'; {told}"):
+            cls([param], **{f"{other}_{name}": 1.0})
+
+
 def test_what_roles_cannot_tell_is_refused_and_other_models():
     model = nn.Sequential(Unknown(), nn.Linear(4, 4), nn.Linear(4, 4))
-    with pytest.raises(ValueError, match=r"roles cannot tell what 1 parameter is:\n  0\.w"):
+    with pytest.raises(
+        ValueError, match=r"roles cannot tell what 1 parameter is:\n  0\.w[^\n]*\nSay it: roles=\{'0\.w': \.\.\.\}"
+    ):
         create(model)
     assert create(model, roles={"0.w": "hidden"})
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, whose classes say"):

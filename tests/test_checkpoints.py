@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import pickle
 import re
@@ -411,6 +412,36 @@ def test_torch_optim_does_not_take_codes_for_numbers():
         for name in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(its.state[param][name], optimizer.read(own, name))
     train(params, its, 1)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Muon"])
+def test_torch_optim_does_not_begin_anew_in_silence_beside_codes(name):
+    """Its classes with a momentum alone ask for none in a state dict, so they find one that no step can use."""
+    if not hasattr(torch.optim, name):
+        pytest.skip("this torch has no Muon")
+    param = torch.nn.Parameter(torch.randn(4, 64))
+    optimizer = getattr(steprule, name)([param], momentum=0.9, states="8bit")
+    param.grad = torch.randn_like(param)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    assert "momentum_buffer" not in optimizer.state[param]
+    ways = [{"foreach": False}, {"foreach": True}, {"fused": True}] if name == "SGD" else [{}]
+    for flags in ways:
+        its = getattr(torch.optim, name)([param], momentum=0.9)
+        its.load_state_dict(saved)
+        its.param_groups[0].update(flags)
+        before = param.detach().clone()
+        with pytest.raises((AttributeError, TypeError)):
+            its.step()
+        assert torch.equal(param, before)
+        its.load_state_dict(optimizer.plain_state_dict())
+        assert torch.equal(its.state[param]["momentum_buffer"], optimizer.read(param, "momentum_buffer"))
+    file = io.BytesIO()
+    torch.save(saved, file)
+    for states in ("8bit", None):
+        other = getattr(steprule, name)([param], momentum=0.9, states=states)
+        other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+        assert torch.equal(other.read(param, "momentum_buffer"), optimizer.read(param, "momentum_buffer"))
 
 
 @pytest.mark.parametrize("way", ["state dict", "pickle"])

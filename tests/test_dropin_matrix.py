@@ -221,6 +221,18 @@ def test_the_momentum_of_a_bfloat16_parameter_is_an_average(nesterov):
     )  # three roundings, of numbers that were at most twice as large
 
 
+def test_adafactors_eps_is_that_of_each_parameters_dtype():
+    """torch.optim 2.13 keeps a bfloat16 parameter's for the float32 ones after it: here steps that are 100 times smaller."""
+    runs = []
+    for others in ([], [torch.ones(4, 4, dtype=torch.bfloat16)]):
+        params = [param.requires_grad_() for param in (*others, torch.ones(4, 4))]
+        for param in params:
+            param.grad = torch.full_like(param, 1e-4)
+        steprule.Adafactor(params, lr=0.01).step()
+        runs.append(params[-1].detach())
+    assert torch.equal(*runs) and bool((runs[0] < 0.991).all())
+
+
 SETS = ["keller", "you", "polar_express", "cans", "aol", "deepseek", "cubic5"]
 
 

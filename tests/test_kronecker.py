@@ -347,7 +347,7 @@ VIEWS = {
 @pytest.mark.parametrize("rule", RULES)
 def test_the_matrices_of_a_view_have_squares_of_their_own_and_the_turn_of_their_parameter(rule, words):
     def parts(x):
-        stacks = View(words).matrices(x.detach(), param)
+        stacks = View(words).matrices(torch.empty_like(param).copy_(x).detach())
         return [one.contiguous().clone() for stack in stacks for one in stack.reshape(-1, *stack.shape[-2:])]
 
     shape, cls = VIEWS[words], steprule.Optimizer.of(rule)

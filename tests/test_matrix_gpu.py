@@ -6,7 +6,8 @@ from bounds import UNIT
 
 from steprule.matrix import gpu
 from steprule.matrix.gpu import Tile
-from steprule.matrix.polar import polar
+from steprule.matrix.how import How
+from steprule.matrix.polar import Chain, polar
 
 pytest.importorskip("triton")
 
@@ -81,8 +82,6 @@ def test_float64_is_torchs():
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("shape", [(2, 36, 40), (1, 40, 36)], ids=str)
 def test_polar_factors_by_triton_and_by_torch(monkeypatch, form, batched, shape):
-    from steprule.matrix.how import How
-
     calls, own = [], gpu.symmetric_product
     monkeypatch.setattr(gpu, "symmetric_product", lambda *a, **k: calls.append(1) or own(*a, **{**k, "tile": TILE}))
     monkeypatch.setattr(gpu, "DEVICES", {DEVICE})
@@ -97,15 +96,17 @@ def test_polar_factors_by_triton_and_by_torch(monkeypatch, form, batched, shape)
 @pytest.mark.parametrize("form", ["plain", "symmetric", "gram"])
 def test_graphs_capture_it_and_nothing_waits(form):
     x = random(4, 256, 300)
-    wanted, out = polar(x, form=form), torch.empty(4, 256, 300, dtype=torch.bfloat16, device=DEVICE)
+    how = How(form, torch.float16 if form == "gram" else torch.bfloat16, True)
+    chain = Chain(how, (256, 300), x.device, "keller")
+    wanted, out = polar(x, how=how), torch.empty(4, 256, 300, dtype=torch.bfloat16, device=DEVICE)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        polar(x, form=form, out=out)
+        chain(x, out)
     out.zero_()
     graph.replay()
     assert torch.equal(out, wanted.bfloat16())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        polar(x, form=form)
+        polar(x, how=how)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ import steprule
 from steprule.engine.eager import oracle
 from steprule.hyper import filled
 from steprule.rules import OWN
+from steprule.rules.scales import SCALES, convert_lr
 from steprule.state import first_array
+from steprule.step.kind import Kind
 
 RULES = [name for name, rule in OWN.items() if sees_matrix(rule)]
 EXACT = {"ns_coefficients": "polar_express", "ns_steps": 16}
@@ -273,6 +276,25 @@ def test_degenerate_gradients_give_finite_steps(name, hyper, engine):
             assert moved <= 3 * hyper["lr"] * radius * param.numel() ** 0.5, (kind, param.shape, moved)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_gradients_whose_squares_overflow(monkeypatch, name):
+    """They are no other than smaller ones if they are clipped, and to rules that take no squares of elements.
+
+    Powers of 2 change no rounding. Without clipping, Adafactor is as torch.optim's, which gives NaN.
+    """
+    monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
+    for clip in (1.0, None) if name in ("muon", "normuon", "adamuon", "mud", "dion2", "scion") else (1.0,):
+        runs = []
+        for scale in (2.0**40, 2.0**83):
+            param = random((5, 5), 0, torch.float32).requires_grad_()
+            optimizer = getattr(steprule, OWN[name].__name__)([param], lr=0.01, clip=clip)
+            for step in range(2):
+                param.grad = scale * random((5, 5), 1 + step, torch.float32)
+                optimizer.step()
+            runs.append(param.detach())
+        assert bool(runs[0].isfinite().all()) and torch.equal(*runs)
+
+
 def test_a_gradient_of_rank_1_moves_muon_along_itself():
     """Newton-Schulz in float32 makes no second singular value of rounding."""
     grad = degenerate("rank 1", (6, 9))
@@ -281,6 +303,19 @@ def test_a_gradient_of_rank_1_moves_muon_along_itself():
     steprule.Muon([param], lr=1.0, weight_decay=0.0).step()
     values = torch.linalg.svdvals(param.detach().double())
     assert float(values[1]) < 1e-3 * float(values[0])
+
+
+def test_a_converted_learning_rate_makes_the_same_step():
+    """And the same decay, if weight_decay is divided by as much; lr of AdamW is that of its RMS."""
+    for shape in ((8, 2), (2, 8), (3, 3)):
+        start, grad = random(shape, 0).numpy(), random(shape, 1).numpy()
+        for have, want in itertools.product(SCALES, SCALES):
+            new = convert_lr(0.01, shape, have, want)
+            one = trajectory(OWN["muon"], {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": have}, start, [grad])
+            hyper = {"lr": new, "weight_decay": 0.1 * 0.01 / new, "adjust_lr_fn": want}
+            np.testing.assert_allclose(trajectory(OWN["muon"], hyper, start, [grad]), one, rtol=1e-12)
+    with pytest.raises(ValueError, match="there is no scale 'rms'; there are original"):
+        convert_lr(0.01, (2, 2), "rms", "original")
 
 
 def test_mano_leaves_slices_of_one_element_alone():

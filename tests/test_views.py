@@ -23,7 +23,7 @@ UNEQUAL = {"split 8 4 4": (16, 12), "transpose, split 2 6": (12, 8)}
 
 def parts(words, tensor, like=None):
     """The matrices of a tensor, each contiguous."""
-    stacks = View(words).matrices(tensor.detach(), like)
+    stacks = View(words).matrices((tensor if like is None else torch.empty_like(like).copy_(tensor)).detach())
     return [one.contiguous().clone() for stack in stacks for one in stack.reshape(-1, *stack.shape[-2:])]
 
 

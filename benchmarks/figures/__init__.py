@@ -15,7 +15,7 @@ FIGURES: dict[str, Figure] = {
         speed.headline, speed.speed, speed.training_steps, speed.first_step, speed.low_memory, speed.services,
         speed.release_memory, speed.subsets, rules.rules, rules.rules_summary, training.training, training.training_matrices, training.formats_training,
         formats.formats, formats.formats_safe, formats.formats_averages, formats.decay, gpu.gpu, gpu.gpu_summary, gpu.gpu_code, sharded.sharded,
-        references.references, matrix.matrices, matrix.matrices_sweep, matrix.matrices_memory, kronecker.kronecker, conformance.conformance,
+        references.references, references.matrix_oracles, matrix.matrices, matrix.matrices_sweep, matrix.matrices_memory, kronecker.kronecker, conformance.conformance,
         sharded.sharded_bytes, sharded.many_ranks,
     )
 }  # fmt: skip

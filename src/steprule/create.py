@@ -14,8 +14,7 @@ from steprule import optimizer
 from steprule.beside import KEY, beside, names_beside, word_of
 from steprule.divide import GroupSettings, Model, Section, Split, divided, parameter_groups
 from steprule.hyper import MULTIPLIERS
-from steprule.layers.roles import Overrides, Role, Roles
-from steprule.layers.roles import roles as find_roles
+from steprule.layers.roles import Overrides, Role, Roles, roles_of
 from steprule.optimizer import Optimizer
 from steprule.optimizer.arguments import ALL_OPTIONS
 from steprule.registry import class_names, plain, unknown
@@ -193,7 +192,7 @@ def _sections(
         raise TypeError(f"{what} is for rules of whole matrices, such as muon, and this one steps all parameters")
     if rule is None:
         return [(Section("", lr, weight_decay), None)], ()
-    table = roles if isinstance(roles, Roles) else find_roles(model, overrides=roles)  # type: ignore[arg-type]
+    table = roles if isinstance(roles, Roles) else roles_of(model, roles, "roles")  # type: ignore[arg-type]
     if not table.matrices:
         raise ValueError(
             f"roles finds no matrix between others, which {rule.__name__} could step: create_optimizer(model, "

@@ -270,8 +270,9 @@ _SCALAR: dict[str, Callable[..., float]] = {
 }
 
 
-def whole_number(name: str, value: Value) -> int:
-    """An argument that must be a whole number of 1 or more."""
-    if not (value >= 1 and float(value) % 1 == 0):
-        raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
+def whole_number(name: str, value: Value, most: float = math.inf) -> int:
+    """An argument that must be a whole number, 1 or more and no more than most."""
+    if isinstance(value, (bool, str)) or not (1 <= value <= most and float(value) % 1 == 0):
+        span = "of 1 or more" if most == math.inf else f"from 1 to {most}"
+        raise ValueError(f"{name}={value!r} must be a whole number {span}")
     return int(value)

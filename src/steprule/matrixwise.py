@@ -332,7 +332,6 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
     """
     if hasattr(x, "__steprule__"):
         return x.__steprule__("polar", x, coefficients, steps, eps)
-    number = None if steps is None else whole_number("steps", steps)
     if not eps >= 0:
         raise ValueError(f"eps={eps!r} must be 0 or above")
     is_plain = isinstance(coefficients, str) or isinstance(coefficients[0], (tuple, list))
@@ -340,8 +339,8 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
     own = import_module(f"steprule.matrix.{'polar' if is_tensor(x) else 'oracle'}").polar
     if is_tensor(x):
         stack = _matrix(x).unsqueeze(0).flatten(0, -3)
-        return own(stack, coefficients, number, eps=float(eps)).to(x.dtype).reshape(x.shape)
-    return own(_matrix(x), coefficients, number, float(eps))
+        return own(stack, coefficients, steps, eps=float(eps)).to(x.dtype).reshape(x.shape)
+    return own(_matrix(x), coefficients, steps, float(eps))
 
 
 def decorrelate(x: Value, passes: Value = 1) -> Value:

@@ -72,8 +72,9 @@ def check_names(who: str, given: Iterable[str], known: Iterable[str]) -> None:
                 name in rule.hyperparameters for rule in RULES.values()
             )  # and seldom misspelled
             none = f"it has no {ALSO_CALLED.get(name, name)}; " if is_others else ""
-            beside = [one for one in known if name.startswith("adamw_") and one.startswith("adamw_")]
-            near = beside or known  # of the rule beside another
+            word = name.partition("_")[0]
+            beside = [one for one in known if word in RULES and one.startswith(f"{word}_")]
+            near = beside or known  # of the rule beside another, whose name is before theirs
             hint = did_you_mean(name, near, 0.85 if is_others else 0.6, f"{none}it takes {', '.join(near)}")
             raise TypeError(f"{who} got an unexpected argument {name!r}{hint}")
 

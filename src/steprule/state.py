@@ -185,6 +185,7 @@ class TorchArguments:
             the value. Default: "Invalid momentum value: {}" and the like.
         taken: makes of a parameter's state that it saved one of the rule's.
         given: what is saved of a parameter's state besides, for it to load: the state and the parameter's shape.
+        unmissed: states that it begins anew without a word where a state dict lacks them.
     """
 
     flags: str
@@ -196,6 +197,7 @@ class TorchArguments:
     words: Mapping[str, str] = field(default_factory=dict)
     taken: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     given: Callable[[Mapping[str, Any], Sequence[int]], Mapping[str, Any]] | None = None
+    unmissed: Sequence[str] = ()
 
 
 _KINDS: Mapping[str, tuple[Any, str]] = {

@@ -137,7 +137,9 @@ def test_a_models_parameters_are_what_they_are(case):
 
 def matrices_of(view, tensor, like=None):
     """Every matrix of a tensor, contiguous."""
-    stacks = View(view or "matrix").matrices(tensor.detach(), like)
+    stacks = View(view or "matrix").matrices(
+        (tensor if like is None else torch.empty_like(like).copy_(tensor)).detach()
+    )
     return [one.contiguous().clone() for stack in stacks for one in stack.reshape(-1, *stack.shape[-2:])]
 
 
@@ -318,7 +320,7 @@ def test_each_part_reaches_one_of_q_k_and_v(case, monkeypatch):
                 if grad is not None:
                     parts = [
                         part
-                        for one in row.view.matrices(grad, like=row.param)
+                        for one in row.view.matrices(torch.empty_like(row.param).copy_(grad).detach())
                         for part in one.reshape(-1, *one.shape[-2:])
                     ]
                     reached.setdefault(row.name, {})[letter] = (

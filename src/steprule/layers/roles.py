@@ -173,11 +173,16 @@ def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), h
             nothing; a word is none, or its view does not fit.
         TypeError: model is no module.
     """
+    return roles_of(model, overrides, "overrides", example, heads)
+
+
+def roles_of(model: nn.Module, overrides: Overrides, argument: str, example: Any = None, heads: bool = False) -> Roles:
+    """As `roles`, where the caller's argument for what the user knows better has this name."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, whose classes say what it is, not {type(model).__name__}")
     places = places_of(model)
     named = {spots[0].name: param for param, spots in places.items()}
-    chosen = _chosen(overrides, named)
+    chosen = _chosen(overrides, argument, named)
     found, unknown = {}, {}
     for param, spots in places.items():
         try:
@@ -185,7 +190,7 @@ def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), h
         except Unknown as error:
             unknown[spots[0].name] = (param, str(error))
     if unknown:
-        raise ValueError(_refusal(unknown))
+        raise ValueError(_refusal(unknown, argument))
     ends = _ends(model, example, found, named, places, chosen)
     rows, frozen = [], []
     for name, seen in found.items():
@@ -201,14 +206,14 @@ def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), h
     return Roles(tuple(rows), tuple(frozen), tuple(ends.notes))
 
 
-def _chosen(overrides: Overrides, named: Mapping[str, Tensor]) -> dict[str, Seen]:
-    """What the user says of parameters."""
+def _chosen(overrides: Overrides, argument: str, named: Mapping[str, Tensor]) -> dict[str, Seen]:
+    """What the user says of parameters, in the argument of this name."""
     found: dict[str, Seen] = {}
     for pattern, word in overrides.items() if isinstance(overrides, Mapping) else overrides:
-        where = f"overrides[{pattern!r}]"
+        where = f"{argument}[{pattern!r}]"
         if not isinstance(pattern, str) and not callable(pattern):
-            raise TypeError(f"overrides: {pattern!r} must be a pattern or a function of name and parameter")
-        for name in matches("overrides", pattern, named):
+            raise TypeError(f"{argument}: {pattern!r} must be a pattern or a function of name and parameter")
+        for name in matches(argument, pattern, named):
             try:
                 found.setdefault(name, _said(word, named[name]))
             except ValueError as error:
@@ -267,8 +272,8 @@ def _ends(
     return ends
 
 
-def _refusal(unknown: Mapping[str, tuple[Tensor, str]]) -> str:
-    """The message for parameters of which nothing is known."""
+def _refusal(unknown: Mapping[str, tuple[Tensor, str]], argument: str) -> str:
+    """The message for parameters of which nothing is known, and what to give as the argument."""
     lines, words = [], []
     for short, same in alike(list(unknown)).items():
         param, why = unknown[same[0]]
@@ -277,7 +282,7 @@ def _refusal(unknown: Mapping[str, tuple[Tensor, str]]) -> str:
     return (
         f"roles cannot tell what {len(unknown)} parameter{'s are' if len(unknown) > 1 else ' is'}:\n"
         + "\n".join(lines)
-        + f"\nSay it: roles(model, overrides={{{', '.join(words)}}}), each with "
+        + f"\nSay it: {argument}={{{', '.join(words)}}}, each with "
         '"hidden" for a matrix of (out, in), "transpose" for (in, out), "stack" or "stack, transpose" if the first axes '
         'count such matrices, "flatten" if all axes but the first belong together, or "adamw" if it is no matrix'
     )

@@ -56,16 +56,15 @@ class View:
     def __str__(self) -> str:
         return self.words
 
-    def matrices(self, tensor: Tensor, like: Tensor | None = None) -> list[Tensor]:
+    def matrices(self, tensor: Tensor) -> list[Tensor]:
         """The matrices, each of shape (..., m, n), in the memory of the tensor.
 
         "flatten" takes the axes in the order that they have in memory, so that channels_last needs no copy. Then the
-        order of columns depends on strides: give a gradient or a state `like` its parameter. What depends on that order, as
-        MUD does of tall matrices, then depends on strides, too.
+        order of columns depends on strides: a gradient or a state is to be laid out as its parameter, as `torch.empty_like(param).copy_(grad)`
+        is. What depends on that order, as MUD does of tall matrices, then depends on strides, too.
 
         Args:
             tensor: the parameter, or a tensor of its shape.
-            like: a tensor of the same shape, in whose order axes are flattened. Default: the tensor itself.
 
         Raises:
             ValueError: the shape does not fit the view, or the strides allow no view of this order.
@@ -82,7 +81,7 @@ class View:
         for step in self.words.split(", "):
             name, *numbers = step.split()
             try:
-                found = [part for one in found for part in _STEPS[name](one, [*map(int, numbers)], like)]
+                found = [part for one in found for part in _STEPS[name](one, [*map(int, numbers)])]
             except _Misfit as error:
                 raise ValueError(f"view {self.words!r} of shape {tuple(tensor.shape)}: {error}") from None
         return found
@@ -101,30 +100,27 @@ class _Misfit(Exception):
     """A step that a tensor does not allow."""
 
 
-def _flatten(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
-    strides = (one if like is None else like).stride()
-    order = sorted(range(1, one.ndim), key=lambda axis: -strides[axis])
+def _flatten(one: Tensor, numbers: list[int]) -> list[Tensor]:
+    order = sorted(range(1, one.ndim), key=one.stride, reverse=True)
     try:
         return [one.permute(0, *order).view(one.shape[0], -1)]
     except RuntimeError:
-        raise _Misfit(
-            f"strides {one.stride()} allow no view in that order; copy it to the layout of its parameter"
-        ) from None
+        raise _Misfit(f"strides {one.stride()} make no one axis of all but the first; copy it") from None
 
 
-def _rows(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
+def _rows(one: Tensor, numbers: list[int]) -> list[Tensor]:
     return [torch.unflatten(one, -2, (numbers[0], _part(one, -2, "rows", numbers[0])))]
 
 
-def _columns(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
+def _columns(one: Tensor, numbers: list[int]) -> list[Tensor]:
     return [torch.unflatten(one, -1, (numbers[0], _part(one, -1, "columns", numbers[0]))).transpose(-3, -2)]
 
 
-def _interleaved(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
+def _interleaved(one: Tensor, numbers: list[int]) -> list[Tensor]:
     return [torch.unflatten(one, -2, (_part(one, -2, "rows", numbers[0]), numbers[0])).transpose(-3, -2)]
 
 
-def _split(one: Tensor, numbers: list[int], like: Tensor | None) -> list[Tensor]:
+def _split(one: Tensor, numbers: list[int]) -> list[Tensor]:
     if sum(numbers) != one.shape[-2]:
         raise _Misfit(f"{' + '.join(map(str, numbers))} = {sum(numbers)} is not its number of rows, {one.shape[-2]}")
     return [*torch.split(one, numbers, -2)]
@@ -136,11 +132,11 @@ def _part(one: Tensor, axis: int, what: str, count: int) -> int:
     return one.shape[axis] // count
 
 
-_STEPS: dict[str, Callable[[Tensor, list[int], Tensor | None], list[Tensor]]] = {
-    "matrix": lambda one, numbers, like: [one],
-    "stack": lambda one, numbers, like: [one],
+_STEPS: dict[str, Callable[[Tensor, list[int]], list[Tensor]]] = {
+    "matrix": lambda one, numbers: [one],
+    "stack": lambda one, numbers: [one],
     "flatten": _flatten,
-    "transpose": lambda one, numbers, like: [one.mT],
+    "transpose": lambda one, numbers: [one.mT],
     "rows": _rows,
     "columns": _columns,
     "split": _split,

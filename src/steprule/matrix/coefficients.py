@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from steprule.elementwise import whole_number
+
 Triple: TypeAlias = tuple[float, float, float]
 Coefficients: TypeAlias = "str | Triple | Sequence[Triple]"
 
@@ -176,8 +178,7 @@ def polynomial(coefficients: Coefficients = "keller", steps: int | None = None) 
     found = published(coefficients)
     if steps is None:
         return list(found.triples)
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"steps must be a whole number from 1 to {MOST_STEPS}, got {steps!r}")
+    steps = whole_number("steps", steps, MOST_STEPS)
     count = len(found.triples)
     if steps < found.fewest or (steps > count and not found.repeats):
         allowed = f"at least {found.fewest}" if found.repeats else f"exactly {count}"

@@ -39,7 +39,6 @@ def plan_for(
     device: torch.device,
     *,
     dtype: torch.dtype | None = None,
-    form: Form | None = None,
 ) -> How:
     """What is fastest for a stack of matrices, by what was measured.
 
@@ -52,25 +51,21 @@ def plan_for(
         device: where they are.
         dtype: of the products; None takes bfloat16 where the device is fast at it, and else float32. On a GPU the Gram form is
             in float16, which is as fast and has a fifth of the error.
-        form: None chooses.
 
     >>> plan_for((768, 3072), 4, torch.device("cpu"), dtype=torch.bfloat16)
     How(form='gram', dtype=torch.bfloat16, batched=False)
     """
     short, long = sorted(shape)
-    if form is not None and form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, or None; got {form!r}")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, or None; got {dtype!r}")
     on_cpu = device.type == "cpu"
     little = short <= 32 or (short <= 64 and count == 1)  # calls take longer than what they compute
     is_long = long >= 2 * short and (not (little and (count == 1 or short < 32)) if on_cpu else short >= 1024)
     if dtype is None and not on_cpu:
-        dtype = torch.float16 if form == "gram" or (form is None and is_long) else torch.bfloat16
+        dtype = torch.float16 if is_long else torch.bfloat16
     elif dtype is None:
         dtype = torch.float32 if little or not fast_bfloat16() else torch.bfloat16
-    if form is None:
-        form = "gram" if is_long else "symmetric" if short >= (384 if on_cpu else 256) else "plain"
+    form: Form = "gram" if is_long else "symmetric" if short >= (384 if on_cpu else 256) else "plain"
     batched = count > 1 and (not on_cpu or short <= (128 if dtype == torch.float32 else 256))
     return How(form, dtype, batched)
 

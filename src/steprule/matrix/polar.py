@@ -22,7 +22,7 @@ from torch import Tensor
 
 from steprule.matrix import gpu
 from steprule.matrix.coefficients import Coefficients, Triple, polynomial, published
-from steprule.matrix.how import Form, How, plan_for
+from steprule.matrix.how import How, plan_for
 from steprule.matrix.products import Product, product, symmetric_product
 
 EPS = 1e-7
@@ -39,11 +39,7 @@ def polar(
     steps: int | None = None,
     *,
     how: How | None = None,
-    form: Form | None = None,
-    dtype: torch.dtype | None = None,
-    norms: Tensor | None = None,
     eps: float = EPS,
-    out: Tensor | None = None,
 ) -> Tensor:
     """The approximate polar factor of every matrix of a stack: p(X / max(|X|, eps)), |X| being the Frobenius norm.
 
@@ -52,36 +48,31 @@ def polar(
     `split` says how much memory that takes.
 
     Args:
-        stack: (k, m, n), of any strides, in float32, float64, bfloat16 or float16. It is not changed unless it is also out.
+        stack: (k, m, n), of any strides, in float32, float64, bfloat16 or float16.
         coefficients: as `steprule.matrix.coefficients.polynomial` takes them.
         steps: likewise.
-        how: form, dtype and batched in one, as `plan_for` returns them; None asks it, with form and dtype.
-        form: "plain", "symmetric" or "gram"; None chooses by shape.
-        dtype: of the products; None chooses by shape and machine; float64 for a float64 stack, float32 for coefficients that
-            want it.
-        norms: the Frobenius norms, (k,), finite, if the caller has read them already.
+        how: the form of the iteration and the dtype of its products. None takes what `plan_for` returns, with float64 for a
+            float64 stack and float32 for coefficients that want it.
         eps: norms below it count as it, so that smaller matrices give smaller results. With 0 every matrix is normalized.
-        out: (k, m, n), takes the result, of any dtype; it may be the stack. None makes one in the products' dtype.
 
     Returns:
-        out.
+        (k, m, n), in the dtype of the products.
 
     >>> x = torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
     >>> polar(x, [(1.5, -0.5, 0.0)], 8).round(decimals=2)
     tensor([[[1., 0.],
              [0., 1.]]])
     """
-    _check(stack, norms, eps, out)
+    _check(stack, eps)
     given = published(coefficients)
     if how is None:
         wide = torch.float64 if stack.dtype == torch.float64 else torch.float32 if given.exact else None
         count, rows, columns = stack.shape
-        how = plan_for((rows, columns), count, stack.device, dtype=dtype or wide, form=form)
+        how = plan_for((rows, columns), count, stack.device, dtype=wide)
     chain = Chain(how, (stack.shape[1], stack.shape[2]), stack.device, coefficients, steps)
-    if out is None:
-        out = torch.empty(stack.shape, dtype=how.dtype, device=stack.device)
+    out = torch.empty(stack.shape, dtype=how.dtype, device=stack.device)
     if stack.numel():
-        chain(stack, out, norms, eps)
+        chain(stack, out, None, eps)
     return out
 
 
@@ -129,8 +120,10 @@ class Chain:
         """Puts the polynomials of a stack, at once or one by one, into out.
 
         Args:
-            stack, out, eps: as for `polar`.
-            norms: likewise; or numbers that the host knows, of which those that are too small or too large are read anew.
+            stack, eps: as for `polar`. The stack is not changed unless it is also out.
+            out: (k, m, n), of any dtype.
+            norms: the Frobenius norms, (k,), finite, if the caller has read them already; or numbers that the host knows, of which
+                those that are too small or too large are read anew.
         """
         stacked = stack.shape[:1] if self.how.batched else ()
         short, long = self._shape
@@ -330,14 +323,10 @@ def split(shape: tuple[int, int], count: int, how: How, most_bytes: int = 2**28)
         yield slice(start, min(start + step, count))
 
 
-def _check(stack: Tensor, norms: Tensor | None, eps: float, out: Tensor | None) -> None:
+def _check(stack: Tensor, eps: float) -> None:
     if stack.dim() != 3 or stack.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise ValueError(
             f"stack must be (k, m, n) in float32, float64, bfloat16 or float16, got {tuple(stack.shape)} in {stack.dtype}"
         )
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    if norms is not None and norms.shape != stack.shape[:1]:
-        raise ValueError(f"norms must be one for each matrix, ({len(stack)},), got {tuple(norms.shape)}")
-    if out is not None and out.shape != stack.shape:
-        raise ValueError(f"out must have the stack's shape {tuple(stack.shape)}, got {tuple(out.shape)}")

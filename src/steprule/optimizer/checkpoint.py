@@ -17,6 +17,7 @@ from steprule.hyper import MULTIPLIERS
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
+from steprule.optimizer.saved import own_states
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, added_names
@@ -173,7 +174,9 @@ class Loading:
         its = self._groups.base.like_torch
         taken: Any = its.taken if its is not None and its.taken is not None else dict
         states = {
-            number: taken(as_kept(with_new_names(state))) if number in numbers and isinstance(state, Mapping) else state
+            number: taken(as_kept(with_new_names(own_states(state))))
+            if number in numbers and isinstance(state, Mapping)
+            else state
             for number, state in keyed.items()
         }
         self._source = {**state_dict, "state": states}

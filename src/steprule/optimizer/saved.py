@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.tensors.memory import too_short
-from steprule.tensors.state import AVERAGE, GROUP_OPTIONS, kept, misfit, read_state, state_of
+from steprule.tensors.state import AVERAGE, GROUP_OPTIONS, has_arrays, kept, misfit, read_state, state_of
 
 
 def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,10 +23,10 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     for number, param in zip(numbers, params, strict=True):
         if number in state:
-            plain = {}
-            for array, value in state[number].items():
+            plain, own = {}, own_states(state[number])
+            for array, value in own.items():
                 name = state_of(array, rule.states)
-                if name is not None and kept(state[number], name) is not None:
+                if name is not None and kept(own, name) is not None:
                     plain[name] = read(groups, param, name)
                 elif array != "step" or rule.keeps_step:
                     plain[array] = value
@@ -47,8 +47,24 @@ def as_saved(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
         if number in states:
             state = groups.core.modes.saved(param, states[number])
             state = sendable(state) if is_sharded(param) else state
-            states[number] = state if given is None else {**state, **given(state, param.shape)}
+            extra = {} if its is None else _missing(state, its.unmissed)
+            extra = extra if given is None else {**extra, **given(state, param.shape)}
+            states[number] = {**state, **extra} if extra else state
     return saved
+
+
+def _missing(state: Mapping[str, Any], unmissed: Sequence[str]) -> dict[str, Any]:
+    """What torch.optim's class is to find in the place of states that it would not miss, where there are codes of them, so that its
+    step raises.
+
+    Without an entry of that name it begins with a momentum of 0, and with fused=True it writes beyond the end of a smaller tensor.
+    """
+    return {name: False for name in unmissed if name not in state and has_arrays(state, name)}
+
+
+def own_states(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved state without what only torch.optim's class was to find."""
+    return {name: x for name, x in state.items() if x is not False or kept({**state, name: None}, name) is None}
 
 
 def read(groups: Groups, param: Tensor, name: str) -> Tensor:

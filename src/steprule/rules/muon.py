@@ -83,6 +83,7 @@ class Muon(_Orthogonalized, Rule):
             "weight_decay": "weight decay should be >= 0 but is: {}",
             "adjust_lr_fn": "Adjust learning rate function {} is not supported",
         },
+        unmissed=("momentum_buffer",),
     )
 
     @staticmethod

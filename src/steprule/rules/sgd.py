@@ -23,7 +23,7 @@ class SGD(Rule):
     sparse_grads = True
     decay = "coupled"
     needs = ("baseline", "memory", "sparse")
-    like_torch = TorchArguments("maximize foreach differentiable fused")
+    like_torch = TorchArguments("maximize foreach differentiable fused", unmissed=("momentum_buffer",))
     when = "Convolutional networks, with momentum 0.9 and a schedule; without momentum, where no state may be kept."
 
     @staticmethod
