@@ -33,7 +33,7 @@ class GpuRows(GpuLoop):
         columns = BLOCK if self.blockwise else WARP * plain.wide
         numbers = len([one for one in self.stage.sides.values() if one.axis == COL]) * plain.each
         rounds = ROWS * columns // plain.together
-        return replace(plain, rounds=rounds, rows=ROWS, registers=plain.registers + numbers)
+        return replace(plain, rounds=rounds, rows=ROWS, registers=plain.registers + numbers + 16 * self.blockwise)
 
     def _read(self, axis: str) -> list[str]:
         """What passes may read that rows or columns have."""
