@@ -7,6 +7,7 @@ import test_matrix_engine as host
 import torch
 from engines import GPU_DEVICE
 from settings import IDS, VARIANTS
+from test_gpu_kernels import formats_of
 
 import steprule
 from steprule.engine import gpu
@@ -14,6 +15,12 @@ from steprule.rules import OWN
 from steprule.trace.tracing import program_of
 
 pytest.importorskip("triton")
+
+
+@pytest.fixture(autouse=True)
+def takes_rows(monkeypatch):
+    monkeypatch.setattr(gpu, "TAKES_ROWS", True)
+
 
 SHAPES = [(5, 7), (1, 9), (9, 1), (65, 80), (4, 3, 2, 2)]
 """Of which some have whole tiles, tiles that end within rows or columns, and rows that memory is not aligned for."""
@@ -129,3 +136,15 @@ def test_nothing_waits_for_the_gpu_and_a_graph_records_it(name):
     torch.cuda.synchronize()
     for param, other in zip(params, others, strict=True):
         assert torch.equal(param, other)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "came", "adamw"])
+def test_no_hint_of_triton_is_about_the_length_of_rows(name):
+    """Such a hint holds for a value wherever it is used, not only behind the condition under which it is true."""
+    states = "8bit" if name == "adamw" else "float32"
+    rule = OWN[name]
+    formats = formats_of(rule, rule.hyperparameters, "float32", states)
+    kernel = gpu.Kernel.compiled(rule, rule.hyperparameters, False, formats)
+    for one in (kernel, *kernel.readings):
+        text = one.path.read_text()
+        assert "row // 16 * 16" in text and "multiple_of(row" not in text

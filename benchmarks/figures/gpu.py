@@ -49,10 +49,9 @@ def _others(record: Record) -> str:
             + (f", torch.optim.{row['case']} {_both(row, 'theirs')}." if "theirs" in row["seconds"] else ".")
             for row in rows_of(record, kind="rows")
         ),
-        *(
-            f"{row['case']}, over {row['model']} with states on the host and a backward pass: {span(row['seconds'])}."
-            for row in rows_of(record, kind="offload")
-        ),
+        "A backward pass over 1B parameters of the GPU and a step on the host: "
+        + ", ".join(f"{row['case']} {span(row['seconds'])}" for row in rows_of(record, kind="offload"))
+        + ".",
         *(
             f"{row['case']} takes {span(row['seconds']['peer'])} over {row['model']}."
             for row in rows_of(record, kind="peer")

@@ -16,7 +16,7 @@ def headline(records: Records) -> str:
     few = row_of(low, optimizer="steprule", dtype="bfloat16", weights="24bit", states="8bit")
     every = row_of(services, kind="step", model="GPT-2-small", format="float32", what="all, torch checks the norm only")
     one, seven = (
-        row_of(gpu, case=case, model="1B parameters")
+        row_of(gpu, kind="step", case=case, model="1B parameters")
         for case in ("AdamW, float32", "AdamW, 7 bytes (24-bit weights, 8-bit states)")
     )
     return text(

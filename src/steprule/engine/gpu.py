@@ -7,6 +7,7 @@ the device, so that nothing waits for it and a CUDA graph can record them.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,9 @@ from steprule.trace.program import ROW, Stage
 
 DEVICES = {"cuda"}
 """The types of device that it serves."""
+TAKES_ROWS = os.environ.get("STEPRULE_GPU_ROWS") == "1"
+"""Whether it takes rules whose rows or columns have numbers of their own. On an H200 its kernels were wrong where a row ends within
+a tile. That is mended, and has not been seen right on a GPU yet."""
 TENSORS_AT_ONCE = 128
 """Tensors that one program of the small launch takes."""
 

@@ -148,10 +148,10 @@ def rows(loop: GpuRows) -> list[Way]:
 
 def _way(loop: GpuRows, is_whole: bool, is_even: bool, condition: str | None) -> Way:
     shape = loop.shape
-    length = "tl.multiple_of(row, 16)" if is_even else "row"
+    length = "row // 16 * 16" if is_even else "row"  # a hint of Triton would be about row itself, in all ways
     before = [f"length = {length}", "first = first_row * length + first_column"]
     if not is_whole:
-        before.append("column_inside = column < columns_left")
+        before.append("column_inside = column < (length - first_column).to(tl.int32)")
     if loop.blockwise:
         before.append("first_block = (first_row * blocks_in_row + over).to(tl.int32)")
     every = f"tl.zeros(({shape.at_once}, 1), tl.int32) + column"  # so that threads have them as they have elements

@@ -97,7 +97,7 @@ def blocks(loop: GpuLoop) -> list[Way]:
         ]
         return lines + [factor.format("block_inside")] * (loop.stage.factor == ROW)
 
-    even = ["even_row = tl.multiple_of(row, 16)", *rows("even_row", THREADS * shape.wide), *call(loop, False, True)]
+    even = ["even_row = row // 16 * 16", *rows("even_row", THREADS * shape.wide), *call(loop, False, True)]
     is_whole = f"is_aligned & (row % {BLOCK} == 0) & (start + {shape.tile} <= size)"
     return [
         Way(is_whole, _parts(shape, shape.together, BLOCK), whole + call(loop, True, True)),

@@ -198,7 +198,8 @@ class Kind:
             x for name in self.names if name in self.rule.side_states and isinstance(x := state.get(name), Tensor)
         ]
         return (
-            len(matrix_shape(param.shape, self.rule.stacks)) == 2
+            (gpu.TAKES_ROWS or not gpu.serves(param.device))
+            and len(matrix_shape(param.shape, self.rule.stacks)) == 2
             and self._served().factor != "row"
             and bool(whole_of(param).numel())
             and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)
