@@ -12,7 +12,7 @@ import torch
 
 if importlib.util.find_spec("torchvision") is not None:
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
