@@ -76,7 +76,7 @@ def test_a_recipe_trains(heading, package, code, tmp_path, monkeypatch, request)
     if package in ("accelerate", "lightning", "fastai", "ignite", "skorch", "deepspeed", "ray", "torchtune"):
         assert not all(map(torch.equal, before, namespace["model"].parameters()))
     if package in ("fastai", "ignite", "torchtune"):  # they end with averages, and have released what they were given
-        assert optimizer.param_groups[0]["train_mode"] is False and optimizer._core.release is not None
+        assert not optimizer._core.modes.has_trained_weights and optimizer._core.release is not None
         assert optimizer.clipped_steps > 0 and optimizer.telemetry.records[-1]["total"]["update_norm"] > 0
     if package == "deepspeed":
         assert optimizer.clipped_steps == 4 and float(optimizer.grad_norm) > 1
