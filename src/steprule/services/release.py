@@ -233,7 +233,7 @@ class Release(Owner):
                 self._mark(param, param.grad)
 
         if not waits and torch._C._current_graph_task_id() >= 0:  # join() reduces outside of backward
-            later: Any = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
+            later: Any = torch.autograd.Variable._execution_engine.queue_callback
             later(lambda: later(mark))  # after the reducer's own, which puts gradients back
         return reduced.then(step)
 
