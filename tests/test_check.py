@@ -16,6 +16,7 @@ import steprule
 from steprule.check import CHECKS, Claims, Subject, parametrize_with_checks, run
 from steprule.check.broken import FAULTS, claimed
 from steprule.check.broken.correct import AdamW, Muon
+from steprule.check.checks import grad
 from steprule.check.differ import differences
 from steprule.check.report import as_json, as_junit, as_markdown, table
 from steprule.check.runner import look
@@ -48,6 +49,14 @@ def test_a_fault_is_found_and_its_reproducer_shows_it(name):
         torch.set_grad_enabled(grad_mode)
     told = " ".join(str(seen.value).split())
     assert told[:60] in result.reason
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 6), (6, 4), (4, 4), (2, 7)], ids=str)
+def test_made_up_gradients_are_far_from_a_lower_rank(shape):
+    """Rules that make all singular values equal would step by what rounding leaves of the smallest."""
+    for k in range(8):
+        values = torch.linalg.svdvals(grad(torch.ones(shape), k).double())
+        assert values[-1] > 0.05 * values[0]
 
 
 @pytest.mark.parametrize("optimizer", [AdamW, Muon])
