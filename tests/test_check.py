@@ -145,6 +145,20 @@ def test_a_claim_that_is_wrong_fails():
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "claim", "check"),
+    [
+        (steprule.NorMuon, "rotation", "is_the_same_in_other_bases"),
+        (steprule.MuonEq, "transpose", "is_the_same_transposed"),
+        (steprule.MUD, "rotation", "ignores_the_order_of_rows"),
+        (steprule.Adafactor, "batch", "steps_a_stack_as_its_matrices"),
+    ],
+)
+def test_a_wrong_claim_of_matrices_fails_by_a_part_of_what_they_move(optimizer, claim, check):
+    wrong = Subject(optimizer, Claims(params="2d", **{claim: True}))
+    assert look(CHECKS[check], wrong).status == "failed"
+
+
+@pytest.mark.parametrize(
     ("name", "words"),
     {
         "EpsInsideTheRoot": "eps is inside the root",

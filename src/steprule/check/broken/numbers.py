@@ -228,6 +228,17 @@ class Truncates(AdamW):
         param.copy_((exact.view(torch.int32) & -65536).view(torch.float32))
 
 
+@fault("rounds_bfloat16_once", "pytorch/pytorch#191763: fused SGD on a CPU")
+class StepsTheRemainder(AdamW):
+    """Of a bfloat16 parameter only the elements behind the last full block of 16 are stepped."""
+
+    def update(self, param: torch.Tensor, grad: torch.Tensor, state: State, group: Group) -> None:
+        before, behind = param.clone(), torch.arange(param.numel()) >= param.numel() // 16 * 16
+        super().update(param, grad, state, group)
+        if param.dtype == torch.bfloat16:
+            param.copy_(torch.where(behind.view(param.shape), param, before))
+
+
 @fault("goes_downhill")
 class GoesUphill(AdamW):
     """The sign of the update is wrong."""
