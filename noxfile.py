@@ -68,6 +68,7 @@ def frameworks(session: nox.Session) -> None:
     """Trainers, and the models of transformers, timm and torchvision, over the torch of constraints.txt."""
     project = nox.project.load_toml("pyproject.toml")
     wanted = project["dependency-groups"]["frameworks"]
+    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "torchtune", "torchao")  # of the last run, from below
     session.install("-c", "constraints.txt", "-e", ".[dev]", *wanted)
     session.run("python", "-m", "pytest", "-q", "-rs", "tests/frameworks", *session.posargs)
     session.install("-c", "constraints.txt", "torchtune==0.6.1", "torchao==0.10.0")  # which PEFT does not take

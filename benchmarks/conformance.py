@@ -56,6 +56,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "ASGD": {"rests_at_zero_gradients": "lambd decays by itself"}, "Rprop": {"follows_a_changed_lr": "lr is where step sizes begin"},
     "ADOPT": _BEGINS, "adopt.Adopt": _BEGINS,
     **dict.fromkeys(("AdamW8bit", "AdamW4bit", "AdamWFp8"), _TENSOR),
+    "sgdp.SGDP": {"uses_every_argument": "eps is in a projection that only some gradients have"},
     "Yogi": {"rests_at_zero_gradients": "the moments begin above 0, as in the authors' code"},
 }  # fmt: skip
 """What a formula does by itself, and why."""

@@ -16,6 +16,7 @@ import steprule
 from steprule.check import CHECKS, Claims, Subject, parametrize_with_checks, run
 from steprule.check.broken import FAULTS, claimed
 from steprule.check.broken.correct import AdamW, Muon
+from steprule.check.checks import grad
 from steprule.check.differ import differences
 from steprule.check.report import as_json, as_junit, as_markdown, table
 from steprule.check.runner import look
@@ -48,6 +49,14 @@ def test_a_fault_is_found_and_its_reproducer_shows_it(name):
         torch.set_grad_enabled(grad_mode)
     told = " ".join(str(seen.value).split())
     assert told[:60] in result.reason
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 6), (6, 4), (4, 4), (2, 7)], ids=str)
+def test_made_up_gradients_are_far_from_a_lower_rank(shape):
+    """Rules that make all singular values equal would step by what rounding leaves of the smallest."""
+    for k in range(8):
+        values = torch.linalg.svdvals(grad(torch.ones(shape), k).double())
+        assert values[-1] > 0.05 * values[0]
 
 
 @pytest.mark.parametrize("optimizer", [AdamW, Muon])
@@ -133,6 +142,20 @@ def test_a_claim_that_is_wrong_fails():
     reasons = {result.check.name: result.reason for result in run(adam, tiers=["numbers"]).results}
     assert reasons["decays_as_claimed"] == "weight_decay is coupled, not decoupled"
     assert "those of Adam, where decay is coupled: added to the gradient" in reasons["follows_its_formula"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "claim", "check"),
+    [
+        (steprule.NorMuon, "rotation", "is_the_same_in_other_bases"),
+        (steprule.MuonEq, "transpose", "is_the_same_transposed"),
+        (steprule.MUD, "rotation", "ignores_the_order_of_rows"),
+        (steprule.Adafactor, "batch", "steps_a_stack_as_its_matrices"),
+    ],
+)
+def test_a_wrong_claim_of_matrices_fails_by_a_part_of_what_they_move(optimizer, claim, check):
+    wrong = Subject(optimizer, Claims(params="2d", **{claim: True}))
+    assert look(CHECKS[check], wrong).status == "failed"
 
 
 @pytest.mark.parametrize(

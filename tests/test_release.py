@@ -974,6 +974,22 @@ def last_micro_batch_in_accumulate(rank):
         run.optimizer.step()
 
 
+def uses_of_gradients_after_backward(rank):
+    """Also where they are parts of the reducer's buckets; training goes on after the error."""
+    for options in ({}, VIEWS):
+        plain, released = (Run(released=r, wrap=partial(DDP, **options), rank=rank) for r in (False, True))
+        for run in (plain, released):
+            run.loss(0).backward()
+        with pytest.raises(RuntimeError, match=r"nothing can clip.*give the optimizer clip="):
+            nn.utils.clip_grad_norm_(released.model.parameters(), 0.1)
+        for run in (plain, released):
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.loss(1).backward()
+            run.optimizer.step()
+        same(plain, released)
+
+
 def parameters_of_another_optimizer(rank):
     _others_keep_their_gradients(wrap=DDP, rank=rank)
 
@@ -1012,6 +1028,7 @@ SCENARIOS = {
         second_backward_pass_without_a_forward_pass,
         last_micro_batch_in_accumulate,
         parameters_of_another_optimizer,
+        uses_of_gradients_after_backward,
         plain_module,
         find_unused_parameters,
     )

@@ -25,7 +25,9 @@ def test_own(check):
     check()
 
 
-@parametrize_with_checks([own(name) for name in ("adamw", "muon", "lamb", "normuon")], tiers=["distributed"])
+@parametrize_with_checks(
+    [own(name) for name in ("adamw", "muon", "muoneq", "lamb", "normuon", "soap")], tiers=["distributed"]
+)
 def test_own_in_processes(check):
     check()
 

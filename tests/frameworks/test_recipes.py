@@ -36,6 +36,19 @@ def recipes():
 FIRST, FOUND = recipes()
 
 
+@pytest.fixture(scope="module")
+def one_process():
+    """What DeepSpeed reads of its process, and a group that lives as long as this module: it takes no second one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517",
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def test_the_page_has_them_all():
     packages = {package for _, package, _ in FOUND}
     assert packages == {
@@ -45,30 +58,30 @@ def test_the_page_has_them_all():
 
 
 @pytest.mark.parametrize(("heading", "package", "code"), FOUND, ids=[f"{h}, {p}" for h, p, _ in FOUND])
-def test_a_recipe_trains(heading, package, code, tmp_path, monkeypatch):
+def test_a_recipe_trains(heading, package, code, tmp_path, monkeypatch, request):
     try:
         importlib.import_module(package)
     except ImportError as error:
         pytest.skip(f"{package}: {error}")
     monkeypatch.chdir(tmp_path)
     if package == "deepspeed":
-        for name, value in {
-            "DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
+        request.getfixturevalue("one_process")
     namespace = {"__name__": "__main__"}
     exec(compile(FIRST, str(PAGE), "exec"), namespace)
     before = [p.detach().clone() for p in namespace["model"].parameters()]
-    try:
-        exec(compile(code, f"{PAGE}, {heading}", "exec"), namespace)
-    finally:
-        if package == "deepspeed" and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    exec(compile(code, f"{PAGE}, {heading}", "exec"), namespace)
     optimizer = namespace.get("optimizer")
-    if isinstance(optimizer, steprule.Optimizer) and package not in ("torchtune", "hydra", "jsonargparse"):
+    if isinstance(optimizer, steprule.Optimizer) and package not in ("hydra", "jsonargparse"):
         assert any(state.get("step", 0) > 0 for state in optimizer.state.values())
-    if package in ("accelerate", "lightning", "fastai", "ignite", "skorch", "deepspeed", "ray"):
+    if package in ("accelerate", "lightning", "fastai", "ignite", "skorch", "deepspeed", "ray", "torchtune"):
         assert not all(map(torch.equal, before, namespace["model"].parameters()))
+    if package in ("fastai", "ignite", "torchtune"):  # they end with averages, and have released what they were given
+        assert not optimizer._core.modes.has_trained_weights and optimizer._core.release is not None
+        assert optimizer.clipped_steps > 0 and optimizer.telemetry.records[-1]["total"]["update_norm"] > 0
+    if package == "deepspeed":
+        assert optimizer.clipped_steps == 4 and float(optimizer.grad_norm) > 1
+    if package == "stable_baselines3":  # the second training goes on from the first's count
+        assert max(float(state["step"]) for state in optimizer.state.values()) == 20
     if package in ("torchtune", "hydra", "jsonargparse"):
         group = optimizer.param_groups[0]
         assert type(optimizer) is steprule.AdamW and group["lr"] in (1e-3, 0.01) and len(group["betas"]) == 2
@@ -87,3 +100,52 @@ def test_a_setting_of_the_whole_optimizer_is_refused_where_it_would_do_nothing(p
     net.set_params(optimizer__clip=0.5)
     with pytest.raises(ValueError, match=r"clip=0\.5 in a parameter group"):
         net.partial_fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("stage", "releases", "settings", "words"),
+    [
+        (0, False, {"average": 0.5, "states": "8bit"}, None),
+        (0, True, {}, "nothing can clip, unscale or read them"),
+        (1, True, {}, None),
+        (1, False, {"average": 0.5}, "is flat, as DeepSpeed's"),
+        (1, False, {"states": "8bit"}, "is flat, as DeepSpeed's"),
+    ],
+)
+def test_what_deepspeed_takes(stage, releases, settings, words, one_process):
+    deepspeed = pytest.importorskip("deepspeed")
+    config = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage}, "gradient_clipping": 0.0}
+
+    def train(releases, **settings):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 256)
+        optimizer = steprule.AdamW(model.parameters(), lr=1e-2, **settings)
+        if releases:
+            optimizer.release_gradients(model)
+        config["zero_allow_untested_optimizer"] = True
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        for batch in torch.linspace(-1, 1, 48).view(3, 4, 4):
+            engine.backward((engine(batch) - 1).square().mean())
+            engine.step()
+        weights = model.weight.detach().clone()
+        optimizer.eval()
+        return weights, model.weight.detach()
+
+    deepspeed.init_distributed("gloo", verbose=False)
+    if words is not None:
+        with pytest.raises((ValueError, RuntimeError), match=words):
+            train(releases, **settings)
+        return
+    weights, after = train(releases, **settings)
+    assert torch.equal(weights, after) == ("average" not in settings)
+    if releases:
+        assert torch.equal(weights, train(False)[0])
+
+
+def test_ppo_refuses_released_gradients():
+    sb3 = pytest.importorskip("stable_baselines3")
+    settings = {"optimizer_class": steprule.AdamW}
+    agent = sb3.PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, policy_kwargs=settings, device="cpu")
+    agent.policy.optimizer.release_gradients(agent.policy)
+    with pytest.raises(RuntimeError, match="give the optimizer clip="):
+        agent.learn(64)

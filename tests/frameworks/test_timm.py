@@ -35,6 +35,24 @@ def test_groups_are_those_of_timm(name, layer_decay, compiled):
     assert len({decay for _, decay in got.values()}) == 2
 
 
+def test_no_weight_decay_is_asked_beside_muon():
+    """Also of a matrix that Muon steps."""
+    model = timm.create_model(MODELS[0], pretrained=False, depth=2)
+    named = {*model.no_weight_decay() & dict(model.named_parameters()).keys(), "blocks.1.mlp.fc1.weight"}
+    model.no_weight_decay = lambda: named
+    optimizer = steprule.create_optimizer(model, "muon", lr=0.02, weight_decay=0.1, adamw_lr=1e-3)
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    found = {name: groups[p] for name, p in model.named_parameters()}
+    assert {"pos_embed", "cls_token"} < named
+    assert all(found[name]["weight_decay"] == 0 for name in named)
+    assert found["blocks.0.mlp.fc1.weight"]["weight_decay"] == 0.1
+    assert (
+        found["blocks.0.mlp.fc1.weight"]["rule"]
+        == found["blocks.1.mlp.fc1.weight"]["rule"]
+        != found["pos_embed"]["rule"]
+    )
+
+
 def test_what_is_said_in_the_call_wins():
     model = timm.create_model(MODELS[0], pretrained=False, depth=2)
     given = {"lr": 1e-3, "weight_decay": 0.1}

@@ -1,4 +1,4 @@
-"""Matrices: what a step does with rows, columns, bases and stacks."""
+"""Matrices: what a step does with rows, columns, bases and stacks. Two ways are the same within a hundredth of what they move."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def is_the_same_transposed(make: Make) -> None:
         for k in range(3):
             parameter.grad = grad(p, k) if parameter is p else grad(p, k).t().contiguous()
             optimizer.step()
-    assert torch.allclose(p.t(), q, 1e-3, 1e-3), "the transposed matrix is stepped otherwise"
+    assert (p.t() - q).abs().max() <= 0.01 * (p - 1).abs().max(), "the transposed matrix is stepped otherwise"
 
 
 @check("matrix", "batch")
@@ -53,7 +53,9 @@ def steps_a_stack_as_its_matrices(make: Make) -> None:
             part.grad = its.clone()
         one.step()
         other.step()
-    assert torch.allclose(stack, torch.stack([*parts]), 1e-3, 1e-3), "a stack is stepped otherwise than its matrices"
+    assert (stack - torch.stack([*parts])).abs().max() <= 0.01 * (stack - 1).abs().max(), (
+        "a stack is stepped otherwise than its matrices"
+    )
 
 
 @check("matrix", "rotation")
@@ -63,10 +65,10 @@ def is_the_same_in_other_bases(make: Make) -> None:
     left, right = (torch.linalg.qr(torch.randn(n, n))[0] for n in (4, 6))
     one, other = make([p], lr=0.1), make([q], lr=0.1)
     for k in range(2):
-        p.grad, q.grad = grad(p, k).sin(), left @ grad(p, k).sin() @ right
+        p.grad, q.grad = grad(p, k), left @ grad(p, k) @ right
         one.step()
         other.step()
-    assert torch.allclose(left @ p @ right, q, 1e-2, 1e-2), "in other bases the matrix is stepped otherwise"
+    assert (left @ p @ right - q).abs().max() <= 0.01 * q.abs().max(), "in other bases the matrix is stepped otherwise"
 
 
 @check("matrix", "orthogonal", cases=lambda subject: [{"least": subject.claims.orthogonal}])
@@ -90,4 +92,6 @@ def ignores_the_order_of_rows(make: Make) -> None:
         for k in range(3):
             parameter.grad = grad(p, k) if parameter is p else grad(p, k).flip(0, 1)
             optimizer.step()
-    assert torch.allclose(p.flip(0, 1), q, 1e-3, 1e-3), "rows and columns in another order are stepped otherwise"
+    assert (p.flip(0, 1) - q).abs().max() <= 0.01 * (q - 1).abs().max(), (
+        "rows and columns in another order are stepped otherwise"
+    )

@@ -178,13 +178,13 @@ def agrees_between_dtypes(make: Make, settings: dict[str, object]) -> None:
 def rounds_bfloat16_once(make: Make, settings: dict[str, object]) -> None:
     """A bfloat16 parameter after a step is within a few roundings of the float64 one's."""
     p, q = (
-        torch.nn.Parameter(torch.linspace(1, 2, 12, dtype=torch.bfloat16).view(3, 4).to(d))
+        torch.nn.Parameter(torch.linspace(1, 2, 48, dtype=torch.bfloat16).view(6, 8).to(d))
         for d in (torch.bfloat16, torch.float64)
     )
     for parameter in (p, q):
         parameter.grad = grad(p).to(parameter)
         make([parameter], **settings).step()
-    moved = (q - torch.linspace(1, 2, 12, dtype=torch.bfloat16).view(3, 4).double()).abs()
+    moved = (q - torch.linspace(1, 2, 48, dtype=torch.bfloat16).view(6, 8).double()).abs()
     off = float(((p.double() - q).abs() - 2**-8 * q.abs() - 2**-5 * moved).max())
     assert off <= 0, "a bfloat16 parameter is off by more than a rounding of itself and eight of its update"
 

@@ -58,7 +58,7 @@ def _failed(subject: Subject, checks: Collection[str]) -> tuple[Result, ...]:
 
 
 def line(finding: Finding) -> str:
-    """A finding in a line: the class, the check that is meant for it, and what else finds it."""
+    """A finding in a line: the class, the check that is meant for it, what else finds it, and where such a fault was."""
     others = [
         result.check.name
         for result in finding.failed
@@ -68,4 +68,4 @@ def line(finding: Finding) -> str:
     if finding.fault is None:
         return f"{finding.name:34} has no fault: {'none is found' if finding.right else 'but these fail: ' + ', '.join(others)}"
     found = "found by" if finding.right else "NOT found by"
-    return f"{finding.name:34} {found} {finding.fault.found_by}{also}"
+    return f"{finding.name:34} {found} {finding.fault.found_by}{also}  [{finding.fault.seen}]"

@@ -103,10 +103,10 @@ def loads_by_keyword(make: Make) -> None:
 def loads_without_sharing(make: Make) -> None:
     """What is loaded is copied: steps do not change the state_dict that they began from."""
     one, other = make([p := torch.nn.Parameter(torch.ones(3, 4))], lr=0.01), make([p], lr=0.01)
-    for optimizer in (one, one, other):
+    for k, optimizer in enumerate((one, one, other)):
         if optimizer is other:
             other.load_state_dict(loaded := copy.deepcopy(one.state_dict()))
-        p.grad = grad(p)
+        p.grad = grad(p, k)
         optimizer.step()
     kept, now = ([x for x in d["state"].get(0, {}).values() if torch.is_tensor(x)] for d in (one.state_dict(), loaded))
     assert all(map(torch.equal, kept, now)), "steps after load_state_dict(loaded) write into loaded"

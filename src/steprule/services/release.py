@@ -62,7 +62,7 @@ class Release(Owner):
         look: looks at the optimizer's groups, and says by `watch_only` whose parameters those are.
 
     Attributes:
-        marks: whether what uses gradients between backward and `step` is an error. DistributedDataParallel keeps them.
+        marks: whether what uses gradients between backward and `step` is an error.
         waits: says whether a backward pass only accumulates, where a framework knows.
     """
 
@@ -173,8 +173,12 @@ class Release(Owner):
         self._must_be_first(param)
         grad = param.grad
         self._finish_with(param)
-        is_marked = self.marks and param in self.stepped and not is_sharded(param)
-        if is_marked and grad is not None and grad.layout is torch.strided:
+        if not is_sharded(param):
+            self._mark(param, grad)
+
+    def _mark(self, param: Tensor, grad: Tensor | None) -> None:
+        """Puts in the place of a gradient that was used what raises if it is used again."""
+        if self.marks and param in self.stepped and grad is not None and grad.layout is torch.strided:
             param.grad = Gone(grad)
 
     def _only_accumulates(self) -> bool:
@@ -222,6 +226,15 @@ class Release(Owner):
                 param.grad = kept  # which the reducer expects to find
             return future.value()[0]  # type: ignore[no-any-return]
 
+        params = bucket.parameters()
+
+        def mark() -> None:
+            for param in params:
+                self._mark(param, param.grad)
+
+        if not waits and torch._C._current_graph_task_id() >= 0:  # join() reduces outside of backward
+            later: Any = torch.autograd.Variable._execution_engine.queue_callback
+            later(lambda: later(mark))  # after the reducer's own, which puts gradients back
         return reduced.then(step)
 
     @property

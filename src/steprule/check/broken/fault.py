@@ -42,7 +42,7 @@ class Fault:
         optimizer: the class.
         found_by: the check that is meant for it.
         says: what is wrong.
-        seen: where such a fault was.
+        seen: where such a fault was: a package, an issue or pull request on GitHub, or `OWN`.
     """
 
     optimizer: type[torch.optim.Optimizer]
@@ -57,11 +57,14 @@ class Fault:
         return claimed(self.optimizer)
 
 
+OWN = "of our own making"
+"""Of a fault for which we know no published place."""
+
 FAULTS: dict[str, Fault] = {}
 """All by the names of their classes."""
 
 
-def fault(found_by: str, seen: str) -> Callable[[T], T]:
+def fault(found_by: str, seen: str = OWN) -> Callable[[T], T]:
     """Enters a class as a broken optimizer; its docstring says what is wrong."""
 
     def enter(optimizer: T) -> T:

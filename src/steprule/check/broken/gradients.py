@@ -20,7 +20,7 @@ class OverwritesGradients(AdamW):
         grad.mul_(grad)
 
 
-@fault("leaves_gradients_alone", "")
+@fault("leaves_gradients_alone", "kozistr/pytorch_optimizer#528: Adai negates twice")
 class NegatesInPlace(AdamW):
     """maximize negates the gradient in its place."""
 
@@ -39,7 +39,7 @@ class KeepsTheGradient(AdamW):
         state["previous"] = grad
 
 
-@fault("skips_missing_gradients", "")
+@fault("skips_missing_gradients")
 class StopsAtMissing(AdamW):
     """A parameter without a gradient ends the loop, where it should be passed over."""
 
@@ -58,7 +58,7 @@ class StopsAtMissing(AdamW):
         return loss
 
 
-@fault("skips_missing_gradients", "")
+@fault("skips_missing_gradients", "KellerJordan/Muon#54")
 class DecaysWithoutGradients(AdamW):
     """Parameters without a gradient are decayed."""
 
@@ -73,7 +73,7 @@ class DecaysWithoutGradients(AdamW):
         return loss
 
 
-@fault("rests_while_a_gradient_is_missing", "")
+@fault("rests_while_a_gradient_is_missing")
 class GoesOnWithoutGradients(AdamW):
     """A parameter that has momentum is moved by it where its gradient is None."""
 
@@ -86,7 +86,7 @@ class GoesOnWithoutGradients(AdamW):
         return loss
 
 
-@fault("steps_without_any_gradient", "")
+@fault("steps_without_any_gradient", "pytorch/pytorch#53354: AdamW of torch 1.8.0 failed there")
 class NeedsAGradient(AdamW):
     """It stacks the norms of all gradients, and fails if there are none."""
 
@@ -117,7 +117,7 @@ class ClipsAllTogether(AdamW):
         return super().gradient(param, group) / torch.stack(norms).norm().clamp(min=1.0).item()
 
 
-@fault("steps_strided_parameters", "")
+@fault("steps_strided_parameters")
 class WritesIntoACopy(AdamW):
     """It flattens the parameter, which makes a copy of one that is not contiguous."""
 
@@ -178,7 +178,7 @@ class WritesToData(AdamW):
         super().update(param.data, grad, state, group)
 
 
-@fault("keeps_parameters_in_place", "")
+@fault("keeps_parameters_in_place")
 class ReplacesParameters(AdamW):
     """A parameter is new memory after each step."""
 
@@ -187,7 +187,7 @@ class ReplacesParameters(AdamW):
         param.data = param.data.clone()
 
 
-@fault("holds_no_graph", "")
+@fault("holds_no_graph", "metaopt/torchopt#219: MetaAdam")
 class KeepsTheGraph(AdamW):
     """A state is computed from a gradient that is not detached, outside of no_grad."""
 
@@ -198,7 +198,7 @@ class KeepsTheGraph(AdamW):
         return super().gradient(param, group)
 
 
-@fault("mixes_dtypes", "")
+@fault("mixes_dtypes")
 class NeedsOneDtype(AdamW):
     """It multiplies gradients of a group with each other, which must have one dtype for it."""
 
@@ -209,7 +209,7 @@ class NeedsOneDtype(AdamW):
         return grad
 
 
-@fault("maximizes", "")
+@fault("maximizes")
 class GrowsWhileMaximizing(AdamW):
     """maximize changes the sign of the whole update, decay included."""
 
@@ -218,7 +218,7 @@ class GrowsWhileMaximizing(AdamW):
         return param * (1 - sign * group["lr"] * group["weight_decay"])
 
 
-@fault("refuses_sparse_gradients", "")
+@fault("refuses_sparse_gradients")
 class MisreadsSparse(AdamW):
     """A sparse gradient's values are written one after the other: of two for a row, the last one counts."""
 

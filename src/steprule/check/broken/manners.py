@@ -13,7 +13,7 @@ from steprule.check.broken.correct import AdamW, Group, State
 from steprule.check.broken.fault import fault
 
 
-@fault("takes_a_generator", "")
+@fault("takes_a_generator", "pytorch/pytorch#47594: SparseAdam")
 class ReadsParametersTwice(AdamW):
     """Its constructor goes through the parameters before torch.optim.Optimizer does, which then finds a generator empty."""
 
@@ -22,7 +22,7 @@ class ReadsParametersTwice(AdamW):
         super().__init__(params, lr, **settings)
 
 
-@fault("takes_named_parameters", "")
+@fault("takes_named_parameters")
 class ReadsShapes(AdamW):
     """Its constructor looks at the shapes of parameters, and knows nothing of names."""
 
@@ -32,7 +32,7 @@ class ReadsShapes(AdamW):
         super().__init__(params, lr, **settings)
 
 
-@fault("takes_groups", "")
+@fault("takes_groups")
 class OverwritesGroups(AdamW):
     """Its constructor writes its lr into every group."""
 
@@ -42,7 +42,7 @@ class OverwritesGroups(AdamW):
             group["lr"] = lr
 
 
-@fault("groups_have_their_own_settings", "")
+@fault("groups_have_their_own_settings")
 class FirstGroupForAll(AdamW):
     """All groups are stepped with the first group's settings."""
 
@@ -70,7 +70,7 @@ class TakesAnyLr(AdamW):
         self.defaults["lr"] = self.param_groups[0]["lr"] = lr
 
 
-@fault("refuses_no_parameters", "")
+@fault("refuses_no_parameters")
 class TakesNothing(AdamW):
     """No parameters are accepted."""
 
@@ -79,7 +79,7 @@ class TakesNothing(AdamW):
         super().__init__(params, lr, **settings)
 
 
-@fault("refuses_a_bare_tensor", "")
+@fault("refuses_a_bare_tensor")
 class TakesOneTensor(AdamW):
     """A tensor is taken as a list of it."""
 
@@ -87,7 +87,7 @@ class TakesOneTensor(AdamW):
         super().__init__([params] if torch.is_tensor(params) else params, lr, **settings)
 
 
-@fault("refuses_a_parameter_in_two_groups", "")
+@fault("refuses_a_parameter_in_two_groups")
 class AddsGroupsItself(AdamW):
     """Its own add_param_group does not look whether a parameter is there already."""
 
@@ -97,7 +97,7 @@ class AddsGroupsItself(AdamW):
         self.param_groups = before + self.param_groups
 
 
-@fault("has_lr_in_its_groups", "")
+@fault("has_lr_in_its_groups")
 class CallsLrOtherwise(AdamW):
     """Its groups have a "learning_rate", which no scheduler writes."""
 
@@ -121,7 +121,7 @@ class SkipsTheFirstStep(AdamW):
             super().update(param, grad, state, group)
 
 
-@fault("calls_the_closure_once", "")
+@fault("calls_the_closure_once")
 class CallsTheClosureTwice(AdamW):
     """The closure is called for the loss, and again for the gradients."""
 
@@ -130,7 +130,7 @@ class CallsTheClosureTwice(AdamW):
         return super().evaluate(closure)
 
 
-@fault("returns_the_loss", "")
+@fault("returns_the_loss", "huggingface/accelerate#4274: the wrapper drops it")
 class ForgetsTheLoss(AdamW):
     """step(closure) returns None."""
 
@@ -138,7 +138,7 @@ class ForgetsTheLoss(AdamW):
         AdamW.step.__wrapped__(self, closure) if hasattr(AdamW.step, "__wrapped__") else AdamW.step(self, closure)
 
 
-@fault("gives_gradients_to_the_closure", "")
+@fault("gives_gradients_to_the_closure", "HomebrewML/HeavyBall#10")
 class CallsTheClosureWithoutGradients(AdamW):
     """All of step, and with it the closure, runs under no_grad."""
 
@@ -147,7 +147,7 @@ class CallsTheClosureWithoutGradients(AdamW):
             return None if closure is None else closure()
 
 
-@fault("keeps_the_grad_mode", "")
+@fault("keeps_the_grad_mode")
 class LeavesGradientsOff(AdamW):
     """Gradients are switched off and on without try and finally."""
 
@@ -181,7 +181,7 @@ class RunsHooksTwice(AdamW):
         return super().step(closure)
 
 
-@fault("runs_hooks_once", "")
+@fault("runs_hooks_once")
 class PassesHooksBy(AdamW):
     """Each optimizer has a step of its own as an attribute, around which torch runs no hooks."""
 
@@ -202,7 +202,7 @@ class LosesAttributes(AdamW):
         return self.factor * super().direction(state, group)
 
 
-@fault("can_be_pickled", "")
+@fault("can_be_pickled", "chainer/chainer#8387: a class inside a function")
 class KeepsALambda(AdamW):
     """A group has a function without a name, which cannot be pickled."""
 
@@ -227,7 +227,7 @@ class KeepsBetas(AdamW):
         super().moments(grad, state, {**group, "betas": group.get("first_betas", group["betas"])})
 
 
-@fault("follows_a_changed_lr", "")
+@fault("follows_a_changed_lr")
 class KeepsTheFirstLr(AdamW):
     """The lr of a parameter's first step holds for ever."""
 
@@ -235,7 +235,7 @@ class KeepsTheFirstLr(AdamW):
         super().update(param, grad, state, {**group, "lr": state.setdefault("lr", group["lr"])})
 
 
-@fault("takes_one_cycle", "")
+@fault("takes_one_cycle")
 class WritesIntoBetas(AdamW):
     """It makes a list of its betas and writes into it, where schedulers put a tuple."""
 
@@ -249,7 +249,7 @@ class WritesIntoBetas(AdamW):
         super().moments(grad, state, group)
 
 
-@fault("adds_a_group_midway", "")
+@fault("adds_a_group_midway", "PaddlePaddle/X2Paddle#613: Adam")
 class ListsParametersOnce(AdamW):
     """It steps the parameters that it was made with."""
 
@@ -262,14 +262,14 @@ class ListsParametersOnce(AdamW):
             super().update(param, grad, state, group)
 
 
-@fault("skips_overflow_under_grad_scaler", "")
+@fault("skips_overflow_under_grad_scaler", "pytorch/pytorch#95781: fused Adam")
 class IgnoresFoundInf(AdamW):
     """It says that it unscales gradients and skips overflow itself, and does neither."""
 
     _step_supports_amp_scaling = True
 
 
-@fault("unscales_under_grad_scaler", "")
+@fault("unscales_under_grad_scaler")
 class ForgetsToUnscale(AdamW):
     """It skips steps with overflow itself, and steps with scaled gradients."""
 
@@ -280,7 +280,7 @@ class ForgetsToUnscale(AdamW):
             super().update(param, grad, state, group)
 
 
-@fault("repeats_itself", "")
+@fault("repeats_itself")
 class DrawsNoise(AdamW):
     """It draws from random, which torch.manual_seed does not seed."""
 
@@ -288,7 +288,7 @@ class DrawsNoise(AdamW):
         return super().direction(state, group) * (1 + 1e-4 * random.random())
 
 
-@fault("keeps_instances_apart", "")
+@fault("keeps_instances_apart")
 class CountsForAll(AdamW):
     """The count of steps belongs to the class, not to an optimizer."""
 
@@ -302,7 +302,7 @@ class CountsForAll(AdamW):
 ALL: list[AdamW] = []
 
 
-@fault("is_freed", "")
+@fault("is_freed")
 class IsNeverFreed(AdamW):
     """A list of the module has every optimizer for ever."""
 
@@ -311,7 +311,7 @@ class IsNeverFreed(AdamW):
         ALL.append(self)
 
 
-@fault("clears_gradients", "")
+@fault("clears_gradients", "NVIDIA/apex#1196")
 class HasAnotherZeroGrad(AdamW):
     """Its zero_grad takes no set_to_none."""
 

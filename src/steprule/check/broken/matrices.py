@@ -11,7 +11,7 @@ from steprule.check.broken.correct import AdamW, Group, Muon, State
 from steprule.check.broken.fault import fault
 
 
-@fault("takes_matrices_of_any_shape", "")
+@fault("takes_matrices_of_any_shape")
 class Squeezes(Muon):
     """A dimension of size 1 is lost."""
 
@@ -44,7 +44,7 @@ class FlattensStacks(Muon):
         return super().polar(matrix.flatten(1)).view_as(matrix)
 
 
-@fault("is_the_same_in_other_bases", "")
+@fault("is_the_same_in_other_bases")
 class TakesSigns(Muon):
     """Signs of elements stand for singular values."""
 
@@ -52,7 +52,7 @@ class TakesSigns(Muon):
         return matrix.sign() / float(max(matrix.shape[-2:])) ** 0.5
 
 
-@fault("makes_steps_orthogonal", "")
+@fault("makes_steps_orthogonal")
 class StopsEarly(Muon):
     """One iteration of Newton and Schulz stands for the polar factor."""
 
@@ -61,7 +61,7 @@ class StopsEarly(Muon):
         return 1.5 * x - 0.5 * x @ x.mT @ x
 
 
-@fault("rests_at_zero_gradients", "")
+@fault("rests_at_zero_gradients", "microsoft/dion#24: NorMuon")
 class NormalizesZero(Muon):
     """A matrix is divided by its norm, which may be 0."""
 
@@ -69,7 +69,7 @@ class NormalizesZero(Muon):
         return super().polar(matrix / matrix.norm(dim=(-2, -1), keepdim=True))
 
 
-@fault("ignores_the_order_of_rows", "")
+@fault("ignores_the_order_of_rows")
 class TakesQ(Muon):
     """Q of QR, which hangs on the order of columns, stands for the polar factor."""
 
@@ -80,7 +80,7 @@ class TakesQ(Muon):
         return q if tall is matrix else q.mT
 
 
-@fault("leaves_gradients_alone", "")
+@fault("leaves_gradients_alone", "KellerJordan/Muon: grad.lerp_(momentum, beta)")
 class WritesMomentumIntoTheGradient(Muon):
     """Nesterov's momentum is added to the gradient in its place."""
 
@@ -89,7 +89,7 @@ class WritesMomentumIntoTheGradient(Muon):
         grad.lerp_(state["momentum_buffer"], group["momentum"])
 
 
-@fault("steps_as_one_under_fsdp2", "")
+@fault("steps_as_one_under_fsdp2")
 class NormOfTheShard(AdamW):
     """A norm is taken of the part that a process has, not of the whole."""
 
@@ -99,7 +99,7 @@ class NormOfTheShard(AdamW):
         return direction / (1 + float(local.norm()))
 
 
-@fault("steps_as_one_under_ddp", "")
+@fault("steps_as_one_under_ddp")
 class DrawsOfItsOwn(AdamW):
     """Each process draws its own noise."""
 

@@ -8,7 +8,7 @@ from steprule.check.broken.correct import AdamW, Group, State
 from steprule.check.broken.fault import fault
 
 
-@fault("follows_its_formula", "")
+@fault("follows_its_formula")
 class EpsInsideTheRoot(AdamW):
     """eps is inside the root."""
 
@@ -42,7 +42,7 @@ class EpsGrows(AdamW):
         return super().direction(state, group)
 
 
-@fault("follows_its_formula", "")
+@fault("follows_its_formula")
 class SwapsBetas(AdamW):
     """The first beta is the second moment's."""
 
@@ -69,7 +69,7 @@ class CorrectsTheFirstOnly(AdamW):
         return super().corrections(step, group)[0], 1.0
 
 
-@fault("follows_its_formula", "")
+@fault("follows_its_formula")
 class CountsFromTwo(AdamW):
     """Bias correction is a step ahead."""
 
@@ -87,7 +87,7 @@ class AmsgradOfTheTensor(AdamW):
             state["max_exp_avg_sq"].fill_(float(state["max_exp_avg_sq"].max()))
 
 
-@fault("follows_its_formula", "")
+@fault("follows_its_formula")
 class IgnoresAmsgrad(AdamW):
     """amsgrad is accepted, and changes nothing."""
 
@@ -95,7 +95,7 @@ class IgnoresAmsgrad(AdamW):
         return super().direction(state, {**group, "amsgrad": False})
 
 
-@fault("follows_its_formula", "")
+@fault("follows_its_formula", "huggingface/transformers#14539")
 class DecaysAfterTheUpdate(AdamW):
     """The parameter is decayed after its update."""
 
@@ -104,7 +104,7 @@ class DecaysAfterTheUpdate(AdamW):
         param.mul_(1 - group["lr"] * group["weight_decay"])
 
 
-@fault("follows_its_formula", "")
+@fault("follows_its_formula")
 class MultipliesLrTwice(AdamW):
     """lr enters the moment, and the update again."""
 
@@ -112,7 +112,7 @@ class MultipliesLrTwice(AdamW):
         return super().direction(state, group) * group["lr"] * 20
 
 
-@fault("follows_its_formula", "")
+@fault("follows_its_formula")
 class AddsTheGradientTwice(AdamW):
     """Momentum is Nesterov's, which nobody has asked for."""
 
@@ -126,7 +126,7 @@ class AddsTheGradientTwice(AdamW):
         return super().direction({**state, "exp_avg": ahead}, group)
 
 
-@fault("decays_as_claimed", "")
+@fault("decays_as_claimed", "keras-team/keras#19051")
 class DecaysTheGradient(AdamW):
     """Decay is added to the gradient, where it is claimed to be decoupled."""
 
@@ -135,7 +135,7 @@ class DecaysTheGradient(AdamW):
         super().update(param, grad, state, {**group, "weight_decay": 0.0})
 
 
-@fault("decays_as_claimed", "")
+@fault("decays_as_claimed", "tensorflow/addons#2282")
 class DecaysWithoutLr(AdamW):
     """Decay does not follow lr."""
 
@@ -143,7 +143,7 @@ class DecaysWithoutLr(AdamW):
         return param * (1 - group["weight_decay"])
 
 
-@fault("decays_as_claimed", "")
+@fault("decays_as_claimed")
 class SquaresTheDecay(AdamW):
     """Decay is applied twice."""
 
@@ -151,7 +151,7 @@ class SquaresTheDecay(AdamW):
         return super().decayed(super().decayed(param, group), group)
 
 
-@fault("uses_every_argument", "")
+@fault("uses_every_argument", "ooples/AiDotNet.Tensors#955: LARS")
 class IgnoresDecay(AdamW):
     """weight_decay is accepted, and changes nothing."""
 
@@ -167,7 +167,7 @@ class IgnoresEps(AdamW):
         return super().root(square, 1e-8)
 
 
-@fault("rests_at_zero_gradients", "")
+@fault("rests_at_zero_gradients", "kozistr/pytorch_optimizer#120: Nero")
 class DividesZeroByZero(AdamW):
     """Nothing is added to the root."""
 
@@ -184,7 +184,7 @@ class NormalizesTinyGradients(AdamW):
         return direction / norm * norm
 
 
-@fault("takes_zeros_among_gradients", "")
+@fault("takes_zeros_among_gradients", "google/flax#1671")
 class NormalizesRows(AdamW):
     """A row is divided by its norm, which may be 0."""
 
@@ -194,7 +194,7 @@ class NormalizesRows(AdamW):
         return direction / norms * norms
 
 
-@fault("ignores_the_scale", "")
+@fault("ignores_the_scale")
 class ClipsElements(AdamW):
     """Elements of the gradient beyond 1 are clipped, which nobody has asked for."""
 
@@ -215,7 +215,7 @@ class KnowsOneDtype(AdamW):
         param.copy_(self.decayed(param, group) - group["lr"] * self.direction(state, group))
 
 
-@fault("rounds_bfloat16_once", "")
+@fault("rounds_bfloat16_once")
 class Truncates(AdamW):
     """A bfloat16 parameter gets the first half of a float32, not the nearest number."""
 
@@ -228,7 +228,18 @@ class Truncates(AdamW):
         param.copy_((exact.view(torch.int32) & -65536).view(torch.float32))
 
 
-@fault("goes_downhill", "")
+@fault("rounds_bfloat16_once", "pytorch/pytorch#191763: fused SGD on a CPU")
+class StepsTheRemainder(AdamW):
+    """Of a bfloat16 parameter only the elements behind the last full block of 16 are stepped."""
+
+    def update(self, param: torch.Tensor, grad: torch.Tensor, state: State, group: Group) -> None:
+        before, behind = param.clone(), torch.arange(param.numel()) >= param.numel() // 16 * 16
+        super().update(param, grad, state, group)
+        if param.dtype == torch.bfloat16:
+            param.copy_(torch.where(behind.view(param.shape), param, before))
+
+
+@fault("goes_downhill")
 class GoesUphill(AdamW):
     """The sign of the update is wrong."""
 
@@ -236,7 +247,7 @@ class GoesUphill(AdamW):
         return -super().direction(state, group)
 
 
-@fault("treats_elements_alike", "")
+@fault("treats_elements_alike")
 class SharesTheSecondMoment(AdamW):
     """The second moment is a row's mean."""
 
@@ -244,7 +255,7 @@ class SharesTheSecondMoment(AdamW):
         return super().root(square.mean(-1, keepdim=True) if square.dim() > 1 else square, eps)
 
 
-@fault("keeps_the_bytes_it_claims", "")
+@fault("keeps_the_bytes_it_claims")
 class KeepsAScratch(AdamW):
     """A buffer for intermediate results is kept as a state."""
 
@@ -253,7 +264,7 @@ class KeepsAScratch(AdamW):
         return state["scratch"].clone()
 
 
-@fault("does_not_grow", "")
+@fault("does_not_grow")
 class KeepsAHistory(AdamW):
     """Every gradient is kept."""
 

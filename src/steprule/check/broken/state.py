@@ -34,7 +34,7 @@ class KeepsStateElsewhere(AdamW):
         super().moments(grad, state, group)
 
 
-@fault("resumes_exactly", "")
+@fault("resumes_exactly", "pytorch/pytorch#74556: PostLocalSGDOptimizer")
 class CountsElsewhere(AdamW):
     """The count of steps is an attribute, which is not saved."""
 
@@ -52,7 +52,7 @@ class KeepsAnObject(AdamW):
         state["plan"] = Odd()
 
 
-@fault("resumes_parameters_without_states", "")
+@fault("resumes_parameters_without_states", "pytorch/pytorch#2647: Adam")
 class LoadsStatesOfAll(AdamW):
     """Loading fails where a parameter has no states yet."""
 
@@ -63,7 +63,7 @@ class LoadsStatesOfAll(AdamW):
         super().load_state_dict(state_dict)
 
 
-@fault("resumes_by_distributed_checkpoint", "")
+@fault("resumes_by_distributed_checkpoint")
 class AddsToTheStateDict(AdamW):
     """state_dict has a key beside "state" and "param_groups", which loading needs and other tools drop."""
 
@@ -75,7 +75,7 @@ class AddsToTheStateDict(AdamW):
         super().load_state_dict(state_dict)
 
 
-@fault("loads_by_keyword", "")
+@fault("loads_by_keyword")
 class LoadsByPosition(AdamW):
     """load_state_dict calls its argument otherwise than torch."""
 
@@ -94,7 +94,7 @@ class SharesWhatItLoads(AdamW):
             self.state[held[number]].update(state)
 
 
-@fault("restores_settings", "")
+@fault("restores_settings", "pytorch/xla#9164: only states are loaded")
 class KeepsItsOwnLr(AdamW):
     """Loading keeps the settings that the optimizer was made with."""
 
@@ -105,7 +105,7 @@ class KeepsItsOwnLr(AdamW):
             group.update(settings)
 
 
-@fault("refuses_other_groups", "")
+@fault("refuses_other_groups")
 class LoadsAnything(AdamW):
     """Loading pairs parameters and states as far as both go."""
 
@@ -143,7 +143,7 @@ class CountsInFloat32(AdamW):
         return super().corrections(int(step), group)
 
 
-@fault("counts_on", "")
+@fault("counts_on", "pytorch/ao#4915, deepspeedai/DeepSpeed#8496")
 class CountsInTheParametersDtype(AdamW):
     """The count of steps has the parameter's dtype, and stays at 256 in bfloat16."""
 
@@ -155,7 +155,7 @@ class CountsInTheParametersDtype(AdamW):
         return super().corrections(int(step), group)
 
 
-@fault("saving_changes_nothing", "")
+@fault("saving_changes_nothing")
 class RoundsWhatItSaves(AdamW):
     """state_dict rounds the states to bfloat16 in their place."""
 
@@ -166,7 +166,7 @@ class RoundsWhatItSaves(AdamW):
         return super().state_dict()
 
 
-@fault("rests_at_lr_0", "")
+@fault("rests_at_lr_0")
 class RefusesLr0(AdamW):
     """A step divides by lr."""
 

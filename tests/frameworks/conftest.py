@@ -1,0 +1,22 @@
+"""Lets torchvision be imported beside a CPU build of torch.
+
+Its wheels are built for CUDA, so the file with its operators does not load there, and importing it fails at the first of them
+that it registers something for. timm, transformers, Lightning and TRL import torchvision, and no model here calls them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+if importlib.util.find_spec("torchvision") is not None:
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+        OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # they are there for as long as this is
+        for name in ("nms", "qnms"):
+            OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision  # noqa: F401
