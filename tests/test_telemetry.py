@@ -121,6 +121,15 @@ def test_numbers_of_a_step(rule, hyper, dtype, options):
     assert optimizer._core.plans.current is not None  # it was the compiled engine
 
 
+def test_numbers_where_rows_have_some_of_their_own_and_end_within_a_block():
+    optimizer = make(torch.float32, OWN["came"], {"lr": 0.01}, ((65, 144), (3, 130)), **EIGHT_BIT)
+    for seed in (1, 2, 3):
+        set_grads(optimizer, seed)
+        seen = as_stepped(optimizer)
+        check(optimizer.telemetry.latest, seen)
+    assert optimizer._core.plans.current is not None
+
+
 def test_numbers_of_seven_bytes():
     """Before it is rounded, an update differs from what the bits say by the weights' spacing at most."""
     optimizer = make(torch.bfloat16, **SEVEN_BYTES)

@@ -93,6 +93,9 @@ def update(size, row, {addresses}, numbers):
 class CpuBlocks(CpuLoop):
     """The functions ``compute`` and ``encode``, which work through a block, and ``update``, which does through a chunk."""
 
+    in_block = "size"
+    """What the template calls the number of a block's elements."""
+
     def __init__(self, stage: Stage, formats: Sequence[str]) -> None:
         super().__init__(stage, formats)
         encodes = any(self.operands[name].format.blockwise for name in stage.outputs)
@@ -141,7 +144,7 @@ class CpuBlocks(CpuLoop):
         fields, carried = super().fields(), in_tuple(self.carried)
         between = list(self._between)
         if seen := self.stage.gathered:
-            between.append("for j in range(size, BLOCK):")
+            between.append(f"for j in range({self.in_block}, BLOCK):")
             between += [f"    store_seen_{name}(seen_{name}_room, j, float32(0))" for name in seen]
             between += [f"tally_block({name}_lanes, seen_{name}_room)" for name in seen]
         return {

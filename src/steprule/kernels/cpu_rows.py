@@ -105,6 +105,7 @@ class CpuRowBlocks(CpuRows, CpuBlocks):
     """The same where operands are quantized block-wise: a row is worked through by its blocks."""
 
     depth = 4
+    in_block = "count"
 
     def __init__(self, stage: Stage, formats: Sequence[str]) -> None:
         super().__init__(stage, formats)
