@@ -35,18 +35,14 @@ _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignor
 class Optimizer(torch.optim.Optimizer):
     """Runs a rule over parameters, as a torch.optim optimizer.
 
-    A rule becomes an optimizer by a subclass of one line::
-
-        class Lion(steprule.Optimizer, rule=LionRule): ...
-
+    A rule becomes an optimizer by a subclass of one line, ``class Lion(steprule.Optimizer, rule=LionRule): ...``,
     or, without a class statement, by `Optimizer.of`. Its arguments are params, the rule's hyperparameters in the formula's
     order, the flags and the options. Any hyperparameter may be a function of the step, which counts from 1. The
     parameter group holds its value for the next step. If a scheduler writes another value, the function's is put back,
     with a warning. If the function raises an error, the step that needs its value raises it.
 
     Parameter groups may be changed by hand. The next step checks their settings before it changes anything; with gradient
-    release (stepping in backward), before it changes parameters of that group. What torch.optim accepts there for its own
-    rules, such as a negative lr, is accepted.
+    release, before it changes parameters of that group. What torch.optim accepts there for its own rules is accepted.
 
     Class arguments:
         rule: the formula, a subclass of `steprule.Rule`.
@@ -254,11 +250,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def train(self) -> None:
         """Gives the model the weights that gradients are taken at. The optimizer begins so; twice changes nothing."""
-        self._core.modes.exchange(self, training=True)
+        self._exchange(training=True)
 
     def eval(self) -> None:
         """Gives the model the averaged weights of average=... or of a Schedule-Free rule, if there are some. Twice changes nothing."""
-        self._core.modes.exchange(self, training=False)
+        self._exchange(training=False)
+
+    def _exchange(self, training: bool) -> None:
+        self._core.modes.exchange(self, training)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the model has the averages of its weights: ``with optimizer.averaged(): evaluate()``.
