@@ -8,6 +8,7 @@ from typing import ClassVar
 from steprule.pieces import (
     Value,
     at_first,
+    col_mean,
     cols,
     debias,
     eigenbasis,
@@ -20,6 +21,7 @@ from steprule.pieces import (
     matmul,
     mean,
     norm,
+    row_mean,
     rows,
     sign,
     size,
@@ -43,6 +45,12 @@ def between(left: Value, x: Value, right: Value) -> Value:
 def averaged_grams(grad: Value, left: Value, right: Value, beta: Value, max_side: Value) -> tuple[Value, Value]:
     """The EMAs of ``G Gᵀ`` and ``Gᵀ G``; a side that is longer than max_side has the identity."""
     return ema(left, gram(grad, max_side), beta), ema(right, gram(transpose(grad), max_side), beta)
+
+
+def inverse_roots(values: Value, first: Value, eps: Value) -> Value:
+    """The inverse roots of eigenvalues, which are first where there are none yet; those of what rounding leaves are 0."""
+    values = where(values > 0, values, first)
+    return where(values > _NOISE * total(values), 1 / sqrt(values + eps), 0.0)
 
 
 def as_long(direction: Value, length: Value) -> Value:
@@ -198,6 +206,46 @@ class KLShampoo(_Sided, Rule):
         exp_avg = ema(exp_avg, grad, betas[0])
         direction = between(left_root, exp_avg, right_root)
         return param - lr * (direction + weight_decay * param), exp_avg, left, right, left_root, right_root
+
+
+class KLSOAP(_Sided, Rule):
+    """SOAP whose sides whiten each other's gradients, as KL-Shampoo's do: its second form. Lin et al. 2025, arXiv:2509.03378.
+
+    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R. Inverses are of the last bases, and of eigenvalues that are averages of their own: they
+    begin with the second gradient, at the root mean square of the first, and keep their places in new bases. Other than in the
+    authors' code none is bounded, and L and R are by inverses from the first step on. What is said of SOAP holds here too.
+    """
+
+    eps = Hyperparameter("added to the root of the second moment, and to eigenvalues", "[0, inf)")
+    left, right = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    left_basis, right_basis = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    left_values, right_values = State("rows"), State("cols")
+    when = "In place of SOAP, where some rows or columns have much larger gradients than others."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, left: Value, right: Value, left_basis: Value,
+        right_basis: Value, left_values: Value, right_values: Value, *, step: Value, lr: float = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95), shampoo_beta: float = 0.95, eps: float = 1e-8,
+        weight_decay: float = 0.01, precondition_frequency: int = 10, max_precond_dim: int = 10000,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        *stepped, _, _, new_left, new_right = SOAP.update(
+            param, grad, exp_avg, exp_avg_sq, left, right, left_basis, right_basis, step=step, lr=lr, betas=betas, eps=eps,
+            weight_decay=weight_decay, precondition_frequency=precondition_frequency,
+        )  # fmt: skip
+        first = sqrt(mean(grad * grad))
+        by_left, by_right = inverse_roots(left_values, first, eps), inverse_roots(right_values, first, eps)
+        from_left, from_right = matmul(transpose(new_left), grad), matmul(grad, new_right)
+        left = ema(left, gram(by_right * from_right, max_precond_dim) / cols(grad), shampoo_beta)
+        right = ema(right, gram(transpose(by_left * from_left), max_precond_dim) / rows(grad), shampoo_beta)
+        turned = matmul(from_left, new_right)
+        row_sq, col_sq = (
+            row_mean((by_right * turned) * (by_right * turned)),
+            col_mean((by_left * turned) * (by_left * turned)),
+        )
+        left_values = where(left_values > 0, ema(left_values, row_sq, shampoo_beta), first)
+        right_values = where(right_values > 0, ema(right_values, col_sq, shampoo_beta), first)
+        return *stepped, left, right, new_left, new_right, left_values, right_values
 
 
 class SPlus(_Sided, Rule):
