@@ -167,7 +167,8 @@ def klshampoo_exact(
 ) -> Thetas:
     """Lin et al. 2025 (arXiv:2509.03378), equation of KL-Shampoo: both factors by exact inverses of the old ones.
 
-    init_factor None is the mean square of the first gradient, as in steprule. So is a frequency: inverses are of the last roots.
+    init_factor None is the mean square of the first gradient, as in steprule, where eps is by its root. So is a frequency: inverses are
+    of the last roots.
     """
     # Not anybody's code: the factors begin at sqrt(init_factor) I each and see a gradient before they are used.
     beta1, beta2 = betas
@@ -177,8 +178,9 @@ def klshampoo_exact(
         rows, columns = g.shape
         if s_a is None:
             first = math.sqrt(np.mean(g * g) if init_factor is None else init_factor)
+            eps = eps * first if init_factor is None else eps
             s_a, s_b = first * np.eye(rows), first * np.eye(columns)
-            root_a, root_b = power(s_a, -0.5, eps), power(s_b, -0.5, eps)
+            root_a, root_b = power(s_a, -0.5), power(s_b, -0.5)
         m = beta1 * m + (1 - beta1) * g
         s_a, s_b = (
             beta2 * s_a + (1 - beta2) * g @ root_b @ root_b @ g.T / columns,

@@ -2215,10 +2215,11 @@ class KLShampoo(Optimizer):
     Lin et al. 2025, arXiv:2509.03378.
 
     ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is
-    ``L^(-1/2) M R^(-1/2)``. Both begin at the root mean square of the first
-    gradient, and inverses are of the last roots. Other than in the authors'
-    code the first step moves weights, roots are exact, and their
-    eigenvalues are those of the matrices.
+    ``L^(-1/2) M R^(-1/2)``. Both begin at I, and gradients are divided by
+    scale, the root mean square of the first that is not 0. Inverses are of
+    the last roots. Other than in the authors' code the first step moves
+    weights, roots are exact, and their eigenvalues are those of the
+    matrices.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
@@ -2256,6 +2257,7 @@ class KLShampoo(Optimizer):
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg: shape and dtype of the array; 0 at first.
+        scale: a float64 array of shape (rows, 1); 0 at first.
         left, left_root: a float64 array of shape (rows, rows); 1 at first.
         right, right_root: a float64 array of shape (columns, columns); 1 at
             first.

@@ -3366,10 +3366,11 @@ class KLShampoo(Optimizer):
     Lin et al. 2025, arXiv:2509.03378.
 
     ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is
-    ``L^(-1/2) M R^(-1/2)``. Both begin at the root mean square of the first
-    gradient, and inverses are of the last roots. Other than in the authors'
-    code the first step moves weights, roots are exact, and their
-    eigenvalues are those of the matrices.
+    ``L^(-1/2) M R^(-1/2)``. Both begin at I, and gradients are divided by
+    scale, the root mean square of the first that is not 0. Inverses are of
+    the last roots. Other than in the authors' code the first step moves
+    weights, roots are exact, and their eigenvalues are those of the
+    matrices.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
@@ -3430,6 +3431,7 @@ class KLShampoo(Optimizer):
         step: the number of steps so far, a scalar tensor.
         exp_avg: shape and dtype of the parameter, or as the argument states
             says; 0 at first.
+        scale: float32 of shape (rows, 1); 0 at first.
         left, left_root: float32 of shape (rows, rows); 1 at first.
         right, right_root: float32 of shape (columns, columns); 1 at first.
 

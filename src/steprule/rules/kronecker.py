@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from steprule.pieces import (
     Value,
-    at_first,
     col_mean,
     cols,
     debias,
@@ -178,34 +177,34 @@ class ASGO(_Sided, Rule):
 class KLShampoo(_Sided, Rule):
     """Shampoo whose sides whiten each other's gradients, and need no grafting. Lin et al. 2025, arXiv:2509.03378.
 
-    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is ``L^(-1/2) M R^(-1/2)``. Both begin at the root mean square of the
-    first gradient, and inverses are of the last roots. Other than in the authors' code the first step moves weights, roots are exact,
-    and their eigenvalues are those of the matrices.
+    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is ``L^(-1/2) M R^(-1/2)``. Both begin at I, and gradients are divided by
+    scale, the root mean square of the first that is not 0. Inverses are of the last roots. Other than in the authors' code the first step
+    moves weights, roots are exact, and their eigenvalues are those of the matrices.
     """
 
     eps = Hyperparameter("added to eigenvalues", "[0, inf)")
+    scale = State("rows")  # the same for all rows, and of each matrix of a view its own
     left, right = State("left", 1.0, most="max_precond_dim"), State("right", 1.0, most="max_precond_dim")
     left_root, right_root = State("left", 1.0, most="max_precond_dim"), State("right", 1.0, most="max_precond_dim")
     when = "In place of Shampoo, without a second moment for each element."
 
     @staticmethod
     def update(
-        param: Value, grad: Value, exp_avg: Value, left: Value, right: Value, left_root: Value, right_root: Value, *,
-        step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8,
+        param: Value, grad: Value, exp_avg: Value, scale: Value, left: Value, right: Value, left_root: Value,
+        right_root: Value, *, step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8,
         weight_decay: float = 0.01, precondition_frequency: int = 10, max_precond_dim: int = 10000,
     ) -> tuple[Value, ...]:  # fmt: skip
         anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
-        begin: Callable[..., Value] = lambda x, factor: at_first(step, factor * x, x)  # noqa: E731
-        scale = at_first(step, sqrt(mean(grad * grad)), 1.0)
-        from_left = matmul(transpose(grad), begin(left_root, 1 / sqrt(scale + eps)))
-        from_right = matmul(grad, begin(right_root, 1 / sqrt(scale + eps)))
-        left = ema(begin(left, scale), gram(from_right, max_precond_dim) / cols(grad), betas[1])
-        right = ema(begin(right, scale), gram(from_left, max_precond_dim) / rows(grad), betas[1])
+        scale = where(scale > 0, scale, sqrt(mean(grad * grad)))
+        unit = grad / where(scale > 0, scale, 1.0)
+        from_left, from_right = matmul(transpose(unit), left_root), matmul(unit, right_root)
+        left = ema(left, gram(from_right, max_precond_dim) / cols(grad), betas[1])
+        right = ema(right, gram(from_left, max_precond_dim) / rows(grad), betas[1])
         left_root = anew(lambda: inverse_root(left, 2, eps), left_root)
         right_root = anew(lambda: inverse_root(right, 2, eps), right_root)
-        exp_avg = ema(exp_avg, grad, betas[0])
+        exp_avg = ema(exp_avg, unit, betas[0])
         direction = between(left_root, exp_avg, right_root)
-        return param - lr * (direction + weight_decay * param), exp_avg, left, right, left_root, right_root
+        return param - lr * (direction + weight_decay * param), exp_avg, scale, left, right, left_root, right_root
 
 
 class KLSOAP(_Sided, Rule):
