@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test long versions frameworks bench bench-rules bench-gpu figures docs lint types stubs clean
+.PHONY: demo test long versions frameworks bench bench-rules bench-matrices bench-gpu figures docs lint types stubs clean
 
 demo: $(INSTALLED)  ## train two small models with four optimizers
 	$(BIN)/steprule compare
@@ -50,6 +50,10 @@ bench: $(INSTALLED)  ## measure on an idle machine, and put the numbers into tex
 	$(BIN)/python benchmarks/kronecker.py
 	$(BIN)/python benchmarks/many_ranks.py
 	$(BIN)/python benchmarks/training.py
+	$(MAKE) figures
+
+bench-matrices: $(INSTALLED)  ## train with rules of matrices, each tuned; three hours on one core, and it goes on where it was stopped
+	$(BIN)/python benchmarks/training_matrices.py
 	$(MAKE) figures
 
 bench-gpu: $(INSTALLED)  ## measure the GPU engine; needs a GPU

@@ -285,12 +285,14 @@ def kronecker() -> list[Case]:
     own = {**COMMON, "betas": (0.8, 0.9), "precondition_frequency": 3}
     wide = {**own, "storage_dtype": "float64"}
     kl = "one eigenvalue for both uses, of Q'SQ; averages of S corrected for the start; factors balanced"
+    klsoap = "eigenvalues are those of Q'SQ; averages of S corrected for the start; a basis keeps its order"
     splus = {"lr": 0.5, "weight_decay": 0.1}
     return [
         Case("soap", "pytorch_optimizer", "`SOAP`", lambda p: po.SOAP(p, **own), own, "QR in float32", shapes=square),
         Case("soap", "heavyball", "`SOAP(shampoo_beta=0.9)`", lambda p: heavyball.SOAP(p, **wide, shampoo_beta=0.9), own,
              "averages of L and R corrected for the start; a basis keeps its order", shapes=square),
         Case("klshampoo", "heavyball", "`KLShampoo`", lambda p: heavyball.KLShampoo(p, **wide), own, kl, shapes=square),
+        Case("klshampoo", "heavyball", "`KLSOAP`", lambda p: heavyball.KLSOAP(p, **wide), {**own, "soap": True}, klsoap, shapes=square),
         Case("splus", "pytorch_optimizer", "`SPlus`", lambda p: po.SPlus(p, **splus, betas=(0.8, 0.9), inverse_steps=2),
              {**splus, "b1": 0.8, "b2": 0.9, "inverse_every": 2}, "eigenvectors in float32", shapes=square),
     ]  # fmt: skip

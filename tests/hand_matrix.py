@@ -338,6 +338,21 @@ HAND: dict[str, list[Hand]] = {
             ],
         ),
     ],
+    "klsoap": [
+        # L and R begin at U diag(4, 1) U' and diag(4, 1), both over 4 sqrt(2.5): the bases of soap, and its carried steps.
+        Hand(
+            {"lr": 0.1, "betas": (0.5, 0.5), "eps": 0.0, "weight_decay": 0.5},
+            START,
+            [[[1.6, -0.6], [1.2, 0.8]], [[0.8, -0.3], [0.6, 0.4]]],
+            [
+                [[0.85, 0.1], [-0.1, 1.8]],
+                [
+                    [0.8075 - 0.08 / 0.7794**0.5, 0.095 + 0.06 / 0.7794**0.5],
+                    [-0.095 - 0.06 / 0.7794**0.5, 1.71 - 0.08 / 0.7794**0.5],
+                ],
+            ],
+        ),
+    ],
     "klshampoo": [
         # With eigenvalues of 1/4, half of U [[.5, .5], [1, 1]] is multiplied by 4. Then they are 1/8 + 2 mean(g^2) of
         # rows, .625 and 2.125, and of columns, 1.375 twice; m is U.

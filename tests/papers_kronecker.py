@@ -167,7 +167,8 @@ def klshampoo_exact(
 ) -> Thetas:
     """Lin et al. 2025 (arXiv:2509.03378), equation of KL-Shampoo: both factors by exact inverses of the old ones.
 
-    init_factor None is the mean square of the first gradient, as in steprule. So is a frequency: inverses are of the last roots.
+    init_factor None is the mean square of the first gradient, as in steprule, where eps is by its root. So is a frequency: inverses are
+    of the last roots.
     """
     # Not anybody's code: the factors begin at sqrt(init_factor) I each and see a gradient before they are used.
     beta1, beta2 = betas
@@ -177,8 +178,9 @@ def klshampoo_exact(
         rows, columns = g.shape
         if s_a is None:
             first = math.sqrt(np.mean(g * g) if init_factor is None else init_factor)
+            eps = eps * first if init_factor is None else eps
             s_a, s_b = first * np.eye(rows), first * np.eye(columns)
-            root_a, root_b = power(s_a, -0.5, eps), power(s_b, -0.5, eps)
+            root_a, root_b = power(s_a, -0.5), power(s_b, -0.5)
         m = beta1 * m + (1 - beta1) * g
         s_a, s_b = (
             beta2 * s_a + (1 - beta2) * g @ root_b @ root_b @ g.T / columns,
@@ -188,6 +190,46 @@ def klshampoo_exact(
             root_a, root_b = power(s_a, -0.5, eps), power(s_b, -0.5, eps)
         step = root_a @ m @ root_b
         yield w - lr * step - lr * weight_decay * w
+
+
+@each
+def klsoap(
+    steps: Steps,
+    *,
+    lr: float = 3e-3,
+    betas: tuple[float, float] = (0.95, 0.95),
+    shampoo_beta: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    precondition_frequency: int = 10,
+    place: int = 0,
+) -> Thetas:
+    """Lin et al. 2025 (arXiv:2509.03378), KL-SOAP with exact bases, where klshampoo(soap=True) is the authors' code.
+
+    The steps are those of soap(carried=True). Inverses are through the current bases and eigenvalues.
+    """
+    beta1, beta2 = betas
+    for t, w, g in steps:
+        rows, columns = g.shape
+        if t == 1:
+            m = v = np.zeros(w.shape)
+            l, r = np.zeros((rows, rows)), np.zeros((columns, columns))  # noqa: E741
+            q_l, q_r = np.eye(rows), np.eye(columns)
+            d_l, d_r = (math.sqrt(np.mean(g * g)) * np.ones(side) for side in g.shape)
+        elif due(t, precondition_frequency, place):
+            old_l, old_r, q_l, q_r = q_l, q_r, eigenbasis(l), eigenbasis(r)
+            v = (q_l.T @ old_l) ** 2 @ v @ (old_r.T @ q_r) ** 2
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * (q_l.T @ g @ q_r) ** 2
+        n = (q_l.T @ m @ q_r) / (np.sqrt(v) + eps)
+        step = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+        new_l = g @ (q_r / (d_r + eps) @ q_r.T) @ g.T / columns
+        new_r = g.T @ (q_l / (d_l + eps) @ q_l.T) @ g / rows
+        l, r = shampoo_beta * l + (1 - shampoo_beta) * new_l, shampoo_beta * r + (1 - shampoo_beta) * new_r  # noqa: E741
+        if t > 1:
+            d_l = shampoo_beta * d_l + (1 - shampoo_beta) * np.diag(q_l.T @ new_l @ q_l)
+            d_r = shampoo_beta * d_r + (1 - shampoo_beta) * np.diag(q_r.T @ new_r @ q_r)
+        yield w - step * q_l @ n @ q_r.T - lr * weight_decay * w
 
 
 @each

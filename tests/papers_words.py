@@ -14,7 +14,7 @@ assert papers_matrix and papers_factored and papers_kronecker  # which enter the
 
 _NORMS = {"bias_rms": "bias"}
 _SCALES = {None: "original", "spectral_unclamped": "spectral", "unit_rms": "longest"}
-_DECOUPLED = "muon normuon adamuon muoneq mud mano dion2 polargrad adafactor came adammini sm3 soap shampoo asgo klshampoo_exact splus psgdkron_quad"
+_DECOUPLED = "muon normuon adamuon muoneq mud mano dion2 polargrad adafactor came adammini sm3 soap klsoap shampoo asgo klshampoo_exact splus psgdkron_quad"
 papers.OWN_DECAY |= dict.fromkeys(_DECOUPLED.split(), "decoupled")
 
 
@@ -118,7 +118,7 @@ def _splus(words: dict[str, Any]) -> None:
     words |= {"inverse_every": words.pop("precondition_frequency"), "in_turn": True}
 
 
-def _psgdkron(words: dict[str, Any]) -> None:
+def _without_limit(words: dict[str, Any]) -> None:
     del words["max_precond_dim"]
 
 
@@ -128,5 +128,5 @@ PAPER_OF = {"klshampoo": "klshampoo_exact", "psgdkron": "psgdkron_quad"}
 _TRANSLATED = {
     "muon": _muon, "normuon": _normuon, "adamuon": _adamuon, "muoneq": _muoneq, "mud": _mud, "polargrad": _polargrad,
     "dion2": _dion2, "scion": _scion, "came": _came, "adammini": _adammini, "soap": _soap, "shampoo": _shampoo, "asgo": _asgo,
-    "klshampoo": _klshampoo, "splus": _splus, "psgdkron": _psgdkron,
+    "klshampoo": _klshampoo, "splus": _splus, "psgdkron": _without_limit, "klsoap": _without_limit,
 }  # fmt: skip

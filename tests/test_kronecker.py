@@ -255,6 +255,20 @@ def test_a_row_without_a_gradient_does_not_move(rule):
     assert float((param - start)[3].abs().max()) < 1e-4 < 1e-2 < float((param - start).abs().max())
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_steps_begin_with_the_first_gradient_that_is_not_0(rule):
+    """Where the next layer begins at 0, as in LoRA, there is none in the first step."""
+    param = random((6, 6), 0)
+    optimizer = steprule.Optimizer.of(rule)([param], lr=0.1, weight_decay=0.0)
+    lengths = []
+    for step in range(4):
+        before = param.clone()
+        param.grad = 1e-3 * random((6, 6), step) if step else torch.zeros_like(param)
+        optimizer.step()
+        lengths.append(float((param - before).norm()))
+    assert lengths[0] == 0 and min(lengths[1:]) > 1e-4
+
+
 def test_the_largest_eigenvalue_is_bounded_from_below_at_any_size():
     factors = random((5, 7, 9), 0)
     stack = factors @ factors.mT * torch.tensor([1.0, 1e-30, 1e25, 0.0, 1.0]).double()[:, None, None]

@@ -136,3 +136,10 @@ def test_bases_of_a_turned_ravine_are_its_directions_however_often_they_are_comp
         assert len({soap.arrival("SOAP", degrees, often) for often in soap.EVERY}) == 1
         found = soap.found(degrees)
         np.testing.assert_allclose(np.abs(found.T @ soap.turn(degrees)), [[0, 1], [1, 0]], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["Adam", "Shampoo", "SOAP"])
+def test_the_better_learning_rate_is_between_worse_ones(name):
+    frequency = 0 if name == "Adam" else 10
+    best = soap.train(name, frequency)[-1]
+    assert all(soap._train(name, frequency, 0, lr)[-1] > best for lr in (min(soap.LRS) / 2, max(soap.LRS) * 2))

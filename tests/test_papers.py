@@ -33,7 +33,7 @@ OF_TWO = {"adafactor": (0.5, 0.9), "came": (0.1, 0.02)}  # what eps is where it 
 SHAPES = ((3, 4), (5,), ())
 MATRICES = ((3, 4), (4, 3), (5, 5), (1, 6), (6, 1))
 SQUARES = ((5, 5), (3, 3), (4, 4))
-SINGULAR = ("soap", "shampoo", "klshampoo", "splus")
+SINGULAR = ("soap", "shampoo", "klshampoo", "klsoap", "splus")
 """Rules that choose a basis where there is no gradient, as is where a matrix is not square: `test_kronecker` has those."""
 APART = {
     "mano": ((1, 6), (6, 1)),  # a slice of one element has no tangent: 0 here, and in the paper what rounding leaves

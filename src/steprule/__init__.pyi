@@ -46,6 +46,7 @@ from steprule.optimizer import SOAP as SOAP
 from steprule.optimizer import Shampoo as Shampoo
 from steprule.optimizer import ASGO as ASGO
 from steprule.optimizer import KLShampoo as KLShampoo
+from steprule.optimizer import KLSOAP as KLSOAP
 from steprule.optimizer import SPlus as SPlus
 from steprule.optimizer import PSGDKron as PSGDKron
 from steprule.optimizer import LARS as LARS
@@ -145,6 +146,7 @@ __all__ = [
     "DoG",
     "Grams",
     "Hyperparameter",
+    "KLSOAP",
     "KLShampoo",
     "LAMB",
     "LARS",

@@ -33,7 +33,7 @@ from steprule.rules import RULES
 from steprule.trace.tracing import program_of
 
 WHOLE_MATRICES = {
-    "Adafactor", "ASGO", "CAME", "Dion2", "KLShampoo", "Mano", "NorMuon", "PSGDKron", "Shampoo", "SM3", "SOAP", "SPlus",
+    "Adafactor", "ASGO", "CAME", "Dion2", "KLShampoo", "KLSOAP", "Mano", "NorMuon", "PSGDKron", "Shampoo", "SM3", "SOAP", "SPlus",
 }  # fmt: skip
 """Rules that are refused however a matrix is cut."""
 WHOLE_ROWS = {"AdamMini", "MuonEq"}

@@ -27,6 +27,7 @@ __all__ = [
     "Dion2",
     "DoG",
     "Grams",
+    "KLSOAP",
     "KLShampoo",
     "LAMB",
     "LARS",
@@ -2214,10 +2215,11 @@ class KLShampoo(Optimizer):
     Lin et al. 2025, arXiv:2509.03378.
 
     ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is
-    ``L^(-1/2) M R^(-1/2)``. Both begin at the root mean square of the first
-    gradient, and inverses are of the last roots. Other than in the authors'
-    code the first step moves weights, roots are exact, and their
-    eigenvalues are those of the matrices.
+    ``L^(-1/2) M R^(-1/2)``. Both begin at I, and gradients are divided by
+    scale, the root mean square of the first that is not 0. Inverses are of
+    the last roots. Other than in the authors' code the first step moves
+    weights, roots are exact, and their eigenvalues are those of the
+    matrices.
 
     Args:
         params: NumPy arrays of float16, float32 or float64, which `step`
@@ -2255,6 +2257,7 @@ class KLShampoo(Optimizer):
     States, in optimizer.state[index of the array]:
         step: the number of steps so far, an int.
         exp_avg: shape and dtype of the array; 0 at first.
+        scale: a float64 array of shape (rows, 1); 0 at first.
         left, left_root: a float64 array of shape (rows, rows); 1 at first.
         right, right_root: a float64 array of shape (columns, columns); 1 at
             first.
@@ -2272,6 +2275,87 @@ class KLShampoo(Optimizer):
         *,
         lr: float | collections.abc.Callable[[int], float] = 0.001,
         betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.9, 0.98),
+        eps: float | collections.abc.Callable[[int], float] = 1e-08,
+        weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
+        precondition_frequency: float | collections.abc.Callable[[int], float] = 10,
+        max_precond_dim: float | collections.abc.Callable[[int], float] = 10000,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class KLSOAP(Optimizer):
+    """SOAP whose sides whiten each other's gradients, as KL-Shampoo's do: its
+    second form. Lin et al. 2025, arXiv:2509.03378.
+
+    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R. Inverses are of the last
+    bases, and of eigenvalues that are averages of their own: they begin
+    with the second gradient, at the root mean square of the first, and keep
+    their places in new bases. Other than in the authors' code none is
+    bounded, and L and R are by inverses from the first step on. What is
+    said of SOAP holds here too.
+
+    Args:
+        params: NumPy arrays of float16, float32 or float64, which `step`
+            changes in place.
+        lr: learning rate. At least 0. Default: 0.003.
+        betas: decay rates of the EMAs. Each in [0, 1). Default: (0.95,
+            0.95).
+        shampoo_beta: decay rate of the EMAs of a side's Gram matrix. In [0,
+            1). Default: 0.95.
+        eps: added to the root of the second moment, and to eigenvalues. At
+            least 0. Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.01.
+        precondition_frequency: in one of how many steps a parameter's bases
+            or roots are computed. At least 1. Default: 10.
+        max_precond_dim: longest side that has a matrix; a longer one has
+            the identity. At least 1. Default: 10000.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+
+    States, in optimizer.state[index of the array]:
+        step: the number of steps so far, an int.
+        exp_avg, exp_avg_sq: shape and dtype of the array; 0 at first.
+        left, left_basis: a float64 array of shape (rows, rows); 0 at first.
+        right, right_basis: a float64 array of shape (columns, columns); 0
+            at first.
+        left_values: a float64 array of shape (rows, 1); 0 at first.
+        right_values: a float64 array of shape (1, columns); 0 at first.
+
+    Example:
+        >>> import numpy as np
+        >>> from steprule import arrays
+        >>> weight = np.ones((2, 3), np.float32)
+        >>> optimizer = arrays.KLSOAP([weight])
+        >>> optimizer.step([2 * weight])
+    """
+    def __init__(
+        self,
+        params: collections.abc.Sequence[numpy.ndarray[typing.Any, typing.Any]],
+        *,
+        lr: float | collections.abc.Callable[[int], float] = 0.003,
+        betas: collections.abc.Sequence[float] | collections.abc.Callable[[int], collections.abc.Sequence[float]] = (0.95, 0.95),
+        shampoo_beta: float | collections.abc.Callable[[int], float] = 0.95,
         eps: float | collections.abc.Callable[[int], float] = 1e-08,
         weight_decay: float | collections.abc.Callable[[int], float] = 0.01,
         precondition_frequency: float | collections.abc.Callable[[int], float] = 10,

@@ -34,6 +34,7 @@ __all__ = [
     "Dion2",
     "DoG",
     "Grams",
+    "KLSOAP",
     "KLShampoo",
     "LAMB",
     "LARS",
@@ -3365,10 +3366,11 @@ class KLShampoo(Optimizer):
     Lin et al. 2025, arXiv:2509.03378.
 
     ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is
-    ``L^(-1/2) M R^(-1/2)``. Both begin at the root mean square of the first
-    gradient, and inverses are of the last roots. Other than in the authors'
-    code the first step moves weights, roots are exact, and their
-    eigenvalues are those of the matrices.
+    ``L^(-1/2) M R^(-1/2)``. Both begin at I, and gradients are divided by
+    scale, the root mean square of the first that is not 0. Inverses are of
+    the last roots. Other than in the authors' code the first step moves
+    weights, roots are exact, and their eigenvalues are those of the
+    matrices.
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with such params and
@@ -3429,6 +3431,7 @@ class KLShampoo(Optimizer):
         step: the number of steps so far, a scalar tensor.
         exp_avg: shape and dtype of the parameter, or as the argument states
             says; 0 at first.
+        scale: float32 of shape (rows, 1); 0 at first.
         left, left_root: float32 of shape (rows, rows); 1 at first.
         right, right_root: float32 of shape (columns, columns); 1 at first.
 
@@ -3444,6 +3447,123 @@ class KLShampoo(Optimizer):
         params: ParamsT,
         lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.001,
         betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.9, 0.98),
+        eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
+        weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
+        precondition_frequency: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 10,
+        max_precond_dim: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 10000,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        states: typing.Literal['float32', 'bfloat16', '8bit'] | None = None,
+        weights: typing.Literal['stochastic', '24bit', '32bit'] | None = None,
+        seed: int = 0,
+        clip: float | steprule.services.clip.ClipNorm | steprule.services.clip.ClipValue | steprule.services.clip.ClipAdaptive | steprule.services.clip.ClipQuantile | None = None,
+        nonfinite: typing.Literal['skip', 'zero', 'raise'] | None = None,
+        average: float | steprule.services.average.Average | None = None,
+        telemetry: int | steprule.services.telemetry.Telemetry | None = None,
+        grads: typing.Literal['float32', '24bit', '32bit'] | None = None,
+        process_group: torch.distributed.distributed_c10d.ProcessGroup | None = None,
+        decay: typing.Literal['coupled', 'decoupled', 'independent', 'corrected', 'initial'] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
+        lookahead: int = 0,
+        lookahead_alpha: float | torch.Tensor | collections.abc.Callable[[int], float] = 0.5,
+    ) -> None: ...
+
+class KLSOAP(Optimizer):
+    """SOAP whose sides whiten each other's gradients, as KL-Shampoo's do: its
+    second form. Lin et al. 2025, arXiv:2509.03378.
+
+    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R. Inverses are of the last
+    bases, and of eigenvalues that are averages of their own: they begin
+    with the second gradient, at the root mean square of the first, and keep
+    their places in new bases. Other than in the authors' code none is
+    bounded, and L and R are by inverses from the first step on. What is
+    said of SOAP holds here too.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts with such params and
+            settings of a group.
+        lr: learning rate. At least 0. Default: 0.003.
+        betas: decay rates of the EMAs. Each in [0, 1). Default: (0.95,
+            0.95).
+        shampoo_beta: decay rate of the EMAs of a side's Gram matrix. In [0,
+            1). Default: 0.95.
+        eps: added to the root of the second moment, and to eigenvalues. At
+            least 0. Default: 1e-08.
+        weight_decay: weight decay, decoupled from the gradient. At least 0.
+            Default: 0.01.
+        precondition_frequency: in one of how many steps a parameter's bases
+            or roots are computed. At least 1. Default: 10.
+        max_precond_dim: longest side that has a matrix; a longer one has
+            the identity. At least 1. Default: 10000.
+        foreach, capturable, fused: accepted for compatibility with
+            torch.optim; the tensors decide how they are stepped.
+        maximize: follow the gradient upward. Default: False.
+        differentiable: let autograd pass through the step. Default: False.
+        states: keep states as "float32", "bfloat16" or "8bit". Default: the
+            parameter's dtype.
+        weights: keep half-precision parameters as "stochastic", "24bit" or
+            "32bit". Default: round to nearest, which loses small updates.
+        seed: seed of stochastic rounding. Default: 0.
+        clip: clip gradients to this norm, or as an object from
+            steprule.services says. Default: None.
+        nonfinite: where a gradient is not finite, "skip" the step, "zero"
+            the elements or "raise". Default: None.
+        average: keep an EMA (exponential moving average) of the weights
+            with this decay. Default: None.
+        telemetry: record norms of gradients, updates and weights every so
+            many steps. Default: None.
+        grads: sum micro-batches' half-precision gradients in "float32",
+            "24bit" or "32bit". Default: None.
+        process_group: the processes over which the parameters are spread,
+            each of which steps others. Default: None.
+        decay: what weight_decay means: "coupled", "decoupled",
+            "independent", "corrected" or "initial". Default: what the
+            formula says.
+        cautious: set to 0 the elements of the update that go up the
+            gradient. Default: False.
+        cautious_decay: decay only weights that the update brings nearer to
+            0. Default: False.
+        lookahead: steps between two updates of slow weights; 0 for none.
+            Default: 0.
+        lookahead_alpha: share of the way that slow weights move. Default:
+            0.5.
+
+    Raises:
+        TypeError: an argument is unknown, or a value is of the wrong kind.
+        ValueError: a value is out of range, or does not go with another.
+        RuleError: the formula cannot be compiled; the message says what to
+            write instead.
+
+    A hyperparameter may be a function of the step, which counts from 1.
+    help(steprule.Optimizer) says more of what all optimizers take.
+
+    States, in optimizer.state[param]:
+        step: the number of steps so far, a scalar tensor.
+        exp_avg, exp_avg_sq: shape and dtype of the parameter, or as the
+            argument states says; 0 at first.
+        left, left_basis: float32 of shape (rows, rows); 0 at first.
+        right, right_basis: float32 of shape (columns, columns); 0 at first.
+        left_values: float32 of shape (rows, 1); 0 at first.
+        right_values: float32 of shape (1, columns); 0 at first.
+
+    Example:
+        >>> import torch, steprule
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = steprule.KLSOAP([weight])
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+    """
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.003,
+        betas: collections.abc.Sequence[float | torch.Tensor] | collections.abc.Callable[[int], collections.abc.Sequence[float | torch.Tensor]] = (0.95, 0.95),
+        shampoo_beta: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.95,
         eps: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 1e-08,
         weight_decay: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 0.01,
         precondition_frequency: float | torch.Tensor | collections.abc.Callable[[int], float | torch.Tensor] = 10,

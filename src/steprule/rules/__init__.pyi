@@ -36,6 +36,7 @@ from steprule.rules.kronecker import SOAP as SOAP
 from steprule.rules.kronecker import Shampoo as Shampoo
 from steprule.rules.kronecker import ASGO as ASGO
 from steprule.rules.kronecker import KLShampoo as KLShampoo
+from steprule.rules.kronecker import KLSOAP as KLSOAP
 from steprule.rules.kronecker import SPlus as SPlus
 from steprule.rules.kronecker import PSGDKron as PSGDKron
 from steprule.rules.layerwise import LARS as LARS
@@ -80,6 +81,7 @@ __all__ = [
     "Dion2",
     "DoG",
     "Grams",
+    "KLSOAP",
     "KLShampoo",
     "LAMB",
     "LARS",

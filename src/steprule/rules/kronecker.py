@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from steprule.pieces import (
     Value,
-    at_first,
+    col_mean,
     cols,
     debias,
     eigenbasis,
@@ -20,6 +20,7 @@ from steprule.pieces import (
     matmul,
     mean,
     norm,
+    row_mean,
     rows,
     sign,
     size,
@@ -43,6 +44,12 @@ def between(left: Value, x: Value, right: Value) -> Value:
 def averaged_grams(grad: Value, left: Value, right: Value, beta: Value, max_side: Value) -> tuple[Value, Value]:
     """The EMAs of ``G Gᵀ`` and ``Gᵀ G``; a side that is longer than max_side has the identity."""
     return ema(left, gram(grad, max_side), beta), ema(right, gram(transpose(grad), max_side), beta)
+
+
+def inverse_roots(values: Value, first: Value, eps: Value) -> Value:
+    """The inverse roots of eigenvalues, which are first where there are none yet; those of what rounding leaves are 0."""
+    values = where(values > 0, values, first)
+    return where(values > _NOISE * total(values), 1 / sqrt(values + eps), 0.0)
 
 
 def as_long(direction: Value, length: Value) -> Value:
@@ -170,34 +177,74 @@ class ASGO(_Sided, Rule):
 class KLShampoo(_Sided, Rule):
     """Shampoo whose sides whiten each other's gradients, and need no grafting. Lin et al. 2025, arXiv:2509.03378.
 
-    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is ``L^(-1/2) M R^(-1/2)``. Both begin at the root mean square of the
-    first gradient, and inverses are of the last roots. Other than in the authors' code the first step moves weights, roots are exact,
-    and their eigenvalues are those of the matrices.
+    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R, and the update is ``L^(-1/2) M R^(-1/2)``. Both begin at I, and gradients are divided by
+    scale, the root mean square of the first that is not 0. Inverses are of the last roots. Other than in the authors' code the first step
+    moves weights, roots are exact, and their eigenvalues are those of the matrices.
     """
 
     eps = Hyperparameter("added to eigenvalues", "[0, inf)")
+    scale = State("rows")  # the same for all rows, and of each matrix of a view its own
     left, right = State("left", 1.0, most="max_precond_dim"), State("right", 1.0, most="max_precond_dim")
     left_root, right_root = State("left", 1.0, most="max_precond_dim"), State("right", 1.0, most="max_precond_dim")
     when = "In place of Shampoo, without a second moment for each element."
 
     @staticmethod
     def update(
-        param: Value, grad: Value, exp_avg: Value, left: Value, right: Value, left_root: Value, right_root: Value, *,
-        step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8,
+        param: Value, grad: Value, exp_avg: Value, scale: Value, left: Value, right: Value, left_root: Value,
+        right_root: Value, *, step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8,
         weight_decay: float = 0.01, precondition_frequency: int = 10, max_precond_dim: int = 10000,
     ) -> tuple[Value, ...]:  # fmt: skip
         anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
-        begin: Callable[..., Value] = lambda x, factor: at_first(step, factor * x, x)  # noqa: E731
-        scale = at_first(step, sqrt(mean(grad * grad)), 1.0)
-        from_left = matmul(transpose(grad), begin(left_root, 1 / sqrt(scale + eps)))
-        from_right = matmul(grad, begin(right_root, 1 / sqrt(scale + eps)))
-        left = ema(begin(left, scale), gram(from_right, max_precond_dim) / cols(grad), betas[1])
-        right = ema(begin(right, scale), gram(from_left, max_precond_dim) / rows(grad), betas[1])
+        scale = where(scale > 0, scale, sqrt(mean(grad * grad)))
+        unit = grad / where(scale > 0, scale, 1.0)
+        from_left, from_right = matmul(transpose(unit), left_root), matmul(unit, right_root)
+        left = ema(left, gram(from_right, max_precond_dim) / cols(grad), betas[1])
+        right = ema(right, gram(from_left, max_precond_dim) / rows(grad), betas[1])
         left_root = anew(lambda: inverse_root(left, 2, eps), left_root)
         right_root = anew(lambda: inverse_root(right, 2, eps), right_root)
-        exp_avg = ema(exp_avg, grad, betas[0])
+        exp_avg = ema(exp_avg, unit, betas[0])
         direction = between(left_root, exp_avg, right_root)
-        return param - lr * (direction + weight_decay * param), exp_avg, left, right, left_root, right_root
+        return param - lr * (direction + weight_decay * param), exp_avg, scale, left, right, left_root, right_root
+
+
+class KLSOAP(_Sided, Rule):
+    """SOAP whose sides whiten each other's gradients, as KL-Shampoo's do: its second form. Lin et al. 2025, arXiv:2509.03378.
+
+    ``L ← β L + (1 - β) G R⁻¹ Gᵀ / n``, likewise R. Inverses are of the last bases, and of eigenvalues that are averages of their own: they
+    begin with the second gradient, at the root mean square of the first, and keep their places in new bases. Other than in the
+    authors' code none is bounded, and L and R are by inverses from the first step on. What is said of SOAP holds here too.
+    """
+
+    eps = Hyperparameter("added to the root of the second moment, and to eigenvalues", "[0, inf)")
+    left, right = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    left_basis, right_basis = State("left", most="max_precond_dim"), State("right", most="max_precond_dim")
+    left_values, right_values = State("rows"), State("cols")
+    when = "In place of SOAP, where some rows or columns have much larger gradients than others."
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, exp_avg: Value, exp_avg_sq: Value, left: Value, right: Value, left_basis: Value,
+        right_basis: Value, left_values: Value, right_values: Value, *, step: Value, lr: float = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95), shampoo_beta: float = 0.95, eps: float = 1e-8,
+        weight_decay: float = 0.01, precondition_frequency: int = 10, max_precond_dim: int = 10000,
+    ) -> tuple[Value, ...]:  # fmt: skip
+        *stepped, _, _, new_left, new_right = SOAP.update(
+            param, grad, exp_avg, exp_avg_sq, left, right, left_basis, right_basis, step=step, lr=lr, betas=betas, eps=eps,
+            weight_decay=weight_decay, precondition_frequency=precondition_frequency,
+        )  # fmt: skip
+        first = sqrt(mean(grad * grad))
+        by_left, by_right = inverse_roots(left_values, first, eps), inverse_roots(right_values, first, eps)
+        from_left, from_right = matmul(transpose(new_left), grad), matmul(grad, new_right)
+        left = ema(left, gram(by_right * from_right, max_precond_dim) / cols(grad), shampoo_beta)
+        right = ema(right, gram(transpose(by_left * from_left), max_precond_dim) / rows(grad), shampoo_beta)
+        turned = matmul(from_left, new_right)
+        row_sq, col_sq = (
+            row_mean((by_right * turned) * (by_right * turned)),
+            col_mean((by_left * turned) * (by_left * turned)),
+        )
+        left_values = where(left_values > 0, ema(left_values, row_sq, shampoo_beta), first)
+        right_values = where(right_values > 0, ema(right_values, col_sq, shampoo_beta), first)
+        return *stepped, left, right, new_left, new_right, left_values, right_values
 
 
 class SPlus(_Sided, Rule):
