@@ -78,6 +78,10 @@ def together(model: Any) -> Any:
     return steprule.Together([first, steprule.SGD([model.short], lr=0.1, momentum=0.9, clip=0.5)])
 
 
+def normuon(model: Any) -> Any:
+    return steprule.Together([steprule.NorMuon([model.wide, model.short]), steprule.AdamW([model.bias])])
+
+
 CASES = {
     "8 bits": Case(of("AdamW", states="8bit", lr=lambda step: 0.01 / step, average=Average(0.9, warmup=True))),
     "7 bytes": Case(of("AdamW", weights="24bit", states="8bit", average=0.9), torch.bfloat16),
@@ -87,6 +91,8 @@ CASES = {
     "numbers": Case(of("Prodigy"), square=True),
     "a number a tensor": Case(of("NovoGrad", lr=0.01)),
     "options": Case(of("AdamW", lookahead=2, amsgrad=True, decay="independent", weight_decay=0.1), square=True),
+    "rows and columns": Case(of("Adafactor"), square=True),
+    "products and rows": Case(normuon),
     "modes": Case(of("ScheduleFreeAdamW", lr=0.1), eval=True),
     "together": Case(together),
 }
@@ -107,9 +113,17 @@ class Model(torch.nn.Module):
             setattr(self, name, torch.nn.Parameter(self.cut(values)))
 
     def placements(self, x: torch.Tensor) -> Sequence[Any]:
-        """How a whole tensor, or what is like it, is cut."""
-        names = [name for name, shape in SHAPES.items() if shape == tuple(x.shape)]
-        return (Shard(0),) if self.mesh.ndim == 1 else SQUARES[names[0]]
+        """How a whole tensor, what is like it, or its state of rows or columns is cut."""
+        for name, shape in SHAPES.items():
+            ways = (Shard(0),) if self.mesh.ndim == 1 else SQUARES[name]
+            if tuple(x.shape) == shape:
+                return ways
+            by_row = Shard(0) if len(shape) > 1 else None  # a vector is one row
+            if tuple(x.shape) == (shape[0] if by_row else 1, 1):
+                return [way if way == by_row else Replicate() for way in ways]
+            if tuple(x.shape) == (1, shape[-1]):
+                return [Replicate() if way in (by_row, Replicate()) else Shard(1) for way in ways]
+        return (Shard(0),)
 
     def part(self, x: torch.Tensor) -> torch.Tensor:
         """What this process has of a whole tensor."""
@@ -162,7 +176,8 @@ def gathered(x: torch.Tensor) -> torch.Tensor:
         return (x if x.is_floating_point() else x.int()).full_tensor().to(x.dtype)  # gloo sends no int16
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, x.to_local())
-    return torch.cat(parts)
+    (placement,) = x.placements
+    return torch.cat(parts, placement.dim) if isinstance(placement, Shard) else parts[0]
 
 
 def compare(what: str, one: Any, other: Any, part: Callable[[Any], Any] = lambda x: x) -> None:

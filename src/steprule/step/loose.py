@@ -221,9 +221,9 @@ class Loose(Member):
         """As `EagerStep`."""
         return self._part.sums(level)  # type: ignore[union-attr]
 
-    def put(self, level: int, sums: Sums) -> None:
+    def put(self, level: int, sums: Sums) -> Sums:
         """As `EagerStep`."""
-        self._part.put(level, sums)  # type: ignore[union-attr]
+        return self._part.put(level, sums)  # type: ignore[union-attr]
 
     def _eager_step(self) -> EagerStep | WholeStep:
         """Its step: nothing has changed yet."""
