@@ -229,11 +229,11 @@ class _Layout:
                     axes = _axes(whole_of(param), name.over)
                     entries.append(_Entry(name, place, count, axes, range(self.size, self.size + count)))
                     self.size += count
-        order = sorted((entry for entry in entries if entry.axes), key=lambda entry: entry[:3])
+        order = sorted((entry for entry in entries if entry.axes), key=lambda entry: entry[:2])
         sent = [entry for entry in order if entry.name.name != _ONLY_COMPARED]
         self.indices = [_index([entry for entry in sent if axis in entry.axes]) for axis in totals._groups]
         self.places = sorted({entry.place for entry in order})
-        self.key = float(zlib.crc32(repr([[entry[:3] for entry in order], *keys]).encode()))
+        self.key = float(zlib.crc32(repr([[entry[:2] for entry in order], *keys]).encode()))
         self._is_cut = [any(_axes(whole_of(param)) for param in own) for own in works]
 
     def given_back(self, sums: Sequence[Sums], flat: np.ndarray) -> list[Sums]:

@@ -55,6 +55,9 @@ def turns_of(level: Level, cut: Collection[Extent]) -> tuple[Turn, ...]:
 
     def send(name: str, turn: int, over: Over) -> None:
         sums[turn][name], known[name] = over, turn + 1
+        if turn + 1 == len(orders):
+            orders.append([])
+            sums.append({})
 
     for name, one in level.reading.sums.items() if level.reading is not None else ():
         if one.axis not in _OVER:
@@ -64,9 +67,6 @@ def turns_of(level: Level, cut: Collection[Extent]) -> tuple[Turn, ...]:
     for name in level.order:
         expression = _made(level, name)
         known[name] = turn = max((known.get(other, 0) for other in inputs_of(expression)), default=0)
-        if turn == len(orders):
-            orders.append([])
-            sums.append({})
         orders[turn].append(name)
         if expression.op in SUM_OPS and expression.args[0].extent in cut:
             send(name, turn, Over(expression.args[0].extent, LARGEST if expression.op.endswith("largest") else ADD))
