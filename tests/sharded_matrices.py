@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from sharding.helpers import HAS_FSDP, cut, tensors, whole
+from sharding.helpers import HAS_FSDP, cut, same, tensors, whole
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
@@ -412,6 +412,13 @@ def interpreted(mesh: DeviceMesh) -> None:
                 for number, run in product(range(steps), pair):
                     run.step(wrong=number == 1)
                 compare(*pair, f"GPU engine, {settings}")
+            one, other = both(
+                lambda params: steprule.Adafactor(params), ((37, 34), (7,)), torch.float32, mesh, Shard(0)
+            )
+            for _, run in product(range(2), (one, other)):
+                run.step()
+            for mine, part in zip(one.params, other.params, strict=True):
+                same(mine.detach(), whole(part), "GPU engine, Adafactor")
     finally:
         gpu.DEVICES.discard("cpu")
 
