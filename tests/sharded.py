@@ -36,6 +36,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         return {
             "rules": lambda: steps.rules([(flat, [Shard(0)]), (flat, [Shard(1)])]),
             "options": lambda: steps.options([(flat, [Shard(0)])]),
+            "sides": lambda: steps.sides([(flat, [Shard(0)]), (flat, [Shard(1)])]),
             "formats": lambda: steps.formats([(flat, [Shard(0)])]),
             "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), (flat, [Shard(1)])]),
             "resting": lambda: numbered.resting(flat),
@@ -76,6 +77,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
     return {
         "rules": lambda: steps.rules(ways, elementwise=False),
         "options": lambda: steps.options(ways[1:]),
+        "sides": lambda: steps.sides(ways[:1]),
         "formats": lambda: steps.formats(ways[:1]),
         "splits": lambda: steps.splits(flat),
         "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), ways[1]]),

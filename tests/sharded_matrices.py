@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from sharding.helpers import HAS_FSDP, cut, tensors, whole
+from sharding.helpers import HAS_FSDP, cut, same, tensors, whole
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
@@ -36,12 +36,14 @@ from steprule.pieces import (
     abs,
     col_largest,
     ema,
+    maximum,
     norm,
     polar,
     row_largest,
     row_mean,
     row_total,
     sqrt,
+    top_share,
     total,
     transpose,
 )
@@ -130,6 +132,32 @@ class Join(Rule):
     @staticmethod
     def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
         return param - lr * grad / total(row_largest(abs(grad)))
+
+
+class Joint(Rule):
+    """Numbers of rows and columns, and one that is made of all rows' after these: where both are cut, sums wait for sums."""
+
+    decay = "own"
+    row_sq, col_top = State("rows"), State("cols")
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, row_sq: Value, col_top: Value, *, lr: float = 0.1
+    ) -> tuple[Value, ...]:  # fmt: skip
+        row_sq = ema(row_sq, row_mean(grad * grad), 0.9)
+        col_top = maximum(col_top, col_largest(abs(grad)))
+        even = grad / (sqrt(row_sq / total(row_sq)) * (col_top + total(col_top * col_top)))
+        return param - lr * even / norm(even), row_sq, col_top
+
+
+class Ranks(Rule):
+    """Rows that are compared with each other."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, *, lr: float = 0.1) -> Value:
+        return param - lr * top_share(row_total(abs(grad)), 0.5) * grad
 
 
 class Sides(Rule):
@@ -275,15 +303,18 @@ def equal(ways: Sequence[tuple[DeviceMesh, Sequence[Placement]]], names: Iterabl
         compare(*pair, name)
 
 
-def rows(mesh: DeviceMesh, *placements: Placement) -> None:
-    """Rules that look at rows, where processes have whole ones; their numbers are DTensors."""
-    for rule in (Rows, Even):
+def sides(mesh: DeviceMesh, *placements: Placement) -> None:
+    """Rules that look at rows and columns, of which processes have some or parts; their numbers are DTensors."""
+    has_one_cut = sum(isinstance(one, Shard) for one in placements) == 1
+    for rule in (Rows, Even, Columns, Join, Joint) if has_one_cut else (Rows, Columns, Join, Joint):
         pair = both(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), (*LARGE, (6, 5), (1, 9), (3, 4)), torch.float64, mesh, *placements)  # fmt: skip
         for number, run in product(range(3), pair):
             run.step(() if number == 1 else [1])
         compare(*pair, rule.__name__, is_scaled=True)
         for param in pair[1].params:
-            assert pair[1].optimizer.state[param]["row_sq"].shape == (len(param), 1)
+            state = pair[1].optimizer.state[param]
+            assert all(x.shape == (len(param), 1) for name, x in state.items() if name == "row_sq")
+            assert all(x.shape == (1, param.shape[1]) for name, x in state.items() if name == "col_top")
         again = Run(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), pair[1].shapes, torch.float64, mesh, placements)  # fmt: skip
         again.steps = pair[1].steps
         for mine, part in zip(again.params, pair[1].params, strict=True):
@@ -381,6 +412,13 @@ def interpreted(mesh: DeviceMesh) -> None:
                 for number, run in product(range(steps), pair):
                     run.step(wrong=number == 1)
                 compare(*pair, f"GPU engine, {settings}")
+            one, other = both(
+                lambda params: steprule.Adafactor(params), ((37, 34), (7,)), torch.float32, mesh, Shard(0)
+            )
+            for _, run in product(range(2), (one, other)):
+                run.step()
+            for mine, part in zip(one.params, other.params, strict=True):
+                same(mine.detach(), whole(part), "GPU engine, Adafactor")
     finally:
         gpu.DEVICES.discard("cpu")
 
@@ -547,8 +585,7 @@ def refusals(mesh: DeviceMesh) -> None:
             optimizer.step()
 
     for rule, placement, words in (
-        (Rows, Shard(1), "whole rows"), (Even, Shard(1), "whole rows"), (Columns, Shard(0), "whole columns"),
-        (Join, Shard(0), "all rows"), (Sides, Shard(0), "squares"), (Columns, Shard(1), "whole columns"),
+        (Sides, Shard(0), "squares"), (Sides, Shard(1), "squares"), (Ranks, Shard(0), "compares rows"),
     ):  # fmt: skip
         refused(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), mesh, [placement], words)
     refused(muon(), mesh, [Partial()], "added up")
@@ -676,7 +713,8 @@ def two(flat: DeviceMesh) -> None:
     """What two processes try."""
     equal([(flat, [Shard(0)]), (flat, [Shard(1)])])
     formats(flat, Shard(0))
-    rows(flat, Shard(0))
+    sides(flat, Shard(0))
+    sides(flat, Shard(1))
     kinds(flat)
     views(flat)
     some_gradients(flat)
@@ -698,8 +736,10 @@ def four(flat: DeviceMesh) -> None:
     square = init_device_mesh("cpu", (2, 2))
     equal([(flat, [Shard(0)]), (square, [Replicate(), Shard(0)]), (square, [Shard(1), Replicate()])])
     formats(square, Replicate(), Shard(0))
-    rows(square, Replicate(), Shard(0))
-    rows(flat, Shard(0))
+    sides(square, Replicate(), Shard(0))
+    sides(square, Shard(0), Shard(1))
+    sides(square, Shard(1), Replicate())
+    sides(flat, Shard(0))
     two_meshes(flat, square)
     beside_vectors(flat, square, [Replicate(), Shard(0)])
 

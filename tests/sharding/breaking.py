@@ -59,6 +59,7 @@ def missing(mesh: Any) -> None:
         "sums": lambda params: steprule.LAMB(params),
         "clip": lambda params: steprule.AdamW(params, clip=1.0, average=0.9),
         "telemetry": lambda params: steprule.AdamW(params, telemetry=1, nonfinite="skip"),
+        "rows and columns": lambda params: steprule.Adafactor(params),
     }
     for make in makes.values():
         params = parameters(mesh)
@@ -105,7 +106,16 @@ def failing(mesh: Any) -> None:
 
 
 def calls(mesh: Any) -> None:
-    """A step calls torch.distributed once for all its numbers, also where gradients come and go."""
+    """A step calls torch.distributed once for all numbers of a level, also where gradients come and go."""
+    for make, levels in (
+        (lambda params: steprule.AdamW(params, clip=1.0, nonfinite="skip", average=0.9), 1),
+        (lambda params: steprule.Adafactor(params), 2),  # sums of squares, and the RMS of the update
+        (lambda params: steprule.SM3(params), 1),
+    ):
+        _calls(mesh, make, levels)
+
+
+def _calls(mesh: Any, make: Callable[[Any], Any], levels: int) -> None:
     count, real = [0], dist.all_reduce
 
     def counted(*arguments: Any, **named: Any) -> Any:
@@ -113,7 +123,7 @@ def calls(mesh: Any) -> None:
         return real(*arguments, **named)
 
     params = parameters(mesh)
-    optimizer = steprule.AdamW(params, clip=1.0, nonfinite="skip", average=0.9)
+    optimizer = make(params)
     dist.all_reduce = counted
     try:
         seen = []
@@ -124,8 +134,9 @@ def calls(mesh: Any) -> None:
             seen.append(count[0])
     finally:
         dist.all_reduce = real
-    assert seen[2:5] == [1, 1, 1], seen
-    assert seen[5:] == [3, 1, 3], seen  # whether others have changed too, whether all have the same, and the sums
+    assert seen[2:5] == [levels] * 3, seen
+    more = levels + 2  # whether others have changed too, whether all have the same, and the sums
+    assert seen[5:] == [more, levels, more], seen
 
 
 def one_rank_only(mesh: Any) -> None:

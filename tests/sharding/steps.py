@@ -24,6 +24,7 @@ from sharding.helpers import (
     SPARSE,
     Way,
     compare,
+    cut,
     maker,
     same,
     tensors,
@@ -32,12 +33,8 @@ from sharding.helpers import (
 from steprule.rules import RULES
 from steprule.trace.tracing import program_of
 
-WHOLE_MATRICES = {
-    "Adafactor", "ASGO", "CAME", "Dion2", "KLShampoo", "KLSOAP", "Mano", "NorMuon", "PSGDKron", "Shampoo", "SM3", "SOAP", "SPlus",
-}  # fmt: skip
-"""Rules that are refused however a matrix is cut."""
-WHOLE_ROWS = {"AdamMini", "MuonEq"}
-"""Rules that need whole rows, and no more than these beside functions that bring matrices together."""
+WHOLE_MATRICES = {"ASGO", "KLShampoo", "KLSOAP", "PSGDKron", "Shampoo", "SOAP", "SPlus"}
+"""Rules that are refused however a matrix is cut: they have squares beside it."""
 
 
 def rules(ways: Sequence[Way], elementwise: bool = True) -> None:
@@ -56,13 +53,13 @@ def rules(ways: Sequence[Way], elementwise: bool = True) -> None:
         adds_up = program.sums or program.sees_matrix
         for mesh, placements in ways if adds_up else ways[:1] if elementwise else ():
             cuts = [place for place in placements if isinstance(place, Shard)]
-            lacks_rows = name in WHOLE_ROWS and cuts != [Shard(0)]
-            if name in WHOLE_MATRICES or lacks_rows or (program.sees_matrix and len(cuts) > 1):
+            if name in WHOLE_MATRICES or name == "Dion2" or (program.matrices and len(cuts) > 1):
+                words = "compares rows or columns" if name == "Dion2" and len(cuts) == 1 else "looks at whole"
                 params = [torch.nn.Parameter(distribute_tensor(torch.ones(6, 5), mesh, placements))]
-                refused(partial(maker(name, {}), params), ValueError, f"{name} looks at whole", "is a DTensor")
-            elif program.sees_matrix or name in WHOLE_ROWS:
+                refused(partial(maker(name, {}), params), ValueError, f"{name} {words}", "is a DTensor")
+            elif program.sees_matrix:
                 # Products of parts add up in another order: in float64 that is out of sight.
-                vectors = SHAPES[1:2] if program.takes_vectors and name not in WHOLE_ROWS else ()
+                vectors = SHAPES[1:2] if program.takes_vectors else ()
                 compare(name, maker(name, {}), (*SHAPES[::3], *vectors), mesh, placements, torch.float64)
             else:
                 compare(name, maker(name, {}), SHAPES, mesh, placements, torch.float32)
@@ -72,6 +69,25 @@ def options(ways: Sequence[Way]) -> None:
     """Options around a rule, and services."""
     for (name, settings), (mesh, placements) in product({**OPTIONS, **SERVICES}.items(), ways):
         compare(name, maker("AdamW", settings), SHAPES, mesh, placements, torch.float32)
+
+
+def sides(ways: Sequence[Way]) -> None:
+    """Services around rules that have numbers for rows and columns, and an element that is NaN in a largest one."""
+    for name, (mesh, placements) in product(("Adafactor", "NorMuon", "SM3"), ways):
+        shapes = (*SHAPES[::3], *(SHAPES[1:2] if name != "NorMuon" else ()))
+        compare(f"{name}, all", maker(name, SERVICES["all"]), shapes, mesh, placements, torch.float64)
+    start, grad = tensors([(6, 5), (6, 5)], 0, torch.float64)
+    grad[0, 0] = float("nan")
+    for mesh, placements in ways:
+        found = []
+        for take in (lambda x: x, lambda x: cut(x, mesh, placements)):  # noqa: B023
+            param = torch.nn.Parameter(take(start.clone()))
+            optimizer = steprule.SM3([param])
+            param.grad = take(grad)
+            optimizer.step()
+            found.append([whole(x) for x in (param, *optimizer.state[param].values())])
+        for one, other in zip(*found, strict=True):
+            same(one, other, "SM3, NaN")
 
 
 def formats(ways: Sequence[Way]) -> None:

@@ -191,7 +191,7 @@ class EagerStep:
         sums = reading.sums if reading is not None else {}
         return {name: [_number(total(self._evaluation(one.expression)))] for name, one in sums.items()}
 
-    def put(self, level: int, sums: Sums) -> None:
+    def put(self, level: int, sums: Sums) -> Sums:
         """Takes over sums and computes what follows from them."""
         program = self.program
         assert program is not None
@@ -206,6 +206,7 @@ class EagerStep:
             state = self._states[name]
             self._new_scalars[name] = new = _like(state, self._evaluation(expression))
             inputs[f"new_{name}"] = _number(new)
+        return {}
 
     def write(self) -> Any:
         """Puts the new values in place of the old."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination, GpuReading
 from steprule.engine.gpu_sides import GpuEvaluation, GpuSides
 from steprule.engine.matrices import Rooms
-from steprule.engine.run import Sums
+from steprule.engine.run import SideSums, Sums
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.extent import NUMBER, Extent
-from steprule.trace.program import COUNTS, Program
+from steprule.trace.program import COUNTS, EXTENTS, Level, Program
+from steprule.trace.turns import Over, Turn, turns_of
 
 _TILE = 128
 
@@ -62,6 +64,7 @@ class GpuPlanned:
         rooms: the matrices, where it has functions of them.
         sides: what rows and columns have, where they have numbers.
         extents: of the states that are not numbers; these are contiguous tensors with one for each row or column.
+        cut: whether other processes have other rows of the tensors, or other columns.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class GpuPlanned:
         rooms: Rooms | None = None,
         sides: GpuSides | None = None,
         extents: Mapping[str, Extent] | None = None,
+        cut: Collection[Extent] = (),
     ) -> None:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
@@ -89,6 +93,8 @@ class GpuPlanned:
         for name in self._rows.keys() & set(COUNTS):
             self._rows[name].copy_(torch.tensor(counts[name], device=device))
         self._rooms = rooms
+        self._turns, self._is_cut = [turns_of(now, cut) for now in self.program.levels], bool(cut)
+        self._left: Iterator[Turn] = iter(())
         self._squares: Sums = {}
         self._settings = self.program.settings
         self._sides = sides
@@ -143,32 +149,55 @@ class GpuPlanned:
 
     def sums(self, level: int) -> Sums:
         """A level's sums, for each tensor."""
-        if not 0 < level <= len(self._readings):
+        if level >= len(self.program.levels):
             return {}
-        found = {name.removeprefix("total_"): value for name, value in self._readings[level - 1].sums().items()}
-        self._squares = {name: value for name, value in found.items() if name in self.program.matrices}
-        return {name: value for name, value in found.items() if name not in self._squares}
+        found: dict[str, Any] = {}
+        if 0 < level <= len(self._readings):
+            sums = {name.removeprefix("total_"): value for name, value in self._readings[level - 1].sums().items()}
+            self._squares = {name: value for name, value in sums.items() if name in self.program.matrices}
+            found = {name: value for name, value in sums.items() if name not in self._squares}
+        now, self._left = self.program.levels[level], iter(self._turns[level])
+        if self._sides is not None:
+            beside = {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
+            self._evaluation.inputs.update(beside)
+        return {**found, **self._follow(now)} if self._is_cut else found
 
-    def put(self, level: int, sums: Sums) -> None:
+    def put(self, level: int, sums: Sums) -> Sums:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
         for name, value in sums.items():
+            one = value.values if isinstance(value, SideSums) else value
+            if name not in self._rows:
+                self._evaluation.inputs[name] = one
+                continue
             row = self._rows[name]
-            row.copy_(value, non_blocking=True) if isinstance(value, Tensor) else row.fill_(value)
+            row.copy_(one, non_blocking=True) if isinstance(one, Tensor) else row.fill_(one)
         if level >= len(self.program.levels):
-            return
+            return {}
         now = self.program.levels[level]
-        if self._sides is not None:
-            found = {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
-            self._evaluation.inputs.update(found)
-        for name in now.order:
-            if name in now.parts:
-                self._part(name, now.parts[name])
-            else:
-                self._keep(name.removeprefix("new_"), now.numbers)
+        if waiting := self._follow(now):
+            return waiting
         if self._rooms is not None and now.matrices:
             settings = self._plan.settings(self._settings)
             known = b"".join(x.tobytes() for x in settings.values())
             self._rooms.run(now.matrices, Evaluation(settings), known, self._squares)
+        return {}
+
+    def _follow(self, now: Level) -> Sums:
+        """Computes what follows from sums, up to others that wait for those of other processes."""
+        turn = next(self._left)
+        for name in turn.order:
+            if name in now.parts:
+                self._part(name, now.parts[name])
+            else:
+                self._keep(name.removeprefix("new_"), now.numbers)
+        return {name: self._side_sums(name, over) for name, over in turn.sums.items()}
+
+    def _side_sums(self, name: str, over: Over) -> SideSums:
+        """What other processes have other parts of."""
+        assert self._sides is not None
+        values, side = self._evaluation.inputs[name], self._sides.sides.get(name)
+        lengths = self._sides.lengths[EXTENTS[side.axis]] if side is not None else np.ones(len(values), np.int64)
+        return SideSums(values, lengths, over)
 
     @property
     def constants(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import compress
 from typing import Any
@@ -11,12 +11,13 @@ import numpy as np
 
 from steprule.engine.matrices import Rooms
 from steprule.engine.reading import Reading
-from steprule.engine.run import Sums
+from steprule.engine.run import SideSums, Sums
 from steprule.engine.sides import HostEvaluation, Sides
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.extent import NUMBER, Extent
-from steprule.trace.program import COUNTS, Level, Program
+from steprule.trace.program import COUNTS, EXTENTS, Level, Program
+from steprule.trace.turns import Over, Turn, turns_of
 
 
 class Planned:
@@ -32,6 +33,7 @@ class Planned:
         rooms: the matrices, where it has functions of them.
         sides: what rows and columns have, where they have numbers.
         extents: of the states that are not numbers; these are arrays with one for each row or column.
+        cut: whether other processes have other rows of the tensors, or other columns.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Planned:
         rooms: Rooms | None = None,
         sides: Sides | None = None,
         extents: Mapping[str, Extent] | None = None,
+        cut: Collection[Extent] = (),
     ) -> None:
         self.program: Program = kernel.program
         self.depth = len(self.program.levels)
@@ -55,6 +58,9 @@ class Planned:
         self._counts = {name: np.array(counts[name], np.float64) for name in COUNTS if name in self.program.own}
         self._rooms, self._sides = rooms, sides
         self._computes = [bool(now.order or {*now.known, *now.beside} - {*COUNTS}) for now in self.program.levels]
+        self._turns = [turns_of(now, cut) for now in self.program.levels]
+        self._is_cut = bool(cut)
+        self._left: Iterator[Turn] = iter(())
         self._squares: Sums = {}
         self._settings = [*self.program.settings.values()]
         self._readings = [Reading(one, plan, threads) for one in kernel.readings]
@@ -107,45 +113,67 @@ class Planned:
 
     def sums(self, level: int) -> Sums:
         """A level's sums, for each tensor."""
-        if not 0 < level <= len(self._readings):
+        if level >= len(self.program.levels):
             return {}
-        sums = self._readings[level - 1].sums()
-        found = {name.removeprefix("total_"): values for name, values in sums.items()}
-        self._squares = {name: values for name, values in found.items() if name in self.program.matrices}
-        return {name: values.tolist() for name, values in found.items() if name not in self._squares}
+        found: dict[str, Any] = {}
+        if 0 < level <= len(self._readings):
+            sums = self._readings[level - 1].sums()
+            found = {name.removeprefix("total_"): values for name, values in sums.items()}
+            self._squares = {name: values for name, values in found.items() if name in self.program.matrices}
+            found = {name: values.tolist() for name, values in found.items() if name not in self._squares}
+        now, self._left = self.program.levels[level], iter(self._turns[level])
+        if self._sides is not None:
+            inputs = self._evaluation.inputs
+            inputs |= {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
+        return {**found, **self._follow(now)} if self._is_cut else found
 
-    def put(self, level: int, sums: Sums) -> None:
+    def put(self, level: int, sums: Sums) -> Sums:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
         if sums:
-            self._evaluation.inputs.update((name, np.asarray(values, np.float64)) for name, values in sums.items())
+            values = ((name, one.values if isinstance(one, SideSums) else one) for name, one in sums.items())
+            self._evaluation.inputs.update((name, np.asarray(one, np.float64)) for name, one in values)
         if level >= len(self.program.levels):
-            return
+            return {}
         now = self.program.levels[level]
         if self._computes[level]:
-            self._follow(now)
+            if waiting := self._follow(now):
+                return waiting
+            self._settle(now)
         if self._rooms is not None and now.matrices:
             self._rooms.run(now.matrices, self._value, self._plan.hyper[:, self._settings].tobytes(), self._squares)
         if self._rooms is not None and self._rooms.square_rooms is not None and now.squares is not None:
             self._rooms.square_rooms.run(now.squares, self._value)
+        return {}
 
     def _value(self, expression: Expression) -> Any:
         """An expression's value."""
         return self._evaluation(expression)
 
-    def _follow(self, now: Level) -> None:
-        """Computes what follows from sums."""
-        inputs = self._evaluation.inputs
-        if self._sides is not None:
-            inputs |= {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
-        for name in now.order:
+    def _follow(self, now: Level) -> Sums:
+        """Computes what follows from sums, up to others that wait for those of other processes."""
+        inputs, turn = self._evaluation.inputs, next(self._left)
+        for name in turn.order:
             with np.errstate(all="ignore"):
                 if name in now.parts:
                     inputs[name] = self._part(name, now.parts[name])
                 else:
                     inputs[name] = self._keep(name.removeprefix("new_"), now.numbers)
+        return {name: self._side_sums(name, over) for name, over in turn.sums.items()}
+
+    def _side_sums(self, name: str, over: Over) -> SideSums:
+        """What other processes have other parts of."""
+        assert self._sides is not None
+        values, side = self._evaluation.inputs[name], self._sides.sides.get(name)
+        lengths = (
+            np.diff(self._sides.starts[EXTENTS[side.axis]]) if side is not None else np.ones(len(values), np.int64)
+        )
+        return SideSums(values, lengths, over)
+
+    def _settle(self, now: Level) -> None:
+        """Puts the numbers of tensors where passes read them."""
         for name in now.known:
             if name not in self._counts:
-                self._plan.own[self._plan.active, self._columns[name]] = inputs[name]
+                self._plan.own[self._plan.active, self._columns[name]] = self._evaluation.inputs[name]
 
     def _part(self, name: str, expression: Expression) -> Any:
         """What is made of numbers, rows and columns, put where passes read it."""

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple, Protocol
 
 from steprule.trace.norms import Norm
 from steprule.trace.program import Program
+from steprule.trace.turns import Over
 
 Sums = Mapping[str, Any]
 """Sums over elements by name: for each tensor a list or array of numbers, or a tensor on a device that nobody waits for.
 
-Where a name begins with "top_" or "low_", it is the largest or smallest element in place of the sum."""
+Where a name begins with "top_" or "low_", it is the largest or smallest element in place of the sum. Where processes have some of the
+rows or columns of matrices, there are `SideSums` too."""
 Complete = Callable[[Sequence[Any], Sequence[Sums]], Sequence[Sums]]
 """Makes sums over the elements that are here those over all there are: what processes have for themselves is added up.
 
@@ -23,6 +25,20 @@ Gather = Callable[[Sequence[Any]], Any]
 """Gives what all processes have for some numbers, as an array with a row for each process.
 
 All call it at the same places, with as many numbers, whatever parameters they have."""
+
+
+class SideSums(NamedTuple):
+    """Sums over the rows or the columns that are here: of elements, for each column or row, or of their numbers, for each tensor.
+
+    Attributes:
+        values: float64, one tensor's after another's.
+        lengths: how many each tensor has.
+        over: what they are over.
+    """
+
+    values: Any
+    lengths: Any
+    over: Over
 
 
 class Levels(Protocol):
@@ -45,8 +61,12 @@ class Levels(Protocol):
     def sums(self, level: int) -> Sums:
         """A level's sums; the first one has none."""
 
-    def put(self, level: int, sums: Sums) -> None:
-        """Takes over these sums, those over all tensors as one number, and computes what follows from them."""
+    def put(self, level: int, sums: Sums) -> Sums:
+        """Takes over these sums, those over all tensors as one number, and computes what follows from them.
+
+        Returns `SideSums` of this, if there are some that the rest of the level needs: then it is called again with these
+        over the wholes.
+        """
 
     def take_back(self) -> None:
         """Has steps and numbers be what they were before `count`."""
@@ -201,8 +221,13 @@ def _find_levels(works: Sequence[Levels], complete: Complete, spread: Spread | N
         if spread is not None and level < len(names) and names[level]:
             every = spread.gather([totals.get(name, 0.0) for name in names[level]])
             totals = {name: sum_of_parts([own.tolist()]) for name, own in zip(names[level], every.T, strict=True)}
-        for work, own in zip(works, sums, strict=True):
+        waiting = [
             work.put(level, {name: totals.get(name, values) for name, values in own.items()} if totals else own)
+            for work, own in zip(works, sums, strict=True)
+        ]
+        while any(waiting):
+            sums = complete(works, waiting)
+            waiting = [work.put(level, own) if own else {} for work, own in zip(works, sums, strict=True)]
 
 
 def totals_of(works: Sequence[Levels], sums: Sequence[Sums]) -> dict[str, Any]:
@@ -210,7 +235,8 @@ def totals_of(works: Sequence[Levels], sums: Sequence[Sums]) -> dict[str, Any]:
     of_all: dict[str, list[Any]] = {}
     for work, own in zip(works, sums, strict=True):
         for name, values in own.items():
-            if work.program is not None and work.program.sums[name].of_all:
+            one = work.program.sums.get(name) if work.program is not None else None
+            if one is not None and one.of_all:
                 of_all.setdefault(name, []).append(values)
     return {name: sum_of_parts(values) for name, values in of_all.items()}
 

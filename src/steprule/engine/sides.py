@@ -120,6 +120,9 @@ class Sides(Places):
         starts = self.starts[COLS].tolist()
         room = self.room(name, starts[-1])
         for i, start, end in zip(np.flatnonzero(self.active).tolist(), starts, starts[1:], strict=False):
+            if not self.parts[COL][i]:  # as where other processes have all of the rows
+                room[start:end] = 0.0
+                continue
             pieces = table[first[i] : first[i + 1]].reshape(self.parts[COL][i], -1)
             join.reduce(pieces, axis=0, dtype=np.float64, out=room[start:end])
         return room

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steprule.state import Extent, matrix_shape
+
 _DTENSOR = "torch.distributed.tensor"  # imported by those who use it
 
 
@@ -36,37 +38,76 @@ def cuts_of(param: Any) -> list[MeshCut]:
     return [MeshCut(mesh, i, x) for i, x in enumerate(placements) if not x.is_replicate() and mesh.size(i) > 1]
 
 
+def side_of(dims: int, dim: int) -> Extent:
+    """Which of the numbers beside a matrix are cut where a tensor of so many dimensions is cut along one: a vector is one row."""
+    return "rows" if dim == 0 and dims > 1 else "cols"
+
+
+def sides_cut(param: Any) -> frozenset[Extent]:
+    """Which of a matrix processes have parts of: "rows", "cols" or both."""
+    return frozenset(side_of(param.dim(), cut.placement.dim) for cut in cuts_of(param))
+
+
+def placements_beside(whole: Any, extent: Extent) -> list[Any]:
+    """How a state of rows, columns or squares is cut beside a DTensor: (rows, 1) as the rows are, and (1, columns) as these are."""
+    made, goal = sys.modules[_DTENSOR], 0 if extent == "rows" else 1
+    found = []
+    for place in whole.placements:
+        dim = getattr(place, "dim", None)
+        if dim is None or side_of(whole.dim(), dim) != extent:
+            found.append(made.Replicate())
+        elif dim == goal:
+            found.append(place)
+        else:  # of a vector
+            strided = {"split_factor": place.split_factor} if hasattr(place, "split_factor") else {}
+            found.append(type(place)(goal, **strided))
+    return found
+
+
 def local(x: Any) -> Any:
     """The part of a DTensor that is here; anything else is whole."""
     return x._local_tensor if is_sharded(x) else x
 
 
-def cut_as(param: Any, value: Tensor) -> Tensor:
-    """A tensor cut as a parameter is, or whole if that is; all processes call this where a DTensor is cut in another way."""
+def cut_as(param: Any, value: Tensor, extent: Extent = "elements") -> Tensor:
+    """A tensor cut as a parameter is, or whole if that is; all processes call this where a DTensor is cut in another way.
+
+    Args:
+        param: the parameter.
+        value: the tensor.
+        extent: of a state that it is.
+    """
     if value.dtype == torch.int16:
-        return cut_as(param, value.int()).short()
+        return cut_as(param, value.int(), extent).short()
     if not is_sharded(param):
         return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
     made, mesh = sys.modules[_DTENSOR], param.device_mesh
     if not is_sharded(value) or value.device_mesh != mesh:  # type: ignore[attr-defined]
         whole = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
         value = made.DTensor.from_local(whole.to(param.device), mesh, [made.Replicate()] * mesh.ndim, run_check=False)
-    return value.redistribute(mesh, param.placements)  # type: ignore[attr-defined, no-any-return]
+    placements = param.placements if extent == "elements" else placements_beside(param, extent)
+    return value.redistribute(mesh, placements)  # type: ignore[attr-defined, no-any-return]
 
 
-def cut_like(whole: Any, part: Tensor) -> Tensor:
+def cut_like(whole: Any, part: Tensor, extent: Extent = "elements") -> Tensor:
     """A DTensor that is cut as another one is, and has this part here.
 
     Args:
         whole: the other one.
         part: of the shape of that one's part, or block exponents: rows by blocks.
+        extent: of a state that it is a part of, beside a matrix that the other one is.
     """
-    shape, stride = whole.shape, whole.stride()
-    if part.shape != whole._local_tensor.shape:
+    shape, stride, placements = whole.shape, whole.stride(), whole.placements
+    if extent != "elements":
+        placements, (rows, cols) = placements_beside(whole, extent), matrix_shape(shape, stacks=False)
+        is_cut = any(hasattr(place, "dim") for place in placements)
+        shape = torch.Size((rows, 1) if extent == "rows" else (1, cols)) if is_cut else part.shape
+    elif part.shape != whole._local_tensor.shape:
         shape = torch.Size([whole.shape[0], part.shape[-1]])
+    if shape is not whole.shape:
         stride = torch.empty(shape, device="meta").stride()
     made = sys.modules[_DTENSOR].DTensor.from_local(
-        part, whole.device_mesh, whole.placements, run_check=False, shape=shape, stride=stride
+        part, whole.device_mesh, placements, run_check=False, shape=shape, stride=stride
     )
     return made.detach()  # type: ignore[no-any-return]
 

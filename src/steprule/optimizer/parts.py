@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule.engine.matrices import fits_passes
-from steprule.formats.parts import cuts_of, is_sharded
+from steprule.formats.parts import cuts_of, is_sharded, sides_cut
 from steprule.optimizer.core import Core
 from steprule.rule import Rule
 from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
@@ -19,12 +19,14 @@ from steprule.services.hooks import processes
 from steprule.state import matrices_of, no_matrix
 from steprule.step.listed import name_in
 from steprule.tensors.copies import groups_of_flat, is_flattened
-from steprule.tensors.exchange import has_rows, why_apart
+from steprule.tensors.exchange import why_apart
 from steprule.tensors.memory import HALF_DTYPES, is_abstract
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.replaced import are_replaced
 from steprule.tensors.shard import cut_dimensions, is_unreduced
+from steprule.trace.extent import KEPT
 from steprule.trace.tracing import couples, program_of
+from steprule.trace.turns import ranks
 
 _FLAT = "has been put in the place of this optimizer's parameters and is flat, as DeepSpeed's and other pieces of a model are"
 
@@ -213,20 +215,22 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
         name = core.rule.chosen(group).__name__
-        if reason := why_apart(param):
+        if program.matrices and (reason := why_apart(param)):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
         elif not program.has_squares and not fits_passes(
             program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))
         ):
             needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
             yield needs, "Leave out the view, or step this one by a rule that needs products only, such as Muon"
-        elif not program.by_passes or program.joins_rows or program.has_squares:
-            yield f"{name} looks at whole columns or squares of matrices, or at all rows at once", _ELEMENTWISE
-        elif program.last.sides and not has_rows(param):
-            rows = (
-                f"{name} looks at whole rows, which matrices of two dimensions have where they are cut along the first"
-            )
-            yield rows, f"Cut them so, as fully_shard() does. {_ELEMENTWISE}"
+        elif not program.by_passes or program.has_squares:
+            yield f"{name} looks at whole matrices, beside which it has squares", _ELEMENTWISE
+        elif program.last.sides and core.rule.stacks and param.dim() > 2:
+            yield f"{name} looks at rows and columns of a stack of matrices", _ELEMENTWISE
+        elif program.last.sides and param.dim() > 2 and any(cut):
+            rows = f"{name} looks at rows and columns, of which a tensor of {param.dim()} dimensions has stretches where it is cut along the first"
+            yield rows, f"Cut it so, as fully_shard() does. {_ELEMENTWISE}"
+        elif ranks(program, [KEPT[side] for side in sides_cut(param)]):
+            yield f"{name} compares rows or columns with each other, of which processes have some each", _ELEMENTWISE
         if core.release is not None and program.matrices:
             yield RELEASED.format(name), "Step after backward"
     if core.accumulator is not None:

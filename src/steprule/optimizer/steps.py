@@ -209,7 +209,8 @@ class Steps:
     def _keep(self) -> None:
         """Gives the optimizer the states that a step has made of parts."""
         if self._core.shards is not None:
-            self._core.shards.keep(self._groups.states, ("step", *self._core.rule.scalar_states))
+            beside = {name: one.extent for name, one in self._core.rule.states.items() if one.extent != "elements"}
+            self._core.shards.keep(self._groups.states, {"step": "scalar", **beside})
 
     def _look(self) -> None:
         """Raises where a step of all parameters cannot be taken now, and completes groups."""

@@ -44,7 +44,7 @@ class PlanWork(ABC):
     take_back: Callable[[], None]
     run: Callable[[int], None]
     sums: Callable[[int], Sums]
-    put: Callable[[int, Sums], None]
+    put: Callable[[int, Sums], Sums]
     in_turn = False
     rooms: Rooms | None = None
 

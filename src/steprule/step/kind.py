@@ -13,13 +13,14 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 from steprule.engine import cpu, gpu
 from steprule.engine.matrices import fits_passes, room_dtype
 from steprule.formats import FORMATS, row_length, weight_format
-from steprule.formats.parts import cuts_of
+from steprule.formats.parts import cuts_of, sides_cut
 from steprule.state import matrices_of, matrix_shape, no_matrix
 from steprule.step.job import Job
 from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
 from steprule.tensors.totals import whole_of
 from steprule.trace.around import NO_SERVICES, Services
+from steprule.trace.extent import KEPT, Extent
 from steprule.trace.program import COL, Program
 from steprule.trace.tracing import program_of, static_settings
 
@@ -57,6 +58,7 @@ class Kind:
         rooms: how each matrix between passes is kept.
         view: how they are seen as matrices; None for as the rule does.
         cut: the dimension of a mesh along which processes have parts of them, and bring matrices together; None elsewhere.
+        sides_cut: of what beside matrices other processes have other numbers, "rows" or "cols".
         state_names: what a state consists of.
         written: which of a state a step writes to, but for the numbers that it counts by.
         is_fast: whether all operands lie in memory as the parameter does, without gaps, in a format that kernels read.
@@ -79,6 +81,7 @@ class Kind:
         self.present = tuple(name for name in self.names if name in job.rule.tensor_states)
         self.scalar_states = tuple(name for name in self.names if name in job.rule.scalar_states)
         side_states = {name for name in self.names if name in job.rule.side_states}
+        self.sides_cut = sides_cut(whole_of(param)) if program_of(job.rule, group).last.sides else frozenset()
         self.averages = job.services is not None and job.services.average is not None
         self.has_low_bits = low_bits is not None
         self.is_abstract = is_abstract(param)
@@ -100,6 +103,11 @@ class Kind:
         self.first: dict[str, Tensor] | None = None
 
     @property
+    def extents_cut(self) -> frozenset[Extent]:
+        """The same as extents."""
+        return frozenset(KEPT[side] for side in self.sides_cut)
+
+    @property
     def begins_alike(self) -> bool:
         """Whether what a state begins at, but for an average, does not depend on the parameter's numbers."""
         if not self.is_fast or (self.averages and not self.formats[AVERAGE] == self.formats["param"] in PLAIN):
@@ -114,7 +122,7 @@ class Kind:
         where = self.device if self.engine == "gpu" else None
         static = static_settings(self.rule, self.group), self.group.get("maximize", False)
         formats, rooms = tuple(self.formats.values()), tuple(self.rooms.values())
-        return (self.engine, where, *static, formats, rooms, self.view, self.cut, self._served())
+        return (self.engine, where, *static, formats, rooms, self.view, self.cut, self.sides_cut, self._served())
 
     def _rooms(self, whole: Tensor) -> tuple[Any, dict[str, str]]:
         """Who brings matrices together between passes, and what each is kept in."""

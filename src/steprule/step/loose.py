@@ -50,8 +50,7 @@ class Loose(Member):
         if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
             raise RuntimeError(
                 f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
-                "of parameter, gradient and states must be contiguous, and listed once; where rows have numbers of their own, "
-                "they must be on the CPU"
+                "of parameter, gradient and states must be contiguous, and listed once"
             )
         self._entry = entry
         self._is_first, self._complete_sums = is_first, complete
@@ -221,9 +220,9 @@ class Loose(Member):
         """As `EagerStep`."""
         return self._part.sums(level)  # type: ignore[union-attr]
 
-    def put(self, level: int, sums: Sums) -> None:
+    def put(self, level: int, sums: Sums) -> Sums:
         """As `EagerStep`."""
-        self._part.put(level, sums)  # type: ignore[union-attr]
+        return self._part.put(level, sums)  # type: ignore[union-attr]
 
     def _eager_step(self) -> EagerStep | WholeStep:
         """Its step: nothing has changed yet."""

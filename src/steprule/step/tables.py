@@ -110,12 +110,17 @@ def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | GpuSides | None:
     sides = kernel.stage.sides
     if not sides:
         return None
-    here = [matrix_shape(entry.param.shape, entry.rule.stacks) for entry in bucket]  # a view with sides is no other
+    here = list(map(_here, bucket))
     if isinstance(kernel, gpu.Kernel):
         from steprule.engine.gpu_sides import GpuSides
 
         return GpuSides(sides, here, kernel.source, bucket[0].kind.device)
     return Sides(sides, here, kernel.source.real)
+
+
+def _here(entry: Entry) -> tuple[int, ...]:
+    """What is here of a matrix that has numbers of rows or columns: a view with these is no other."""
+    return matrix_shape(entry.param.shape, entry.rule.stacks)
 
 
 def matrix_of(entry: Entry) -> tuple[int, ...]:
@@ -134,12 +139,13 @@ def numbers_of(
     else:  # of one matrix, as the formula sees it
         sizes = [shape[-2] * shape[-1] for shape in shapes]
     extents = {name: KEPT[bucket[0].rule.states[name].extent] for name in states}
+    cut = bucket[0].kind.extents_cut
     if isinstance(plan, GpuPlan):
         from steprule.engine.gpu_own import GpuPlanned
 
-        return GpuPlanned(kernel, plan, states, sizes, shapes, rooms, sides, extents)
+        return GpuPlanned(kernel, plan, states, sizes, shapes, rooms, sides, extents, cut)
     arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
-    return Planned(kernel, plan, arrays, torch.get_num_threads, sizes, shapes, rooms, sides, extents)
+    return Planned(kernel, plan, arrays, torch.get_num_threads, sizes, shapes, rooms, sides, extents, cut)
 
 
 def work_of(
@@ -217,7 +223,7 @@ def plan_of(
 def _rows_of(kernel: AnyKernel, bucket: list[Entry]) -> list[int] | None:
     """The elements of one row of each parameter, where a kernel wants to know."""
     if kernel.stage.sides:
-        return [matrix_of(entry)[-1] for entry in bucket]
+        return [max(_here(entry)[-1], 1) for entry in bucket]
     wanted = kernel.source.blockwise or kernel.program.factor == ROW
     return [row_size(entry.param) for entry in bucket] if wanted else None
 

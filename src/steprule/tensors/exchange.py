@@ -36,12 +36,6 @@ def why_apart(param: Tensor) -> str | None:
     return None
 
 
-def has_rows(param: Tensor) -> bool:
-    """Whether every row of a matrix of which processes have parts is whole in one of them."""
-    (cut,) = cuts_of(param)
-    return param.dim() == 2 and cut.placement.dim == 0
-
-
 def owners_of(costs: Sequence[int], count: int) -> list[int]:
     """Who computes what: the costliest first, each by the process that has the least to do so far.
 

@@ -7,7 +7,7 @@ two things: how many elements the whole has, and that sums are added up over the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from steprule.formats.parts import cut_like, is_sharded, local
+from steprule.state import Extent
 from steprule.tensors.totals import Totals, mark_part
 
 
@@ -99,12 +100,12 @@ class Shards:
         for part in self._parts.values() if param is None else [self._parts[param]]:
             part.let_go()
 
-    def keep(self, states: Any, numbers: Collection[str]) -> None:
+    def keep(self, states: Any, extents: Mapping[str, Extent]) -> None:
         """Puts what states are here into those of the parameters, as DTensors like these.
 
         Args:
             states: of the parameters.
-            numbers: the names of states that are one number for the whole.
+            extents: of the states that have no value for each element.
         """
         for param, part in self._parts.items():
             mine = self.states.get(part.here)
@@ -118,8 +119,9 @@ class Shards:
                 del state[name]
             for name, value in mine.items():
                 if not _is_same(state.get(name), value):
-                    is_cut = part.here is not param and isinstance(value, Tensor) and name not in numbers
-                    state[name] = cut_like(param, value) if is_cut else value
+                    extent = extents.get(name, "elements")
+                    is_cut = part.here is not param and isinstance(value, Tensor) and extent != "scalar"
+                    state[name] = cut_like(param, value, extent) if is_cut else value
             self.bring(param, state)
 
 

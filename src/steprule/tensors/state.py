@@ -313,10 +313,10 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
         return value.to(options["device"], copy=True)
     if not isinstance(value, Tensor):
         return value
+    if is_sharded(param) or is_sharded(value):
+        value = cut_as(param, value.detach(), rule.states[name].extent if name in rule.side_states else "elements")
     if name in rule.side_states:
         return value.to(side_dtype(param), copy=True)
-    if is_sharded(param) or is_sharded(value):
-        value = cut_as(param, value.detach())
     if value.is_sparse:  # torch.optim's momentum of sparse gradients
         value = value.to_dense()
     if value.shape == param.shape and value.layout is torch.strided and param.layout is torch.strided:

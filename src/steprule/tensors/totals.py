@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.engine.run import Sums
-from steprule.formats.parts import cuts_of
+from steprule.engine.run import SideSums, Sums
+from steprule.formats.parts import cuts_of, side_of
+from steprule.trace.extent import ELEMENTS, KEPT, Extent
+from steprule.trace.program import LARGEST
 
 _WHOLE = "_steprule_whole"
 _ONLY_COMPARED = ""
@@ -99,7 +101,7 @@ class Totals:
             DisagreementError: others have something.
         """
         if self.is_open and self._groups:
-            self._open(_Layout([], [], [], self, []), np.zeros(0), has_failed)
+            self._open(_Layout([], [], [], [], self, []), np.zeros(0), has_failed)
 
     def has_any(self, flag: bool) -> bool:
         """Whether any process has raised this flag; all call it at the same place, outside of steps."""
@@ -107,15 +109,17 @@ class Totals:
 
     def _layout(self, works: Sequence[Any], sums: Sequence[Sums]) -> _Layout:
         """Where numbers are, remembered from step to step."""
-        names, keys = [tuple(own) for own in sums], [one.rooms and one.rooms.key for one in works]
+        names = [tuple(_Name.of(name, values) for name, values in own.items()) for own in sums]
+        keys = [one.rooms and one.rooms.key for one in works]
         params = [param for work in works for param in work.params]
         key = (*names, *keys, *map(len, (work.params for work in works)), *map(id, params))
         layout = self._layouts.get(key)
         if layout is None:
             if len(self._layouts) > 16:  # as where other parameters have gradients in every step
                 self._layouts.clear()
+            lengths = [[_lengths(values) for values in own.values()] for own in sums]
             layout = self._layouts[key] = _Layout(
-                params, [work.params for work in works], names, self, [key for key in keys if key]
+                params, [work.params for work in works], names, lengths, self, [key for key in keys if key]
             )
         return layout
 
@@ -144,11 +148,14 @@ class Totals:
                 if not has_flag and not len(index):
                     continue
                 own = flat[index] * sign
-                if operation is ReduceOp.MAX:
-                    own = np.where(np.isnan(own), math.inf, own)  # which not every backend would hand on
+                if operation is ReduceOp.MAX:  # not every backend would hand on NaN
+                    own = np.where(np.isnan(own), math.inf, np.where(own == math.inf, _MOST, own))
                 done = reduced(np.append(own, float(flag or 0)) if has_flag else own, mesh, dim, operation)
                 flag = done[-1] > 0 if has_flag else flag
-                flat[index] = done[: len(index)] * sign
+                done = done[: len(index)]
+                if operation is ReduceOp.MAX:
+                    done = np.where(done == math.inf, math.nan, np.where(done == _MOST, math.inf, done))
+                flat[index] = done * sign
         return bool(flag)
 
     def agree(self, key: float, places: Sequence[int], has_failed: bool) -> None:
@@ -191,6 +198,7 @@ class _Layout:
         params: of all works, which are kept alive for as long as this is.
         works: those of each.
         names: of each work's sums.
+        lengths: how many numbers each of its tensors has for each of them.
         totals: whose call it is.
         keys: what else must be the same in all processes.
 
@@ -205,26 +213,28 @@ class _Layout:
         self,
         params: Sequence[Tensor],
         works: Sequence[Sequence[Tensor]],
-        names: Sequence[Sequence[str]],
+        names: Sequence[Sequence[_Name]],
+        lengths: Sequence[Sequence[Any]],
         totals: Totals,
         keys: Sequence[Any],
     ) -> None:
         self._held = params
         places = [[totals._places.get(id(whole_of(param)), -1) for param in own] for own in works]
-        axes = [[_axes(whole_of(param)) for param in own] for own in works]
-        entries = [
-            _Entry(name.startswith(("top_", "low_")), name, place, axis, name.startswith("low_"))
-            for number, own in enumerate(names)
-            for name in own
-            for place, axis in zip(places[number], axes[number], strict=True)
-        ]
-        self.size = len(entries)
-        order = sorted((i for i in range(self.size) if entries[i].axes), key=lambda i: entries[i][:3])
-        sent = [i for i in order if entries[i].name != _ONLY_COMPARED]
-        self.indices = [_index([i for i in sent if axis in entries[i].axes], entries) for axis in totals._groups]
-        self.places = sorted({entries[i].place for i in order})
-        self.key = float(zlib.crc32(repr([[entries[i][:3] for i in order], *keys]).encode()))
-        self._is_cut = [any(own) for own in axes]
+        entries: list[_Entry] = []
+        self.size = 0
+        for own, params_of_work, places_of_work, lengths_of_work in zip(names, works, places, lengths, strict=True):
+            for name, every in zip(own, lengths_of_work, strict=True):
+                counts = [1] * len(params_of_work) if every is None else every.tolist()
+                for param, place, count in zip(params_of_work, places_of_work, counts, strict=True):
+                    axes = _axes(whole_of(param), name.over)
+                    entries.append(_Entry(name, place, count, axes, range(self.size, self.size + count)))
+                    self.size += count
+        order = sorted((entry for entry in entries if entry.axes), key=lambda entry: entry[:2])
+        sent = [entry for entry in order if entry.name.name != _ONLY_COMPARED]
+        self.indices = [_index([entry for entry in sent if axis in entry.axes]) for axis in totals._groups]
+        self.places = sorted({entry.place for entry in order})
+        self.key = float(zlib.crc32(repr([[entry[:2] for entry in order], *keys]).encode()))
+        self._is_cut = [any(_axes(whole_of(param)) for param in own) for own in works]
 
     def given_back(self, sums: Sequence[Sums], flat: np.ndarray) -> list[Sums]:
         """Numbers in the form in which others were given; the others where no process has parts."""
@@ -233,23 +243,46 @@ class _Layout:
         for own, is_cut in zip(sums, self._is_cut, strict=True):
             made = {}
             for name, values in own.items():
-                end = start + (values.numel() if isinstance(values, Tensor) else len(values))
-                made[name], start = _like(values, flat[start:end]) if is_cut else values, end
+                here = values.values if isinstance(values, SideSums) else values
+                end = start + (here.numel() if isinstance(here, Tensor) else len(here))
+                made[name], start = _like(here, flat[start:end]) if is_cut else here, end
             result.append(made)
         return result
 
 
-class _Entry(NamedTuple):
-    """One number of a call."""
+class _Name(NamedTuple):
+    """What numbers of a call are.
+
+    Attributes:
+        is_compared: whether it is the largest or smallest of them that is wanted.
+        name: theirs.
+        over: what they are over: `ROWS` or `COLS`, or elements.
+    """
 
     is_compared: bool
     name: str
+    over: Extent
+
+    @classmethod
+    def of(cls, name: str, values: Any) -> _Name:
+        if isinstance(values, SideSums):
+            return cls(values.over.how == LARGEST, name, values.over.extent)
+        return cls(name.startswith(("top_", "low_")), name, ELEMENTS)
+
+
+class _Entry(NamedTuple):
+    """The numbers of a tensor in a call, one after another."""
+
+    name: _Name
     place: int
+    size: int
     axes: Sequence[tuple[Any, int]]
-    is_smallest: bool
+    at: range
 
 
 _NONE = np.zeros(0, np.int64)
+_MOST = np.finfo(np.float64).max
+"""What stands for inf where the largest is wanted, and inf for NaN."""
 
 
 class _Nothing:
@@ -261,16 +294,24 @@ class _Nothing:
 _NOTHING: Any = _Nothing()
 
 
-def _index(chosen: Sequence[int], entries: Sequence[_Entry]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    compared = [i for i in chosen if entries[i].is_compared]
-    added = [i for i in chosen if not entries[i].is_compared]
-    signs = [-1.0 if entries[i].is_smallest else 1.0 for i in compared]
-    return np.array(added, np.int64), np.array(compared, np.int64), np.array(signs, np.float64)
+def _index(chosen: Sequence[_Entry]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    compared = [entry for entry in chosen if entry.name.is_compared]
+    signs = [np.full(entry.size, -1.0 if entry.name.name.startswith("low_") else 1.0) for entry in compared]
+    added = _places_of([entry for entry in chosen if not entry.name.is_compared])
+    return added, _places_of(compared), np.concatenate([np.zeros(0), *signs])
 
 
-def _axes(param: Tensor) -> list[tuple[Any, int]]:
-    """The dimensions of a mesh along which other processes have other parts of a tensor."""
-    return [(cut.mesh, cut.axis) for cut in cuts_of(param)]
+def _places_of(entries: Sequence[_Entry]) -> np.ndarray:
+    return np.concatenate([_NONE, *(np.arange(entry.at.start, entry.at.stop) for entry in entries)])
+
+
+def _axes(param: Tensor, over: Extent = ELEMENTS) -> list[tuple[Any, int]]:
+    """The dimensions of a mesh along which other processes have other elements of a tensor, or other rows, or columns."""
+    return [
+        (cut.mesh, cut.axis)
+        for cut in cuts_of(param)
+        if over == ELEMENTS or KEPT[side_of(param.dim(), cut.placement.dim)] == over
+    ]
 
 
 def reduced(numbers: np.ndarray, mesh: Any, dim: int, operation: Any) -> np.ndarray:
@@ -282,7 +323,14 @@ def reduced(numbers: np.ndarray, mesh: Any, dim: int, operation: Any) -> np.ndar
     return there.cpu().numpy()
 
 
+def _lengths(values: Any) -> Any:
+    """How many numbers each tensor has; None for one."""
+    return values.lengths if isinstance(values, SideSums) else None
+
+
 def _array(values: Any) -> np.ndarray:
+    if isinstance(values, SideSums):
+        values = values.values
     if isinstance(values, Tensor):
         return values.detach().double().cpu().numpy().reshape(-1)
     if isinstance(values, np.ndarray):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from steprule.trace.expression import SUM_OPS, Expression, inputs_of, nodes_of, scalar_name
+from steprule.trace.expression import Expression, inputs_of, scalar_name
 from steprule.trace.extent import COLS, NUMBER, ROWS, Extent
 
 TENSOR, ROW, COL = "tensor", "row", "col"
@@ -242,13 +242,6 @@ class Program:
         """For each state that a reading stores its new value."""
         stored = {name: new for reading in self.readings for name, new in reading.outputs.items()}
         return {name: new for name, new in stored.items() if name not in self.matrices}
-
-    @cached_property
-    def joins_rows(self) -> bool:
-        """Whether numbers of columns, or what is made of the numbers of several rows, are a part of it; sums of tensors aside."""
-        made = [one for level in self.levels for one in (*level.parts.values(), *level.numbers.values())]
-        is_summed = any(node.op in (*SUM_OPS, "top_share") for node in nodes_of(made))
-        return is_summed or any(side.axis == COL for side in self.last.sides.values())
 
     @cached_property
     def numbers(self) -> Mapping[str, Expression]:
