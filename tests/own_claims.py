@@ -78,7 +78,7 @@ def own(name):
     """One of steprule's optimizers with all that is claimed of it."""
     rule = OWN[name]
     program = program_of(rule, rule.hyperparameters)
-    matrix, in_parts = program.sees_matrix, not (program.joins_rows or program.has_squares)
+    matrix, in_parts = program.sees_matrix, not program.has_squares
     elementwise = not matrix and name not in WITH_SUMS
     claims = Claims(
         params="any" if program.takes_vectors else "2d",

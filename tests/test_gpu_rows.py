@@ -31,7 +31,11 @@ def forms():
     yield from ((rule.__name__, rule, dict(rule.hyperparameters)) for rule in host.RULES if rule is not host.Dion2)
     for name, (rule, hyper) in zip(IDS, VARIANTS, strict=True):
         flags = {key: value for key, value in rule.hyperparameters.items() if isinstance(value, bool)}
-        if hyper == {**hyper, **flags} and program_of(rule, hyper).last.sides:
+        if (
+            hyper == {**hyper, **flags}
+            and program_of(rule, hyper).last.sides
+            and not program_of(rule, hyper).has_squares
+        ):
             yield name, rule, hyper
 
 
