@@ -37,6 +37,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "rules": lambda: steps.rules([(flat, [Shard(0)]), (flat, [Shard(1)])]),
             "options": lambda: steps.options([(flat, [Shard(0)])]),
             "sides": lambda: steps.sides([(flat, [Shard(0)]), (flat, [Shard(1)])]),
+            "torch's states": lambda: steps.torchs_states(flat),
             "formats": lambda: steps.formats([(flat, [Shard(0)])]),
             "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), (flat, [Shard(1)])]),
             "resting": lambda: numbered.resting(flat),

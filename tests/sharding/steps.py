@@ -33,6 +33,8 @@ from sharding.helpers import (
 from steprule.rules import RULES
 from steprule.trace.tracing import program_of
 
+SIDES = ("Adafactor", "CAME", "SM3", "AdamMini", "Mano", "NorMuon", "MuonEq")
+"""Rules with numbers of rows or columns."""
 WHOLE_MATRICES = {"ASGO", "KLShampoo", "KLSOAP", "PSGDKron", "Shampoo", "SOAP", "SPlus"}
 """Rules that are refused however a matrix is cut: they have squares beside it."""
 
@@ -76,6 +78,8 @@ def sides(ways: Sequence[Way]) -> None:
     for name, (mesh, placements) in product(("Adafactor", "NorMuon", "SM3"), ways):
         shapes = (*SHAPES[::3], *(SHAPES[1:2] if name != "NorMuon" else ()))
         compare(f"{name}, all", maker(name, SERVICES["all"]), shapes, mesh, placements, torch.float64)
+    for name, (mesh, placements) in product(SIDES, ways):  # nothing is here but on one process
+        compare(f"{name}, alone", maker(name, {}), ((1, 3),), mesh, placements, torch.float64)
     start, grad = tensors([(6, 5), (6, 5)], 0, torch.float64)
     grad[0, 0] = float("nan")
     for mesh, placements in ways:
@@ -88,6 +92,30 @@ def sides(ways: Sequence[Way]) -> None:
             found.append([whole(x) for x in (param, *optimizer.state[param].values())])
         for one, other in zip(*found, strict=True):
             same(one, other, "SM3, NaN")
+
+
+def torchs_states(mesh: Any) -> None:
+    """What is saved for torch.optim's Adafactor, as that has it: also of a vector of one element, which torch does not reshape."""
+    for shape in ((1,), (7,)):
+        (start,) = tensors([shape], 0, torch.float32)
+        for kind in (steprule.Adafactor, torch.optim.Adafactor):
+            param = torch.nn.Parameter(start.clone())
+            param.grad = start.clone()
+            right = kind([param])
+            right.step()
+            ours = torch.nn.Parameter(cut(start, mesh))
+            ours.grad = cut(start, mesh)
+            optimizer = steprule.Adafactor([ours])
+            optimizer.step()
+            saved = optimizer.state_dict()
+            same(
+                right.state_dict()["state"][0]["variance"], whole(saved["state"][0]["variance"]), f"variance of {shape}"
+            )
+            again = steprule.Adafactor([torch.nn.Parameter(cut(start, mesh))])
+            again.load_state_dict(saved)
+            for name, value in saved["state"][0].items():
+                if name != "variance":
+                    same(whole(value), whole(again.state_dict()["state"][0][name]), f"{name} of {shape}", exact=True)
 
 
 def formats(ways: Sequence[Way]) -> None:

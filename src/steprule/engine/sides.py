@@ -105,7 +105,7 @@ class Sides(Places):
     def put(self, name: str, values: np.ndarray) -> None:
         """Takes over what passes are to read, of active tensors."""
         extent = EXTENTS[self.sides[name].axis]
-        table = self._tables[name]
+        table = self._tables[name][: self.first[name][-1]]
         if self.active.all():
             table[:] = values
         else:
@@ -113,7 +113,8 @@ class Sides(Places):
 
     def found(self, name: str) -> np.ndarray:
         """What a pass has found for the rows or columns of active tensors."""
-        side, table, first = self.sides[name], self._tables[name], self.first[name]
+        side, first = self.sides[name], self.first[name]
+        table = self._tables[name][: first[-1]]
         if side.axis == ROW:
             return table if self.active.all() else table[np.repeat(self.active, self.lengths[ROWS])]
         join: Any = np.add if side.how == ADD else np.maximum
@@ -198,7 +199,8 @@ class HostEvaluation(SideEvaluation):
         """An operation on values of the same extent."""
         if expression.op not in _INTO or expression.extent == NUMBER:
             return self.operate(expression.op, args)  # type: ignore[no-any-return]
-        room = self._sides.room(id(expression), max(map(np.size, args)))
+        sizes = {*map(np.size, args)}  # 0 where other processes have all rows, or all columns
+        room = self._sides.room(id(expression), 0 if 0 in sizes else max(sizes))
         return _INTO[expression.op](*args, out=room)  # type: ignore[no-any-return]
 
     def spread(self, expression: Expression, wanted: Extent) -> np.ndarray:

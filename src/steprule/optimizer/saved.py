@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from steprule.formats.parts import is_sharded, sendable
+from steprule.formats.parts import cut_like, is_sharded, local, sendable
 from steprule.hyper import MULTIPLIERS, multiplied
 from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
@@ -48,9 +48,15 @@ def as_saved(groups: Groups, saved: dict[str, Any]) -> dict[str, Any]:
             state = groups.core.modes.saved(param, states[number])
             state = sendable(state) if is_sharded(param) else state
             extra = {} if its is None else _missing(state, its.unmissed)
-            extra = extra if given is None else {**extra, **given(state, param.shape)}
+            extra = extra if given is None else {**extra, **_given(given, state, param)}
             states[number] = {**state, **extra} if extra else state
     return saved
+
+
+def _given(given: Callable[..., Mapping[str, Any]], state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
+    """What torch.optim's class is to find besides; of a DTensor the part that is here, as torch does not reshape each that is cut."""
+    found = given({name: local(x) for name, x in state.items()}, local(param).shape)
+    return {name: cut_like(param, x) if is_sharded(param) else x for name, x in found.items()}
 
 
 def _missing(state: Mapping[str, Any], unmissed: Sequence[str]) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class Loose(Member):
         if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
             raise RuntimeError(
                 f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
-                "of parameter, gradient and states must be contiguous, and listed once"
+                "of parameter, gradient and states must be contiguous, and listed once; on a GPU, numbers of rows or columns need kernels "
+                "that STEPRULE_GPU_ROWS=1 turns on"
             )
         self._entry = entry
         self._is_first, self._complete_sums = is_first, complete
