@@ -81,7 +81,7 @@ def sides(ways: Sequence[Way]) -> None:
     for name, (mesh, placements) in product(SIDES, ways):  # nothing is here but on one process
         compare(f"{name}, alone", maker(name, {}), ((1, 3),), mesh, placements, torch.float64)
     start, grad = tensors([(6, 5), (6, 5)], 0, torch.float64)
-    grad[0, 0] = float("nan")
+    grad[0, 0], grad[3, 1] = float("nan"), float("inf")
     for mesh, placements in ways:
         found = []
         for take in (lambda x: x, lambda x: cut(x, mesh, placements)):  # noqa: B023
