@@ -201,59 +201,6 @@ def matrices() -> list[record.Record]:
     return rows
 
 
-def offloaded() -> list[record.Record]:
-    """A backward pass over parameters of the GPU and a step of AdamW on the host, and the pass alone."""
-    makers: dict[str, tuple[str, Callable[[Any], Any]]] = {
-        "backward alone": ("float32", lambda params: None),
-        "AdamW, float32": ("float32", lambda params: steprule.Offloaded(params, steprule.AdamW)),
-        "AdamW, 7 bytes (24-bit weights, 8-bit states)": (
-            "bfloat16",
-            lambda params: steprule.Offloaded(params, steprule.AdamW, **SEVEN_BYTES),
-        ),
-        "torch.optim.AdamW, float32, in Offloaded": (
-            "float32",
-            lambda params: steprule.Offloaded(params, torch.optim.AdamW, fused=True),
-        ),
-    }
-    with contextlib.suppress(ImportError):
-        peer = importlib.import_module("torchao.optim").CPUOffloadOptimizer
-        makers["torchao's CPUOffloadOptimizer, float32"] = (
-            "float32",
-            lambda params: peer(params, torch.optim.AdamW, fused=True),
-        )
-    rows: list[record.Record] = []
-    for case, (dtype, maker) in makers.items():
-        wanted = getattr(torch, dtype)
-        params = [torch.nn.Parameter(torch.randn(shape, device="cuda", dtype=wanted)) for shape in BILLION]
-        inputs = [torch.randn_like(param) for param in params]
-        optimizer = maker(params)
-
-        def train(params: Any = params, inputs: Any = inputs, optimizer: Any = optimizer) -> None:
-            torch.autograd.backward([(param * x).sum() for param, x in zip(params, inputs, strict=True)])
-            if optimizer is not None:
-                optimizer.step()
-            for param in params:
-                param.grad = None
-
-        train()
-        rows.append({"kind": "offload", "case": case, "model": "1B parameters", "seconds": wall_seconds(train)})
-        del params, inputs, optimizer, train
-        torch.cuda.empty_cache()
-    return rows
-
-
-def wall_seconds(call: Callable[[], object], rounds: int = 5) -> float:
-    """The median seconds until all that a call does is done, on the host and on the GPU."""
-    times = []
-    for _ in range(rounds):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
 def rows() -> list[record.Record]:
     """Rules with numbers for rows and columns over the hidden matrices of GPT-2-small; torch has one of them."""
     hidden = [shape for shape in gpt2_small() if len(shape) == 2 and max(shape) < 30000]
@@ -327,7 +274,6 @@ def main() -> None:
         many(),
         with_services(),
         *matrices(),
-        *offloaded(),
         *rows(),
     ]
     kept = record.write("gpu", begun, every)

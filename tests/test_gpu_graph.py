@@ -163,6 +163,10 @@ def test_what_cannot_be_a_graph_is_refused():
     optimizer.cuda_graph = False
     optimizer.step()
     assert (param != 1).all()
+    optimizer = steprule.AdamW([param], differentiable=True)  # which no kernel steps
+    optimizer.cuda_graph = True
+    with pytest.raises(RuntimeError, match="parameters are on cpu, and not all"):
+        optimizer.step()
     model = torch.nn.Linear(2, 1)
     optimizer = steprule.AdamW(model.parameters())
     optimizer.cuda_graph = True

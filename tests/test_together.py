@@ -206,7 +206,7 @@ def test_hooks_may_change_state_dicts():
 
 
 @pytest.mark.parametrize("copied", ["made", "deepcopy", "pickle"])
-@pytest.mark.parametrize("name", ["param_groups", "state"])
+@pytest.mark.parametrize("name", ["param_groups", "state", "cuda_graph"])
 def test_what_belongs_to_its_optimizers_cannot_be_replaced(name, copied):
     _, together = pair()
     if copied != "made":

@@ -49,9 +49,6 @@ def _others(record: Record) -> str:
             + (f", torch.optim.{row['case']} {_both(row, 'theirs')}." if "theirs" in row["seconds"] else ".")
             for row in rows_of(record, kind="rows")
         ),
-        "A backward pass over 1B parameters of the GPU and a step on the host: "
-        + ", ".join(f"{row['case']} {span(row['seconds'])}" for row in rows_of(record, kind="offload"))
-        + ".",
         *(
             f"{row['case']} takes {span(row['seconds']['peer'])} over {row['model']}."
             for row in rows_of(record, kind="peer")

@@ -116,7 +116,6 @@ from steprule.create import parameter_groups as parameter_groups
 from steprule.layers import roles as roles
 from steprule.scaling import transfer as transfer
 from steprule.coordinates import coordinate_check as coordinate_check
-from steprule.offload import Offloaded as Offloaded
 from steprule.together import Together as Together
 from steprule.rule import Hyperparameter as Hyperparameter
 from steprule.rule import Rule as Rule
@@ -162,7 +161,6 @@ __all__ = [
     "NAdam",
     "NorMuon",
     "NovoGrad",
-    "Offloaded",
     "Optimizer",
     "PSGDKron",
     "PolarGrad",

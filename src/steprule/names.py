@@ -57,7 +57,6 @@ HOME = {
     "layers": ("roles",),
     "scaling": ("transfer",),
     "coordinates": ("coordinate_check",),
-    "offload": ("Offloaded",),
     "together": ("Together",),
     "rule": ("Hyperparameter", "Rule", "RuleError", "State"),
 }

@@ -91,6 +91,15 @@ class Together(torch.optim.Optimizer):
     def state(self, _: Any) -> None:
         self._refuse("state")
 
+    @property
+    def cuda_graph(self) -> Any:
+        """Its optimizers', one after another; each is set by itself."""
+        return [getattr(one, "cuda_graph", False) for one in self.optimizers]
+
+    @cuda_graph.setter
+    def cuda_graph(self, _: Any) -> None:
+        self._refuse("cuda_graph")
+
     def _refuse(self, name: str) -> None:
         if self._is_made:
             raise AttributeError(

@@ -80,7 +80,7 @@ class StepPlan:
         self._lay_out(turns)
         self._constants: list[bytes] = []
         if job.in_graph and entries:
-            self._launchers = [partial(weakly(self._take_in_graph), self._graph_of(fast), self._launchers)]
+            self._launchers = [partial(weakly(self._take_in_graph), self._graph_of(entries), self._launchers)]
             self._constants = self._constants_now()
         if any(entry.rests for entry in fast):
             self._select()
@@ -153,13 +153,13 @@ class StepPlan:
             raise
         return True
 
-    def _graph_of(self, fast: Sequence[Entry]) -> StepGraph:
+    def _graph_of(self, entries: Sequence[Entry]) -> StepGraph:
         """What replays its steps.
 
         Raises:
             RuntimeError: the host has a part in them.
         """
-        devices = {entry.param.device for entry in fast}
+        devices = {entry.param.device for entry in entries}
         wrong = None
         if [device.type for device in devices] != ["cuda"]:
             wrong = f"parameters are on {' and '.join(sorted(map(str, devices)))}, and not all on one GPU"
