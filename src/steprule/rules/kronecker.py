@@ -46,10 +46,10 @@ def averaged_grams(grad: Value, left: Value, right: Value, beta: Value, max_side
     return ema(left, gram(grad, max_side), beta), ema(right, gram(transpose(grad), max_side), beta)
 
 
-def inverse_roots(values: Value, first: Value, eps: Value) -> Value:
-    """The inverse roots of eigenvalues, which are first where there are none yet; those of what rounding leaves are 0."""
+def inverses(values: Value, first: Value, eps: Value) -> Value:
+    """The inverses of eigenvalues, which are first where there are none yet; those of what rounding leaves are 0."""
     values = where(values > 0, values, first)
-    return where(values > _NOISE * total(values), 1 / sqrt(values + eps), 0.0)
+    return where(values > _NOISE * total(values), 1 / (values + eps), 0.0)
 
 
 def as_long(direction: Value, length: Value) -> Value:
@@ -233,15 +233,12 @@ class KLSOAP(_Sided, Rule):
             weight_decay=weight_decay, precondition_frequency=precondition_frequency,
         )  # fmt: skip
         first = sqrt(mean(grad * grad))
-        by_left, by_right = inverse_roots(left_values, first, eps), inverse_roots(right_values, first, eps)
+        by_left, by_right = inverses(left_values, first, eps), inverses(right_values, first, eps)
         from_left, from_right = matmul(transpose(new_left), grad), matmul(grad, new_right)
-        left = ema(left, gram(by_right * from_right, max_precond_dim) / cols(grad), shampoo_beta)
-        right = ema(right, gram(transpose(by_left * from_left), max_precond_dim) / rows(grad), shampoo_beta)
+        left = ema(left, gram(sqrt(by_right) * from_right, max_precond_dim) / cols(grad), shampoo_beta)
+        right = ema(right, gram(transpose(sqrt(by_left) * from_left), max_precond_dim) / rows(grad), shampoo_beta)
         turned = matmul(from_left, new_right)
-        row_sq, col_sq = (
-            row_mean((by_right * turned) * (by_right * turned)),
-            col_mean((by_left * turned) * (by_left * turned)),
-        )
+        row_sq, col_sq = row_mean(by_right * turned * turned), col_mean(by_left * turned * turned)
         left_values = where(left_values > 0, ema(left_values, row_sq, shampoo_beta), first)
         right_values = where(right_values > 0, ema(right_values, col_sq, shampoo_beta), first)
         return *stepped, left, right, new_left, new_right, left_values, right_values
