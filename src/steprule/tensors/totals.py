@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ class DisagreementError(RuntimeError):
 
     Attributes:
         has_failed: whether that is because one of them cannot take it at all.
+        has_changed: whether elements have been changed here by then; None where nothing has changed at all.
         counts: how many parameters the processes have, the fewest and the most.
         places: the parameters of which some processes have a gradient and others have none, by their places.
     """
@@ -48,6 +49,7 @@ class DisagreementError(RuntimeError):
     def __init__(self, has_failed: bool, counts: tuple[int, int] = (0, 0), places: Sequence[int] = ()) -> None:
         super().__init__("processes do not step the same parameters")
         self.has_failed, self.counts, self.places = has_failed, counts, places
+        self.has_changed: bool | None = None
 
 
 class Totals:
@@ -57,12 +59,18 @@ class Totals:
     have the same of it: by one call of torch.distributed for each dimension, and one more where there are largest or
     smallest elements among them.
 
+    Every call says whether this process has failed since the first, and every process goes on to all calls of a step. A number
+    more in the calls that there are does it.
+
     Attributes:
         is_open: whether nothing has been added up yet in this step.
+        failed: what has failed since then.
     """
 
     def __init__(self) -> None:
         self.is_open = False
+        self.failed: Exception | None = None
+        self._awaits: Callable[[], bool] | None = None
         self._groups: list[tuple[Any, int]] = []
         self._agreed = _NOTHING
         self.forget([])
@@ -87,9 +95,36 @@ class Totals:
         flat = np.concatenate([_array(values) for own in sums for values in own.values()])
         if self.is_open:
             self._open(layout, flat)
-        else:
-            self._add_up(layout, flat)
+        elif self._add_up(layout, flat, self.failed is not None, is_first=False):
+            self.hear()
         return layout.given_back(sums, flat)
+
+    def begin(self, awaits: Callable[[], bool] | None = None) -> None:
+        """A step begins.
+
+        Args:
+            awaits: says whether the first call of a process group is still to come, if there is one.
+        """
+        self.failed, self._awaits = None, awaits
+
+    def keep(self, error: Exception) -> None:
+        """See `steprule.engine.run.Complete`."""
+        is_early = self.is_open or (self._awaits is not None and self._awaits())
+        if is_early or (isinstance(error, DisagreementError) and error is not self.failed):  # which is told otherwise
+            raise error
+        self.failed = self.failed or error
+
+    def hear(self) -> None:
+        """Takes note that another process has failed, or this one."""
+        self.failed = self.failed or DisagreementError(True)
+
+    def settle(self, has_changed: bool) -> None:
+        """See `steprule.engine.run.Complete`."""
+        error, self.failed = self.failed, None
+        if isinstance(error, DisagreementError):
+            error.has_changed = has_changed
+        if error is not None:
+            raise error
 
     def take_part(self, has_failed: bool = False) -> None:
         """Is there when others add up what this process has nothing of.
@@ -135,8 +170,11 @@ class Totals:
         self._agreed = layout
         self._add_up(layout, flat)
 
-    def _add_up(self, layout: _Layout, flat: np.ndarray, flag: bool | None = None) -> bool:
-        """Adds up, in place; whether any process has raised a flag, if there are some."""
+    def _add_up(self, layout: _Layout, flat: np.ndarray, flag: bool | None = None, is_first: bool = True) -> bool:
+        """Adds up, in place; whether any process has raised a flag, if there are some.
+
+        Later calls than the first go over those dimensions only along which there is something to add up.
+        """
         from torch.distributed import ReduceOp
 
         for number, (mesh, dim) in enumerate(self._groups):
@@ -144,7 +182,7 @@ class Totals:
             calls = [(ReduceOp.SUM, added, 1.0), (ReduceOp.MAX, compared, signs)]
             calls = [call for call in calls if len(call[1])] or calls[:1]
             for place, (operation, index, sign) in enumerate(calls):
-                has_flag = flag is not None and place == 0
+                has_flag = flag is not None and place == 0 and (is_first or len(index) > 0)
                 if not has_flag and not len(index):
                     continue
                 own = flat[index] * sign
