@@ -85,6 +85,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "numbers": lambda: numbered.numbers(flat, square),
         "behind tensor parallelism": lambda: numbered.behind_tensor_parallelism(square),
         "missing": lambda: breaking.missing(flat),
+        "missing in replicas": lambda: breaking.missing_in_replicas(square),
         "small": lambda: breaking.small(flat),
         "another mesh": lambda: breaking.another_mesh(flat, square),
         "refusals of places": lambda: refusals.places(square),
