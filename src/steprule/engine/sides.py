@@ -107,7 +107,7 @@ class Sides(Places):
         extent = EXTENTS[self.sides[name].axis]
         table = self._tables[name]
         if self.active.all():
-            table[:] = values
+            table[: self.starts[extent][-1]] = values
         else:
             table[np.repeat(self.active, self.lengths[extent])] = values
 
@@ -115,7 +115,11 @@ class Sides(Places):
         """What a pass has found for the rows or columns of active tensors."""
         side, table, first = self.sides[name], self._tables[name], self.first[name]
         if side.axis == ROW:
-            return table if self.active.all() else table[np.repeat(self.active, self.lengths[ROWS])]
+            return (
+                table[: self.starts[ROWS][-1]]
+                if self.active.all()
+                else table[np.repeat(self.active, self.lengths[ROWS])]
+            )
         join: Any = np.add if side.how == ADD else np.maximum
         starts = self.starts[COLS].tolist()
         room = self.room(name, starts[-1])
@@ -198,7 +202,8 @@ class HostEvaluation(SideEvaluation):
         """An operation on values of the same extent."""
         if expression.op not in _INTO or expression.extent == NUMBER:
             return self.operate(expression.op, args)  # type: ignore[no-any-return]
-        room = self._sides.room(id(expression), max(map(np.size, args)))
+        sizes = [*map(np.size, args)]
+        room = self._sides.room(id(expression), max(sizes) if all(sizes) else 0)  # where no row is here
         return _INTO[expression.op](*args, out=room)  # type: ignore[no-any-return]
 
     def spread(self, expression: Expression, wanted: Extent) -> np.ndarray:
