@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import breaking, checkpoints, disagreeing, models, numbered, refusals, steps
+from sharding import breaking, checkpoints, disagreeing, faults, models, numbered, refusals, steps
 from sharding.helpers import HAS_FSDP, Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -44,6 +44,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "numbers": lambda: numbered.numbers(flat, None),
             "missing": lambda: breaking.missing(flat),
             "failing": lambda: breaking.failing(flat),
+            "faults": lambda: faults.sums(flat),
             "calls": lambda: breaking.calls(flat),
             "one rank only": lambda: breaking.one_rank_only(flat),
             "come and go": lambda: breaking.come_and_go(flat),
@@ -85,6 +86,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "numbers": lambda: numbered.numbers(flat, square),
         "behind tensor parallelism": lambda: numbered.behind_tensor_parallelism(square),
         "missing": lambda: breaking.missing(flat),
+        "missing in replicas": lambda: breaking.missing_in_replicas(square),
         "small": lambda: breaking.small(flat),
         "another mesh": lambda: breaking.another_mesh(flat, square),
         "refusals of places": lambda: refusals.places(square),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from sharding import faults
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -439,6 +440,21 @@ def failing(rank: int) -> None:
         same_services(twin, ours, f"{rule}, {settings}")
 
 
+def failing_later(rank: int) -> None:
+    """Where one process fails after the first call, the others are told in the next."""
+
+    def make(**services: Any) -> Callable[[], Any]:
+        optimizer = made("Prodigy", share(rank), **services, process_group=dist.group.WORLD)
+        for step in range(2):
+            for param in optimizer.param_groups[0]["params"]:
+                param.grad = tensors(1 + step, [param.shape])[0]
+            if not step:
+                optimizer.step()
+        return optimizer.step  # type: ignore[no-any-return]
+
+    faults.spread(make)
+
+
 def asks(rank: int) -> None:
     """How often processes wait for each other."""
     counted = []
@@ -476,6 +492,7 @@ def main(meeting: str, rank: int, world: int) -> None:
     scaled(rank)
     refusals(rank)
     failing(rank)
+    failing_later(rank)
     asks(rank)
     dist.destroy_process_group()
 

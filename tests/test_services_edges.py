@@ -213,6 +213,7 @@ def test_processes_that_divide_parameters_otherwise_ask_one_another_the_same(div
         )
         return sums
 
+    complete.failed = None
     ends = np.cumsum([0, *divided])
     parts = [Part([*range(begin, end)]) for begin, end in itertools.pairwise(ends.tolist())]
     norms = [np.array([3.0, math.nan, 4.0])[part.places] for part in parts]

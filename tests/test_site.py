@@ -113,3 +113,16 @@ def test_the_glossary_defines_a_word_once():
     )
     words = [word.lower() for word in (*TERMS, *table) if word != "word"]
     assert len(table) > 10 and sorted(set(words)) == sorted(words)
+
+
+def test_every_scenario_of_several_processes_names_a_test_that_is_there():
+    rows = [line for line in (DOCS / "project" / "scenarios.md").read_text().splitlines() if line.startswith("| ")][1:]
+    for row in rows:
+        cell = row.split("|")[-2]
+        named = re.findall(r"`([\w/]+\.py):(\w+)`", cell)
+        assert named or cell.strip() == "none", row
+        for file, function in named:
+            assert re.search(rf"^def {function}\(", (DOCS.parent / "tests" / file).read_text(), re.MULTILINE), (
+                file,
+                function,
+            )

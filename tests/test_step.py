@@ -17,7 +17,7 @@ WANTS = Norm("grad", 2.0, check=True)
 class Noting:
     """Work that notes what it is asked for."""
 
-    program = None
+    program = rooms = None
 
     def __init__(self, name, depth, noted):
         self.name, self.depth, self.in_turn, self._noted = name, depth, name in "xy", noted
@@ -56,6 +56,7 @@ def noted_of(depths, takes=True, wants=WANTS, first=True, counts=True):
         noted.append("complete")
         return sums
 
+    complete.failed = None
     works = [Noting(name, depth, noted) for name, depth in depths.items()]
     begin = (lambda: noted.append("begin")) if first else None
     assert take_step(works, Asking(takes, noted, wants, counts), complete, begin) is takes
@@ -110,6 +111,7 @@ def completing(monkeypatch):
             names.append([*sums[0]])
             return [{name: _times(times, values) for name, values in own.items()} for own in sums]
 
+        complete.failed = None
         monkeypatch.setattr(
             plan, "take_step", lambda works, around, _, *given: take_step(works, around, complete, *given)
         )

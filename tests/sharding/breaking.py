@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -84,6 +85,50 @@ def missing(mesh: Any) -> None:
         give(params, step, mesh, (1,) if step and rank == 1 else ())
         optimizer.step()
     assert [float(optimizer.state[x]["step"]) for x in params] == [3.0, 1.0 if rank == 1 else 3.0, 3.0]
+
+
+def missing_in_replicas(square: Any) -> None:
+    """Gradients that all processes of one replica lack are an error in the other replica, too; one call tells, also of both dimensions."""
+    counted, real = [0], dist.all_reduce
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        counted[0] += 1
+        return real(*arguments, **named)
+
+    makes: dict[str, Callable[[Any], Any]] = {
+        "clip": lambda params: steprule.AdamW(params, clip=1.0),
+        "sums": lambda params: steprule.LAMB(params),
+        "matrices": lambda params: steprule.Muon(params),
+    }
+    ways = {
+        "replicas": (Replicate(), Shard(0)),
+        "replicas of replicas": (Shard(0), Replicate()),
+        "parts of parts": (Shard(0), Shard(1)),
+    }
+    for (name, make), (way, placements) in product(makes.items(), ways.items()):
+        if name == "matrices" and way == "parts of parts":
+            continue
+        every = tensors([(6, 4), (8, 3)], 0, torch.float32)
+        params = [torch.nn.Parameter(cut(x, square, placements)) for x in every]
+        optimizer = make(params)
+        for step, lacks in enumerate((False, True, False, False)):
+            mine = square.get_local_rank(placements.index(Replicate()) if Replicate() in placements else 0)
+            for number, (param, x) in enumerate(zip(params, every, strict=True)):
+                param.grad = None if lacks and number == 1 and mine == 1 else cut(x + step, square, placements)
+            before = [x.to_local().detach().clone() for x in params]
+            if lacks:
+                refused(optimizer.step, RuntimeError, "for parameter 1 of group 0", LATER[0])
+                assert all(map(torch.equal, before, (x.to_local() for x in params))), (name, way)
+                continue
+            counted[0], dist.all_reduce = 0, counting
+            optimizer.step()
+            dist.all_reduce = real
+        assert counted[0] == 1, (name, way, counted)
+        for param in params:
+            found: list[Any] = [None] * 4
+            place = [square.get_local_rank(dim) for dim, one in enumerate(placements) if one != Replicate()]
+            dist.all_gather_object(found, (place, param.to_local().detach()))
+            assert all(torch.equal(x, y) for one, x in found for other, y in found if one == other), (name, way)
 
 
 def failing(mesh: Any) -> None:

@@ -62,7 +62,7 @@ def part_of(x: torch.Tensor, mesh: Any, placements: Sequence[Any]) -> torch.Tens
         if isinstance(placement, Shard):
             size = x.shape[placement.dim]
             length = -(-size // mesh.size(axis))
-            start = min(mesh.get_local_rank(axis) * length, size)
+            start = min(mesh.get_coordinate()[axis] * length, size)
             x = x.narrow(placement.dim, start, min(length, size - start))
     return x
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from steprule.engine.rows import row_step
-from steprule.engine.run import Sums, find_numbers
+from steprule.engine.run import Sums, find_numbers, summed
 from steprule.engine.whole import PlacedStep
 from steprule.hyper import filled
 from steprule.pieces import total
@@ -190,6 +190,15 @@ class EagerStep:
         reading = self.program.levels[level].reading if level < self.depth else None
         sums = reading.sums if reading is not None else {}
         return {name: [_number(total(self._evaluation(one.expression)))] for name, one in sums.items()}
+
+    rooms = None
+
+    def join(self, level: int) -> None:
+        """Nothing: there are no rooms."""
+
+    def awaited(self, level: int, turn: int) -> Sums:
+        """Zeros in the place of what other processes wait for."""
+        return {} if turn else {name: [0.0] for name in summed(self.program, level)}
 
     def put(self, level: int, sums: Sums) -> Sums:
         """Takes over sums and computes what follows from them."""

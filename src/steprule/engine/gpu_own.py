@@ -17,7 +17,7 @@ from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination, GpuReading
 from steprule.engine.gpu_sides import GpuEvaluation, GpuSides
 from steprule.engine.matrices import Rooms
-from steprule.engine.run import SideSums, Sums
+from steprule.engine.run import SideSums, Sums, summed
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.extent import NUMBER, Extent
@@ -92,7 +92,7 @@ class GpuPlanned:
         counts |= {"rows": [shape[-2] for shape in shapes], "cols": [shape[-1] for shape in shapes]}
         for name in self._rows.keys() & set(COUNTS):
             self._rows[name].copy_(torch.tensor(counts[name], device=device))
-        self._rooms = rooms
+        self.rooms = rooms
         self._turns, self._is_cut = [turns_of(now, cut) for now in self.program.levels], bool(cut)
         self._left: Iterator[Turn] = iter(())
         self._squares: Sums = {}
@@ -176,11 +176,24 @@ class GpuPlanned:
         now = self.program.levels[level]
         if waiting := self._follow(now):
             return waiting
-        if self._rooms is not None and now.matrices:
+        return {}
+
+    def join(self, level: int) -> None:
+        """Computes a level's matrices; all processes that have parts of them call it."""
+        now = self.program.levels[level] if level < len(self.program.levels) else None
+        if self.rooms is not None and now is not None and now.matrices:
             settings = self._plan.settings(self._settings)
             known = b"".join(x.tobytes() for x in settings.values())
-            self._rooms.run(now.matrices, Evaluation(settings), known, self._squares)
-        return {}
+            self.rooms.run(now.matrices, Evaluation(settings), known, self._squares)
+
+    def awaited(self, level: int, turn: int) -> Sums:
+        """Zeros in the place of what other processes wait for."""
+        found: dict[str, Any] = {} if turn else {name: [0.0] * self._plan.count for name in summed(self.program, level)}
+        turns = self._turns[level] if level < len(self._turns) else ()
+        for name, over in turns[turn].sums.items() if turn < len(turns) else ():
+            lengths = self._lengths(name, self._plan.count)
+            found[name] = SideSums(np.zeros(int(np.sum(lengths))), lengths, over)
+        return found
 
     def _follow(self, now: Level) -> Sums:
         """Computes what follows from sums, up to others that wait for those of other processes."""
@@ -194,15 +207,19 @@ class GpuPlanned:
 
     def _side_sums(self, name: str, over: Over) -> SideSums:
         """What other processes have other parts of."""
+        values = self._evaluation.inputs[name]
+        return SideSums(values, self._lengths(name, len(values)), over)
+
+    def _lengths(self, name: str, count: int) -> Any:
+        """How many numbers of a name each of so many tensors has."""
         assert self._sides is not None
-        values, side = self._evaluation.inputs[name], self._sides.sides.get(name)
-        lengths = self._sides.lengths[EXTENTS[side.axis]] if side is not None else np.ones(len(values), np.int64)
-        return SideSums(values, lengths, over)
+        side = self._sides.sides.get(name)
+        return self._sides.lengths[EXTENTS[side.axis]] if side is not None else np.ones(count, np.int64)
 
     @property
     def constants(self) -> bytes:
         """The settings that functions of matrices are made for."""
-        settings = self._plan.settings(self._settings) if self._rooms is not None else {}
+        settings = self._plan.settings(self._settings) if self.rooms is not None else {}
         return b"".join(x.tobytes() for x in settings.values())
 
     def _part(self, name: str, expression: Expression) -> None:

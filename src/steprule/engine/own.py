@@ -11,7 +11,7 @@ import numpy as np
 
 from steprule.engine.matrices import Rooms
 from steprule.engine.reading import Reading
-from steprule.engine.run import SideSums, Sums
+from steprule.engine.run import SideSums, Sums, summed
 from steprule.engine.sides import HostEvaluation, Sides
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
@@ -56,7 +56,7 @@ class Planned:
         counts |= {"rows": [shape[-2] for shape in shapes], "cols": [shape[-1] for shape in shapes]}
         self._extents = {name: (extents or {}).get(name, NUMBER) for name in states}
         self._counts = {name: np.array(counts[name], np.float64) for name in COUNTS if name in self.program.own}
-        self._rooms, self._sides = rooms, sides
+        self.rooms, self._sides = rooms, sides
         self._computes = [bool(now.order or {*now.known, *now.beside} - {*COUNTS}) for now in self.program.levels]
         self._turns = [turns_of(now, cut) for now in self.program.levels]
         self._is_cut = bool(cut)
@@ -71,8 +71,8 @@ class Planned:
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
         self._states = {name: list(compress(kept, active)) for name, kept in self._of_all.items()}
-        if self._rooms is not None:
-            self._rooms.select(active)
+        if self.rooms is not None:
+            self.rooms.select(active)
         if self._sides is not None:
             self._sides.select(active)
 
@@ -139,11 +139,28 @@ class Planned:
             if waiting := self._follow(now):
                 return waiting
             self._settle(now)
-        if self._rooms is not None and now.matrices:
-            self._rooms.run(now.matrices, self._value, self._plan.hyper[:, self._settings].tobytes(), self._squares)
-        if self._rooms is not None and self._rooms.square_rooms is not None and now.squares is not None:
-            self._rooms.square_rooms.run(now.squares, self._value)
         return {}
+
+    def join(self, level: int) -> None:
+        """Computes a level's matrices; all processes that have parts of them call it."""
+        if level >= len(self.program.levels):
+            return
+        now, rooms = self.program.levels[level], self.rooms
+        assert rooms is not None
+        if now.matrices:
+            rooms.run(now.matrices, self._value, self._plan.hyper[:, self._settings].tobytes(), self._squares)
+        if rooms.square_rooms is not None and now.squares is not None:
+            rooms.square_rooms.run(now.squares, self._value)
+
+    def awaited(self, level: int, turn: int) -> Sums:
+        """Zeros in the place of what other processes wait for."""
+        count = len(self._plan.steps[self._plan.active])
+        found: dict[str, Any] = {} if turn else {name: [0.0] * count for name in summed(self.program, level)}
+        turns = self._turns[level] if level < len(self._turns) else ()
+        for name, over in turns[turn].sums.items() if turn < len(turns) else ():
+            lengths = self._lengths(name, count)
+            found[name] = SideSums(np.zeros(int(lengths.sum())), lengths, over)
+        return found
 
     def _value(self, expression: Expression) -> Any:
         """An expression's value."""
@@ -162,12 +179,14 @@ class Planned:
 
     def _side_sums(self, name: str, over: Over) -> SideSums:
         """What other processes have other parts of."""
+        values = self._evaluation.inputs[name]
+        return SideSums(values, self._lengths(name, len(values)), over)
+
+    def _lengths(self, name: str, count: int) -> np.ndarray:
+        """How many numbers of a name each of so many tensors has."""
         assert self._sides is not None
-        values, side = self._evaluation.inputs[name], self._sides.sides.get(name)
-        lengths = (
-            np.diff(self._sides.starts[EXTENTS[side.axis]]) if side is not None else np.ones(len(values), np.int64)
-        )
-        return SideSums(values, lengths, over)
+        side = self._sides.sides.get(name)
+        return np.diff(self._sides.starts[EXTENTS[side.axis]]) if side is not None else np.ones(count, np.int64)
 
     def _settle(self, now: Level) -> None:
         """Puts the numbers of tensors where passes read them."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, count
 from typing import Any, NamedTuple, Protocol
 
 from steprule.trace.norms import Norm
-from steprule.trace.program import Program
+from steprule.trace.program import TENSOR, Program
 from steprule.trace.turns import Over
 
 Sums = Mapping[str, Any]
@@ -16,15 +16,42 @@ Sums = Mapping[str, Any]
 
 Where a name begins with "top_" or "low_", it is the largest or smallest element in place of the sum. Where processes have some of the
 rows or columns of matrices, there are `SideSums` too."""
-Complete = Callable[[Sequence[Any], Sequence[Sums]], Sequence[Sums]]
-"""Makes sums over the elements that are here those over all there are: what processes have for themselves is added up.
 
-It is given what was read, works or parts of a step, and what each has found. Without sums it only compares works with those of
-other processes, unless that has been done in this step."""
 Gather = Callable[[Sequence[Any]], Any]
 """Gives what all processes have for some numbers, as an array with a row for each process.
 
 All call it at the same places, with as many numbers, whatever parameters they have."""
+
+
+class Complete(Protocol):
+    """Makes sums over the elements that are here those over all there are: what processes have for themselves is added up.
+
+    It is given what was read, works or parts of a step, and what each has found. Without sums it only compares works with those of
+    other processes, unless that has been done in this step.
+
+    Where something fails after the first call of a step, others may wait in the next one. So a process goes on to all calls
+    of the step, which tell the others, does nothing else, and raises its error in the end. So do those that are told.
+    """
+
+    @property
+    def failed(self) -> Exception | None:
+        """What has failed in this step."""
+
+    def __call__(self, works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
+        """Sums over all elements."""
+
+    def keep(self, error: Exception) -> None:
+        """Has something have failed; raises it where no other process has to be told, or those that wait are told otherwise."""
+
+    def hear(self) -> None:
+        """Takes note of what a call says: that a process has failed."""
+
+    def settle(self, has_changed: bool) -> None:
+        """Raises what has failed, if anything has.
+
+        Args:
+            has_changed: whether elements have been changed here.
+        """
 
 
 class SideSums(NamedTuple):
@@ -49,6 +76,10 @@ class Levels(Protocol):
         """What they are a part of."""
 
     @property
+    def rooms(self) -> Any:
+        """The matrices that lie between its passes, a `steprule.engine.matrices.Rooms`; None where there are none."""
+
+    @property
     def depth(self) -> int:
         """How many levels there are, each of which reads what those before it have found; 0 where there are no numbers."""
 
@@ -68,6 +99,12 @@ class Levels(Protocol):
         over the wholes.
         """
 
+    def join(self, level: int) -> None:
+        """Computes a level's matrices, where there are rooms for them; all processes that have parts of them call it."""
+
+    def awaited(self, level: int, turn: int) -> Sums:
+        """Zeros in the place of what `sums` gives, and after that `put` for the turn-th time, where something has failed."""
+
     def take_back(self) -> None:
         """Has steps and numbers be what they were before `count`."""
 
@@ -82,10 +119,6 @@ class Work(Levels, Protocol):
     @property
     def params(self) -> Sequence[Any]:
         """The tensors, as `sums` has them."""
-
-    @property
-    def rooms(self) -> Any:
-        """The matrices that lie between its passes, a `steprule.engine.matrices.Rooms`; None where there are none."""
 
     def read(self, norm: Norm) -> Sums:
         """The norms of gradients as they are, up to roots: "total_grad", "top_grad" or "low_grad".
@@ -142,9 +175,25 @@ class Around(Protocol):
         """Takes note of a step that was taken."""
 
 
-def alone(works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
+class _Alone:
     """`Complete` for one process."""
-    return sums
+
+    failed = None
+
+    def __call__(self, works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
+        return sums
+
+    def keep(self, error: Exception) -> None:
+        raise error
+
+    def hear(self) -> None:
+        """Nothing: there is nobody else."""
+
+    def settle(self, has_changed: bool) -> None:
+        """Nothing: `keep` raises."""
+
+
+alone: Complete = _Alone()
 
 
 def take_step(
@@ -167,11 +216,13 @@ def take_step(
     """
     wants = around.wants
     sums = complete(works, [work.read(wants) for work in works]) if wants is not None else ()
-    if not around.ask(works, sums, complete):  # clipping, the check for non-finite gradients, the average's weight
-        return False
-    if begin is not None:
-        for work in works:
+    try:
+        if not around.ask(works, sums, complete):  # clipping, the check for non-finite gradients, the average's weight
+            return False
+        for work in works if begin is not None else ():
             work.prepare()
+    except Exception as error:
+        complete.keep(error)
     together = [work for work in works if not work.in_turn]
     numbered = [work for work in together if work.depth]
     if wants is None:  # else works were compared with the norms
@@ -182,16 +233,21 @@ def take_step(
             spread.gather(())
     if numbered or spread is not None:
         find_numbers(numbered, complete, spread)
-    if begin is not None:
-        begin()
-    gather = around.gathers
-    for work in together:
-        work.step(gather)
-    for work in works if len(together) < len(works) else ():
-        if work.in_turn:  # whose tensors are whole in this process
-            find_numbers([work])
+    gather, has_changed = around.gathers, complete.failed is None
+    try:
+        if begin is not None and has_changed:
+            begin()
+        for work in together if has_changed else ():
             work.step(gather)
+        for work in works if has_changed and len(together) < len(works) else ():
+            if work.in_turn:  # whose tensors are whole in this process
+                find_numbers([work])
+                work.step(gather)
+    except Exception as error:
+        complete.keep(error)
     around.note(works, gather, complete)
+    if complete.failed is not None:
+        complete.settle(has_changed)
     return True
 
 
@@ -201,33 +257,75 @@ def find_numbers(works: Sequence[Levels], complete: Complete = alone, spread: Sp
     If that fails, steps and the numbers that tensors have are taken back. What other processes say comes before any element changes.
     But a pass that stores momentum before products has done so where these fail, as for want of memory.
     """
-    for work in works:
+    has_found = False
+    counts = works if complete.failed is None else ()
+    for work in counts:
         work.count()
     try:
         _find_levels(works, complete, spread)
-    except BaseException:
-        for work in works:
+        has_found = complete.failed is None
+    finally:
+        for work in counts if not has_found else ():
             work.take_back()
-        raise
 
 
 def _find_levels(works: Sequence[Levels], complete: Complete, spread: Spread | None) -> None:
     names = spread.names if spread is not None else ()
     for level in range(max([len(names), *(work.depth for work in works)])):
+        sums: Sequence[Sums] = ()
+        try:
+            for work in works if complete.failed is None else ():
+                work.run(level)
+            sums = [work.sums(level) for work in works] if complete.failed is None else ()
+        except Exception as error:
+            complete.keep(error)
+        sums = complete(works, sums if complete.failed is None else [work.awaited(level, 0) for work in works])
+        waiting: Sequence[Sums] = ()
+        try:
+            totals = totals_of(works, sums)
+            if spread is not None and level < len(names) and names[level]:
+                every = spread.gather([totals.get(name, 0.0) for name in names[level]])
+                totals = {name: sum_of_parts([own.tolist()]) for name, own in zip(names[level], every.T, strict=True)}
+            waiting = [
+                work.put(level, {name: totals.get(name, values) for name, values in own.items()} if totals else own)
+                for work, own in (zip(works, sums, strict=True) if complete.failed is None else ())
+            ]
+        except Exception as error:
+            complete.keep(error)
+        _take_turns(works, level, waiting, complete)
         for work in works:
-            work.run(level)
-        sums = complete(works, [work.sums(level) for work in works])
-        totals = totals_of(works, sums)
-        if spread is not None and level < len(names) and names[level]:
-            every = spread.gather([totals.get(name, 0.0) for name in names[level]])
-            totals = {name: sum_of_parts([own.tolist()]) for name, own in zip(names[level], every.T, strict=True)}
-        waiting = [
-            work.put(level, {name: totals.get(name, values) for name, values in own.items()} if totals else own)
-            for work, own in zip(works, sums, strict=True)
-        ]
-        while any(waiting):
-            sums = complete(works, waiting)
-            waiting = [work.put(level, own) if own else {} for work, own in zip(works, sums, strict=True)]
+            if work.rooms is not None and (complete.failed is None or work.rooms.key is not None):
+                try:
+                    work.join(level)
+                except Exception as error:
+                    complete.keep(error)
+
+
+def _take_turns(works: Sequence[Levels], level: int, waiting: Sequence[Sums], complete: Complete) -> None:
+    """Makes sums of a level those over the wholes that follow from other ones of it."""
+    for turn in count(1):
+        if complete.failed is not None:
+            waiting = [work.awaited(level, turn) for work in works]
+        if not any(waiting):
+            return
+        sums = complete(works, waiting)
+        try:
+            if complete.failed is None:
+                waiting = [work.put(level, own) if own else {} for work, own in zip(works, sums, strict=True)]
+        except Exception as error:
+            complete.keep(error)
+
+
+def nothing(work: Any, names: Sequence[str]) -> Sums:
+    """In the place of what a work has found, where that has failed."""
+    return {name: [0.0] * len(work.params) for name in names}
+
+
+def summed(program: Program | None, level: int) -> list[str]:
+    """The names of a level's sums of each tensor."""
+    levels = program.levels if program is not None else ()
+    reading = levels[level].reading if level < len(levels) else None
+    return [name for name, one in reading.sums.items() if one.axis == TENSOR] if reading is not None else []
 
 
 def totals_of(works: Sequence[Levels], sums: Sequence[Sums]) -> dict[str, Any]:

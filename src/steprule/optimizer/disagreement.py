@@ -11,6 +11,13 @@ from steprule.tensors.totals import DisagreementError
 def disagreement(error: DisagreementError, groups: list[dict[str, Any]]) -> str:
     """What errors say where processes cannot take a step together."""
     (least, most), places = error.counts, error.places
+    if error.has_changed is not None:
+        changed = (
+            "parameters have changed here"
+            if error.has_changed
+            else "no parameter has changed here, but momentum may have"
+        )
+        return f"another process failed in the middle of this step, and its error says why: {changed}. Go on from a checkpoint"
     if error.has_failed:
         return "another process cannot take this step, whose error says why: here, too, it was not taken"
     if least < most:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.engine.run import Spread, alone
+from steprule.engine.run import Complete, Spread, alone
 from steprule.engine.team import torch_alone
 from steprule.formats.parts import cuts_of, is_sharded, local
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
@@ -31,7 +31,7 @@ from steprule.tensors.copies import drop_copies
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
-from steprule.tensors.totals import DisagreementError, whole_of
+from steprule.tensors.totals import DisagreementError, Totals, whole_of
 from steprule.trace.tracing import program_of, sums_of_all
 
 
@@ -44,6 +44,7 @@ class Steps:
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
+        self._told = Totals()  # of whom nothing is added up
 
     @property
     def _core(self) -> Core:
@@ -89,7 +90,9 @@ class Steps:
         """Steps, by the plan that there is if it holds."""
         core = self._core
         if core.across is not None:
-            core.across.begin(self._first_call())
+            told = self._told if core.shards is None else core.shards.totals
+            told.begin(core.across.awaits)
+            core.across.begin(self._first_call(), told)
         try:
             core.modes.must_train("step()")
             self._groups.insist_on_schedules()
@@ -117,8 +120,9 @@ class Steps:
         Raises:
             RuntimeError: another process cannot take the step, or not for the same parameters.
         """
-        totals, adds_up = shards.totals, self._adds_up()
-        totals.is_open = adds_up
+        totals = shards.totals
+        totals.begin()
+        totals.is_open = self._adds_up()
         try:
             self._take()
             totals.take_part()
@@ -320,9 +324,17 @@ class Steps:
         core, groups = self._core, self._groups
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
-            core.accumulator, groups.check_numbers, alone if core.shards is None else core.shards.totals,
-            self.move_resting_averages, self._spread(), core.joins, core.in_graph,
+            core.accumulator, groups.check_numbers, self._complete, self.move_resting_averages, self._spread(), core.joins,
+            core.in_graph,
         )  # fmt: skip
+
+    @property
+    def _complete(self) -> Complete:
+        """What makes sums over what is here those over all there are, and knows what fails while others wait."""
+        core = self._core
+        if core.shards is not None:
+            return core.shards.totals
+        return self._told if core.across is not None else alone
 
     def _spread(self) -> Spread | None:
         """How numbers of all processes' parameters come about, if these have different ones."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from steprule.engine.run import Complete, Gather, Sums
 from steprule.services.decide import clips_at, factor_of, joined_again
-from steprule.services.member import Part, Roll
+from steprule.services.member import COLUMNS, Part, Roll
 from steprule.services.step import StepServices
 
 
@@ -74,12 +74,16 @@ class OnHost:
     def note(self, works: Sequence[Part], gathered: bool, complete: Complete) -> None:
         """Takes note of a step, and moves averages of parameters that took none."""
         services = self._services
-        if self._averages is not None and self._averages.rests:
-            self._averages.move(services.weight)
-        counts: Sequence[Sums] | None = None
-        if gathered or services.nonfinite == "zero":
-            counts = complete(works, [work.tallies() for work in works])
-        services.close(counts, self._roll or self._call_roll(works), gathered, self._gather)
+        if complete.failed is None and self._averages is not None and self._averages.rests:
+            try:
+                self._averages.move(services.weight)
+            except Exception as error:
+                complete.keep(error)
+        counts = services.counted(works, gathered, complete) if gathered or services.nonfinite == "zero" else None
+        if complete.failed is None:
+            services.close(counts, self._roll or self._call_roll(works), gathered, self._gather)
+        elif counts is not None and self._gather is not None:
+            self._gather([0.0] * (2 + len(COLUMNS)))  # as `close` does
 
     def _call_roll(self, works: Sequence[Part]) -> Roll:
         self._roll = roll = Roll([member for work in works for member in work.members])

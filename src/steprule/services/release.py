@@ -289,11 +289,9 @@ class Release(Owner):
         """As `OnHost.note`, for one parameter."""
         self._taken = True
         if gathered or self.services.nonfinite == "zero":
+            found = self.services.counted(works, gathered, complete)
             self._counted += [member for work in works for member in work.members]
-            self._counts += [
-                {name: on_host(counts).copy() for name, counts in own.items()}
-                for own in complete(works, [work.tallies() for work in works])
-            ]
+            self._counts += [{name: on_host(counts).copy() for name, counts in own.items()} for own in found]
 
     # Around backward
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from steprule.engine.run import Around, Complete, Gather, Sums
+from steprule.engine.run import Around, Complete, Gather, Sums, nothing
 from steprule.services.average import Average
 from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
 from steprule.services.decide import average_weight, factor_of, joined, roots, set_factors
@@ -153,10 +153,17 @@ class StepServices:
         are_finite = [np.isfinite(own).all() for own in norms]
         if all(are_finite):
             return []
-        largest = [None if finite else part.largest() for part, finite in zip(parts, are_finite, strict=True)]
-        known = [{"top_grad": own} if one is None else one for one, own in zip(largest, norms, strict=True)]
+        try:
+            largest = [None if finite else part.largest() for part, finite in zip(parts, are_finite, strict=True)]
+            known = [{"top_grad": own} if one is None else one for one, own in zip(largest, norms, strict=True)]
+        except Exception as error:
+            complete.keep(error)
+            known = [nothing(part, ["top_grad"]) for part in parts]
+        everywhere = complete(parts, known)
+        if complete.failed is not None:
+            raise complete.failed
         wrong = []
-        for part, found in zip(parts, complete(parts, known), strict=True):
+        for part, found in zip(parts, everywhere, strict=True):
             is_finite = np.isfinite(on_host(found["top_grad"])).tolist()
             wrong += [member.who for member, one in zip(part.members, is_finite, strict=True) if not one]
         return wrong
@@ -183,6 +190,17 @@ class StepServices:
             return False
         factor = factor_of(self.clip, norm, self.ledger)
         return any(set_factors(self.clip, parts, norms, factor, self.inverse_scale, self.ledger))
+
+    def counted(self, works: Sequence[Part], gathered: bool, complete: Complete) -> Sequence[Sums]:
+        """What a step has counted."""
+        try:
+            found = [work.tallies() for work in works] if complete.failed is None else []
+        except Exception as error:
+            complete.keep(error)
+        if complete.failed is not None:
+            names = (*COLUMNS, "total_zeroed")[0 if gathered else -1 : None if self.nonfinite == "zero" else -1]
+            found = [nothing(work, names) for work in works]
+        return complete(works, found)
 
     def close(self, counts: Sequence[Sums] | None, roll: Roll, gathered: bool, gather: Gather | None = None) -> None:
         """Takes note of a step that has counted this, or nothing; where others have other parameters, by what all have counted."""

@@ -45,6 +45,8 @@ class PlanWork(ABC):
     run: Callable[[int], None]
     sums: Callable[[int], Sums]
     put: Callable[[int, Sums], Sums]
+    join: Callable[[int], None]
+    awaited: Callable[[int, int], Sums]
     in_turn = False
     rooms: Rooms | None = None
 
@@ -64,6 +66,7 @@ class PlanWork(ABC):
             self.depth = numbers.depth
             self.count, self.take_back = numbers.count, numbers.take_back
             self.run, self.sums, self.put = numbers.run, numbers.sums, numbers.put
+            self.join, self.awaited = numbers.join, numbers.awaited
         self.members = self._every = members
         self._is_free = np.array([member.free for member in members], bool)
         self.exempt: Any = self._is_free if self._is_free.any() else None

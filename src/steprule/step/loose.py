@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.eager import EagerStep
-from steprule.engine.run import Complete, Sums, alone, find_numbers
+from steprule.engine.run import Complete, Sums, alone, find_numbers, summed
 from steprule.engine.whole import WholeStep
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
 from steprule.formats.parts import cuts_of
@@ -28,7 +28,7 @@ from steprule.tensors.state import AVERAGE, encode_rounded, read_state
 from steprule.tensors.totals import whole_of
 from steprule.trace.norms import Norm
 from steprule.trace.program import Program
-from steprule.trace.tracing import has_own, program_of
+from steprule.trace.tracing import program_of
 
 
 class Loose(Member):
@@ -47,14 +47,17 @@ class Loose(Member):
 
     def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
         super().__init__(*entry.described())
-        if cuts_of(whole_of(self.param)) and program_of(entry.rule, entry.group).sees_matrix:
+        program = program_of(entry.rule, entry.group)
+        if cuts_of(whole_of(self.param)) and program.sees_matrix:
             raise RuntimeError(
                 f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
                 "of parameter, gradient and states must be contiguous, and listed once; on a GPU, numbers of rows or columns need kernels "
                 "that STEPRULE_GPU_ROWS=1 turns on"
             )
         self._entry = entry
-        self._is_first, self._complete_sums = is_first, complete
+        self._has_own = is_first and bool(program.own)
+        self._program = program if self._has_own and not program.sees_matrix else None
+        self._complete_sums = complete
         self._part: EagerStep | WholeStep | None = None
         self.factor: Any = 1.0
         self.exempt = np.array([True]) if self.free else None
@@ -193,19 +196,21 @@ class Loose(Member):
     @property
     def program(self) -> Program | None:
         """What its step does, where sums are a part of it."""
+        if self._part is None:
+            return self._program
         return self._part.program if isinstance(self._part, EagerStep) else None
 
     @property
     def depth(self) -> int:
         """How many levels of sums there are."""
-        return self._part.depth if isinstance(self._part, EagerStep) else 0
+        return len(self.program.levels) if self.program is not None else 0
 
     def prepare(self) -> None:
         """Makes the step, where something of it must be known before anything changes; it takes memory.
 
         It cannot be known where the parameter is listed for a second time.
         """
-        if self._is_first and has_own(self._entry.rule, self._entry.group):
+        if self._has_own:
             self._part = self._eager_step()
 
     def count(self) -> None:
@@ -224,6 +229,13 @@ class Loose(Member):
     def put(self, level: int, sums: Sums) -> Sums:
         """As `EagerStep`."""
         return self._part.put(level, sums)  # type: ignore[union-attr]
+
+    def join(self, level: int) -> None:
+        """Nothing: there are no rooms."""
+
+    def awaited(self, level: int, turn: int) -> Sums:
+        """As `EagerStep`, which there may not be yet."""
+        return {} if turn else {name: [0.0] for name in summed(self.program, level)}
 
     def _eager_step(self) -> EagerStep | WholeStep:
         """Its step: nothing has changed yet."""
@@ -260,6 +272,8 @@ class Loose(Member):
             self._part = self._eager_step()
             if self.depth:
                 find_numbers([self], self._complete_sums)
+                if self._complete_sums.failed is not None:
+                    return
         part = self._part
         before = self._read("param") if gather else None
         entry.has_begun = True

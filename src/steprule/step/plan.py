@@ -119,7 +119,7 @@ class StepPlan:
         start = 0
         for kernels, bucket, memory in turns:
             rows = [entry.number if self._whole else 0 for entry in bucket]
-            one = Bucket(kernels, bucket, self._groups, rows, self._services, memory)
+            one = Bucket(kernels, bucket, self._groups, rows, self._services, memory, self._complete)
             self._buckets.append((one, slice(start, start + len(bucket))))
             start += len(bucket)
         self._engage([one for one, _ in self._buckets])

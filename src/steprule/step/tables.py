@@ -14,6 +14,7 @@ from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.matrices import Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
+from steprule.engine.run import Complete, alone
 from steprule.engine.sides import Places, Sides
 from steprule.formats import FORMATS, row_length
 from steprule.services.member import Member, row_size
@@ -44,6 +45,7 @@ class Bucket:
         rows: each parameter's among them.
         services: what goes on around the step, if anything does.
         memory: as `Rooms` takes it. Where it is given they are stepped before or after those that share it.
+        complete: what makes sums those over all processes.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class Bucket:
         rows: list[int],
         services: StepServices | None,
         memory: Tensor | None,
+        complete: Complete = alone,
     ) -> None:
         self.kernel, self.rows = kernels[0], sorted(set(rows))
-        self.rooms, sides = rooms_of(self.kernel, entries, memory), sides_of(self.kernel, entries)
+        self.rooms, sides = rooms_of(self.kernel, entries, memory, complete), sides_of(self.kernel, entries)
         self.plan = plan_of(kernels, entries, groups, services, rows, self.rooms, sides)
         self.counter = self.plan.counter.data if isinstance(self.plan, Plan) and entries[0].kind.keeps_step else None
         numbers = numbers_of(self.kernel, self.plan, entries, self.rooms, sides) if self.kernel.program.own else None
@@ -72,14 +75,14 @@ class Bucket:
         return bool(active.any())
 
 
-def rooms_of(kernel: AnyKernel, bucket: list[Entry], memory: Tensor | None) -> Rooms | None:
+def rooms_of(kernel: AnyKernel, bucket: list[Entry], memory: Tensor | None, complete: Complete) -> Rooms | None:
     """The matrices that lie between a kernel's passes, if there are any."""
     matrices, kind = kernel.program.matrices, bucket[0].kind
     if not matrices:
         return None
     dtypes, places = dtypes_of(kernel, bucket), [entry.place for entry in bucket]
     if kind.cut is not None:
-        return SharedRooms(dtypes, [entry.param for entry in bucket], places, kind.rule.stacks, kind.view)
+        return SharedRooms(dtypes, [entry.param for entry in bucket], places, kind.rule.stacks, kind.view, complete)
     shared = {name: one.place for name, one in matrices.items() if one.place}
     rooms = Rooms(dtypes, list(map(room_of, bucket)), kind.device, shared, memory, kind.view)
     if kernel.program.has_squares:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steprule.engine.run import Complete, alone
 from steprule.formats.parts import is_sharded
 from steprule.tensors.totals import DisagreementError
 
@@ -33,6 +34,7 @@ class Across:
 
     def __init__(self, group: Any, has_model: bool = False) -> None:
         self.group, self.has_model = group, has_model
+        self._told: Complete = alone
         self._awaited: int | None = None
         if group is None:
             return
@@ -62,13 +64,19 @@ class Across:
                 "optimizer.process_group = torch.distributed.group.WORLD, or whatever it was, before step()"
             )
 
-    def begin(self, size: int | None) -> None:
+    def begin(self, size: int | None, told: Complete = alone) -> None:
         """A step begins.
 
         Args:
-            size: how many numbers its first call of `gather` has; None where it calls none.
+        size: how many numbers its first call of `gather` has; None where it calls none.
+        told: what knows what fails after that call.
         """
         self._awaited = size if self.group is not None else None
+        self._told = told
+
+    def awaits(self) -> bool:
+        """Whether that call is still to come."""
+        return self._awaited is not None
 
     def fail(self) -> None:
         """Tells the others that this process cannot take the step, unless they have had numbers in it."""
@@ -79,17 +87,17 @@ class Across:
     def gather(self, numbers: Sequence[Any]) -> np.ndarray:
         """What all processes have for some numbers: float64, a row for each process; a `steprule.engine.run.Gather`.
 
-        A step's first call has one number more, which says whether a process cannot take the step.
+        There is one number more, which says whether a process cannot take the step, or has failed in it.
 
         Raises:
-            DisagreementError: one cannot.
+            DisagreementError: one cannot, as the first call says.
         """
-        if self._awaited is None:
-            return self._gather(numbers)
-        self._awaited = None
-        every = self._gather([*numbers, 0.0])
+        is_first, self._awaited = self.awaits(), None
+        every = self._gather([*numbers, float(self._told.failed is not None)])
         if every[:, -1].any():
-            raise DisagreementError(True)
+            if is_first:
+                raise DisagreementError(True)
+            self._told.hear()
         return every[:, :-1]
 
     def _gather(self, numbers: Sequence[Any]) -> np.ndarray:

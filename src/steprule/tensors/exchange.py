@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.matrices import Rooms
+from steprule.engine.run import Complete, alone
 from steprule.formats.parts import cuts_of
 from steprule.state import matrices_of
 from steprule.tensors.totals import whole_of
@@ -104,6 +105,7 @@ class SharedRooms(Rooms):
         places: of each tensor its place among all.
         stacks: whether the last two dimensions are the matrix, and those before them count matrices.
         view: how all of them are seen as matrices.
+        told: what knows whether something has failed in this step.
 
     Attributes:
         key: what must be the same in all processes, of the tensors that take the next step.
@@ -114,9 +116,9 @@ class SharedRooms(Rooms):
 
     def __init__(
         self, dtypes: Mapping[str, torch.dtype], parts: Sequence[Tensor], places: Sequence[int], stacks: bool,
-        view: str | None = None,
+        view: str | None = None, told: Complete = alone,
     ) -> None:  # fmt: skip
-        self._view = view
+        self._view, self._told = view, told
         (cut,) = cuts_of(whole_of(parts[0]))
         self._group, self._rank = cut.mesh.get_group(cut.axis), cut.mesh.get_local_rank(cut.axis)
         self._dtypes, self._listed = dtypes, places
@@ -163,30 +165,34 @@ class SharedRooms(Rooms):
             self._run({name: one for name, one in functions.items() if self._dtypes[name] == dtype}, value)
 
     def _run(self, functions: Mapping[str, Matrix], value: Callable[[Expression], Any]) -> None:
-        """The same for those of one dtype. A number more for each process says whether results are what they should be."""
-        first = next(self._pieces[name][0] for name in functions)
+        """The same for those of one dtype. A number more for each process says whether something has failed, there and back."""
+        told, first = self._told, next(self._pieces[name][0] for name in functions)
+        flag = first.new_full((1,), float(told.failed is not None))
         pieces = [
             piece
             for given in self._given
-            for piece in (*(self._pieces[name][i].view(-1) for i in given for name in functions), first.new_zeros(1))
+            for piece in (*(self._pieces[name][i].view(-1) for i in given for name in functions), flag)
         ]
-        here = torch.cat(pieces)
         sent, received = ([size * len(functions) + 1 for size in sizes] for sizes in (self._sent, self._received))
+        try:
+            here = torch.cat(pieces)
+        except Exception as error:  # such as for want of memory, while others wait for this
+            told.keep(error)
+            here = first.new_ones(sum(sent))
         there = here.new_empty(sum(received))
         self._travel(here, sent, there, received)
-        failed = None
+        flags = torch.stack([one[-1] for one in torch.split(there, received)]).amax()
         try:
-            self._compute(there, functions, value)
-        except Exception as error:  # such as for want of memory, while others wait for results
-            failed = error
-            there.fill_(1.0)
+            if told.failed is None:
+                self._compute(there, functions, value)
+        except Exception as error:
+            told.keep(error)
+        for one in torch.split(there, received):
+            one[-1:] = flags if told.failed is None else 1.0
         self._travel(there, received, here, sent)
-        if failed is not None:
-            raise failed
         if torch.stack([one[-1] for one in torch.split(here, sent)]).any():
-            raise RuntimeError(
-                "another process could not compute its matrices, and its error says why: no parameter has changed, but momentum has"
-            )
+            told.hear()
+            return
         for piece, new in zip(pieces, torch.split(here, [piece.numel() for piece in pieces]), strict=True):
             piece.copy_(new)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from steprule.engine.run import SideSums, Sums
-from steprule.formats.parts import cuts_of, side_of
-from steprule.trace.extent import ELEMENTS, KEPT, Extent
+from steprule.tensors.reach import Reach, reaches_of, reduced
+from steprule.trace.extent import COLS, ELEMENTS, ROWS, Extent
 from steprule.trace.program import LARGEST
 
 _WHOLE = "_steprule_whole"
@@ -41,6 +42,7 @@ class DisagreementError(RuntimeError):
 
     Attributes:
         has_failed: whether that is because one of them cannot take it at all.
+        has_changed: whether elements have been changed here by then; None where nothing has changed at all.
         counts: how many parameters the processes have, the fewest and the most.
         places: the parameters of which some processes have a gradient and others have none, by their places.
     """
@@ -48,29 +50,38 @@ class DisagreementError(RuntimeError):
     def __init__(self, has_failed: bool, counts: tuple[int, int] = (0, 0), places: Sequence[int] = ()) -> None:
         super().__init__("processes do not step the same parameters")
         self.has_failed, self.counts, self.places = has_failed, counts, places
+        self.has_changed: bool | None = None
 
 
 class Totals:
     """Makes sums over what is here those over the wholes: a `steprule.engine.run.Complete`.
 
-    They are added up over the dimensions of a mesh along which a tensor is cut, and not over those along which processes
-    have the same of it: by one call of torch.distributed for each dimension, and one more where there are largest or
-    smallest elements among them.
+    Where a mesh has all processes, one call of torch.distributed goes over all of them, and each of n replicas adds the n-th part of
+    its sums: so replicas are compared as well, and have the same to the last bit. Of smaller meshes there is a call for each dimension along
+    which a tensor is cut. There is one more where there are largest or smallest elements among the numbers.
+
+    Every call says whether this process has failed since the first, and every process goes on to all calls of a step. A number
+    more in the calls that there are does it.
 
     Attributes:
         is_open: whether nothing has been added up yet in this step.
+        failed: what has failed since then.
     """
 
     def __init__(self) -> None:
         self.is_open = False
-        self._groups: list[tuple[Any, int]] = []
+        self.failed: Exception | None = None
+        self._awaits: Callable[[], bool] | None = None
+        self._groups: list[Reach] = []
         self._agreed = _NOTHING
         self.forget([])
 
     def forget(self, params: Sequence[Tensor]) -> None:
         """Has these parameters from now on, wholes in the optimizer's order."""
         self._places = {id(param): place for place, param in enumerate(params)}
-        groups = list(dict.fromkeys(axis for param in params for axis in _axes(param)))
+        every = [reaches_of(param, over) for param in params for over in (ELEMENTS, ROWS, COLS)]
+        groups = list(dict.fromkeys(chain.from_iterable(every)))
+        groups.sort(key=lambda reach: reach.mesh is not None)  # all processes first, so that one call tells them all
         if groups != self._groups:
             self._groups, self._agreed = groups, _NOTHING
         self._layouts: dict[Any, _Layout] = {}
@@ -87,9 +98,36 @@ class Totals:
         flat = np.concatenate([_array(values) for own in sums for values in own.values()])
         if self.is_open:
             self._open(layout, flat)
-        else:
-            self._add_up(layout, flat)
+        elif self._add_up(layout, flat, self.failed is not None, is_first=False):
+            self.hear()
         return layout.given_back(sums, flat)
+
+    def begin(self, awaits: Callable[[], bool] | None = None) -> None:
+        """A step begins.
+
+        Args:
+            awaits: says whether the first call of a process group is still to come, if there is one.
+        """
+        self.failed, self._awaits = None, awaits
+
+    def keep(self, error: Exception) -> None:
+        """See `steprule.engine.run.Complete`."""
+        is_early = self.is_open or (self._awaits is not None and self._awaits())
+        if is_early or (isinstance(error, DisagreementError) and error is not self.failed):  # which is told otherwise
+            raise error
+        self.failed = self.failed or error
+
+    def hear(self) -> None:
+        """Takes note that another process has failed, or this one."""
+        self.failed = self.failed or DisagreementError(True)
+
+    def settle(self, has_changed: bool) -> None:
+        """See `steprule.engine.run.Complete`."""
+        error, self.failed = self.failed, None
+        if isinstance(error, DisagreementError):
+            error.has_changed = has_changed
+        if error is not None:
+            raise error
 
     def take_part(self, has_failed: bool = False) -> None:
         """Is there when others add up what this process has nothing of.
@@ -135,27 +173,32 @@ class Totals:
         self._agreed = layout
         self._add_up(layout, flat)
 
-    def _add_up(self, layout: _Layout, flat: np.ndarray, flag: bool | None = None) -> bool:
-        """Adds up, in place; whether any process has raised a flag, if there are some."""
+    def _add_up(self, layout: _Layout, flat: np.ndarray, flag: bool | None = None, is_first: bool = True) -> bool:
+        """Adds up, in place; whether any process has raised a flag, if there are some.
+
+        Later calls than the first go to those only with whom there is something to add up.
+        """
         from torch.distributed import ReduceOp
 
-        for number, (mesh, dim) in enumerate(self._groups):
-            added, compared, signs = layout.indices[number] if layout.indices else (_NONE, _NONE, _NONE)
-            calls = [(ReduceOp.SUM, added, 1.0), (ReduceOp.MAX, compared, signs)]
+        is_told = False
+        for number, reach in enumerate(self._groups):
+            added, compared, shares, signs = layout.indices[number] if layout.indices else (_NONE, _NONE, _NONE, _NONE)
+            calls = [(ReduceOp.SUM, added, shares, 1.0), (ReduceOp.MAX, compared, signs, signs)]
             calls = [call for call in calls if len(call[1])] or calls[:1]
-            for place, (operation, index, sign) in enumerate(calls):
-                has_flag = flag is not None and place == 0
+            for place, (operation, index, factors, back) in enumerate(calls):
+                has_flag = flag is not None and place == 0 and (len(index) > 0 or (is_first and not is_told))
                 if not has_flag and not len(index):
                     continue
-                own = flat[index] * sign
+                own = flat[index] * factors
                 if operation is ReduceOp.MAX:  # not every backend would hand on NaN
                     own = np.where(np.isnan(own), math.inf, np.where(own == math.inf, _MOST, own))
-                done = reduced(np.append(own, float(flag or 0)) if has_flag else own, mesh, dim, operation)
+                done = reduced(np.append(own, float(flag or 0)) if has_flag else own, reach, operation)
                 flag = done[-1] > 0 if has_flag else flag
+                is_told |= has_flag and reach.mesh is None
                 done = done[: len(index)]
                 if operation is ReduceOp.MAX:
                     done = np.where(done == math.inf, math.nan, np.where(done == _MOST, math.inf, done))
-                flat[index] = done * sign
+                flat[index] = done * back
         return bool(flag)
 
     def agree(self, key: float, places: Sequence[int], has_failed: bool) -> None:
@@ -181,13 +224,15 @@ class Totals:
             raise DisagreementError(False, counts, np.flatnonzero(np.not_equal(*_ends(own, self._groups))).tolist())
 
 
-def _ends(numbers: np.ndarray, axes: Sequence[tuple[Any, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _ends(numbers: np.ndarray, reaches: Sequence[Reach]) -> tuple[np.ndarray, np.ndarray]:
     """The largest and the smallest that any process has of each number."""
     from torch.distributed import ReduceOp
 
     both = np.concatenate([numbers, -numbers])
-    for mesh, dim in axes:
-        both = reduced(both, mesh, dim, ReduceOp.MAX)
+    for reach in reaches:
+        both = reduced(both, reach, ReduceOp.MAX)
+        if reach.mesh is None:
+            break
     return both[: len(numbers)], -both[len(numbers) :]
 
 
@@ -204,7 +249,7 @@ class _Layout:
 
     Attributes:
         size: how many numbers there are.
-        indices: for each group those that are added up, those of which the largest is taken, and by what these are multiplied before.
+        indices: for each group those that are added up, those of which the largest is taken, and by what each are multiplied before.
         places: of the parameters of which processes have parts.
         key: a number that tells this from others, the same in all processes.
     """
@@ -226,15 +271,15 @@ class _Layout:
             for name, every in zip(own, lengths_of_work, strict=True):
                 counts = [1] * len(params_of_work) if every is None else every.tolist()
                 for param, place, count in zip(params_of_work, places_of_work, counts, strict=True):
-                    axes = _axes(whole_of(param), name.over)
-                    entries.append(_Entry(name, place, count, axes, range(self.size, self.size + count)))
+                    reaches = reaches_of(whole_of(param), name.over)
+                    entries.append(_Entry(name, place, count, reaches, range(self.size, self.size + count)))
                     self.size += count
-        order = sorted((entry for entry in entries if entry.axes), key=lambda entry: entry[:2])
+        order = sorted((entry for entry in entries if entry.reaches), key=lambda entry: entry[:2])
         sent = [entry for entry in order if entry.name.name != _ONLY_COMPARED]
-        self.indices = [_index([entry for entry in sent if axis in entry.axes]) for axis in totals._groups]
+        self.indices = [_index(sent, reach) for reach in totals._groups]
         self.places = sorted({entry.place for entry in order})
         self.key = float(zlib.crc32(repr([[entry[:2] for entry in order], *keys]).encode()))
-        self._is_cut = [any(_axes(whole_of(param)) for param in own) for own in works]
+        self._is_cut = [any(reaches_of(whole_of(param)) for param in own) for own in works]
 
     def given_back(self, sums: Sequence[Sums], flat: np.ndarray) -> list[Sums]:
         """Numbers in the form in which others were given; the others where no process has parts."""
@@ -276,7 +321,7 @@ class _Entry(NamedTuple):
     name: _Name
     place: int
     size: int
-    axes: Sequence[tuple[Any, int]]
+    reaches: Mapping[Reach, float]
     at: range
 
 
@@ -294,33 +339,18 @@ class _Nothing:
 _NOTHING: Any = _Nothing()
 
 
-def _index(chosen: Sequence[_Entry]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _index(sent: Sequence[_Entry], reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    chosen = [entry for entry in sent if reach in entry.reaches]
     compared = [entry for entry in chosen if entry.name.is_compared]
+    added = [entry for entry in chosen if not entry.name.is_compared]
+    shares = [np.full(entry.size, entry.reaches[reach]) for entry in added]
     signs = [np.full(entry.size, -1.0 if entry.name.name.startswith("low_") else 1.0) for entry in compared]
-    added = _places_of([entry for entry in chosen if not entry.name.is_compared])
-    return added, _places_of(compared), np.concatenate([np.zeros(0), *signs])
+    factors = [np.concatenate([np.zeros(0), *own]) for own in (shares, signs)]
+    return _places_of(added), _places_of(compared), factors[0], factors[1]
 
 
 def _places_of(entries: Sequence[_Entry]) -> np.ndarray:
     return np.concatenate([_NONE, *(np.arange(entry.at.start, entry.at.stop) for entry in entries)])
-
-
-def _axes(param: Tensor, over: Extent = ELEMENTS) -> list[tuple[Any, int]]:
-    """The dimensions of a mesh along which other processes have other elements of a tensor, or other rows, or columns."""
-    return [
-        (cut.mesh, cut.axis)
-        for cut in cuts_of(param)
-        if over == ELEMENTS or KEPT[side_of(param.dim(), cut.placement.dim)] == over
-    ]
-
-
-def reduced(numbers: np.ndarray, mesh: Any, dim: int, operation: Any) -> np.ndarray:
-    """Numbers made those of all processes along a dimension of a mesh."""
-    from torch.distributed import all_reduce
-
-    there = torch.from_numpy(numbers).to(mesh.device_type)
-    all_reduce(there, operation, group=mesh.get_group(dim))
-    return there.cpu().numpy()
 
 
 def _lengths(values: Any) -> Any:
