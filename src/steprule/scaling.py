@@ -252,7 +252,10 @@ def _check(
 
 def _asks(rule: str, wide: float, deep: float, alpha: float) -> Sequence[str]:
     """What the model has to do."""
-    hidden = "initialize hidden matrices with a variance of 1 / inputs, as torch.nn.Linear does"
+    hidden = (
+        "initialize hidden matrices with a variance in proportion to 1 / inputs, as torch.nn.Linear does, and divide q times k of "
+        "attention by the size of a head, and not by its root, where that grows"
+    )
     if rule == "spectral":
         return [f"The model has to: {hidden}, and the head with a standard deviation of 1 / inputs, or with zeros."]
     output = f"multiply the head's output, before its bias, by {1 / wide:g}, and initialize it as the base's head"

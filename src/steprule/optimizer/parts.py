@@ -170,7 +170,8 @@ def _check_view(core: Core, group: dict[str, Any], number: int) -> None:
         if has_number and (len(shapes) > 1 or any(len(shape) > 2 for shape in shapes)):
             raise ValueError(
                 f"view={view!r} of {name_in(group, number, index)}: {rule.__name__} keeps one number for each tensor, and several "
-                "matrices would have one each: give it them as parameters of their own"
+                "matrices would have one each: give it them as parameters of their own, or see this one whole, in create_optimizer "
+                'by roles={name: "matrix"}'
             )
 
 
