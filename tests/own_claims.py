@@ -96,6 +96,7 @@ def own(name):
         transpose=name in TRANSPOSED,
         rotation=name in ROTATED,
         orthogonal=0.5 if name in ORTHOGONAL else None,
+        copies_loaded=True,
         ddp=True,
         fsdp2=in_parts,
         expected_failures=EXPECTED.get(name, {}),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -68,7 +70,8 @@ def check(
             print(told)
         return 0
     chosen(tiers, checks)
-    report = run(subject, tiers, checks, seed)
+    with contextlib.redirect_stdout(sys.stderr):  # where optimizers print
+        report = run(subject, tiers, checks, seed)
     print(as_json(report) if as_json_only else table(report))
     for path in reports:
         try:
