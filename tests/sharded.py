@@ -82,6 +82,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "sides": lambda: steps.sides(ways[:1]),
         "formats": lambda: steps.formats(ways[:1]),
         "splits": lambda: steps.splits(flat),
+        "meshes": lambda: steps.meshes(square),
         "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), ways[1]]),
         "numbers": lambda: numbered.numbers(flat, square),
         "behind tensor parallelism": lambda: numbered.behind_tensor_parallelism(square),
