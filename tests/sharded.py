@@ -25,6 +25,7 @@ NEED_FSDP = (
     "copies",
     "gathered",
     "converted",
+    "swapped",
     "made before",
 )
 
@@ -65,6 +66,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "exchanged": lambda: steps.exchanged(flat),
             "released": lambda: steps.released(flat),
             "copies": lambda: models.copies(flat),
+            "swapped": lambda: models.swapped(flat),
             "made before": lambda: models.made_before(flat),
             "converted": lambda: checkpoints.converted(flat),
             "gathered": lambda: checkpoints.gathered(flat),
