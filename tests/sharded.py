@@ -25,6 +25,7 @@ NEED_FSDP = (
     "copies",
     "gathered",
     "converted",
+    "swapped",
     "made before",
 )
 
@@ -65,6 +66,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "exchanged": lambda: steps.exchanged(flat),
             "released": lambda: steps.released(flat),
             "copies": lambda: models.copies(flat),
+            "swapped": lambda: models.swapped(flat),
             "made before": lambda: models.made_before(flat),
             "converted": lambda: checkpoints.converted(flat),
             "gathered": lambda: checkpoints.gathered(flat),
@@ -82,6 +84,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "sides": lambda: steps.sides(ways[:1]),
         "formats": lambda: steps.formats(ways[:1]),
         "splits": lambda: steps.splits(flat),
+        "meshes": lambda: steps.meshes(square),
         "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), ways[1]]),
         "numbers": lambda: numbered.numbers(flat, square),
         "behind tensor parallelism": lambda: numbered.behind_tensor_parallelism(square),

@@ -220,6 +220,7 @@ class Steps:
         """Raises where a step of all parameters cannot be taken now, and completes groups."""
         self.check_ready(self._groups.groups)
         self._groups.look()
+        self._core.given.let_go(self._groups.groups)
         check_not_released(self._find_shards())
 
     def _find_shards(self) -> list[Tensor]:
@@ -294,6 +295,7 @@ class Steps:
     def let_go_of_replaced(self) -> None:
         """Frees parameters and states that have been replaced."""
         self._core.plans.let_go(*self.here())
+        self._core.given.let_go(self._groups.groups)
         self._let_go()
 
     def look_before_release(self) -> None:

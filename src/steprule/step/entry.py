@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steprule.formats.parts import cuts_of
 from steprule.rule import Rule
 from steprule.step.job import Job
 from steprule.step.kind import ZERO, Kind, look_of
@@ -77,7 +78,8 @@ class Entry:
         """What is the same for all that look like this one."""
         tensors = (self.param, self.grad, self.low_bits) if self.low_bits is not None else (self.param, self.grad)
         looks = tuple(map(look_of, (*tensors, *self.state.values())))
-        look = (self.number, len(tensors), whole_of(self.param).shape, *self.state, *looks)
+        whole = whole_of(self.param)
+        look = (self.number, len(tensors), whole.shape, tuple(cuts_of(whole)), *self.state, *looks)
         kind = kinds.get(look) if None not in looks else None
         if kind is None:
             kind = Kind(job, self.group, self.param, self.state, self.low_bits, self.who)
