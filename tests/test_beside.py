@@ -156,6 +156,27 @@ def test_functions_of_the_step_and_layer_decay_are_for_each_its_own():
     assert create(net(), "mano", cautious=True)  # whose vectors an option around the formula does not refuse
 
 
+@pytest.mark.parametrize(("name", "key"), [("muon", "momentum"), ("adamuon", "momentum"), ("soap", "betas")])
+def test_cycled_momentum_is_the_rules_and_a_function_moves_adamws(name, key):
+    model, other = net(), net()
+    optimizer = create(model, name, adamw_betas=lambda step: (0.95 - 0.02 * step, 0.99))
+    lrs = [group["lr"] for group in optimizer.param_groups]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lrs, total_steps=6)
+    own, adamw = apart(other, name)
+    seen = []
+    for step in range(4):
+        first = optimizer.param_groups[0]
+        seen.append(first[key][0] if key == "betas" else first[key])
+        own.param_groups[0] |= {"lr": first["lr"], key: first[key]}
+        for group in adamw.param_groups:
+            group |= {"lr": optimizer.param_groups[-1]["lr"], "betas": (0.95 - 0.02 * (step + 1), 0.99)}
+        train(model, optimizer, 1, step)
+        train(other, [own, adamw], 1, step)
+        scheduler.step()
+        assert same(model, other)
+    assert len({round(one, 9) for one in seen}) > 2
+
+
 def test_every_parameter_is_in_one_group_with_its_rule(capsys):
     model = net()
     model[4].weight.requires_grad = False
