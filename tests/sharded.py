@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import breaking, checkpoints, disagreeing, faults, models, numbered, refusals, steps
+from sharding import agreeing, breaking, checkpoints, disagreeing, faults, models, numbered, refusals, steps
 from sharding.helpers import HAS_FSDP, Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -55,6 +55,9 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "not taken": lambda: breaking.not_taken(flat),
             "nothing is counted": lambda: disagreeing.nothing_is_counted(flat),
             "errors say what differs": lambda: disagreeing.errors_say_what_differs(flat),
+            "other optimizers": lambda: agreeing.other_optimizers(flat),
+            "other settings": lambda: agreeing.other_settings(flat),
+            "hooks fail": lambda: agreeing.hooks_fail(flat),
             "one fails": lambda: disagreeing.one_fails(flat),
             "several fail": lambda: disagreeing.several_fail(flat),
             "several disagree": lambda: disagreeing.several_disagree(flat),
@@ -91,6 +94,8 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "missing": lambda: breaking.missing(flat),
         "missing in replicas": lambda: breaking.missing_in_replicas(square),
         "small": lambda: breaking.small(flat),
+        "other optimizers": lambda: agreeing.other_optimizers(flat),
+        "other settings": lambda: agreeing.other_settings(flat),
         "another mesh": lambda: breaking.another_mesh(flat, square),
         "refusals of places": lambda: refusals.places(square),
     }

@@ -25,6 +25,10 @@ class Reach(NamedTuple):
         """Their process group; None for all."""
         return None if self.mesh is None else self.mesh.get_group(self.dim)
 
+    def order(self) -> tuple[list[int], int]:
+        """By what those of one process are sorted: all processes first, so that one call tells them all."""
+        return [] if self.mesh is None else self.mesh.mesh.flatten().tolist(), self.dim
+
 
 def reaches_of(param: Tensor, over: Extent = ELEMENTS) -> dict[Reach, float]:
     """With whom sums over elements, rows or columns of a tensor are added up, and how much of them each process adds.
