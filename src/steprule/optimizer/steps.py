@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steprule.engine.run import Complete, Spread, alone
 from steprule.engine.team import torch_alone
-from steprule.formats.parts import cuts_of, is_sharded, local
+from steprule.formats.parts import cuts_of, is_sharded, local, whole_of
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
@@ -31,7 +31,7 @@ from steprule.tensors.copies import drop_copies
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
-from steprule.tensors.totals import DisagreementError, Totals, whole_of
+from steprule.tensors.totals import DisagreementError, Totals
 from steprule.trace.tracing import program_of, sums_of_all
 
 
