@@ -17,12 +17,13 @@ from datetime import timedelta
 from importlib.util import find_spec
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from sharding import faults
-from sharding.helpers import HAS_FSDP, cut, same, tensors, whole
+from sharding.helpers import HAS_FSDP, SQUARED, cut, maker, same, tensors, whole
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
@@ -30,6 +31,9 @@ import steprule
 from steprule import Rule, State
 from steprule.beside import beside
 from steprule.engine import gpu
+from steprule.engine import squares as engine_squares
+from steprule.engine.matrices import Rooms
+from steprule.engine.squares import MOST_STACKED
 from steprule.formats.parts import local
 from steprule.matrix import how
 from steprule.pieces import (
@@ -48,8 +52,8 @@ from steprule.pieces import (
     total,
     transpose,
 )
+from steprule.rules import RULES
 from steprule.tensors import totals
-from steprule.tensors.exchange import SharedRooms
 
 LARGE = ((104, 128), (136, 104), (104, 128))
 SMALL = ((6, 5), (1, 9), (3, 2, 4), (13, 33), (5, 7), (0, 5), (6, 5), (9, 1))
@@ -239,7 +243,14 @@ def both(make: Make, shapes: Any, dtype: torch.dtype, mesh: DeviceMesh, *placeme
     return Run(make, shapes, dtype), Run(make, shapes, dtype, mesh, placements)
 
 
-def close(one: torch.Tensor, other: torch.Tensor, what: str, is_scaled: bool = False, has_norm: bool = False) -> None:
+def close(
+    one: torch.Tensor,
+    other: torch.Tensor,
+    what: str,
+    is_scaled: bool = False,
+    has_norm: bool = False,
+    bound: float | None = None,
+) -> None:
     """Equal to the last bit where one matrix is multiplied after another, and begins at a multiple of 64 bytes in any stack; for
     others, where its norm has a part in it, which is added up in another order, or where gradients are multiplied by a number
     that comes of sums over parts, up to rounding.
@@ -247,8 +258,15 @@ def close(one: torch.Tensor, other: torch.Tensor, what: str, is_scaled: bool = F
     A step of Newton-Schulz is off by some n roundings for products of n terms, and multiplies what it is given by 4 at
     most: that is the largest slope of its polynomial for singular values between 0 and 1.3. No product of a rule here has more than
     10 steps behind it.
+
+    Args:
+        bound: how far they may be off, as a share of the largest element, where it is not that.
     """
     one, other = one.detach(), other.detach()
+    if bound is not None:
+        atol = bound * float(one.abs().max()) if one.numel() else 0.0
+        torch.testing.assert_close(other, one, rtol=0.0, atol=atol, msg=lambda text: f"{what}: {text}")
+        return
     sides = (one.shape[0], one[0].numel()) if one.dim() > 1 and len(one) else (1, one.numel())
     is_alike = one.numel() % 32 == 0 and not how.plan_for(sides, 2, one.device, dtype=torch.float64).batched
     if ((is_alike and not has_norm) or one.dim() < 1 or one.dtype != torch.float64) and not is_scaled:
@@ -258,20 +276,20 @@ def close(one: torch.Tensor, other: torch.Tensor, what: str, is_scaled: bool = F
     torch.testing.assert_close(other, one, rtol=0.0, atol=bound, msg=lambda text: f"{what}: {text}")
 
 
-def compare(one: Run, other: Run, what: str, is_scaled: bool = False) -> None:
-    """All that steps have left behind."""
+def compare(one: Run, other: Run, what: str, is_scaled: bool = False, bound: float | None = None) -> None:
+    """All that steps have left behind; `bound` as for `close`."""
     assert other.optimizer._core.plans.current is not None, f"{what}: no plan is kept"
     services = one.optimizer._core.services
     is_scaled |= services is not None and services.clip is not None
     for number, (mine, part) in enumerate(zip(one.params, other.params, strict=True)):
         where = f"{what}, {other.placements}, tensor {number} of {tuple(mine.shape)}"
         one_of_all = whole(part).contiguous()
-        close(mine, one_of_all, where, is_scaled, has_norm=True)
+        close(mine, one_of_all, where, is_scaled, has_norm=True, bound=bound)
         states, parts = one.optimizer.state[mine], other.optimizer.state[part]
         assert list(states) == list(parts), (where, list(states), list(parts))
         for name, value in states.items():
             if isinstance(value, torch.Tensor) and value.dtype.is_floating_point:
-                close(value, whole(parts[name]), f"{where}, {name}", is_scaled, has_norm=name != "momentum_buffer")
+                close(value, whole(parts[name]), f"{where}, {name}", is_scaled, name != "momentum_buffer", bound)
             else:
                 assert torch.equal(whole(parts[name]), value.int()), f"{where}, {name}"
         every = [torch.empty_like(one_of_all) for _ in range(dist.get_world_size())]
@@ -316,14 +334,82 @@ def sides(mesh: DeviceMesh, *placements: Placement) -> None:
             state = pair[1].optimizer.state[param]
             assert all(x.shape == (len(param), 1) for name, x in state.items() if name == "row_sq")
             assert all(x.shape == (1, param.shape[1]) for name, x in state.items() if name == "col_top")
-        again = Run(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), pair[1].shapes, torch.float64, mesh, placements)  # fmt: skip
-        again.steps = pair[1].steps
-        for mine, part in zip(again.params, pair[1].params, strict=True):
-            mine.data.copy_(part.data)
-        again.optimizer.load_state_dict(pair[1].optimizer.state_dict())
-        for run in (pair[1], again):
+        goes_on(pair[1], lambda params, rule=rule: steprule.Optimizer.of(rule)(params), rule.__name__)
+
+
+def goes_on(run: Run, make: Make, what: str) -> None:
+    """The state dict has all that steps depend on: one more is the same to the last bit where it has been loaded."""
+    again = Run(make, run.shapes, run.dtype, run.mesh, run.placements)
+    again.steps = run.steps
+    for mine, part in zip(again.params, run.params, strict=True):
+        mine.data.copy_(part.data)
+    again.optimizer.load_state_dict(run.optimizer.state_dict())
+    for one in (run, again):
+        one.step()
+    assert all(map(torch.equal, run.parts(), again.parts())), f"{what}: loaded"
+
+
+def squared(name: str, **settings: Any) -> Make:
+    """What makes an optimizer of a rule with squares; a side of more than 32 has none, where that can be said."""
+    most = {"max_precond_dim": 32} if "max_precond_dim" in RULES[name.lower()].hyperparameters else {}
+    return maker(name, {**most, **settings})
+
+
+def squares(mesh: DeviceMesh, *placements: Placement, names: Sequence[str] = SQUARED) -> None:
+    """Rules with squares beside matrices: some rows of each are here, and matrices have their bases made in the turn of the whole.
+
+    One by one, matrices have the same bits unless a sum over parts has a part in them; all begin at multiples of 64 bytes. Such a sum is
+    off by a rounding for each of some 500 elements at most, and turns a basis by that over the distance of two eigenvalues, which is a
+    share of 1e-4 of the largest one or more here. Matrices that go through products at once are off by about as much.
+    """
+    for name, most in [(name, 0) for name in names] + [("SOAP", MOST_STACKED)]:
+        shapes = ((16, 33), (5, 8), (1, 8), (8, 1), (5, 8), (40, 8), (5, 8))
+        with patch.object(engine_squares, "MOST_STACKED", most):
+            pair = both(squared(name), shapes, torch.float64, mesh, *placements)
+            for number, run in product(range(4), pair):
+                run.step([1, 3] if number == 2 else [])
+            is_alike = not most and name in ("SOAP", "SPlus", "PSGDKron")
+            compare(*pair, f"{name}, {most}", bound=0.0 if is_alike else 1e-9)
+            for param in pair[1].params:
+                for key in ("left", "right"):
+                    square = pair[1].optimizer.state[param][key]
+                    assert square.shape[0] == square.shape[1] and square.placements == tuple(
+                        Shard(0) if isinstance(one, Shard) else one for one in placements
+                    ), (name, key, square.placements)
+            goes_on(pair[1], squared(name), name)
+
+
+def around_squares(mesh: DeviceMesh) -> None:
+    """Services, and formats for what has the matrix's shape, around rules with squares; a convolution, and a model."""
+    services = {"clip": 0.5, "nonfinite": "skip", "average": 0.9, "telemetry": 1}
+    for name, settings, dtype in (
+        ("SOAP", services, torch.float64),
+        ("KLShampoo", services, torch.float64),
+        ("SOAP", {"states": "8bit", "nonfinite": "skip", "average": 0.9}, torch.float32),
+        ("Shampoo", {"states": "8bit", "weights": "24bit"}, torch.bfloat16),
+    ):
+        pair = both(squared(name, **settings), ((16, 36), (5, 16), (4, 4, 2)), dtype, mesh, Shard(0))
+        for number, run in product(range(4), pair):
+            run.step(wrong=number == 1 and "nonfinite" in settings)
+        compare(*pair, f"{name}, {settings}", bound=1e-9 if dtype == torch.float64 else 0.0)
+    for name in ("Muon", "SOAP"):
+        pair = both(maker(name, {}), ((4, 3, 2), (2, 4, 1)), torch.float64, mesh, Shard(2))
+        for _, run in product(range(2), pair):
             run.step()
-        assert all(map(torch.equal, pair[1].parts(), again.parts())), f"{rule.__name__}: loaded"
+        compare(*pair, f"{name}, the last of three dimensions", bound=0.0 if name == "SOAP" else None)
+
+
+def nothing(mesh: DeviceMesh) -> None:
+    """Parameters without an element are stepped: nothing of them changes, and others are as without them."""
+    for name, placement in product(("Muon", "NorMuon", "Adafactor", "SOAP", "KLSOAP"), (Shard(0), Shard(1))):
+        pair = both(maker(name, {}), ((0, 5), (6, 5), (5, 0)), torch.float64, mesh, placement)
+        for _, run in product(range(2), pair):
+            run.step()
+        one, other = (run.params[1].detach() for run in pair)
+        close(one, whole(other), f"{name}, beside nothing", bound=1e-9)
+        for number, part in enumerate(pair[1].params):
+            state = pair[1].optimizer.state[part]
+            assert all(whole(x).isfinite().all() for x in state.values()), (name, number)
 
 
 def kinds(mesh: DeviceMesh) -> None:
@@ -523,24 +609,22 @@ def failing_products(mesh: DeviceMesh) -> None:
     run = Run(muon(nonfinite="skip"), (*LARGE, (8, 8)), torch.float64, mesh, [Shard(0)])
     run.step()
     weights = [local(param).detach().clone() for param in run.params]
-    compute = SharedRooms._compute
+    compute = Rooms.run
 
     def lacking(*args: Any) -> None:
         if dist.get_rank() == dist.get_world_size() - 1:
             raise MemoryError("no memory is left")
         compute(*args)
 
-    SharedRooms._compute = lacking  # type: ignore[method-assign]
     try:
-        run.step()
+        with patch.object(Rooms, "run", lacking):
+            run.step()
     except MemoryError as error:
         assert dist.get_rank() == dist.get_world_size() - 1 and "left" in str(error)
     except RuntimeError as error:
         assert dist.get_rank() < dist.get_world_size() - 1 and "in the middle of this step" in str(error)
     else:
         raise AssertionError("nothing was raised")
-    finally:
-        SharedRooms._compute = compute  # type: ignore[method-assign]
     assert all(map(torch.equal, weights, (local(param) for param in run.params)))
     run.step()
     assert not any(map(torch.equal, weights, (local(param) for param in run.params)))
@@ -624,15 +708,18 @@ def refusals(mesh: DeviceMesh) -> None:
         with raises(*words, "parameter 0 of group 0", "DTensor"):
             optimizer.step()
 
-    for rule, placement, words in (
-        (Sides, Shard(0), "squares"), (Sides, Shard(1), "squares"), (Ranks, Shard(0), "compares rows"),
-    ):  # fmt: skip
-        refused(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), mesh, [placement], words)
+    refused(lambda params: steprule.Optimizer.of(Ranks)(params), mesh, [Shard(0)], "compares rows")
     refused(muon(), mesh, [Partial()], "added up")
+    with raises("has squares beside a stack of matrices", "DTensor"):
+        stacked = type("Stacked", (Sides,), {"stacks": True})
+        steprule.Optimizer.of(stacked)([torch.nn.Parameter(distribute_tensor(torch.ones(4, 8, 8), mesh, [Shard(0)]))])
+    with patch.object(gpu, "DEVICES", {"cpu"}):
+        refused(squared("SOAP"), mesh, [Shard(0)], "squares beside a matrix", "on CPUs only")
     refused(muon(), mesh, [_StridedShard(0, split_factor=2)], "one stretch")
     if dist.get_world_size() == 4:
         square = init_device_mesh("cpu", (2, 2))
-        refused(muon(), square, [Shard(0), Shard(1)], "not along 2")
+        for make in (muon(), squared("SOAP")):
+            refused(make, square, [Shard(0), Shard(1)], "not along 2")
         refused(muon(), square, [_StridedShard(0, split_factor=2), Shard(0)], "not along 2")
 
 
@@ -757,6 +844,10 @@ def two(flat: DeviceMesh) -> None:
     sides(flat, Shard(1))
     kinds(flat)
     views(flat)
+    squares(flat, Shard(0))
+    squares(flat, Shard(1), names=("KLSOAP", "ASGO"))
+    around_squares(flat)
+    nothing(flat)
     some_gradients(flat)
     disagreements(flat)
     other_dtypes(flat)
@@ -781,6 +872,9 @@ def four(flat: DeviceMesh) -> None:
     sides(square, Shard(0), Shard(1))
     sides(square, Shard(1), Replicate())
     sides(flat, Shard(0))
+    squares(flat, Shard(0))
+    squares(square, Replicate(), Shard(0))
+    squares(square, Shard(1), Replicate(), names=("KLSOAP", "ASGO"))
     two_meshes(flat, square)
     faults_of_meshes(flat, square)
     beside_vectors(flat, square, [Replicate(), Shard(0)])

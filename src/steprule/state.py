@@ -23,6 +23,10 @@ Extent = Literal["elements", "scalar", "rows", "cols", "left", "right"]
 column, or a matrix of m x m at its left or of n x n at its right."""
 
 
+SQUARES = ("left", "right")
+"""The extents of squares."""
+
+
 def matrix_shape(shape: Sequence[int], stacks: bool) -> tuple[int, ...]:
     """The shape of the matrix that a tensor is: a vector is one row, and what has more dimensions than two has a row for each index of the first.
 
@@ -86,7 +90,7 @@ def first_array(rule: Any, name: str, param: Any, hyper: Mapping[str, Any]) -> N
     import numpy as np
 
     first, shape = rule.begins_at(name, param, hyper), state_shape(rule, name, param.shape, hyper)
-    if rule.states[name].extent in ("left", "right"):
+    if rule.states[name].extent in SQUARES:
         first = first * np.eye(shape[-1])
     return np.broadcast_to(np.asarray(first, np.float64), shape).copy()
 
@@ -158,7 +162,7 @@ class State:
             ("dtype", self.dtype in (None, "step"), "None for float64, or 'step' for step's dtype"),
             ("dtype", is_scalar or self.dtype is None, "only a scalar state has a dtype of its own"),
             ("most", isinstance(self.most, (str, type(None))), "a hyperparameter's name or None"),
-            ("most", self.extent in ("left", "right") or self.most is None, "only a square has a longest side"),
+            ("most", self.extent in SQUARES or self.most is None, "only a square has a longest side"),
         ):
             if not is_right:
                 raise RuleError(f"State({what}={getattr(self, what)!r}): {hint}")

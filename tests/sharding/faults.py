@@ -50,7 +50,7 @@ SUMS: dict[str, tuple[dict[str, Any], Place, str]] = {
 PRODUCTS: dict[str, Place] = {
     "before the exchange": (Planned, "put", at_level(0)),
     "the pass of the exchange": (Planned, "run", at_level(1)),
-    "the exchange": (SharedRooms, "_unpacked", always),
+    "the exchange": (SharedRooms, "_own_rooms", always),
 }
 
 

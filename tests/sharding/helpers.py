@@ -17,7 +17,12 @@ HAS_FSDP = hasattr(torch.cpu.Stream, "record_event")
 """Whether fully_shard takes models on the CPU; that of torch 2.6 does not."""
 ROWS = ((9, 256), (5, 64), (7,))
 SPARSE = {"SparseAdam"}
-RULE_SETTINGS: dict[str, dict[str, Any]] = {"SGD": {"lr": 0.1, "momentum": 0.9}}
+SQUARED = ("SOAP", "Shampoo", "KLShampoo", "KLSOAP", "ASGO", "SPlus", "PSGDKron")
+"""Rules with squares beside matrices."""
+RULE_SETTINGS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.1, "momentum": 0.9},
+    **{name: {"lr": 0.05, "precondition_frequency": 3} for name in SQUARED},
+}
 Way = tuple[Any, Sequence[Any]]
 """A mesh and the placements on it."""
 

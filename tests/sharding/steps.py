@@ -35,8 +35,6 @@ from steprule.trace.tracing import program_of
 
 SIDES = ("Adafactor", "CAME", "SM3", "AdamMini", "Mano", "NorMuon", "MuonEq")
 """Rules with numbers of rows or columns."""
-WHOLE_MATRICES = {"ASGO", "KLShampoo", "KLSOAP", "PSGDKron", "Shampoo", "SOAP", "SPlus"}
-"""Rules that are refused however a matrix is cut: they have squares beside it."""
 
 
 def rules(ways: Sequence[Way], elementwise: bool = True) -> None:
@@ -55,7 +53,7 @@ def rules(ways: Sequence[Way], elementwise: bool = True) -> None:
         adds_up = program.sums or program.sees_matrix
         for mesh, placements in ways if adds_up else ways[:1] if elementwise else ():
             cuts = [place for place in placements if isinstance(place, Shard)]
-            if name in WHOLE_MATRICES or name == "Dion2" or (program.matrices and len(cuts) > 1):
+            if name == "Dion2" or (program.matrices and len(cuts) > 1):
                 words = "compares rows or columns" if name == "Dion2" and len(cuts) == 1 else "looks at whole"
                 params = [torch.nn.Parameter(distribute_tensor(torch.ones(6, 5), mesh, placements))]
                 refused(partial(maker(name, {}), params), ValueError, f"{name} {words}", "is a DTensor")

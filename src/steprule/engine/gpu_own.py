@@ -16,7 +16,7 @@ from steprule.engine.gpu_launch import Launch, on
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination, GpuReading
 from steprule.engine.gpu_sides import GpuEvaluation, GpuSides
-from steprule.engine.matrices import Rooms
+from steprule.engine.matrices import BesideRooms
 from steprule.engine.run import SideSums, Sums, summed
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
@@ -74,7 +74,7 @@ class GpuPlanned:
         states: Mapping[str, Sequence[Tensor]],
         sizes: Sequence[int] | None = None,
         shapes: Sequence[Sequence[int]] = (),
-        rooms: Rooms | None = None,
+        rooms: BesideRooms | None = None,
         sides: GpuSides | None = None,
         extents: Mapping[str, Extent] | None = None,
         cut: Collection[Extent] = (),
@@ -184,7 +184,9 @@ class GpuPlanned:
         if self.rooms is not None and now is not None and now.matrices:
             settings = self._plan.settings(self._settings)
             known = b"".join(x.tobytes() for x in settings.values())
-            self.rooms.run(now.matrices, Evaluation(settings), known, self._squares)
+            self.rooms.run(now, Evaluation(settings), known, self._squares)
+        if self.rooms is not None and level == self.program.last_joined:
+            self.rooms.forget()
 
     def awaited(self, level: int, turn: int) -> Sums:
         """Zeros in the place of what other processes wait for."""

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from steprule.engine.squares import SquareRooms
 from steprule.engine.workspace import workspace
 from steprule.trace.expression import Expression
-from steprule.trace.program import IN_PLACE, Matrix, Program, Squares
+from steprule.trace.program import IN_PLACE, Level, Matrix, Program, Squares
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +65,37 @@ def fits_passes(program: Program, view: str | None, shapes: Sequence[tuple[int, 
     return is_plain or (len(shapes) == 1 and not needs_rows and (is_one or not adds_up))
 
 
+class BesideRooms(Protocol):
+    """The matrices that lie between a plan's passes, and the squares beside them, as a step asks for them.
+
+    Attributes:
+        key: what must be the same in all processes, where these have parts; None where matrices are whole.
+    """
+
+    key: Any
+
+    def addresses(self, name: str) -> list[int]:
+        """Where what passes store and read of each tensor's matrix begins."""
+
+    def select(self, active: np.ndarray) -> None:
+        """As the plan's."""
+
+    def run(self, now: Level, value: Callable[[Expression], Any], settings: bytes, measured: Mapping[str, Any]) -> None:
+        """Computes functions of a level's matrices in their place, and what there is to compute of squares.
+
+        Args:
+            now: the level, whose pass has stored matrices.
+            value: what an expression is for each active tensor, or one number for all.
+            settings: what is the same as in the last step where all such values are.
+            measured: for those functions that want it, the sum of the squares of what they are of, for each active tensor.
+        """
+
+    def forget(self) -> None:
+        """Drops what one level has left for another: a step begins, or has come to the end of them."""
+
+
 class Rooms:
-    """The matrices of a plan, those of one shape in one stack.
+    """The matrices of a plan, those of one shape in one stack: `BesideRooms`.
 
     Args:
         dtypes: of each function of matrices, by name.
@@ -75,9 +104,7 @@ class Rooms:
         shared: those that take the memory of others, which dtypes lack.
         memory: `size_of` bytes or more that others use before and after a step. Default: their own.
         view: how all of them are seen as matrices.
-
-    Attributes:
-        key: what must be the same in all processes, where these have parts.
+        chosen: the places of the tensors whose matrices are here. Default: all.
     """
 
     key: Any = None
@@ -91,15 +118,18 @@ class Rooms:
         shared: Mapping[str, str] | None = None,
         memory: Tensor | None = None,
         view: str | None = None,
+        chosen: Sequence[int] | None = None,
     ) -> None:
         import torch
 
+        chosen = range(len(shapes)) if chosen is None else chosen
         if memory is None:
-            memory = torch.empty(self.size_of(dtypes, shapes), dtype=torch.uint8, device=device)
+            size = self.size_of(dtypes, [shapes[number] for number in chosen])
+            memory = torch.empty(size, dtype=torch.uint8, device=device)
         self._shapes, self._shared, self._view = shapes, shared or {}, view
         self._members: dict[tuple[int, ...], list[int]] = {}
-        for number, shape in enumerate(shapes):
-            self._members.setdefault(shape, []).append(number)
+        for number in chosen:
+            self._members.setdefault(shapes[number], []).append(number)
         self._stacks: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         start = 0
         for name, dtype in dtypes.items():
@@ -114,7 +144,7 @@ class Rooms:
     def keep_squares(
         self,
         squares: Sequence[Squares | None],
-        states: Mapping[str, Sequence[Tensor]],
+        states: Mapping[str, Any],
         places: Sequence[int],
         dtype: torch.dtype,
     ) -> None:
@@ -134,13 +164,18 @@ class Rooms:
             _aligned(n * math.prod(shape) * dtype.itemsize) for dtype in dtypes.values() for shape, n in counts.items()
         )
 
+    def matrices(self, name: str) -> dict[int, Tensor]:
+        """Each tensor's matrix."""
+        return {
+            number: one
+            for shape, members in self._members.items()
+            for number, one in zip(members, self._stack(name, shape), strict=True)
+        }
+
     def addresses(self, name: str) -> list[int]:
         """Where each tensor's matrix begins."""
-        found = [0] * self._count
-        for shape, members in self._members.items():
-            for number, one in zip(members, self._stack(name, shape), strict=True):
-                found[number] = one.data_ptr()
-        return found
+        every = self.matrices(name)
+        return [every[number].data_ptr() for number in range(self._count)]
 
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
@@ -149,46 +184,33 @@ class Rooms:
         if self.square_rooms is not None:
             self.square_rooms.select(active)
 
-    def run(
-        self,
-        functions: Mapping[str, Matrix],
-        value: Callable[[Expression], Any],
-        settings: bytes,
-        squares: Mapping[str, Any],
-    ) -> None:
-        """Computes functions of matrices in their place.
-
-        Args:
-            functions: by name.
-            value: what an expression is for each active tensor, or one number for all.
-            settings: what is the same as in the last step where all such values are.
-            squares: for those functions that want it, the sum of the squares of what they are of, for each active tensor.
-        """
+    def run(self, now: Level, value: Callable[[Expression], Any], settings: bytes, measured: Mapping[str, Any]) -> None:
+        """See `BesideRooms`."""
         if settings != self._settings:
             self._settings, self._calls = settings, {}
-        for name, one in functions.items():
+        for name, one in now.matrices.items():
             if one.op not in IN_PLACE:
                 continue
             if name not in self._calls:
-                self._calls[name] = self._made(name, one, value, self._members, self._stacks)
+                self._calls[name] = self._made(name, one, value)
             for call in self._calls[name]:
-                call(squares.get(name))
+                call(measured.get(name))
+        if self.square_rooms is not None and now.squares is not None:
+            self.square_rooms.run(now.squares, value)
 
-    def _made(
-        self,
-        name: str,
-        one: Matrix,
-        value: Callable[[Expression], Any],
-        members: Mapping[tuple[int, ...], Sequence[int]],
-        stacks: Mapping[tuple[str, tuple[int, ...]], Tensor],
-    ) -> list[_Call]:
-        """What computes a function of stacks of matrices, whose members are these tensors, in their place."""
+    def forget(self) -> None:
+        """See `BesideRooms`."""
+        if self.square_rooms is not None:
+            self.square_rooms.forget()
+
+    def _made(self, name: str, one: Matrix, value: Callable[[Expression], Any]) -> list[_Call]:
+        """What computes a function of matrices in their place."""
         numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
         made = []
-        for shape, own in members.items():
+        for shape, own in self._members.items():
             for start, end, settings in self._runs(own, numbers):
                 make = partial(_MAKERS[one.op], settings)
-                for chosen, part, is_one in _seen(stacks[name, shape][start:end], self._view):
+                for chosen, part, is_one in _seen(self._stack(name, shape)[start:end], self._view):
                     places = self._places[own[start:end]][chosen] if is_one else None
                     made.append(_Call(_compute_of(make, part, one.is_part), part, places))
         return made
@@ -231,7 +253,7 @@ class _Call:
     places: np.ndarray | None
 
     def __call__(self, squares: Any) -> None:
-        """Computes it; squares are what `Rooms.run` takes."""
+        """Computes it; squares are sums as `BesideRooms.run` takes them."""
         if squares is None or self.places is None:
             self.compute(self.stack, None)
         elif isinstance(squares, np.ndarray):

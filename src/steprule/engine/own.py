@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from steprule.engine.matrices import Rooms
+from steprule.engine.matrices import BesideRooms
 from steprule.engine.reading import Reading
 from steprule.engine.run import SideSums, Sums, summed
 from steprule.engine.sides import HostEvaluation, Sides
@@ -44,7 +44,7 @@ class Planned:
         threads: Callable[[], int],
         sizes: Sequence[int] | None = None,
         shapes: Sequence[Sequence[int]] = (),
-        rooms: Rooms | None = None,
+        rooms: BesideRooms | None = None,
         sides: Sides | None = None,
         extents: Mapping[str, Extent] | None = None,
         cut: Collection[Extent] = (),
@@ -80,6 +80,8 @@ class Planned:
         """Counts their steps, and forgets what held for the last."""
         self._kernel.count(self._plan)
         self.__dict__.pop("_evaluation", None)
+        if self.rooms is not None:
+            self.rooms.forget()
 
     @cached_property
     def _evaluation(self) -> Evaluation:
@@ -147,10 +149,10 @@ class Planned:
             return
         now, rooms = self.program.levels[level], self.rooms
         assert rooms is not None
-        if now.matrices:
-            rooms.run(now.matrices, self._value, self._plan.hyper[:, self._settings].tobytes(), self._squares)
-        if rooms.square_rooms is not None and now.squares is not None:
-            rooms.square_rooms.run(now.squares, self._value)
+        if now.matrices or now.squares is not None:
+            rooms.run(now, self._value, self._plan.hyper[:, self._settings].tobytes(), self._squares)
+        if level == self.program.last_joined:
+            rooms.forget()
 
     def awaited(self, level: int, turn: int) -> Sums:
         """Zeros in the place of what other processes wait for."""

@@ -29,7 +29,7 @@ class SquareRooms:
 
     Args:
         squares: of each level, None where it has none.
-        states: for each state that is a square that of each tensor.
+        states: for each state that is a square that of each tensor, by the tensor's number.
         places: of each tensor its place among the optimizer's, by which `every` goes.
         dtype: what all matrices are computed in.
         shapes: of each tensor as a matrix.
@@ -40,7 +40,7 @@ class SquareRooms:
     def __init__(
         self,
         squares: Sequence[Squares | None],
-        states: Mapping[str, Sequence[Tensor]],
+        states: Mapping[str, Any],
         places: Sequence[int],
         dtype: torch.dtype,
         shapes: Sequence[tuple[int, ...]],
@@ -59,6 +59,10 @@ class SquareRooms:
         self.turns = np.cumsum(active) - 1  # of each tensor its place among active ones
         self._groups = [*self._grouped(active)]
         self._views: dict[tuple[str, int, int], Tensor] = {}
+
+    def forget(self) -> None:
+        """Drops what later levels of a step would have needed that has not come to them."""
+        self._later = {}
 
     def _grouped(self, active: np.ndarray) -> Iterator[list[int]]:
         """The active tensors that go through products at once."""

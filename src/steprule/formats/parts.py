@@ -12,14 +12,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steprule.state import Extent, matrix_shape
+from steprule.state import SQUARES, Extent, matrix_shape
 
 _DTENSOR = "torch.distributed.tensor"  # imported by those who use it
+
+
+_WHOLE = "_steprule_whole"
 
 
 def is_sharded(x: Any) -> bool:
     """Whether x is a DTensor."""
     return _DTENSOR in sys.modules and isinstance(x, sys.modules[_DTENSOR].DTensor)
+
+
+def whole_of(part: Tensor) -> Tensor:
+    """The DTensor that a part belongs to; any other tensor is the whole itself."""
+    return getattr(part, _WHOLE, part)
+
+
+def mark_part(part: Tensor, whole: Tensor) -> None:
+    """Makes a tensor a part of a DTensor."""
+    setattr(part, _WHOLE, whole)
+
+
+def detached(param: Tensor) -> Tensor:
+    """A tensor in the same memory without what autograd knows of it, and a part of the same DTensor."""
+    own = param.detach()
+    if whole_of(param) is not param:
+        mark_part(own, whole_of(param))
+    return own
 
 
 class MeshCut(NamedTuple):
@@ -48,13 +69,32 @@ def sides_cut(param: Any) -> frozenset[Extent]:
     return frozenset(side_of(param.dim(), cut.placement.dim) for cut in cuts_of(param))
 
 
+def stretch(length: int, count: int, rank: int) -> range:
+    """Which of so many rows the rank-th of so many processes has: all have as many, but for the last of those that have some.
+
+    >>> [stretch(5, 4, rank) for rank in range(4)]
+    [range(0, 2), range(2, 4), range(4, 5), range(5, 5)]
+    """
+    step = -(-length // count)
+    return range(min(rank * step, length), min((rank + 1) * step, length))
+
+
+def square_rows(whole: Any, side: int) -> range:
+    """Which rows of a square are here, beside a DTensor of which processes along one dimension of a mesh have parts."""
+    (cut,) = cuts_of(whole)
+    return stretch(side, cut.mesh.size(cut.axis), cut.mesh.get_local_rank(cut.axis))
+
+
 def placements_beside(whole: Any, extent: Extent) -> list[Any]:
-    """How a state of rows, columns or squares is cut beside a DTensor: (rows, 1) as the rows are, and (1, columns) as these are."""
-    made, goal = sys.modules[_DTENSOR], 0 if extent == "rows" else 1
+    """How a state of rows, columns or squares is cut beside a DTensor: (rows, 1) as the rows are, (1, columns) as these are,
+    and squares by their rows wherever the DTensor is cut."""
+    made, goal = sys.modules[_DTENSOR], 1 if extent == "cols" else 0
     found = []
     for place in whole.placements:
         dim = getattr(place, "dim", None)
-        if dim is None or side_of(whole.dim(), dim) != extent:
+        if extent in SQUARES:
+            found.append(made.Replicate() if dim is None else made.Shard(goal))
+        elif dim is None or side_of(whole.dim(), dim) != extent:
             found.append(made.Replicate())
         elif dim == goal:
             found.append(place)
@@ -100,8 +140,9 @@ def cut_like(whole: Any, part: Tensor, extent: Extent = "elements") -> Tensor:
     shape, stride, placements = whole.shape, whole.stride(), whole.placements
     if extent != "elements":
         placements, (rows, cols) = placements_beside(whole, extent), matrix_shape(shape, stacks=False)
-        is_cut = any(hasattr(place, "dim") for place in placements)
-        shape = torch.Size((rows, 1) if extent == "rows" else (1, cols)) if is_cut else part.shape
+        square = (part.shape[-1], part.shape[-1])
+        whole_shape = {"rows": (rows, 1), "cols": (1, cols)}.get(extent, square)
+        shape = torch.Size(whole_shape) if cuts_of(whole) else part.shape
     elif part.shape != whole._local_tensor.shape:
         shape = torch.Size([whole.shape[0], part.shape[-1]])
     if shape is not whole.shape:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from steprule.engine import gpu
 from steprule.engine.matrices import fits_passes
 from steprule.formats.parts import cuts_of, is_sharded, sides_cut
 from steprule.optimizer.core import Core
@@ -223,10 +224,13 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         ):
             needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
             yield needs, "Leave out the view, or step this one by a rule that needs products only, such as Muon"
-        elif not program.by_passes or program.has_squares:
-            yield f"{name} looks at whole matrices, beside which it has squares", _ELEMENTWISE
-        elif program.last.sides and core.rule.stacks and param.dim() > 2:
-            yield f"{name} looks at rows and columns of a stack of matrices", _ELEMENTWISE
+        elif not program.by_passes:
+            yield f"{name} looks at whole matrices, and its formula is none that kernels compute", _ELEMENTWISE
+        elif program.has_squares and gpu.serves(param.device):
+            yield f"{name} has squares beside a matrix, and those of parts are computed on CPUs only", _ELEMENTWISE
+        elif (program.last.sides or program.has_squares) and core.rule.stacks and param.dim() > 2:
+            beside = "has squares" if program.has_squares else "looks at rows and columns"
+            yield f"{name} {beside} beside a stack of matrices", _ELEMENTWISE
         elif program.last.sides and param.dim() > 2 and any(cut):
             rows = f"{name} looks at rows and columns, of which a tensor of {param.dim()} dimensions has stretches where it is cut along the first"
             yield rows, f"Cut it so, as fully_shard() does. {_ELEMENTWISE}"

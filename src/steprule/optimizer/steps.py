@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.team import torch_alone
-from steprule.formats.parts import local
+from steprule.formats.parts import local, whole_of
 from steprule.optimizer.agreement import Agreement
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
@@ -30,7 +30,6 @@ from steprule.tensors.fingerprint import DisagreementError
 from steprule.tensors.memory import is_abstract
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
-from steprule.tensors.totals import whole_of
 
 
 class Steps:

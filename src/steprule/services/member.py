@@ -11,12 +11,11 @@ from torch import Tensor
 
 from steprule.engine.run import Sums, Work
 from steprule.formats import row_length
+from steprule.formats.parts import whole_of
 from steprule.services.clip import ClipAdaptive
-from steprule.tensors.totals import whole_of
 
 COLUMNS = ("total_grad", "total_update", "total_param", "total_lost", "top_grad", "top_update", "top_param")
 """What telemetry wants of each, in its order."""
-
 
 _PLACE, _FREE = attrgetter("place"), attrgetter("free")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from steprule.engine.cpu import Kernel
-from steprule.engine.matrices import Rooms
+from steprule.engine.matrices import BesideRooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.engine.reading import Reading, norms
@@ -48,7 +48,7 @@ class PlanWork(ABC):
     join: Callable[[int], None]
     awaited: Callable[[int, int], Sums]
     in_turn = False
-    rooms: Rooms | None = None
+    rooms: BesideRooms | None = None
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.formats.parts import cuts_of
+from steprule.formats.parts import cuts_of, detached, whole_of
 from steprule.rule import Rule
 from steprule.step.job import Job
 from steprule.step.kind import ZERO, Kind, look_of
@@ -27,7 +27,6 @@ from steprule.tensors.state import (
     weight_arrays,
     wrong_step,
 )
-from steprule.tensors.totals import whole_of
 
 Kinds = dict[tuple[Any, ...], Kind]
 
@@ -79,7 +78,7 @@ class Entry:
         tensors = (self.param, self.grad, self.low_bits) if self.low_bits is not None else (self.param, self.grad)
         looks = tuple(map(look_of, (*tensors, *self.state.values())))
         whole = whole_of(self.param)
-        look = (self.number, len(tensors), whole.shape, tuple(cuts_of(whole)), *self.state, *looks)
+        look = (self.number, len(tensors), whole.shape, *cuts_of(whole), *self.state, *looks)
         kind = kinds.get(look) if None not in looks else None
         if kind is None:
             kind = Kind(job, self.group, self.param, self.state, self.low_bits, self.who)
@@ -174,7 +173,7 @@ class Entry:
             for number in (*(["step"] if kind.keeps_step else []), *kind.scalar_states):
                 if number in self.state:
                     self.state[number] = self.state[number].to(self.param.device)
-        begun = self.param if self.group.get("differentiable") else self.param.detach()  # which autograd is to see
+        begun = self.param if self.group.get("differentiable") else detached(self.param)  # which autograd is to see
         for name in kind.names:  # in update's order, which is torch.optim's
             if name is None or kept(self.state, name) is not None:
                 continue

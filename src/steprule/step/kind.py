@@ -13,12 +13,11 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 from steprule.engine import cpu, gpu
 from steprule.engine.matrices import fits_passes, room_dtype
 from steprule.formats import FORMATS, row_length, weight_format
-from steprule.formats.parts import cuts_of, sides_cut
+from steprule.formats.parts import cuts_of, sides_cut, whole_of
 from steprule.state import matrices_of, matrix_shape, no_matrix
 from steprule.step.job import Job
 from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
-from steprule.tensors.totals import whole_of
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.extent import KEPT, Extent
 from steprule.trace.program import COL, Program
@@ -192,23 +191,17 @@ class Kind:
             formats[AVERAGE] = average_format(self.group.get("weights"), dtype)
         return formats
 
-    def _keeps_squares(self, param: Tensor, state: dict[str, Any]) -> bool:
-        """Whether squares can be computed beside a matrix between passes."""
-        kept = [x for name in self.names if name in self.rule.side_states and isinstance(x := state.get(name), Tensor)]
-        is_plain = not gpu.serves(param.device) and len(matrix_shape(param.shape, self.rule.stacks)) == 2
-        return (
-            is_plain and bool(param.numel()) and all(is_readable(x, param.device) and x.is_contiguous() for x in kept)
-        )
-
-    def _keeps_sides(self, param: Tensor, state: dict[str, Any]) -> bool:
-        """Whether passes can compute with numbers of rows and columns."""
+    def _keeps_beside(self, program: Program, param: Tensor, state: dict[str, Any]) -> bool:
+        """Whether there is an element at all, and passes can compute with what a matrix has beside it: rows, columns and squares."""
         beside = [
             x for name in self.names if name in self.rule.side_states and isinstance(x := state.get(name), Tensor)
         ]
+        on_gpu = gpu.serves(param.device)
+        fits_sides = (gpu.TAKES_ROWS or not on_gpu) and self._served().factor != "row"
         return (
-            (gpu.TAKES_ROWS or not gpu.serves(param.device))
+            (fits_sides or not program.last.sides)
+            and not (on_gpu and program.has_squares)
             and len(matrix_shape(param.shape, self.rule.stacks)) == 2
-            and self._served().factor != "row"
             and bool(whole_of(param).numel())
             and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)
         )
@@ -238,9 +231,7 @@ class Kind:
         program = program_of(self.rule, self.group)
         if not program.by_passes or not self._sees_rows(program, param):
             return False
-        if program.last.sides and not self._keeps_sides(param, state):
-            return False
-        if program.has_squares and not self._keeps_squares(param, state):
+        if (program.last.sides or program.has_squares) and not self._keeps_beside(program, param, state):
             return False
         on_gpu = gpu.serves(param.device)
         if param.device.type != "cpu" and not on_gpu:

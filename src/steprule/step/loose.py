@@ -14,7 +14,7 @@ from steprule.engine.eager import EagerStep
 from steprule.engine.run import Complete, Sums, alone, find_numbers, summed
 from steprule.engine.whole import WholeStep
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
-from steprule.formats.parts import cuts_of
+from steprule.formats.parts import cuts_of, whole_of
 from steprule.hyper import multiplied
 from steprule.kernels.source import tally_of
 from steprule.services.clip import ClipAdaptive, ClipValue
@@ -25,7 +25,6 @@ from steprule.step.entry import Entry
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
-from steprule.tensors.totals import whole_of
 from steprule.trace.norms import Norm
 from steprule.trace.program import Program
 from steprule.trace.tracing import program_of
@@ -48,7 +47,8 @@ class Loose(Member):
     def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
         super().__init__(*entry.described())
         program = program_of(entry.rule, entry.group)
-        if cuts_of(whole_of(self.param)) and program.sees_matrix:
+        whole = whole_of(self.param)
+        if cuts_of(whole) and program.sees_matrix and whole.numel():
             raise RuntimeError(
                 f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
                 "of parameter, gradient and states must be contiguous, and listed once; on a GPU, numbers of rows or columns need kernels "

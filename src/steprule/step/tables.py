@@ -11,22 +11,22 @@ from torch import Tensor
 
 from steprule.engine import gpu
 from steprule.engine.gpu_plan import GpuPlan
-from steprule.engine.matrices import Rooms
+from steprule.engine.matrices import BesideRooms, Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.engine.run import Complete, alone
 from steprule.engine.sides import Places, Sides
 from steprule.formats import FORMATS, row_length
+from steprule.formats.parts import whole_of
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
 from steprule.state import matrices_of, matrix_shape
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
+from steprule.tensors.beside import side_dtype
 from steprule.tensors.exchange import SharedRooms
-from steprule.tensors.memory import side_dtype
 from steprule.tensors.numbering import numbering_of
-from steprule.tensors.totals import whole_of
 from steprule.trace.extent import KEPT
 from steprule.trace.program import ROW
 
@@ -75,19 +75,23 @@ class Bucket:
         return bool(active.any())
 
 
-def rooms_of(kernel: AnyKernel, bucket: list[Entry], memory: Tensor | None, complete: Complete) -> Rooms | None:
+def rooms_of(kernel: AnyKernel, bucket: list[Entry], memory: Tensor | None, complete: Complete) -> BesideRooms | None:
     """The matrices that lie between a kernel's passes, if there are any."""
     matrices, kind = kernel.program.matrices, bucket[0].kind
     if not matrices:
         return None
     dtypes, places = dtypes_of(kernel, bucket), [entry.place for entry in bucket]
+    same = {name: one.place for name, one in matrices.items() if one.place}
+    states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.square_states}
+    squares = [level.squares for level in kernel.program.levels]
     if kind.cut is not None:
-        return SharedRooms(dtypes, [entry.param for entry in bucket], places, kind.rule.stacks, kind.view, complete)
-    shared = {name: one.place for name, one in matrices.items() if one.place}
-    rooms = Rooms(dtypes, list(map(room_of, bucket)), kind.device, shared, memory, kind.view)
+        parts = [entry.param for entry in bucket]
+        shared = SharedRooms(dtypes, parts, places, kind.rule.stacks, kind.view, complete, same)
+        if kernel.program.has_squares:
+            shared.keep_squares(squares, states, side_dtype(parts[0]))
+        return shared
+    rooms = Rooms(dtypes, list(map(room_of, bucket)), kind.device, same, memory, kind.view)
     if kernel.program.has_squares:
-        states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.square_states}
-        squares = [level.squares for level in kernel.program.levels]
         rooms.keep_squares(squares, states, places, side_dtype(bucket[0].param))
     return rooms
 
@@ -132,7 +136,7 @@ def matrix_of(entry: Entry) -> tuple[int, ...]:
 
 
 def numbers_of(
-    kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: Rooms | None, sides: Any
+    kernel: Any, plan: Plan | GpuPlan, bucket: list[Entry], rooms: BesideRooms | None, sides: Any
 ) -> Planned | GpuPlanned:
     """The numbers that tensors of a plan have for themselves."""
     states = {name: [entry.state[name] for entry in bucket] for name in kernel.program.numbers}
@@ -190,7 +194,7 @@ def plan_of(
     groups: list[dict[str, Any]],
     services: StepServices | None,
     rows: list[int],
-    rooms: Rooms | None,
+    rooms: BesideRooms | None,
     sides: Places | None,
 ) -> Plan | GpuPlan:
     """The plan of kernels for the parameters of a bucket."""

@@ -171,7 +171,9 @@ def find_shared(written: Sequence[tuple[str, Tensor]], grads: Sequence[tuple[str
 
 
 def layout(x: Tensor) -> list[tuple[int, int]]:
-    """x's sizes and strides, but for dimensions of size 1, whose strides say nothing."""
+    """x's sizes and strides, but for dimensions of size 1 and where there is no element, whose strides say nothing."""
+    if not x.numel():
+        return []
     return [(size, stride) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
 
 
@@ -179,6 +181,8 @@ def is_dense(x: Tensor) -> bool:
     """Whether x fills one stretch of memory, each place once, in whatever order of dimensions."""
     if x.layout is not torch.strided:
         return False
+    if not x.numel():
+        return True
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size > 1:
@@ -191,15 +195,3 @@ def is_dense(x: Tensor) -> bool:
 def dtype_name(dtype: torch.dtype) -> str:
     """As formats are called: "float32"."""
     return str(dtype).removeprefix("torch.")
-
-
-def side_dtype(param: Tensor) -> torch.dtype:
-    """What is kept of rows, columns and squares."""
-    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def side_of(param: Tensor, shapes: Sequence[tuple[int, ...]], number: float, is_square: bool) -> Tensor:
-    """This number for each row or column, or times the identity; what has several shapes follows each other."""
-    every = [torch.full(shape, number, dtype=side_dtype(param), device=param.device) for shape in shapes]
-    every = [one.tril_().triu_() for one in every] if is_square else every
-    return every[0] if len(every) == 1 else torch.cat([one.reshape(-1) for one in every])

@@ -9,8 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from steprule.formats import Numbering
-from steprule.formats.parts import is_sharded, local
-from steprule.tensors.totals import whole_of
+from steprule.formats.parts import is_sharded, local, whole_of
 
 
 def numbering_of(param: Tensor) -> Numbering | None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from steprule.formats.parts import cut_like, is_sharded, local
+from steprule.formats.parts import cut_like, is_sharded, local, mark_part
 from steprule.state import Extent
-from steprule.tensors.totals import Totals, mark_part
+from steprule.tensors.totals import Totals
 
 
 def cut_dimensions(param: Tensor) -> list[int]:

@@ -19,8 +19,8 @@ from steprule.formats import FORMATS, SUFFIXES, Numbering, dither, exponent_shap
 from steprule.formats.parts import cut_as, is_sharded
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
-from steprule.state import matrices_of, side_shape, state_shape
-from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, side_dtype, side_of, too_short
+from steprule.tensors.beside import begin_beside, shape_beside, side_dtype
+from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -141,7 +141,7 @@ def misfit(
         if isinstance(state.get(name), Tensor) and state[name].numel() != 1:
             return f"the state {name} of {who} has the shape {state[name].shape}, not one number"
     for name in rule.side_states:
-        shape, value = state_shape(rule, name, param.shape, group, group.get("view")), state.get(name)
+        shape, value = shape_beside(rule, name, param, group), state.get(name)
         if isinstance(value, Tensor) and (value.shape != shape or not value.is_floating_point()):
             return f"the state {name} of {who} is {value.dtype} of shape {tuple(value.shape)} and must be floating point of shape {shape}"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
@@ -344,9 +344,7 @@ def begin_state(
         fresh = torch.empty((), **{**step_options(group, param), **like})
         state[name] = fresh.copy_(_filled(fresh, first))
     elif name in rule.side_states:
-        seen, is_square = group.get("view"), rule.states[name].extent in ("left", "right")
-        shapes = [side_shape(rule, name, one, group) for one in matrices_of(param.shape, rule.stacks, seen)]
-        state[name] = side_of(param, shapes, float(first), is_square)
+        state[name] = begin_beside(rule, name, param, group, float(first))
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))
     else:

@@ -18,24 +18,14 @@ import torch
 from torch import Tensor
 
 from steprule.engine.run import SideSums, Sums
+from steprule.formats.parts import whole_of
 from steprule.tensors.fingerprint import DisagreementError, Fingerprint, is_raised, said
 from steprule.tensors.reach import Reach, reaches_of, reduced
 from steprule.trace.extent import COLS, ELEMENTS, ROWS, Extent
 from steprule.trace.program import LARGEST
 
-_WHOLE = "_steprule_whole"
 _ONLY_COMPARED = ""
 """The name of sums where there are none, and processes only compare whose they would be."""
-
-
-def whole_of(part: Tensor) -> Tensor:
-    """The DTensor that a part belongs to; any other tensor is the whole itself."""
-    return getattr(part, _WHOLE, part)
-
-
-def mark_part(part: Tensor, whole: Tensor) -> None:
-    """Makes a tensor a part of a DTensor."""
-    setattr(part, _WHOLE, whole)
 
 
 class Totals:

@@ -72,12 +72,14 @@ class Squares:
         states: for each state that is a square its new value, in the rule's order.
         kept: the states that take their new values then, since nothing needs the old ones any more.
         later: the expressions that later `Squares` need as well, by identity.
+        read: the states that are squares whose old values are read then, and by none before.
     """
 
     made: Mapping[str, Expression] = field(default_factory=dict)
     states: Mapping[str, Expression] = field(default_factory=dict)
     kept: Mapping[str, Expression] = field(default_factory=dict)
     later: tuple[Expression, ...] = ()
+    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,12 @@ class Program:
     def matrices(self) -> Mapping[str, Matrix]:
         """All functions of matrices by name."""
         return {name: one for level in self.levels for name, one in level.matrices.items()}
+
+    @cached_property
+    def last_joined(self) -> int:
+        """The last level that computes something of matrices."""
+        joined = [number for number, one in enumerate(self.levels) if one.matrices or one.squares is not None]
+        return joined[-1] if joined else -1
 
     @cached_property
     def has_squares(self) -> bool:

@@ -123,6 +123,7 @@ class SquareCut:
                 states,
                 {name: self.states[name][1] for name, level in kept.items() if level == number},
                 tuple(one for one, last in walk.later.values() if walk.when[id(one)] <= number < last),
+                tuple(name for name in self.states if walk.first.get(name) == number),
             )
             if made or states or number in kept.values()
             else None
@@ -165,13 +166,14 @@ class _Walk:
 
     Attributes:
         when: of each expression after which reading it is computed.
-        reads: of each matrix and state after which reading it is read last.
+        first, reads: of each matrix and state after which reading it is read first, and last.
         later: of what is needed once more after later readings the last of those.
     """
 
     def __init__(self, made: Mapping[int, str], inputs: set[str]) -> None:
         self._made = made
         self.when: dict[int, int] = {}
+        self.first: dict[str, int] = {}
         self.reads: dict[str, int] = {}
         self.later: dict[int, tuple[Expression, int]] = {}
 
@@ -179,6 +181,7 @@ class _Walk:
         """Computes one after a reading; if only_now, a set of what is computed there, no one may count on it afterwards."""
         if node.op == "input" or node.op == "constant" or not _is_inner(node):
             for name in inputs_of(node):
+                self.first.setdefault(name, number)
                 self.reads[name] = max(self.reads.get(name, 0), number)
             return
         if id(node) in self.when or (only_now is not None and id(node) in only_now):
