@@ -228,7 +228,12 @@ def test_the_command(capsys, tmp_path):
         ({"claims": ["decay=double"]}, "--claim decay='double' must be one of coupled, decoupled, independent"),
         ({"claims": ["maximize=1"]}, "--claim 'maximize=1' must look like maximize"),
         ({"claims": ["state_bytes=few"]}, "--claim state_bytes=few must be a number"),
-        ({"expected": ["repeats_itself="]}, "--expect 'repeats_itself=' must look like CHECK=REASON"),
+        ({"expected": ["repeats_itself="]}, "--expect 'repeats_itself=' must look like repeats_itself=REASON"),
+        ({"expected": ["repeats_itselv=x"]}, "there is no check 'repeats_itselv'; did you mean 'repeats_itself'"),
+        (
+            {"reports": [Path("/nowhere/x.xml")]},
+            "--report /nowhere/x.xml cannot be written: there is no directory /nowhere",
+        ),
         ({"tiers": ["number"]}, "there is no tier 'number'; did you mean 'numbers'?"),
         ({"reports": [Path("r.html")]}, "--report r.html: the ending must be one of .json, .xml"),
     ],

@@ -75,14 +75,14 @@ def _arguments(subject: Subject) -> list[dict[str, object]]:
 @check("numbers", cases=_arguments)
 def uses_every_argument(make: Make, name: str, one: dict[str, object], other: dict[str, object]) -> None:
     """lr, betas, eps, momentum and weight_decay have an effect."""
-    p, q = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
-    for parameter, settings in ((p, one), (q, other)):
+    params = [torch.nn.Parameter(torch.ones(3, 4, dtype=d)) for d in (torch.float32, torch.float64) for _ in range(2)]
+    for parameter, settings in zip(params, (one, other, one, other), strict=True):
         optimizer = make([parameter], **settings)
         for k in range(8):
             torch.manual_seed(k)
             parameter.grad = grad(parameter, k)
             optimizer.step()
-    assert not torch.equal(p, q), f"{name} has no effect"
+    assert not torch.equal(params[0], params[1]) or not torch.equal(params[2], params[3]), f"{name} has no effect"
 
 
 def _decays(subject: Subject) -> list[dict[str, object]]:
