@@ -229,7 +229,7 @@ def test_the_command(capsys, tmp_path):
         ({"claims": ["maximize=1"]}, "--claim 'maximize=1' must look like maximize"),
         ({"claims": ["state_bytes=few"]}, "--claim state_bytes=few must be a number"),
         ({"expected": ["repeats_itself="]}, "--expect 'repeats_itself=' must look like repeats_itself=REASON"),
-        ({"expected": ["repeats_itselv=x"]}, "there is no check 'repeats_itselv'"),
+        ({"expected": ["repeats_itselv=x"]}, "--expect 'repeats_itselv=x': there is no check 'repeats_itselv'"),
         (
             {"reports": [Path("/nowhere/x.xml")]},
             "--report /nowhere/x.xml cannot be written: there is no directory /nowhere",
