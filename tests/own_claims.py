@@ -46,7 +46,9 @@ EXPECTED = {
     "schedulefreesgd": {"takes_one_cycle": CONSTANT},
     "schedulefreeadamw": {"takes_one_cycle": CONSTANT},
     "schedulefreeradam": {"takes_one_cycle": CONSTANT},
-    **{name: {"stays_finite": SQUARES} for name in WITH_SQUARES},
+    **{
+        name: {"stays_finite": SQUARES} for name in WITH_SQUARES if name != "klshampoo"
+    },  # which divides gradients before
 }
 SETTINGS = {
     "dog": {"reps_rel": 0.01},

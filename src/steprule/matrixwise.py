@@ -264,6 +264,11 @@ def eigenbasis(x: Value) -> Value:
     return _of_square("eigenbasis", x)
 
 
+def _least(numbers: Any) -> Any:
+    """The least of one or several numbers."""
+    return numbers.min() if hasattr(numbers, "min") else numbers
+
+
 def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
     """The inverse root of a symmetric matrix, ``(X + ε I)^(-1/p)``, of its eigenvalues above 0.
 
@@ -283,7 +288,7 @@ def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
         array([[0.5, 0. ],
                [0. , 0. ]])
     """
-    if not hasattr(x, "__steprule__") and not (root > 0 and eps >= 0):
+    if not hasattr(x, "__steprule__") and not (_least(root) > 0 and _least(eps) >= 0):
         raise ValueError(f"root={root!r} must be above 0, and eps={eps!r} 0 or above")
     return _of_square("inverse_root", x, root, eps)
 
@@ -388,7 +393,7 @@ def _of_square(name: str, x: Value, *numbers: Value) -> Value:
     if hasattr(x, "__steprule__"):
         return x.__steprule__(name, x, *numbers)
     own = getattr(import_module(f"steprule.matrix.{'eigen' if is_tensor(x) else 'oracle'}"), name)
-    return own(_matrix(x), *map(float, numbers))
+    return own(_matrix(x), *(one if getattr(one, "ndim", 0) > 0 else float(one) for one in numbers))
 
 
 def _matrix(x: Value) -> Any:
