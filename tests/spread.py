@@ -54,6 +54,9 @@ WHOLE_TENSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "states": ("AdamW", {"states": "8bit"}),
     "by parameter": ("AdamW", {"clip": ClipNorm(1.0, per_parameter=True)}),
     "by row": ("AdamW", {"clip": ClipAdaptive(0.5)}),
+    "how many": ("SGD", {"clip": ClipNorm(1.5, norm_type=0.0)}),
+    "the smallest": ("SGD", {"clip": ClipNorm(0.001, norm_type=-float("inf"))}),
+    "the small": ("SGD", {"clip": ClipNorm(0.001, norm_type=-1.0)}),
 }
 """What pieces of tensors do not have."""
 

@@ -38,6 +38,8 @@ TENSORS = {
     "cautious": lambda params: steprule.AdamW(params, cautious=True),
     "8bit": lambda params: steprule.AdamW(params, states="8bit"),
     "by parameter": lambda params: steprule.AdamW(params, clip=ClipNorm(1.0, per_parameter=True)),
+    "by number": lambda params: steprule.AdamW(params, clip=ClipNorm(1.0, norm_type=0)),
+    "by the smallest": lambda params: steprule.AdamW(params, clip=ClipNorm(1.0, norm_type=-float("inf"))),
 }
 ALL = {
     "Prodigy": lambda params: steprule.Prodigy(params),
@@ -69,7 +71,13 @@ def test_what_needs_whole_tensors_refuses_fsdps_pieces(what, two_processes):
         WHOLE[what]([leaf(marked=True)])
 
 
-INSTEAD = {"LAMB": "Rules that look", "cautious": "Leave it out", "8bit": "bfloat16", "by parameter": "clip=1.0"}
+INSTEAD = {
+    "LAMB": "Rules that look",
+    "cautious": "Leave it out",
+    "8bit": "bfloat16",
+    "by parameter": "clip=1.0",
+    "by number": "clip=1.0",
+}
 
 
 @pytest.mark.parametrize("what, words", [*INSTEAD.items()])

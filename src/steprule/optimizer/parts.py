@@ -272,6 +272,11 @@ def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_repla
         yield 'states="8bit" has an exponent for every block of 128 elements of a row', _OTHER_STATES
     if isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter):
         yield f"clip={clip} looks at the norms of rows or tensors", _OTHER_CLIP
+    if isinstance(clip, ClipNorm) and clip.norm_type <= 0:
+        what = (
+            "counts tensors" if clip.norm_type == 0 else "goes by the smallest elements, and some pieces end with zeros"
+        )
+        yield f"clip={clip} {what}", _OTHER_CLIP
     if is_replaced and group.get("weights") is not None and param.dtype not in HALF_DTYPES:
         yield f"weights={group['weights']!r} keeps low bits of half-precision parameters", _LEAVE_OUT
 
