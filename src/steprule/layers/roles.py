@@ -283,11 +283,12 @@ def _refusal(unknown: Mapping[str, tuple[Tensor, str]], argument: str) -> str:
     for short, same in alike(list(unknown)).items():
         param, why = unknown[same[0]]
         lines.append(f"  {short}  {tuple(param.shape)}  {why}")
-        words.append(f"{short!r}: ...")
+        words.append(f"{short!r}: ..." if argument != "--set" else f"--set '{short}=...'")
+    said = " ".join(words) if argument == "--set" else f"{argument}={{{', '.join(words)}}}"
     return (
         f"roles cannot tell what {len(unknown)} parameter{'s are' if len(unknown) > 1 else ' is'}:\n"
         + "\n".join(lines)
-        + f"\nSay it: {argument}={{{', '.join(words)}}}, each with "
+        + f"\nSay it: {said}, each with "
         '"hidden" for a matrix of (out, in), "transpose" for (in, out), "stack" or "stack, transpose" if the first axes '
         'count such matrices, "flatten" if all axes but the first belong together, or "adamw" if it is no matrix'
     )
