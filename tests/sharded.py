@@ -27,6 +27,7 @@ NEED_FSDP = (
     "converted",
     "swapped",
     "made before",
+    "model of two rules",
 )
 
 
@@ -57,6 +58,8 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "errors say what differs": lambda: disagreeing.errors_say_what_differs(flat),
             "other optimizers": lambda: agreeing.other_optimizers(flat),
             "other settings": lambda: agreeing.other_settings(flat),
+            "several optimizers": lambda: agreeing.several(flat),
+            "model of two rules": lambda: agreeing.model_of_two_rules(flat),
             "hooks fail": lambda: agreeing.hooks_fail(flat),
             "one fails": lambda: disagreeing.one_fails(flat),
             "several fail": lambda: disagreeing.several_fail(flat),
@@ -94,8 +97,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "missing": lambda: breaking.missing(flat),
         "missing in replicas": lambda: breaking.missing_in_replicas(square),
         "small": lambda: breaking.small(flat),
-        "other optimizers": lambda: agreeing.other_optimizers(flat),
-        "other settings": lambda: agreeing.other_settings(flat),
+        "other replicas": lambda: agreeing.replicas(square),
         "another mesh": lambda: breaking.another_mesh(flat, square),
         "refusals of places": lambda: refusals.places(square),
     }

@@ -814,7 +814,7 @@ def counted(mesh: DeviceMesh) -> None:
         for name, function in named.items():
             setattr(dist, name, function)
     assert [name for name, _ in calls] == ["all_reduce", "all_to_all_single", "all_to_all_single"], calls
-    assert calls[0][1] == 3 * 8
+    assert calls[0][1] == 4 * 8
     sent = torch.tensor([sum(size for name, size in calls if name == "all_to_all_single")])
     dist.all_reduce(sent)
     numbers = 8 * sum(rows * columns for rows, columns in run.shapes)

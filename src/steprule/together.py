@@ -120,11 +120,12 @@ class Together(torch.optim.Optimizer):
         if self._seen is None or not self._seen.holds(self.param_groups):
             self._check_optimizers()
             self._seen = Seen(self.param_groups)
-        ordered = self._ordered()
         # closure=None is torch.distributed.checkpoint's way to ask for states, with an lr that looking at schedules would set
         may_ask = kwargs.get("closure", self) is None
-        if len(ordered) > 1 and not (may_ask and any([one._steps.only_asks_for_states() for one in _all_of(ordered)])):
-            _ask(ordered)
+        every = self.optimizers
+        if len(every) > 1 and not (may_ask and any([one._steps.only_asks_for_states() for one in _all_of(every)])):
+            _ask(every)
+        ordered = sorted(every, key=_is_sure)
         for number, optimizer in enumerate(ordered, 1):
             try:
                 optimizer.step(**kwargs)
@@ -156,10 +157,6 @@ class Together(torch.optim.Optimizer):
             raise
 
     step.hooked = True  # type: ignore[attr-defined]  # it runs them itself
-
-    def _ordered(self) -> list[torch.optim.Optimizer]:
-        """Those that refuse in their step first."""
-        return sorted(self.optimizers, key=_can_be_asked)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients of all parameters."""
@@ -334,6 +331,11 @@ def _can_be_asked(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+def _is_sure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it can be asked in all processes: they take the steps in one order, also where one of them has a hook for itself."""
+    return _can_be_asked(optimizer) and all([one._steps.agreement.is_sure for one in _all_of([optimizer])])
+
+
 def _tell(optimizer: torch.optim.Optimizer) -> None:
     """Tells other processes, who wait in the optimizer's next step for this one, that it does not take it."""
     if isinstance(optimizer, Optimizer):
@@ -342,17 +344,18 @@ def _tell(optimizer: torch.optim.Optimizer) -> None:
         _tell(optimizer.optimizers[0])
     elif isinstance(optimizer, Together):
         with contextlib.suppress(Exception):
-            _ask(optimizer._ordered(), RuntimeError("a step has failed"))
+            _ask(optimizer.optimizers, RuntimeError("a step has failed"))
 
 
-def _ask(ordered: Sequence[torch.optim.Optimizer], failed: Exception | None = None) -> None:
+def _ask(optimizers: Sequence[torch.optim.Optimizer], failed: Exception | None = None) -> None:
     """Raises what a step of one of them would refuse, here or in a process that would wait for this one; nothing has changed.
 
     Args:
-        ordered: the optimizers.
+        optimizers: all, in the same order in all processes.
         failed: why this process does not take the step. Default: it takes it, as far as is known.
     """
-    every = [(one._steps.agreement, _can_be_asked(one)) for one in _all_of(ordered)]
+    every = [(one._steps.agreement, _can_be_asked(one)) for one in _all_of(optimizers)]
+    ordered = sorted(optimizers, key=_can_be_asked)
     waits = any([one.waits for one, _ in every])
     try:
         for optimizer in ordered if waits else ordered[1:]:  # when the first refuses, nothing has changed
@@ -372,7 +375,7 @@ def _all_of(optimizers: Sequence[Any]) -> Iterator[Optimizer]:
     """Those of steprule's, also where they are in a Together in turn."""
     for one in optimizers:
         if isinstance(one, Together):
-            yield from _all_of(sorted(one.optimizers, key=_can_be_asked))
+            yield from _all_of(one.optimizers)
         elif isinstance(one, Optimizer):
             yield one
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import Replicate, Shard
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import steprule
-from sharding.breaking import give, parameters, refused
+from sharding.breaking import LATER, give, parameters, refused
 from sharding.disagreeing import FAILED, all_of, unchanged
+from sharding.helpers import cut, tensors
 from steprule.services import Average, ClipNorm
 
 Make = Callable[[list[Any], bool], Any]
@@ -140,3 +142,85 @@ def hooks_fail(mesh: Any) -> None:
                 refused(one.step, ZeroDivisionError if is_other else RuntimeError, "hook" if is_other else FAILED)
                 hook.remove()
             one.step()
+
+
+def several(mesh: Any) -> None:
+    """Another setting or rule in the second of several optimizers is found before the first has stepped."""
+    is_other = dist.get_rank() == 1
+    for late in (False, True):
+        first, second = parameters(mesh), parameters(mesh, MATRICES)
+        rate = 0.2 if is_other and not late else 0.1
+        both = steprule.Together([steprule.LAMB(first), steprule.Together([steprule.Muon(second, lr=rate)])])
+        group = both.param_groups[1]
+        for step in range(1 + late):
+            give(first, step, mesh)
+            give(second, step, mesh)
+            if step < late:
+                both.step()
+        group["lr"] = 0.2 if is_other else 0.1
+        before = [x.detach().to_local().clone() for x in (*first, *second)]
+        refused(both.step, RuntimeError, f"(here lr is {group['lr']})")
+        assert all(map(torch.equal, before, (x.to_local() for x in (*first, *second))))
+        group["lr"] = 0.1
+        both.step()
+    swapped = [steprule.LAMB(first), steprule.Adafactor(second)]
+    refused(steprule.Together(swapped[::-1] if is_other else swapped).step, RuntimeError, "the step was not taken")
+
+    def broken(*args: Any) -> None:
+        if is_other:
+            raise ZeroDivisionError("hook")
+
+    plain = steprule.SGD(parameters(mesh), lr=0.1)  # whose step waits for nobody
+    three = steprule.Together([plain, steprule.Together([steprule.Muon(second)]), steprule.LAMB(first)])
+    hook = plain.register_step_pre_hook(broken)
+    refused(three.step, ZeroDivisionError if is_other else RuntimeError, "hook" if is_other else FAILED)
+    hook.remove()
+    three.step()
+    if is_other:  # a hook of one process only, such as one that logs
+        three.optimizers[2].register_step_pre_hook(lambda *args: None)
+    three.step()
+    give(first, 0, mesh, (1,) if is_other else ())
+    refused(three.step, RuntimeError, *LATER)
+
+
+def model_of_two_rules(mesh: Any) -> None:
+    """An optimizer of Muon and AdamW under FSDP2, whose second rule has another lr on one process."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(7, 6), torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
+    fully_shard(model, mesh=mesh)
+    for wrong in (True, False):
+        rate = 0.2 if wrong and dist.get_rank() else 0.1
+        optimizer = steprule.create_optimizer(model, "muon", adamw_lr=rate)
+        model(torch.arange(7)).square().sum().backward()
+        if wrong:
+            refused_whole(optimizer, "adamw_lr", "(here lr is ")
+        else:
+            optimizer.step()
+
+
+def replicas(square: Any) -> None:
+    """The last of four processes has another lr: all that add up with it, or with one that does, raise, and others step."""
+    ways: dict[str, tuple[Any, Any, bool]] = {
+        "a replica": (square, (Replicate(), Shard(0)), True),
+        "two dimensions": (square, (Shard(0), Shard(1)), True),
+        "one dimension": (square["tp"], (Shard(0),), dist.get_rank() >= 2),
+    }
+    for name, (mesh, placements, is_told) in ways.items():
+        params = [torch.nn.Parameter(cut(x, mesh, placements)) for x in tensors(MATRICES, 0, torch.float32)]
+        optimizer = steprule.LAMB(params, lr=0.2 if dist.get_rank() == 3 else 0.1)
+        for param in params:
+            param.grad = param.detach().clone()
+        refused_whole(optimizer, name, "(here lr is ") if is_told else optimizer.step()
+    shapes = tensors(MATRICES, 0, torch.float32)
+    params = [torch.nn.Parameter(cut(x, square[dim], (Shard(0),))) for x, dim in zip(shapes, ("tp", "dp"), strict=True)]
+    for param in params:
+        param.grad = param.detach().clone()
+    is_other = dist.get_rank() == 3
+    for make in (
+        lambda: steprule.LAMB(params, lr=0.2 if is_other else 0.1),
+        lambda: steprule.LAMB(params[::-1] if is_other else params),
+    ):
+        refused_whole(make(), "two meshes", "the step was not taken")
+    steprule.LAMB(params).step()

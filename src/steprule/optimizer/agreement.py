@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,12 +32,16 @@ class Agreement:
 
     Args:
         groups: its groups.
+
+    Attributes:
+        is_sure: whether all processes knew, when they were last asked, that they could take the step.
     """
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._told = Totals()  # of whom nothing is added up
         self._is_due = False  # whether others wait for a word in a step that has not begun
+        self.is_sure = True
 
     @property
     def _core(self) -> Core:
@@ -193,17 +198,21 @@ class Agreement:
             RuntimeError: another cannot take it, is another optimizer, or has gradients of other parameters.
         """
         core, found = self._core, None
+        self.is_sure = compares
+        if not compares:
+            with contextlib.suppress(Exception):  # which its step raises
+                self.describe()
         if core.across is not None and self._waits_for_group:
             try:
-                core.across.agree(has_failed)
+                self.is_sure &= core.across.agree(has_failed, is_sure=compares)
             except DisagreementError as error:
                 found = error
         if core.shards is not None and self._waits_for_parts:
             params = dict.fromkeys(one.param for one in list_all(self._groups.groups)) if compares else ()
             places = [place for place, p in enumerate(params) if cuts_of(p) and p.grad is not None]
-            key = float(zlib.crc32(repr(places).encode()))
+            key = float(zlib.crc32(repr(places).encode())) if compares else math.nan
             try:
-                core.shards.totals.agree(key, places, has_failed or found is not None)
+                self.is_sure &= core.shards.totals.agree(key, places, has_failed or found is not None)
             except DisagreementError as error:
                 found = found or error
         if found is not None:

@@ -114,23 +114,25 @@ class Across:
         self._size = len(numbers)
         return self._gather(numbers)
 
-    def agree(self, has_failed: bool, size: int = 0) -> None:
-        """Compares what processes have; all call it at the same place.
+    def agree(self, has_failed: bool, size: int = 0, is_sure: bool = True) -> bool:
+        """Compares what processes have, and returns whether all are sure; all call it at the same place.
 
         Args:
             has_failed: whether this process cannot take the step.
             size: how many numbers it then gathers first.
+            is_sure: whether it is known that it can.
 
         Raises:
             DisagreementError: it is not the same, or one of them has failed; in all processes.
         """
-        every = self._gather([float(has_failed), size, *self.own.numbers])
+        every = self._gather([float(has_failed), float(is_sure), size, *self.own.numbers])
         if every[:, 0].any():
             raise DisagreementError(has_failed=True)
-        is_sized, *are_alike = _are_alike(every)[1:]
+        is_sized, *are_alike = _are_alike(every)[2:]
         self.own.check(are_alike, lambda numbers: _are_alike(self._gather(numbers)))
         if not is_sized:
             raise DisagreementError(topics=["services"])
+        return bool(every[:, 1].all())
 
     def _gather(self, numbers: Sequence[Any]) -> np.ndarray:
         from torch.distributed import all_gather, get_backend_config

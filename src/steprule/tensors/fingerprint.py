@@ -76,22 +76,23 @@ def said(flag: bool, mark: int | None, is_largest: bool) -> list[float]:
     """A flag, and a mark if there is one, to be added up over processes, or of which the largest are taken."""
     if mark is None:
         return [float(flag)]
-    return [float(flag), float(mark), float(-mark if is_largest else mark * mark)]
+    return [float(flag), float(mark), float(-mark)] if is_largest else [float(flag), 1.0, float(mark), float(mark**2)]
 
 
-def is_raised(heard: Sequence[float], is_largest: bool, count: int) -> bool:
+def is_raised(heard: Sequence[float], is_largest: bool) -> bool:
     """Whether any process has raised its flag, or has another mark.
 
     Args:
-        heard: what has become of `said`.
+        heard: what has become of `said`. The sum of squares is as small as it can be where all marks are alike.
         is_largest: as it was there.
-        count: of the processes. The sum of squares is as small as it can be where all are alike.
     """
     flag, *marks = heard
     if flag > 0 or not marks:
         return flag > 0
-    one, other = map(int, marks)
-    return one != -other if is_largest else one * one != count * other
+    if is_largest:
+        return marks[0] != -marks[1]
+    count, total, squares = map(int, marks)
+    return total**2 != count * squares
 
 
 def _checksum(text: str) -> int:

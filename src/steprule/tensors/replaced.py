@@ -20,9 +20,11 @@ def are_replaced(params: Iterable[Tensor]) -> bool:
     wanted = Counter(param.shape for param in params)
     found: Counter[torch.Size] = Counter()
     for one in gc.get_objects():
-        if issubclass(type(one), Tensor) and one.is_leaf and one.grad is not None:
-            if is_sharded(one):
-                found[one.shape] += 1
-            elif getattr(one, "_is_flat_param", False):  # FSDP1's
-                found.update(one._shapes)
+        if not issubclass(type(one), Tensor):
+            continue
+        is_flat = getattr(one, "_is_flat_param", False)  # FSDP1's
+        if (
+            (is_flat or is_sharded(one)) and one.is_leaf and one.grad is not None
+        ):  # others may be views that are not valid
+            found.update(one._shapes if is_flat else [one.shape])
     return bool(wanted) and not wanted - found

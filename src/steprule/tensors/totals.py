@@ -155,7 +155,7 @@ class Totals:
 
         Later calls than the first, which has a mark, go to those only with whom there is something to add up.
         """
-        from torch.distributed import ReduceOp, get_world_size
+        from torch.distributed import ReduceOp
 
         is_told = False
         for number, reach in enumerate(self._groups):
@@ -173,7 +173,7 @@ class Totals:
                     np.append(own, said(bool(flag), mark, is_largest)) if has_flag else own, reach, operation
                 )
                 if has_flag:
-                    flag = is_raised(done[len(index) :].tolist(), is_largest, get_world_size(reach.group))
+                    flag = is_raised(done[len(index) :].tolist(), is_largest)
                 is_told |= has_flag and reach.mesh is None
                 done = done[: len(index)]
                 if is_largest:
@@ -181,11 +181,11 @@ class Totals:
                 flat[index] = done * back
         return bool(flag)
 
-    def agree(self, key: float, places: Sequence[int], has_failed: bool) -> None:
-        """Compares what processes have; all call it at the same place.
+    def agree(self, key: float, places: Sequence[int], has_failed: bool) -> bool:
+        """Compares what processes have, and returns whether all know the key; all call it at the same place.
 
         Args:
-            key: must be the same in all.
+            key: must be the same in all; NaN where it is not known here.
             places: of the parameters that take the step.
             has_failed: whether this process cannot take it.
 
@@ -194,25 +194,27 @@ class Totals:
         """
         count = len(self._places)
         # as long in all processes, whatever parameters these have
-        most, least = _ends([float(has_failed), count, key, *self.own.numbers], self._groups)
+        most, least = _ends([float(has_failed), count, key, math.isnan(key), *self.own.numbers], self._groups)
         counts = int(least[1]), int(most[1])
         if most[0] or counts[0] < counts[1]:
             raise DisagreementError(bool(most[0]), counts)
-        self.own.check(most[3:] == least[3:], lambda numbers: np.equal(*_ends(numbers, self._groups)))
-        if most[2] != least[2]:
-            own = np.zeros(count)
+        self.own.check(most[4:] == least[4:], lambda numbers: np.equal(*_ends(numbers, self._groups)))
+        if most[2] > least[2]:
+            own = np.full(count, math.nan if math.isnan(key) else 0.0)
             own[places] = 1.0
             raise DisagreementError(
-                counts=counts, places=np.flatnonzero(np.not_equal(*_ends(own, self._groups))).tolist()
+                counts=counts, places=np.flatnonzero(np.greater(*_ends(own, self._groups))).tolist()
             )
+        return not most[3]
 
 
 def _ends(numbers: Sequence[float] | np.ndarray, reaches: Sequence[Reach]) -> tuple[np.ndarray, np.ndarray]:
-    """The largest and the smallest that any process has of each number."""
+    """The largest and the smallest that any process has of each number, of which some may have NaN in its place."""
     from torch.distributed import ReduceOp
 
     own = np.array(numbers, np.float64)
     both = np.concatenate([own, -own])
+    both[np.isnan(both)] = -math.inf
     for reach in reaches:
         both = reduced(both, reach, ReduceOp.MAX)
         if reach.mesh is None:
