@@ -22,7 +22,8 @@ class OptimizerCallback(Callback):  # type: ignore[misc,unused-ignore]
       fit. With save, checkpoints have them under "state_dict", and the optimizer's state says so: training that resumes goes on from
       the weights. A checkpoint with save_weights_only=True has the averages only where the module has them.
     - gradient_clip_val becomes the clip of optimizers that have none, in the same pass; of those that have one, theirs is used.
-    - With release, gradients are released (stepped in backward), also with accumulate_grad_batches and under DDP.
+    - With release, gradients are released (stepped in backward), also with accumulate_grad_batches and under DDP. Clipping by
+      norm then uses the norm of the step before.
     - Every log_every_n_steps, "optimizer/grad_norm", counts of clipped and skipped steps, and new records of telemetry go to the
       loggers.
 

@@ -27,7 +27,8 @@ class OptimizerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
       it also saves them: in each checkpoint, in which the optimizer's state says so, in the best one, and in `save_model()` after
       training. Training that resumes goes on from the weights.
     - max_grad_norm becomes the clip of an optimizer that has none, in the same pass; of one that has a clip, that is used.
-    - With release, gradients are released (stepped in backward), also with gradient_accumulation_steps.
+    - With release, gradients are released (stepped in backward), also with gradient_accumulation_steps. Clipping by
+      norm then uses the norm of the step before.
     - "optimizer/grad_norm", counts of clipped and skipped steps, and new records of telemetry go to the log.
 
     Args:
