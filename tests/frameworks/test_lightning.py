@@ -71,6 +71,17 @@ def test_lightnings_wrapper_says_what_the_optimizer_says():
     assert trainer.optimizers[0].clipped_steps == 4
 
 
+def test_counts_of_clipped_steps_go_on_with_the_trainers_clip(tmp_path):
+    settings = {**QUIET, "gradient_clip_val": 1e-3, "enable_checkpointing": True, "default_root_dir": str(tmp_path)}
+    first = lightning.Trainer(**settings, callbacks=[OptimizerCallback()])
+    first.fit(Automatic(lambda params: steprule.AdamW(params)), batches())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    second = lightning.Trainer(**{**settings, "max_epochs": 2}, callbacks=[OptimizerCallback()])
+    second.fit(Automatic(lambda params: steprule.AdamW(params)), batches(), ckpt_path=tmp_path / "last.ckpt")
+    assert first.optimizers[0].clipped_steps == 4 and second.optimizers[0].clipped_steps == 8
+    assert first.gradient_clip_val == second.gradient_clip_val == 1e-3
+
+
 def test_lightnings_wrapper_exchanges_averages_and_loads():
     class Both(Module):
         def training_step(self, batch, index):

@@ -41,6 +41,10 @@ class OptimizerCallback(Callback):  # type: ignore[misc,unused-ignore]
         self._log = Log()
         self._clip_val: Any = None
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Takes clipping over, before states are loaded that have counts of clipped steps."""
+        self._take_clip(trainer, pl_module)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Releases gradients, takes clipping over, and has the module's weights be those that are trained."""
         optimizers = [unwrapped(one) for one in trainer.optimizers]
@@ -48,6 +52,10 @@ class OptimizerCallback(Callback):  # type: ignore[misc,unused-ignore]
             set_mode(one, training=True)
         if self._releases:
             self._release(trainer, pl_module, optimizers)
+        self._take_clip(trainer, pl_module)
+
+    def _take_clip(self, trainer: Any, pl_module: Any) -> None:
+        optimizers = [unwrapped(one) for one in trainer.optimizers]
         value = trainer.gradient_clip_val
         if value and pl_module.automatic_optimization:
             by_value = "value" in str(trainer.gradient_clip_algorithm).lower()
