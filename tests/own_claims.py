@@ -13,7 +13,7 @@ from steprule.rules import OWN
 from steprule.trace.tracing import program_of
 
 NOT_SEPARATE = {"prodigy", "dadaptadam", "dog"}
-WITH_SQUARES = ("soap", "shampoo", "asgo", "klshampoo", "splus", "psgdkron")
+WITH_SQUARES = ("soap", "shampoo", "asgo", "klshampoo", "klsoap", "splus", "psgdkron")
 WITH_SUMS = {*NOT_SEPARATE, "lars", "lamb", "novograd", "stableadamw", "mars"}
 NO_MAXIMIZE = {"muon"}
 FOLLOWS_THE_SCALE = {
