@@ -26,6 +26,7 @@ NEED_FSDP = (
     "gathered",
     "converted",
     "swapped",
+    "assigned",
     "made before",
     "model of two rules",
 )
@@ -73,6 +74,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "released": lambda: steps.released(flat),
             "copies": lambda: models.copies(flat),
             "swapped": lambda: models.swapped(flat),
+            "assigned": lambda: models.assigned(flat),
             "made before": lambda: models.made_before(flat),
             "converted": lambda: checkpoints.converted(flat),
             "gathered": lambda: checkpoints.gathered(flat),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import product
@@ -177,5 +176,26 @@ def made_before(mesh: Any) -> None:
         for _ in range(2):
             refused(optimizer.step, RuntimeError, "Make the optimizer afterwards")
         others.step()
-        del model, optimizer
-        gc.collect()  # whose gradients would be there for the next
+
+
+def assigned(mesh: Any) -> None:
+    """load_state_dict(assign=True) puts other parameters in the place of a model's: an optimizer that has none of its own left says so."""
+    for name, make in {**MAKES, "released": steprule.AdamW, "torch": torch.optim.AdamW}.items():
+        model: Any = fully_shard(net(), mesh=mesh)
+        optimizer = make(model.parameters())
+        if name == "released":
+            optimizer.release_gradients(model)
+        for step in range(3):
+            if step == 1:
+                model.load_state_dict({key: x.clone() for key, x in model.state_dict().items()}, assign=True)
+            model(own_inputs(step)).square().sum().backward()
+            if not step or name == "torch":
+                optimizer.step()
+            else:
+                refused(optimizer.step, RuntimeError, "load_state_dict(assign=True)", "Make the optimizer afterwards")
+            optimizer.zero_grad()
+        again = make(model.parameters())
+        again.load_state_dict(optimizer.state_dict())
+        model(own_inputs(3)).square().sum().backward()
+        again.step()
+        assert all(float(again.state[param]["step"]) == 2 for param in model.parameters()), name

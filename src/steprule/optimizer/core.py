@@ -35,12 +35,11 @@ class Given:
     Attributes:
         groups: in how many groups they were.
         had_matrices: whether some had more than one dimension.
-        have_begun: whether one has had a gradient, or it is known that none need have one.
     """
 
     def __init__(self) -> None:
         self._vectors: dict[int, Tensor] = {}
-        self.groups, self.had_matrices, self.have_begun = 0, False, False
+        self.groups, self.had_matrices = 0, False
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Takes note of these, which are a group."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -23,7 +22,6 @@ from steprule.tensors.copies import groups_of_flat, is_flattened
 from steprule.tensors.exchange import why_apart
 from steprule.tensors.memory import HALF_DTYPES, is_abstract
 from steprule.tensors.numbering import numbering_of
-from steprule.tensors.replaced import are_replaced
 from steprule.tensors.shard import cut_dimensions, is_unreduced
 from steprule.trace.extent import KEPT
 from steprule.trace.tracing import couples, program_of
@@ -91,25 +89,6 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 f"{needing}, and {who} {kind}: a step here would see only what this process has. Name the processes that have "
                 "the rest, as in process_group=torch.distributed.group.WORLD"
             )
-
-
-def check_not_replaced(core: Core, groups: Sequence[dict[str, Any]]) -> None:
-    """Raises, where no parameter has ever had a gradient, if a model has others in their place by now.
-
-    Raises:
-        RuntimeError: it has.
-    """
-    if core.given.have_begun or core.across is not None or not torch.distributed.is_available():
-        return
-    every = [param for group in groups for param in group["params"] if param.requires_grad]
-    has_begun = any(is_sharded(param) or param.grad is not None for param in every)
-    if not has_begun and torch.distributed.is_initialized() and are_replaced(every):
-        raise RuntimeError(
-            "no parameter of this optimizer has a gradient, and parts of tensors of the same shapes have: they have taken the place "
-            "of its parameters in a model, as fully_shard(), parallelize_module() and FullyShardedDataParallel have them do. Make "
-            "the optimizer afterwards, for model.parameters()"
-        )
-    core.given.have_begun = True
 
 
 def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) -> None:

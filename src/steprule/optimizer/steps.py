@@ -17,7 +17,6 @@ from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
 from steprule.optimizer.disagreement import disagreement
 from steprule.optimizer.groups import Groups
-from steprule.optimizer.parts import check_not_replaced
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rules.options import OPTIONS
 from steprule.services.release import check_not_released
@@ -28,6 +27,7 @@ from steprule.tensors.average import move_resting_average
 from steprule.tensors.copies import drop_copies
 from steprule.tensors.fingerprint import DisagreementError
 from steprule.tensors.memory import is_abstract
+from steprule.tensors.replaced import check_not_replaced
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
 
@@ -55,8 +55,7 @@ class Steps:
         core, groups = self._core, self._groups
         if core.release is not None:
             core.modes.must_train("step()")
-            if not core.release.stepped:
-                check_not_replaced(core, groups.groups)
+            check_not_replaced(() if core.release.stepped else self.agreement.find_shards())
             with torch.no_grad():
                 core.release.step(self.move_resting_averages)
         else:
@@ -139,7 +138,6 @@ class Steps:
                     'with "params": []'
                 )
             return
-        check_not_replaced(self._core, self._groups.groups)
         try:
             self._core.plans.renew(self.job())
         finally:
@@ -161,7 +159,9 @@ class Steps:
         self.check_ready(self._groups.groups)
         self._groups.look()
         self._core.given.let_go(self._groups.groups)
-        check_not_released(self.agreement.find_shards())
+        every = self.agreement.find_shards()
+        check_not_released(every)
+        check_not_replaced(every if self._core.across is None else ())  # else others may have gradients
         self.agreement.describe()
 
     def check(self) -> None:
