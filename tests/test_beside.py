@@ -192,7 +192,6 @@ def test_every_parameter_is_in_one_group_with_its_rule(capsys):
     shown = capsys.readouterr().out
     assert "adamw, no decay" in shown
     assert "frozen" in shown
-    assert "give example to find them" in shown  # what roles could not tell
     assert all(g["rule"] == "adamw" for n, g in found.items() if n.startswith("0"))
     defaults = create(net()).param_groups
     assert {(group["rule"], group["weight_decay"]) for group in defaults} == {
@@ -202,16 +201,20 @@ def test_every_parameter_is_in_one_group_with_its_rule(capsys):
     }
 
 
-def test_a_guess_is_logged_and_one_that_was_not_needed_is_not(caplog):
+def test_a_guess_is_logged_and_one_that_was_not_needed_is_not(caplog, capsys):
     model = net()
     for given in (steprule.roles(model, example=(torch.zeros(1, 2, dtype=torch.long),)), {"5.weight": "head"}):
         optimizer = create(model, roles=given)
         assert [g["param_names"] for g in optimizer.param_groups if g["rule"] == "muon"] == [["1.weight", "3.weight"]]
         assert not caplog.messages
     create(model)
+    assert not caplog.messages  # a chain has one head
+    several = nn.ModuleDict({"trunk": model, "extra": nn.Linear(8, 10)})
+    create(several, show=True)
+    assert "give example to find them" in capsys.readouterr().out and not caplog.messages
+    create(several)
     assert caplog.messages == [
-        "Muon beside AdamW: other heads, if there are any, are among the hidden matrices; give example to find them, as in "
-        "roles=steprule.roles(model, example=(inputs,))"
+        "Muon beside AdamW: trunk.5.weight may be of heads, too; give example to find them, as in roles=steprule.roles(model, example=(inputs,))"
     ]
 
 

@@ -148,7 +148,7 @@ Overrides = Mapping[Pattern, str | View] | Sequence[tuple[Pattern, str | View]]
 def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), heads: bool = False) -> Roles:
     """Decides which parameters are matrices for rules like Muon, and how each is seen as such::
 
-        table = steprule.roles(model, example=(inputs,), overrides={"*.wq": "transpose", "*.A_log": "adamw"})
+        table = steprule.roles(model, example=(inputs,), overrides={"*.wq": "transpose", "pos": "position"})
         print(table)
 
     Matrices are the weights of linear, convolutional and recurrent layers between the first and the last. Everything else
@@ -290,5 +290,5 @@ def _refusal(unknown: Mapping[str, tuple[Tensor, str]], argument: str) -> str:
         + "\n".join(lines)
         + f"\nSay it: {said}, each with "
         '"hidden" for a matrix of (out, in), "transpose" for (in, out), "stack" or "stack, transpose" if the first axes '
-        'count such matrices, "flatten" if all axes but the first belong together, or "adamw" if it is no matrix'
+        'count such matrices, "flatten" if all axes but the first belong together, or "adamw" if it is no matrix, as positions that are added'
     )
