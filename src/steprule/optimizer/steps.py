@@ -59,8 +59,6 @@ class Steps:
             with torch.no_grad():
                 core.release.step(self.move_resting_averages)
         else:
-            if core.across is not None and core.across.has_model:
-                self._take_over_notes()
             if core.plans.current is None:
                 self.agreement.find_shards()
             try:
@@ -93,6 +91,8 @@ class Steps:
             told.begin(core.across.awaits)
             core.across.begin(self.agreement.gathers(), told)
         try:
+            if core.across is not None and core.across.has_model:
+                self._take_over_notes()
             core.modes.must_train("step()")
             self._groups.insist_on_schedules()
             current = core.plans.current
