@@ -63,6 +63,7 @@ class Case:
         dtype: that of the weights.
         eval: whether it is saved after eval().
         square: whether it is also saved and loaded where two dimensions are cut, as 8-bit states cannot be.
+        squares: whether states that are as long as they are wide are squares beside matrices.
         bound: how far what steps leave behind may be off.
     """
 
@@ -73,8 +74,10 @@ class Case:
         eval: bool = False,
         square: bool = False,
         bound: float = 0.0,
+        squares: bool = False,
     ) -> None:
         self.make, self.dtype, self.eval, self.square, self.bound = make, dtype, eval, square, bound
+        self.squares = squares
 
 
 def of(rule: str, **settings: Any) -> Callable[[Any], Any]:
@@ -90,6 +93,12 @@ def normuon(model: Any) -> Any:
     return steprule.Together([steprule.NorMuon([model.wide, model.short]), steprule.AdamW([model.bias])])
 
 
+def soap(model: Any) -> Any:
+    """In a schedule that steps go on in the middle of; of the longest side there is one number, which one process has."""
+    squared = steprule.SOAP([model.wide, model.short], precondition_frequency=4, max_precond_dim=260)
+    return steprule.Together([squared, steprule.AdamW([model.bias])])
+
+
 CASES = {
     "8 bits": Case(of("AdamW", states="8bit", lr=lambda step: 0.01 / step, average=Average(0.9, warmup=True))),
     "7 bytes": Case(of("AdamW", weights="24bit", states="8bit", average=0.9), torch.bfloat16),
@@ -101,6 +110,7 @@ CASES = {
     "options": Case(of("AdamW", lookahead=2, amsgrad=True, decay="independent", weight_decay=0.1), square=True),
     "rows and columns": Case(of("Adafactor"), square=True, bound=COLUMNS),
     "products and rows": Case(normuon),
+    "squares": Case(soap, squares=True),
     "modes": Case(of("ScheduleFreeAdamW", lr=0.1), eval=True),
     "together": Case(together),
 }
@@ -110,18 +120,20 @@ class Model(torch.nn.Module):
     """Parameters that are cut over a mesh, or whole.
 
     Args:
-        dtype: theirs.
+        case: whose model it is.
         mesh: None for whole ones.
     """
 
-    def __init__(self, dtype: torch.dtype, mesh: Any) -> None:
+    def __init__(self, case: Case, mesh: Any) -> None:
         super().__init__()
-        self.mesh = mesh
-        for name, values in zip(SHAPES, tensors(0, dtype), strict=True):
+        self.mesh, self.case = mesh, case
+        for name, values in zip(SHAPES, tensors(0, case.dtype), strict=True):
             setattr(self, name, torch.nn.Parameter(self.cut(values)))
 
     def placements(self, x: torch.Tensor) -> Sequence[Any]:
-        """How a whole tensor, what is like it, or its state of rows or columns is cut."""
+        """How a whole tensor, what is like it, or its state of rows, columns or squares is cut."""
+        if self.case.squares and x.shape[0] == x.shape[-1]:
+            return (Shard(0),)
         for name, shape in SHAPES.items():
             ways = (Shard(0),) if self.mesh.ndim == 1 else SQUARES[name]
             if tuple(x.shape) == shape:
@@ -213,7 +225,7 @@ def compare(what: str, one: Any, other: Any, part: Callable[[Any], Any] = lambda
 
 
 def made(mesh: Any, *kinds: str) -> dict[str, tuple[Model, Any]]:
-    models = {name: Model(case.dtype, mesh) for name, case in CASES.items() if case.square or "square" not in kinds}
+    models = {name: Model(case, mesh) for name, case in CASES.items() if case.square or "square" not in kinds}
     return {name: (model, CASES[name].make(model)) for name, model in models.items()}
 
 

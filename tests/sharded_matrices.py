@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -33,7 +33,7 @@ from steprule.beside import beside
 from steprule.engine import gpu
 from steprule.engine import squares as engine_squares
 from steprule.engine.matrices import Rooms
-from steprule.engine.squares import MOST_STACKED
+from steprule.engine.squares import MOST_STACKED, SquareRooms
 from steprule.formats.parts import local
 from steprule.matrix import how
 from steprule.pieces import (
@@ -195,6 +195,14 @@ FORMATS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "8bit": (torch.float32, {"states": "8bit"}),
     "24bit": (torch.bfloat16, {"states": "bfloat16", "weights": "24bit", "nonfinite": "skip"}),
 }
+
+
+MOVED: dict[str, tuple[int, Callable[[int, int], int]]] = {
+    "Muon": (2, lambda m, n: 2 * m * n),
+    "PSGDKron": (2, lambda m, n: 3 * m * n + 2 * (m * m + n * n)),
+    "SOAP": (5, lambda m, n: 8 * m * n + 4 * (m * m + n * n)),
+}
+"""How many calls bring matrices together in a step, and how many numbers of a matrix of m rows and n columns go there and back."""
 
 
 class Run:
@@ -410,6 +418,20 @@ def nothing(mesh: DeviceMesh) -> None:
         for number, part in enumerate(pair[1].params):
             state = pair[1].optimizer.state[part]
             assert all(whole(x).isfinite().all() for x in state.values()), (name, number)
+    for name in ("Muon", "Adafactor", "SOAP"):  # where nothing is here, it does not matter how it is laid out
+        pair = both(maker(name, {}), ((9, 1), (6, 5)), torch.float64, mesh, Shard(1))
+        _lay_out(pair[1].params[0], 2, 1)
+        pair[1].cut = lambda x, cut=pair[1].cut: _lay_out(cut(x), 1, 9)  # type: ignore[method-assign]
+        for _, run in product(range(2), pair):
+            run.step()
+        compare(*pair, f"{name}, nothing here", bound=1e-9)
+
+
+def _lay_out(x: Any, *strides: int) -> Any:
+    """Gives the part of a DTensor these strides, where there is no element."""
+    if not x._local_tensor.numel():
+        x._local_tensor = torch.empty_strided(x._local_tensor.shape, strides, dtype=x.dtype)
+    return x
 
 
 def kinds(mesh: DeviceMesh) -> None:
@@ -648,6 +670,25 @@ def faults_of_one(mesh: DeviceMesh) -> None:
     faults.sides(sides)
 
 
+def faults_beside_squares(mesh: DeviceMesh) -> None:
+    """Faults around squares, also after an exchange that has brought them together: nothing has changed, and steps go on as without."""
+
+    def run() -> Callable[[], Any]:
+        made = Run(squared("SOAP", clip=1.0), SMALL[:2], torch.float64, mesh, [Shard(0)])
+        made.step()
+        return made.step
+
+    faults.products(run)
+    pair = both(squared("SOAP"), ((5, 8), (16, 8), (5, 8)), torch.float64, mesh, Shard(0))
+    for number in range(4):
+        pair[0].step([0] if number == 2 else [])
+        if number == 2:
+            faults.fails((SquareRooms, "_grouped", faults.always), lambda: pair[1].step, faults.UNCHANGED)
+            pair[1].steps -= 1
+        pair[1].step([0] if number == 2 else [])
+    compare(*pair, "SOAP, after a fault", bound=1e-9)
+
+
 def beside_vectors(mesh: DeviceMesh, other: DeviceMesh, placements: Sequence[Placement]) -> None:
     """Vectors, also over another mesh, that some processes have no gradient for: momentum of matrices has not moved."""
     joined = beside(Even, steprule.LAMB.rule)
@@ -790,11 +831,8 @@ def models(mesh: DeviceMesh, optimizer_of: Callable[[Any], Any]) -> None:
         assert torch.equal(part.to_local(), resumed.to_local()), "resumed"
 
 
-def counted(mesh: DeviceMesh) -> None:
-    """A step sends each part there and back once, by two calls with a number more for each process, and compares by one that is short."""
-    world = mesh.size()
-    run = Run(muon(), (*LARGE, *LARGE), torch.float64, mesh, [Shard(0)])
-    run.step()
+def calls_of(step: Callable[[], Any]) -> list[tuple[str, int]]:
+    """The calls of torch.distributed in a step, and how many bytes this process gives away."""
     calls: list[tuple[str, int]] = []
     named = {name: getattr(dist, name) for name in ("all_to_all_single", "all_reduce")}
 
@@ -806,20 +844,31 @@ def counted(mesh: DeviceMesh) -> None:
 
         return call
 
-    for name in named:
-        setattr(dist, name, watched(name))
-    try:
+    with ExitStack() as stack:
+        for name in named:
+            stack.enter_context(patch.object(dist, name, watched(name)))
+        step()
+    return calls
+
+
+def counted(mesh: DeviceMesh) -> None:
+    """A step sends each part there and back once, by two calls with a number more for each process, and compares by one that is short.
+
+    Squares go with the matrices, each there and back once; SOAP's go there by a call of their own, before the first pass. What one pass
+    stores of what another has found goes there and back by two more.
+    """
+    world = mesh.size()
+    for name, (exchanges, numbers) in MOVED.items():
+        run = Run(maker(name, {}), (*LARGE, *LARGE), torch.float64, mesh, [Shard(0)])
         run.step()
-    finally:
-        for name, function in named.items():
-            setattr(dist, name, function)
-    assert [name for name, _ in calls] == ["all_reduce", "all_to_all_single", "all_to_all_single"], calls
-    assert calls[0][1] == 4 * 8
-    sent = torch.tensor([sum(size for name, size in calls if name == "all_to_all_single")])
-    dist.all_reduce(sent)
-    numbers = 8 * sum(rows * columns for rows, columns in run.shapes)
-    everywhere = numbers * (world - 1)  # what it takes to have all matrices in all processes
-    assert sent.item() == everywhere * 2 / world + 2 * 8 * world * (world - 1), (sent, numbers)
+        calls = calls_of(run.step)
+        assert calls[0] == ("all_reduce", 4 * 8), (name, calls)
+        sizes = [size for kind, size in calls if kind == "all_to_all_single"]
+        assert len(sizes) == exchanges and len(calls) == exchanges + 1 + (name != "Muon"), (name, calls)
+        sent = torch.tensor([sum(sizes)])
+        dist.all_reduce(sent)
+        every = sum(numbers(*shape) for shape in run.shapes)
+        assert sent.item() == 8 * (every * (world - 1) // world + exchanges * world * (world - 1)), (name, sent, every)
 
 
 def plain() -> None:
@@ -853,6 +902,7 @@ def two(flat: DeviceMesh) -> None:
     other_dtypes(flat)
     failing_products(flat)
     faults_of_one(flat)
+    faults_beside_squares(flat)
     beside_vectors(flat, flat, [Shard(0)])
     other_parts(flat)
     if HAS_FSDP:

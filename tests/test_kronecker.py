@@ -12,6 +12,7 @@ from settings import sees_matrix
 
 import steprule
 from steprule.engine.eager import oracle
+from steprule.engine.matrices import Rooms
 from steprule.layers import View
 from steprule.matrix import eigen
 from steprule.matrix import oracle as exact
@@ -115,6 +116,33 @@ def test_groups_have_numbers_of_their_own(rule):
             optimizer.step()
     for param, other in zip(params, alone, strict=True):
         assert torch.allclose(param, other, 1e-9, 1e-9)
+
+
+@pytest.mark.parametrize("rule", [steprule.SOAP.rule, steprule.KLSOAP.rule])
+def test_a_step_that_fails_between_two_passes_leaves_nothing_for_the_next(rule, monkeypatch):
+    """Bases that have been computed for all of the matrices are not taken for those of some."""
+    run, runs = Rooms.run, []
+
+    def lacking(rooms, now, *others):
+        if now.matrices:
+            raise MemoryError
+        run(rooms, now, *others)
+
+    for has_failed in (False, True):
+        params = [random((6, 6), place) for place in range(3)]
+        optimizer = steprule.Optimizer.of(rule)(params, **OFTEN)
+        for step, chosen in enumerate((range(3), range(3), (1, 2))):
+            for place, param in enumerate(params):
+                param.grad = random((6, 6), 10 * step + place)
+            if has_failed and step == 2:
+                with monkeypatch.context() as patched, pytest.raises(MemoryError):
+                    patched.setattr(Rooms, "run", lacking)
+                    optimizer.step()
+            for place, param in enumerate(params):
+                param.grad = param.grad if place in chosen else None
+            optimizer.step()
+        runs.append(params)
+    assert all(torch.equal(*pair) for pair in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5])

@@ -11,7 +11,11 @@ from steprule import elementwise
 from steprule import pieces as pieces_
 from steprule import transforms as transforms_
 from steprule import wrappers as wrappers_
+from steprule.rule import Rule
+from steprule.rules import OWN
 from steprule.trace.instead import INSTEAD
+from steprule.trace.program import Program
+from steprule.trace.tracing import program_of
 
 ROOT = Path(__file__).parents[2]
 BLOB = "https://github.com/steprule/steprule/blob/main/"
@@ -77,6 +81,27 @@ def pieces() -> str:
 def transforms() -> str:
     """Every transform, and what it computes."""
     return "\n".join(["| transform | the new direction |", "|---|---|", *_rows(transforms_)])
+
+
+def exchanges() -> str:
+    """What rules with squares send in a step where processes have parts of a matrix, and Muon."""
+    rows = []
+    for rule in (*(one for one in OWN.values() if _program(one).has_squares), OWN["muon"]):
+        levels, matrices = _program(rule).levels, _program(rule).matrices
+        sent = [names for level in levels for names in (level.fetched, level.returned) if names]
+        count = sum(name in matrices for names in sent for name in names)
+        squares = [name for names in sent for name in names if name not in matrices]
+        left = sum(rule.states[name].extent == "left" for name in squares)
+        assert 2 * left == len(squares), f"{rule.__name__} sends more of one side than of the other"
+        short = ", of the shorter side only" if any(rule.states[name].most == "other" for name in squares) else ""
+        rows.append(
+            f"| {rule.__name__} | {len(sent)} | {count} m n | {f'{left} (m² + n²){short}' if left else 'none'} |"
+        )
+    return "\n".join(["| rule | calls | numbers of matrices | numbers of squares |", "|---|---|---|---|", *rows])
+
+
+def _program(rule: type[Rule]) -> Program:
+    return program_of(rule, rule.hyperparameters)
 
 
 def wrappers() -> str:

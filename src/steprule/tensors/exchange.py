@@ -191,14 +191,10 @@ class SharedRooms:
 
     def run(self, now: Level, value: Callable[[Expression], Any], settings: bytes, measured: Mapping[str, Any]) -> None:
         """See `BesideRooms.run`. Every process of the group must call it; what is measured is of parts, and says nothing."""
-        brought = [name for name, one in now.matrices.items() if one.of is not None]
-        changed = [name for name, one in now.matrices.items() if one.op or one.of is None]
-        if now.squares is not None:
-            brought, changed = [*brought, *now.squares.read], [*changed, *now.squares.kept]
-        for names in self._by_dtype(brought):
+        for names in self._by_dtype(now.fetched):
             self._bring(names)
         self._attempt(lambda: self._own_rooms().run(now, value, settings, {}))
-        back = [(names, *self._travel(names, is_owner=True)) for names in self._by_dtype(changed)]
+        back = [(names, *self._travel(names, is_owner=True)) for names in self._by_dtype(now.returned)]
         if any(bool(flags.any()) for _, _, flags in back):
             self._told.hear()
             return

@@ -162,6 +162,18 @@ class Level:
     order: tuple[str, ...] = ()
     squares: Squares | None = None
 
+    @property
+    def fetched(self) -> list[str]:
+        """The matrices that the pass has stored for functions of whole ones, and the squares that are read then and not before."""
+        stored = [name for name, one in self.matrices.items() if one.of is not None]
+        return [*stored, *(self.squares.read if self.squares is not None else ())]
+
+    @property
+    def returned(self) -> list[str]:
+        """The matrices that passes read afterwards, and the squares that have their new values."""
+        made = [name for name, one in self.matrices.items() if one.op or one.of is None]
+        return [*made, *(self.squares.kept if self.squares is not None else ())]
+
 
 @dataclass(frozen=True)
 class Program:
