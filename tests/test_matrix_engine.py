@@ -128,7 +128,28 @@ class Twice(Rule):
         return param - lr * polar(first + 0.1 * grad, (2.0, -1.5, 0.5), 3, 1e-7) - lr * exp_avg, exp_avg
 
 
-RULES = [Rows, Cols, Factored, Largest, Polar, Twice, Dion2]
+class Idle(Rule):
+    """Rows and columns that no element is made of: what others were, and numbers."""
+
+    decay = "own"
+    older, newer, seen, count = State("rows", begins=1.0), State("rows"), State("cols"), State("cols")
+
+    @staticmethod
+    def update(
+        param: Value,
+        grad: Value,
+        older: Value,
+        newer: Value,
+        seen: Value,
+        count: Value,
+        *,
+        step: Value,
+        lr: float = 0.1,
+    ) -> tuple[Value, ...]:
+        return param - lr * grad, newer, older + 1.0, norm(grad), step * 1.0
+
+
+RULES = [Rows, Cols, Factored, Largest, Polar, Twice, Idle, Dion2]
 SHAPES = [(5, 7), (7, 5), (1, 9), (9, 1), (1, 1), (6, 6), (6, 6), (130, 257), (3, 66000), (4, 3, 2, 2), (300, 300)]
 
 

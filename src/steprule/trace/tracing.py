@@ -13,7 +13,7 @@ from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
 from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix, takes_vectors
 from steprule.trace.expression import Expression, constant, inputs_of, is_ours, operations, place_of, scalar_name
-from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, ROWS, join, shown
+from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, PLAIN, ROWS, Extent, join, shown
 from steprule.trace.instead import SUMS, with_pieces
 from steprule.trace.program import COUNTS, Matrix, Program, Stage
 from steprule.trace.signs import extremes, nonnegative
@@ -148,9 +148,15 @@ def formulas(
 
 
 def _spread(rule: type[Rule], name: str, new: Expression) -> Expression:
-    """What elements become: each row's or column's value is that of all its elements."""
-    has_elements = name not in rule.states or rule.states[name].extent == "elements"
-    return Expression("mul", (new, constant(1.0)), ELEMENTS) if has_elements and new.extent in (ROWS, COLS) else new
+    """What elements, rows or columns become: a row's or column's value is that of all its elements, and a number that of all."""
+    extent = _extent(rule, name)
+    is_wider = new.extent in (ROWS, COLS) if extent == ELEMENTS else new.extent == NUMBER and extent in (ROWS, COLS)
+    return Expression("mul", (new, constant(1.0)), extent) if is_wider else new
+
+
+def _extent(rule: type[Rule], name: str) -> Extent:
+    """What the parameter or a state has a value for."""
+    return KEPT[rule.states[name].extent] if name in rule.states else ELEMENTS
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
@@ -239,10 +245,10 @@ _STEP = Expression("input", ("step",), NUMBER)
 
 
 def _check_extents(rule: type[Rule], outputs: Mapping[str, Expression]) -> None:
-    """Raises for a state that is to become more than it has room for."""
+    """Raises for a state that is to become more than it has room for, and for a square that is to become less."""
     for name, new in outputs.items():
-        extent = KEPT[rule.states[name].extent] if name in rule.states else ELEMENTS
-        if join((extent, new.extent)) != extent:
+        extent = _extent(rule, name)
+        if join((extent, new.extent)) != extent or (extent not in PLAIN and new.extent != extent):
             sums = {NUMBER: "total, mean or norm", ROWS: "row_total or row_mean", COLS: "col_total or col_mean"}
             instead = (
                 f"Write a sum over the elements: {sums[extent]} of steprule"
