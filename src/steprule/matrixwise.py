@@ -264,11 +264,6 @@ def eigenbasis(x: Value) -> Value:
     return _of_square("eigenbasis", x)
 
 
-def _least(numbers: Any) -> Any:
-    """The least of one or several numbers."""
-    return numbers.min() if hasattr(numbers, "min") else numbers
-
-
 def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
     """The inverse root of a symmetric matrix, ``(X + ε I)^(-1/p)``, of its eigenvalues above 0.
 
@@ -288,7 +283,7 @@ def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
         array([[0.5, 0. ],
                [0. , 0. ]])
     """
-    if not hasattr(x, "__steprule__") and not (_least(root) > 0 and _least(eps) >= 0):
+    if not hasattr(x, "__steprule__") and not (np.asarray(root > 0).all() and np.asarray(eps >= 0).all()):
         raise ValueError(f"root={root!r} must be above 0, and eps={eps!r} 0 or above")
     return _of_square("inverse_root", x, root, eps)
 
