@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +26,9 @@ from steprule.tensors.state import GROUP_OPTIONS
 from steprule.tensors.totals import Totals
 from steprule.trace.tracing import program_of, sums_of_all
 
+_DEFAULTS = {**GROUP_OPTIONS, **dict.fromkeys(MULTIPLIERS, 1.0), "maximize": False, "clip": None}
+"""What groups have besides hyperparameters, and what it is where they have it not."""
+
 
 class Agreement:
     """What an optimizer says to those of other processes around a step, and hears of them.
@@ -41,6 +44,7 @@ class Agreement:
         self._groups = groups
         self._told = Totals()  # of whom nothing is added up
         self._is_due = False  # whether others wait for a word in a step that has not begun
+        self._have_settings: list[Fingerprint] = []  # of processes that must have the same groups
         self.is_sure = True
 
     @property
@@ -78,6 +82,7 @@ class Agreement:
     def describe(self) -> None:
         """Takes note of what the optimizer is, to be compared with those of other processes in the next step."""
         core, groups = self._core, self._groups.groups
+        self._have_settings = []
         if core.release is not None or (core.shards is None and core.across is None):
             return
         spread = self.spread()
@@ -86,32 +91,24 @@ class Agreement:
         rule, services = repr([self._groups.base.__qualname__, core.options, states, sums]), self._services()
         if core.across is not None:  # whose processes have other parameters, and may have other groups
             core.across.own = Fingerprint(rule, services, "")
+            if core.across.has_model or any(is_flattened(param) for _, param in self._groups.each()):
+                self._have_settings.append(core.across.own)
         if core.shards is not None:
             looks = [(group.get("param_names"), [*map(_look_of, group["params"])]) for group in groups]
             core.shards.totals.own = Fingerprint(rule, services, repr(looks))
-        names = (*core.rule.hyperparameters, *GROUP_OPTIONS, *MULTIPLIERS, "maximize", "clip")
-        self._describe_settings(groups, names)
+            self._have_settings.append(core.shards.totals.own)
+        self._describe_settings(groups, (*core.rule.hyperparameters, *_DEFAULTS))
 
     def check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """As `Groups.check_numbers`, and takes note of these numbers."""
         can_go_on = self._groups.check_numbers(groups, names)
-        if can_go_on and self._core.release is None:
+        if can_go_on:
             self._describe_settings(groups, names)
         return can_go_on
 
     def _describe_settings(self, groups: Sequence[Mapping[str, Any]], names: Iterable[str]) -> None:
-        for own in self._with_settings():
-            own.update({name: [_plain(group.get(name)) for group in groups] for name in names})
-
-    def _with_settings(self) -> Iterator[Fingerprint]:
-        """Of processes that must have the same groups."""
-        core = self._core
-        if core.shards is not None:
-            yield core.shards.totals.own
-        if core.across is None:
-            return
-        if core.across.has_model or any(is_flattened(param) for _, param in self._groups.each()):
-            yield core.across.own
+        for own in self._have_settings:
+            own.update({n: [_plain(group.get(n, _DEFAULTS.get(n))) for group in groups] for n in names})
 
     def _services(self) -> str:
         services = self._core.services

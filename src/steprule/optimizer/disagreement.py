@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.shown import for_all
 from steprule.step.listed import list_all, name_in
@@ -45,7 +49,7 @@ def disagreement(error: DisagreementError, groups: Groups) -> str:
 def _other(error: DisagreementError, groups: Groups) -> str:
     """What other processes have in the place of what is here, and what to do."""
     if error.settings:
-        here = [f"{name} is {', '.join(repr(group.get(name)) for group in groups.groups)}" for name in error.settings]
+        here = [f"{name} is {', '.join(_shown(group.get(name)) for group in groups.groups)}" for name in error.settings]
         return (
             f"processes have different settings in their parameter groups (here {'; '.join(here)}); give all the same"
         )
@@ -59,3 +63,7 @@ def _other(error: DisagreementError, groups: Groups) -> str:
             "different groups; give it the same ones in all, in the same order"
         )
     return "processes have different parameter groups; give all the same ones"
+
+
+def _shown(value: Any) -> str:
+    return repr(value.item() if isinstance(value, Tensor) else value)
