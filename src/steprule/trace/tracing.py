@@ -12,10 +12,12 @@ from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
 from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix, takes_vectors
-from steprule.trace.expression import Expression, constant, inputs_of, is_ours, operations, place_of, scalar_name
+from steprule.trace.expression import Expression, constant, inputs_of, operations, scalar_name
 from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, PLAIN, ROWS, Extent, join, shown
 from steprule.trace.instead import SUMS, with_pieces
+from steprule.trace.places import is_ours, place_of
 from steprule.trace.program import COUNTS, Matrix, Program, Stage
+from steprule.trace.sides import check_sides
 from steprule.trace.signs import extremes, nonnegative
 
 _EVALUATE = Rule.evaluate.__code__
@@ -205,7 +207,7 @@ def check_formula(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
         hyper: as for `trace`.
 
     Raises:
-        RuleError: it loses the parameter, or asks whether a state is None that always exists.
+        RuleError: it loses the parameter, asks whether a state is None that always exists, or gives a square another shape.
     """
     key = (rule, static_settings(rule, hyper))
     if key in _checked:
@@ -222,6 +224,7 @@ def check_formula(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
 
     new = ask()
     check_param(rule, new)
+    check_sides(rule, hyper, new)
     for name in asked_for_none(rule):
         try:
             without = ask(absent=name)
