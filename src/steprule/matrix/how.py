@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from steprule.matrix.products import blocks_of
+
 Form: TypeAlias = Literal["plain", "symmetric", "gram"]
 FORMS: tuple[Form, ...] = ("plain", "symmetric", "gram")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -72,7 +74,8 @@ def plan_for(
         dtype = torch.float16 if is_long else torch.bfloat16
     elif dtype is None:
         dtype = torch.float32 if little or not fast_bfloat16() else torch.bfloat16
-    form: Form = "gram" if is_long else "symmetric" if short >= (384 if on_cpu else 256) else "plain"
+    is_cut = blocks_of(short, dtype) > 1 if on_cpu else short >= 256
+    form: Form = "gram" if is_long else "symmetric" if is_cut else "plain"
     batched = count > 1 and (not on_cpu or short <= (128 if dtype == torch.float32 else 256))
     return How(said.get("form", form), dtype, count > 1 and said.get("batched", batched))
 
