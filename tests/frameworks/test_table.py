@@ -33,7 +33,12 @@ FREE_ADAMW = functools.partial(steprule.ScheduleFreeAdamW, lr=0.01)
 
 
 def adamw(**settings):
-    return lambda params: steprule.AdamW(list(params), lr=0.01, weight_decay=0.1, **settings)
+    return lambda one: steprule.AdamW(parameters(one), lr=0.01, weight_decay=0.1, **settings)
+
+
+def parameters(one):
+    """Those of a module, or of a list."""
+    return list(one.parameters() if isinstance(one, torch.nn.Module) else one)
 
 
 def at(name):
@@ -118,7 +123,7 @@ def test_services(name, tmp_path):
 @pytest.mark.parametrize("rule", ["average", "Schedule-Free"])
 @pytest.mark.parametrize("name", TRAINERS)
 def test_averages(name, rule, tmp_path):
-    make = adamw(average=0.5) if rule == "average" else lambda params: FREE_ADAMW(list(params))
+    make = adamw(average=0.5) if rule == "average" else lambda one: FREE_ADAMW(parameters(one))
     train = functools.partial(at(name), stage=0) if name == "DeepSpeed" else at(name)
     done = train(make, Wish(tmp_path, averages=True))
     if done.optimizer._core.modes.has_trained_weights:

@@ -1,7 +1,8 @@
 """Each framework of docs/guides/frameworks.md trains a small model, as its users would; tests/frameworks/test_table.py looks at what came of it.
 
-A trainer takes `make`, which makes an optimizer of parameters, and a `Wish`. It saves in its folder at the end, and begins with
-what lies there if asked to.
+A trainer takes `make`, which makes an optimizer of a module, or of parameters where a framework has no more, and a `Wish`. It saves
+in its folder at the end, and begins with what lies there if asked to. Those that a launcher starts in several processes divide the
+same batches among them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from training import DATA, INPUTS, TARGETS, Trained, Wish, begin, by_hand, loader, net
+from training import DATA, INPUTS, ROWS, TARGETS, WORLD, Trained, Wish, begin, by_hand, divided, loader, net
 
 
 def transformers(make: Callable[..., Any], wish: Wish, trl: bool = False) -> Trained:
@@ -34,10 +35,10 @@ def transformers(make: Callable[..., Any], wish: Wish, trl: bool = False) -> Tra
         {"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in (torch.arange(8) * k % 16 for k in range(12))
     ]
     given = {
-        "use_cpu": True, "report_to": [], "disable_tqdm": True, "per_device_train_batch_size": 4, "save_strategy": "epoch", "max_grad_norm": 0,
+        "use_cpu": True, "report_to": [], "disable_tqdm": True, "per_device_train_batch_size": ROWS, "save_strategy": "epoch", "max_grad_norm": 0,
         "num_train_epochs": wish.epochs + wish.resumes, "lr_scheduler_type": "constant", "seed": 0,
     }  # fmt: skip
-    optimizer = make(model.parameters())
+    optimizer = make(model)
     seen = begin(model, optimizer, wish)
     if trl:
         import datasets
@@ -83,14 +84,26 @@ def peft(make: Callable[..., Any], wish: Wish) -> Trained:
     return Trained(model, optimizer, optimizer, seen)
 
 
-def accelerate(make: Callable[..., Any], wish: Wish) -> Trained:
+def shard(accelerator: Any) -> None:
+    """Has accelerate use FSDP2, which it does on GPUs alone."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    accelerator.state.fsdp_plugin = plugin
+    accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+def accelerate(make: Callable[..., Any], wish: Wish, fsdp2: bool = False) -> Trained:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     accelerator, model = Accelerator(cpu=True), net()
-    optimizer = make(model.parameters())
+    if fsdp2:
+        shard(accelerator)
+    optimizer = make(model)
     prepared, wrapped, batches = accelerator.prepare(model, optimizer, loader())
     if wish.resumes:
         accelerator.load_state(str(wish.path))
@@ -120,17 +133,17 @@ def lightning(make: Callable[..., Any], wish: Wish) -> Trained:
             return (self.layers(batch[0]) - batch[1]).square().mean()
 
         def configure_optimizers(self) -> Any:
-            self.optimizer = make(self.layers.parameters())
+            self.optimizer = make(self.layers)
             self.seen = begin(self.layers, self.optimizer, wish)
             return self.optimizer
 
     module = Module()
     trainer = package.Trainer(
-        accelerator="cpu", devices=1, max_epochs=wish.epochs + wish.resumes, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", devices=WORLD, strategy="auto" if WORLD == 1 else "ddp", use_distributed_sampler=False, max_epochs=wish.epochs + wish.resumes, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[OptimizerCallback(release=wish.releases)] if wish.averages or wish.releases else [],
     )  # fmt: skip
     saved = wish.path / "last.ckpt"
-    trainer.fit(module, loader(), ckpt_path=saved if wish.resumes else None, weights_only=False)
+    trainer.fit(module, divided(), ckpt_path=saved if wish.resumes else None, weights_only=False)
     trainer.save_checkpoint(saved)
     return Trained(module.layers, module.optimizers(), module.optimizer, module.seen)
 
@@ -138,8 +151,9 @@ def lightning(make: Callable[..., Any], wish: Wish) -> Trained:
 def fabric(make: Callable[..., Any], wish: Wish) -> Trained:
     import lightning as package
 
-    fabric, model = package.Fabric(accelerator="cpu", devices=1), net()
-    optimizer = make(model.parameters())
+    fabric, model = package.Fabric(accelerator="cpu", devices=WORLD), net()
+    fabric.launch()
+    optimizer = make(model)
     wrapped_model, wrapped = fabric.setup(model, optimizer)
     if wish.resumes:
         fabric.load(wish.path / "saved.ckpt", {"model": wrapped_model, "optimizer": wrapped})
@@ -279,16 +293,16 @@ def deepspeed(make: Callable[..., Any], wish: Wish, stage: int = 1) -> Trained:
 
     package.init_distributed("gloo", verbose=False)
     config = {
-        "train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage}, "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True,
+        "train_micro_batch_size_per_gpu": ROWS, "zero_optimization": {"stage": stage}, "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True,
     }  # fmt: skip
     model = net()
-    optimizer = make(model.parameters())
+    optimizer = make(model)
     engine, *_ = package.initialize(model=model, optimizer=optimizer, config=config)
     if wish.resumes:
         engine.load_checkpoint(str(wish.path))
     seen = begin(model, optimizer, wish)
     for _ in range(wish.epochs):
-        for inputs, targets in loader():
+        for inputs, targets in divided():
             engine.backward((engine(inputs) - targets).square().mean())
             engine.step()
     engine.save_checkpoint(str(wish.path))

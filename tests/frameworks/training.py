@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,28 @@ import torch
 from torch import nn
 
 EPOCHS, BATCHES = 2, 3
-INPUTS = torch.linspace(-1, 1, BATCHES * 4 * 256).reshape(BATCHES * 4, 256)
+RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+ROWS = 4 // WORLD  # of a batch, in each process
+INPUTS = torch.randn(BATCHES * 4, 256, generator=torch.Generator().manual_seed(0))
 TARGETS = INPUTS[:, :8].sum(1, keepdim=True) + 1
 DATA = torch.utils.data.TensorDataset(INPUTS, TARGETS)
 
 
 def loader() -> Any:
     """The batches of an epoch."""
-    return torch.utils.data.DataLoader(DATA, batch_size=4)
+    return torch.utils.data.DataLoader(DATA, batch_size=ROWS)
+
+
+def divided() -> Any:
+    """The batches of one of several processes, for frameworks that divide nothing, or shuffle."""
+    rows = torch.utils.data.DistributedSampler(DATA, WORLD, RANK, shuffle=False)
+    return torch.utils.data.DataLoader(DATA, ROWS, sampler=rows)
 
 
 def net() -> nn.Module:
     """The same each time. Its rows are long enough for formats of 8 bits."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 1))
+    return nn.Sequential(nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
 @dataclass
@@ -82,7 +91,8 @@ class Trained:
 def begin(model: nn.Module, optimizer: Any, wish: Wish) -> Seen:
     """Looks at each step, and spoils a gradient if asked to."""
     seen = Seen(keeps=not wish.releases)
-    optimizer.register_step_pre_hook(seen)
+    if WORLD == 1:
+        optimizer.register_step_pre_hook(seen)
     if wish.poisons:
         passes = []
         first = next(p for p in model.parameters() if p.requires_grad)
