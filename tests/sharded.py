@@ -71,6 +71,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "extremes": lambda: disagreeing.extremes(flat),
             "refusals": lambda: refusals.refusals(flat),
             "exchanged": lambda: steps.exchanged(flat),
+            "cut otherwise": lambda: steps.cut_otherwise(flat),
             "released": lambda: steps.released(flat),
             "copies": lambda: models.copies(flat),
             "swapped": lambda: models.swapped(flat),

@@ -177,6 +177,21 @@ def exchanged(mesh: Any) -> None:
     same(*results, "exchanged")
 
 
+def cut_otherwise(mesh: Any) -> None:
+    """Gradients that are cut along another dimension than their parameters are brought to where these are, laid out as they are."""
+    for rule in ("Muon", "Adafactor", "SOAP", "LAMB"):
+        found = []
+        for is_cut in (False, True):
+            first, *grads = tensors([(6, 5)] * 4, 0, torch.float64)
+            param = torch.nn.Parameter(distribute_tensor(first, mesh, [Shard(0)]) if is_cut else first)
+            optimizer = maker(rule, {})([param])
+            for grad in grads:
+                param.grad = distribute_tensor(grad, mesh, [Shard(1)]) if is_cut else grad
+                optimizer.step()
+            found.append(whole(param))
+        same(*found, f"{rule}, cut otherwise")
+
+
 def released(mesh: Any) -> None:
     """Under FSDP2, backward steps what it has reduced: the numbers are those of steps after it, and of one process with all inputs.
 

@@ -12,6 +12,7 @@ from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steprule.formats.parts import cut_like, is_sharded, local, mark_part
@@ -182,7 +183,10 @@ class _Part:
             if grad.placements == whole.placements:
                 self.here.grad = grad._local_tensor
             elif grad is not self._recut:  # once in a step: processes wait for each other, and not all make a plan anew
-                self.here.grad = grad.redistribute(whole.device_mesh, whole.placements)._local_tensor
+                part = grad.redistribute(whole.device_mesh, whole.placements)._local_tensor
+                self.here.grad = torch.empty_like(self.here, dtype=part.dtype).copy_(
+                    part
+                )  # laid out as it, for kernels
                 self._recut = grad
 
     def let_go(self) -> None:
