@@ -55,6 +55,8 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "small": lambda: breaking.small(flat),
             "moved": lambda: breaking.moved(flat),
             "not taken": lambda: breaking.not_taken(flat),
+            "refused after loading": lambda: breaking.refused_after_loading(flat),
+            "plain is not finite": lambda: breaking.plain_is_not_finite(flat),
             "nothing is counted": lambda: disagreeing.nothing_is_counted(flat),
             "errors say what differs": lambda: disagreeing.errors_say_what_differs(flat),
             "other optimizers": lambda: agreeing.other_optimizers(flat),

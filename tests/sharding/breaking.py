@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import math
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import steprule
 from sharding.helpers import cut, same, tensors, whole
@@ -299,3 +304,57 @@ def another_mesh(mesh: Any, square: Any) -> None:
     params[2].grad = cut(torch.ones(8, 3), square, [Shard(0), Replicate()])
     refused(optimizer.step, RuntimeError, "its gradient is cut over")
     assert torch.equal(before, params[2].detach().to_local())
+
+
+def refused_after_loading(mesh: Any) -> None:
+    """A step that is refused for its gradients leaves loaded states as they are; and what holds between steps is not made anew."""
+    first, grad = tensors([(6, 5)] * 2, 0, torch.float64)
+    other = init_device_mesh("cpu", (1, mesh.size()))
+    for begins in (False, True):
+        params = [torch.nn.Parameter(distribute_tensor(first, mesh, [Shard(0)])) for _ in range(2)]
+        optimizers = [steprule.AdamW(params, clip=1.0) for _ in range(2)]
+
+        def step(optimizer: Any, params: Any = params) -> None:
+            for param in params:
+                param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+            optimizer.step()
+
+        for _ in range(3):
+            step(optimizers[0])
+        if begins:
+            step(optimizers[1])
+        optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+        params[0].grad = distribute_tensor(grad, other, [Replicate(), Shard(0)])
+        refused(optimizers[1].step, RuntimeError, "its gradient is cut over")
+        assert [float(optimizers[1].state[param]["step"]) for param in params] == [3.0, 3.0]
+        step(optimizers[1])
+        optimizers[1].zero_grad()
+        assert optimizers[1]._core.plans.current is not None
+        held = weakref.ref(params[1])
+        optimizers[1].state.pop(params[1])
+        optimizers[1].param_groups[0]["params"] = params[:1]
+        del optimizers[0], params[1]
+        optimizers[0].zero_grad()
+        gc.collect()
+        assert held() is None
+
+
+def plain_is_not_finite(mesh: Any) -> None:
+    """A gradient of a parameter that is no DTensor is not finite on one process: all refuse the step; on all, all skip it."""
+    first, grad = tensors([(6, 5)] * 2, 0, torch.float64)
+    params = [torch.nn.Parameter(distribute_tensor(first, mesh, [Shard(0)])), torch.nn.Parameter(first.clone())]
+    optimizer = steprule.AdamW(params, nonfinite="skip")
+
+    def step(value: float) -> None:
+        params[0].grad, params[1].grad = distribute_tensor(grad, mesh, [Shard(0)]), grad.clone()
+        params[1].grad[0, 0] = value
+        optimizer.step()
+
+    step(1.0)
+    before = [whole(param).clone() for param in params]
+    refused(lambda: step(math.nan if dist.get_rank() == 1 else 1.0), RuntimeError, "not all of them have a gradient")
+    step(math.nan)
+    assert optimizer.skipped_steps == 1
+    assert all(torch.equal(whole(param), one) for param, one in zip(params, before, strict=True))
+    step(1.0)
+    assert not torch.equal(params[1].detach(), before[1])

@@ -33,9 +33,10 @@ def disagreement(error: DisagreementError, groups: Groups) -> str:
         return f"{_other(error, groups)}: the step was not taken"
     if not places:
         return (
-            "processes add up different sums for the same parameters, or compute the same matrices in other dtypes: the step was "
-            "not taken. Give the optimizer the same rule, settings and services in all processes, list each parameter as often, and "
-            "use processors of one kind"
+            "processes add up different sums for the same parameters, compute the same matrices in other dtypes, or not all of them have "
+            "a gradient that is not finite for a parameter that is no DTensor: the step was not taken. Give the optimizer the same "
+            "rule, settings and services in all processes, and such parameters the same gradients, list each parameter as often, and use "
+            "processors of one kind"
         )
     listed = {one.param: one for one in reversed(list(list_all(groups.groups)))}
     ordered = list(dict.fromkeys(one.param for one in list_all(groups.groups)))

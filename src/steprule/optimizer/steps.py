@@ -138,8 +138,9 @@ class Steps:
                     'with "params": []'
                 )
             return
+        job = self.job()  # what cannot be brought here has left states as they are
         try:
-            self._core.plans.renew(self.job())
+            self._core.plans.renew(job)
         finally:
             self._keep()
 
@@ -211,8 +212,9 @@ class Steps:
             for one in listed:  # others are looked at when their turn comes, and all together where groups have changed
                 self._groups.look_at(one.group)
             self._groups.check_constants(listed)
+            job = self.job()
             try:
-                plans.renew_single(self.job(), param, [one._replace(param=part) for one in listed])
+                plans.renew_single(job, param, [one._replace(param=part) for one in listed])
             finally:
                 self._keep()
                 self._let_go()

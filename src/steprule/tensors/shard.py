@@ -123,7 +123,7 @@ class Shards:
                     extent = extents.get(name, "elements")
                     is_cut = part.here is not param and isinstance(value, Tensor) and extent != "scalar"
                     state[name] = cut_like(param, value, extent) if is_cut else value
-            self.bring(param, state)
+            part.remember(state)  # it is of the memory that the plan has
 
 
 class _Part:

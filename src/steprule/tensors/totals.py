@@ -62,6 +62,8 @@ class Totals:
         if groups != self._groups:
             self._groups, self._agreed = groups, _NOTHING
         self._layouts: dict[Any, _Layout] = {}
+        if self._agreed is not _NOTHING:
+            self._agreed.let_go()
 
     def __call__(self, works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
         """Those over the wholes; see `steprule.engine.run.Complete`."""
@@ -141,12 +143,13 @@ class Totals:
     def _open(self, layout: _Layout, flat: np.ndarray, has_failed: bool = False) -> None:
         """A step's first call, which is as long as the one of the step before."""
         self.is_open = False
-        is_new = has_failed or layout.key != self._agreed.key
+        key = layout.key + 0.5 * (not np.isfinite(flat[layout.plain]).all())  # by which a step may be skipped
+        is_new = has_failed or key != self._agreed.key
         before = self._agreed if is_new else layout
         if not self._add_up(before, np.zeros(before.size) if is_new else flat, is_new, self.own.mark):
             return
         # and so it is new in all processes, and nothing of it has been added up
-        self.agree(layout.key, layout.places, has_failed)
+        self.agree(key, layout.places, has_failed)
         self._agreed = layout
         self._add_up(layout, flat)
 
@@ -236,6 +239,7 @@ class _Layout:
     Attributes:
         size: how many numbers there are.
         indices: for each group those that are added up, those of which the largest is taken, and by what each are multiplied before.
+        plain: the numbers of tensors of which no process has parts.
         places: of the parameters of which processes have parts.
         key: a number that tells this from others, the same in all processes.
     """
@@ -263,9 +267,14 @@ class _Layout:
         order = sorted((entry for entry in entries if entry.reaches), key=lambda entry: entry[:2])
         sent = [entry for entry in order if entry.name.name != _ONLY_COMPARED]
         self.indices = [_index(sent, reach) for reach in totals._groups]
+        self.plain = _places_of([entry for entry in entries if not entry.reaches])
         self.places = sorted({entry.place for entry in order})
         self.key = float(zlib.crc32(repr([[entry[:2] for entry in order], *keys]).encode()))
         self._is_cut = [any(reaches_of(whole_of(param)) for param in own) for own in works]
+
+    def let_go(self) -> None:
+        """Keeps no parameters alive: there is no other layout that theirs could be taken for."""
+        self._held = ()
 
     def given_back(self, sums: Sequence[Sums], flat: np.ndarray) -> list[Sums]:
         """Numbers in the form in which others were given; the others where no process has parts."""
