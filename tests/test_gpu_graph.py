@@ -151,31 +151,40 @@ def test_a_setting_of_products_on_the_gpu_is_refused_and_a_graph_of_the_users_is
 
 
 def test_what_cannot_be_a_graph_is_refused():
-    param = torch.nn.Parameter(torch.ones(3))
-    optimizer = steprule.AdamW([param])
+    model = torch.nn.Linear(2, 1)
+    optimizer = steprule.AdamW(model.parameters())
     with pytest.raises(TypeError, match="cuda_graph must be True or False, not 1"):
         optimizer.cuda_graph = 1
-    optimizer.cuda_graph = True
-    param.grad = torch.ones(3)
-    with pytest.raises(RuntimeError, match=r"parameters are on cpu, and not all on one GPU.*cuda_graph = False"):
-        optimizer.step()
-    assert not optimizer.state and torch.equal(param.detach(), torch.ones(3))
+    with pytest.raises(
+        ValueError, match="cuda_graph=True: parameters are on cpu, and not all on one GPU; move the model"
+    ):
+        optimizer.cuda_graph = True
     optimizer.cuda_graph = False
-    optimizer.step()
-    assert (param != 1).all()
-    optimizer = steprule.AdamW([param], differentiable=True)  # which no kernel steps
-    optimizer.cuda_graph = True
-    with pytest.raises(RuntimeError, match="parameters are on cpu, and not all"):
-        optimizer.step()
-    model = torch.nn.Linear(2, 1)
+    assert not optimizer.cuda_graph
+    optimizer.release_gradients(model)
+    with pytest.raises(ValueError, match="cuda_graph=True does not go with release_gradients"):
+        optimizer.cuda_graph = True
+    other = steprule.AdamW([torch.ones(3, device="meta", requires_grad=True), torch.ones(3, requires_grad=True)])
+    with pytest.raises(ValueError, match="cuda_graph=True: parameters are on cpu and meta, and not all"):
+        other.cuda_graph = True
+
+
+@needs_gpu
+def test_parameters_that_have_left_the_gpu_are_refused_by_the_step_and_release_beside_a_graph():
+    model = torch.nn.Linear(2, 1, device="cuda")
     optimizer = steprule.AdamW(model.parameters())
     optimizer.cuda_graph = True
     with pytest.raises(ValueError, match=r"release_gradients.. does not go with cuda_graph=True"):
         optimizer.release_gradients(model)
+    model.cpu()
+    set_grads([*model.parameters()], 0)
+    before = model.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"parameters are on cpu, and not all on one GPU.*cuda_graph = False"):
+        optimizer.step()
+    assert not optimizer.state and torch.equal(model.weight, before)
     optimizer.cuda_graph = False
-    optimizer.release_gradients(model)
-    with pytest.raises(ValueError, match="cuda_graph=True does not go with release_gradients"):
-        optimizer.cuda_graph = True
+    optimizer.step()
+    assert (model.weight != before).all()
 
 
 @needs_gpu

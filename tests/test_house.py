@@ -36,7 +36,7 @@ A file imports from its own level and from those below, never in a circle."""
 EXCEPTIONS: set[tuple[str, str]] = set()
 """Imports that go upwards or close a circle."""
 
-LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_FORMULA = 400, 60, 15
 LONG = {
     "formats.kernel": 419,  # conversions in LLVM, one after another: half of them would not be found by their name
 }
@@ -129,6 +129,25 @@ def too_long(texts: Mapping[str, str], listed: Mapping[str, int]) -> list[str]:
     ]
 
 
+def formulas(texts: Mapping[str, str]) -> dict[str, int]:
+    """The lines of each rule's formula, without those that name its operands and hyperparameters."""
+    return {
+        cls.name: (update.body[-1].end_lineno or 0) - update.body[0].lineno + 1
+        for name, text in texts.items()
+        if name.startswith("rules.")
+        for cls in ast.walk(ast.parse(text))
+        if isinstance(cls, ast.ClassDef)
+        for update in cls.body
+        if isinstance(update, ast.FunctionDef) and update.name == "update"
+    }
+
+
+def test_formulas_are_short():
+    found = formulas(sources())
+    assert len(found) > 50
+    assert not {name: lines for name, lines in found.items() if lines > LONGEST_FORMULA}
+
+
 def test_every_file_has_a_level_and_every_entry_a_file():
     texts = sources()
     assert len(texts) > 50
@@ -213,6 +232,11 @@ def test_long_functions_are_seen(lines):
     told = [f"rule:C.f has {lines} lines; at most {limit}" for limit in (60, 61)]
     assert too_long({"rule": text}, {}) == told[:1] * (lines > 60)
     assert too_long({"rule": text}, {"rule:C.f": 61}) == told[1:] * (lines > 61)
+
+
+def test_lines_of_formulas_are_counted():
+    text = "class C(Rule):\n    @staticmethod\n    def update(\n        param, grad,\n    ):\n        x = (\n        1)\n        return x\n"
+    assert formulas({"rules.c": text, "steps": text}) == {"C": 3}
 
 
 @pytest.mark.parametrize("lines", [400, 401])

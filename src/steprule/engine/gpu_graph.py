@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -20,6 +20,14 @@ class Repeated(Protocol):
 
     def repeat(self) -> None:
         """Takes note of a step that was replayed."""
+
+
+def wrong_devices(devices: Iterable[torch.device]) -> str | None:
+    """What is to be said of parameters on these devices, None if they are on one GPU."""
+    kinds = set(devices)
+    if [device.type for device in kinds] == ["cuda"]:
+        return None
+    return f"parameters are on {' and '.join(sorted(map(str, kinds)))}, and not all on one GPU"
 
 
 class StepGraph:

@@ -199,7 +199,8 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def cuda_graph(self) -> bool:
-        """Whether steps on a GPU are recorded as a CUDA graph and replayed, at one launch for the host. May be set between steps."""
+        """Whether steps on a GPU are recorded as a CUDA graph and replayed, at one launch for the host. May be set between steps, and
+        is refused for parameters that are not on one GPU."""
         return self._core.in_graph
 
     @cuda_graph.setter

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steprule.engine.gpu_graph import wrong_devices
 from steprule.optimizer.arguments import (
     SERVICE_OPTIONS,
     check_clip,
@@ -112,13 +113,16 @@ def set_cuda_graph(groups: Groups, value: bool) -> None:
 
     Raises:
         TypeError: it is no bool.
-        ValueError: gradients are released.
+        ValueError: gradients are released, or parameters are not on one GPU.
     """
     core = groups.core
     if not isinstance(value, bool):
         raise TypeError(f"cuda_graph must be True or False, not {value!r}")
     if value and core.release is not None:
         raise ValueError("cuda_graph=True does not go with release_gradients(): it steps parameters one by one")
+    devices = {param.device for group in groups.groups for param in group["params"]}
+    if value and devices and (wrong := wrong_devices(devices)) is not None:
+        raise ValueError(f"cuda_graph=True: {wrong}; move the model there first, or leave it out")
     core.in_graph = value
     core.forget_plans(groups.groups)
 

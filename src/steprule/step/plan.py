@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from steprule.engine.gpu_graph import Repeated, StepGraph
+from steprule.engine.gpu_graph import Repeated, StepGraph, wrong_devices
 from steprule.engine.plan import FULL
 from steprule.engine.run import NOTHING, Around, alone, take_step
 from steprule.formats.parts import whole_of
@@ -165,8 +165,8 @@ class StepPlan:
         """
         devices = {entry.param.device for entry in entries}
         wrong = None
-        if [device.type for device in devices] != ["cuda"]:
-            wrong = f"parameters are on {' and '.join(sorted(map(str, devices)))}, and not all on one GPU"
+        if elsewhere := wrong_devices(devices):
+            wrong = elsewhere
         elif not self.repeats:
             wrong = "no kernel takes all parameters as they are, with the settings and states that they have"
         elif self._spread is not None or self._complete is not alone:
