@@ -199,8 +199,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def cuda_graph(self) -> bool:
-        """Whether steps on a GPU are recorded as a CUDA graph and replayed, at one launch for the host. May be set between steps, and
-        is refused for parameters that are not on one GPU."""
+        """Whether steps on one GPU are recorded as a CUDA graph and replayed, at one launch. May be set between steps."""
         return self._core.in_graph
 
     @cuda_graph.setter
