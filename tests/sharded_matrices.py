@@ -177,6 +177,21 @@ class Sides(Rule):
         return param - lr * left @ grad, left
 
 
+class Early(Sides):
+    """States of rows and squares that are there before the first step."""
+
+    begins_early = True
+    left, row_sq = State("left", 1.0), State("rows")
+
+    @staticmethod
+    def update(
+        param: Value, grad: Value, left: Value, row_sq: Value, *, lr: float = 0.1
+    ) -> tuple[Value, ...]:  # fmt: skip
+        row_sq = ema(row_sq, row_mean(grad * grad), 0.9)
+        param, left = Sides.update(param, grad / (sqrt(row_sq) + 1e-3), left, lr=lr)
+        return param, left, row_sq
+
+
 def muon(**settings: Any) -> Make:
     """What makes a Muon."""
     return lambda params: steprule.Muon(params, **{"lr": 0.1, **settings})
@@ -400,6 +415,10 @@ def around_squares(mesh: DeviceMesh) -> None:
         for number, run in product(range(4), pair):
             run.step(wrong=number == 1 and "nonfinite" in settings)
         compare(*pair, f"{name}, {settings}", bound=1e-9 if dtype == torch.float64 else 0.0)
+    pair = both(lambda params: steprule.Optimizer.of(Early)(params), ((16, 36), (5, 8)), torch.float64, mesh, Shard(0))
+    for _, run in product(range(2), pair):
+        run.step()
+    compare(*pair, "states that begin early", bound=0.0)
     for name in ("Muon", "SOAP"):
         pair = both(maker(name, {}), ((4, 3, 2), (2, 4, 1)), torch.float64, mesh, Shard(2))
         for _, run in product(range(2), pair):

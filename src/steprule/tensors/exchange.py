@@ -295,5 +295,6 @@ class SharedRooms:
         """Puts parts that have travelled in their place."""
         for rank, numbers in enumerate(arrived):
             parts = list(self._parts(names, rank, is_owner))
-            for part, new in zip(parts, torch.split(numbers, [part.numel() for part in parts]), strict=True):
-                part.copy_(new.view(part.shape))
+            new = torch.split(numbers, [part.numel() for part in parts])
+            if parts:
+                torch._foreach_copy_(parts, [own.view(part.shape) for own, part in zip(new, parts, strict=True)])

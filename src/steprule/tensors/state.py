@@ -344,7 +344,8 @@ def begin_state(
         fresh = torch.empty((), **{**step_options(group, param), **like})
         state[name] = fresh.copy_(_filled(fresh, first))
     elif name in rule.side_states:
-        state[name] = begin_beside(rule, name, param, group, float(first))
+        made = begin_beside(rule, name, param, group, float(first))
+        state[name] = cut_as(param, made, rule.states[name].extent) if is_sharded(param) else made
     elif kind is not None and not isinstance(first, Tensor) and first == 0:
         set_arrays(state, name, zeros(kind, param))
     else:
