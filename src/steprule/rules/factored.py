@@ -121,13 +121,13 @@ class CAME(Rule):
         exp_avg_sq_row = ema(exp_avg_sq_row, row_mean(square), betas[1])
         exp_avg_sq_col = ema(exp_avg_sq_col, col_mean(square), betas[1])
         row, col = factors(exp_avg_sq_row, exp_avg_sq_col)
-        direction = within(grad / (row * col), clip_threshold)
+        direction = within(grad / row / col, clip_threshold)
         exp_avg = ema(exp_avg, direction, betas[0])
         apart = (direction - exp_avg) * (direction - exp_avg) + eps[1]
         exp_avg_res_row = ema(exp_avg_res_row, row_mean(apart), betas[2])
         exp_avg_res_col = ema(exp_avg_res_col, col_mean(apart), betas[2])
         row, col = factors(exp_avg_res_row, exp_avg_res_col)
-        direction = where(rows(param) == 1, exp_avg, exp_avg / (row * col))
+        direction = where(rows(param) == 1, exp_avg, exp_avg / row / col)
         new = param - lr * (direction + weight_decay * param)
         return new, exp_avg, exp_avg_sq_row, exp_avg_sq_col, exp_avg_res_row, exp_avg_res_col
 
