@@ -27,7 +27,7 @@ LEVELS = (
     "services",
     "step",
     "optimizer arrays",
-    "create divide together catalog memory charts scaling coordinates compare check lessons layers integrations",
+    "create divide functional together catalog memory charts scaling coordinates compare check lessons layers integrations",
     "steprule check_options cli __main__",
 )
 """From the ground up: files, and folders with what has no entry of its own in them; "steprule" is the package's `__init__`.

@@ -3,6 +3,7 @@ from steprule import arrays as arrays
 from steprule import catalog as catalog
 from steprule import check as check
 from steprule import compare as compare
+from steprule import functional as functional
 from steprule import layers as layers
 from steprule import memory as memory
 from steprule import optimizer as optimizer

@@ -67,6 +67,7 @@ SUBMODULES = (
     "catalog",
     "check",
     "compare",
+    "functional",
     "layers",
     "memory",
     "optimizer",
