@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 
 import numpy as np
@@ -64,7 +65,8 @@ def text_of(random: Random) -> str:
             is_number = roll < 0.4 and kind in PLAIN
             new.append(formula(random, "N" if is_number else kind, random.choice([1, 2, 2, 3]), states))
     direction = formula(random, "E", random.choice([0, 1, 2, 3]), states)
-    return written({name: EXTENTS[kind] for name, kind in states.items()}, direction, *new)
+    text = written({name: EXTENTS[kind] for name, kind in states.items()}, direction, *new)
+    return text if random.random() < 0.7 else limited(text)
 
 
 def written(extents: dict[str, str], direction: str, *new: str) -> str:
@@ -75,6 +77,16 @@ def written(extents: dict[str, str], direction: str, *new: str) -> str:
     return "\n".join(
         ["class Mine(Rule):", *lines, f"    def update({names}, *, step, lr=0.1):", f"        return {values}", ""]
     )
+
+
+def limited(text: str) -> str:
+    """The same rule, with single numbers for sides that are longer than 2."""
+    for side in ("'left'", "'right'"):
+        text = text.replace(f"State({side}", f"State({side}, most='side'")
+    text = text.replace("gram(", "square(").replace(
+        "lr=0.1):\n", "lr=0.1, side=2):\n        square = lambda x: gram(x, side)\n"
+    )
+    return text
 
 
 def made(text: str) -> type[Rule]:
@@ -108,13 +120,17 @@ def follow(rule: type[Rule], laid_out: Callable[[torch.Tensor], torch.Tensor], s
         [x.numpy().copy(), *(first_array(rule, name, x.numpy(), rule.hyperparameters) for name in rule.states)]
         for x in first
     ]
-    optimizer = Optimizer.of(rule)(params)
+    optimizer, counts = Optimizer.of(rule)(params), [0] * len(params)
     for step in range(1, steps + 1):
         for place, param in enumerate(params):
             grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
-            param.grad = laid_out(grad)
+            param.grad = laid_out(grad) if step + place != 4 else None
+            if param.grad is None:
+                continue
+            counts[place] += 1
             old = [x.copy() if x.ndim else float(x) for x in truth[place]]
-            new = rule.update(old[0], grad.numpy().copy(), *old[1:], step=PlacedStep(step, place), lr=0.1)
+            now = {**rule.hyperparameters, "step": PlacedStep(counts[place], place)}
+            new = rule.update(old[0], grad.numpy().copy(), *old[1:], **now)
             truth[place] = [np.array(np.broadcast_to(x, np.shape(y))) for x, y in zip(new, old, strict=True)]
         optimizer.step()
     for place, param in enumerate(params):
@@ -139,6 +155,7 @@ KNOWN = {
     "a lag behind an average that is read again": written(
         {"a": "left", "b": "left"}, "matmul(matmul(a, a), grad)", "ema(a, gram(grad), 0.5)", "every(2, step, gram(grad), a)"
     ),
+    "an average of products of itself": written({"b": "scalar", "a": "left"}, "grad", "b", "ema(a, matmul(gram(grad), a), 0.5)"),
     "three states in a ring": written({"a": "left", "b": "left", "c": "left"}, "matmul(c, grad)", "b", "c", "transpose(a)"),
     "its own transpose": written({"a": "left", "b": "left"}, "grad", "a + gram(grad) * (1 + matmul(b, a))", "transpose(b)"),
     "a transpose that later products read": written(
@@ -157,6 +174,12 @@ KNOWN = {
         {"a": "left", "b": "left"},
         "every(2, step, matmul(b, matmul(grad, gram(transpose(grad)))), where(mean(grad) > 1, matmul(grad, gram(transpose(grad))), 0.5 * param))",
         "a",
+        "a",
+    ),
+    "a product that was chosen by none and is read later": written(
+        {"a": "left", "b": "left"},
+        "matmul(matmul(param, gram(transpose(grad))), matmul(transpose(grad), grad)) + matmul(transpose(matmul(gram(grad), a)), row_mean(grad) * grad)",
+        "where(step > 1, a, gram(grad))",
         "a",
     ),
     "a view of a matrix whose memory another takes": written(
@@ -187,8 +210,9 @@ def test_new_states_are_of_old_ones(name, laid_out):
 @settings(max_examples=60, deadline=None)
 @given(random=st.randoms(use_true_random=False))
 def test_rules_of_any_states(random):
-    rule = made(text_of(random))
-    with interpreted():
+    text = text_of(random)
+    rule = made(text)
+    with interpreted(), suppress(*[RuleError] if "most" in text else []):  # squares and numbers may not fit together
         follow(rule, in_order)
         follow(rule, with_gaps)
 
@@ -203,7 +227,9 @@ def test_many_rules_of_any_states(random):
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(40))
 def test_compiled_rules_of_any_states(seed):
-    follow(made(text_of(Random(seed))), in_order)
+    text = text_of(Random(seed))
+    with suppress(*[RuleError] if "most" in text else []):
+        follow(made(text), in_order)
 
 
 @pytest.mark.parametrize("new", ["step * 1.0", "norm(grad)", "row_mean(grad)", "0.5"])

@@ -15,6 +15,7 @@ from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, nodes_of
 from steprule.trace.extent import NUMBER
 from steprule.trace.program import Squares
+from steprule.trace.squares import held_by
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,9 @@ class SquareRooms:
             one = Group(self, group, value, {key: x for (own, key), x in self._later.items() if own == place})
             states = {name: one(new) for name, new in now.states.items() if id(new) not in self.last}
             made = {name: one(new) for name, new in now.made.items()}
+            for node in now.later:  # of matrices whose memory others are about to take
+                if id(node) not in self.last:
+                    one(node)
             states |= {name: one(new) for name, new in now.states.items() if name not in states}
             one.write(made, now.made)
             for name, new in now.kept.items():
@@ -307,13 +311,19 @@ def _in_place(squares: Sequence[Squares | None]) -> tuple[set[int], set[int]]:
     alone, last = set(), set()
     for one in levels:
         for name, new in one.states.items():
-            if new.op != "add" or averaged_product(new) is None or new.args[0].args[0] != name or name not in one.kept:
+            average = averaged_product(new) if new.op == "add" else None
+            if average is None or average[0].args[0] != name or name not in one.kept or name in _read_by(average[2]):
                 continue
             if readers[name] > {id(new), id(new.args[1].args[1])}:
                 last |= set() if id(new) in readers else {id(new)}
             else:
                 alone.add(id(new))
     return alone | last, last
+
+
+def _read_by(product: Expression) -> set[str]:
+    """The states and matrices that a product reads where they lie."""
+    return {name.rstrip("'") for x in product.args for name in held_by(x, {})}
 
 
 def _gram(x: Tensor) -> Tensor:

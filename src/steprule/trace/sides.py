@@ -1,4 +1,4 @@
-"""Whether squares beside a matrix stay squares, or single numbers where a side is too long for one."""
+"""Whether squares beside a matrix, and single numbers where a side is too long for one, fit together."""
 
 from __future__ import annotations
 
@@ -10,54 +10,65 @@ import numpy as np
 
 from steprule.rule import Rule, RuleError
 from steprule.signature import where
-from steprule.state import side_shape
+from steprule.state import State, side_shape
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, inputs_of, nodes_of
-from steprule.trace.extent import NUMBER
+from steprule.trace.extent import NUMBER, PLAIN
 
 _MATRICES = ((5, 3), (3, 5), (4, 4))
 _LIMITS = (2, 4, 6)
 """For the longest side of a square: all sides are longer than the first of them, some than the second, and none than the third."""
 
 
-def check_sides(rule: type[Rule], hyper: Mapping[str, Any], new: Mapping[str, Expression]) -> None:
-    """Raises for new values of squares that are of another shape than the state, for sides of any length.
+def check_sides(rule: type[Rule], hyper: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises for a formula whose squares, and the numbers in place of those of longer sides, do not fit together for all sides.
 
     Args:
         rule: the rule.
         hyper: a value for each hyperparameter.
-        new: for each state that exists what the formula returned.
+        new: what the formula returned for the parameter and each state that exists.
 
     Raises:
-        RuleError: there is one.
+        RuleError: it adds or multiplies what does not fit, or a square becomes something of another shape.
     """
-    squares = [name for name in new if name in rule.states and rule.states[name].extent in ("left", "right")]
-    grams = [node for node in nodes_of(new[name] for name in squares) if node.op == "gram"]
-    asked = {name for node in grams for x in node.args[1:] for name in inputs_of(x)}
-    limits = {most for name in squares if (most := rule.states[name].most) not in (None, "other")}
+    outputs = {name: x for name, x in new.items() if isinstance(x, Expression)}
+    nodes = nodes_of(outputs.values())
+    if all(node.extent in PLAIN for node in nodes):
+        return
+    limits = {
+        most for name in outputs if name in rule.states and (most := rule.states[name].most) not in (None, "other")
+    }
+    asked = {name for node in nodes if node.op == "gram" for x in node.args[1:] for name in inputs_of(x)}
     limits |= {name for name in asked if isinstance(rule.hyperparameters.get(name), (int, float))}
+    squares = [name for name in outputs if name in rule.states and rule.states[name].extent in ("left", "right")]
     for matrix, limit in product(_MATRICES, _LIMITS if limits else _LIMITS[-1:]):
         settings = {**hyper, **dict.fromkeys(limits, limit)}
         shapes = _Shapes(rule, settings, matrix, limits)
-        for name in squares:
-            kept, found = side_shape(rule, name, matrix, settings), shapes(new[name])
-            if found != kept or shapes.is_mixed:
+        for name in sorted(outputs, key=lambda name: name not in squares):
+            found = shapes(outputs[name])
+            kept = side_shape(rule, name, matrix, settings) if name in squares else found
+            if shapes.told or found != kept:
                 beside = f"beside a matrix of {_by(matrix)}" + "".join(f" with {one}={limit}" for one in sorted(limits))
-                raise RuleError(_told(rule, name, "" if shapes.is_mixed else _by(found), _by(kept), beside))
+                told = (
+                    f"makes {name} of {shapes.told}"
+                    if shapes.told
+                    else f"returned {_by(found)} numbers as {name}, which are {_by(kept)},"
+                )
+                raise RuleError(
+                    f"{rule.__name__}.update {told} {beside} ({where(rule.function())}). {_instead(rule, name)}"
+                )
 
 
-def _told(rule: type[Rule], name: str, found: str, kept: str, beside: str) -> str:
-    """What to say of a state that would not keep its shape; of one that has parts of several shapes none is found."""
-    state = rule.states[name]
+def _instead(rule: type[Rule], name: str) -> str:
+    """What to write."""
+    state = rule.states.get(name, State())
     x, other = ("grad", "cols(grad) - 1") if state.extent == "left" else ("transpose(grad)", "rows(grad)")
-    longest = other if state.most == "other" else state.most
-    returned = f"a matrix of {found}" if found else "the sum of a square and a number that stands for one"
-    said = f"State({state.extent!r}{f', most={state.most!r}' if state.most else ''})"
-    instead = f"gram({x}, {longest})" if longest else f"a matrix of that shape for every side, such as gram({x})"
-    return (
-        f"{rule.__name__}.update returned {returned} as {name}, a {said}, which is {kept} {beside} "
-        f"({where(rule.function())}). Write {instead}."
-    )
+    if state.most is not None:
+        longest = other if state.most == "other" else state.most
+        return f"State({state.extent!r}, most={state.most!r}) takes gram({x}, {longest})."
+    if state.extent in ("left", "right"):
+        return f"State({state.extent!r}) takes a square for every side, such as gram({x})."
+    return "Where a side is too long, State(most=...) and gram(x, max_side) have one number in place of a square: let all have the same longest side."
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -73,10 +84,10 @@ class _Shapes(Evaluation):
         known: the hyperparameters whose values are looked at; of other numbers it is only known that they are such.
 
     Attributes:
-        is_mixed: whether a square was added to a number that stands for one.
+        told: what does not fit together, if anything does not.
     """
 
-    is_mixed = False
+    told = ""
 
     def __init__(
         self, rule: type[Rule], hyper: Mapping[str, Any], matrix: tuple[int, int], known: Collection[str]
@@ -103,14 +114,19 @@ class _Shapes(Evaluation):
             is_known = all(isinstance(one, (int, float)) for one in (x, *others))
             return self.operate(op, (x, *others)) if is_known else None
         if op == "matmul":
-            return others[0] if x == (1, 1) else x if others[0] == (1, 1) else (x[0], others[0][1])
+            if (1, 1) in (x, others[0]):
+                return others[0] if x == (1, 1) else x
+            if x[1] != others[0][0]:
+                self.told = f"the product of {_by(x)} and {_by(others[0])} numbers"
+            return x[0], others[0][1]
         if op == "gram":
             is_long = bool(others) and others[0] is not None and x[0] > others[0]
             return (1, 1) if is_long else (x[0], x[0])
         if op in _OTHERS:
             return _OTHERS[op](*x)
         shapes = [one for one in (x, *others) if isinstance(one, tuple)]
-        self.is_mixed |= op in ("add", "sub") and len(shapes) == 2 and (1, 1) in shapes and shapes[0] != shapes[1]
+        if op in ("add", "sub") and len(shapes) == 2 and (1, 1) in shapes and shapes[0] != shapes[1]:
+            self.told = f"a square of {_by(max(shapes))} and a number that stands for one"
         return np.broadcast_shapes(*shapes)
 
 
