@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -115,6 +116,9 @@ def test_nothing_keeps_tensors_alive():
     params, grads = [torch.ones(3)], [torch.ones(3)]
     functional.sgd(params, grads, [], lr=0.1)
     assert len(functional._KNOWN) == before + 1
+    grad = weakref.ref(grads.pop())
+    gc.collect()
+    assert grad() is None
     del params
     gc.collect()
     assert len(functional._KNOWN) == before

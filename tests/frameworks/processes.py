@@ -26,6 +26,7 @@ TRAINERS = {
     "DeepSpeed, stage 1": functools.partial(trainers.deepspeed, stage=1), "DeepSpeed, stage 2": functools.partial(trainers.deepspeed, stage=2),
 }  # fmt: skip
 
+RELEASES = ("transformers", "accelerate", "Lightning")
 EPS = 1e-3
 """What limits how much of a gradient's rounding a step of Adam's makes: lr / EPS of it."""
 
@@ -87,6 +88,9 @@ def main(name: str, folder: str) -> None:
         found[kind] = result(train(make, Wish(paths[0])))
         train(make, Wish(paths[1], epochs=EPOCHS - 1))
         found[kind + ", resumed"] = result(train(make, Wish(paths[1], epochs=1, resumes=True)))
+    if name in RELEASES:
+        plain = functools.partial(adamw, clip=None)
+        found["released"] = result(train(plain, Wish(paths[0], releases=True)))
     torch.save(found, Path(folder) / f"{RANK}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

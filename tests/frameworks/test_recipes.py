@@ -145,3 +145,34 @@ def test_adapters_are_float32():
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"]))
     with pytest.raises(ValueError, match="weights="):
         steprule.AdamW([p for p in adapted.parameters() if p.requires_grad], weights="24bit")
+
+
+def test_torchtune_steps_in_backward_by_parameter():
+    training = pytest.importorskip("torchtune.training")
+    model = torch.nn.Linear(4, 2)
+    optimizers = {param: steprule.SGD([param], lr=1.0, clip=0.1) for param in model.parameters()}
+    training.register_optim_in_bwd_hooks(model=model, optim_dict=optimizers)
+    before = [param.detach().clone() for param in model.parameters()]
+    model(torch.ones(3, 4)).square().sum().backward()
+    for param, old in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close((param.detach() - old).norm(), torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", ["muon", "schedulefreeadamw"])
+def test_what_pieces_of_deepspeed_cannot_have_is_refused(stage, name, one_process):
+    deepspeed = pytest.importorskip("deepspeed")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 1))
+    settings = {"roles": {"1.weight": "hidden"}} if name == "muon" else {}
+    optimizer = steprule.create_optimizer(model, name, lr=1e-2, **settings)
+    config = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage}, "gradient_clipping": 0.0}
+    deepspeed.init_distributed("gloo", verbose=False)
+    with pytest.raises((ValueError, RuntimeError, TypeError)) as refused:
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config={**config, "zero_allow_untested_optimizer": True}
+        )
+        engine.backward(engine(torch.ones(4, 4)).square().mean())
+        engine.step()
+        optimizer.eval()
+    assert "flat" in str(refused.value) or "matri" in str(refused.value), refused.value
