@@ -78,7 +78,7 @@ MIXTURES = {
     "one plan": (SINGLE, None, 1, 0),
     "two dtypes": (SEVERAL, None, 2, 0),
     "transposed": (SINGLE, [transposed] * 5, 1, 0),
-    "strided": (SINGLE, [strided] * 5, 1, 4),  # a number alone is not
+    "strided": (SINGLE, [strided] * 5, 1, 3),  # a number alone, or nothing, is not
     "both engines": (SINGLE, [strided, transposed, strided, plain, plain], 1, 2),
     "both engines and dtypes": (SEVERAL, [strided, strided, plain, plain, plain], 2, 2),
 }
