@@ -37,6 +37,7 @@ def transformers(make: Callable[..., Any], wish: Wish, trl: bool = False) -> Tra
     given = {
         "use_cpu": True, "report_to": [], "disable_tqdm": True, "per_device_train_batch_size": ROWS, "save_strategy": "epoch", "max_grad_norm": 0,
         "num_train_epochs": wish.epochs + wish.resumes, "lr_scheduler_type": "constant", "seed": 0,
+        "ddp_find_unused_parameters": False,
     }  # fmt: skip
     optimizer = make(model)
     seen = begin(model, optimizer, wish)
