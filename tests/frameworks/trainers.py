@@ -25,7 +25,7 @@ def transformers(make: Callable[..., Any], wish: Wish, trl: bool = False) -> Tra
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 16,
-        "hidden_size": 128,
+        "hidden_size": 8,
         "intermediate_size": 128,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
