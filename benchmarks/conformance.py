@@ -171,7 +171,8 @@ def reproduces(package: str, failure: dict[str, Any]) -> bool:
         path = Path(folder) / "program.py"
         path.write_text(BEFORE.get(package, "") + failure["reproducer"], encoding="utf-8")
         done = subprocess.run([sys.executable, str(path)], cwd=folder, capture_output=True, text=True)
-    return done.returncode != 0 and failure["reason"].splitlines()[0] in done.stderr
+    reason = failure["reason"].splitlines()[0].split("; ")[0][:60]  # behind it stands what other formula it may be
+    return done.returncode != 0 and reason in done.stderr
 
 
 def is_installed(package: str) -> bool:
