@@ -44,7 +44,7 @@ def pieces(model: nn.Module) -> Any:
 def muon(model: nn.Module) -> Any:
     roles = {"2.weight": "hidden"} if isinstance(model, nn.Sequential) else ()
     return steprule.create_optimizer(
-        model, "muon", lr=0.01, adamw_lr=1e-3, weight_decay=0.1, nonfinite="skip", roles=roles
+        model, "muon", lr=0.01, adamw_lr=1e-4, weight_decay=0.1, nonfinite="skip", roles=roles
     )
 
 

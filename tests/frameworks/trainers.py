@@ -25,7 +25,7 @@ def transformers(make: Callable[..., Any], wish: Wish, trl: bool = False) -> Tra
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 16,
-        "hidden_size": 128,
+        "hidden_size": 8,
         "intermediate_size": 128,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
@@ -37,6 +37,7 @@ def transformers(make: Callable[..., Any], wish: Wish, trl: bool = False) -> Tra
     given = {
         "use_cpu": True, "report_to": [], "disable_tqdm": True, "per_device_train_batch_size": ROWS, "save_strategy": "epoch", "max_grad_norm": 0,
         "num_train_epochs": wish.epochs + wish.resumes, "lr_scheduler_type": "constant", "seed": 0,
+        "ddp_find_unused_parameters": False,
     }  # fmt: skip
     optimizer = make(model)
     seen = begin(model, optimizer, wish)

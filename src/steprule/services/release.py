@@ -94,7 +94,8 @@ class Release(Owner):
         if self._ddp is not None:
             if self._ddp.find_unused_parameters:
                 raise ValueError(
-                    "release_gradients() does not take find_unused_parameters=True: it steps what it is given"
+                    "release_gradients() does not take find_unused_parameters=True: it steps what it is given. transformers' "
+                    "Trainer sets it, unless TrainingArguments has ddp_find_unused_parameters=False"
                 )
             sparse = next((name for name, one in model.named_modules() if getattr(one, "sparse", False) is True), None)
             if sparse is not None:
