@@ -89,11 +89,7 @@ class SquareRooms:
             one.write(made)
             for name, new in now.kept.items():
                 one.keep(name, states[name] if name in states else one(new), new)
-            places = {id(new): name for name, new in now.made.items()}
-            later = {
-                (place, id(node)): self.matrix(places[id(node)], group) if id(node) in places else one(node)
-                for node in now.later
-            }
+            later = {(place, id(node)): one(node) for node in now.later}
             self._later = {key: x for key, x in self._later.items() if key[0] != place} | later
 
     def matrix(self, name: str, group: Sequence[int]) -> Any:
