@@ -11,11 +11,11 @@ from settings import variants
 from steprule import Rule, State, norm, row_total, total_of_all
 from steprule.rules import OWN
 from steprule.trace.around import Services
-from steprule.trace.expression import Expression
+from steprule.trace.expression import Expression, operations
 from steprule.trace.extent import ELEMENTS, NUMBER
 from steprule.trace.norms import Norm
 from steprule.trace.program import ADD, LARGEST, ROW, SMALLEST, TENSOR, Level, Program, Sum
-from steprule.trace.tracing import trace
+from steprule.trace.tracing import program_of, trace
 
 
 class Mine(Rule):
@@ -134,6 +134,18 @@ def test_a_pass_reads_no_rows_that_it_is_not_given():
     program.check()
     with pytest.raises(AssertionError, match=r"^the last pass reads part0, which is not known yet"):
         replace(program, last=replace(program.last, sides={})).check()
+
+
+BASES, GRAMS = ["left_basis", "right_basis"], ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("soap", [[], GRAMS + BASES, []]), ("klsoap", [[], BASES, GRAMS]), ("splus", [BASES, GRAMS, []])]
+)
+def test_squares_take_new_values_once_nothing_needs_the_old_ones(name, kept):
+    levels = program_of(OWN[name], OWN[name].hyperparameters).levels
+    assert [[*level.squares.kept] for level in levels] == kept
+    assert not any("copy" in operations(level.squares.states.values()) for level in levels)
 
 
 # Norms, which are programs of one pass that only adds up

@@ -90,7 +90,7 @@ class SquareRooms:
                 if id(node) not in self.last:
                     one(node)
             states |= {name: one(new) for name, new in now.states.items() if name not in states}
-            one.write(made, now.made)
+            one.write(made)
             for name, new in now.kept.items():
                 one.keep(name, states[name] if name in states else one(new), new)
             later = {(place, id(node)): one(node) for node in now.later}
@@ -260,8 +260,8 @@ class Group(Evaluation):
         multiply = symmetric_product if is_alone and new.op == "gram" else product
         return multiply(left, right, out, old, alpha=share, beta=1 - share)
 
-    def write(self, made: Mapping[str, Any], expressions: Mapping[str, Expression]) -> None:
-        """Puts matrices where passes, and what comes later, read them."""
+    def write(self, made: Mapping[str, Any]) -> None:
+        """Puts matrices where passes read them."""
         read = {x.untyped_storage().data_ptr() for x in self._read.values()}
         moved = []
         for name, x in made.items():
@@ -270,8 +270,6 @@ class Group(Evaluation):
                 moved.append((name, x.clone() if x.untyped_storage().data_ptr() in read else x))
         for name, x in moved:
             self._rooms.put(name, self._group, x)
-        for name, expression in expressions.items():
-            self._values[id(expression)] = self._rooms.matrix(name, self._group)
 
     def keep(self, name: str, new: Any, expression: Expression) -> None:
         """Gives a state its new value."""

@@ -113,7 +113,7 @@ class SquareCut:
             depth: how many readings there are.
             passes: for each matrix the numbers of the passes that read it; that of the last is depth + 1.
         """
-        walk = _Walk({id(new): name for name, new in self.made.items()}, self._kept_as())
+        walk = _Walk(self._kept_as())
         now: list[tuple[dict[str, Expression], dict[str, Expression]]] = []
         for number in range(depth + 1):
             states = {name: new for name, (level, new) in self.states.items() if level == number}
@@ -198,8 +198,8 @@ class _Walk:
         later: of what is needed once more after later readings the last of those.
     """
 
-    def __init__(self, made: Mapping[int, str], kept_as: Mapping[int, set[str]]) -> None:
-        self._made, self._kept_as = made, kept_as
+    def __init__(self, kept_as: Mapping[int, set[str]]) -> None:
+        self._kept_as = kept_as
         self.when: dict[int, int] = {}
         self.first: dict[str, int] = {}
         self.reads: dict[str, int] = {}
@@ -233,8 +233,7 @@ class _Walk:
             return
         last = self.later.get(id(node), (node, 0))[1]
         self.later[id(node)] = node, max(last, number)
-        own = self._made.get(id(node))
-        for name in [own] if own is not None else held_by(node, self._kept_as):
+        for name in held_by(node, self._kept_as):
             self._read(name.rstrip("'"), number)
 
 
