@@ -72,7 +72,8 @@ def frameworks(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "-e", ".[dev]", *wanted)
     session.run("python", "-m", "pytest", "-q", "-rs", "tests/frameworks", *session.posargs)
     session.install("-c", "constraints.txt", "torchtune==0.6.1", "torchao==0.10.0")  # which PEFT does not take
-    session.run("python", "-m", "pytest", "-q", "-rs", "tests/frameworks/test_recipes.py", "-k", "torchtune")
+    held = [f"tests/frameworks/test_{topic}.py" for topic in ("recipes", "table")]
+    session.run("python", "-m", "pytest", "-q", "-rs", *held, "-k", "torchtune")
 
 
 @nox.session(python="3.11")

@@ -27,7 +27,7 @@ from shapes import gpt2_small
 
 import steprule
 from steprule.catalog import find
-from steprule.memory import need
+from steprule.memory import Param, need
 
 ROUNDS = 3 if record.QUICK else 25
 ALL = (((2,), 0), ((16,), 0), ((128,), 0), ((1024,), 0), ((1024,), 1023), ((32, 32), 0))
@@ -109,7 +109,7 @@ def memory(world: int) -> list[dict[str, Any]]:
         params = cut.parameters(gpt2_small(), getattr(torch, dtype), mesh)
         optimizer = steprule.AdamW(params, **formats)  # type: ignore[arg-type]
         optimizer.step()
-        shapes = [tuple(param._local_tensor.shape) for param in params]  # type: ignore[attr-defined]
+        shapes = [Param(tuple(param._local_tensor.shape)) for param in params]  # type: ignore[attr-defined]
         said = need(find("adamw"), shapes, dtype, dtype, formats["states"], formats["weights"], {}).total
         rows.append(
             {

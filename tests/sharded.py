@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import breaking, checkpoints, disagreeing, faults, models, numbered, refusals, steps
+from sharding import agreeing, breaking, checkpoints, disagreeing, faults, models, numbered, refusals, steps
 from sharding.helpers import HAS_FSDP, Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -25,7 +25,10 @@ NEED_FSDP = (
     "copies",
     "gathered",
     "converted",
+    "swapped",
+    "assigned",
     "made before",
+    "model of two rules",
 )
 
 
@@ -54,6 +57,11 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "not taken": lambda: breaking.not_taken(flat),
             "nothing is counted": lambda: disagreeing.nothing_is_counted(flat),
             "errors say what differs": lambda: disagreeing.errors_say_what_differs(flat),
+            "other optimizers": lambda: agreeing.other_optimizers(flat),
+            "other settings": lambda: agreeing.other_settings(flat),
+            "several optimizers": lambda: agreeing.several(flat),
+            "model of two rules": lambda: agreeing.model_of_two_rules(flat),
+            "hooks fail": lambda: agreeing.hooks_fail(flat),
             "one fails": lambda: disagreeing.one_fails(flat),
             "several fail": lambda: disagreeing.several_fail(flat),
             "several disagree": lambda: disagreeing.several_disagree(flat),
@@ -65,6 +73,8 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "exchanged": lambda: steps.exchanged(flat),
             "released": lambda: steps.released(flat),
             "copies": lambda: models.copies(flat),
+            "swapped": lambda: models.swapped(flat),
+            "assigned": lambda: models.assigned(flat),
             "made before": lambda: models.made_before(flat),
             "converted": lambda: checkpoints.converted(flat),
             "gathered": lambda: checkpoints.gathered(flat),
@@ -82,12 +92,14 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "sides": lambda: steps.sides(ways[:1]),
         "formats": lambda: steps.formats(ways[:1]),
         "splits": lambda: steps.splits(flat),
+        "meshes": lambda: steps.meshes(square),
         "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), ways[1]]),
         "numbers": lambda: numbered.numbers(flat, square),
         "behind tensor parallelism": lambda: numbered.behind_tensor_parallelism(square),
         "missing": lambda: breaking.missing(flat),
         "missing in replicas": lambda: breaking.missing_in_replicas(square),
         "small": lambda: breaking.small(flat),
+        "other replicas": lambda: agreeing.replicas(square),
         "another mesh": lambda: breaking.another_mesh(flat, square),
         "refusals of places": lambda: refusals.places(square),
     }

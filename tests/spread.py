@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +54,9 @@ WHOLE_TENSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "states": ("AdamW", {"states": "8bit"}),
     "by parameter": ("AdamW", {"clip": ClipNorm(1.0, per_parameter=True)}),
     "by row": ("AdamW", {"clip": ClipAdaptive(0.5)}),
+    "how many": ("SGD", {"clip": ClipNorm(1.5, norm_type=0.0)}),
+    "the smallest": ("SGD", {"clip": ClipNorm(0.001, norm_type=-float("inf"))}),
+    "the small": ("SGD", {"clip": ClipNorm(0.001, norm_type=-1.0)}),
 }
 """What pieces of tensors do not have."""
 
@@ -455,18 +458,69 @@ def failing_later(rank: int) -> None:
     faults.spread(make)
 
 
+def others(rank: int) -> None:
+    """Optimizers that are not the same on all processes refuse together, and so where a hook fails on one."""
+    group = dist.group.WORLD
+    cases: tuple[tuple[str, tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]], ...] = (
+        ("different services (here AdamW, clip=", ("AdamW", {"clip": 1.0}), ("AdamW", {"clip": 0.5})),
+        ("different services", ("AdamW", {"clip": 1.0}), ("AdamW", {"nonfinite": "zero"})),
+        ("different services", ("Prodigy", {}), ("Prodigy", {"telemetry": 1})),
+        ("different rules or options (here", ("Prodigy", {}), ("DoG", {})),
+        ("different rules or options (here", ("AdamW", {"clip": 1.0}), ("SGD", {"clip": 1.0})),
+        ("different rules or options", ("AdamW", {"clip": 1.0}), ("AdamW", {"clip": 1.0, "cautious": True})),
+    )
+    for text, *each in cases:
+        (rule, settings), (param,) = each[rank], share(rank)
+        param.grad, before = torch.ones_like(param), param.detach().clone()
+        for wrong in (True, False):
+            rule, settings = each[rank if wrong else 0]
+            optimizer = made(rule, [param], **own(settings), process_group=group)
+            with refused(RuntimeError, text) if wrong else nullcontext():
+                optimizer.step()
+            assert torch.equal(before, param) is wrong, text
+    (param,) = share(rank)
+    optimizer = steprule.AdamW([{"params": [param]}, *([{"params": []}] if rank else [])], lr=0.1 + rank, clip=1.0, process_group=group)  # fmt: skip
+    param.grad = torch.ones_like(param)
+    optimizer.step()  # whose groups are each process's own
+    optimizer.clip = 2.0 if rank else 1.0
+    with refused(RuntimeError, "different services"):
+        optimizer.step()
+    optimizer.clip = 2.0
+    optimizer.step()
+
+    def broken(*args: Any) -> None:
+        if rank:
+            raise ZeroDivisionError("hook")
+
+    for one in (optimizer, steprule.Together([optimizer, steprule.SGD(share(rank), lr=0.1)])):
+        hook = one.register_step_pre_hook(broken)
+        with refused(ZeroDivisionError if rank else RuntimeError, "hook" if rank else "another process cannot"):
+            one.step()
+        hook.remove()
+        one.step()
+    net = model()
+    zero = ZeroRedundancyOptimizer(net.parameters(), steprule.AdamW, lr=0.1 + rank, clip=1.0)
+    flat = FullyShardedDataParallel(model(), device_id=torch.device("cpu"))
+    piece = steprule.AdamW(flat.parameters(), lr=0.1 + rank, clip=1.0, process_group=group)
+    for its, one in (net, zero), (flat, piece):  # whose groups are the same everywhere
+        with refused(RuntimeError, f"(here lr is {0.1 + rank})"):
+            fit(its, one)
+        one.param_groups[0]["lr"] = 0.1
+        fit(its, one)
+
+
 def asks(rank: int) -> None:
-    """How often processes wait for each other."""
+    """How often processes wait for each other: twice more where they have not agreed yet on what they gather."""
     counted = []
-    gather = Across.gather
-    Across.gather = lambda self, numbers: counted.append(len(numbers)) or gather(self, numbers)  # type: ignore
+    gather = Across._gather
+    Across._gather = lambda self, numbers: counted.append(len(numbers)) or gather(self, numbers)  # type: ignore
     for rule, settings, wanted in (
         ("AdamW", {}, [0, 0, 0]),
         ("AdamW", {"average": 0.9, "clip": ClipValue(1.0)}, [0, 0, 0]),
-        ("AdamW", {"clip": 1.0, "nonfinite": "skip"}, [1, 1, 1]),
+        ("AdamW", {"clip": 1.0, "nonfinite": "skip"}, [3, 1, 1]),
         ("AdamW", {"telemetry": 2}, [0, 2, 0]),  # before anything changes, and what was counted
-        ("AdamW", {"clip": 1.0, "telemetry": 3}, [1, 1, 2]),
-        ("Prodigy", {}, [1, 1, 1]),
+        ("AdamW", {"clip": 1.0, "telemetry": 3}, [3, 1, 2]),
+        ("Prodigy", {}, [3, 1, 1]),
         ("LAMB", {}, [0, 0, 0]),
     ):
         for mine in (share(rank), share(rank) if rank else []):
@@ -479,7 +533,7 @@ def asks(rank: int) -> None:
                 optimizer.step()
                 found.append(len(counted))
             assert found == wanted, (rule, settings, found)
-    Across.gather = gather
+    Across._gather = gather  # type: ignore[method-assign]
 
 
 def main(meeting: str, rank: int, world: int) -> None:
@@ -493,6 +547,7 @@ def main(meeting: str, rank: int, world: int) -> None:
     refusals(rank)
     failing(rank)
     failing_later(rank)
+    others(rank)
     asks(rank)
     dist.destroy_process_group()
 

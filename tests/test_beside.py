@@ -156,6 +156,27 @@ def test_functions_of_the_step_and_layer_decay_are_for_each_its_own():
     assert create(net(), "mano", cautious=True)  # whose vectors an option around the formula does not refuse
 
 
+@pytest.mark.parametrize(("name", "key"), [("muon", "momentum"), ("adamuon", "momentum"), ("soap", "betas")])
+def test_cycled_momentum_is_the_rules_and_a_function_moves_adamws(name, key):
+    model, other = net(), net()
+    optimizer = create(model, name, adamw_betas=lambda step: (0.95 - 0.02 * step, 0.99))
+    lrs = [group["lr"] for group in optimizer.param_groups]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lrs, total_steps=6)
+    own, adamw = apart(other, name)
+    seen = []
+    for step in range(4):
+        first = optimizer.param_groups[0]
+        seen.append(first[key][0] if key == "betas" else first[key])
+        own.param_groups[0] |= {"lr": first["lr"], key: first[key]}
+        for group in adamw.param_groups:
+            group |= {"lr": optimizer.param_groups[-1]["lr"], "betas": (0.95 - 0.02 * (step + 1), 0.99)}
+        train(model, optimizer, 1, step)
+        train(other, [own, adamw], 1, step)
+        scheduler.step()
+        assert same(model, other)
+    assert len({round(one, 9) for one in seen}) > 2
+
+
 def test_every_parameter_is_in_one_group_with_its_rule(capsys):
     model = net()
     model[4].weight.requires_grad = False
@@ -171,7 +192,6 @@ def test_every_parameter_is_in_one_group_with_its_rule(capsys):
     shown = capsys.readouterr().out
     assert "adamw, no decay" in shown
     assert "frozen" in shown
-    assert "give example to find them" in shown  # what roles could not tell
     assert all(g["rule"] == "adamw" for n, g in found.items() if n.startswith("0"))
     defaults = create(net()).param_groups
     assert {(group["rule"], group["weight_decay"]) for group in defaults} == {
@@ -181,16 +201,20 @@ def test_every_parameter_is_in_one_group_with_its_rule(capsys):
     }
 
 
-def test_a_guess_is_logged_and_one_that_was_not_needed_is_not(caplog):
+def test_a_guess_is_logged_and_one_that_was_not_needed_is_not(caplog, capsys):
     model = net()
     for given in (steprule.roles(model, example=(torch.zeros(1, 2, dtype=torch.long),)), {"5.weight": "head"}):
         optimizer = create(model, roles=given)
         assert [g["param_names"] for g in optimizer.param_groups if g["rule"] == "muon"] == [["1.weight", "3.weight"]]
         assert not caplog.messages
     create(model)
+    assert not caplog.messages  # a chain has one head
+    several = nn.ModuleDict({"trunk": model, "extra": nn.Linear(8, 10)})
+    create(several, show=True)
+    assert "give example to find them" in capsys.readouterr().out and not caplog.messages
+    create(several)
     assert caplog.messages == [
-        "Muon beside AdamW: other heads, if there are any, are among the hidden matrices; give example to find them, as in "
-        "roles=steprule.roles(model, example=(inputs,))"
+        "Muon beside AdamW: trunk.5.weight may be of heads, too; give example to find them, as in roles=steprule.roles(model, example=(inputs,))"
     ]
 
 

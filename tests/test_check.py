@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from steprule.check import CHECKS, Claims, Subject, parametrize_with_checks, run
 from steprule.check.broken import FAULTS, claimed
 from steprule.check.broken.correct import AdamW, Muon
 from steprule.check.checks import grad
+from steprule.check.claims import shown
 from steprule.check.differ import differences
 from steprule.check.report import as_json, as_junit, as_markdown, table
 from steprule.check.runner import look
@@ -226,7 +228,12 @@ def test_the_command(capsys, tmp_path):
         ({"claims": ["decay=double"]}, "--claim decay='double' must be one of coupled, decoupled, independent"),
         ({"claims": ["maximize=1"]}, "--claim 'maximize=1' must look like maximize"),
         ({"claims": ["state_bytes=few"]}, "--claim state_bytes=few must be a number"),
-        ({"expected": ["repeats_itself="]}, "--expect 'repeats_itself=' must look like CHECK=REASON"),
+        ({"expected": ["repeats_itself="]}, "--expect 'repeats_itself=' must look like repeats_itself=REASON"),
+        ({"expected": ["repeats_itselv=x"]}, "--expect 'repeats_itselv=x': there is no check 'repeats_itselv'"),
+        (
+            {"reports": [Path("/nowhere/x.xml")]},
+            "--report /nowhere/x.xml cannot be written: there is no directory /nowhere",
+        ),
         ({"tiers": ["number"]}, "there is no tier 'number'; did you mean 'numbers'?"),
         ({"reports": [Path("r.html")]}, "--report r.html: the ending must be one of .json, .xml"),
     ],
@@ -237,3 +244,91 @@ def test_what_makes_no_sense_is_refused(given, told):
     with pytest.raises(ValueError) as refused:
         check("torch.AdamW", **given)
     assert str(refused.value).startswith(told)
+
+
+# What is refused, and what optimizers say
+
+
+def make_sgd(params, **settings):
+    return torch.optim.SGD(params, **settings)
+
+
+def test_a_partial_is_its_class_with_settings():
+    subject = Subject(functools.partial(torch.optim.SGD, momentum=0.5), place="torch.optim:SGD", lr=float("inf"))
+    assert subject.settings == {"momentum": 0.5, "lr": float("inf")}
+    assert subject.source[1] == "make = functools.partial(torch.optim.SGD, momentum=0.5, lr=float('inf'))"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.tensor(0.01), torch.tensor([0.9, 0.99]), float("-inf"), (0.9,), [torch.tensor(2)], {"a": (1, 2.0)}, None],
+)
+def test_settings_are_shown_as_python_reads_them(value):
+    assert repr(eval(shown(value))) == repr(value)
+
+
+def test_what_others_cannot_import_is_refused():
+    class Inner(torch.optim.SGD):
+        pass
+
+    for optimizer in (Inner, lambda params: torch.optim.SGD(params)):
+        with pytest.raises(ValueError, match="cannot be imported by the programs that show failures"):
+            Subject(optimizer)
+    assert Subject(Inner, place="theirs:Inner").source[0] == "theirs"
+    assert Subject(make_sgd).source[1].endswith("test_check.make_sgd")
+
+
+class NeedsLr(AdamW):
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+
+
+class Says(AdamW):
+    """Prints when it is made, and fails in words that are no text."""
+
+    said = "\x1b[31mno\x1b[0m\x00 " + "x" * 1000
+
+    def step(self, closure=None):
+        assert not self.said, self.said
+
+
+class SaysNothing(AdamW):
+    def step(self, closure=None):
+        raise AssertionError
+
+
+class Leaves(AdamW):
+    def step(self, closure=None):
+        sys.exit(7)
+
+
+class CannotBeMade(AdamW):
+    def __init__(self, params, lr=0.1):
+        print("here I am")
+        raise RuntimeError("no")
+
+
+def test_settings_that_it_needs_are_asked_for():
+    with pytest.raises(ValueError, match="NeedsLr needs lr, which have no default"):
+        Subject(NeedsLr)
+    assert look(CHECKS["moves_at_the_first_step"], Subject(NeedsLr, lr=0.1)).status == "passed"
+
+
+def test_an_optimizer_that_raises_fails_and_is_told_as_text():
+    told = {}
+    for optimizer in (Says, SaysNothing, Leaves, CannotBeMade):
+        report = run(Subject(optimizer), checks=["moves_at_the_first_step", "reads_settings_each_step"])
+        assert {result.status for result in report.results} == {"failed"}
+        told[optimizer] = report.results[0].reason
+        ElementTree.fromstring(as_junit(report))
+    assert told[Says].startswith("no? xxx") and len(told[Says]) == 300
+    assert told[SaysNothing] == "AssertionError in step: raise AssertionError"
+    assert (told[Leaves], told[CannotBeMade]) == ("SystemExit: 7", "RuntimeError: no")
+
+
+def test_what_optimizers_print_is_not_in_the_json(capsys):
+    from steprule.check.command import check
+
+    assert check("test_check:CannotBeMade", checks=["moves_at_the_first_step"], as_json_only=True) == 1
+    printed = capsys.readouterr()
+    assert not json.loads(printed.out)["passed"] and "here I am" in printed.err

@@ -12,7 +12,7 @@ import io
 import pytest
 import torch
 from dropin import random
-from settings import IDS, STRUCTURES, VARIANTS, shapes_for, telling
+from settings import IDS, STRUCTURES, VARIANTS, sees_matrix, shapes_for, telling
 
 import steprule
 from steprule.rules import OWN
@@ -67,6 +67,34 @@ def train(rule, optimizer, steps, nonfinite=None):
 
 def make(rule, dtype, engine, **options):
     return getattr(steprule, rule.__name__)(start(rule, dtype, engine), **{**settings_of(rule), **options})
+
+
+HIDES_NAN = {"Rprop", "SparseAdam"}
+"""torch.optim's, too: the sign of NaN is 0 there; and gradients without the rows that are NaN."""
+BOUNDED = {*HIDES_NAN, "ADOPT", "AdamAtan2", "AdaMuon", "Signum", "Lion", "SPlus"}
+"""Whose steps are signs, angles or clipped, so that inf is only large."""
+
+
+COMPILED = [rule for rule in OWN.values() if sees_matrix(rule)]
+"""Whose comparisons `test_engines` does not hold in every engine."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "engine"), [*((rule, "eager") for rule in OWN.values()), *((rule, "compiled") for rule in COMPILED)]
+)
+def test_a_gradient_that_is_not_finite_shows_in_the_step_that_took_it(rule, engine):
+    for wrong, hides in ((torch.nan, HIDES_NAN), (torch.inf, BOUNDED)):
+        if rule.__name__ in hides:
+            continue
+        param = random((6, 6), 0)
+        param = strided(param) if engine == "eager" else param
+        optimizer = getattr(steprule, rule.__name__)([param.requires_grad_()])
+        for step in range(4):
+            param.grad = random((6, 6), step)
+            param.grad[1, 2] = wrong if step == 3 else param.grad[1, 2]
+            assert bool(param.isfinite().all())
+            optimizer.step()
+        assert not bool(param[1, 2].isfinite())
 
 
 # What is kept how, which services, the engine, and how far from float64 a run may be, relative to how far it has come.

@@ -694,3 +694,19 @@ def test_warnings_of_the_user_come_once():
             twins.backward()
             twins.step(1.0)
     assert [str(warning.message) for warning in shown].count("of the user") <= 2  # once before the filter is there
+
+
+def test_only_a_scaler_hears_that_a_step_unscales():
+    """Lightning asks whether it may clip: it unscales first then, and the step takes that."""
+    param = torch.nn.Parameter(torch.ones(4))
+    optimizer = steprule.SGD([param], lr=1.0, clip=0.5, nonfinite="skip")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for value, expected in ((1.0, 0.75), (float("inf"), 0.75)):
+        scaler.scale((param * value).sum()).backward()
+        assert not optimizer._step_supports_amp_scaling
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        torch.testing.assert_close(param.detach(), torch.full((4,), expected))
+    assert (optimizer.clipped_steps, optimizer.skipped_steps, scaler.get_scale()) == (1, 1, 4.0)

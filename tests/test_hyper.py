@@ -43,6 +43,23 @@ def test_every_hyperparameter_of_every_rule_is_described(name):
             assert one is None or (one in said.texts if isinstance(one, str) else said.allows(one))
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_averages_that_would_not_forget_are_refused_where_torch_does_not_take_them(name):
+    """What forgets, by what it is called or by what is said of it: with 1 an average stays, and with more it runs away."""
+    rule = OWN[name]
+    taken = {
+        ("SGD", "momentum"),
+        ("RMSprop", "momentum"),
+        ("RMSprop", "alpha"),
+        ("Muon", "momentum"),
+        ("Adadelta", "rho"),
+    }
+    for hyper, said in rule.meanings.items():
+        if hyper in ("momentum", "betas", "beta2") or said.meaning.startswith("decay rate"):
+            may = (rule.__name__, hyper) in taken
+            assert [said.allows(x) for x in (-0.1, 0.9, 1.0)] == [False, True, may], hyper
+
+
 @pytest.mark.parametrize("front", ["torch", "numpy"])
 def test_a_rule_of_ones_own_is_held_to_the_ranges_that_it_asks_for(front):
     make = fronts(Own)[front]

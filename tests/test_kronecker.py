@@ -96,6 +96,28 @@ def test_some_of_the_matrices_may_have_no_gradient(rule):
     assert all(torch.equal(*pair) for pair in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_groups_have_numbers_of_their_own(rule):
+    """Matrices of one shape, in two groups with other numbers, are stepped as by two optimizers."""
+    numbers = {
+        name: tuple(one / 2 for one in value) if isinstance(value, tuple) else value / 2
+        for name, value in rule.hyperparameters.items()
+        if isinstance(value, (float, tuple)) and value != 0
+    } | {"weight_decay": 0.3}  # fmt: skip
+    every = {"precondition_frequency": 1}
+    params, alone = ([random((5, 4), number) for number in range(2)] for _ in range(2))
+    make = steprule.Optimizer.of(rule)
+    together = [make([{"params": params[:1]}, {"params": params[1:], **numbers}], **every)]
+    apart = [make(alone[:1], **every), make(alone[1:], **numbers, **every)]
+    for step in range(4):
+        for number, (param, other) in enumerate(zip(params, alone, strict=True)):
+            param.grad = other.grad = random((5, 4), 10 * step + number)
+        for optimizer in (*together, *apart):
+            optimizer.step()
+    for param, other in zip(params, alone, strict=True):
+        assert torch.allclose(param, other, 1e-9, 1e-9)
+
+
 @pytest.mark.parametrize("rule", [steprule.SOAP.rule, steprule.KLSOAP.rule])
 def test_a_step_that_fails_between_two_passes_leaves_nothing_for_the_next(rule, monkeypatch):
     """Bases that have been computed for all of the matrices are not taken for those of some."""

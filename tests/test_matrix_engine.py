@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ import steprule
 from steprule import Rule, State
 from steprule.engine.eager import oracle
 from steprule.matrix import polar as polar_module
+from steprule.matrix.how import How
+from steprule.matrix.polar import Chain
 from steprule.pieces import (
     Value,
     abs,
@@ -126,7 +128,28 @@ class Twice(Rule):
         return param - lr * polar(first + 0.1 * grad, (2.0, -1.5, 0.5), 3, 1e-7) - lr * exp_avg, exp_avg
 
 
-RULES = [Rows, Cols, Factored, Largest, Polar, Twice, Dion2]
+class Idle(Rule):
+    """Rows and columns that no element is made of: what others were, and numbers."""
+
+    decay = "own"
+    older, newer, seen, count = State("rows", begins=1.0), State("rows"), State("cols"), State("cols")
+
+    @staticmethod
+    def update(
+        param: Value,
+        grad: Value,
+        older: Value,
+        newer: Value,
+        seen: Value,
+        count: Value,
+        *,
+        step: Value,
+        lr: float = 0.1,
+    ) -> tuple[Value, ...]:
+        return param - lr * grad, newer, older + 1.0, norm(grad), step * 1.0
+
+
+RULES = [Rows, Cols, Factored, Largest, Polar, Twice, Idle, Dion2]
 SHAPES = [(5, 7), (7, 5), (1, 9), (9, 1), (1, 1), (6, 6), (6, 6), (130, 257), (3, 66000), (4, 3, 2, 2), (300, 300)]
 
 
@@ -318,6 +341,53 @@ def test_a_workspace_that_is_no_number_of_bytes_is_refused(monkeypatch, text):
     param = torch.nn.Parameter(torch.ones(2, 3))
     param.grad = torch.ones(2, 3)
     with pytest.raises(ValueError, match=r"STEPRULE_WORKSPACE=.*number of bytes, such as 134217728"):
+        steprule.Muon([param]).step()
+    assert torch.equal(param, torch.ones(2, 3))
+
+
+WAYS = {
+    "float32": How("plain", torch.float32, True),
+    "bfloat16 gram": How("gram", torch.bfloat16, True),
+    "single symmetric": How("symmetric", torch.float32, False),
+}
+
+
+@pytest.mark.parametrize("engine", ["compiled", "eager"])
+@pytest.mark.parametrize("text", WAYS)
+def test_the_way_of_products_can_be_said_and_is_in_no_checkpoint(monkeypatch, text, engine):
+    found, saved = set(), []
+    for said in ("", text):
+        monkeypatch.setenv("STEPRULE_PRODUCTS", said)
+        monkeypatch.setattr(polar_module, "Chain", lambda how, *rest: found.add(how) or Chain(how, *rest))
+        found.clear()
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.randn(20, 20, 2, generator=generator)[..., 0] for _ in range(2)]
+        params = [torch.nn.Parameter(x if engine == "eager" else x.contiguous()) for x in params]
+        optimizer = steprule.Muon(params)
+        if saved:
+            optimizer.load_state_dict(saved[0])
+        for param in params:
+            param.grad = torch.randn(20, 20, generator=generator)
+        optimizer.step()
+        saved.append(optimizer.state_dict())
+    assert found == {WAYS[text] if engine == "compiled" else replace(WAYS[text], batched=False)}
+    assert saved[0]["param_groups"] == saved[1]["param_groups"]
+    assert {x.dtype for state in saved[1]["state"].values() for x in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("bf16", "'bf16' is none of float32, bfloat16, float16, plain"),
+        ("float32 bfloat16", "'bfloat16' is the second word for its dtype"),
+        ("float16", "float16 is for GPUs; write float32 or bfloat16"),
+    ],
+)
+def test_a_way_of_products_that_is_none_is_refused(monkeypatch, text, told):
+    monkeypatch.setenv("STEPRULE_PRODUCTS", text)
+    param = torch.nn.Parameter(torch.ones(2, 3))
+    param.grad = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=f"STEPRULE_PRODUCTS.*{told}"):
         steprule.Muon([param]).step()
     assert torch.equal(param, torch.ones(2, 3))
 

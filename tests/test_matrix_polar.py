@@ -244,7 +244,7 @@ def test_parameters_that_require_gradients():
 
 
 @pytest.mark.parametrize("dtype", [HALF, FLOAT], ids=str)
-@pytest.mark.parametrize("rows", [385, 512])
+@pytest.mark.parametrize("rows", [513, 640])
 def test_symmetric_products_are_the_whole_ones(rows, dtype):
     a = random(rows, 70).to(dtype)
     whole, half = (way(a, a.mT, torch.empty(rows, rows, dtype=dtype)) for way in (product, symmetric_product))
@@ -288,6 +288,8 @@ def test_plans():
     assert plan_for((3072, 768), 12, cpu, dtype=HALF) == plan_for((768, 3072), 12, cpu, dtype=HALF)
     assert plan_for((16, 16), 60, cpu) == How("plain", FLOAT, True)
     assert plan_for((768, 768), 1, cpu, dtype=FLOAT) == How("symmetric", FLOAT, False)
+    for dtype, least in ((HALF, 512), (FLOAT, 384)):  # where blocks of rows begin to pay
+        assert [plan_for((n, n), 1, cpu, dtype=dtype).form for n in (least - 1, least)] == ["plain", "symmetric"]
     assert plan_for((768, 768), 9, cuda).batched and plan_for((768, 768), 9, cuda).dtype == HALF
     with pytest.raises(ValueError, match="dtype must be one of"):
         plan_for((768, 768), 9, cpu, dtype=torch.int32)

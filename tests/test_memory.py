@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import steprule
 from steprule.cli import app
-from steprule.memory import parameter_count, shapes_of, table
+from steprule.memory import Param, model_of, parameter_count, table
 from steprule.rules import OWN
 from steprule.step.kind import Kind
 
@@ -33,7 +33,7 @@ def test_the_table_is_what_optimizers_really_keep(name, dtype, monkeypatch):
     rule = OWN[name]
     settings = {"momentum": 0.9} if name == "sgd" else {}
     shapes = shapes_for(rule, SHAPES)
-    rows = table(name, shapes, dtype, dtype)
+    rows = table(name, [Param(shape) for shape in shapes], dtype, dtype)
     assert len(rows) == (2 + 12 if dtype == "bfloat16" else 1 + 3)
     for row in rows:
         in_torch = hasattr(torch.optim, rule.__name__) and not sees_matrix(rule)  # which has other states of vectors
@@ -58,7 +58,7 @@ def test_gpt2_small_fits_in_7_and_6_bytes_a_parameter():
 
     shapes = gpt2_small()
     count = sum(torch.Size(s).numel() for s in shapes)
-    rows = table("adamw", shapes, "bfloat16", "bfloat16")
+    rows = table("adamw", [Param(shape) for shape in shapes], "bfloat16", "bfloat16")
     totals = {(row.states, row.weights): row.total / count for row in rows if row.states}
     assert totals["8bit", "24bit"] <= 7.2
     assert totals["8bit", "stochastic"] <= 6.2
@@ -80,7 +80,60 @@ def test_gpt2_small_fits_in_7_and_6_bytes_a_parameter():
 def test_counts(text, count):
     assert parameter_count(text) == count
     if count:
-        assert sum(torch.Size(s).numel() for s in shapes_of(text)[0]) == count
+        assert sum(one.number * torch.Size(one.shape).numel() for one in model_of(text).params) == count
+
+
+class Mixed(torch.nn.Module):
+    """A table, a fused matrix, two between others, one that no layer has, a head and vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = torch.nn.Embedding(10, 64)
+        self.attention = torch.nn.MultiheadAttention(64, 2)
+        self.mixing = torch.nn.Parameter(torch.randn(40, 64))
+        self.head = torch.nn.Linear(64, 10)
+
+
+@pytest.mark.parametrize("states", [None, "8bit"])
+@pytest.mark.parametrize("name", ["muon", "soap", "normuon", "klsoap"])
+def test_a_rule_of_matrices_keeps_what_create_optimizer_makes_of_it(name, states, monkeypatch):
+    monkeypatch.setattr(Kind, "_fits_an_engine", lambda *_: False)
+    module, said = Mixed(), [("mixing", "transpose")]
+    optimizer = steprule.create_optimizer(module, name, roles=said, states=states)
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    numbers = {"step", *optimizer.rule.scalar_states}
+    kept = [x for state in optimizer.state.values() for key, x in state.items() if key not in numbers]
+    monkeypatch.setitem(sys.modules, "my_models", types.SimpleNamespace(mixed=Mixed))
+    params = model_of("my_models:mixed").stepped_by(OWN[name], said)
+    assert {one.view for one in params} == {None, "rows 3", "transpose"}
+    (row,) = (row for row in table(name, params, "float32", "float32") if row.states == states)
+    assert storage(kept) == row.state_bytes
+    shown = run("my_models:mixed", name, "--set", "mixing=transpose").output
+    assert f"{OWN[name].__name__} steps 3 of 8 tensors; the others are as AdamW keeps them." in shown
+
+
+def test_what_create_optimizer_refuses_is_refused(monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "my_models", types.SimpleNamespace(mixed=Mixed, flat=lambda: torch.nn.Linear(3, 3))
+    )
+    for arguments, message in {
+        ("mixed",): "Say it: --set 'mixing=...', each with",
+        ("flat",): "there is no matrix between others in Linear, 12 elements in 2 tensors, which Muon could step",
+        ("mixed", "--set", "mixing"): "--set 'mixing' must be PATTERN=WORD",
+        ("mixed", "--set", "mix=adamw"): "--set: 'mix' matches no parameter",
+    }.items():
+        result = run(f"my_models:{arguments[0]}", "muon", *arguments[1:])
+        assert result.exit_code == 2 and message in result.output, arguments
+
+
+def test_a_number_of_parameters_is_matrices_with_squares():
+    """SOAP has two squares for each side: of a square matrix four times what that takes."""
+    (plain, *_) = table("adamw", model_of("1B").params, "float32", "float32")
+    (soap, *_) = table("soap", model_of("1B").stepped_by(OWN["soap"]), "float32", "float32")
+    assert soap.state_bytes == pytest.approx(plain.state_bytes * 3, rel=1e-3)
+    assert len(model_of("9e17").params) <= 2
 
 
 def run(*arguments):

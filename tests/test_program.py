@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from settings import variants
 
-from steprule import Rule, State, norm, total_of_all
+from steprule import Rule, State, norm, row_total, total_of_all
 from steprule.rules import OWN
 from steprule.trace.around import Services
 from steprule.trace.expression import Expression
@@ -120,6 +120,20 @@ def test_what_breaks_a_promise_is_told(program, told):
     with pytest.raises(AssertionError) as error:
         BROKEN[told](program).check()
     assert str(error.value).startswith(told)
+
+
+class Evened(Rule):
+    """Rows of one length."""
+
+    def update(param, grad, *, lr=0.1):
+        return param - lr * grad / row_total(grad * grad)
+
+
+def test_a_pass_reads_no_rows_that_it_is_not_given():
+    program = trace(Evened, Evened.hyperparameters)
+    program.check()
+    with pytest.raises(AssertionError, match=r"^the last pass reads part0, which is not known yet"):
+        replace(program, last=replace(program.last, sides={})).check()
 
 
 # Norms, which are programs of one pass that only adds up

@@ -430,7 +430,16 @@ def test_in_order_of_registration_the_ends_are_doubtful():
     assert (found["first.weight"].role, found["first.weight"].is_doubtful) == ("input", True)
     assert found["classifier.0.weight"].role == "hidden"  # though it is inside of something called classifier
     assert (found["classifier.2.weight"].role, found["classifier.2.weight"].is_doubtful) == ("head", True)
-    assert "other heads, if there are any, are among the hidden matrices; give example to find them" in str(table)
+    assert not table.notes
+
+
+def test_matrices_that_lead_on_or_are_repeated_are_no_heads_and_others_may_be():
+    chain = nn.Sequential(nn.Linear(3, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 8), nn.Linear(8, 2))
+    assert roles(chain).notes == ()
+    assert roles(Of(tokens=nn.Embedding(5, 8), body=blocks(), last=nn.Linear(8, 5))).notes == ()
+    table = roles(Of(trunk=chain, extra=nn.Linear(8, 3), some=nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 4)])))
+    told = "trunk.3.weight, extra.weight, some.0.weight may be of heads, too; give example to find them"
+    assert table.notes == (told,) and told in str(table)
 
 
 def test_a_model_that_ends_in_repeated_blocks_has_no_head():

@@ -332,6 +332,19 @@ def test_norms_stay_as_they_begin_whatever_the_gradients():
         assert float(param.detach().double().norm()) == pytest.approx(norm, rel=2**-23)
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nan_in_an_update_is_nan_in_the_weights(name):
+    param = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    param.grad = torch.tensor([[1.0, torch.nan, 2.0], [3.0, 4.0, 5.0]], dtype=torch.float64)
+    Optimizer.of(wrap(OWN["sgd"], getattr(wrappers, name)))([param], lr=LR, **SETTINGS[name]).step()
+    spread = {"hyperball": 6, "radial_brake": 6, "radius_pin": 6, "update_floor": 6, "match_rms": 6, "row_floor": 3}
+    assert int(param.isnan().sum()) == spread.get(name, 1)  # of norms all that they scale
+
+
+def test_nan_has_no_sign_that_agrees():
+    assert math.isnan(transforms.agreeing(math.nan, 1.0)[0])
+
+
 def test_a_norm_of_0_is_refused_before_anything_has_changed():
     params = [torch.ones(2, 3), torch.zeros(2, 3)]
     made = Optimizer.of(wrap(OWN["sgd"], wrappers.hyperball))

@@ -38,6 +38,8 @@ TENSORS = {
     "cautious": lambda params: steprule.AdamW(params, cautious=True),
     "8bit": lambda params: steprule.AdamW(params, states="8bit"),
     "by parameter": lambda params: steprule.AdamW(params, clip=ClipNorm(1.0, per_parameter=True)),
+    "by number": lambda params: steprule.AdamW(params, clip=ClipNorm(1.0, norm_type=0)),
+    "by the smallest": lambda params: steprule.AdamW(params, clip=ClipNorm(1.0, norm_type=-float("inf"))),
 }
 ALL = {
     "Prodigy": lambda params: steprule.Prodigy(params),
@@ -69,7 +71,13 @@ def test_what_needs_whole_tensors_refuses_fsdps_pieces(what, two_processes):
         WHOLE[what]([leaf(marked=True)])
 
 
-INSTEAD = {"LAMB": "Rules that look", "cautious": "Leave it out", "8bit": "bfloat16", "by parameter": "clip=1.0"}
+INSTEAD = {
+    "LAMB": "Rules that look",
+    "cautious": "Leave it out",
+    "8bit": "bfloat16",
+    "by parameter": "clip=1.0",
+    "by number": "clip=1.0",
+}
 
 
 @pytest.mark.parametrize("what, words", [*INSTEAD.items()])
@@ -142,6 +150,46 @@ def test_a_vector_that_was_given_is_no_piece():
     optimizer = steprule.LAMB([leaf(16, 16), vector])
     optimizer.param_groups[0]["params"] = [vector]
     optimizer.step()
+
+
+def trained(module):
+    module(torch.ones(1, 4)).sum().backward()
+    return module
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_an_optimizer_whose_parameters_are_no_modules_by_now_says_so(steps):
+    model = torch.nn.Linear(4, 4)
+    optimizer = steprule.AdamW(model.parameters())
+    for _ in range(steps):
+        trained(model)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.load_state_dict({name: x.clone() for name, x in model.state_dict().items()}, assign=True)
+    trained(model)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"load_state_dict\(assign=True\) put such ones in the place"):
+            optimizer.step()
+    again = steprule.AdamW(model.parameters())
+    again.load_state_dict(optimizer.state_dict())
+    again.step()
+    assert [float(again.state[param]["step"]) for param in model.parameters()] == [steps + 1] * 2
+    optimizer.step()
+
+
+def test_other_models_have_not_taken_the_place_of_parameters():
+    def idle(*params):
+        steprule.AdamW(params or [torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4))]).step()
+
+    other = trained(torch.nn.Linear(4, 4))
+    used = torch.nn.Linear(4, 4)
+    idle(*used.parameters())
+    kept = torch.optim.SGD(other.parameters(), lr=0.1)
+    idle()  # the other model has an optimizer
+    circle = [other]
+    circle.append(circle)
+    del kept, other, circle
+    idle()  # nobody can reach the other model
 
 
 DYING = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,63 @@ def test_a_base_may_have_no_numbers_and_frozen_parameters_are_left_out():
     assert split.frozen == ("wte.weight",) and "wte.weight" not in multipliers(split)
     by_width = multipliers(transfer(model, base_width=16, width=64))
     assert multipliers(split) == by_width
+
+
+def regression(width, outputs=1, inputs=8):
+    parts = [nn.Linear(inputs, width), nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, outputs)]
+    return nn.Sequential(*parts)
+
+
+def gated(width):
+    model = regression(width, 4)
+    model.insert(1, nn.Linear(width, 1))
+    return model
+
+
+def filters(width):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3), nn.Conv2d(width, 3, 3))
+
+
+def transposed(width):
+    layers = nn.ConvTranspose2d
+    return nn.Sequential(layers(16, width, 4), layers(width, width, 4), layers(width, 3, 4))
+
+
+MADE = {
+    "regression": regression, "one input": partial(regression, inputs=1), "gated": gated, "filters": filters,
+    "transposed": transposed,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("updates", ["adam", "sgd", "muon"])
+def test_a_width_says_what_a_base_says(make, updates):
+    model = make(48)
+    known = multipliers(transfer(model, base=make(16), updates=updates))
+    assert multipliers(transfer(model, base_width=16, updates=updates)) == known
+    rest = [one for part in transfer(model, base_width=48, updates=updates).parts for one in part.items()]
+    assert {value for key, value in rest if key.endswith("_mult")} == {1.0}
+    first, *_, last = [
+        one["lr_mult"] for name, one in known.items() if name in ("0.weight", f"{len(model) - 1}.weight")
+    ]
+    assert (first, last) == pytest.approx({"adam": (1, 1 / 3), "sgd": (3, 1 / 3), "muon": (3**0.5, 3**-0.5)}[updates])
+
+
+def test_weights_with_one_row_decay_and_are_heads():
+    model = regression(64)
+    (head,) = [part for part in transfer(model, base_width=16).parts if part["name"] == "head"]
+    assert head["params"] == [("3.weight", model[3].weight)] and head["weight_decay_mult"] == 4.0
+    assert head["eps_mult"] == 1.0 == multipliers(transfer(model, base_width=16))["3.bias"]["eps_mult"]
+    for example in (None, torch.zeros(2, 8)):
+        roles = {row.name: row.role for row in steprule.roles(model, example=example) if row.name.endswith("weight")}
+        assert list(roles.values()) == ["input", "hidden", "hidden", "head"]
+
+
+def test_a_width_that_is_not_clear_is_asked_for():
+    flat = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 10))
+    with pytest.raises(ValueError, match=r"has 128, and '1.weight' of shape \(8, 8, 3, 3\) has not; give width="):
+        transfer(flat, base_width=8)
+    assert {part["lr_mult"] for part in transfer(flat, base_width=8, width=8).parts} == {1.0}
 
 
 class Odd(nn.Module):

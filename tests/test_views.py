@@ -113,6 +113,21 @@ def test_sums_of_rows_columns_and_matrices_are_those_of_each(words, name):
         torch.testing.assert_close(state[key].flatten(), whole, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("name", ["soap", "shampoo"])
+def test_all_matrices_of_a_view_have_new_bases_in_the_steps_of_their_parameter(name):
+    param, own, one, other, grads = pair("rows 3", (18, 5), name, torch.float64, precondition_frequency=3)
+    firsts = [nn.Parameter(matrix.detach().clone()) for matrix in own]
+    alone = [type(other)([matrix], lr=0.1, precondition_frequency=3) for matrix in firsts]  # each is the first there
+    for _ in range(5):
+        step(one, other, grads, 1)
+        for matrix, its, optimizer in zip(firsts, own, alone, strict=True):
+            matrix.grad = its.grad.clone()
+            optimizer.step()
+    for number, (part, its, first) in enumerate(zip(parts("rows 3", param), own, firsts, strict=True)):
+        torch.testing.assert_close(part, first, rtol=0, atol=1e-10)
+        assert torch.allclose(part, its, rtol=0, atol=1e-4) == (number == 0)
+
+
 LONG = {"rows 3": (24, 160), "transpose, rows 2": (24, 160), "transpose, split 60 100": (24, 160)}
 """Rows that are long enough to be kept in 8 bits."""
 

@@ -222,15 +222,24 @@ def memory(
         str | None, typer.Option(show_default="the weights'", help="Of the gradients: one of the same.")
     ] = None,
     grads: Annotated[str | None, typer.Option(hidden=True, help="What --grad-dtype was called.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATTERN=WORD",
+            help="What parameters are to Muon and the like, as steprule roles takes it. May be given several times.",
+        ),
+    ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show how much memory training needs, for each optimizer and format."""
+    from steprule.layers.command import said_in
     from steprule.memory import show
 
     try:
         if grads is not None and grad_dtype is not None:
             raise ValueError("--grads is the old name of --grad-dtype: leave out one of the two")
-        show(model, dtype, grad_dtype or grads, optimizers or [], as_json)
+        show(model, dtype, grad_dtype or grads, optimizers or [], said_in(overrides or []), as_json)
     except ValueError as error:
         _refuse("memory", str(error))
 

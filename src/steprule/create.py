@@ -107,7 +107,7 @@ def create_optimizer(
             matched with the whole name ("head.*"), or is a function of name and parameter.
         adamw_lr: beside a rule of whole matrices the learning rate of the rest, or a function of the step. Default: 0.001.
         roles: which parameters are matrices, as `roles` returns it, or what its argument overrides takes, such as
-            {"*.wq": "transpose", "decoder.*": "adamw"}. Default: what `roles(model)` returns.
+            {"*.wq": "transpose", "pos": "position", "decoder.*": "adamw"}. Default: what `roles(model)` returns.
         show: print the groups. Default: False.
         settings: any other argument of the optimizer's class. Beside a rule of whole matrices, AdamW's have "adamw_" before
             their name, but for weight_decay, which is for both. Its default is that of each.

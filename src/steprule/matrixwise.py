@@ -283,7 +283,7 @@ def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
         array([[0.5, 0. ],
                [0. , 0. ]])
     """
-    if not hasattr(x, "__steprule__") and not (root > 0 and eps >= 0):
+    if not hasattr(x, "__steprule__") and not (np.asarray(root > 0).all() and np.asarray(eps >= 0).all()):
         raise ValueError(f"root={root!r} must be above 0, and eps={eps!r} 0 or above")
     return _of_square("inverse_root", x, root, eps)
 
@@ -388,7 +388,7 @@ def _of_square(name: str, x: Value, *numbers: Value) -> Value:
     if hasattr(x, "__steprule__"):
         return x.__steprule__(name, x, *numbers)
     own = getattr(import_module(f"steprule.matrix.{'eigen' if is_tensor(x) else 'oracle'}"), name)
-    return own(_matrix(x), *map(float, numbers))
+    return own(_matrix(x), *(one if getattr(one, "ndim", 0) > 0 else float(one) for one in numbers))
 
 
 def _matrix(x: Value) -> Any:

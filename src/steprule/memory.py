@@ -6,17 +6,17 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from steprule.catalog import find, width
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS, bytes_of, state_format, weight_format
 from steprule.names import did_you_mean
 from steprule.rule import Rule
+from steprule.rules.adam import AdamW
 from steprule.state import state_shape
-
-Shapes = list[tuple[int, ...]]
 
 PARAMETER_DTYPES = ("float32", "bfloat16", "float16")
 USUAL = ("sgd", "rmsprop", "adam", "adamw")
@@ -66,43 +66,72 @@ class Need:
         return self.states == "8bit" and self.weights == ("24bit" if self.dtype in HALVES else None)
 
 
+class Param(NamedTuple):
+    """Parameters that are alike.
+
+    Attributes:
+        shape: of each.
+        number: how many there are.
+        view: how a rule of whole matrices sees them.
+        is_rest: whether AdamW steps them, beside a rule of whole matrices.
+    """
+
+    shape: tuple[int, ...]
+    number: int = 1
+    view: str | None = None
+    is_rest: bool = False
+
+
 def need(
-    rule: type[Rule], shapes: Shapes, dtype: str, grad_dtype: str, states: str | None, weights: str | None,
+    rule: type[Rule], params: Sequence[Param], dtype: str, grad_dtype: str, states: str | None, weights: str | None,
     settings: dict[str, Any],
 ) -> Need:  # fmt: skip
-    """Adds up what an optimizer keeps for parameters of these shapes; a step's own few numbers are left out."""
-    from steprule.trace.tracing import exact_states, nonnegative_states
-
-    hyper = {**rule.hyperparameters, **settings}
-    present = [state for state in rule.states_for(hyper) if state in rule.tensor_states]
-    beside = [state for state in rule.states_for(hyper) if state in rule.side_states]
-    positive, exact = nonnegative_states(rule, hyper), exact_states(rule, hyper)
-    weight_bytes = grad_bytes = state_bytes = 0
-    for shape in shapes:
-        weight_bytes += bytes_of(weight_format(weights, dtype), shape)
-        grad_bytes += bytes_of(grad_dtype, shape)
-        for state in present:
-            state_bytes += bytes_of(state_format(states, dtype, shape, state in positive, state in exact), shape)
-        for state in beside:
-            state_bytes += bytes_of("float32", state_shape(rule, state, shape, hyper))
+    """Adds up what an optimizer keeps for parameters; a step's own few numbers are left out."""
+    weight_bytes = sum(count * bytes_of(weight_format(weights, dtype), shape) for shape, count, *_ in params)
+    grad_bytes = sum(count * bytes_of(grad_dtype, shape) for shape, count, *_ in params)
+    state_bytes = 0
+    for own, hyper, is_rest in (
+        (rule, {**rule.hyperparameters, **settings}, False),
+        (AdamW, AdamW.hyperparameters, True),
+    ):
+        if stepped := [one for one in params if one.is_rest == is_rest]:
+            state_bytes += _state_bytes(own, hyper, stepped, dtype, states)
     return Need(rule.__name__, dtype, states, weights, weight_bytes, grad_bytes, state_bytes)
 
 
-def table(name: str, shapes: Shapes, dtype: str, grad_dtype: str) -> list[Need]:
+def _state_bytes(
+    rule: type[Rule], hyper: Mapping[str, Any], params: Sequence[Param], dtype: str, states: str | None
+) -> int:
+    """What a rule keeps for parameters that it steps."""
+    from steprule.trace.tracing import exact_states, nonnegative_states
+
+    present = [state for state in rule.states_for(hyper) if state in rule.tensor_states]
+    beside = [state for state in rule.states_for(hyper) if state in rule.side_states]
+    positive, exact = nonnegative_states(rule, hyper), exact_states(rule, hyper)
+    total = 0
+    for shape, count, view, _ in params:
+        for state in present:
+            total += count * bytes_of(state_format(states, dtype, shape, state in positive, state in exact), shape)
+        for state in beside:
+            total += count * bytes_of("float32", state_shape(rule, state, shape, hyper, view))
+    return total
+
+
+def table(name: str, params: Sequence[Param], dtype: str, grad_dtype: str) -> list[Need]:
     """What an optimizer needs without formats, in float32 and in the dtype, then with each that fits the dtype.
 
     Args:
         name: as for `steprule.catalog.find`.
-        shapes: the parameters'.
+        params: the parameters.
         dtype: theirs, one of PARAMETER_DTYPES.
         grad_dtype: the gradients'.
     """
     rule = find(name)
     settings = _TYPICAL.get(rule.__name__.lower(), {})
     plain = dict.fromkeys([("float32", "float32"), (dtype, grad_dtype)])
-    rows = [need(rule, shapes, kept, grads, None, None, settings) for kept, grads in plain]
+    rows = [need(rule, params, kept, grads, None, None, settings) for kept, grads in plain]
     return rows + [
-        need(rule, shapes, dtype, grad_dtype, states, weights, settings)
+        need(rule, params, dtype, grad_dtype, states, weights, settings)
         for weights in (reversed((None, *WEIGHT_FORMATS)) if dtype in HALVES else (None,))
         for states in STATE_FORMATS
     ]
@@ -164,15 +193,61 @@ def made_by(model: str, kinds: str = "module:function") -> Any:
     return made
 
 
-def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
-    """The parameters of a model.
+@dataclass(frozen=True)
+class Model:
+    """What is to be trained.
+
+    Attributes:
+        params: its parameters.
+        description: what it is, in words.
+        dtype: of all parameters; None for a count.
+        module: None for a count.
+    """
+
+    params: list[Param]
+    description: str
+    dtype: str | None = None
+    module: Any = None
+
+    def stepped_by(self, rule: type[Rule], said: Sequence[tuple[str, str]] = ()) -> list[Param]:
+        """The parameters as `create_optimizer` has them stepped: those that are no matrices by AdamW, where a rule steps nothing else.
+
+        Args:
+            rule: the rule.
+            said: what the user knows of parameters, as `steprule.roles` takes it.
+
+        Raises:
+            ValueError: parameters are unknown, there is no matrix, or said makes no sense.
+        """
+        from steprule.trace.tracing import program_of
+
+        if program_of(rule, rule.hyperparameters).takes_vectors:
+            return self.params
+        if self.module is None:
+            return [one._replace(is_rest=len(one.shape) < 2) for one in self.params]
+        from steprule.layers.roles import roles_of
+
+        rows = roles_of(self.module, said, "--set").rows
+        if all(row.view is None for row in rows):
+            raise ValueError(
+                f"there is no matrix between others in {self.description}, which {rule.__name__} could step"
+            )
+        views = [None if row.view is None or row.view.words == "matrix" else row.view.words for row in rows]
+        found = Counter((row.shape, view, row.view is None) for row, view in zip(rows, views, strict=True))
+        return [Param(shape, count, view, is_rest) for (shape, view, is_rest), count in found.items()]
+
+
+LONGEST_SIDE = 4096
+"""Of the matrices that a number of parameters stands for, as they are in models of billions."""
+
+
+def model_of(model: str) -> Model:
+    """What is to be trained.
 
     Args:
-        model: a parameter count, or module:function for a function without arguments that returns a torch.nn.Module
-            (it is called on torch's meta device, so that nothing is allocated).
-
-    Returns:
-        Their shapes, a description, and the dtype that they have, None for a count.
+        model: a parameter count, which is taken as square matrices of equal size, and a few elements beside them; or
+            module:function for a function without arguments that returns a torch.nn.Module (it is called on torch's meta device,
+            so that nothing is allocated).
 
     Raises:
         ValueError: it is neither, or the function fails or does not return a module.
@@ -181,26 +256,37 @@ def shapes_of(model: str) -> tuple[Shapes, str, str | None]:
     if count is not None:
         if count < 1:
             raise ValueError(f"{model!r} must be a number of parameters, at least 1")
-        wide = max(math.isqrt(count), 1)
-        rest = count - wide * (count // wide)
-        return [(count // wide, wide), *([(rest,)] if rest else [])], f"{count:,} elements in one matrix", None
+        matrices = -(-count // LONGEST_SIDE**2)
+        side = math.isqrt(count // matrices)
+        rest = count - matrices * side * side
+        params = [Param((side, side), matrices), *([Param((rest,))] if rest else [])]
+        return Model(params, f"{count:,} elements, {side:,} by {side:,}")
     made = made_by(model, "a number of parameters below 1e18, such as 124M or 7e9, or module:function")
     parameters = [p for p in made.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"{model!r} has no parameters to train")
     dtypes = {str(p.dtype).removeprefix("torch.") for p in parameters}
     total = sum(p.numel() for p in parameters)
-    return (
-        [tuple(p.shape) for p in parameters],
+    return Model(
+        [Param(shape, count) for shape, count in Counter(tuple(p.shape) for p in parameters).items()],
         f"{type(made).__name__}, {total:,} elements in {len(parameters)} tensors",
         dtypes.pop() if len(dtypes) == 1 else None,
+        made,
     )
 
 
 def show(
-    model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequence[str], as_json: bool = False
-) -> None:
+    model: str, dtype: str | None, grad_dtype: str | None, optimizers: Sequence[str], said: Sequence[tuple[str, str]] = (),
+    as_json: bool = False,
+) -> None:  # fmt: skip
     """Prints the table, or as JSON every combination of formats.
+
+    Args:
+        model: as for `model_of`.
+        dtype, grad_dtype: of weights and gradients.
+        optimizers: their names.
+        said: as for `Model.stepped_by`.
+        as_json: whether to print JSON.
 
     Raises:
         ValueError: the model, a dtype or an optimizer's name is none, and the message names it; or an optimizer is
@@ -219,11 +305,12 @@ def show(
         if parameter_count(name) is not None:
             raise ValueError(f"{name!r} is no optimizer; the model or its number of parameters stands before them")
     names = {find(name): name for name in optimizers or USUAL}
-    shapes, description, own = shapes_of(model)
-    dtype = dtype or (own if own in PARAMETER_DTYPES else None) or "bfloat16"
+    trained = model_of(model)
+    dtype = dtype or (trained.dtype if trained.dtype in PARAMETER_DTYPES else None) or "bfloat16"
     grad_dtype = grad_dtype or dtype
-    count = sum(math.prod(shape) for shape in shapes)
-    tables = [table(name, shapes, dtype, grad_dtype) for name in names.values()]
+    count = sum(one.number * math.prod(one.shape) for one in trained.params)
+    stepped = {rule: trained.stepped_by(rule, said) for rule in names}
+    tables = [table(name, stepped[rule], dtype, grad_dtype) for rule, name in names.items()]
     if as_json:
         rows = [
             {
@@ -234,9 +321,9 @@ def show(
         ]  # fmt: skip
         print(json.dumps({"elements": count, "dtype": dtype, "grad_dtype": grad_dtype, "rows": rows}, indent=2))
         return
-    print(textwrap.fill(f"{description}; weights {dtype}, gradients {grad_dtype}", width()))
+    print(textwrap.fill(f"{trained.description}; weights {dtype}, gradients {grad_dtype}", min(width(), 80)))
     chosen = [answer(rows) for rows in tables]
-    print(*_lines(chosen, count), "", *_notes([*map(find, names.values())], chosen, dtype), sep="\n")
+    print(*_lines(chosen, count), "", *_notes(stepped, chosen, dtype, trained.module is None), sep="\n")
 
 
 _COLUMNS = "{:2}{:9} {:9} {:10} {:>8} {:>10} {:>7} {:>7} {:>10}"
@@ -260,12 +347,19 @@ def _lines(tables: Sequence[Sequence[Need]], count: int) -> Iterator[str]:
             yield form.format(mark, row.dtype, row.states or "-", row.weights or "-", *numbers, _size(row.total))
 
 
-def _notes(rules: Sequence[type[Rule]], tables: Sequence[Sequence[Need]], dtype: str) -> Iterator[str]:
+def _notes(
+    stepped: Mapping[type[Rule], Sequence[Param]], tables: Sequence[Sequence[Need]], dtype: str, is_count: bool
+) -> Iterator[str]:
     """What there is to say of the rows."""
     from steprule.engine.workspace import workspace
     from steprule.trace.tracing import program_of
 
-    for rule in rules:
+    for rule, params in stepped.items():
+        rest, every = (sum(one.number for one in params if one.is_rest or not only) for only in (True, False))
+        if rest and not is_count:
+            yield _note(
+                "", f"{rule.__name__} steps {every - rest:,} of {every:,} tensors; the others are as AdamW keeps them."
+            )
         if program_of(rule, rule.hyperparameters).matrices:
             yield _note(
                 "",

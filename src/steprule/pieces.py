@@ -31,6 +31,7 @@ from steprule.elementwise import minimum as minimum
 from steprule.elementwise import sign as sign
 from steprule.elementwise import sqrt as sqrt
 from steprule.elementwise import where as where
+from steprule.elementwise import whole_number as _whole_number
 from steprule.matrixwise import col_largest as col_largest
 from steprule.matrixwise import col_mean as col_mean
 from steprule.matrixwise import col_total as col_total
@@ -173,7 +174,7 @@ def every(k: Value, step: Value, new: Any, old: Value, stagger: bool = True) -> 
     optimizer's parameters add up to a multiple of k, so that no step takes much longer than the others. Both are kept by checkpoints.
 
     Args:
-        k: every how many steps, 1 or more.
+        k: every how many steps, a whole number of 1 or more.
         step: the number of the step, from 1, as a rule is given it.
         new: the value that is computed anew, or a function without arguments that gives it.
         old: the value that stays: a state, or an expression of old's shape.
@@ -189,7 +190,7 @@ def every(k: Value, step: Value, new: Any, old: Value, stagger: bool = True) -> 
         traced = next(value for value in values if hasattr(value, "__steprule__"))
         return traced.__steprule__("every", *values, stagger)
     place = getattr(step, "place", 0) if stagger else 0
-    if step > 2 and (step + place) % k != 0:
+    if (step + place) % _whole_number("k", k) != 0 and step > 2:
         return old
     return new() if callable(new) else new
 

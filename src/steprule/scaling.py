@@ -68,7 +68,8 @@ def transfer(
         base: a model of the same parameters at the size where hyperparameters were tuned. Each parameter's shapes are compared. It may
             be on the meta device.
         base_width: in place of base the width that it has. All matrices are then taken to be this much narrower.
-        width: the width of model. Default: the columns of its embedding or the inputs of its head.
+        width: the width of model. Default: the columns of its embedding or the inputs of its head, where most of the hidden
+            matrices have it, too.
         base_depth, depth: for rule="completep", how many residual blocks the base has, and the model.
         rule: "spectral" (Yang et al. 2023, arXiv:2310.17813), "mup" (Yang et al. 2022, arXiv:2203.03466, table 8) or "completep"
             (Dey et al. 2025, arXiv:2505.01618). They differ in the head: "spectral" gives it a smaller lr, the others leave its lr
@@ -96,7 +97,8 @@ def transfer(
     for row in table:
         assert row.param is not None
         by_lr, decay, eps = _multipliers(row, ratios[row.name], (wide, deep, alpha), rule, updates, ends)
-        bare = no_decay and (sum(size > 1 for size in row.shape) < 2 or row.name.endswith("bias"))
+        is_vector = row.weight is None and sum(size > 1 for size in row.shape) < 2
+        bare = no_decay and (is_vector or row.name.endswith("bias"))
         key = (row.role, by_lr, decay, eps, bare)
         if key not in parts:
             decays = {"weight_decay": 0.0} if bare else {"weight_decay_mult": decay}
@@ -111,7 +113,7 @@ def _multipliers(
 ) -> tuple[float, float, float]:
     """Those of lr, weight_decay and eps."""
     (out, into), (wide, deep, alpha) = ratio, scale
-    is_end = row.role in _ENDS or (row.role in ("vector", "norm") and row.name.rpartition(".")[0] in ends)
+    is_end = row.role in _ENDS or (row.role in ("vector", "norm", "scalar") and row.name.rpartition(".")[0] in ends)
     if rule != "spectral" and row.role == "head":
         into = 1 / into if updates == "sgd" else 1.0  # its output is multiplied by 1 / into
     by_width = UPDATES[updates][0](out, into)
@@ -132,28 +134,45 @@ def _is_numbered(name: str) -> bool:
 
 def _by_width(table: Roles, base_width: Any, width: Any) -> dict[str, tuple[float, float]]:
     """How many times the outputs and inputs of the base each parameter has, where all widths grow alike."""
-    if width is None:
-        found = {row.shape[-1] for row in table if row.role == "embedding"} or {
-            math.prod(row.shape[1:]) for row in table if row.role == "head"
-        }
-        if len(found) != 1:
-            raise ValueError(
-                f"the width of model is not clear: its embedding or head has {sorted(found) or 'none'}; give width="
-            )
-        width = found.pop()
-    times = width / base_width
+    times = (_width_of(table) if width is None else width) / base_width
     ends = {row.name.rpartition(".")[0] for row in table if row.role in _ENDS}
     known: dict[str, tuple[float, float]] = {
         **dict.fromkeys(_MATRICES, (times, times)),
         **dict.fromkeys(("input", *_LOOKED_UP, "norm", "vector", "depthwise"), (times, 1.0)),
+        "row": (1.0, times),
         **dict.fromkeys(_ENDS, (1.0, times)),
     }
     return {
         row.name: (1.0, 1.0)
         if row.role == "vector" and row.name.rpartition(".")[0] in ends
-        else known.get(row.role, (1.0, 1.0))
+        else known.get("row" if _is_row(row) else row.role, (1.0, 1.0))
         for row in table
     }
+
+
+def _is_row(row: Role) -> bool:
+    """Whether it is the weight of a layer inside with one output."""
+    return row.role == "vector" and row.weight is not None and _sizes(row, row)[0][1] == 1
+
+
+def _width_of(table: Roles) -> int:
+    """The width of a model, which its embedding or head and most of its hidden matrices have."""
+    found = {row.shape[-1] for row in table if row.role == "embedding"} or {
+        row.shape[0 if "transpose" in str(row.weight) else 1] for row in table if row.role == "head" and row.weight
+    }
+    if len(found) != 1:
+        raise ValueError(
+            f"the width of model is not clear: its embedding or head has {sorted(found) or 'none'}; give width="
+        )
+    width = found.pop()
+    hidden = [row for row in table if row.role in _MATRICES]
+    others = [row for row in hidden if width not in {*row.shape, *(n for size in _sizes(row, row) for n in size[1:])}]
+    if 2 * len(others) > len(hidden):
+        raise ValueError(
+            f"the width of model is not clear: its embedding or head has {width}, and {others[0].name!r} of shape "
+            f"{others[0].shape} has not; give width="
+        )
+    return width
 
 
 def _by_base(table: Roles, base: nn.Module, overrides: Overrides) -> dict[str, tuple[float, float]]:
@@ -178,8 +197,8 @@ def _by_base(table: Roles, base: nn.Module, overrides: Overrides) -> dict[str, t
 
 def _sizes(row: Role, like: Role) -> list[tuple[int, int, int]]:
     """The matrices of a parameter as (count, outputs, inputs)."""
-    if row.view is not None and like.view is not None:
-        return row.view.sizes(row.shape)
+    if row.weight is not None and like.weight is not None:
+        return row.weight.sizes(row.shape)
     if like.role in _LOOKED_UP or len(row.shape) < 2 or like.role in ("depthwise", "norm"):
         size = row.shape[-1] if like.role in _LOOKED_UP else math.prod(row.shape[:1])
         return [(1, size, 1)]
@@ -233,7 +252,10 @@ def _check(
 
 def _asks(rule: str, wide: float, deep: float, alpha: float) -> Sequence[str]:
     """What the model has to do."""
-    hidden = "initialize hidden matrices with a variance of 1 / inputs, as torch.nn.Linear does"
+    hidden = (
+        "initialize hidden matrices with a variance in proportion to 1 / inputs, as torch.nn.Linear does, and divide q times k of "
+        "attention by the size of a head, and not by its root, where that grows"
+    )
     if rule == "spectral":
         return [f"The model has to: {hidden}, and the head with a standard deviation of 1 / inputs, or with zeros."]
     output = f"multiply the head's output, before its bias, by {1 / wide:g}, and initialize it as the base's head"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
@@ -46,6 +47,7 @@ class Together(torch.optim.Optimizer):
             raise TypeError(f"optimizers must be a list of optimizers, not {optimizers!r}")
         self.optimizers = list(optimizers)
         self._seen: Seen | None = None
+        self._is_due = False  # whether hooks of a step are running, for which other processes wait
         self._check_optimizers()
         self._is_made = False
         super().__init__(self.param_groups, {})
@@ -107,15 +109,8 @@ class Together(torch.optim.Optimizer):
                 "is in them"
             )
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes a step of each optimizer, or of none if one of steprule's refuses it.
-
-        Args:
-            closure: evaluates the model again, calls backward and returns the loss. It is called once, before all steps.
-
-        Returns:
-            What closure returned, or None.
-        """
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_due = False
         closure = _closure(*args, **kwargs)
         loss = None
         if closure is not None:
@@ -125,14 +120,43 @@ class Together(torch.optim.Optimizer):
         if self._seen is None or not self._seen.holds(self.param_groups):
             self._check_optimizers()
             self._seen = Seen(self.param_groups)
-        ordered = sorted(self.optimizers, key=_can_be_asked)
         # closure=None is torch.distributed.checkpoint's way to ask for states, with an lr that looking at schedules would set
         may_ask = kwargs.get("closure", self) is None
-        if len(ordered) > 1 and not (may_ask and any([one._steps.only_asks_for_states() for one in _all_of(ordered)])):
-            _ask(ordered)
-        for optimizer in ordered:
-            optimizer.step(**kwargs)
+        every = self.optimizers
+        if len(every) > 1 and not (may_ask and any([one._steps.only_asks_for_states() for one in _all_of(every)])):
+            _ask(every)
+        ordered = sorted(every, key=_is_sure)
+        for number, optimizer in enumerate(ordered, 1):
+            try:
+                optimizer.step(**kwargs)
+            except Exception:
+                for later in ordered[number:]:  # which other processes come to
+                    _tell(later)
+                raise
         return loss
+
+    _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes a step of each optimizer, or of none if one of steprule's refuses it.
+
+        Args:
+            closure: evaluates the model again, calls backward and returns the loss. It is called once, before all steps.
+
+        Returns:
+            What closure returned, or None.
+        """
+        if type(self).step is not Together.step:  # whose hooks have run
+            return self._step(*args, **kwargs)
+        self._is_due = True
+        try:
+            return self._hooked_step(*args, **kwargs)
+        except Exception:
+            if self._is_due:
+                _tell(self)
+            raise
+
+    step.hooked = True  # type: ignore[attr-defined]  # it runs them itself
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients of all parameters."""
@@ -243,7 +267,7 @@ class Together(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         once = ("state", "param_groups")  # of the optimizers, which have them
         super().__setstate__({name: value for name, value in state.items() if name not in once})
-        self._seen, self._is_made = None, True
+        self._seen, self._is_made, self._is_due = None, True, False
 
 
 def _closure(closure: Callable[[], Any] | None = None) -> Callable[[], Any] | None:
@@ -307,18 +331,40 @@ def _can_be_asked(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def _ask(ordered: Sequence[torch.optim.Optimizer]) -> None:
-    """Raises what a step of one of them would refuse, here or in a process that would wait for this one; nothing has changed."""
-    every = [(one._steps, _can_be_asked(one)) for one in _all_of(ordered)]
-    waits, failed = any([steps.waits for steps, _ in every]), None
+def _is_sure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it can be asked in all processes: they take the steps in one order, also where one of them has a hook for itself."""
+    return _can_be_asked(optimizer) and all([one._steps.agreement.is_sure for one in _all_of([optimizer])])
+
+
+def _tell(optimizer: torch.optim.Optimizer) -> None:
+    """Tells other processes, who wait in the optimizer's next step for this one, that it does not take it."""
+    if isinstance(optimizer, Optimizer):
+        optimizer._steps.agreement.tell()
+    elif isinstance(optimizer, Together) and len(optimizer.optimizers) == 1:
+        _tell(optimizer.optimizers[0])
+    elif isinstance(optimizer, Together):
+        with contextlib.suppress(Exception):
+            _ask(optimizer.optimizers, RuntimeError("a step has failed"))
+
+
+def _ask(optimizers: Sequence[torch.optim.Optimizer], failed: Exception | None = None) -> None:
+    """Raises what a step of one of them would refuse, here or in a process that would wait for this one; nothing has changed.
+
+    Args:
+        optimizers: all, in the same order in all processes.
+        failed: why this process does not take the step. Default: it takes it, as far as is known.
+    """
+    every = [(one._steps.agreement, _can_be_asked(one)) for one in _all_of(optimizers)]
+    ordered = sorted(optimizers, key=_can_be_asked)
+    waits = any([one.waits for one, _ in every])
     try:
         for optimizer in ordered if waits else ordered[1:]:  # when the first refuses, nothing has changed
             _check_step(optimizer)
     except Exception as error:
-        failed = error
-    for steps, can_be_asked in every if waits else ():  # which all processes do
+        failed = failed or error
+    for agreement, can_be_asked in every if waits else ():  # which all processes do
         try:
-            steps.agree(failed is not None, compares=can_be_asked)
+            agreement.ask(failed is not None, compares=can_be_asked)
         except RuntimeError as error:
             failed = failed or error
     if failed is not None:
@@ -329,7 +375,7 @@ def _all_of(optimizers: Sequence[Any]) -> Iterator[Optimizer]:
     """Those of steprule's, also where they are in a Together in turn."""
     for one in optimizers:
         if isinstance(one, Together):
-            yield from _all_of(sorted(one.optimizers, key=_can_be_asked))
+            yield from _all_of(one.optimizers)
         elif isinstance(one, Optimizer):
             yield one
 

@@ -273,4 +273,4 @@ def agreeing(grad: Value, last: Value) -> tuple[Value, Value]:
         >>> agreeing(2.0, 1.0), agreeing(2.0, -1.0)
         ((2.0, 2.0), (0.0, 2.0))
     """
-    return pieces.where(grad * last > 0, grad, 0.0), grad
+    return pieces.where(grad * last <= 0, 0.0, grad), grad

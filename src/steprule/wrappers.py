@@ -21,7 +21,7 @@ _LEAST = 1e-8
 
 def _over(x: Value, length: Value) -> Value:
     """x / length, 0 where there is no length."""
-    return where(length > 0, x / where(length > 0, length, 1.0), 0.0)
+    return where(length == 0, 0.0, x / where(length == 0, 1.0, length))
 
 
 @wrapper(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 
+import pytest
 import torch
 
 if importlib.util.find_spec("torchvision") is not None:
@@ -20,3 +21,20 @@ if importlib.util.find_spec("torchvision") is not None:
         for name in ("nms", "qnms"):
             OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def one_group():
+    """A group that lives as long as a module: DeepSpeed takes no second one."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def one_process(one_group, monkeypatch):
+    """What DeepSpeed reads of its process. Other trainers read it, too."""
+    for name, value in {
+        "DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)

@@ -10,7 +10,10 @@ import torch
 import steprule
 
 lightning = pytest.importorskip("lightning")
+from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
+
 from steprule.integrations.lightning import OptimizerCallback  # noqa: E402
+from steprule.services import ClipValue  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -68,6 +71,17 @@ def test_lightnings_wrapper_says_what_the_optimizer_says():
     assert trainer.optimizers[0].clipped_steps == 4
 
 
+def test_counts_of_clipped_steps_go_on_with_the_trainers_clip(tmp_path):
+    settings = {**QUIET, "gradient_clip_val": 1e-3, "enable_checkpointing": True, "default_root_dir": str(tmp_path)}
+    first = lightning.Trainer(**settings, callbacks=[OptimizerCallback()])
+    first.fit(Automatic(lambda params: steprule.AdamW(params)), batches())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    second = lightning.Trainer(**{**settings, "max_epochs": 2}, callbacks=[OptimizerCallback()])
+    second.fit(Automatic(lambda params: steprule.AdamW(params)), batches(), ckpt_path=tmp_path / "last.ckpt")
+    assert first.optimizers[0].clipped_steps == 4 and second.optimizers[0].clipped_steps == 8
+    assert first.gradient_clip_val == second.gradient_clip_val == 1e-3
+
+
 def test_lightnings_wrapper_exchanges_averages_and_loads():
     class Both(Module):
         def training_step(self, batch, index):
@@ -84,11 +98,67 @@ def test_lightnings_wrapper_exchanges_averages_and_loads():
     assert trainer.optimizers[0].clipped_steps == 4 and trainer.optimizers[0].param_groups[0]["lr"] == 0.1 / 5
 
 
-def test_an_average_goes_with_lightnings_clipping():
-    module = Automatic(lambda params: steprule.AdamW(params, average=0.9, telemetry=1))
-    trainer = lightning.Trainer(**QUIET, precision="bf16-mixed", gradient_clip_val=0.5)
+class Clipping(torch.optim.SGD):
+    """Clips before it steps."""
+
+    def __init__(self, params, clip=None, **settings):
+        super().__init__(params, **settings)
+        self.clip = clip
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        params = self.param_groups[0]["params"]
+        if isinstance(self.clip, ClipValue):
+            torch.nn.utils.clip_grad_value_(params, self.clip.clip_value)
+        elif self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(params, self.clip)
+        super().step()
+        return loss
+
+
+SERVICES = {
+    "clip": {"clip": 0.2}, "clip by value": {"clip": ClipValue(0.2)}, "average": {"average": 0.5}, "skip": {"nonfinite": "skip"},
+    "zero": {"nonfinite": "zero"}, "raise": {"nonfinite": "raise"}, "telemetry": {"telemetry": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("with_callback", [True, False], ids=["callback", "alone"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("service", SERVICES)
+def test_any_service_goes_with_any_clipping_and_precision(service, precision, algorithm, with_callback):
+    """On a CPU a Trainer takes bfloat16 for "16-mixed", and no scaler: so it gets one."""
+
+    def train(cls, clip_val, callbacks, **settings):
+        module = Automatic(lambda params: cls(params, lr=0.01, momentum=0.9, **settings))
+        torch.manual_seed(0)
+        module.layer.reset_parameters()
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        scaled = {"plugins": MixedPrecision("16-mixed", "cpu", scaler=scaler)}
+        given = scaled if precision == "16-mixed" else {"precision": precision}
+        clipping = {"gradient_clip_val": clip_val, "gradient_clip_algorithm": algorithm}
+        trainer = lightning.Trainer(**QUIET, **given, **clipping, callbacks=callbacks)
+        trainer.fit(module, batches())
+        return module.layer.weight, trainer.optimizers[0]
+
+    settings = SERVICES[service]
+    weight, optimizer = train(steprule.SGD, 0.3, [OptimizerCallback()] if with_callback else [], **settings)
+    optimizer.train()
+    clip = settings.get("clip")
+    its, _ = train(Clipping, None if with_callback and clip else 0.3, [], clip=clip)
+    torch.testing.assert_close(weight, its)
+    assert optimizer.skipped_steps == 0 and optimizer.state[weight]["momentum_buffer"].norm() > 0
+
+
+@pytest.mark.parametrize("with_callback", [True, False], ids=["callback", "alone"])
+def test_what_a_scaler_skips_is_counted(with_callback):
+    module = Automatic(lambda params: steprule.SGD(params, lr=0.01, nonfinite="skip"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    callbacks = [OptimizerCallback()] if with_callback else []
+    trainer = lightning.Trainer(**QUIET, plugins=plugin, gradient_clip_val=0.3, callbacks=callbacks)
     trainer.fit(module, batches())
-    assert trainer.optimizers[0].state[module.layer.weight]["step"] == 4
+    assert trainer.optimizers[0].skipped_steps == 4 and scaler.get_scale() == 2.0**16
 
 
 @pytest.mark.parametrize("name", ["ScheduleFreeSGD", "ScheduleFreeAdamW"])

@@ -36,19 +36,6 @@ def recipes():
 FIRST, FOUND = recipes()
 
 
-@pytest.fixture(scope="module")
-def one_process():
-    """What DeepSpeed reads of its process, and a group that lives as long as this module: it takes no second one."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517",
-        }.items():  # fmt: skip
-            patch.setenv(name, value)
-        yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def test_the_page_has_them_all():
     packages = {package for _, package, _ in FOUND}
     assert packages == {
@@ -142,10 +129,19 @@ def test_what_deepspeed_takes(stage, releases, settings, words, one_process):
         assert torch.equal(weights, train(False)[0])
 
 
-def test_ppo_refuses_released_gradients():
+@pytest.mark.parametrize(("name", "settings"), [("PPO", {"n_steps": 64}), ("A2C", {}), ("DQN", {"learning_starts": 8})])
+def test_agents_that_clip_refuse_released_gradients(name, settings):
     sb3 = pytest.importorskip("stable_baselines3")
-    settings = {"optimizer_class": steprule.AdamW}
-    agent = sb3.PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, policy_kwargs=settings, device="cpu")
+    given = {"optimizer_class": steprule.AdamW}
+    agent = getattr(sb3, name)("MlpPolicy", "CartPole-v1", **settings, policy_kwargs=given, device="cpu")
     agent.policy.optimizer.release_gradients(agent.policy)
     with pytest.raises(RuntimeError, match="give the optimizer clip="):
         agent.learn(64)
+
+
+def test_adapters_are_float32():
+    peft = pytest.importorskip("peft")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16, dtype=torch.bfloat16))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"]))
+    with pytest.raises(ValueError, match="weights="):
+        steprule.AdamW([p for p in adapted.parameters() if p.requires_grad], weights="24bit")

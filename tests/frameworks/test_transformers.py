@@ -78,6 +78,27 @@ def test_evaluation_and_saving_use_averages(tmp_path):
     assert same(weights(trainer), weights(plain))
 
 
+@pytest.mark.parametrize("is_added", [True, False], ids=["added", "given"])
+def test_counts_of_clipped_steps_go_on(tmp_path, is_added):
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_grad_norm": 1e-3}
+
+    def trainer():
+        if is_added:
+            return made(tmp_path, adamw(), {}, **settings)
+        one, arguments = model(), transformers.TrainingArguments(str(tmp_path), **{**QUIET, **settings})
+        optimizer = steprule.AdamW(one.parameters(), lr=1e-2)
+        callbacks = [OptimizerCallback()]
+        return transformers.Trainer(
+            one, arguments, train_dataset=DATA, optimizers=(optimizer, None), callbacks=callbacks
+        )
+
+    first, second = trainer(), trainer()
+    first.train()
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert inner(first).clipped_steps == inner(second).clipped_steps == 6
+    assert first.args.max_grad_norm == second.args.max_grad_norm == 1e-3
+
+
 @pytest.mark.parametrize("evaluates", [True, False], ids=["after an evaluation", "without"])
 @pytest.mark.parametrize(
     "make",

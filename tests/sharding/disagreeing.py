@@ -81,7 +81,7 @@ def errors_say_what_differs(mesh: Any) -> None:
     params = parameters(mesh)
     other = steprule.AdamW(params, clip=ClipNorm(1.0, norm_type=float("inf") if rank else 2.0))
     give(params, 0, mesh)
-    refused_whole(other, "services", "add up different sums for the same parameters")
+    refused_whole(other, "services", "have optimizers with different services")
     params, more = parameters(mesh), parameters(mesh)
     optimizer = steprule.AdamW(params, clip=1.0)
     for late in (False, True):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import steprule
 from sharding.breaking import refused
-from sharding.helpers import same
+from sharding.helpers import same, whole
 
 MAKES: dict[str, Callable[[Any], Any]] = {
     "average": lambda params: steprule.AdamW(params, lr=0.1, average=0.5),
@@ -56,6 +57,41 @@ def copies(mesh: Any) -> None:
             expected = alone if len(found) == len(alone) else [*alone[:LOOK], *alone[LOOK + 1 :]]
             for number, (one, other) in enumerate(zip(expected, found, strict=True)):
                 same(one, other, f"{name}, {rule}, {number}")
+
+
+def swapped(mesh: Any) -> None:
+    """Modules exchange what DTensors consist of where they go to another place, as from the meta device: the optimizer goes on."""
+    makes: dict[str, Callable[[Any], Any]] = {**MAKES, "sums": lambda params: steprule.LAMB(params, cautious=True)}
+    starts = [param.detach() for param in net().parameters()]
+
+    def filled(model: Any) -> None:
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            for param, start in zip(model.parameters(), starts, strict=True):
+                param.copy_(distribute_tensor(start, param.device_mesh, param.placements))
+
+    expected: dict[str, Any] = {}
+    for (name, make), how in product(makes.items(), ("", "meta", "between", "released")):
+        model: Any = net()
+        if how == "meta":
+            model = model.to("meta")
+        fully_shard(model, mesh=mesh)
+        optimizer = make(model.parameters())
+        if how == "released":
+            optimizer.release_gradients(model)
+        if how in ("meta", "released"):
+            filled(model)
+        for step in range(4):
+            model(own_inputs(step)).square().sum().backward()
+            if how == "released" and step:  # in the first, hooks are found to be gone
+                assert all(param.grad is None for param in model.parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+            if how == "between":
+                model._apply(torch.clone)
+        found = [whole(param) for param in model.parameters()]
+        for one, other in zip(expected.setdefault(name, found), found, strict=True):
+            same(one, other, f"{name}, {how}", exact=True)
 
 
 def seen(model: Any, make: Callable[[Any], Any]) -> list[torch.Tensor]:
@@ -140,5 +176,26 @@ def made_before(mesh: Any) -> None:
         for _ in range(2):
             refused(optimizer.step, RuntimeError, "Make the optimizer afterwards")
         others.step()
-        del model, optimizer
-        gc.collect()  # whose gradients would be there for the next
+
+
+def assigned(mesh: Any) -> None:
+    """load_state_dict(assign=True) puts other parameters in the place of a model's: an optimizer that has none of its own left says so."""
+    for name, make in {**MAKES, "released": steprule.AdamW, "torch": torch.optim.AdamW}.items():
+        model: Any = fully_shard(net(), mesh=mesh)
+        optimizer = make(model.parameters())
+        if name == "released":
+            optimizer.release_gradients(model)
+        for step in range(3):
+            if step == 1:
+                model.load_state_dict({key: x.clone() for key, x in model.state_dict().items()}, assign=True)
+            model(own_inputs(step)).square().sum().backward()
+            if not step or name == "torch":
+                optimizer.step()
+            else:
+                refused(optimizer.step, RuntimeError, "load_state_dict(assign=True)", "Make the optimizer afterwards")
+            optimizer.zero_grad()
+        again = make(model.parameters())
+        again.load_state_dict(optimizer.state_dict())
+        model(own_inputs(3)).square().sum().backward()
+        again.step()
+        assert all(float(again.state[param]["step"]) == 2 for param in model.parameters()), name

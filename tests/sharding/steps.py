@@ -137,6 +137,30 @@ def splits(mesh: Any) -> None:
             )
 
 
+def meshes(square: Any) -> None:
+    """Parameters that look alike, and of which other processes have parts: along the other dimension of a mesh, or none."""
+    ways: list[list[Way]] = [
+        [(square, [Replicate(), Shard(0)]), (square, [Shard(0), Replicate()])],
+        [(square["tp"], [Shard(0)]), (square["dp"], [Shard(0)])],
+        [(square["tp"], [Replicate()]), (square["tp"], [Shard(0)])],
+    ]
+    settings = {"Muon": {}, "Adafactor": {"clip": 0.5}, "LAMB": {"clip": 0.5, "cautious": True}}
+    for (rule, given), cuts, shape in product(settings.items(), ways, ((4, 4), (1, 3))):
+        found = []
+        for is_cut in (False, True):
+            takes = [partial(cut, mesh=mesh, placements=places) if is_cut else torch.clone for mesh, places in cuts]
+            every = [tensors([shape] * 2, seed, torch.float64) for seed in range(3)]
+            params = [torch.nn.Parameter(take(x)) for take, x in zip(takes, every[0], strict=True)]
+            optimizer = maker(rule, given)(params)
+            for grads in every[1:]:
+                for param, take, grad in zip(params, takes, grads, strict=True):
+                    param.grad = take(grad)
+                optimizer.step()
+            found.append([whole(param) for param in params])
+        for number, (one, other) in enumerate(zip(*found, strict=True)):
+            same(one, other, f"{rule}, {cuts[number]}, {shape}")
+
+
 def exchanged(mesh: Any) -> None:
     """Parameters that become DTensors after the optimizer was made are looked at again."""
     (start, grad) = tensors([(6, 5), (6, 5)], 0, torch.float32)

@@ -2530,8 +2530,8 @@ class LARS(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate, gamma in the paper. At least 0. Default: 0.1.
-        momentum: share of the momentum buffer that a step keeps. At least
-            0. Default: 0.9.
+        momentum: decay rate of the momentum buffer. In [0, 1). Default:
+            0.9.
         weight_decay: weight decay, inside the ratio of norms, beta in the
             paper. At least 0. Default: 0.0.
         trust_coefficient: factor of the ratio of norms, eta in the paper.
@@ -2725,7 +2725,7 @@ class NorMuon(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         beta2: decay rate of the second moment. In [0, 1). Default: 0.95.
         nesterov: use Nesterov's momentum. Default: False.
@@ -2806,7 +2806,7 @@ class AdaMuon(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         beta2: decay rate of the second moment. In [0, 1). Default: 0.95.
         nesterov: use Nesterov's momentum. Default: False.
@@ -2884,7 +2884,7 @@ class MuonEq(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         nesterov: use Nesterov's momentum. Default: True.
         equilibrate: what is divided by its norm: 'row', 'col', 'rowcol'.
@@ -2963,7 +2963,7 @@ class MUD(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         nesterov: use Nesterov's momentum. Default: True.
         passes: triangular solves. A whole number in [1, 99]. Default: 1.
@@ -3031,7 +3031,7 @@ class PolarGrad(Optimizer):
         lr: learning rate. At least 0. Default: 0.02.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         ns_coefficients: coefficients of the Newton-Schulz polynomial:
             'keller', 'you', 'polar_express', 'polar_express_dao',
@@ -3176,7 +3176,7 @@ class Mano(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         nesterov: mix the gradient in once more. Default: False.
         eps: least norm of weights. At least 0. Default: 1e-08.
@@ -3243,7 +3243,7 @@ class Scion(Optimizer):
         params: NumPy arrays of float16, float32 or float64, which `step`
             changes in place.
         lr: learning rate. At least 0. Default: 0.000244140625.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.9.
         norm: norm of the layer: 'spectral', 'col', 'row', 'embedding',
             'sign', 'bias_rms'. Default: 'spectral'.

@@ -21,6 +21,7 @@ from steprule.hyper import whole_of
 from steprule.rule import DECAYS, Rule
 from steprule.rules.options import OPTIONS, check_lookahead, seen_by
 from steprule.settings import as_tuples, check_names, check_settings, type_of
+from steprule.trace.numbers import check_numbers
 
 
 def signature_of(rule: type[Rule]) -> inspect.Signature:
@@ -71,6 +72,7 @@ def at_step(settings: Mapping[str, Any], rule: type[Rule], step: int) -> dict[st
     values = {name: value(step) if callable(value) else value for name, value in settings.items()}
     values |= as_tuples(values, rule)
     check_settings(rule, values)
+    check_numbers(rule, values)
     if "lookahead" in rule.hyperparameters:
         check_lookahead(values["lookahead"])
     return values

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from steprule.check.claims import Subject
+from steprule.check.claims import Subject, shown
 
 TIERS = ("manners", "state", "numbers", "matrix", "cost", "distributed")
 
@@ -131,9 +131,7 @@ class _Fill(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id in self.case and isinstance(node.ctx, ast.Load):
-            value = self.case[node.id]
-            text = f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else repr(value)
-            return ast.parse(text, mode="eval").body
+            return ast.parse(shown(self.case[node.id]), mode="eval").body
         return node
 
 

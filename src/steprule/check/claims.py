@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +39,7 @@ class Claims:
         batch: the last two dimensions are the matrix; a stack is stepped as its matrices.
         rotation: stepping a matrix in other orthogonal bases is rotating the step.
         orthogonal: the least share that the smallest singular value of a first step is of the largest.
+        copies_loaded: load_state_dict copies what it is given, and steps write into the copy; torch.optim.Optimizer's does not.
         state_bytes: the most bytes of states that an element of a float32 parameter takes.
         ddp, fsdp2: it steps DistributedDataParallel's and fully_shard's parameters as those of one process.
         mode: a method that is called before the first step, such as "train" of Schedule-Free.
@@ -61,6 +65,7 @@ class Claims:
     batch: bool = False
     rotation: bool = False
     orthogonal: float | None = None
+    copies_loaded: bool = False
     state_bytes: float | None = None
     ddp: bool = False
     fsdp2: bool = False
@@ -96,6 +101,9 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
 
 
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def _parameters(optimizer: Callable[..., Any]) -> Iterator[inspect.Parameter]:
     """What it takes after the parameters; where the rest is handed to its parents, also what these take."""
     found = list(inspect.signature(optimizer).parameters.values())[1:]
@@ -105,6 +113,36 @@ def _parameters(optimizer: Callable[..., Any]) -> Iterator[inspect.Parameter]:
             if parent is torch.optim.Optimizer:
                 return
             yield from list(inspect.signature(parent.__init__).parameters.values())[2:]  # type: ignore[misc]
+
+
+def _place_of(optimizer: Callable[..., Any]) -> str:
+    """Where a program imports it from, as "module:name"."""
+    module, name = getattr(optimizer, "__module__", ""), getattr(optimizer, "__qualname__", "<no name>")
+    if "<" in name:
+        raise ValueError(
+            f"optimizer={optimizer!r} cannot be imported by the programs that show failures: define it at the top of a module, or "
+            'name such a one by place="module:name"'
+        )
+    if module == "__main__":
+        file = getattr(sys.modules[module], "__file__", None)
+        module = Path(file).stem if file else module
+    return f"{module}:{name}"
+
+
+def shown(value: Any) -> str:
+    """A setting as Python reads it where torch is imported."""
+    if isinstance(value, torch.Tensor):
+        return f"torch.{value!r}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({str(value)!r})"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {shown(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(map(shown, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
+    return repr(value)
 
 
 MISSING = {
@@ -124,6 +162,10 @@ class Subject:
         claims: what is claimed.
         place: where others import it from, as "module:name"; by default where it is defined.
         settings: arguments for every optimizer that is made.
+
+    Raises:
+        TypeError: optimizer is not called as a class.
+        ValueError: there is no place where others could import it from, or it needs an argument that is not in settings.
     """
 
     def __init__(
@@ -135,9 +177,15 @@ class Subject:
     ) -> None:
         if not callable(optimizer):
             raise TypeError(f"optimizer={optimizer!r} must be a class of optimizers, or a function that makes one")
-        self.optimizer, self.claims, self.settings = optimizer, claims or Claims(), settings
-        name = getattr(optimizer, "__qualname__", type(optimizer).__qualname__)
-        self.place = place or f"{optimizer.__module__}:{name}"
+        made: Any = optimizer
+        while isinstance(made, functools.partial) and not made.args:
+            made, settings = made.func, {**made.keywords, **settings}
+        self.optimizer, self.claims, self.settings = made, claims or Claims(), settings
+        self.place = place or _place_of(made)
+        own = list(inspect.signature(made).parameters.values())[1:]
+        needed = [one.name for one in own if one.kind not in _REST and one.default is inspect.Parameter.empty]
+        if lacking := [name for name in needed if name not in settings]:
+            raise ValueError(f"{self.name} needs {', '.join(lacking)}, which have no default: give settings for them")
 
     @property
     def name(self) -> str:
@@ -147,16 +195,23 @@ class Subject:
     @functools.cached_property
     def arguments(self) -> Mapping[str, Any]:
         """What it takes by name apart from the parameters, with defaults."""
-        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         found: dict[str, Any] = {}
         for one in _parameters(self.optimizer):
-            if one.kind not in kinds:
+            if one.kind not in _REST:
                 found.setdefault(one.name, self.settings.get(one.name, one.default))
         return found
 
+    @functools.cached_property
+    def defaults(self) -> Mapping[str, Any]:
+        """What a group has if it says nothing; empty if none can be made, which the checks then say."""
+        try:
+            return self.make([torch.nn.Parameter(torch.ones(3, 4))]).defaults
+        except Exception:  # whatever somebody's optimizer raises
+            return {}
+
     def make(self, params: Any, *more: Any, **changes: Any) -> torch.optim.Optimizer:
         """A new one over these parameters."""
-        optimizer = self.optimizer(params, *more, **{**self.settings, **changes})
+        optimizer: torch.optim.Optimizer = self.optimizer(params, *more, **{**self.settings, **changes})
         if self.claims.mode:
             getattr(optimizer, self.claims.mode)()
         return optimizer
@@ -167,9 +222,9 @@ class Subject:
         module, _, name = self.place.partition(":")
         made = f"{module}.{name}"
         if self.claims.mode:
-            given = f"**{{**{self.settings!r}, **changes}}" if self.settings else "**changes"
+            given = f"**{{**{shown(self.settings)}, **changes}}" if self.settings else "**changes"
             return module, (
                 f"def make(params, **changes): o = {made}(params, {given}); o.{self.claims.mode}(); return o"
             )
-        given = "".join(f", {key}={value!r}" for key, value in self.settings.items())
+        given = "".join(f", {key}={shown(value)}" for key, value in self.settings.items())
         return module, f"make = functools.partial({made}{given})" if given else f"make = {made}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -61,6 +63,8 @@ def check(
     for path in reports:
         if path.suffix not in WRITERS:
             raise UsageError(f"--report {path}: the ending must be one of {', '.join(WRITERS)}")
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"--report {path} cannot be written: there is no directory {path.parent}")
     torch.set_num_threads(1)  # the tensors are small
     subject = subject_of(optimizer, settings, read_claims(claims, expected))
     if other is not None:
@@ -68,7 +72,8 @@ def check(
             print(told)
         return 0
     chosen(tiers, checks)
-    report = run(subject, tiers, checks, seed)
+    with contextlib.redirect_stdout(sys.stderr):  # where optimizers print
+        report = run(subject, tiers, checks, seed)
     print(as_json(report) if as_json_only else table(report))
     for path in reports:
         try:
@@ -138,8 +143,10 @@ def read_claims(texts: Sequence[str], expected: Sequence[str] = ()) -> Claims:
     reasons = {}
     for text in expected:
         name, _, reason = text.partition("=")
-        if name not in CHECKS or not reason.strip():
-            raise UsageError(f"--expect {text!r} must look like CHECK=REASON{did_you_mean(name, CHECKS)}")
+        if name not in CHECKS:
+            raise UsageError(f"--expect {text!r}: there is no check {name!r}{did_you_mean(name, CHECKS)}")
+        if not reason.strip():
+            raise UsageError(f"--expect {text!r} must look like {name}=REASON")
         reasons[name] = reason
     try:
         return Claims(**given, expected_failures=reasons)

@@ -50,7 +50,7 @@ def skips_missing_gradients(make: Make) -> None:
     for k in range(3):
         q.grad = grad(q, k)
         optimizer.step()
-    assert torch.equal(p, torch.ones(3, 4)), "a parameter without a gradient has moved"
+    assert torch.equal(p, torch.ones(3, 4)) and p.requires_grad, "a parameter without a gradient has changed"
     assert not torch.equal(q, torch.ones(3, 4)), "a parameter behind one without a gradient has not moved"
 
 
@@ -65,6 +65,44 @@ def rests_while_a_gradient_is_missing(make: Make) -> None:
     before, p.grad = p.detach().clone(), None
     optimizer.step()
     assert torch.equal(p, before), "a parameter whose gradient is None has moved"
+
+
+@check("manners", "separate")
+def keeps_states_while_a_gradient_is_missing(make: Make) -> None:
+    """A parameter that has had no gradient in a step goes on as if that step had not been."""
+    p, other, alone = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(3))
+    one, two = make([p, other], lr=0.01), make([alone], lr=0.01)
+    for k in range(6):
+        p.grad, other.grad, alone.grad = grad(p, k) if k != 3 else None, grad(other, k), grad(alone, k)
+        one.step()
+        if k != 3:
+            two.step()
+    assert torch.allclose(p, alone, 1e-5, 1e-6), "after a step without a gradient, a parameter goes on otherwise"
+
+
+@check("manners")
+def steps_every_parameter(make: Make) -> None:
+    """All of many parameters are stepped."""
+    params = [torch.nn.Parameter(torch.ones(3, 4)) for _ in range(70)]
+    optimizer = make(params, lr=0.01)
+    for k in range(3):
+        for p in params:
+            p.grad = grad(p, k)
+        optimizer.step()
+    rests = [number for number, p in enumerate(params) if torch.equal(p, torch.ones(3, 4))]
+    assert not rests, f"of 70 parameters those at {rests} do not move"
+
+
+@check("manners", "elementwise")
+def steps_every_element(make: Make) -> None:
+    """All elements of a large parameter are stepped, also those behind whole blocks."""
+    p = torch.nn.Parameter(torch.zeros(131, 129))
+    optimizer = make([p], lr=0.01)
+    for k in range(3):
+        p.grad = grad(p, k)
+        optimizer.step()
+    rests = (p == 0).flatten().nonzero().flatten().tolist()
+    assert not rests, f"{len(rests)} of {p.numel()} elements do not move, the first at {rests[0]}"
 
 
 @check("manners")

@@ -45,16 +45,22 @@ def takes_groups(make: Make) -> None:
     assert torch.equal(p, q), "an lr of a group is not what the same lr for all is"
 
 
-@check("manners", "separate")
-def groups_have_their_own_settings(make: Make) -> None:
-    """A second group is stepped with its own lr."""
+def _settable(subject: Subject) -> list[dict[str, object]]:
+    values = telling(subject, "lr", "betas", "eps", "weight_decay", "momentum", "alpha")
+    known = subject.defaults or {"lr"}
+    return [{"name": name, "value": value} for name, value in {"lr": 0.05, **values}.items() if name in known]
+
+
+@check("manners", "separate", cases=_settable)
+def groups_have_their_own_settings(make: Make, name: str, value: object) -> None:
+    """A second group is stepped with its own lr, betas and so on."""
     a, b, c = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(3))
-    one, other = make([{"params": [a], "lr": 0.01}, {"params": [b], "lr": 0.02}]), make([c], lr=0.02)
+    one, other = make([{"params": [a]}, {"params": [b], name: value}]), make([c], **{name: value})
     for k in range(3):
         a.grad, b.grad, c.grad = grad(a, k), grad(b, k), grad(c, k)
         one.step()
         other.step()
-    assert torch.allclose(b, c, 1e-5, 1e-6), "the second group is not stepped with its own lr"
+    assert torch.allclose(b, c, 1e-5, 1e-6), f"the second group is not stepped with its own {name}"
 
 
 @check("manners")
@@ -143,6 +149,19 @@ def calls_the_closure_once(make: Make) -> None:
 
 
 @check("manners")
+def steps_by_the_closures_gradients(make: Make) -> None:
+    """step(closure) steps by the gradients that the closure has made, not by those before."""
+    p, q = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    for parameter in (p, q):
+        optimizer = make([parameter], lr=0.01)
+        for k in range(3):
+            torch.manual_seed(k)
+            parameter.grad = grad(parameter, k + int(parameter is p))
+            optimizer.step((lambda k=k: setattr(p, "grad", grad(p, k))) if parameter is p else None)
+    assert torch.allclose(p, q, 1e-5, 1e-6), "other gradients are stepped by than those of the closure"
+
+
+@check("manners")
 def returns_the_loss(make: Make) -> None:
     """step(closure) returns what the closure does, and step() returns None."""
     p, loss = torch.nn.Parameter(torch.ones(3, 4)), torch.tensor(2.0)
@@ -213,12 +232,6 @@ def can_be_pickled(make: Make) -> None:
         parameter.grad = grad(parameter, 3)
         stepped.step()
     assert torch.equal(p, q), "the copy steps otherwise"
-
-
-def _settable(subject: Subject) -> list[dict[str, object]]:
-    values = telling(subject, "lr", "betas", "eps", "weight_decay", "momentum", "alpha")
-    groups = subject.make([torch.nn.Parameter(torch.ones(3, 4))]).defaults
-    return [{"name": name, "value": value} for name, value in {"lr": 0.05, **values}.items() if name in groups]
 
 
 @check("manners", cases=_settable)
@@ -315,6 +328,19 @@ def repeats_itself(make: Make) -> None:
             parameter.grad = grad(parameter, k)
             optimizer.step()
     assert torch.equal(p, q), "two equal runs differ"
+
+
+@check("manners")
+def does_not_seed(make: Make) -> None:
+    """A step may draw from torch's random numbers, and does not set where they begin."""
+    p, drawn = torch.nn.Parameter(torch.ones(3, 4)), []
+    optimizer = make([p], lr=0.01)
+    for seed in range(3):
+        p.grad = grad(p, seed)
+        torch.manual_seed(seed)
+        optimizer.step()
+        drawn.append(torch.rand(()).item())
+    assert len(set(drawn)) == 3, f"after a step, random numbers are the same whatever the seed: {drawn}"
 
 
 @check("manners")

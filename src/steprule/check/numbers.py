@@ -17,14 +17,14 @@ from steprule.check.variants import explained
 def follows_its_formula(
     make: Make, with_what: str, settings: dict[str, object], expected: list[float], within: float
 ) -> None:
-    """Six steps are those of the formula in float64, within float32's rounding."""
+    """Twelve steps are those of the formula in float64, within float32's rounding."""
     p = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
     optimizer = make([p], **settings)
-    for k in range(6):
+    for k in range(12):
         p.grad = grad(p, k)
         optimizer.step()
     off = float((p.detach().double().flatten() - torch.tensor(expected).double()).abs().max())
-    assert off <= within, f"after six steps {with_what} it is off by {off:.2g}"
+    assert off <= within, f"after twelve steps {with_what} it is off by {off:.2g}"
 
 
 @check("numbers", "drop_in_for", cases=argument_cases)
@@ -75,14 +75,14 @@ def _arguments(subject: Subject) -> list[dict[str, object]]:
 @check("numbers", cases=_arguments)
 def uses_every_argument(make: Make, name: str, one: dict[str, object], other: dict[str, object]) -> None:
     """lr, betas, eps, momentum and weight_decay have an effect."""
-    p, q = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
-    for parameter, settings in ((p, one), (q, other)):
+    params = [torch.nn.Parameter(torch.ones(3, 4, dtype=d)) for d in (torch.float32, torch.float64) for _ in range(2)]
+    for parameter, settings in zip(params, (one, other, one, other), strict=True):
         optimizer = make([parameter], **settings)
         for k in range(8):
             torch.manual_seed(k)
             parameter.grad = grad(parameter, k)
             optimizer.step()
-    assert not torch.equal(p, q), f"{name} has no effect"
+    assert not torch.equal(params[0], params[1]) or not torch.equal(params[2], params[3]), f"{name} has no effect"
 
 
 def _decays(subject: Subject) -> list[dict[str, object]]:
@@ -107,7 +107,8 @@ def decays_as_claimed(make: Make, kind: str, rate: float, lr: float, settings: d
 
 
 def _without_decay(subject: Subject) -> list[dict[str, object]]:
-    return [{"settings": {"weight_decay": 0.0} if "weight_decay" in subject.arguments else {}}]
+    known = "weight_decay" in subject.arguments or "weight_decay" in subject.defaults
+    return [{"settings": {"weight_decay": 0.0} if known else {}}]
 
 
 @check("numbers", cases=_without_decay)
@@ -118,7 +119,8 @@ def rests_at_zero_gradients(make: Make, settings: dict[str, float]) -> None:
     for _ in range(3):
         p.grad = torch.zeros_like(p)
         optimizer.step()
-    assert torch.equal(p, torch.ones(3, 4)), f"zero gradients make the parameter {p.flatten()[0].item()}"
+    moved = f"zero gradients make the parameter {p.flatten()[0].item()}; if it decays by default, give settings without"
+    assert torch.equal(p, torch.ones(3, 4)), moved
 
 
 @check("numbers", cases=each(scale=[1e-20, 1e-10, 1e10, 1e20]))
@@ -243,3 +245,16 @@ def treats_elements_alike(make: Make) -> None:
             parameter.grad = grad(parameter, k).flatten().flip(0) if parameter is q else grad(parameter, k)
             optimizer.step()
     assert torch.allclose(p.flatten().flip(0), q, 1e-5, 1e-6), "elements in another order are stepped otherwise"
+
+
+@check("numbers", "elementwise")
+def steps_elements_apart(make: Make) -> None:
+    """What the gradient of one element is changes no other element."""
+    p, q = (torch.nn.Parameter(torch.ones(12)) for _ in range(2))
+    for parameter, factor in ((p, 1.0), (q, 100.0)):
+        optimizer = make([parameter], lr=0.01)
+        for k in range(4):
+            parameter.grad = grad(parameter, k)
+            parameter.grad[6:] *= factor
+            optimizer.step()
+    assert torch.allclose(p[:6], q[:6], 1e-5, 1e-6), "elements step otherwise beside others with larger gradients"

@@ -18,7 +18,7 @@ from steprule.registry import class_names, plain, unknown
 Array = npt.NDArray[np.float64]
 Settings = Mapping[str, Any]
 
-STEPS = 6
+STEPS = 12
 HOW = {"foreach", "fused", "capturable", "differentiable"}
 """Arguments that say how, and not what, is computed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -96,12 +97,22 @@ def _failure(check: Check, subject: Subject, seed: int) -> tuple[str, Case | Non
                     run_in_processes(check.reproducer(subject, case), check.processes)
                 else:
                     found += [note] if (note := check.function(subject.make, **case)) else []
-        except AssertionError as error:
-            return str(error), case, True
-        except Exception as error:  # whatever somebody's optimizer raises
-            told = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}").split())
-            return told if len(told) < 200 else told[:197] + "...", case, True
+        except (Exception, SystemExit) as error:  # whatever somebody's optimizer raises
+            return _told(error), case, True
     return ", ".join(found), None, looked
+
+
+def _told(error: BaseException) -> str:
+    """An error in a line of a report: what an assertion says, or what was raised."""
+    text = str(error)
+    if not isinstance(error, AssertionError):
+        text = f"{type(error).__name__}: {text}"
+    elif not text:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"AssertionError in {at.name}: {at.line}"
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    text = "".join(one if one.isprintable() else "?" for one in text)
+    return text if len(text) < 300 else text[:297] + "..."
 
 
 def results(

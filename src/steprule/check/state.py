@@ -99,7 +99,7 @@ def loads_by_keyword(make: Make) -> None:
     make([p]).load_state_dict(state_dict=optimizer.state_dict())
 
 
-@check("state")
+@check("state", "copies_loaded")
 def loads_without_sharing(make: Make) -> None:
     """What is loaded is copied: steps do not change the state_dict that they began from."""
     one, other = make([p := torch.nn.Parameter(torch.ones(3, 4))], lr=0.01), make([p], lr=0.01)
@@ -114,13 +114,33 @@ def loads_without_sharing(make: Make) -> None:
 
 @check("state")
 def restores_settings(make: Make) -> None:
-    """load_state_dict sets lr to the checkpoint's."""
-    p = torch.nn.Parameter(torch.ones(3, 4))
-    one, other = make([p], lr=0.02), make([p], lr=0.01)
-    p.grad = grad(p)
+    """load_state_dict sets the lr of each group to the checkpoint's."""
+    p, q = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    one, other = (
+        make([{"params": [p], "lr": 0.02}, {"params": [q], "lr": 0.03}]),
+        make([{"params": [p]}, {"params": [q]}]),
+    )
+    p.grad, q.grad = grad(p), grad(q)
     one.step()
     other.load_state_dict(one.state_dict())
-    assert other.param_groups[0]["lr"] == 0.02, f"lr is {other.param_groups[0]['lr']} after loading lr=0.02"
+    rates = [group["lr"] for group in other.param_groups]
+    assert rates == [0.02, 0.03], f"the groups have lr {rates} after loading 0.02 and 0.03"
+
+
+@check("state")
+def resumes_in_one_that_has_stepped(make: Make) -> None:
+    """load_state_dict replaces all that an optimizer has kept of earlier steps."""
+    p, q = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    one, other = make([p], lr=0.01), make([q], lr=0.01)
+    for k in range(6):
+        if k == 3:
+            q.data.copy_(p)
+            other.load_state_dict(copy.deepcopy(one.state_dict()))
+        for parameter, optimizer in ((p, one), (q, other)):
+            torch.manual_seed(k)
+            parameter.grad = grad(parameter, k + 7 * (k < 3 and parameter is q))
+            optimizer.step()
+    assert torch.equal(p, q), "what was kept of steps before load_state_dict has an effect after it"
 
 
 @check("state")

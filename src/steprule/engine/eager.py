@@ -15,7 +15,7 @@ import numpy as np
 
 from steprule.engine.rows import row_step
 from steprule.engine.run import Sums, find_numbers, summed
-from steprule.engine.whole import PlacedStep
+from steprule.engine.whole import PlacedStep, apart
 from steprule.hyper import filled
 from steprule.pieces import total
 from steprule.rule import Rule
@@ -231,8 +231,8 @@ class EagerStep:
             new = {name: self._evaluation(one) for name, one in self.program.last.outputs.items()}
             for name, value in self._new_scalars.items():
                 self._states[name].copy_(value)
-        for name in reversed(new):  # param last, which a state may be about to become
-            self._kept[name].copy_(new[name])
+        for name, value in apart(new, self._kept).items():
+            self._kept[name].copy_(value)
             if self._place is not None:
                 self._originals[name].index_put_(self._place, self._kept[name])
         for view, numbers in reversed(self._conjugated):
@@ -241,9 +241,9 @@ class EagerStep:
 
 def _number(x: Any) -> Any:
     """A 0-dim tensor as a float64 one, or as a float where nothing else wants to see it."""
-    if x.requires_grad:
-        return x.double().clone()  # autograd keeps it, and the state is about to be overwritten
-    return x.double() if x.device.type != "cpu" else x.item()
+    if x.requires_grad or x.device.type != "cpu":
+        return x.double().clone()  # the state is about to be overwritten
+    return x.item()
 
 
 def _like(state: Any, value: Any) -> Any:

@@ -86,7 +86,7 @@ class SquareRooms:
             states = {name: one(new) for name, new in now.states.items() if id(new) not in self.last}
             made = {name: one(new) for name, new in now.made.items()}
             states |= {name: one(new) for name, new in now.states.items() if name not in states}
-            one.write(made)
+            one.write(made, now.made)
             for name, new in now.kept.items():
                 one.keep(name, states[name] if name in states else one(new), new)
             later = {(place, id(node)): one(node) for node in now.later}
@@ -201,6 +201,8 @@ class Group(Evaluation):
             return self._average(expression, *found)
         if op == "transpose":
             return self(args[0]).mT
+        if op == "copy":
+            return self(args[0]).clone()
         if op == "gram":
             x, most = self(args[0]), self(args[1]) if len(args) > 1 else None
             return gram_of(x, most) if most is not None and x.shape[-2] > most else _gram(x)
@@ -254,15 +256,18 @@ class Group(Evaluation):
         multiply = symmetric_product if is_alone and new.op == "gram" else product
         return multiply(left, right, out, old, alpha=share, beta=1 - share)
 
-    def write(self, made: Mapping[str, Any]) -> None:
-        """Puts matrices where passes read them."""
-        read = {*map(id, self._read.values())}
+    def write(self, made: Mapping[str, Any], expressions: Mapping[str, Expression]) -> None:
+        """Puts matrices where passes, and what comes later, read them."""
+        read = {x.untyped_storage().data_ptr() for x in self._read.values()}
         moved = []
         for name, x in made.items():
-            if x is not self._rooms.matrix(name, self._group):  # or it is in its place already
-                moved.append((name, x.clone() if id(x) in read else x))
+            own = self._rooms.matrix(name, self._group)
+            if (x.data_ptr(), x.stride()) != (own.data_ptr(), own.stride()):  # or it is in its place already
+                moved.append((name, x.clone() if x.untyped_storage().data_ptr() in read else x))
         for name, x in moved:
             self._rooms.put(name, self._group, x)
+        for name, expression in expressions.items():
+            self._values[id(expression)] = self._rooms.matrix(name, self._group)
 
     def keep(self, name: str, new: Any, expression: Expression) -> None:
         """Gives a state its new value."""

@@ -69,9 +69,7 @@ class WholeStep:
             result = self.rule.evaluate(seen["param"], seen["grad"], states, self._step, self._hyper)
             pairs = zip(("param", *self._names), result, strict=True)
             made = {name: _shaped(new, seen[name]) for name, new in pairs if name}
-            held = {x.untyped_storage().data_ptr() for x in seen.values()}  # where a new value may be an old one
-            made = {name: x.clone() if x.untyped_storage().data_ptr() in held else x for name, x in made.items()}
-            for name, new in made.items():
+            for name, new in apart(made, seen).items():
                 seen[name].copy_(new)
         for name, kept in self._kept.items():
             kept.copy_(wide[name])
@@ -109,6 +107,13 @@ class WholeStep:
             beside = {name: rest[name][: math.prod(shape)].view(shape) for name, shape in shapes.items()}
             rest = {name: rest[name][math.prod(shape) :] for name, shape in shapes.items()}
             yield {**wide, **{name: every[number] for name, every in seen.items()}, **beside}
+
+
+def apart(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """New values, none of which is in the memory of an old one: what it is would change with that."""
+    held = {x.untyped_storage().data_ptr() for x in old.values()}
+    storages = {name: x.untyped_storage() for name, x in new.items() if hasattr(x, "untyped_storage")}
+    return {name: x.clone() if name in storages and storages[name].data_ptr() in held else x for name, x in new.items()}
 
 
 def _each(stacks: Sequence[Any]) -> Iterator[Any]:

@@ -22,7 +22,8 @@ class OptimizerCallback(Callback):  # type: ignore[misc,unused-ignore]
       fit. With save, checkpoints have them under "state_dict", and the optimizer's state says so: training that resumes goes on from
       the weights. A checkpoint with save_weights_only=True has the averages only where the module has them.
     - gradient_clip_val becomes the clip of optimizers that have none, in the same pass; of those that have one, theirs is used.
-    - With release, gradients are released (stepped in backward), also with accumulate_grad_batches and under DDP.
+    - With release, gradients are released (stepped in backward), also with accumulate_grad_batches and under DDP. Clipping by
+      norm then uses the norm of the step before.
     - Every log_every_n_steps, "optimizer/grad_norm", counts of clipped and skipped steps, and new records of telemetry go to the
       loggers.
 
@@ -40,6 +41,10 @@ class OptimizerCallback(Callback):  # type: ignore[misc,unused-ignore]
         self._log = Log()
         self._clip_val: Any = None
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Takes clipping over, before states are loaded that have counts of clipped steps."""
+        self._take_clip(trainer, pl_module)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Releases gradients, takes clipping over, and has the module's weights be those that are trained."""
         optimizers = [unwrapped(one) for one in trainer.optimizers]
@@ -47,6 +52,10 @@ class OptimizerCallback(Callback):  # type: ignore[misc,unused-ignore]
             set_mode(one, training=True)
         if self._releases:
             self._release(trainer, pl_module, optimizers)
+        self._take_clip(trainer, pl_module)
+
+    def _take_clip(self, trainer: Any, pl_module: Any) -> None:
+        optimizers = [unwrapped(one) for one in trainer.optimizers]
         value = trainer.gradient_clip_val
         if value and pl_module.automatic_optimization:
             by_value = "value" in str(trainer.gradient_clip_algorithm).lower()

@@ -26,8 +26,10 @@ class OptimizerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     - `Trainer` evaluates with the averaged weights of an optimizer with average=..., or of a Schedule-Free one, by itself. With save,
       it also saves them: in each checkpoint, in which the optimizer's state says so, in the best one, and in `save_model()` after
       training. Training that resumes goes on from the weights.
-    - max_grad_norm becomes the clip of an optimizer that has none, in the same pass; of one that has a clip, that is used.
-    - With release, gradients are released (stepped in backward), also with gradient_accumulation_steps.
+    - max_grad_norm becomes the clip of an optimizer that has none, in the same pass; of one that has a clip, that is used. Counts of
+      clipped steps go on after a resume, but with an optimizer that `Trainer` makes: give that one its clip.
+    - With release, gradients are released (stepped in backward), also with gradient_accumulation_steps. Clipping by
+      norm then uses the norm of the step before.
     - "optimizer/grad_norm", counts of clipped and skipped steps, and new records of telemetry go to the log.
 
     Args:
@@ -58,7 +60,12 @@ class OptimizerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         every.remove(self)
         first = [isinstance(one, DefaultFlowCallback) for one in every]  # which decides when to save
         every.insert(first.index(True) + 1 if any(first) else 0, self)
+        _clip(trainer.optimizer, trainer.args)
         return self
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Has an optimizer that is there already clip, before states are loaded that have counts of clipped steps."""
+        _clip(kwargs.get("optimizer"), args)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Releases gradients, and takes clipping over."""
@@ -79,9 +86,8 @@ class OptimizerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             gradients = GradientState()
             release(optimizer, model, lambda: not gradients.sync_gradients)
             optimizer._core.release.marks = False  # Trainer computes their norm whatever max_grad_norm is
-        norm = args.max_grad_norm
-        if norm and takes_clip(optimizer, ClipNorm(float(norm)), f"max_grad_norm={norm}"):
-            self._max_grad_norm, args.max_grad_norm = norm, 0.0
+        if _clip(optimizer, args):
+            self._max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Gives the model averages where it is going to be saved, or is at the end."""
@@ -107,3 +113,9 @@ class OptimizerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             kept.update(numbers)
             if kept.get("grad_norm", 0.0) is None:
                 del kept["grad_norm"]
+
+
+def _clip(optimizer: Any, args: Any) -> bool:
+    """Has an optimizer clip in place of its trainer, if that would and it can."""
+    norm = args.max_grad_norm
+    return bool(norm) and takes_clip(unwrapped(optimizer), ClipNorm(float(norm)), f"max_grad_norm={norm}")

@@ -5,8 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from steprule.layers.roles import roles
+from steprule.layers.roles import roles_of
 from steprule.memory import made_by
+
+
+def said_in(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Patterns and words, of texts such as "*.wq=transpose".
+
+    Raises:
+        ValueError: a text is none.
+    """
+    pairs = []
+    for text in texts:
+        pattern, equals, word = text.rpartition("=")
+        if not equals or not pattern or not word:
+            raise ValueError(f"--set {text!r} must be PATTERN=WORD, such as '*.wq=transpose'")
+        pairs.append((pattern, word))
+    return pairs
 
 
 def show(model: str, overrides: Sequence[str], heads: bool, as_json: bool) -> None:
@@ -15,13 +30,7 @@ def show(model: str, overrides: Sequence[str], heads: bool, as_json: bool) -> No
     Raises:
         ValueError: there is no such model, an override makes no sense, or a parameter is unknown.
     """
-    pairs = []
-    for text in overrides:
-        pattern, equals, word = text.rpartition("=")
-        if not equals or not pattern or not word:
-            raise ValueError(f"--set {text!r} must be PATTERN=WORD, such as '*.wq=transpose'")
-        pairs.append((pattern, word))
-    table = roles(made_by(model), overrides=pairs, heads=heads)
+    table = roles_of(made_by(model), said_in(overrides), "--set", heads=heads)
     if not as_json:
         print(table)
         return

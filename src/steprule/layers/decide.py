@@ -28,6 +28,10 @@ class Seen:
     view: View | None = None
     why: str = ""
     is_doubtful: bool = False
+    weight: View | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", self.weight or self.view)
 
 
 class Unknown(Exception):
@@ -112,7 +116,8 @@ def _in_one(param: Tensor, place: Place, heads: bool) -> Seen:
         return Seen("norm", None, type(module).__name__)
     if sum(size > 1 for size in param.shape) < 2:
         is_norm = "norm" in type(module).__name__.lower()
-        return Seen(*("norm", None, "normalization layer") if is_norm else ("vector", None, "one axis"))
+        weight = _layer(param, layer, heads=False).view if layer else None
+        return Seen(*("norm", None, "normalization layer") if is_norm else ("vector", None, "one axis"), weight=weight)
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return Seen("embedding", None, "rows are looked up")
     if layer:

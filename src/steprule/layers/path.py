@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steprule.patterns import abbreviated
+
 MATRIX = re.compile(r"mm|mv|conv|linear|embedding|rnn|lstm|gru", re.IGNORECASE)
 """Names of autograd nodes that multiply by a matrix."""
 
@@ -211,7 +213,10 @@ def by_order(model: nn.Module, roles: Mapping[str, str], shared: Iterable[str], 
     order = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in {*ends, *shared}]
     if order and order[-1] in layers and not _is_repeated(model, order[-1]):
         found.heads[order[-1]] = f"the last matrix {doubt}"
-        found.notes.append("other heads, if there are any, are among the hidden matrices; give example to find them")
+        known = {**found.inputs, **found.heads}
+        others = [one for one in layers if one not in known and not (_is_repeated(model, one) or _leads_on(model, one))]
+        if others:
+            found.notes.append(f"{abbreviated(others)} may be of heads, too; give example to find them")
     elif order and order[-1] in layers:
         found.notes.append(
             f"no head found: {order[-1]!r}, the last matrix {doubt}, is in a repeated block; give example to be sure"
@@ -221,6 +226,19 @@ def by_order(model: nn.Module, roles: Mapping[str, str], shared: Iterable[str], 
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+
+
+def _leads_on(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is in a chain of modules, and a matrix comes after it there."""
+    path = name.split(".")[:-1]
+    for depth, own in enumerate(path):
+        parent = model.get_submodule(".".join(path[:depth]))
+        if type(parent).forward is nn.Sequential.forward:
+            children = dict(parent.named_children())
+            after = [*children.values()][[*children].index(own) + 1 :]
+            if any(param.ndim > 1 for child in after for param in child.parameters()):
+                return True
+    return False
 
 
 def _is_repeated(model: nn.Module, name: str) -> bool:

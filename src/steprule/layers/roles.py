@@ -46,6 +46,7 @@ class Role:
         view: how it is seen as matrices; None where an elementwise rule is to step it.
         why: what this follows from.
         is_doubtful: whether that is a guess.
+        weight: how it is seen as the weight of a layer, whatever steps it; None for what is no such weight.
         param: the parameter.
     """
 
@@ -55,6 +56,7 @@ class Role:
     view: View | None
     why: str
     is_doubtful: bool = False
+    weight: View | None = None
     param: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -146,7 +148,7 @@ Overrides = Mapping[Pattern, str | View] | Sequence[tuple[Pattern, str | View]]
 def roles(model: nn.Module, *, example: Any = None, overrides: Overrides = (), heads: bool = False) -> Roles:
     """Decides which parameters are matrices for rules like Muon, and how each is seen as such::
 
-        table = steprule.roles(model, example=(inputs,), overrides={"*.wq": "transpose", "*.A_log": "adamw"})
+        table = steprule.roles(model, example=(inputs,), overrides={"*.wq": "transpose", "pos": "position"})
         print(table)
 
     Matrices are the weights of linear, convolutional and recurrent layers between the first and the last. Everything else
@@ -195,14 +197,16 @@ def roles_of(model: nn.Module, overrides: Overrides, argument: str, example: Any
     rows, frozen = [], []
     for name, seen in found.items():
         param, spots = named[name], places[named[name]]
-        for role, whys in (("head", ends.heads), ("input", ends.inputs)):
-            if name in whys and name not in chosen and seen.view is not None:
-                seen = Seen(role, None, whys[name], "registration" in whys[name])
+        for role, whys in (("input", ends.inputs), ("head", ends.heads)):
+            if name in whys and name not in chosen and seen.weight is not None:
+                seen = Seen(role, None, whys[name], "registration" in whys[name], seen.weight)
         if not param.requires_grad:
             frozen.append(name)
             continue
         names = tuple(spot.name for spot in spots)
-        rows.append(Role(names, tuple(param.shape), seen.role, seen.view, seen.why, seen.is_doubtful, param))
+        rows.append(
+            Role(names, tuple(param.shape), seen.role, seen.view, seen.why, seen.is_doubtful, seen.weight, param)
+        )
     return Roles(tuple(rows), tuple(frozen), tuple(ends.notes))
 
 
@@ -249,10 +253,11 @@ def _ends(
     said: Mapping[str, Seen],
 ) -> Ends:
     """The model's first and last matrices."""
-    roles = {name: seen.role for name, seen in found.items()}
+    # one row or column is no matrix for a rule, but it may be the model's first or last
+    roles = {name: "hidden" if seen.weight and not seen.view else seen.role for name, seen in found.items()}
     embeddings = [name for name, role in roles.items() if role == "embedding"]
     if example is not None:
-        matrices = [name for name, seen in found.items() if seen.view or seen.role in ("router", "depthwise")]
+        matrices = [name for name, seen in found.items() if seen.weight or seen.role in ("router", "depthwise")]
         tables = [name for name, param in named.items() if param.ndim > 1 and roles[name] != "norm"]
         ends = by_forward(model, example, matrices, {*tables} - {*matrices, *embeddings}, embeddings)
     else:
@@ -278,11 +283,12 @@ def _refusal(unknown: Mapping[str, tuple[Tensor, str]], argument: str) -> str:
     for short, same in alike(list(unknown)).items():
         param, why = unknown[same[0]]
         lines.append(f"  {short}  {tuple(param.shape)}  {why}")
-        words.append(f"{short!r}: ...")
+        words.append(f"{short!r}: ..." if argument != "--set" else f"--set '{short}=...'")
+    said = " ".join(words) if argument == "--set" else f"{argument}={{{', '.join(words)}}}"
     return (
         f"roles cannot tell what {len(unknown)} parameter{'s are' if len(unknown) > 1 else ' is'}:\n"
         + "\n".join(lines)
-        + f"\nSay it: {argument}={{{', '.join(words)}}}, each with "
+        + f"\nSay it: {said}, each with "
         '"hidden" for a matrix of (out, in), "transpose" for (in, out), "stack" or "stack, transpose" if the first axes '
-        'count such matrices, "flatten" if all axes but the first belong together, or "adamw" if it is no matrix'
+        'count such matrices, "flatten" if all axes but the first belong together, or "adamw" if it is no matrix, as positions that are added'
     )

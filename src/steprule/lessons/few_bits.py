@@ -12,7 +12,7 @@ import torch
 from steprule.formats.tensors import decode, encode
 from steprule.lessons.follow import Array, follow
 from steprule.lessons.letters import LETTERS, gradient, loss, mini_batches, parts
-from steprule.memory import Need, need
+from steprule.memory import Need, Param, need
 from steprule.optimizer import AdamW as Optimizer
 from steprule.rules.adam import AdamW
 
@@ -141,7 +141,7 @@ def needs() -> Mapping[str, Need]:
         "16 / 8": Kept("bfloat16", "stochastic", "8bit"),
     }
     return {
-        name: need(AdamW, [(1024, 1024)], dtype, dtype, states, weights, {})
+        name: need(AdamW, [Param((1024, 1024))], dtype, dtype, states, weights, {})
         for name, (dtype, weights, states) in ways.items()
     }
 

@@ -36,19 +36,20 @@ def eigenbasis(stack: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def inverse_root(stack: Tensor, root: float, eps: float = 0.0) -> Tensor:
+def inverse_root(stack: Tensor, root: float | Tensor, eps: float | Tensor = 0.0) -> Tensor:
     """The inverse root of each matrix, of its eigenvalues plus eps; eigenvalues of 0 remain 0.
 
     Args:
         stack: (n, n) or (k, n, n) in float32 or float64.
-        root: 4 for the power of -1/4.
-        eps: is added to eigenvalues that are not 0.
+        root: 4 for the power of -1/4; of shape (k, 1, 1) where each matrix has its own.
+        eps: is added to eigenvalues that are not 0; as root.
 
     >>> inverse_root(torch.tensor([[16.0, 0.0], [0.0, 0.0]]), 4)
     tensor([[0.5000, 0.0000],
             [0.0000, 0.0000]])
     """
     values, vectors, ranks = _decomposed(stack)
+    root, eps = (one.squeeze(-1) if isinstance(one, Tensor) and one.dim() == 3 else one for one in (root, eps))
     place = torch.arange(stack.shape[-1], device=stack.device)
     is_some = place < torch.tensor(ranks, device=stack.device).view(*stack.shape[:-2], 1)
     powers = torch.where(is_some, values.clamp(min=0) + eps, 1.0).pow(-1 / root)

@@ -3826,8 +3826,8 @@ class LARS(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate, gamma in the paper. At least 0. Default: 0.1.
-        momentum: share of the momentum buffer that a step keeps. At least
-            0. Default: 0.9.
+        momentum: decay rate of the momentum buffer. In [0, 1). Default:
+            0.9.
         weight_decay: weight decay, inside the ratio of norms, beta in the
             paper. At least 0. Default: 0.0.
         trust_coefficient: factor of the ratio of norms, eta in the paper.
@@ -4132,7 +4132,7 @@ class NorMuon(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         beta2: decay rate of the second moment. In [0, 1). Default: 0.95.
         nesterov: use Nesterov's momentum. Default: False.
@@ -4249,7 +4249,7 @@ class AdaMuon(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         beta2: decay rate of the second moment. In [0, 1). Default: 0.95.
         nesterov: use Nesterov's momentum. Default: False.
@@ -4362,7 +4362,7 @@ class MuonEq(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         nesterov: use Nesterov's momentum. Default: True.
         equilibrate: what is divided by its norm: 'row', 'col', 'rowcol'.
@@ -4477,7 +4477,7 @@ class MUD(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         nesterov: use Nesterov's momentum. Default: True.
         passes: triangular solves. A whole number in [1, 99]. Default: 1.
@@ -4581,7 +4581,7 @@ class PolarGrad(Optimizer):
         lr: learning rate. At least 0. Default: 0.02.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.0.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         ns_coefficients: coefficients of the Newton-Schulz polynomial:
             'keller', 'you', 'polar_express', 'polar_express_dao',
@@ -4798,7 +4798,7 @@ class Mano(Optimizer):
         lr: learning rate. At least 0. Default: 0.001.
         weight_decay: weight decay, decoupled from the gradient. At least 0.
             Default: 0.1.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.95.
         nesterov: mix the gradient in once more. Default: False.
         eps: least norm of weights. At least 0. Default: 1e-08.
@@ -4902,7 +4902,7 @@ class Scion(Optimizer):
         params: tensors, (name, tensor) pairs, or dicts with such params and
             settings of a group.
         lr: learning rate. At least 0. Default: 0.000244140625.
-        momentum: decay rate of the EMA of gradients. At least 0. Default:
+        momentum: decay rate of the EMA of gradients. In [0, 1). Default:
             0.9.
         norm: norm of the layer: 'spectral', 'col', 'row', 'embedding',
             'sign', 'bias_rms'. Default: 'spectral'.

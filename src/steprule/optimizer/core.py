@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -28,28 +27,37 @@ NOTES = ("services", "calls", "train_mode")
 
 
 class Given:
-    """The parameters that an optimizer was made for or was given by `add_param_group`; it keeps none alive.
+    """The parameters that an optimizer was made for or was given by `add_param_group`.
+
+    Vectors are kept until they are seen to be gone: who has a weak reference to a tensor has `torch.utils.swap_tensors` fail,
+    by which `module.to()` moves DTensors.
 
     Attributes:
         groups: in how many groups they were.
         had_matrices: whether some had more than one dimension.
-        have_begun: whether one has had a gradient, or it is known that none need have one.
     """
 
     def __init__(self) -> None:
-        self._by_id: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        self.groups, self.had_matrices, self.have_begun = 0, False, False
+        self._vectors: dict[int, Tensor] = {}
+        self.groups, self.had_matrices = 0, False
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Takes note of these, which are a group."""
         self.groups += 1
         for param in params:
-            self._by_id[id(param)] = param
-            self.had_matrices |= not is_lazy(param) and param.dim() > 1
+            if is_lazy(param) or param.dim() < 2:
+                self._vectors[id(param)] = param
+            else:
+                self.had_matrices = True
 
-    def has(self, param: Tensor) -> bool:
+    def has(self, vector: Tensor) -> bool:
         """Whether this is one of them."""
-        return self._by_id.get(id(param)) is param
+        return id(vector) in self._vectors
+
+    def let_go(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        """Keeps those only that are in these groups."""
+        own = {id(param) for group in groups for param in group["params"]}
+        self._vectors = {key: param for key, param in self._vectors.items() if key in own}
 
 
 class Core:

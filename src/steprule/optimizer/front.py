@@ -334,6 +334,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient does not fit its parameter, or is sparse where the rule takes none.
         """
+        self._steps.agreement.begin()
         torchs.check_closure(closure)
         if self._core.services is not None and (grad_scaler is not None or hasattr(self, "found_inf")):
             self._core.services.step_scaled(self, grad_scaler, self._steps.take)
@@ -369,7 +370,7 @@ class Optimizer(torch.optim.Optimizer):
             hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             watched = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or _profiling()
             if watched and type(self).step is Optimizer.step:
-                return self._hooked_step(*args, **kwargs)
+                return self._steps.agreement.guard(self._hooked_step, *args, **kwargs)
             core = self._core
             current = core.plans.current
             if not args and not kwargs and current is not None and core.schedules is core.shards is core.across is None:

@@ -32,6 +32,7 @@ from steprule.settings import as_tuples, check_hyperparameters, check_settings, 
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
 from steprule.tensors.state import FORMAT_OPTIONS, GROUP_OPTIONS, bring_up_to_date
+from steprule.trace.numbers import check_numbers
 
 
 class Groups:
@@ -89,6 +90,7 @@ class Groups:
             check_tensors(settings, "lr")
         self.check_options(settings, core)
         check_settings(core.rule, settings)
+        check_numbers(core.rule, settings)
         if settings.get("fused"):
             if settings.get("differentiable"):
                 raise RuntimeError("`fused` does not support `differentiable`")
@@ -266,6 +268,7 @@ class Groups:
         except ValueError:
             if not takes_more or self._fits(settings, names):
                 raise
+        check_numbers(self.core.rule, settings, near)
 
     def _fits(self, settings: Mapping[str, Any], names: Iterable[str]) -> bool:
         """Whether settings would go together if these were as the constructor had them: the others may be put there by hand."""

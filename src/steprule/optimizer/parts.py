@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -23,7 +22,6 @@ from steprule.tensors.copies import groups_of_flat, is_flattened
 from steprule.tensors.exchange import why_apart
 from steprule.tensors.memory import HALF_DTYPES, is_abstract
 from steprule.tensors.numbering import numbering_of
-from steprule.tensors.replaced import are_replaced
 from steprule.tensors.shard import cut_dimensions, is_unreduced
 from steprule.trace.extent import KEPT
 from steprule.trace.tracing import couples, program_of
@@ -93,25 +91,6 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
             )
 
 
-def check_not_replaced(core: Core, groups: Sequence[dict[str, Any]]) -> None:
-    """Raises, where no parameter has ever had a gradient, if a model has others in their place by now.
-
-    Raises:
-        RuntimeError: it has.
-    """
-    if core.given.have_begun or core.across is not None or not torch.distributed.is_available():
-        return
-    every = [param for group in groups for param in group["params"] if param.requires_grad]
-    has_begun = any(is_sharded(param) or param.grad is not None for param in every)
-    if not has_begun and torch.distributed.is_initialized() and are_replaced(every):
-        raise RuntimeError(
-            "no parameter of this optimizer has a gradient, and parts of tensors of the same shapes have: they have taken the place "
-            "of its parameters in a model, as fully_shard(), parallelize_module() and FullyShardedDataParallel have them do. Make "
-            "the optimizer afterwards, for model.parameters()"
-        )
-    core.given.have_begun = True
-
-
 def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) -> None:
     """Raises for vectors, where the rule takes matrices, and for views that make no sense; arguments as for `check_whole`.
 
@@ -171,7 +150,8 @@ def _check_view(core: Core, group: dict[str, Any], number: int) -> None:
         if has_number and (len(shapes) > 1 or any(len(shape) > 2 for shape in shapes)):
             raise ValueError(
                 f"view={view!r} of {name_in(group, number, index)}: {rule.__name__} keeps one number for each tensor, and several "
-                "matrices would have one each: give it them as parameters of their own"
+                "matrices would have one each: give it them as parameters of their own, or see this one whole, in create_optimizer "
+                'by roles={name: "matrix"}'
             )
 
 
@@ -271,6 +251,11 @@ def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_repla
         yield 'states="8bit" has an exponent for every block of 128 elements of a row', _OTHER_STATES
     if isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter):
         yield f"clip={clip} looks at the norms of rows or tensors", _OTHER_CLIP
+    if isinstance(clip, ClipNorm) and clip.norm_type <= 0:
+        what = (
+            "counts tensors" if clip.norm_type == 0 else "goes by the smallest elements, and some pieces end with zeros"
+        )
+        yield f"clip={clip} {what}", _OTHER_CLIP
     if is_replaced and group.get("weights") is not None and param.dtype not in HALF_DTYPES:
         yield f"weights={group['weights']!r} keeps low bits of half-precision parameters", _LEAVE_OUT
 

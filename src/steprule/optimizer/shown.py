@@ -26,11 +26,11 @@ def shown(name: str, core: Core, groups: list[dict[str, Any]]) -> str:
         for key in sorted(group.keys() - {"params", SCHEDULES, *NOTES}):
             function = f", from {name_of(functions[key])}(step)" if key in functions else ""
             lines.append(f"    {key}: {group[key]}{function}")
-    whole = [f"    {key}: {value!r}" for key, value in _for_all(core)]
+    whole = [f"    {key}: {value!r}" for key, value in for_all(core)]
     return "\n".join([*lines, *(["", "All groups", *whole] if whole else []), ")"])
 
 
-def _for_all(core: Core) -> Iterator[tuple[str, Any]]:
+def for_all(core: Core) -> Iterator[tuple[str, Any]]:
     """The arguments for the whole optimizer that were given."""
     for key, value in core.options.items():
         if value != OPTIONS[key] and key not in core.rule.hyperparameters:

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steprule.engine.run import Complete, Spread, alone
 from steprule.engine.team import torch_alone
-from steprule.formats.parts import cuts_of, is_sharded, local, whole_of
+from steprule.formats.parts import local, whole_of
+from steprule.optimizer.agreement import Agreement
 from steprule.optimizer.arguments import is_elsewhere, is_torchs
 from steprule.optimizer.checkpoint import check_notes, notes_in, take_notes
 from steprule.optimizer.core import Core
 from steprule.optimizer.disagreement import disagreement
 from steprule.optimizer.groups import Groups
-from steprule.optimizer.parts import check_not_replaced
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.rules.options import OPTIONS
-from steprule.services.host import ASKED
 from steprule.services.release import check_not_released
 from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.copies import drop_copies
+from steprule.tensors.fingerprint import DisagreementError
 from steprule.tensors.memory import is_abstract
+from steprule.tensors.replaced import check_not_replaced
 from steprule.tensors.shard import Shards
 from steprule.tensors.state import AVERAGE
-from steprule.tensors.totals import DisagreementError, Totals
-from steprule.trace.tracing import program_of, sums_of_all
 
 
 class Steps:
@@ -40,11 +37,14 @@ class Steps:
 
     Args:
         groups: its groups.
+
+    Attributes:
+        agreement: with the steps of other processes.
     """
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
-        self._told = Totals()  # of whom nothing is added up
+        self.agreement = Agreement(groups)
 
     @property
     def _core(self) -> Core:
@@ -55,19 +55,16 @@ class Steps:
         core, groups = self._core, self._groups
         if core.release is not None:
             core.modes.must_train("step()")
-            if not core.release.stepped:
-                check_not_replaced(core, groups.groups)
+            check_not_replaced(() if core.release.stepped else self.agreement.find_shards())
             with torch.no_grad():
                 core.release.step(self.move_resting_averages)
         else:
-            if core.across is not None and core.across.has_model:
-                self._take_over_notes()
             if core.plans.current is None:
-                self._find_shards()
+                self.agreement.find_shards()
             try:
                 self._take() if core.shards is None else self._take_together(core.shards)
             except DisagreementError as error:
-                raise RuntimeError(disagreement(error, self._groups.groups)) from None
+                raise RuntimeError(disagreement(error, self._groups)) from None
         if core.shards is not None:
             drop_copies([param for group in groups.groups for param in group["params"]])
         if core.schedules is not None:
@@ -90,10 +87,12 @@ class Steps:
         """Steps, by the plan that there is if it holds."""
         core = self._core
         if core.across is not None:
-            told = self._told if core.shards is None else core.shards.totals
+            told = self.agreement.told
             told.begin(core.across.awaits)
-            core.across.begin(self._first_call(), told)
+            core.across.begin(self.agreement.gathers(), told)
         try:
+            if core.across is not None and core.across.has_model:
+                self._take_over_notes()
             core.modes.must_train("step()")
             self._groups.insist_on_schedules()
             current = core.plans.current
@@ -106,14 +105,6 @@ class Steps:
                     core.across.fail()
             raise
 
-    def _first_call(self) -> int | None:
-        """How many numbers the step's first exchange with the processes of a group has, None where it has none."""
-        services, spread = self._core.services, self._spread()
-        if services is not None and services.wants is not None:
-            return ASKED
-        sizes = [len(names) for names in spread.names if names] if spread is not None else []
-        return sizes[0] if sizes else 0 if services is not None and services.counts else None
-
     def _take_together(self, shards: Shards) -> None:
         """Steps parts: all processes do, or none where they would wait for each other.
 
@@ -122,7 +113,7 @@ class Steps:
         """
         totals = shards.totals
         totals.begin()
-        totals.is_open = self._adds_up()
+        totals.is_open = self.agreement.adds_up()
         try:
             self._take()
             totals.take_part()
@@ -136,58 +127,6 @@ class Steps:
             totals.is_open = False
             shards.let_go()
 
-    def _adds_up(self) -> bool:
-        """Whether processes wait for each other in the next step, where they have parts."""
-        core, services = self._core, self._core.services
-        if core.joins:
-            return True
-        if services is not None and (services.wants is not None or services.counts):
-            return True
-        return any(program_of(core.rule, group).sums for group in self._groups.groups)
-
-    @property
-    def waits(self) -> bool:
-        """Whether processes wait for each other in the next step."""
-        self._find_shards()
-        return self._waits_for_group or self._waits_for_parts
-
-    @property
-    def _waits_for_group(self) -> bool:
-        return self._core.across is not None and self._first_call() is not None
-
-    @property
-    def _waits_for_parts(self) -> bool:
-        core = self._core
-        return core.shards is not None and core.release is None and self._adds_up()
-
-    def agree(self, has_failed: bool, compares: bool) -> None:
-        """Finds out whether other processes take the next step too, before anything has changed; all call it, if one `waits`.
-
-        Args:
-            has_failed: whether this process cannot take it.
-            compares: whether gradients are what they will be in that step.
-
-        Raises:
-            RuntimeError: another cannot take it, or has gradients of other parameters.
-        """
-        core, found = self._core, None
-        if core.across is not None and self._waits_for_group:
-            core.across.begin(0)
-            try:
-                core.across.fail() if has_failed else core.across.gather(())
-            except DisagreementError as error:
-                found = error
-        if core.shards is not None and self._waits_for_parts:
-            params = dict.fromkeys(one.param for one in list_all(self._groups.groups)) if compares else ()
-            places = [place for place, p in enumerate(params) if cuts_of(p) and p.grad is not None]
-            key = float(zlib.crc32(repr(places).encode()))
-            try:
-                core.shards.totals.agree(key, places, has_failed or found is not None)
-            except DisagreementError as error:
-                found = found or error
-        if found is not None:
-            raise RuntimeError(disagreement(found, self._groups.groups))
-
     def _take_anew(self) -> None:
         """Looks at everything, makes a plan and steps."""
         self._look()
@@ -199,7 +138,6 @@ class Steps:
                     'with "params": []'
                 )
             return
-        check_not_replaced(self._core, self._groups.groups)
         try:
             self._core.plans.renew(self.job())
         finally:
@@ -220,18 +158,11 @@ class Steps:
         """Raises where a step of all parameters cannot be taken now, and completes groups."""
         self.check_ready(self._groups.groups)
         self._groups.look()
-        check_not_released(self._find_shards())
-
-    def _find_shards(self) -> list[Tensor]:
-        """Takes note of whether some of the parameters, which it returns, are DTensors."""
-        core, every = self._core, [param for group in self._groups.groups for param in group["params"]]
-        core.shards = (core.shards or Shards()) if any(map(is_sharded, every)) else None
-        if core.shards is not None:
-            core.shards.know(every)
-        core.joins = core.shards is not None and any(
-            any(map(cuts_of, group["params"])) for group in self._groups.groups if program_of(core.rule, group).matrices
-        )
-        return every
+        self._core.given.let_go(self._groups.groups)
+        every = self.agreement.find_shards()
+        check_not_released(every)
+        check_not_replaced(every if self._core.across is None else ())  # else others may have gradients
+        self.agreement.describe()
 
     def check(self) -> None:
         """Raises what the next step would refuse; no parameter and no state has changed."""
@@ -294,6 +225,7 @@ class Steps:
     def let_go_of_replaced(self) -> None:
         """Frees parameters and states that have been replaced."""
         self._core.plans.let_go(*self.here())
+        self._core.given.let_go(self._groups.groups)
         self._let_go()
 
     def look_before_release(self) -> None:
@@ -303,7 +235,7 @@ class Steps:
         groups.insist_on_schedules()
         if not core.plans.knows(groups.groups):
             groups.look()
-            self._find_shards()
+            self.agreement.find_shards()
             core.plans.list_single(groups.groups)
 
     def must_be_closed(self, what: str) -> None:
@@ -321,25 +253,12 @@ class Steps:
 
     def job(self) -> Job:
         """What a step needs to know."""
-        core, groups = self._core, self._groups
+        core, groups, agreement = self._core, self._groups, self.agreement
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
-            core.accumulator, groups.check_numbers, self._complete, self.move_resting_averages, self._spread(), core.joins,
-            core.in_graph,
+            core.accumulator, agreement.check_numbers, agreement.complete, self.move_resting_averages, agreement.spread(),
+            core.joins, core.in_graph,
         )  # fmt: skip
-
-    @property
-    def _complete(self) -> Complete:
-        """What makes sums over what is here those over all there are, and knows what fails while others wait."""
-        core = self._core
-        if core.shards is not None:
-            return core.shards.totals
-        return self._told if core.across is not None else alone
-
-    def _spread(self) -> Spread | None:
-        """How numbers of all processes' parameters come about, if these have different ones."""
-        across, groups = self._core.across, self._groups.groups or [self._groups.defaults]
-        return Spread(across.gather, sums_of_all(self._core.rule, groups)) if across is not None else None
 
     @torch_alone()
     def move_resting_averages(self, stepped: set[Tensor], weight: Any) -> None:
@@ -371,7 +290,7 @@ class Steps:
         steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
         if any(float(step) > 0 for step in steps):
             return False
-        self._find_shards()
+        self.agreement.find_shards()
         if core.shards is not None:  # whose parts here may be 0 and others not
             return not core.shards.totals.has_any(not self._has_only_zeros())
         return self._has_only_zeros()
@@ -386,7 +305,7 @@ class Steps:
 
     def make_states(self) -> None:
         """Makes the states of all parameters that have gradients, and steps none."""
-        self._find_shards()
+        self.agreement.find_shards()
         with torch.no_grad():
             make_states(self.job())
             self._keep()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -51,9 +52,13 @@ def check_closure(closure: Any) -> None:
 def takes_scaler(services: Any) -> bool:
     """Whether a GradScaler may leave unscaling and its check to the step: where gradients are looked at anyway.
 
-    Then its warning is silenced that it passes itself to step by a way that torch means to replace: both are served.
+    Then its warning is silenced that it passes itself to step by a way that torch means to replace: both are served. Lightning asks, too,
+    and refuses to clip if the answer is yes. It gets a no: what it has unscaled, a step takes as well.
     """
     if services is None or not (services.clip or services.nonfinite or services.release):
+        return False
+    asks = sys._getframe(2).f_locals.get("self")  # the frame between is the property
+    if not hasattr(asks, "_per_optimizer_states"):
         return False
     if not any(pattern is not None and pattern.match(_PASSING) for _, pattern, *_ in warnings.filters):
         warnings.filterwarnings("ignore", _PASSING, FutureWarning)

@@ -179,6 +179,7 @@ class SM3(Rule):
     ) -> tuple[Value, ...]:  # fmt: skip
         least = minimum(row_max, col_max) + grad * grad
         row_max, col_max = row_largest(least), col_largest(least)
-        direction = where(least > 0, grad / sqrt(where(least > 0, least, 1.0)), 0.0)
+        is_zero = least == 0  # which NaN is not, so that weights show it
+        direction = where(is_zero, 0.0, grad / sqrt(where(is_zero, 1.0, least)))
         momentum_buffer = ema(momentum_buffer, direction, momentum)
         return param - lr * (momentum_buffer + weight_decay * param), momentum_buffer, row_max, col_max

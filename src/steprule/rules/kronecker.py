@@ -55,7 +55,7 @@ def inverses(values: Value, first: Value, eps: Value) -> Value:
 def as_long(direction: Value, length: Value) -> Value:
     """A direction of this length; 0 stays 0."""
     own = norm(direction)
-    return where(own > 0, length / where(own > 0, own, 1.0), 0.0) * direction
+    return where(own == 0, 0.0, length / where(own == 0, 1.0, own)) * direction
 
 
 def fitted(root: Value, other: Value, rate: Value) -> Value:
@@ -107,7 +107,7 @@ class SOAP(_Sided, Rule):
         turned = between(transpose(new_left), grad, new_right)
         least = _NOISE * ema(total(exp_avg_sq), total(grad * grad), betas[1])
         new_mean, exp_avg_sq = ema(turned_mean, turned, betas[0]), ema_sq(square, turned, betas[1])
-        whitened = where(exp_avg_sq > least, new_mean / (sqrt(exp_avg_sq) + eps), 0.0)
+        whitened = where(least - exp_avg_sq >= 0, 0.0, new_mean / (sqrt(exp_avg_sq) + eps))  # NaN and inf stay in sight
         length = sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
         direction = between(new_left, length * whitened, transpose(new_right))
         left, right = averaged_grams(grad, left, right, shampoo_beta, max_precond_dim)
@@ -265,7 +265,8 @@ class SPlus(_Sided, Rule):
         new_left, new_right = anew(lambda: eigenbasis(left), left_basis), anew(lambda: eigenbasis(right), right_basis)
         exp_avg = ema(exp_avg, grad, betas[0])
         turned = between(transpose(new_left), exp_avg, new_right)
-        signs = where(turned * turned > _NOISE * total(exp_avg * exp_avg), sign(turned), 0.0)
+        least = _NOISE * total(exp_avg * exp_avg)
+        signs = where(least - turned * turned >= 0, 0.0, sign(turned))  # NaN and inf stay in sight
         direction = 2 / (rows(param) + cols(param)) * between(new_left, signs, transpose(new_right))
         left, right = averaged_grams(grad, left, right, betas[1], max_precond_dim)
         return param - lr * (direction + weight_decay * param), exp_avg, left, right, new_left, new_right

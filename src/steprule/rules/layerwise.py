@@ -20,7 +20,7 @@ class LARS(Rule):
     """
 
     lr = Hyperparameter("learning rate, gamma in the paper", "[0, inf)")
-    momentum = Hyperparameter("share of the momentum buffer that a step keeps", "[0, inf)")
+    momentum = Hyperparameter("decay rate of the momentum buffer", "[0, 1)")
     weight_decay = Hyperparameter("weight decay, inside the ratio of norms, beta in the paper", "[0, inf)")
     trust_coefficient = Hyperparameter("factor of the ratio of norms, eta in the paper", "[0, inf)")
     decay = "own"

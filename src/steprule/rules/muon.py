@@ -37,7 +37,7 @@ _COEFFICIENTS = Hyperparameter(
     "coefficients a, b and c of the Newton-Schulz polynomial, or a tuple with such three for each step", texts=_SETS
 )
 _STEPS = Hyperparameter("steps of Newton-Schulz", "[1, 99]", whole=True)
-_MOMENTUM = Hyperparameter("decay rate of the EMA of gradients", "[0, inf)")
+_MOMENTUM = Hyperparameter("decay rate of the EMA of gradients", "[0, 1)")
 _BETA2 = Hyperparameter("decay rate of the second moment", "[0, 1)")
 _EPS = Hyperparameter("least norm that an update is divided by", "[0, inf)")
 _SCALE = Hyperparameter("factor of the shape, by which lr is multiplied", texts=tuple(SCALES))
@@ -72,6 +72,7 @@ class Muon(_Orthogonalized, Rule):
     The learning rate is multiplied by a factor of the matrix's shape, adjust_lr_fn; weight decay is not.
     """
 
+    momentum = Hyperparameter(_MOMENTUM.meaning, "[0, inf)")  # torch.optim's
     needs = ("memory",)
     when = "Hidden matrices of transformers and other networks, beside AdamW for embeddings, heads and vectors."
     like_torch = TorchArguments(

@@ -38,7 +38,7 @@ def scale(param: Value, name: str | None) -> Value:
 def sized(param: Value, direction: Value, length: Value, name: str | None) -> Value:
     """A direction of this norm as long as an exact polar factor of param's shape times `scale`; 0 stays 0."""
     whole = scale(param, name) * sqrt(minimum(rows(param), cols(param)))
-    return where(length > 0, whole / where(length > 0, length, 1.0), 0.0) * direction
+    return where(length == 0, 0.0, whole / where(length == 0, 1.0, length)) * direction
 
 
 def convert_lr(lr: float, shape: tuple[int, int], have: str, want: str) -> float:

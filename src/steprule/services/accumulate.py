@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import TensorWeakRef
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from steprule.engine.cpu import Kernel
 from steprule.engine.team import torch_alone
@@ -53,7 +53,7 @@ class Accumulator(Owner):
         )
         self.low_bits: dict[Tensor, Tensor] = {}
         self._counts: dict[Tensor, int] = {}
-        self._left: dict[Tensor, tuple[Any, int]] = {}  # the sum as autograd left it, and its version
+        self._left: dict[Tensor, tuple[Any, ...]] = {}  # where the sum lay as autograd left it, and its version
 
     def format(self, dtype: str) -> str:
         """The format of the gradients of parameters of a dtype."""
@@ -75,7 +75,7 @@ class Accumulator(Owner):
         else:
             self.low_bits[param] = torch.zeros_like(param, dtype=low, requires_grad=False)
         # The node that adds to param.grad, and not param itself, whose hooks torch.autograd.grad would call as well.
-        node: Any = torch.autograd.graph.get_gradient_edge(param).node
+        node = _node_of(param)
         add = weakly(self._add)
         register: Any = param.register_post_accumulate_grad_hook
         handles = node.register_prehook(lambda grads: add(param, grads[0])), register(weakly(self._note))
@@ -107,6 +107,8 @@ class Accumulator(Owner):
             if param in self.low_bits:
                 low = self._fitting(param)
                 if param.grad is not None and not self._is_untouched(param, param.grad):
+                    if self._hooks[param][0] is not _node_of(param):
+                        self._hook_again(param)
                     with torch_alone():
                         low.zero_()
 
@@ -124,11 +126,10 @@ class Accumulator(Owner):
 
     def _note(self, param: Tensor) -> None:
         if param.grad is not None and not param.grad.is_sparse:
-            self._left[param] = TensorWeakRef(param.grad), param.grad._version
+            self._left[param] = _place_of(param.grad)
 
     def _is_untouched(self, param: Tensor, grad: Tensor) -> bool:
-        left, version = self._left.get(param, (None, 0))
-        return left is not None and left() is grad and version == grad._version
+        return not grad.is_sparse and self._left.get(param) == _place_of(grad)
 
     @torch.no_grad()
     def _add(self, param: Tensor, grad: Tensor) -> tuple[Tensor] | None:
@@ -167,3 +168,13 @@ class Accumulator(Owner):
         addresses = {array: [x.data_ptr()] for array, x in arrays.items()}
         plan = kernel.plan(addresses, sizes=[total.numel()], hyper=[kernel.numbers({})], first_steps=[count - 1.0])
         kernel.launcher(plan, torch.get_num_threads)()
+
+
+def _node_of(param: Tensor) -> Any:
+    return torch.autograd.graph.get_gradient_edge(param).node
+
+
+def _place_of(grad: Tensor) -> tuple[Any, ...]:
+    """What no other tensor has and no other numbers have; nothing else gets the storage's place while this is there."""
+    reference: Any = StorageWeakRef
+    return reference(grad.untyped_storage()), grad.data_ptr(), grad._version

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
-from weakref import WeakMethod, ref
+from weakref import WeakMethod, WeakSet
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,25 +32,25 @@ class Owner:
 
     _taken_over: str
     """What the error says if another one has taken parameters over, after how many those are."""
-    _owners: ClassVar[Any]
+    _owners: ClassVar[WeakSet[Any]]
 
     def __init_subclass__(cls) -> None:
-        cls._owners = WeakTensorKeyDictionary()
+        cls._owners = WeakSet()
 
     def __init__(self) -> None:
         self._hooks: dict[Tensor, tuple[Any, ...]] = {}  # the handles, and what must live as long
         self._lost: dict[Tensor, None] = {}  # parameters to another one
+        self._owners.add(self)
 
     @classmethod
     def of(cls, param: Tensor) -> Any:
         """Whose a parameter is, None if nobody's who is alive."""
-        owner = cls._owners.get(param)
-        return owner() if owner is not None else None
+        return next((owner for owner in cls._owners if param in owner._hooks), None)
 
     @classmethod
     def has_any(cls) -> bool:
         """Whether any parameter is anybody's."""
-        return len(cls._owners) > 0
+        return any(owner._hooks for owner in cls._owners)
 
     def watch(self, param: Tensor) -> bool:
         """Hooks a parameter, unless it was taken over by another one; True if it was another one's."""
@@ -61,7 +60,6 @@ class Owner:
         if before is not None:
             before._lost[param] = None
             before._unhook(param)
-        self._owners[param] = ref(self)
         self._hooks[param] = self._hook(param)
         return before is not None
 
@@ -93,12 +91,16 @@ class Owner:
             if isinstance(handle, RemovableHandle):
                 handle.remove()
 
+    def _hook_again(self, param: Any) -> None:
+        """Hooks a parameter anew, for `torch.utils.swap_tensors`: its object has the hooks still, and autograd has lost them."""
+        self._unhook(param)
+        self._hooks[param] = self._hook(param)
+        param._post_accumulate_grad_hooks = param._post_accumulate_grad_hooks
+
     def _forget(self, param: Tensor) -> None:
         """Lets go of a parameter that is no longer the optimizer's."""
         self._unhook(param)
         self._lost.pop(param, None)
-        if self.of(param) is self:
-            del self._owners[param]
 
 
 _FUNCTIONS: Any = torch.autograd.function.BackwardCFunction.apply

@@ -90,10 +90,6 @@ class OnHost:
         return roll
 
 
-ASKED = 6
-"""How many numbers `OnHosts` gathers where services look at gradients."""
-
-
 class OnHosts(OnHost):
     """As `OnHost`, for processes that each have other parameters: what all have read decides, in all of them alike.
 

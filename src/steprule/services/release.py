@@ -372,6 +372,7 @@ class Release(Owner):
                         "forward pass of its own, and the last one must not be in accumulate()"
                     )
                 self._finish_with(param)
+                self._hook_again(param)
         stepped, services, verdict = self.stepped, self.services, self._verdict
         if not stepped:
             self._drop_measurement()

@@ -13,6 +13,7 @@ from torch import Tensor
 from steprule.engine.gpu_graph import Repeated, StepGraph
 from steprule.engine.plan import FULL
 from steprule.engine.run import NOTHING, Around, alone, take_step
+from steprule.formats.parts import whole_of
 from steprule.hyper import MULTIPLIERS
 from steprule.services.hooks import weakly
 from steprule.services.host import OnHost, OnHosts
@@ -27,6 +28,7 @@ from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
 from steprule.step.turns import Turn, in_turns
 from steprule.tensors.average import start_average
+from steprule.tensors.replaced import check_not_replaced
 from steprule.tensors.state import GROUP_OPTIONS
 from steprule.trace.tracing import static_settings
 
@@ -145,6 +147,8 @@ class StepPlan:
             active = roster.select()
             if active is None:
                 return False
+            if self._spread is None and not active.any():
+                check_not_replaced(map(whole_of, chain(roster.params, roster.idle)))
             self._engage([one for one, part in self._buckets if one.select(active[part])])
             if self._averages is not None:
                 self._averages.select(active)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steprule.engine.run import Complete, alone
 from steprule.formats.parts import is_sharded
-from steprule.tensors.totals import DisagreementError
+from steprule.tensors.fingerprint import DisagreementError, Fingerprint
 
 ProcessGroup: Any = getattr(torch.distributed, "ProcessGroup", object)
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # imported by those who use it
@@ -27,6 +27,9 @@ class Across:
         group: it, None where it is lost.
         has_model: whether each process has a model of all parameters, and steps some of them.
 
+    Attributes:
+        own: what all processes must have alike. The first call of a step says whether they do.
+
     Raises:
         TypeError: group is none.
         ValueError: this process is not in it.
@@ -34,8 +37,9 @@ class Across:
 
     def __init__(self, group: Any, has_model: bool = False) -> None:
         self.group, self.has_model = group, has_model
+        self.own = Fingerprint()
         self._told: Complete = alone
-        self._awaited: int | None = None
+        self._awaits, self._size = False, 0
         if group is None:
             return
         if not isinstance(group, ProcessGroup) or ProcessGroup is object:
@@ -64,41 +68,71 @@ class Across:
                 "optimizer.process_group = torch.distributed.group.WORLD, or whatever it was, before step()"
             )
 
-    def begin(self, size: int | None, told: Complete = alone) -> None:
+    def begin(self, awaits: bool, told: Complete = alone) -> None:
         """A step begins.
 
         Args:
-        size: how many numbers its first call of `gather` has; None where it calls none.
-        told: what knows what fails after that call.
+            awaits: whether it calls `gather`.
+            told: what knows what fails after its first call.
         """
-        self._awaited = size if self.group is not None else None
+        self._awaits = awaits and self.group is not None
         self._told = told
 
     def awaits(self) -> bool:
         """Whether that call is still to come."""
-        return self._awaited is not None
+        return self._awaits
 
     def fail(self) -> None:
         """Tells the others that this process cannot take the step, unless they have had numbers in it."""
-        if self._awaited is not None:
-            size, self._awaited = self._awaited, None
-            self._gather([*[0.0] * size, 1.0])
+        if self._awaits:
+            self._open((), has_failed=True)
 
     def gather(self, numbers: Sequence[Any]) -> np.ndarray:
         """What all processes have for some numbers: float64, a row for each process; a `steprule.engine.run.Gather`.
 
-        There is one number more, which says whether a process cannot take the step, or has failed in it.
+        There is one number more, which says whether a process has failed in this step; two more in its first call.
 
         Raises:
-            DisagreementError: one cannot, as the first call says.
+            DisagreementError: one cannot take the step, or has something else to gather, as the first call says.
         """
-        is_first, self._awaited = self.awaits(), None
+        if self._awaits:
+            return self._open(numbers)
         every = self._gather([*numbers, float(self._told.failed is not None)])
         if every[:, -1].any():
-            if is_first:
-                raise DisagreementError(True)
             self._told.hear()
         return every[:, :-1]
+
+    def _open(self, numbers: Sequence[Any], has_failed: bool = False) -> np.ndarray:
+        """A step's first call, which is as long as the one of the step before."""
+        self._awaits = False
+        is_new = has_failed or len(numbers) != self._size
+        every = self._gather([*([0.0] * self._size if is_new else numbers), float(is_new), float(self.own.mark)])
+        if not every[:, -2].any() and _are_alike(every)[-1]:
+            return every[:, :-2]
+        # and so it is new in all processes
+        self.agree(has_failed, len(numbers))
+        self._size = len(numbers)
+        return self._gather(numbers)
+
+    def agree(self, has_failed: bool, size: int = 0, is_sure: bool = True) -> bool:
+        """Compares what processes have, and returns whether all are sure; all call it at the same place.
+
+        Args:
+            has_failed: whether this process cannot take the step.
+            size: how many numbers it then gathers first.
+            is_sure: whether it is known that it can.
+
+        Raises:
+            DisagreementError: it is not the same, or one of them has failed; in all processes.
+        """
+        every = self._gather([float(has_failed), float(is_sure), size, *self.own.numbers])
+        if every[:, 0].any():
+            raise DisagreementError(has_failed=True)
+        is_sized, *are_alike = _are_alike(every)[2:]
+        self.own.check(are_alike, lambda numbers: _are_alike(self._gather(numbers)))
+        if not is_sized:
+            raise DisagreementError(topics=["services"])
+        return bool(every[:, 1].all())
 
     def _gather(self, numbers: Sequence[Any]) -> np.ndarray:
         from torch.distributed import all_gather, get_backend_config
@@ -123,6 +157,11 @@ class Across:
             return False
         members = param.device_mesh.mesh.flatten().tolist()  # type: ignore[attr-defined]
         return len(set(members).intersection(self._ranks)) > 1
+
+
+def _are_alike(every: np.ndarray) -> list[bool]:
+    """Of each number, whether all processes have the same."""
+    return (every == every[0]).all(axis=0).tolist()  # type: ignore[no-any-return]
 
 
 def of_zero() -> Any:

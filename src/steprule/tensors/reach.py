@@ -25,6 +25,11 @@ class Reach(NamedTuple):
         """Their process group; None for all."""
         return None if self.mesh is None else self.mesh.get_group(self.dim)
 
+    def order(self) -> tuple[bool, tuple[str, ...], int]:
+        """By what those of a process are sorted, in all alike: all processes first, so that one call tells them all."""
+        names = getattr(self.mesh, "mesh_dim_names", None) or ()
+        return self.mesh is not None, tuple(names), self.dim
+
 
 def reaches_of(param: Tensor, over: Extent = ELEMENTS) -> dict[Reach, float]:
     """With whom sums over elements, rows or columns of a tensor are added up, and how much of them each process adds.

@@ -7,22 +7,50 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
-
-from steprule.formats.parts import is_sharded
+from torch import Tensor, nn
 
 
-def are_replaced(params: Iterable[Tensor]) -> bool:
-    """Whether there are gradients of parts of tensors like all of these, none of which has one.
+def check_not_replaced(params: Iterable[Tensor]) -> None:
+    """Raises where none of an optimizer's parameters has a gradient, if modules have others in their place.
 
-    A module knows its new parameters, and nothing knows the module: so all objects are looked at, which takes milliseconds.
+    Args:
+        params: all.
+
+    Raises:
+        RuntimeError: they have.
     """
-    wanted = Counter(param.shape for param in params)
-    found: Counter[torch.Size] = Counter()
+    every = [param for param in params if param.requires_grad]
+    if any(param.grad is not None for param in every) or not _are_replaced(every):
+        return
+    gc.collect()  # there may be models that nobody can reach
+    if _are_replaced(every):
+        raise RuntimeError(
+            "no parameter of this optimizer has a gradient or is a module's, and modules have others of the same shapes, which have "
+            "gradients and no optimizer: fully_shard(), parallelize_module(), FullyShardedDataParallel and "
+            "load_state_dict(assign=True) put such ones in the place of parameters. Make the optimizer afterwards, for "
+            "model.parameters(); it takes the state_dict() of this one"
+        )
+
+
+def _are_replaced(params: Iterable[Tensor]) -> bool:
+    """Whether modules have gradients of tensors like all of these, which are no optimizer's, and none of these.
+
+    Nothing knows the module that a parameter was in: so all objects are looked at, which takes milliseconds.
+    """
+    here: dict[int, Tensor] = {}
+    owned: set[int] = set()
     for one in gc.get_objects():
-        if issubclass(type(one), Tensor) and one.is_leaf and one.grad is not None:
-            if is_sharded(one):
-                found[one.shape] += 1
-            elif getattr(one, "_is_flat_param", False):  # FSDP1's
-                found.update(one._shapes)
+        if issubclass(type(one), nn.Module):
+            here |= {id(x): x for x in one.__dict__.get("_parameters", {}).values() if isinstance(x, Tensor)}
+        elif issubclass(type(one), torch.optim.Optimizer):
+            owned |= {id(x) for group in one.__dict__.get("param_groups", ()) for x in group["params"]}
+    wanted: Counter[torch.Size] = Counter()
+    for param in params:
+        if id(param) in here:
+            return False
+        wanted[param.shape] += 1
+    found: Counter[torch.Size] = Counter()
+    for key, x in here.items():
+        if key not in owned and x.is_leaf and x.grad is not None:
+            found.update(getattr(x, "_shapes", [x.shape]))  # FSDP1's are several
     return bool(wanted) and not wanted - found

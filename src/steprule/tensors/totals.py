@@ -19,28 +19,13 @@ from torch import Tensor
 
 from steprule.engine.run import SideSums, Sums
 from steprule.formats.parts import whole_of
+from steprule.tensors.fingerprint import DisagreementError, Fingerprint, is_raised, said
 from steprule.tensors.reach import Reach, reaches_of, reduced
 from steprule.trace.extent import COLS, ELEMENTS, ROWS, Extent
 from steprule.trace.program import LARGEST
 
 _ONLY_COMPARED = ""
 """The name of sums where there are none, and processes only compare whose they would be."""
-
-
-class DisagreementError(RuntimeError):
-    """Processes cannot take a step together; nothing has been added up.
-
-    Attributes:
-        has_failed: whether that is because one of them cannot take it at all.
-        has_changed: whether elements have been changed here by then; None where nothing has changed at all.
-        counts: how many parameters the processes have, the fewest and the most.
-        places: the parameters of which some processes have a gradient and others have none, by their places.
-    """
-
-    def __init__(self, has_failed: bool, counts: tuple[int, int] = (0, 0), places: Sequence[int] = ()) -> None:
-        super().__init__("processes do not step the same parameters")
-        self.has_failed, self.counts, self.places = has_failed, counts, places
-        self.has_changed: bool | None = None
 
 
 class Totals:
@@ -56,11 +41,13 @@ class Totals:
     Attributes:
         is_open: whether nothing has been added up yet in this step.
         failed: what has failed since then.
+        own: what all processes must have alike. The first call of a step says whether they do.
     """
 
     def __init__(self) -> None:
         self.is_open = False
         self.failed: Exception | None = None
+        self.own = Fingerprint()
         self._awaits: Callable[[], bool] | None = None
         self._groups: list[Reach] = []
         self._agreed = _NOTHING
@@ -71,7 +58,7 @@ class Totals:
         self._places = {id(param): place for place, param in enumerate(params)}
         every = [reaches_of(param, over) for param in params for over in (ELEMENTS, ROWS, COLS)]
         groups = list(dict.fromkeys(chain.from_iterable(every)))
-        groups.sort(key=lambda reach: reach.mesh is not None)  # all processes first, so that one call tells them all
+        groups.sort(key=Reach.order)  # the same in all processes, whatever the order of parameters
         if groups != self._groups:
             self._groups, self._agreed = groups, _NOTHING
         self._layouts: dict[Any, _Layout] = {}
@@ -88,7 +75,7 @@ class Totals:
         flat = np.concatenate([_array(values) for own in sums for values in own.values()])
         if self.is_open:
             self._open(layout, flat)
-        elif self._add_up(layout, flat, self.failed is not None, is_first=False):
+        elif self._add_up(layout, flat, self.failed is not None):
             self.hear()
         return layout.given_back(sums, flat)
 
@@ -133,7 +120,7 @@ class Totals:
 
     def has_any(self, flag: bool) -> bool:
         """Whether any process has raised this flag; all call it at the same place, outside of steps."""
-        return self._add_up(_NOTHING, np.zeros(0), flag)
+        return self._add_up(_NOTHING, np.zeros(0), flag, self.own.mark)
 
     def _layout(self, works: Sequence[Any], sums: Sequence[Sums]) -> _Layout:
         """Where numbers are, remembered from step to step."""
@@ -156,17 +143,17 @@ class Totals:
         self.is_open = False
         is_new = has_failed or layout.key != self._agreed.key
         before = self._agreed if is_new else layout
-        if not self._add_up(before, np.zeros(before.size) if is_new else flat, is_new):
+        if not self._add_up(before, np.zeros(before.size) if is_new else flat, is_new, self.own.mark):
             return
         # and so it is new in all processes, and nothing of it has been added up
         self.agree(layout.key, layout.places, has_failed)
         self._agreed = layout
         self._add_up(layout, flat)
 
-    def _add_up(self, layout: _Layout, flat: np.ndarray, flag: bool | None = None, is_first: bool = True) -> bool:
-        """Adds up, in place; whether any process has raised a flag, if there are some.
+    def _add_up(self, layout: _Layout, flat: np.ndarray, flag: bool | None = None, mark: int | None = None) -> bool:
+        """Adds up, in place; whether any process has raised a flag, if there are some, or has another mark.
 
-        Later calls than the first go to those only with whom there is something to add up.
+        Later calls than the first, which has a mark, go to those only with whom there is something to add up.
         """
         from torch.distributed import ReduceOp
 
@@ -176,26 +163,29 @@ class Totals:
             calls = [(ReduceOp.SUM, added, shares, 1.0), (ReduceOp.MAX, compared, signs, signs)]
             calls = [call for call in calls if len(call[1])] or calls[:1]
             for place, (operation, index, factors, back) in enumerate(calls):
-                has_flag = flag is not None and place == 0 and (len(index) > 0 or (is_first and not is_told))
+                has_flag = flag is not None and place == 0 and (len(index) > 0 or (mark is not None and not is_told))
                 if not has_flag and not len(index):
                     continue
-                own = flat[index] * factors
-                if operation is ReduceOp.MAX:  # not every backend would hand on NaN
+                own, is_largest = flat[index] * factors, operation is ReduceOp.MAX
+                if is_largest:  # not every backend would hand on NaN
                     own = np.where(np.isnan(own), math.inf, np.where(own == math.inf, _MOST, own))
-                done = reduced(np.append(own, float(flag or 0)) if has_flag else own, reach, operation)
-                flag = done[-1] > 0 if has_flag else flag
+                done = reduced(
+                    np.append(own, said(bool(flag), mark, is_largest)) if has_flag else own, reach, operation
+                )
+                if has_flag:
+                    flag = is_raised(done[len(index) :].tolist(), is_largest)
                 is_told |= has_flag and reach.mesh is None
                 done = done[: len(index)]
-                if operation is ReduceOp.MAX:
+                if is_largest:
                     done = np.where(done == math.inf, math.nan, np.where(done == _MOST, math.inf, done))
                 flat[index] = done * back
         return bool(flag)
 
-    def agree(self, key: float, places: Sequence[int], has_failed: bool) -> None:
-        """Compares what processes have; all call it at the same place.
+    def agree(self, key: float, places: Sequence[int], has_failed: bool) -> bool:
+        """Compares what processes have, and returns whether all know the key; all call it at the same place.
 
         Args:
-            key: must be the same in all.
+            key: must be the same in all; NaN where it is not known here.
             places: of the parameters that take the step.
             has_failed: whether this process cannot take it.
 
@@ -204,21 +194,27 @@ class Totals:
         """
         count = len(self._places)
         # as long in all processes, whatever parameters these have
-        most, least = _ends(np.array([float(has_failed), count, key]), self._groups)
+        most, least = _ends([float(has_failed), count, key, math.isnan(key), *self.own.numbers], self._groups)
         counts = int(least[1]), int(most[1])
         if most[0] or counts[0] < counts[1]:
             raise DisagreementError(bool(most[0]), counts)
-        if most[2] != least[2]:
-            own = np.zeros(count)
+        self.own.check(most[4:] == least[4:], lambda numbers: np.equal(*_ends(numbers, self._groups)))
+        if most[2] > least[2]:
+            own = np.full(count, math.nan if math.isnan(key) else 0.0)
             own[places] = 1.0
-            raise DisagreementError(False, counts, np.flatnonzero(np.not_equal(*_ends(own, self._groups))).tolist())
+            raise DisagreementError(
+                counts=counts, places=np.flatnonzero(np.greater(*_ends(own, self._groups))).tolist()
+            )
+        return not most[3]
 
 
-def _ends(numbers: np.ndarray, reaches: Sequence[Reach]) -> tuple[np.ndarray, np.ndarray]:
-    """The largest and the smallest that any process has of each number."""
+def _ends(numbers: Sequence[float] | np.ndarray, reaches: Sequence[Reach]) -> tuple[np.ndarray, np.ndarray]:
+    """The largest and the smallest that any process has of each number, of which some may have NaN in its place."""
     from torch.distributed import ReduceOp
 
-    both = np.concatenate([numbers, -numbers])
+    own = np.array(numbers, np.float64)
+    both = np.concatenate([own, -own])
+    both[np.isnan(both)] = -math.inf
     for reach in reaches:
         both = reduced(both, reach, ReduceOp.MAX)
         if reach.mesh is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from steprule.matrix.coefficients import published
 from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, inputs_of, nodes_of, operations, reads
-from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent
+from steprule.trace.extent import COLS, ELEMENTS, NUMBER, PLAIN, ROWS, Extent
 from steprule.trace.program import (
     ADD,
     COUNTS,
@@ -23,7 +23,7 @@ from steprule.trace.program import (
     Stage,
     Sum,
 )
-from steprule.trace.squares import PLAIN, SquareCut, fits_passes, is_whole, passes_that_read, readings_before
+from steprule.trace.squares import SquareCut, fits_passes, is_whole, passes_that_read, readings_before
 
 _AXES = {extent: axis for axis, extent in EXTENTS.items()}
 
@@ -146,7 +146,7 @@ class _Cutter:
         # Tensors with numbers of their own are counted before the first pass, as matrices, rows and columns need.
         squares = SquareCut(self.depth, self.keys, cut.matrices, cut.level)
         squares.cut(self.found, outputs, [name for name, extent in self._states.items() if extent not in PLAIN])
-        has_matrices = bool(cut.matrices) or not IN_PLACE.isdisjoint(operations(self.found))
+        has_matrices = bool(cut.matrices or squares.states) or not IN_PLACE.isdisjoint(operations(self.found))
         has_sides = any(node.extent in (ROWS, COLS) for node in self.found)
         all_counts = "rows" in asked or has_matrices or has_sides
         extents: dict[str, Extent] = {name: NUMBER for name in COUNTS if name in asked or all_counts}
@@ -241,6 +241,9 @@ class _Cutter:
                 part = Expression("input", (names[key],), arg.extent)
                 node.args = (*node.args[:number], part, *node.args[number + 1 :])
                 node.op = "mul" if is_divisor else node.op
+        for name, extent in self._states.items():
+            if extent in (ROWS, COLS) and not cut.sides:  # what no pass reads belongs to rows or columns as well
+                cut.sides[f"new_{name}"] = Side(_AXES[extent])
 
 
 def _by_pass(cut: Cut, outputs: Mapping[str, Expression]) -> Iterator[tuple[int, Expression]]:

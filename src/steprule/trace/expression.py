@@ -6,19 +6,13 @@ latter, the scalars, are computed in float64 once a step, whatever the elements'
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable
-from types import CodeType
 from typing import Any, NoReturn
 
-from steprule import elementwise, matrixwise, pieces
-from steprule.rule import RuleError
 from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent, join
 from steprule.trace.extent import shown as shown_extent
 from steprule.trace.instead import ROUNDING, SHAPES, SUMS, TRUTH, instead_of
-
-_HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+from steprule.trace.places import place_now, refuse
 
 
 class Expression:
@@ -29,15 +23,17 @@ class Expression:
         args: an input's name, a constant's value or the operands.
         extent: what it has a value for.
         depth: how many operations are nested in it.
+        place: the line of the rule where it is written, of pieces that are given numbers; otherwise empty.
     """
 
-    __slots__ = ("args", "depth", "extent", "op")
+    __slots__ = ("args", "depth", "extent", "op", "place")
 
     def __init__(self, op: str, args: tuple[Any, ...], extent: Extent, depth: int = 0) -> None:
         self.op = op
         self.args = args
         self.extent = extent
         self.depth = depth
+        self.place = ""
 
     @property
     def scalar(self) -> bool:
@@ -194,7 +190,14 @@ class Expression:
 
 
 def node(op: str, *args: Any) -> Expression:
-    """An operation on operands, simplified where one of them is 0."""
+    """An operation on operands, simplified where one of them is 0; of pieces that are given numbers with its place."""
+    made = _node(op, *args)
+    if op in GIVEN_NUMBERS:
+        made.place = place_now()
+    return made
+
+
+def _node(op: str, *args: Any) -> Expression:
     if op in _COUNTS:
         return _count(op, *args)
     if op == "polar":
@@ -234,6 +237,8 @@ MATRIX_OPS = frozenset(
     ("polar", "decorrelate", "matmul", "gram", "transpose", "eigenbasis", "inverse_root", "largest_eigenvalue", "every")
 )
 """What looks at a tensor as a matrix, or only in some steps, and cannot be computed element by element."""
+GIVEN_NUMBERS = frozenset(("every", "polar", "decorrelate", "inverse_root", "top_share"))
+"""Pieces that are given numbers besides a matrix, not all of which mean something."""
 _COUNTS = {"rows": ROWS, "cols": COLS, "size": ELEMENTS}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}
 """Of operations that kernels write out in others: how deep their operands are in those."""
@@ -315,31 +320,6 @@ def constant(value: Any) -> Expression:
     except (TypeError, ValueError):
         unpack = "its elements: beta1, beta2 = betas" if isinstance(value, tuple) else ""
         refuse(f"computes with {value!r}", unpack or "numbers, operands and hyperparameters only")
-
-
-def refuse(what: str, instead: str) -> NoReturn:
-    """Raises for the line of the rule (not of this package) that is running."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and is_ours(frame.f_code):
-        frame = frame.f_back
-    where = place_of(frame.f_code, frame.f_lineno)
-    raise RuleError(f"a rule {what}, which a formula cannot do ({where}). Write {instead}.")
-
-
-def is_ours(code: CodeType) -> bool:
-    """Whether it is what rules are read with, or a library that a rule calls, and no rule."""
-    libraries = [sys.modules[name].__file__ for name in ("numpy", "torch") if name in sys.modules]
-    folders = (_HERE, *(os.path.join(os.path.dirname(file), "") for file in libraries if file))
-    return code.co_filename.startswith(folders) or code.co_filename in (
-        pieces.__file__,
-        elementwise.__file__,
-        matrixwise.__file__,
-    )
-
-
-def place_of(code: CodeType, line: int) -> str:
-    """How a message names a line."""
-    return f"{code.co_filename}:{line}, in {code.co_qualname if sys.version_info >= (3, 11) else code.co_name}"
 
 
 _SIGNS = {

@@ -11,6 +11,8 @@ NUMBER: Extent = ("1", "1")
 ELEMENTS: Extent = ("m", "n")
 ROWS: Extent = ("m", "1")
 COLS: Extent = ("1", "n")
+PLAIN = (NUMBER, ELEMENTS, ROWS, COLS)
+"""What passes, and what goes between them for each tensor, compute with: all but squares."""
 KEPT: dict[str, Extent] = {
     "scalar": NUMBER,
     "elements": ELEMENTS,

@@ -272,9 +272,10 @@ class Program:
         """Raises where a stage reads what is not there yet, or what it needs is gone.
 
         A pass may read operands, hyperparameters, the step and those of the numbers of tensors, rows and columns that the levels
-        before it have made known. Numbers may read no elements. Nothing reads an operand after the pass that stores it, but
-        for a matrix. Every sum and every number has one place. Levels add up elements or find the largest of rows and columns,
-        from which numbers follow; the last pass may also find the largest and the smallest of tensors.
+        before it have made known; of rows and columns those that are among its `sides`. Numbers may read no elements. Nothing
+        reads an operand after the pass that stores it, but for a matrix. Every sum and every number has one place. Levels add up
+        elements or find the largest of rows and columns, from which numbers follow; the last pass may also find the largest and
+        the smallest of tensors.
 
         Raises:
             AssertionError: it does; the message says which.
@@ -284,10 +285,14 @@ class Program:
         constants = {"step", *(scalar_name(*scalar) for scalar in self.scalars)}
         elements = {*self.operands, *(["grad_factor"] if self.last.factor else [])} - self.matrices.keys()
         known = set(constants)
+        own = [name for level in self.levels for name in level.known]
+        readable = {*constants, *own, *self.last.sides}
         stored: set[str] = set()
         for number, level in enumerate(self.levels):
             if level.reading is not None:
-                _check_reads(f"the pass of level {number}", level.reading.expressions(), known | elements, stored)
+                _check_reads(
+                    f"the pass of level {number}", level.reading.expressions(), known & readable | elements, stored
+                )
                 stored |= set(level.reading.outputs) - self.matrices.keys()
             elements |= set(level.matrices)
             fresh = {**{f"new_{name}": new for name, new in level.numbers.items()}, **level.parts}
@@ -299,9 +304,8 @@ class Program:
             for name in level.order:
                 _check_reads(f"{name} of level {number}", [fresh[name]], known, stored)
                 known.add(name)
-        own = [name for level in self.levels for name in level.known]
         assert sorted(own) == sorted(self.own), f"levels know {own}, and tensors have {self.own}"
-        _check_reads("the last pass", self.last.expressions(), known | elements, stored)
+        _check_reads("the last pass", self.last.expressions(), known & readable | elements, stored)
         changed = set() if self.last.sums else {*self.operands} - {"grad", *self.matrices, *self.early}
         assert set(self.last.outputs) == changed, f"the last pass stores {[*self.last.outputs]}"
         for name, one in self.sums.items():

@@ -6,11 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, inputs_of
-from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS
+from steprule.trace.extent import COLS, ELEMENTS, NUMBER, PLAIN, ROWS
 from steprule.trace.program import IN_PLACE, Matrix, Squares
-
-PLAIN = (NUMBER, ELEMENTS, ROWS, COLS)
-"""What passes, and what goes between them for each tensor, compute with."""
 
 
 def is_whole(node: Expression) -> bool:
@@ -23,7 +20,8 @@ def fits_passes(node: Expression) -> bool:
     """Whether passes, with what is computed of whole matrices between them, can compute this node."""
     if node.op in SUM_OPS or node.op in IN_PLACE:
         return node.args[0].extent in PLAIN
-    return not is_whole(node) or node.extent not in (NUMBER, ROWS, COLS)
+    extents = {node.extent, *(arg.extent for arg in node.args if isinstance(arg, Expression))}
+    return not is_whole(node) or (node.extent != NUMBER and extents.isdisjoint((ROWS, COLS)))
 
 
 def readings_before(node: Expression, depth: Mapping[int, int]) -> int:
@@ -64,10 +62,20 @@ class SquareCut:
             if name in outputs:
                 new = outputs.pop(name)
                 self.states[name] = self.depth[id(new)], self._copied(new)
+        for name, (level, new) in self.states.items():
+            if held_by(new, self._kept_as()) - {name}:
+                self.states[name] = level, Expression("copy", (new,), new.extent)
         for node in [one for one in found if not is_whole(one)]:
             node.args = tuple(self._seen(arg) if isinstance(arg, Expression) else arg for arg in node.args)
         for name, new in outputs.items():
             outputs[name] = self._seen(new)
+
+    def _kept_as(self) -> dict[int, set[str]]:
+        """The states that become each of the expressions that are some state's new value, by identity."""
+        found: dict[int, set[str]] = {}
+        for name, (_, new) in self.states.items():
+            found.setdefault(id(new), set()).add(name)
+        return found
 
     def _seen(self, node: Expression) -> Expression:
         """What a pass reads in the place of an argument."""
@@ -105,7 +113,7 @@ class SquareCut:
             depth: how many readings there are.
             passes: for each matrix the numbers of the passes that read it; that of the last is depth + 1.
         """
-        walk = _Walk({id(new): name for name, new in self.made.items()}, {*self.matrices})
+        walk = _Walk({id(new): name for name, new in self.made.items()}, self._kept_as())
         now: list[tuple[dict[str, Expression], dict[str, Expression]]] = []
         for number in range(depth + 1):
             states = {name: new for name, (level, new) in self.states.items() if level == number}
@@ -161,6 +169,26 @@ class SquareCut:
         return old.args[0] if old is not None and old.op == "input" else None
 
 
+def held_by(node: Expression, kept_as: Mapping[int, set[str]]) -> set[str]:
+    """The inputs whose memory a value may be, and not memory of its own: it would change where they do.
+
+    Args:
+        node: an expression.
+        kept_as: the states that become each expression, by identity: in their memory it stays what it is. Of one that lies
+            there transposed the name has a mark.
+    """
+    if node.op == "input":
+        held = {node.args[0]}
+    elif node.op == "transpose":
+        held = {f"{name}'" for name in held_by(node.args[0], kept_as)}
+    elif node.op in ("every", "where"):
+        new, old = node.args[2:4] if node.op == "every" else node.args[1:]
+        held = held_by(new, kept_as) | held_by(old, kept_as)
+    else:
+        held = set()
+    return held - kept_as.get(id(node), set())
+
+
 class _Walk:
     """Follows what is computed after which reading, as it is going to be: what is computed once is not computed again.
 
@@ -170,8 +198,8 @@ class _Walk:
         later: of what is needed once more after later readings the last of those.
     """
 
-    def __init__(self, made: Mapping[int, str], inputs: set[str]) -> None:
-        self._made = made
+    def __init__(self, made: Mapping[int, str], kept_as: Mapping[int, set[str]]) -> None:
+        self._made, self._kept_as = made, kept_as
         self.when: dict[int, int] = {}
         self.first: dict[str, int] = {}
         self.reads: dict[str, int] = {}
@@ -181,8 +209,7 @@ class _Walk:
         """Computes one after a reading; if only_now, a set of what is computed there, no one may count on it afterwards."""
         if node.op == "input" or node.op == "constant" or not _is_inner(node):
             for name in inputs_of(node):
-                self.first.setdefault(name, number)
-                self.reads[name] = max(self.reads.get(name, 0), number)
+                self._read(name, number)
             return
         if id(node) in self.when or (only_now is not None and id(node) in only_now):
             self.use(node, number)
@@ -196,16 +223,19 @@ class _Walk:
         else:
             only_now.add(id(node))
 
+    def _read(self, name: str, number: int) -> None:
+        self.first.setdefault(name, number)
+        self.reads[name] = max(self.reads.get(name, 0), number)
+
     def use(self, node: Expression, number: int) -> None:
         """Takes note of what is needed once more."""
         if self.when.get(id(node), number) == number:
             return
-        if id(node) in self._made:
-            name = self._made[id(node)]
-            self.reads[name] = max(self.reads.get(name, 0), number)
-        else:
-            last = self.later.get(id(node), (node, 0))[1]
-            self.later[id(node)] = node, max(last, number)
+        last = self.later.get(id(node), (node, 0))[1]
+        self.later[id(node)] = node, max(last, number)
+        own = self._made.get(id(node))
+        for name in [own] if own is not None else held_by(node, self._kept_as):
+            self._read(name.rstrip("'"), number)
 
 
 def _is_inner(node: Expression) -> bool:

@@ -12,10 +12,12 @@ from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
 from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix, takes_vectors
-from steprule.trace.expression import Expression, constant, inputs_of, is_ours, operations, place_of, scalar_name
-from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, ROWS, join, shown
+from steprule.trace.expression import Expression, constant, inputs_of, operations, scalar_name
+from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, PLAIN, ROWS, Extent, join, shown
 from steprule.trace.instead import SUMS, with_pieces
+from steprule.trace.places import is_ours, place_of
 from steprule.trace.program import COUNTS, Matrix, Program, Stage
+from steprule.trace.sides import check_sides
 from steprule.trace.signs import extremes, nonnegative
 
 _EVALUATE = Rule.evaluate.__code__
@@ -148,9 +150,15 @@ def formulas(
 
 
 def _spread(rule: type[Rule], name: str, new: Expression) -> Expression:
-    """What elements become: each row's or column's value is that of all its elements."""
-    has_elements = name not in rule.states or rule.states[name].extent == "elements"
-    return Expression("mul", (new, constant(1.0)), ELEMENTS) if has_elements and new.extent in (ROWS, COLS) else new
+    """What elements, rows or columns become: a row's or column's value is that of all its elements, and a number that of all."""
+    extent = _extent(rule, name)
+    is_wider = new.extent in (ROWS, COLS) if extent == ELEMENTS else new.extent == NUMBER and extent in (ROWS, COLS)
+    return Expression("mul", (new, constant(1.0)), extent) if is_wider else new
+
+
+def _extent(rule: type[Rule], name: str) -> Extent:
+    """What the parameter or a state has a value for."""
+    return KEPT[rule.states[name].extent] if name in rule.states else ELEMENTS
 
 
 def _symbols(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int | None]]]:
@@ -199,7 +207,7 @@ def check_formula(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
         hyper: as for `trace`.
 
     Raises:
-        RuleError: it loses the parameter, or asks whether a state is None that always exists.
+        RuleError: it loses the parameter, asks whether a state is None that always exists, or gives a square another shape.
     """
     key = (rule, static_settings(rule, hyper))
     if key in _checked:
@@ -216,6 +224,7 @@ def check_formula(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
 
     new = ask()
     check_param(rule, new)
+    check_sides(rule, hyper, new)
     for name in asked_for_none(rule):
         try:
             without = ask(absent=name)
@@ -239,10 +248,10 @@ _STEP = Expression("input", ("step",), NUMBER)
 
 
 def _check_extents(rule: type[Rule], outputs: Mapping[str, Expression]) -> None:
-    """Raises for a state that is to become more than it has room for."""
+    """Raises for a state that is to become more than it has room for, and for a square that is to become less."""
     for name, new in outputs.items():
-        extent = KEPT[rule.states[name].extent] if name in rule.states else ELEMENTS
-        if join((extent, new.extent)) != extent:
+        extent = _extent(rule, name)
+        if join((extent, new.extent)) != extent or (extent not in PLAIN and new.extent != extent):
             sums = {NUMBER: "total, mean or norm", ROWS: "row_total or row_mean", COLS: "col_total or col_mean"}
             instead = (
                 f"Write a sum over the elements: {sums[extent]} of steprule"

@@ -22,10 +22,19 @@ ADAMW = Claims(
     scale_invariant=True,
     decay="decoupled",
     formula="adamw",
+    copies_loaded=True,
     state_bytes=8,
 )
 MUON = Claims(
-    **COMMON, params="2d", transpose=True, batch=True, rotation=True, orthogonal=0.99, state_bytes=4, decay="decoupled"
+    **COMMON,
+    params="2d",
+    transpose=True,
+    batch=True,
+    rotation=True,
+    orthogonal=0.99,
+    copies_loaded=True,
+    state_bytes=4,
+    decay="decoupled",
 )
 
 

@@ -233,3 +233,34 @@ class MisreadsSparse(AdamW):
             for row, value in zip(rows, values, strict=True):
                 grad[row] = value
         return grad
+
+
+@fault("keeps_states_while_a_gradient_is_missing")
+class ForgetsWhereNoGradientIs(AdamW):
+    """Where a gradient is missing, the states of its parameter are dropped."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = super().step(closure)
+        for param in [param for param in self.state if param.grad is None]:
+            del self.state[param]
+        return loss
+
+
+@fault("steps_every_parameter")
+class StepsSomeParameters(AdamW):
+    """Of a group only the first 64 parameters are stepped, as many as a launch takes."""
+
+    def update(self, param: torch.Tensor, grad: torch.Tensor, state: State, group: Group) -> None:
+        if any(param is one for one in group["params"][:64]):
+            super().update(param, grad, state, group)
+
+
+@fault("steps_every_element")
+class StepsWholeBlocks(AdamW):
+    """Elements behind the last whole block of 4096 stay where they are."""
+
+    def update(self, param: torch.Tensor, grad: torch.Tensor, state: State, group: Group) -> None:
+        before, stepped = param.flatten().clone(), param.numel() // 4096 * 4096
+        super().update(param, grad, state, group)
+        if stepped:
+            param.copy_(torch.cat([param.flatten()[:stepped], before[stepped:]]).view(param.shape))

@@ -50,6 +50,36 @@ class FirstGroupForAll(AdamW):
         super().update(param, grad, state, self.param_groups[0])
 
 
+@fault("groups_have_their_own_settings")
+class FirstGroupsDecayForAll(AdamW):
+    """All groups have the first group's weight_decay."""
+
+    def decayed(self, param: torch.Tensor, group: Group) -> torch.Tensor:
+        return super().decayed(param, {**group, "weight_decay": self.param_groups[0]["weight_decay"]})
+
+
+@fault("steps_by_the_closures_gradients")
+class StepsByOldGradients(AdamW):
+    """Gradients are gathered before the closure is called."""
+
+    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        params = [param for group in self.param_groups for param in group["params"]]
+        before = [param.grad for param in params]
+        loss = super().evaluate(closure)
+        for param, grad in zip(params, before, strict=True):
+            param.grad = grad
+        return loss
+
+
+@fault("does_not_seed")
+class Seeds(AdamW):
+    """Each step sets the seed of torch's random numbers."""
+
+    def update(self, param: torch.Tensor, grad: torch.Tensor, state: State, group: Group) -> None:
+        torch.manual_seed(0)
+        super().update(param, grad, state, group)
+
+
 @fault("refuses_unknown_arguments", "pytorch_optimizer 4.1.0")
 class SwallowsArguments(AdamW):
     """Arguments that it does not know are dropped."""

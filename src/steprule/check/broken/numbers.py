@@ -271,3 +271,21 @@ class KeepsAHistory(AdamW):
     def moments(self, grad: torch.Tensor, state: State, group: Group) -> None:
         super().moments(grad, state, group)
         state.setdefault("history", []).append(grad.clone())
+
+
+@fault("follows_its_formula")
+class BeginsAgain(AdamW):
+    """The second moment is 0 again in every tenth step."""
+
+    def moments(self, grad: torch.Tensor, state: State, group: Group) -> None:
+        if state["step"] % 10 == 0:
+            state["exp_avg_sq"].zero_()
+        super().moments(grad, state, group)
+
+
+@fault("steps_elements_apart")
+class OneRootForAll(AdamW):
+    """The update is divided by one number for the whole tensor."""
+
+    def root(self, square: torch.Tensor, eps: float) -> torch.Tensor:
+        return super().root(square.mean(), eps)

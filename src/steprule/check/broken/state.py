@@ -172,3 +172,22 @@ class RefusesLr0(AdamW):
 
     def decayed(self, param: torch.Tensor, group: Group) -> torch.Tensor:
         return super().decayed(param, group) * (group["lr"] / group["lr"])
+
+
+@fault("resumes_in_one_that_has_stepped")
+class KeepsTheStatesThatItHad(AdamW):
+    """States are looked up once, so those that are loaded later have no effect."""
+
+    def update(self, param: torch.Tensor, grad: torch.Tensor, state: State, group: Group) -> None:
+        held = self.__dict__.setdefault("held", {})
+        super().update(param, grad, held.setdefault(id(param), state), group)
+
+
+@fault("restores_settings")
+class LoadsOneLr(AdamW):
+    """All groups get the lr of the first one that is loaded."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["lr"] = self.param_groups[0]["lr"]
