@@ -16,14 +16,17 @@ from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
 from itertools import product
+from random import Random
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from passes import interpreted as interpreted_passes
 from sharding import faults
 from sharding.helpers import HAS_FSDP, SQUARED, cut, maker, same, tensors, whole
+from test_random_rules import KNOWN, made, text_of, written
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
@@ -53,6 +56,7 @@ from steprule.pieces import (
     transpose,
 )
 from steprule.rules import RULES
+from steprule.state import RuleError
 from steprule.tensors import totals
 
 LARGE = ((104, 128), (136, 104), (104, 128))
@@ -287,8 +291,8 @@ def close(
     """
     one, other = one.detach(), other.detach()
     if bound is not None:
-        atol = bound * float(one.abs().max()) if one.numel() else 0.0
-        torch.testing.assert_close(other, one, rtol=0.0, atol=atol, msg=lambda text: f"{what}: {text}")
+        atol = bound * float(one.abs().nan_to_num().max()) if one.numel() else 0.0
+        torch.testing.assert_close(other, one, rtol=0.0, atol=atol, equal_nan=True, msg=lambda text: f"{what}: {text}")
         return
     sides = (one.shape[0], one[0].numel()) if one.dim() > 1 and len(one) else (1, one.numel())
     is_alike = one.numel() % 32 == 0 and not how.plan_for(sides, 2, one.device, dtype=torch.float64).batched
@@ -424,6 +428,27 @@ def around_squares(mesh: DeviceMesh) -> None:
         for _, run in product(range(2), pair):
             run.step()
         compare(*pair, f"{name}, the last of three dimensions", bound=0.0 if name == "SOAP" else None)
+
+
+def random_rules(seeds: Iterable[int], mesh: DeviceMesh, *placements: Placement) -> None:
+    """Rules of any states and formulas, or refused; `KNOWN` has those that exchange states. Products of products may grow roundings."""
+    alone = written({"a": "left", "b": "left", "c": "left"}, "grad", "matmul(b, c)", "b", "0.5 * matmul(c, b) + a")
+    texts, taken = [alone, *KNOWN.values(), *(text_of(Random(seed)) for seed in seeds)], 0
+    with interpreted_passes():
+        for text in texts:
+            try:
+                rule = made(text)
+                pair = both(lambda params, rule=rule: steprule.Optimizer.of(rule)(params), ((3, 2), (2, 3), (3, 2), (5, 4), (1, 3), (4, 1)), torch.float64, mesh, *placements)  # fmt: skip
+            except RuleError:
+                continue
+            except ValueError as error:
+                assert "DTensor" in str(error), error
+                continue
+            for number, run in product(range(4), pair):
+                run.step([0, 3] if number == 2 else [])
+            compare(*pair, text, bound=1e-7)
+            taken += 1
+    assert taken > len(texts) // 2
 
 
 def nothing(mesh: DeviceMesh) -> None:
@@ -915,6 +940,7 @@ def two(flat: DeviceMesh) -> None:
     squares(flat, Shard(0))
     squares(flat, Shard(1), names=("KLSOAP", "ASGO"))
     around_squares(flat)
+    random_rules(range(5), flat, Shard(0))
     nothing(flat)
     some_gradients(flat)
     disagreements(flat)
@@ -942,6 +968,7 @@ def four(flat: DeviceMesh) -> None:
     sides(square, Shard(1), Replicate())
     sides(flat, Shard(0))
     squares(flat, Shard(0))
+    random_rules(range(100), square, Replicate(), Shard(1))
     squares(square, Replicate(), Shard(0))
     squares(square, Shard(1), Replicate(), names=("KLSOAP", "ASGO"))
     two_meshes(flat, square)

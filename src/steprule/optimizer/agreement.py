@@ -73,7 +73,7 @@ class Agreement:
         if core.shards is not None:
             core.shards.know(every)
         core.joins = core.shards is not None and any(
-            any(map(cuts_of, group["params"])) for group in self._groups.groups if program_of(core.rule, group).matrices
+            any(map(cuts_of, group["params"])) for group in self._groups.groups if program_of(core.rule, group).joins
         )
         return every
 

@@ -196,7 +196,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
         name = core.rule.chosen(group).__name__
-        if program.matrices and (reason := why_apart(param)):
+        if program.joins and (reason := why_apart(param)):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
         elif not program.has_squares and not fits_passes(
             program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))
@@ -215,7 +215,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
             yield rows, f"Cut it so, as fully_shard() does. {_ELEMENTWISE}"
         elif ranks(program, [KEPT[side] for side in sides_cut(param)]):
             yield f"{name} compares rows or columns with each other, of which processes have some each", _ELEMENTWISE
-        if core.release is not None and program.matrices:
+        if core.release is not None and program.joins:
             yield RELEASED.format(name), "Step after backward"
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors", _LEAVE_OUT

@@ -60,7 +60,7 @@ def _check(groups: Groups, model: Any) -> None:
     own = set(model.parameters())
     for number, group, index, param, _ in list_all(groups.groups):
         who = f"parameter {index} of group {number}"
-        if program_of(core.rule, group).matrices and cuts_of(param):
+        if program_of(core.rule, group).joins and cuts_of(param):
             raise ValueError(
                 f"{RELEASED.format(groups.name)}, and {who} is a DTensor, of which other processes have parts"
             )

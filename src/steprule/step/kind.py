@@ -125,11 +125,11 @@ class Kind:
 
     def _rooms(self, whole: Tensor) -> tuple[Any, dict[str, str]]:
         """Who brings matrices together between passes, and what each is kept in."""
-        matrices = program_of(self.rule, self.group).matrices
-        if not (matrices and self.is_fast):
+        program = program_of(self.rule, self.group)
+        if not (program.joins and self.is_fast):
             return None, {}
         shape = matrices_of(whole.shape, self.rule.stacks, self.view)[0]
-        dtypes = {name: room_dtype(one, shape, whole.dtype, self.device) for name, one in matrices.items()}
+        dtypes = {name: room_dtype(one, shape, whole.dtype, self.device) for name, one in program.matrices.items()}
         cut = next((one[:2] for one in cuts_of(whole)), None)
         return cut, {name: dtype_name(dtype) for name, dtype in dtypes.items()}
 

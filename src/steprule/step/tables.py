@@ -78,7 +78,7 @@ class Bucket:
 def rooms_of(kernel: AnyKernel, bucket: list[Entry], memory: Tensor | None, complete: Complete) -> BesideRooms | None:
     """The matrices that lie between a kernel's passes, if there are any."""
     matrices, kind = kernel.program.matrices, bucket[0].kind
-    if not matrices and not kernel.program.has_squares:
+    if not kernel.program.joins:
         return None
     dtypes, places = dtypes_of(kernel, bucket), [entry.place for entry in bucket]
     same = {name: one.place for name, one in matrices.items() if one.place}

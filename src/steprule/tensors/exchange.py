@@ -147,8 +147,8 @@ class SharedRooms:
         }
         names = [*dtypes, *self._same]
         self._shared = {name: _Shared(self._cuts, own_parts[self._same.get(name, name)]) for name in names}
-        self._squares: tuple[Any, ...] = ()
-        self._square_names: Sequence[str] = ()
+        self._squares: Sequence[Squares | None] = ()
+        self._states: Sequence[str] = ()
         self.forget()
         self.select(np.ones(len(parts), bool))
 
@@ -162,7 +162,7 @@ class SharedRooms:
             states: for each state that is a square what is here of each tensor's.
             dtype: what all matrices are computed in.
         """
-        self._squares, self._square_names = (squares, dtype), [*states]
+        self._squares, self._states, self._dtype = squares, [*states], dtype
         for name, own in states.items():
             cuts = [_Cut((x.shape[-1], x.shape[-1]), 0, self._group.size()) for x in own]
             self._shared[name] = _Shared(cuts, own)
@@ -226,10 +226,9 @@ class SharedRooms:
             rooms = Rooms(self._dtypes, self._shapes, device, self._same, view=self._view, chosen=self._mine)
             self._wholes = {name: rooms.matrices(name) for name in (*self._dtypes, *self._same)}
             if self._squares:
-                squares, dtype = self._squares
-                states = {name: self._whole_squares(name) for name in self._square_names}
+                states = {name: self._whole_squares(name) for name in self._states}
+                rooms.keep_squares(self._squares, states, self._places, self._dtype)
                 self._wholes |= states
-                rooms.keep_squares(squares, states, self._places, dtype)
             rooms.select(self._active)
             self._rooms = rooms
         return self._rooms

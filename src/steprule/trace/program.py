@@ -234,6 +234,11 @@ class Program:
         """All functions of matrices by name."""
         return {name: one for level in self.levels for name, one in level.matrices.items()}
 
+    @property
+    def joins(self) -> bool:
+        """Whether something is computed of whole matrices, or of squares, between passes."""
+        return self.last_joined >= 0
+
     @cached_property
     def last_joined(self) -> int:
         """The last level that computes something of matrices."""
