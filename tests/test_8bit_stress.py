@@ -8,7 +8,7 @@ from settings import IDS, VARIANTS, sees_matrix
 
 import steprule
 from steprule.formats import BLOCK
-from steprule.memory import need
+from steprule.memory import Param, need
 from steprule.rules import OWN
 from steprule.trace.tracing import exact_states
 
@@ -112,7 +112,7 @@ def test_amsgrads_maximum_and_what_it_is_the_maximum_of_are_exact(name):
         assert kept == ({largest, largest.removeprefix("max_")} if amsgrad else set())
         states = 2 + ("previous_grad" in rule.states)
         low, wide = (states - 1, 2) if amsgrad else (states, 0)
-        bytes_needed = need(rule, [(16, 10 * BLOCK)], "float32", "float32", "8bit", None, {"amsgrad": amsgrad})
+        bytes_needed = need(rule, [Param((16, 10 * BLOCK))], "float32", "float32", "8bit", None, {"amsgrad": amsgrad})
         assert bytes_needed.state_bytes == 160 * BLOCK * (low * (1 + 2 / BLOCK) + 4 * wide)
 
 

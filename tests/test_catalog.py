@@ -19,7 +19,7 @@ from steprule import Rule
 from steprule.catalog import kernel_text, paper, state_bytes, summary
 from steprule.cli import app
 from steprule.formula import formula_latex, formula_text
-from steprule.memory import need
+from steprule.memory import Param, need
 from steprule.rule import NEEDS
 from steprule.rules import OWN, RULES
 from steprule.state import state_shape
@@ -57,7 +57,7 @@ def test_the_list_has_every_rule(listed, name):
     good_for = f" [{', '.join(rule.needs)}]" if rule.needs and not rule.sparse_only else ""
     assert text.startswith(summary(rule).replace("``", "") + good_for)
     assert in_torch == ("yes" if hasattr(torch.optim, rule.__name__) else "")
-    kept = need(rule, [(64, 64)], "float32", "float32", None, None, {}).state_bytes
+    kept = need(rule, [Param((64, 64))], "float32", "float32", None, None, {}).state_bytes
     kept -= 4 * sum(math.prod(state_shape(rule, state, (64, 64))) for state in rule.side_states)
     assert float(size) == kept / 64**2
 
