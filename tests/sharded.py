@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import breaking, checkpoints, disagreeing, faults, models, numbered, refusals, steps
+from sharding import breaking, checkpoints, disagreeing, faults, models, numbered, refusals, scaled, steps
 from sharding.helpers import HAS_FSDP, Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -64,6 +64,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "unreduced gradients": lambda: disagreeing.unreduced_gradients(flat),
             "extremes": lambda: disagreeing.extremes(flat),
             "refusals": lambda: refusals.refusals(flat),
+            "scaled": lambda: scaled.scaled(flat),
             "exchanged": lambda: steps.exchanged(flat),
             "released": lambda: steps.released(flat),
             "copies": lambda: models.copies(flat),
@@ -86,6 +87,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "sides": lambda: steps.sides(ways[:1]),
         "formats": lambda: steps.formats(ways[:1]),
         "splits": lambda: steps.splits(flat),
+        "scaled over several meshes": lambda: scaled.several_meshes(square),
         "meshes": lambda: steps.meshes(square),
         "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), ways[1]]),
         "numbers": lambda: numbered.numbers(flat, square),

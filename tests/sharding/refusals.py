@@ -32,7 +32,10 @@ def refusals(mesh: Any) -> None:
         assert torch.equal(before, param.detach().to_local())
 
     refused(lambda p: steprule.AdamW(p, states="8bit"), Shard(1), "rows are cut", 'states="bfloat16"')
-    refused(lambda p: steprule.AdamW(p, grads="24bit"), Shard(0), "grads='24bit'", dtype=torch.bfloat16)
+    for grads in ("24bit", "32bit", "float32"):
+        refused(
+            lambda p, grads=grads: steprule.AdamW(p, grads=grads), Shard(0), f"grads={grads!r}", dtype=torch.bfloat16
+        )
     refused(lambda p: steprule.AdamW(p, clip=ClipAdaptive(0.1)), Shard(0), "rows", "clip=1.0")
 
     def switched(params: list[Any]) -> Any:  # as accelerate does
