@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import breaking, checkpoints, disagreeing, faults, models, numbered, refusals, scaled, steps
+from sharding import breaking, checkpoints, disagreeing, faults, models, numbered, refusals, replicas, scaled, steps
 from sharding.helpers import HAS_FSDP, Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -76,7 +76,9 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "micro-batches": models.micro_batches,
             "loaded": lambda: checkpoints.loaded(flat),
             "together": lambda: checkpoints.together(flat),
-            "data parallel": refusals.data_parallel,
+            "joined": replicas.joined,
+            "other hooks": replicas.other_hooks,
+            "sparse": replicas.sparse,
             "saved": lambda: checkpoints.saved(flat),
         }
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))

@@ -46,31 +46,6 @@ def refusals(mesh: Any) -> None:
     refused(switched, Shard(0), "rows")
 
 
-def data_parallel() -> None:
-    """What DistributedDataParallel cannot do together with release is refused, on every rank."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    embedding = DistributedDataParallel(torch.nn.Embedding(20, 8, sparse=True))
-    try:
-        steprule.SGD(embedding.parameters(), lr=0.1).release_gradients(embedding)
-    except ValueError as error:
-        assert "sparse=False" in str(error)
-    else:
-        raise AssertionError("sparse gradients were taken")
-    model = DistributedDataParallel(torch.nn.Linear(8, 8))
-    optimizer = steprule.SGD(model.parameters(), lr=0.1)
-    optimizer.release_gradients(model)
-    before = model.module.weight.detach().clone()
-    try:
-        with model.join(divide_by_initial_world_size=False):
-            model(torch.ones(1, 8)).sum().backward()
-    except RuntimeError as error:
-        assert "divide_by_initial_world_size" in str(error)
-    else:
-        raise AssertionError("join was taken")
-    assert torch.equal(before, model.module.weight)
-
-
 def places(square: Any) -> None:
     """Where elements are in the whole must be known by one stride for weights that are rounded at random."""
     (whole_of_it,) = tensors([(4, 6, 8)], 0, torch.bfloat16)
