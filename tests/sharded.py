@@ -75,6 +75,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "gathered": lambda: checkpoints.gathered(flat),
             "micro-batches": models.micro_batches,
             "loaded": lambda: checkpoints.loaded(flat),
+            "recut": lambda: checkpoints.recut(flat),
             "together": lambda: checkpoints.together(flat),
             "joined": replicas.joined,
             "other hooks": replicas.other_hooks,
