@@ -39,6 +39,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "rules": lambda: steps.rules([(flat, [Shard(0)]), (flat, [Shard(1)])]),
             "options": lambda: steps.options([(flat, [Shard(0)])]),
             "sides": lambda: steps.sides([(flat, [Shard(0)]), (flat, [Shard(1)])]),
+            "stacks": lambda: steps.stacks(flat),
             "torch's states": lambda: steps.torchs_states(flat),
             "formats": lambda: steps.formats([(flat, [Shard(0)])]),
             "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), (flat, [Shard(1)])]),
