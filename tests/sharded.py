@@ -11,7 +11,19 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from sharding import agreeing, breaking, checkpoints, disagreeing, faults, models, numbered, refusals, steps
+from sharding import (
+    agreeing,
+    breaking,
+    checkpoints,
+    disagreeing,
+    faults,
+    models,
+    numbered,
+    refusals,
+    replicas,
+    scaled,
+    steps,
+)
 from sharding.helpers import HAS_FSDP, Way
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -40,6 +52,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "rules": lambda: steps.rules([(flat, [Shard(0)]), (flat, [Shard(1)])]),
             "options": lambda: steps.options([(flat, [Shard(0)])]),
             "sides": lambda: steps.sides([(flat, [Shard(0)]), (flat, [Shard(1)])]),
+            "stacks": lambda: steps.stacks(flat),
             "torch's states": lambda: steps.torchs_states(flat),
             "formats": lambda: steps.formats([(flat, [Shard(0)])]),
             "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), (flat, [Shard(1)])]),
@@ -72,6 +85,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "unreduced gradients": lambda: disagreeing.unreduced_gradients(flat),
             "extremes": lambda: disagreeing.extremes(flat),
             "refusals": lambda: refusals.refusals(flat),
+            "scaled": lambda: scaled.scaled(flat),
             "exchanged": lambda: steps.exchanged(flat),
             "cut otherwise": lambda: steps.cut_otherwise(flat),
             "released": lambda: steps.released(flat),
@@ -83,8 +97,11 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
             "gathered": lambda: checkpoints.gathered(flat),
             "micro-batches": models.micro_batches,
             "loaded": lambda: checkpoints.loaded(flat),
+            "recut": lambda: checkpoints.recut(flat),
             "together": lambda: checkpoints.together(flat),
-            "data parallel": refusals.data_parallel,
+            "joined": replicas.joined,
+            "other hooks": replicas.other_hooks,
+            "sparse": replicas.sparse,
             "saved": lambda: checkpoints.saved(flat),
         }
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
@@ -95,6 +112,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "sides": lambda: steps.sides(ways[:1]),
         "formats": lambda: steps.formats(ways[:1]),
         "splits": lambda: steps.splits(flat),
+        "scaled over several meshes": lambda: scaled.several_meshes(square),
         "meshes": lambda: steps.meshes(square),
         "stochastic": lambda: numbered.stochastic([(flat, [Shard(0)]), ways[1]]),
         "numbers": lambda: numbered.numbers(flat, square),

@@ -10,14 +10,17 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import product
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from sharding import faults
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 import steprule
 from steprule.services import ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
@@ -287,6 +290,60 @@ def replicated(rank: int) -> None:
                 same(wanted, found[: len(wanted)], f"FSDP, use_orig_params={original}, {strategy}")
 
 
+def averaged(rank: int) -> None:
+    """DistributedDataParallel's replicas would be counted twice; parts of its parameters, as a ZeroRedundancyOptimizer has them, are not."""
+    net = DistributedDataParallel(model())
+    for make in (lambda **given: steprule.Prodigy(net.parameters(), **given), lambda **given: steprule.AdamW(net.parameters(), clip=1.0, **given)):  # fmt: skip
+        with refused(ValueError, "DistributedDataParallel has the same parameters in each of them"):
+            make(process_group=dist.group.WORLD)
+        optimizer = make()
+        with refused(ValueError, "DistributedDataParallel has the same parameters in each of them"):
+            optimizer.process_group = dist.group.WORLD
+        fit(net, optimizer)
+    alone = dist.new_group([0]), dist.new_group([1])
+    steprule.Prodigy(net.parameters(), process_group=alone[rank])
+    steprule.Prodigy([*net.parameters()][rank::2], process_group=dist.group.WORLD)
+
+
+def loaded(rank: int) -> None:
+    """Checkpoints of FSDP1: steps go on in another model and optimizer, by torch's tools and by each process's own state dict."""
+    where, single = torch.device("cpu"), [dist.new_group([one]) for one in range(2)]
+    ways = {
+        "flat": {},
+        "original": {"use_orig_params": True},
+        "replicas": {
+            "process_group": (single[rank], dist.group.WORLD),
+            "sharding_strategy": ShardingStrategy.HYBRID_SHARD,
+        },
+    }
+    rules = {"Prodigy": {"clip": ClipQuantile(0.5), "nonfinite": "skip"}, "AdamW": {"average": 0.9}}
+
+    def begun(way: dict[str, Any], rule: str) -> tuple[Any, Any]:
+        net = FullyShardedDataParallel(model(), device_id=where, **way)
+        over = {} if rule != "Prodigy" else {"process_group": net.process_group}
+        return net, made(rule, net.parameters(), **own(rules[rule]), **over)
+
+    cases = [("flat", *case) for case in product(rules, (False, True))]
+    # torch's tools ask rank 0 in groups of replicas, which it may not be in
+    for name, rule, by_torch in [*cases, ("original", "Prodigy", True), ("replicas", "Prodigy", False)]:
+        way = ways[name]
+        net, optimizer = begun(way, rule)
+        fit(net, optimizer)
+        other, again = begun(way, rule)
+        if by_torch:
+            saved = get_state_dict(net, optimizer)
+            set_state_dict(other, again, model_state_dict=saved[0], optim_state_dict=saved[1])
+        else:
+            other.load_state_dict(net.state_dict())
+            again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for one in ((net, optimizer), (other, again)):
+            fit(*one)
+        assert optimizer.clipped_steps == again.clipped_steps
+        with FullyShardedDataParallel.summon_full_params(net), FullyShardedDataParallel.summon_full_params(other):
+            for one, two in zip(net.parameters(), other.parameters(), strict=True):
+                assert torch.equal(one, two), (name, rule, by_torch)
+
+
 def pieces(params: Sequence[torch.Tensor], rank: int) -> torch.nn.Parameter:
     """This process's half of all tensors laid end to end, as DeepSpeed has it."""
     flat = torch.cat([x.detach().flatten() for x in params])
@@ -542,6 +599,8 @@ def main(meeting: str, rank: int, world: int) -> None:
     with_zero()
     with_fsdp(rank)
     replicated(rank)
+    averaged(rank)
+    loaded(rank)
     replaced(rank)
     scaled(rank)
     refusals(rank)

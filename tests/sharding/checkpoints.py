@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -101,6 +102,36 @@ def loaded(mesh: Any) -> None:
             )
         for one, other in zip(*found, strict=True):
             same(one, other, f"{name}: loaded", exact=True)
+
+
+def recut(mesh: Any) -> None:
+    """8-bit states of whole rows are taken over by parts of rows, whose group has other ones: with the values that they had."""
+    dtype = torch.bfloat16
+    start, *grads = (tensors([(6, 256)], seed, dtype)[0] for seed in range(4))
+
+    def begun(take: Any, **settings: Any) -> tuple[Any, Any]:
+        param = torch.nn.Parameter(take(start))
+        states = {"states": "bfloat16"} if take is columns else {}
+        return param, steprule.AdamW([{"params": [param], **states}], weights="24bit", **settings)
+
+    def step(param: Any, optimizer: Any, take: Any, grad: torch.Tensor) -> None:
+        param.grad = take(grad)
+        optimizer.step()
+
+    whole_rows, columns = (partial(distribute_tensor, device_mesh=mesh, placements=[Shard(dim)]) for dim in (0, 1))
+    for take in (torch.clone, whole_rows):
+        param, optimizer = begun(take, states="8bit")
+        for grad in grads[:2]:
+            step(param, optimizer, take, grad)
+        found = []
+        for other in (torch.clone, columns):
+            ours, loaded = begun(other, states="bfloat16" if other is torch.clone else "8bit")
+            loaded.load_state_dict(optimizer.state_dict())
+            found.append(whole(loaded.read(ours, "exp_avg")))
+            step(ours, loaded, other, grads[2])
+            found += [whole(ours), whole(loaded.state[ours]["exp_avg_sq"])]
+        for one, two in zip(found[:3], found[3:], strict=True):
+            same(one, two, "recut", exact=True)
 
 
 def together(mesh: Any) -> None:

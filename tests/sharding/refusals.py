@@ -32,7 +32,10 @@ def refusals(mesh: Any) -> None:
         assert torch.equal(before, param.detach().to_local())
 
     refused(lambda p: steprule.AdamW(p, states="8bit"), Shard(1), "rows are cut", 'states="bfloat16"')
-    refused(lambda p: steprule.AdamW(p, grads="24bit"), Shard(0), "grads='24bit'", dtype=torch.bfloat16)
+    for grads in ("24bit", "32bit", "float32"):
+        refused(
+            lambda p, grads=grads: steprule.AdamW(p, grads=grads), Shard(0), f"grads={grads!r}", dtype=torch.bfloat16
+        )
     refused(lambda p: steprule.AdamW(p, clip=ClipAdaptive(0.1)), Shard(0), "rows", "clip=1.0")
 
     def switched(params: list[Any]) -> Any:  # as accelerate does
@@ -41,31 +44,6 @@ def refusals(mesh: Any) -> None:
         return optimizer
 
     refused(switched, Shard(0), "rows")
-
-
-def data_parallel() -> None:
-    """What DistributedDataParallel cannot do together with release is refused, on every rank."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    embedding = DistributedDataParallel(torch.nn.Embedding(20, 8, sparse=True))
-    try:
-        steprule.SGD(embedding.parameters(), lr=0.1).release_gradients(embedding)
-    except ValueError as error:
-        assert "sparse=False" in str(error)
-    else:
-        raise AssertionError("sparse gradients were taken")
-    model = DistributedDataParallel(torch.nn.Linear(8, 8))
-    optimizer = steprule.SGD(model.parameters(), lr=0.1)
-    optimizer.release_gradients(model)
-    before = model.module.weight.detach().clone()
-    try:
-        with model.join(divide_by_initial_world_size=False):
-            model(torch.ones(1, 8)).sum().backward()
-    except RuntimeError as error:
-        assert "divide_by_initial_world_size" in str(error)
-    else:
-        raise AssertionError("join was taken")
-    assert torch.equal(before, model.module.weight)
 
 
 def places(square: Any) -> None:

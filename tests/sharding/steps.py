@@ -92,6 +92,22 @@ def sides(ways: Sequence[Way]) -> None:
             same(one, other, "SM3, NaN")
 
 
+def stacks(mesh: Any) -> None:
+    """Rows and columns of tensors of three dimensions and more: right where they are cut along the first, or refused in words."""
+    for name, shape, dim in product(SIDES, ((4, 6, 5), (1, 3, 2, 4)), range(3)):
+        if dim == 0 and name not in ("Adafactor", "CAME"):
+            compare(f"{name} of {shape}", maker(name, {}), (shape,), mesh, [Shard(0)], torch.float64)
+            continue
+        param = torch.nn.Parameter(distribute_tensor(torch.ones(shape), mesh, [Shard(dim)]))
+        what = "of a stack of matrices" if name in ("Adafactor", "CAME") else "Cut it so, as fully_shard() does"
+        refused(
+            lambda param=param, name=name: maker(name, {})([param]),
+            ValueError,
+            f"{name} looks at rows and columns",
+            what,
+        )  # type: ignore[misc]
+
+
 def torchs_states(mesh: Any) -> None:
     """What is saved for torch.optim's Adafactor, as that has it: also of a vector of one element, which torch does not reshape."""
     for shape in ((1,), (7,)):

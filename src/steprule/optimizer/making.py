@@ -20,6 +20,7 @@ from steprule.optimizer.arguments import (
 )
 from steprule.optimizer.core import Core
 from steprule.optimizer.groups import Groups
+from steprule.optimizer.parts import check_spread
 from steprule.optimizer.schedules import Schedules
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, seen_by
@@ -96,6 +97,7 @@ def finish(groups: Groups) -> None:
         trace(core.rule, group)
         check_formula(groups.base, group)
     check_memory(groups.groups)
+    check_spread(core, groups.groups)
     if core.across is None:  # others may have what an argument is for
         check_halves(groups.groups, core.accumulator)
 
@@ -141,6 +143,7 @@ def set_process_group(groups: Groups, group: Any) -> None:
             raise ValueError("process_group does not go with release_gradients(), which has been called")
         for number in range(len(groups.groups)):
             groups.check_parameters(number)
+        check_spread(core, groups.groups)
     except Exception:
         core.across = before
         raise

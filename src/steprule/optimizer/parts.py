@@ -18,7 +18,7 @@ from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.state import matrices_of, no_matrix
 from steprule.step.listed import name_in
-from steprule.tensors.copies import groups_of_flat, is_flattened
+from steprule.tensors.copies import group_of_replicas, groups_of_flat, is_flattened
 from steprule.tensors.exchange import why_apart
 from steprule.tensors.memory import HALF_DTYPES, is_abstract
 from steprule.tensors.numbering import numbering_of
@@ -89,6 +89,22 @@ def check_whole(core: Core, groups: Sequence[dict[str, Any]], number: int) -> No
                 f"{needing}, and {who} {kind}: a step here would see only what this process has. Name the processes that have "
                 "the rest, as in process_group=torch.distributed.group.WORLD"
             )
+
+
+def check_spread(core: Core, groups: Sequence[dict[str, Any]]) -> None:
+    """Raises where process_group has processes of which each has the same parameters.
+
+    Raises:
+        ValueError: it does, as DistributedDataParallel tells.
+    """
+    if core.across is None or core.across.has_model or processes() == 1:
+        return
+    group = group_of_replicas([param for group in groups for param in group["params"]])
+    if group is not None and core.across.shares(group):
+        raise ValueError(
+            f"process_group={core.across}, and DistributedDataParallel has the same parameters in each of them, as replicas: each would "
+            "be counted. Leave out process_group: it is for processes that have other parameters"
+        )
 
 
 def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) -> None:

@@ -22,10 +22,11 @@ def release_gradients(groups: Groups, steps: Steps, model: torch.nn.Module) -> N
     """Hooks a model's backward passes; see `Optimizer.release_gradients`."""
     _check(groups, model)
     core = groups.core
-    core.services = core.services or StepServices(None, None, None, None)
-    core.services.look()
+    services = core.services or StepServices(None, None, None, None)
+    services.look()
+    core.release = services.release = Release(services, model, steps.take_one, steps.look_before_release)
+    core.services = services
     core.forget_plans(groups.groups)
-    core.release = core.services.release = Release(core.services, model, steps.take_one, steps.look_before_release)
     groups.watch()
 
 

@@ -111,7 +111,9 @@ class Steps:
         Raises:
             RuntimeError: another process cannot take the step, or not for the same parameters.
         """
-        totals = shards.totals
+        totals, services = shards.totals, self._core.services
+        if services is not None and services.already is not None:  # which torch agrees on over one mesh only
+            services.already = torch.tensor(float(totals.has_any(bool(services.already))), device="cpu")
         totals.begin()
         totals.is_open = self.agreement.adds_up()
         try:
@@ -314,6 +316,4 @@ class Steps:
 
 
 def _is_finite(grad: Tensor) -> bool:
-    if is_abstract(grad):
-        return True
-    return bool((grad.coalesce().values() if grad.is_sparse else grad).isfinite().all())
+    return is_abstract(grad) or bool((grad.coalesce().values() if grad.is_sparse else grad).isfinite().all())

@@ -103,7 +103,13 @@ class Release(Owner):
                     f"release_gradients() does not take sparse gradients under DistributedDataParallel, and {sparse} has them: "
                     "write sparse=False there, or step() after backward"
                 )
-            self._ddp.register_comm_hook(None, lambda _, bucket: self._reduce_then_step(bucket))
+            try:
+                self._ddp.register_comm_hook(None, lambda _, bucket: self._reduce_then_step(bucket))
+            except RuntimeError as error:
+                raise ValueError(
+                    "release_gradients() needs the communication hook of the DistributedDataParallel, which has one already, as another "
+                    "optimizer's release_gradients() or PostLocalSGDOptimizer's averaging puts there: step() after backward"
+                ) from error
 
     @property
     def services(self) -> StepServices:
@@ -208,7 +214,8 @@ class Release(Owner):
         """
         ddp = self._ddp
         assert ddp is not None
-        waits = self._only_accumulates() or not ddp.require_backward_grad_sync
+        has_joined = torch._C._current_graph_task_id() < 0  # join() reduces for others, outside of backward
+        waits = has_joined or self._only_accumulates() or not ddp.require_backward_grad_sync
         for param in () if waits else bucket.parameters():
             self._must_be_first(param)
         if ddp._join_config.enable and not ddp._divide_by_initial_world_size:
@@ -233,7 +240,7 @@ class Release(Owner):
             for param in params:
                 self._mark(param, param.grad)
 
-        if not waits and torch._C._current_graph_task_id() >= 0:  # join() reduces outside of backward
+        if not waits:
             later: Any = torch.autograd.Variable._execution_engine.queue_callback
             later(lambda: later(mark))  # after the reducer's own, which puts gradients back
         return reduced.then(step)

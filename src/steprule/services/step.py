@@ -263,11 +263,13 @@ class StepServices:
                 del optimizer.grad_scale, optimizer.found_inf
             raise
         finally:
+            core, already = optimizer._core, self.already
             self.scaled, self.inverse_scale, self.already = False, 1.0, None
             self._settle()
-            if scaler is not None and (not unscaled or optimizer._core.across is not None):
+            if scaler is not None and (not unscaled or core.across is not None or core.shards is not None):
                 place = scaler._get_scale_async().device
-                state["found_inf_per_device"] = {place: torch.as_tensor(self.found, dtype=torch.float32, device=place)}
+                has_found = self.found or (already if unscaled and core.shards is not None else False)
+                state["found_inf_per_device"] = {place: torch.as_tensor(has_found, dtype=torch.float32, device=place)}
 
     def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
         """Counts and reports a step that is not taken, or not for these.

@@ -151,6 +151,13 @@ class Across:
         others = [distributed.get_rank()] if group is None else distributed.get_process_group_ranks(group)
         return self.group is None or self._ranks == others
 
+    def shares(self, group: Any) -> bool:
+        """Whether another group has several of these processes."""
+        return (
+            self.group is not None
+            and len({*torch.distributed.get_process_group_ranks(group)}.intersection(self._ranks)) > 1
+        )
+
     def knows(self, param: Tensor) -> bool:
         """Whether a parameter is a DTensor that other processes of the group have too."""
         if not is_sharded(param) or self.group is None:

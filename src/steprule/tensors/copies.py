@@ -1,15 +1,15 @@
-"""Whole copies that FSDP keeps of weights: a model computes with such a copy, also where the parts have changed since."""
+"""What FSDP and DistributedDataParallel have of parameters in other places: whole copies that a model computes with, and replicas."""
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from steprule.formats.parts import is_sharded
+from steprule.tensors.living import living
 
 _STATES, _FSDP = "torch.distributed._composable_state", "torch.distributed.fsdp"  # imported by those who use them
 
@@ -43,7 +43,7 @@ def _gathered(state: Any) -> list[Tensor]:
 
 
 def drop_flat_copies(params: Sequence[Tensor]) -> None:
-    """The same for FSDP1, of whose modules nobody keeps a list: it takes milliseconds."""
+    """The same for FSDP1, of whose modules nobody keeps a list."""
     for handle in _flat_handles(params):
         if handle.uses_sharded_strategy and not handle.needs_unshard():
             handle.reshard(True)
@@ -59,11 +59,21 @@ def groups_of_flat(params: Sequence[Tensor]) -> dict[Tensor, Any]:
     }
 
 
+def group_of_replicas(params: Sequence[Tensor]) -> Any:
+    """The process group of a DistributedDataParallel that averages no other gradients than of these; None where there is none."""
+    own = set(params)
+    for one in living(nn.parallel.DistributedDataParallel):
+        averaged = [param for param in one._module_parameters if param.requires_grad]
+        if averaged and own.issuperset(averaged):
+            return one.process_group
+    return None
+
+
 def _flat_handles(params: Sequence[Tensor]) -> Iterator[Any]:
     """What FSDP1 has to handle these parameters."""
     if not any(map(is_flattened, params)):
         return
     own, made = set(params), sys.modules[_FSDP].FullyShardedDataParallel
-    for handle in [one._handle for one in gc.get_objects() if issubclass(type(one), made)]:
+    for handle in [one._handle for one in living(made)]:
         if handle is not None and not own.isdisjoint([handle.flat_param, *(handle.flat_param._params or ())]):
             yield handle

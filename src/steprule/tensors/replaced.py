@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from steprule.tensors.living import living
+
 
 def check_not_replaced(params: Iterable[Tensor]) -> None:
     """Raises where none of an optimizer's parameters has a gradient, if modules have others in their place.
@@ -20,7 +22,7 @@ def check_not_replaced(params: Iterable[Tensor]) -> None:
         RuntimeError: they have.
     """
     every = [param for param in params if param.requires_grad]
-    if any(param.grad is not None for param in every) or not _are_replaced(every):
+    if not every or any(param.grad is not None for param in every) or not _are_replaced(every):
         return
     gc.collect()  # there may be models that nobody can reach
     if _are_replaced(every):
@@ -35,14 +37,14 @@ def check_not_replaced(params: Iterable[Tensor]) -> None:
 def _are_replaced(params: Iterable[Tensor]) -> bool:
     """Whether modules have gradients of tensors like all of these, which are no optimizer's, and none of these.
 
-    Nothing knows the module that a parameter was in: so all objects are looked at, which takes milliseconds.
+    Nothing knows the module that a parameter was in.
     """
     here: dict[int, Tensor] = {}
     owned: set[int] = set()
-    for one in gc.get_objects():
-        if issubclass(type(one), nn.Module):
+    for one in living(nn.Module, torch.optim.Optimizer):
+        if isinstance(one, nn.Module):
             here |= {id(x): x for x in one.__dict__.get("_parameters", {}).values() if isinstance(x, Tensor)}
-        elif issubclass(type(one), torch.optim.Optimizer):
+        else:
             owned |= {id(x) for group in one.__dict__.get("param_groups", ()) for x in group["params"]}
     wanted: Counter[torch.Size] = Counter()
     for param in params:
@@ -53,4 +55,4 @@ def _are_replaced(params: Iterable[Tensor]) -> bool:
     for key, x in here.items():
         if key not in owned and x.is_leaf and x.grad is not None:
             found.update(getattr(x, "_shapes", [x.shape]))  # FSDP1's are several
-    return bool(wanted) and not wanted - found
+    return not wanted - found
