@@ -6,6 +6,7 @@ that are about threads ask for more. Where there is no GPU, Triton's interpreter
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,6 +32,16 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no GPU that torch can use"))
+
+
+def pytest_collection_finish(session):
+    """What collection has made stays to the end, and no look through all objects needs to see it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session):
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -268,8 +268,11 @@ class StepServices:
             self._settle()
             if scaler is not None and (not unscaled or core.across is not None or core.shards is not None):
                 place = scaler._get_scale_async().device
-                has_found = self.found or (already if unscaled and core.shards is not None else False)
-                state["found_inf_per_device"] = {place: torch.as_tensor(has_found, dtype=torch.float32, device=place)}
+                every = (
+                    [self.found] if core.shards is None or already is None or not unscaled else [self.found, already]
+                )
+                has_found = sum(torch.as_tensor(one, dtype=torch.float32, device=place) for one in every)
+                state["found_inf_per_device"] = {place: has_found}
 
     def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
         """Counts and reports a step that is not taken, or not for these.
