@@ -20,7 +20,7 @@ from numba import cfunc, njit
 
 from steprule.engine.machine import *
 from steprule.engine.machine import (
-    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FACTORS, FAST, FIRST_FACTOR, GROUPS, HEADER_SIZE, HYPER, MODE, NEXT,
+    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FACTORS, FAST, FIRST_FACTOR, GROUPS, HYPER, MODE, NEXT,
     NUMBERS, OWN, PARTIALS, PIECES, ROWS, STEPS, TENSORS,
 )
 from steprule.formats.kernel import *
@@ -48,28 +48,25 @@ def scalars(hyper, step{own_argument}):
 @cfunc("void(int64)", cache=True, **EXACT)
 def run(header):
     """Works through the plan whose header is at this address, together with whoever else is called so."""
-    plan = int64_array(header, HEADER_SIZE)
+    plan = int64s(header)
     if plan[MODE] & COUNT:
         count_steps(plan)
         if plan[MODE] == COUNT:
             return
     tensors, chunks, counter = plan[TENSORS], plan[CHUNKS], plan[NEXT]
-    address = int64_array(plan[ADDRESSES], ({array_count}, tensors))
-    table = int64_array(plan[CHUNK_TABLE], (chunks, 5))
-    groups = int64_array(plan[GROUPS], tensors)
-    steps = float64_array(plan[STEPS], tensors)
-    rows = int64_array(plan[ROWS], tensors)
-    parameters = int64_array(plan[NUMBERS], tensors)
+    addresses, table, groups = int64s(plan[ADDRESSES]), int64s(plan[CHUNK_TABLE]), int64s(plan[GROUPS])
+    steps, rows, parameters = float64s(plan[STEPS]), int64s(plan[ROWS]), int64s(plan[NUMBERS])
 {tables}    group, step = groups[0], steps[0]
-    numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step{own_row})
+    numbers = scalars(float64s(plan[HYPER] + group * {hyper_bytes}), step{own_row})
     while True:
         chunk = fetch_add(counter, 1)
         if chunk >= chunks:
             return
-        tensor, start, size, first_block = table[chunk, 0], table[chunk, 1], table[chunk, 2], table[chunk, 3]
+        row = 5 * chunk
+        tensor, start, size, first_block = table[row], table[row + 1], table[row + 2], table[row + 3]
         if {has_changed}:
             group, step = groups[tensor], steps[tensor]
-            numbers = scalars(float64_array(plan[HYPER] + group * {hyper_bytes}, {hyper_count}), step{own_row_of_tensor})
+            numbers = scalars(float64s(plan[HYPER] + group * {hyper_bytes}), step{own_row_of_tensor})
 {call}'''
 
 _CALL = """        {results}update(
@@ -79,7 +76,7 @@ _CALL = """        {results}update(
         )
 """
 
-_CALL_BY_PIECE = """        piece, blocks_of_piece, end, place = pieces[tensor, 0], pieces[tensor, 1], start + size, table[chunk, 4]
+_CALL_BY_PIECE = """        piece, blocks_of_piece, end, place = pieces[2 * tensor], pieces[2 * tensor + 1], start + size, table[row + 4]
         while start < end:
             size = min(piece, end - start)
 {call}            start += piece
@@ -98,7 +95,7 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> Source:
     loop = _loop(stage, formats)
     loop.write()
     own = len(stage.own)
-    own_row = f", float64_array(plan[OWN] + {{}} * {8 * own}, {own})" if own else ""
+    own_row = f", float64s(plan[OWN] + {{}} * {8 * own})" if own else ""
     hyper_count = len(stage.scalars) + loop.uses_seed
     code = _CODE.format(
         real=loop.real,
@@ -109,8 +106,6 @@ def write_pass(title: str, stage: Stage, formats: Sequence[str]) -> Source:
         accessors="\n".join(loop.accessors),
         scalar_body=indent(_scalar_lines(loop), 1),
         update=loop.update(),
-        array_count=len(loop.dtypes),
-        hyper_count=hyper_count,
         hyper_bytes=8 * hyper_count,
         tables=_tables(loop),
         call=_call(loop),
@@ -149,7 +144,7 @@ def _chunk_arguments(loop: CpuLoop) -> list[str]:
     arguments = ["rows[tensor]"] * (loop.blockwise or bool(stage.sides))
     for position, ((name, suffix), dtype) in enumerate(loop.dtypes.items()):
         offset = "first_block" if suffix == "_base" else _OFFSETS[side] if (side := stage.sides.get(name)) else "start"
-        arguments.append(f"address[{position}, tensor] + {ITEM_SIZE[dtype]} * {offset}")
+        arguments.append(f"addresses[{position} * tensors + tensor] + {ITEM_SIZE[dtype]} * {offset}")
     arguments += ["start + shifts[chunk]", "parameters[tensor]"] * loop.by_element
     place = "first_factor[tensor] + start // piece" if stage.factor == ROW else "tensor"
     return arguments + [f"{loop.real}(factors[{place}])"] * bool(stage.factor)
@@ -176,9 +171,11 @@ def _call(loop: CpuLoop) -> str:
     lines = call.splitlines()
     before = ""
     if by_row:  # a chunk's rows share a place
-        before = "".join(f"        partials[table[chunk, 4], {column}] = 0.0\n" for column in range(len(tallies)))
+        before = "".join(
+            f"        partials[{len(tallies)} * table[row + 4] + {column}] = 0.0\n" for column in range(len(tallies))
+        )
     for column, name in enumerate(tallies):
-        kept = f"partials[place, {column}]"
+        kept = f"partials[{len(tallies)} * place + {column}]"
         joined = f"{kept} + {name}" if name.startswith("total_") else f"larger({kept}, {name})"
         lines.append(f"        {kept} = {joined if by_row else name}")
     if not by_row:
@@ -195,14 +192,14 @@ def _tables(loop: CpuLoop) -> str:
     """The plan's tables that not every kernel looks at."""
     stage, lines = loop.stage, []
     if stage.factor == ROW:
-        lines = ["first_factor = int64_array(plan[FIRST_FACTOR], tensors + 1)"]
-        lines += ["factors = float64_array(plan[FACTORS], first_factor[tensors])"]
+        lines = ["first_factor = int64s(plan[FIRST_FACTOR])"]
+        lines += ["factors = float64s(plan[FACTORS])"]
     elif stage.factor:
-        lines = ["factors = float64_array(plan[FACTORS], tensors)"]
+        lines = ["factors = float64s(plan[FACTORS])"]
     if loop.by_element:
-        lines.append("shifts = int64_array(plan[SHIFTS], chunks)")
+        lines.append("shifts = int64s(plan[SHIFTS])")
     if loop.tallies or stage.factor == ROW or _finds_columns(loop):
-        lines.append("pieces = int64_array(plan[PIECES], (tensors, 2))")
+        lines.append("pieces = int64s(plan[PIECES])")
     if loop.tallies:
-        lines.append(f"partials = float64_array(plan[PARTIALS], (1 << 40, {len(loop.tallies)}))")
+        lines.append("partials = float64s(plan[PARTIALS])")
     return "".join(f"    {line}\n" for line in lines)
