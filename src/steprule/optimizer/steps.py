@@ -23,6 +23,7 @@ from steprule.services.release import check_not_released
 from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
+from steprule.tensors.across import asks_for_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.copies import drop_copies
 from steprule.tensors.fingerprint import DisagreementError
@@ -294,6 +295,8 @@ class Steps:
         steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
         if any(float(step) > 0 for step in steps):
             return False
+        if core.across is not None:
+            return asks_for_states()
         self.agreement.find_shards()
         if core.shards is not None:  # whose parts here may be 0 and others not
             return not core.shards.totals.has_any(not self._has_only_zeros())
@@ -303,8 +306,6 @@ class Steps:
         """Whether there are gradients, and all that are here are 0."""
         groups = self._groups.groups
         grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
-        if not grads and self._core.across is not None and not any(group["params"] for group in groups):
-            return True  # others make theirs, and take no step
         return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
 
     def make_states(self) -> None:
