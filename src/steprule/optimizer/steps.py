@@ -147,10 +147,14 @@ class Steps:
         finally:
             self._keep()
 
-    def here(self) -> tuple[list[dict[str, Any]], Any]:
-        """Groups and states as a step takes them: with this process's parts in the places of DTensors."""
+    def here(self, steps: bool = True) -> tuple[list[dict[str, Any]], Any]:
+        """Groups and states as a step takes them: with this process's parts in the places of DTensors.
+
+        Args:
+            steps: whether parts are to have gradients, for which processes may wait for each other.
+        """
         groups, shards = self._groups, self._core.shards
-        return (groups.groups, groups.states) if shards is None else shards.here(groups.groups, groups.states)
+        return (groups.groups, groups.states) if shards is None else shards.here(groups.groups, groups.states, steps)
 
     def _keep(self) -> None:
         """Gives the optimizer the states that a step has made of parts."""
@@ -228,8 +232,8 @@ class Steps:
             self._core.shards.let_go()
 
     def let_go_of_replaced(self) -> None:
-        """Frees parameters and states that have been replaced."""
-        self._core.plans.let_go(*self.here())
+        """Frees parameters and states that have been replaced; waits for no other process."""
+        self._core.plans.let_go(*self.here(steps=False))
         self._core.given.let_go(self._groups.groups)
         self._let_go()
 
