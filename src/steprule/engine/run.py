@@ -227,7 +227,7 @@ def take_step(
     numbered = [work for work in together if work.depth]
     if wants is None:  # else works were compared with the norms
         asks = compares or around.counts
-        if asks or not numbered:  # else the first sums are compared before anything changes
+        if asks or not numbered:  # else all have sums, of which the first are compared before anything changes
             complete(works if asks else (), ())
         if spread is not None and around.counts and not any(spread.names):
             spread.gather(())

@@ -266,7 +266,7 @@ class Steps:
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
             core.accumulator, agreement.check_numbers, agreement.complete, self.move_resting_averages, agreement.spread(),
-            core.joins, core.in_graph,
+            agreement.compares, core.in_graph,
         )  # fmt: skip
 
     @torch_alone()
