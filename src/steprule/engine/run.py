@@ -281,8 +281,12 @@ def _find_levels(works: Sequence[Levels], complete: Complete, spread: Spread | N
             complete.keep(error)
         sums = complete(works, sums if complete.failed is None else [work.awaited(level, 0) for work in works])
         waiting: Sequence[Sums] = ()
+        totals: dict[str, Any] = {}
         try:
             totals = totals_of(works, sums)
+        except Exception as error:
+            complete.keep(error)
+        try:
             if spread is not None and level < len(names) and names[level]:
                 every = spread.gather([totals.get(name, 0.0) for name in names[level]])
                 totals = {name: sum_of_parts([own.tolist()]) for name, own in zip(names[level], every.T, strict=True)}
