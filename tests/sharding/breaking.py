@@ -219,18 +219,29 @@ def come_and_go(mesh: Any) -> None:
 
 
 def twice(mesh: Any) -> None:
-    """A parameter that is listed twice is stepped twice, each time by its whole sums."""
+    """A parameter that is listed twice is stepped twice; where a step adds up over it, that is refused."""
 
-    def steps(params: list[Any], where: Any) -> Any:
+    def listed(rule: str, params: list[Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            optimizer = steprule.LAMB([*params, params[0]], clip=0.5)
+            return getattr(steprule, rule)([*params, params[0]], lr=0.1, clip=0.5)
+
+    def steps(params: list[Any], where: Any) -> Any:
+        optimizer = listed("AdamW", params)
         for step in range(3):
             give(params, step, where)
             optimizer.step()
         return optimizer
 
     alike(mesh, steps, "twice")
+    params = parameters(mesh)
+    optimizer = listed("LAMB", params)
+    for step in range(2):
+        give(params, step, mesh)
+        before = [x.to_local().detach().clone() for x in params]
+        refused(optimizer.step, RuntimeError, "parameter 3 of group 0 is a DTensor that is listed twice")
+        assert all(torch.equal(x, y.to_local()) for x, y in zip(before, params, strict=True))
+        assert not any(optimizer.state.values())
 
 
 def small(mesh: Any) -> None:
