@@ -66,6 +66,8 @@ def main() -> None:
     )
 
     done = load(chosen.folder, model, optimizer)
+    if rank == 0:
+        print(f"step {done}: going on from {chosen.folder}" if done else "step 0: no checkpoint yet", flush=True)
     batches = task.batches(0)
     for _ in range(done):
         next(batches)

@@ -122,6 +122,7 @@ def scenarios(world: int) -> dict[str, Callable[[], None]]:
         "small": lambda: breaking.small(flat),
         "other replicas": lambda: agreeing.replicas(square),
         "another mesh": lambda: breaking.another_mesh(flat, square),
+        "other orders": breaking.other_orders,
         "refusals of places": lambda: refusals.places(square),
     }
 

@@ -593,6 +593,19 @@ def asks(rank: int) -> None:
     Across._gather = gather  # type: ignore[method-assign]
 
 
+def warmed_up(rank: int) -> None:
+    """A first step with a rate of 0 is one also where the gradients of a process are 0, or where it has no parameters."""
+    for mine in (share(rank), share(rank) if rank else []):
+        optimizer = made("AdamW", [{"params": mine}], lr=0.0, clip=1.0, process_group=dist.group.WORLD)
+        for step in range(2):
+            for param in mine:
+                param.grad = torch.full_like(param, float(step or len(mine) == rank))
+            optimizer.step(closure=None)
+            optimizer.param_groups[0]["lr"] = 0.1
+            same_everywhere([optimizer.grad_norm], f"step {step} of a warm-up")
+        assert [float(optimizer.state[param]["step"]) for param in mine] == [2.0] * len(mine)
+
+
 def main(meeting: str, rank: int, world: int) -> None:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     divided(rank)
@@ -608,6 +621,7 @@ def main(meeting: str, rank: int, world: int) -> None:
     failing_later(rank)
     others(rank)
     asks(rank)
+    warmed_up(rank)
     dist.destroy_process_group()
 
 

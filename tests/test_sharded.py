@@ -241,6 +241,7 @@ def test_the_example_goes_on_from_the_last_whole_checkpoint_with_another_number_
 
     went_on, stayed = run(1, 20, "moved"), run(1, 20, "stayed")
     assert went_on.returncode == stayed.returncode == 0, went_on.stderr[-3000:] + stayed.stderr[-3000:]
+    assert f"step 5: going on from {folder}" in went_on.stdout and "step 0: no checkpoint yet" in stayed.stdout
     last = went_on.stdout.splitlines()[-1]
     assert last == stayed.stdout.splitlines()[-1]
     assert last.startswith("step 20: validation loss ")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import steprule
@@ -219,18 +219,29 @@ def come_and_go(mesh: Any) -> None:
 
 
 def twice(mesh: Any) -> None:
-    """A parameter that is listed twice is stepped twice, each time by its whole sums."""
+    """A parameter that is listed twice is stepped twice; where a step adds up over it, that is refused."""
 
-    def steps(params: list[Any], where: Any) -> Any:
+    def listed(rule: str, params: list[Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            optimizer = steprule.LAMB([*params, params[0]], clip=0.5)
+            return getattr(steprule, rule)([*params, params[0]], lr=0.1, clip=0.5)
+
+    def steps(params: list[Any], where: Any) -> Any:
+        optimizer = listed("AdamW", params)
         for step in range(3):
             give(params, step, where)
             optimizer.step()
         return optimizer
 
     alike(mesh, steps, "twice")
+    params = parameters(mesh)
+    optimizer = listed("LAMB", params)
+    for step in range(2):
+        give(params, step, mesh)
+        before = [x.to_local().detach().clone() for x in params]
+        refused(optimizer.step, RuntimeError, "parameter 3 of group 0 is a DTensor that is listed twice")
+        assert all(torch.equal(x, y.to_local()) for x, y in zip(before, params, strict=True))
+        assert not any(optimizer.state.values())
 
 
 def small(mesh: Any) -> None:
@@ -304,6 +315,24 @@ def another_mesh(mesh: Any, square: Any) -> None:
     params[2].grad = cut(torch.ones(8, 3), square, [Shard(0), Replicate()])
     refused(optimizer.step, RuntimeError, "its gradient is cut over")
     assert torch.equal(before, params[2].detach().to_local())
+
+
+def other_orders() -> None:
+    """Parameters over meshes without names, in another order on some ranks: all say so, though each waits for others first."""
+    rank = dist.get_rank()
+    rows, columns = (
+        next(mesh for mesh in meshes if mesh.get_coordinate() is not None)
+        for meshes in [[DeviceMesh("cpu", ranks) for ranks in each] for each in (([0, 1], [2, 3]), ([0, 2], [1, 3]))]
+    )
+    params = [torch.nn.Parameter(cut(*case)) for case in zip(tensors(SHAPES[:2], 0, torch.float32), (rows, columns), strict=True)]  # fmt: skip
+    for is_wrong in (True, False):
+        optimizer = steprule.LAMB(params[::-1] if is_wrong and rank in (1, 2) else params)
+        for param in params:
+            param.grad = param.detach().clone()
+        if is_wrong:
+            refused(optimizer.step, RuntimeError, "parameters of different shapes")
+        else:
+            optimizer.step()
 
 
 def refused_after_loading(mesh: Any) -> None:

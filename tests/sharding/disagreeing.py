@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,37 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 import steprule
 from sharding.breaking import LATER, give, parameters, refused
 from sharding.helpers import cut, same, tensors, whole
+from steprule import Rule, State
+from steprule.pieces import Value, norm
 from steprule.services import Average, ClipNorm
+
+
+class Measured(Rule):
+    """Some groups have a sum, and others none."""
+
+    decay = "own"
+
+    @staticmethod
+    def update(param: Value, grad: Value, *, lr: float = 0.1, measured: bool = False) -> Value:
+        return param - lr * (grad / norm(grad) if measured else grad)
+
+
+class Numbered(Rule):
+    """The same, with a number that needs no sum."""
+
+    decay, mu = "own", State("scalar", begins=1.0)
+
+    @staticmethod
+    def update(param: Value, grad: Value, mu: Value, *, lr: float = 0.1, measured: bool = False) -> tuple[Value, ...]:
+        mu = 0.9 * mu
+        return param - lr * mu * (grad / norm(grad) if measured else grad), mu
+
+
+def in_groups(rule: type[Rule]) -> Callable[[Any], Any]:
+    return lambda params: steprule.Optimizer.of(rule)(
+        [{"params": [param], "measured": number == 1} for number, param in enumerate(params)]
+    )
+
 
 MAKES: dict[str, Callable[[Any], Any]] = {
     "sums of each tensor": lambda params: steprule.LAMB(params),
@@ -20,6 +51,8 @@ MAKES: dict[str, Callable[[Any], Any]] = {
     "an average": lambda params: steprule.LAMB(params, average=Average(0.5)),
     "telemetry": lambda params: steprule.AdamW(params, telemetry=1),
     "telemetry and sums": lambda params: steprule.LAMB(params, telemetry=1),
+    "sums in one group": in_groups(Measured),
+    "numbers in all groups, and sums in one": in_groups(Numbered),
     "elements taken as 0": lambda params: steprule.AdamW(params, nonfinite="zero"),
 }
 FAILED = "another process cannot take this step"
@@ -235,7 +268,8 @@ def unreduced_gradients(mesh: Any) -> None:
                 if step == 2 and rank == 1:
                     optimizer.state[params[0]]["exp_avg"] = optimizer.state[params[0]]["exp_avg"].clone()
                 if step == 3:
-                    optimizer.zero_grad(set_to_none=False)
+                    with patch.object(DTensor, "redistribute", side_effect=AssertionError("others are waited for")):
+                        optimizer.zero_grad(set_to_none=False)
                     assert all(part.here.grad is None for part in optimizer._core.shards._parts.values())
                     for number, param in enumerate(params):
                         param.grad._local_tensor.copy_(every[rank][number])

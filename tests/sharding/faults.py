@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import steprule
+import steprule.engine.run
 from sharding.breaking import give, parameters
 from steprule.engine.eager import EagerStep
 from steprule.engine.own import Planned
@@ -22,7 +23,7 @@ from steprule.step.resting import RestingAverages
 from steprule.tensors.exchange import SharedRooms
 
 UNCHANGED, CHANGED = "no parameter has changed here", "parameters have changed here"
-Place = tuple[type, str, Callable[..., bool]]
+Place = tuple[Any, str, Callable[..., bool]]
 
 
 def at_level(level: int) -> Callable[..., bool]:
@@ -58,7 +59,7 @@ def fails(place: Place, make: Callable[[], Callable[[], Any]], changed: str) -> 
     """Whether a fault of rank 1 in a step is its own error, and another one everywhere else.
 
     Args:
-        place: where: a class, its method, and what says by the arguments whether it fails.
+        place: where: a class or a module, its method, and what says by the arguments whether it fails.
         make: makes an optimizer, and returns its step.
         changed: what the others say of their parameters.
     """
@@ -148,6 +149,7 @@ def spread(make: Callable[..., Callable[[], Any]]) -> None:
     """Between calls of a process group; `make` is given services, and returns an optimizer's step."""
     for services, place, changed in (
         ({"clip": 1.0}, (Planned, "run", at_level(1)), UNCHANGED),
+        ({"clip": 1.0}, (steprule.engine.run, "totals_of", lambda works, sums: any(sums)), UNCHANGED),
         ({"telemetry": 1}, (Planned, "put", at_level(1)), CHANGED),
         ({"telemetry": 1}, (CpuWork, "step", always), CHANGED),
         ({"clip": 1.0, "telemetry": 1}, (CpuWork, "tallies", always), CHANGED),

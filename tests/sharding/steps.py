@@ -99,13 +99,9 @@ def stacks(mesh: Any) -> None:
             compare(f"{name} of {shape}", maker(name, {}), (shape,), mesh, [Shard(0)], torch.float64)
             continue
         param = torch.nn.Parameter(distribute_tensor(torch.ones(shape), mesh, [Shard(dim)]))
-        what = "of a stack of matrices" if name in ("Adafactor", "CAME") else "Cut it so, as fully_shard() does"
-        refused(
-            lambda param=param, name=name: maker(name, {})([param]),
-            ValueError,
-            f"{name} looks at rows and columns",
-            what,
-        )  # type: ignore[misc]
+        what = "beside a stack of matrices" if name in ("Adafactor", "CAME") else "Cut it so, as fully_shard() does"
+        make = partial(maker(name, {}), [param])
+        refused(make, ValueError, f"{name} looks at rows and columns", what)
 
 
 def torchs_states(mesh: Any) -> None:

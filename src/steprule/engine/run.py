@@ -227,7 +227,7 @@ def take_step(
     numbered = [work for work in together if work.depth]
     if wants is None:  # else works were compared with the norms
         asks = compares or around.counts
-        if asks or not numbered:  # else the first sums are compared before anything changes
+        if asks or not numbered:  # else all have sums, of which the first are compared before anything changes
             complete(works if asks else (), ())
         if spread is not None and around.counts and not any(spread.names):
             spread.gather(())
@@ -281,8 +281,12 @@ def _find_levels(works: Sequence[Levels], complete: Complete, spread: Spread | N
             complete.keep(error)
         sums = complete(works, sums if complete.failed is None else [work.awaited(level, 0) for work in works])
         waiting: Sequence[Sums] = ()
+        totals: dict[str, Any] = {}
         try:
             totals = totals_of(works, sums)
+        except Exception as error:
+            complete.keep(error)
+        try:
             if spread is not None and level < len(names) and names[level]:
                 every = spread.gather([totals.get(name, 0.0) for name in names[level]])
                 totals = {name: sum_of_parts([own.tolist()]) for name, own in zip(names[level], every.T, strict=True)}

@@ -119,6 +119,13 @@ class Agreement:
 
     # Who waits for whom
 
+    @property
+    def compares(self) -> bool:
+        """Whether processes compare what they step before anything changes, also where this one has no sums to add up by then."""
+        core = self._core
+        has_sums = {bool(program_of(core.rule, group).sums) for group in self._groups.groups}
+        return core.joins or (core.shards is not None and len(has_sums) > 1)
+
     def adds_up(self) -> bool:
         """Whether processes wait for each other in the next step, where they have parts."""
         core, services = self._core, self._core.services

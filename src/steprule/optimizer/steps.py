@@ -23,6 +23,7 @@ from steprule.services.release import check_not_released
 from steprule.step.job import Job
 from steprule.step.listed import given_name, list_all, name_in
 from steprule.step.plans import look, make_states
+from steprule.tensors.across import asks_for_states
 from steprule.tensors.average import move_resting_average
 from steprule.tensors.copies import drop_copies
 from steprule.tensors.fingerprint import DisagreementError
@@ -146,10 +147,14 @@ class Steps:
         finally:
             self._keep()
 
-    def here(self) -> tuple[list[dict[str, Any]], Any]:
-        """Groups and states as a step takes them: with this process's parts in the places of DTensors."""
+    def here(self, steps: bool = True) -> tuple[list[dict[str, Any]], Any]:
+        """Groups and states as a step takes them: with this process's parts in the places of DTensors.
+
+        Args:
+            steps: whether parts are to have gradients, for which processes may wait for each other.
+        """
         groups, shards = self._groups, self._core.shards
-        return (groups.groups, groups.states) if shards is None else shards.here(groups.groups, groups.states)
+        return (groups.groups, groups.states) if shards is None else shards.here(groups.groups, groups.states, steps)
 
     def _keep(self) -> None:
         """Gives the optimizer the states that a step has made of parts."""
@@ -227,8 +232,8 @@ class Steps:
             self._core.shards.let_go()
 
     def let_go_of_replaced(self) -> None:
-        """Frees parameters and states that have been replaced."""
-        self._core.plans.let_go(*self.here())
+        """Frees parameters and states that have been replaced; waits for no other process."""
+        self._core.plans.let_go(*self.here(steps=False))
         self._core.given.let_go(self._groups.groups)
         self._let_go()
 
@@ -261,7 +266,7 @@ class Steps:
         return Job(
             groups.name, groups.base, core.rule, (*groups.flags, *groups.fixed), *self.here(), core.services,
             core.accumulator, agreement.check_numbers, agreement.complete, self.move_resting_averages, agreement.spread(),
-            core.joins, core.in_graph,
+            agreement.compares, core.in_graph,
         )  # fmt: skip
 
     @torch_alone()
@@ -294,6 +299,8 @@ class Steps:
         steps = [self._groups.states.get(p, {}).get("step", 0) for _, p in self._groups.each()]
         if any(float(step) > 0 for step in steps):
             return False
+        if core.across is not None:
+            return asks_for_states()
         self.agreement.find_shards()
         if core.shards is not None:  # whose parts here may be 0 and others not
             return not core.shards.totals.has_any(not self._has_only_zeros())
@@ -303,8 +310,6 @@ class Steps:
         """Whether there are gradients, and all that are here are 0."""
         groups = self._groups.groups
         grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
-        if not grads and self._core.across is not None and not any(group["params"] for group in groups):
-            return True  # others make theirs, and take no step
         return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
 
     def make_states(self) -> None:

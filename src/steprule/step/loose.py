@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.eager import EagerStep
-from steprule.engine.run import Complete, Sums, alone, find_numbers, summed
+from steprule.engine.run import Sums, find_numbers, summed
 from steprule.engine.whole import WholeStep
 from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
 from steprule.formats.parts import cuts_of, whole_of
@@ -36,7 +36,6 @@ class Loose(Member):
     Args:
         entry: what it needs.
         is_first: whether it has not been listed before. What is listed twice is stepped twice, one after the other.
-        complete: makes sums over what is here those over all.
 
     Attributes:
         factor: what the gradient is to be multiplied by: a number, or a tensor with one for each row.
@@ -44,7 +43,7 @@ class Loose(Member):
 
     in_turn, rooms = False, None
 
-    def __init__(self, entry: Entry, is_first: bool, complete: Complete = alone) -> None:
+    def __init__(self, entry: Entry, is_first: bool) -> None:
         super().__init__(*entry.described())
         program = program_of(entry.rule, entry.group)
         whole = whole_of(self.param)
@@ -54,10 +53,14 @@ class Loose(Member):
                 "of parameter, gradient and states must be contiguous, and listed once; on a GPU, numbers of rows or columns need kernels "
                 "that STEPRULE_GPU_ROWS=1 turns on"
             )
+        if cuts_of(whole) and program.sums and not is_first:
+            raise RuntimeError(
+                f"{entry.who} is a DTensor that is listed twice: what is added up of it for its second step would have to be "
+                "after the first, in the middle of a step. List it once"
+            )
         self._entry = entry
         self._has_own = is_first and bool(program.own)
         self._program = program if self._has_own and not program.sees_matrix else None
-        self._complete_sums = complete
         self._part: EagerStep | WholeStep | None = None
         self.factor: Any = 1.0
         self.exempt = np.array([True]) if self.free else None
@@ -271,9 +274,7 @@ class Loose(Member):
         if self._part is None:
             self._part = self._eager_step()
             if self.depth:
-                find_numbers([self], self._complete_sums)
-                if self._complete_sums.failed is not None:
-                    return
+                find_numbers([self])
         part = self._part
         before = self._read("param") if gather else None
         entry.has_begun = True

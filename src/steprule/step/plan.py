@@ -316,7 +316,7 @@ class StepPlan:
         services, around = self._services, self._around
         alive = [entry for entry in entries if not (entry.kind.is_abstract or entry.rests)]
         first = {id(entry.param): entry for entry in reversed(entries)}
-        loose = [Loose(entry, first[id(entry.param)] is entry, self._complete) for entry in alive if not entry.is_fast]
+        loose = [Loose(entry, first[id(entry.param)] is entry) for entry in alive if not entry.is_fast]
         works = [*self._works, *loose]
         starts_averages = False
         if services is not None:

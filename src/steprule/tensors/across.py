@@ -15,7 +15,8 @@ from steprule.formats.parts import is_sharded
 from steprule.tensors.fingerprint import DisagreementError, Fingerprint
 
 ProcessGroup: Any = getattr(torch.distributed, "ProcessGroup", object)
-_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # imported by those who use it
+_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
+_CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 
 
 class Across:
@@ -176,9 +177,24 @@ def of_zero() -> Any:
 
     It has a `process_group` of its own, and nothing by which it would hand that on.
     """
-    if _ZERO not in sys.modules:
-        return None
-    code, frame = sys.modules[_ZERO].ZeroRedundancyOptimizer.__init__.__code__, sys._getframe(1)
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back  # type: ignore[assignment]
+    frame = _calling(_ZERO, "__init__")
     return frame.f_locals["self"].process_group if frame is not None else None
+
+
+def asks_for_states() -> bool:
+    """Whether torch.distributed.checkpoint is just having states made, by a step of which nothing is to come.
+
+    It does so in those processes that have none, and so in each that has no parameters, as often as it looks at them. Others need not
+    be there: so processes cannot ask each other, and what they have in their gradients does not tell.
+    """
+    return _calling(_CHECKPOINT) is not None
+
+
+def _calling(module: str, function: str | None = None) -> Any:
+    """The frame of the function of a module, or of any, that is just being called; None where none is."""
+    frame = sys._getframe(1)
+    while frame is not None and (
+        frame.f_globals.get("__name__") != module or function not in (None, frame.f_code.co_name)
+    ):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame

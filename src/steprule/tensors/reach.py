@@ -25,10 +25,17 @@ class Reach(NamedTuple):
         """Their process group; None for all."""
         return None if self.mesh is None else self.mesh.get_group(self.dim)
 
-    def order(self) -> tuple[bool, tuple[str, ...], int]:
-        """By what those of a process are sorted, in all alike: all processes first, so that one call tells them all."""
-        names = getattr(self.mesh, "mesh_dim_names", None) or ()
-        return self.mesh is not None, tuple(names), self.dim
+    def order(self) -> tuple[Any, ...]:
+        """By what those of a process are sorted, in all alike: all processes first, so that one call tells them all.
+
+        Meshes of one name, or of none, go by how far apart their processes are: in a grid that is the same in all of its rows, and
+        another in all of its columns. What is left goes by which processes they are. So it never matters how parameters are listed.
+        """
+        if self.mesh is None:
+            return False, self.device
+        ranks = self.mesh.mesh.flatten().tolist()
+        steps = [rank - ranks[0] for rank in ranks]
+        return True, tuple(self.mesh.mesh_dim_names or ()), self.dim, steps, ranks, self.device
 
 
 def reaches_of(param: Tensor, over: Extent = ELEMENTS) -> dict[Reach, float]:

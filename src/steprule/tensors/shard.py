@@ -48,16 +48,20 @@ class Shards:
         self._lists: list[list[Tensor]] | None = None
 
     def here(
-        self, groups: Sequence[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]
+        self, groups: Sequence[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], steps: bool = True
     ) -> tuple[list[dict[str, Any]], defaultdict[Tensor, dict[str, Any]]]:
         """Groups with parts in the places of DTensors, and states of parts, as they are now.
+
+        Args:
+            groups, states: of the optimizer.
+            steps: whether parts are to have gradients, for which processes may wait for each other.
 
         Raises:
             RuntimeError: the gradient of a DTensor is none that is cut as it is.
         """
         self.know(list(chain.from_iterable(map(_PARAMS_OF, groups))))
         for param in self._parts:
-            self.bring(param, states.get(param))
+            self.bring(param, states.get(param), steps)
         if self._lists is None or list(map(len, map(_PARAMS_OF, groups))) != list(map(len, self._lists)):
             self._lists = [[self._parts[param].here for param in group["params"]] for group in groups]
             self.totals.forget(list(self._parts))
@@ -74,15 +78,15 @@ class Shards:
             del self.states[part]
         self.totals.forget(list(self._parts))
 
-    def bring(self, param: Tensor, state: dict[str, Any] | None) -> Tensor:
-        """Has a parameter's part, gradient and state be as they are now, and returns the part."""
+    def bring(self, param: Tensor, state: dict[str, Any] | None, steps: bool = True) -> Tensor:
+        """Has a parameter's part, its gradient if it `steps`, and its state be as they are now, and returns the part."""
         part = self._parts.get(param)
         if part is None or not part.holds():
             if part is not None:
                 self.states.pop(part.here, None)
             part = self._parts[param] = _Part(param)
             self._lists = None
-        if part.here is not param:
+        if steps and part.here is not param:
             part.take_gradient()
         if not state:
             self.states.pop(part.here, None)

@@ -58,7 +58,7 @@ class Totals:
         self._places = {id(param): place for place, param in enumerate(params)}
         every = [reaches_of(param, over) for param in params for over in (ELEMENTS, ROWS, COLS)]
         groups = list(dict.fromkeys(chain.from_iterable(every)))
-        groups.sort(key=Reach.order)  # the same in all processes, whatever the order of parameters
+        groups.sort(key=Reach.order)
         if groups != self._groups:
             self._groups, self._agreed = groups, _NOTHING
         self._layouts: dict[Any, _Layout] = {}
