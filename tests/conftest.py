@@ -34,8 +34,9 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="there is no GPU that torch can use"))
 
 
-def pytest_collection_finish(session):
-    """What collection has made stays to the end, and no look through all objects needs to see it."""
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """What is left of collection and of other files stays, and no look through all objects needs to see it."""
     gc.collect()
     gc.freeze()
 
