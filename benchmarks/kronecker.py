@@ -51,6 +51,7 @@ def contenders() -> dict[str, dict[str, Make]]:
         "SOAP": {"steprule": lambda p: steprule.SOAP(p, **own)},
         "Shampoo": {"steprule": lambda p: steprule.Shampoo(p, **own)},
         "KL-Shampoo": {"steprule": lambda p: steprule.KLShampoo(p, **own)},
+        "KL-SOAP": {"steprule": lambda p: steprule.KLSOAP(p, **own)},
         "PSGD-Kron": {"steprule": lambda p: steprule.PSGDKron(p, max_precond_dim=MOST)},
         "SPlus": {"steprule": lambda p: steprule.SPlus(p, **own)},
     }
@@ -68,6 +69,7 @@ def contenders() -> dict[str, dict[str, Make]]:
         often = {"preconditioner_update_probability": 1.0, "max_size_triangular": MOST}
         found["SOAP"]["heavyball.SOAP"] = lambda p: heavyball.SOAP(p, **own)
         found["KL-Shampoo"]["heavyball.KLShampoo"] = lambda p: heavyball.KLShampoo(p, **own)
+        found["KL-SOAP"]["heavyball.KLSOAP"] = lambda p: heavyball.KLSOAP(p, **own)
         found["PSGD-Kron"]["heavyball.PSGDKron"] = lambda p: heavyball.PSGDKron(p, **often)
         found["PSGD-Kron"]["heavyball.PSGDPRO"] = lambda p: heavyball.PSGDPRO(p, **often)
     return found
