@@ -18,6 +18,8 @@ from ranks import RANK, run_ranks
 import steprule
 from steprule.optimizer import parts
 from steprule.services import ClipNorm, ClipValue
+from steprule.tensors import replaced
+from steprule.tensors.living import living
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
@@ -190,6 +192,24 @@ def test_other_models_have_not_taken_the_place_of_parameters():
     circle.append(circle)
     del kept, other, circle
     idle()  # nobody can reach the other model
+
+
+def test_a_model_is_looked_for_once_and_not_whenever_it_rests(monkeypatch):
+    model = torch.nn.Linear(4, 4)
+    optimizer = steprule.AdamW(model.parameters())
+    looks = []
+    monkeypatch.setattr(replaced, "living", lambda *kinds: looks.append(kinds) or living(*kinds))
+    for _ in range(3):
+        optimizer.step()
+        trained(model)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(looks) == 1
+    model.weight = torch.nn.Parameter(torch.ones(4, 4))
+    model.bias = torch.nn.Parameter(torch.ones(4))
+    trained(model)
+    with pytest.raises(RuntimeError, match="put such ones in the place"):
+        optimizer.step()
 
 
 DYING = """
