@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import steprule
@@ -133,6 +134,16 @@ def formats(ways: Sequence[Way]) -> None:
     for (name, settings), (mesh, placements) in product(FORMATS.items(), ways):
         dtype = torch.bfloat16 if "weights" in settings else torch.float32
         compare(name, maker("AdamW", settings), ROWS, mesh, placements, dtype, exact="clip" not in settings)
+    narrow = init_device_mesh("cpu", (dist.get_world_size(), 1))  # along whose second dimension nothing is cut
+    compare(
+        "a process along rows",
+        maker("AdamW", {"states": "8bit"}),
+        ROWS,
+        narrow,
+        [Shard(0), Shard(1)],
+        torch.float32,
+        exact=True,
+    )
 
 
 def splits(mesh: Any) -> None:

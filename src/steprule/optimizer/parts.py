@@ -22,7 +22,7 @@ from steprule.tensors.copies import group_of_replicas, groups_of_flat, is_flatte
 from steprule.tensors.exchange import why_apart
 from steprule.tensors.memory import HALF_DTYPES, is_abstract
 from steprule.tensors.numbering import numbering_of
-from steprule.tensors.shard import cut_dimensions, is_unreduced
+from steprule.tensors.shard import is_unreduced
 from steprule.trace.extent import KEPT
 from steprule.trace.tracing import couples, program_of
 from steprule.trace.turns import ranks
@@ -204,7 +204,7 @@ _LEAVE_OUT = "Leave it out"
 
 def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Iterator[tuple[str, str]]:
     """What was asked for and cannot be had of this DTensor, and what to do instead."""
-    services, cut = core.services, cut_dimensions(param)
+    services, has_cut_rows = core.services, any(getattr(cut.placement, "dim", 0) for cut in cuts_of(param))
     if is_unreduced(param):
         yield "a step takes tensors that are added up", "Call redistribute() first"
     if group.get("differentiable"):
@@ -226,7 +226,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         elif (program.last.sides or program.has_squares) and core.rule.stacks and param.dim() > 2:
             beside = "has squares" if program.has_squares else "looks at rows and columns"
             yield f"{name} {beside} beside a stack of matrices", _ELEMENTWISE
-        elif program.last.sides and param.dim() > 2 and any(cut):
+        elif program.last.sides and param.dim() > 2 and has_cut_rows:
             rows = f"{name} looks at rows and columns, of which a tensor of {param.dim()} dimensions has stretches where it is cut along the first"
             yield rows, f"Cut it so, as fully_shard() does. {_ELEMENTWISE}"
         elif ranks(program, [KEPT[side] for side in sides_cut(param)]):
@@ -235,7 +235,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
             yield RELEASED.format(name), "Step after backward"
     if core.accumulator is not None:
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors", _LEAVE_OUT
-    if group.get("states") == "8bit" and any(cut):
+    if group.get("states") == "8bit" and has_cut_rows:
         yield (
             'states="8bit" has an exponent for every block of 128 elements of a row, and rows are cut',
             f"{_OTHER_STATES}, or cut along the first dimension",

@@ -20,13 +20,6 @@ from steprule.state import Extent
 from steprule.tensors.totals import Totals
 
 
-def cut_dimensions(param: Tensor) -> list[int]:
-    """The dimensions of a DTensor along which processes have parts of it; of any other tensor none."""
-    if not is_sharded(param):
-        return []
-    return [dim for place in param.placements if (dim := getattr(place, "dim", None)) is not None]  # type: ignore[attr-defined]
-
-
 def is_unreduced(param: Tensor) -> bool:
     """Whether a DTensor is a sum that has not been added up over processes."""
     return is_sharded(param) and any(place.is_partial() for place in param.placements)  # type: ignore[attr-defined]
