@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import weakref
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from dropin import random as random_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 import steprule
 from steprule.engine.eager import EagerStep
@@ -681,3 +683,46 @@ def test_zero_grad_is_torchs(foreach):
         assert all((p.grad == 0).all() and not p.grad.requires_grad for p in params[:2])
         optimizer.zero_grad()
         assert all(p.grad is None for p in params)
+
+
+NOT_STEPPABLE = {
+    "expanded": (lambda: random((1, 64), 1).expand(4, 64), "elements of parameter 1 of group 0 share memory"),
+    "overlapping": (
+        lambda: random((100,), 1).as_strided((4, 64), (8, 1)),
+        "elements of parameter 1 of group 0 share memory",
+    ),
+    "whole numbers": (lambda: torch.ones(4, 64, dtype=torch.int64), "parameter 1 of group 0 is torch.int64"),
+    "float8": (lambda: torch.ones(4, 64).to(torch.float8_e4m3fn), "parameter 1 of group 0 is torch.float8_e4m3fn"),
+    "compressed": (lambda: torch.eye(4, 64).to_sparse_csr(), "parameter 1 of group 0 has the layout torch.sparse_csr"),
+    "two in one": (lambda: TwoTensor(torch.ones(4, 64), torch.ones(4, 64)), "parameter 1 of group 0 is a TwoTensor"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_STEPPABLE)
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_what_cannot_be_stepped_is_refused_before_others_have_moved(name, clip):
+    make, message = NOT_STEPPABLE[name]
+    moves = torch.ones(4, 64, requires_grad=True)
+    value = make()
+    wrong = nn.Parameter(value, requires_grad=value.is_floating_point())
+    moves.grad, wrong.grad = torch.ones(4, 64), make()
+    if isinstance(wrong, TwoTensor) and clip:
+        with pytest.raises(ValueError, match=r"clip and TwoTensor \(parameter 1 of its group\) do not go together"):
+            steprule.AdamW([moves, wrong], clip=clip)
+        return
+    optimizer = steprule.AdamW([moves, wrong], lr=0.1, clip=clip)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            optimizer.step()
+    assert bool((moves == 1).all())
+    assert not optimizer.state
+
+
+def test_a_state_whose_elements_share_memory_is_refused():
+    param = nn.Parameter(random((4, 64), 0))
+    optimizer = stepped(param)
+    optimizer.state[param]["exp_avg"] = torch.zeros(1, 64).expand(4, 64)
+    before = param.detach().clone()
+    with pytest.raises(RuntimeError, match="elements of the state exp_avg of parameter 0 of group 0 share memory"):
+        optimizer.step()
+    assert torch.equal(param, before)

@@ -16,7 +16,17 @@ from steprule.formats import FORMATS, row_length, weight_format
 from steprule.formats.parts import cuts_of, sides_cut, whole_of
 from steprule.state import matrices_of, matrix_shape, no_matrix
 from steprule.step.job import Job
-from steprule.tensors.memory import DTYPES, MIXABLE, PLAIN, dtype_name, is_abstract, is_dense, is_readable, layout
+from steprule.tensors.memory import (
+    DTYPES,
+    MIXABLE,
+    PLAIN,
+    dtype_name,
+    is_abstract,
+    is_dense,
+    is_readable,
+    layout,
+    unsteppable,
+)
 from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.extent import KEPT, Extent
@@ -143,6 +153,8 @@ class Kind:
 
     def _check(self, optimizer: str, param: Tensor, grad: Tensor, state: dict[str, Any], who: str) -> None:
         group, rule = self.group, self.rule.chosen(self.group)
+        if problem := unsteppable(param, who):
+            raise RuntimeError(problem)
         for what in ("shape", "dtype", "device"):
             mine, its = getattr(param, what), getattr(grad, what)
             if mine != its and not (what == "dtype" and {mine, its} <= MIXABLE):

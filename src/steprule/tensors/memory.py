@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from steprule.engine.overlap import first_overlap
 
@@ -93,6 +94,38 @@ def too_short(x: Any, whose: str) -> str | None:
     if not missing:
         return None
     return f"the storage of {whose} lacks {missing} bytes of those that its shape {tuple(x.shape)} needs: it was freed or made smaller"
+
+
+def unsteppable(x: Tensor, whose: str) -> str | None:
+    """Why no step can write to a parameter, whatever the rule, and what to do instead; None where one can.
+
+    Args:
+        x: the parameter.
+        whose: what to call it.
+    """
+    if x.layout not in (torch.strided, torch.sparse_coo, torch.jagged):
+        return f"{whose} has the layout {x.layout}, which no step writes to; to_dense() makes one that it does"
+    if not (x.is_floating_point() or x.is_complex()) or x.element_size() == 1:
+        return (
+            f"{whose} is {x.dtype}, and a step needs bfloat16, float16, float32, float64 or complex numbers; convert it"
+        )
+    if is_traceable_wrapper_subclass(x) and x.layout is torch.strided and not is_abstract(x):
+        return f"{whose} is a {type(x).__name__}, without memory of its own; step the tensors that it consists of"
+    if has_overlaps(x):
+        return f"elements of {whose} share memory, as its strides {x.stride()} say, and a step would write there more than once; clone() it"
+    return None
+
+
+def has_overlaps(x: Tensor) -> bool:
+    """Whether elements may share memory, as those of an expanded tensor do."""
+    if _is_common(x) or x.layout is not torch.strided or not x.numel():
+        return False
+    reach = 0
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def are_apart(tensors: Sequence[Tensor]) -> bool:

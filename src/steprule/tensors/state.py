@@ -20,7 +20,7 @@ from steprule.formats.parts import cut_as, is_sharded
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.tensors.beside import begin_beside, shape_beside, side_dtype
-from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, is_abstract, too_short
+from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, has_overlaps, is_abstract, too_short
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -148,6 +148,10 @@ def misfit(
         array, exponents = kept(state, name), state.get(f"{name}_base")
         if array is not None and array.shape != param.shape:
             return f"the state {name} of {who} has the shape {array.shape}, its parameter {param.shape}"
+        if array is not None and has_overlaps(array):
+            return (
+                f"elements of the state {name} of {who} share memory, as its strides {array.stride()} say; clone() it"
+            )
         if array is not None and f"{name}_8bit" in state and exponents is None:
             return f"the state {name}_8bit of {who} is without {name}_base, the block exponents that its codes are counted from"
         codes = state.get(f"{name}_8bit")
