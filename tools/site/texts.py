@@ -75,7 +75,8 @@ def instead() -> str:
 
 def pieces() -> str:
     """Every function that rules are made of, and what it computes."""
-    return "\n".join(["| piece | what it computes |", "|---|---|", *_rows(pieces_), *_rows(elementwise), *_rows(matrixwise)])
+    rows = [row for module in (pieces_, elementwise, matrixwise) for row in _rows(module)]
+    return "\n".join(["| piece | what it computes |", "|---|---|", *rows])
 
 
 def transforms() -> str:
