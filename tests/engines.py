@@ -10,7 +10,7 @@ import torch
 from interpreter import hasten
 
 from steprule.engine import cpu, gpu
-from steprule.engine.eager import step_tensors
+from steprule.engine.eager import EagerStep
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
@@ -100,7 +100,10 @@ def run_eager(
     """One step by the eager fallback, on copies."""
     fresh = {name: value.clone() for name, value in operands.items()}
     states = [name and fresh[name] for name in rule.states_for(hyper)]
-    step_tensors(rule, fresh["param"], fresh["grad"], states, step, hyper, maximize)
+    part = EagerStep(rule, fresh["param"], fresh["grad"], states, step, hyper, maximize)
+    if part.depth:
+        find_numbers([part])
+    part.write()
     return fresh
 
 

@@ -220,7 +220,7 @@ def running_ema(series: Sequence[Value], beta: float, bias_correction: bool = Fa
         [8.0, 8.0, 8.0]
     """
     if not 0 <= beta < 1:
-        raise ValueError(f"Invalid beta value: {beta}")
+        raise ValueError(f"Invalid beta value: {beta}; it must be in [0, 1)")
     averages: list[Value] = []
     avg: Value = 0.0
     for step, value in enumerate(series, 1):

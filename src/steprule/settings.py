@@ -194,7 +194,7 @@ def _check_number(name: str, value: Any) -> None:
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
     elif callable(value) and "[" in name:
-        whole = name.partition("[")[0]
+        whole = whole_of(name)
         raise TypeError(f"{name} must be a number; a schedule gives all of {whole}: {whole}=lambda step: (..., ...)")
     elif isinstance(value, (str, bytes, type(None))) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, not {value!r}")

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from types import ModuleType
 
-from steprule import elementwise
+from steprule import elementwise, matrixwise
 from steprule import pieces as pieces_
 from steprule import transforms as transforms_
 from steprule import wrappers as wrappers_
@@ -75,7 +75,8 @@ def instead() -> str:
 
 def pieces() -> str:
     """Every function that rules are made of, and what it computes."""
-    return "\n".join(["| piece | what it computes |", "|---|---|", *_rows(pieces_), *_rows(elementwise)])
+    rows = [row for module in (pieces_, elementwise, matrixwise) for row in _rows(module)]
+    return "\n".join(["| piece | what it computes |", "|---|---|", *rows])
 
 
 def transforms() -> str:
@@ -115,5 +116,5 @@ def _rows(module: ModuleType) -> list[str]:
         f"| [`{name}`][{module.__name__}.{name}] | {(one.__doc__ or '').splitlines()[0]} |"
         for name, one in vars(module).items()
         if inspect.isfunction(one) and (one.__module__, one.__name__) == (module.__name__, name)
-        if name[0] != "_" and name != "is_tensor"
+        if name[0] != "_" and name not in ("is_tensor", "whole_number")
     ]

@@ -81,7 +81,7 @@ def check_param(index: int, param: Any) -> None:
             f"params[{index}] must hold float16, float32 or float64, not {param.dtype}: make it with .astype(numpy.float32)"
         )
     if not param.flags.writeable:
-        raise ValueError(f"params[{index}] is read-only")
+        raise ValueError(f"params[{index}] is read-only: give a copy, numpy.array(x)")
 
 
 def as_grads(params: Sequence[Array], grads: Sequence[Any]) -> list[Array | None]:

@@ -76,7 +76,7 @@ class Optimizer:
         for index, param in enumerate(self.params):
             check_param(index, param)
             if any(param is other for other in self.params[:index]):
-                raise ValueError(f"params[{index}] is given twice")
+                raise ValueError(f"params[{index}] is given twice: leave it out here")
         check_apart([(f"params[{index}]", param) for index, param in enumerate(self.params)])
         self._check_matrices(now)
         self.state: list[dict[str, Any]] = [{"step": 0} for _ in self.params]
@@ -250,7 +250,7 @@ class Optimizer:
                     f"state[{index}] = {{'step': 0}} begins anew"
                 )
             if not value.flags.writeable:
-                raise ValueError(f"{what} is read-only")
+                raise ValueError(f"{what} is read-only: put a copy there, numpy.array(x)")
 
     def state_dict(self) -> dict[str, Any]:
         """States and settings in torch.optim's form, as copies: ``{"state": ..., "param_groups": [...]}``.

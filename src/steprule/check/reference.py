@@ -68,7 +68,7 @@ class Reference:
         if claimed is None:
             self._make: Any = drop_in_class(subject)
         elif isinstance(claimed, str):
-            names = {name: one for name, one in class_names().items()}
+            names = class_names()
             if plain(claimed) not in names:
                 raise ValueError(f"formula={claimed!r}: {unknown(claimed)}")
             self._make = getattr(steprule.optimizer, names[plain(claimed)])

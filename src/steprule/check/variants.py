@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from steprule.check.checks import grad, telling
 from steprule.check.claims import Subject
-from steprule.check.reference import STEPS, run, start
+from steprule.check.reference import STEPS, Array, run, start
 
-Array = npt.NDArray[np.float64]
 Way = Mapping[str, str]
 
 DECAYS = {

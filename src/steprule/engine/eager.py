@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from steprule.engine.rows import row_step
-from steprule.engine.run import Sums, find_numbers, summed
+from steprule.engine.run import Sums, summed
 from steprule.engine.whole import PlacedStep, apart
 from steprule.hyper import filled
 from steprule.pieces import total
@@ -41,7 +41,7 @@ def oracle(
     Args:
         rule: the rule.
         param, grad: arrays of one shape.
-        states: the states that exist, of the same shape.
+        states: those that exist, each of its own shape.
         step: the step's number, from 1.
         hyper: a value for each hyperparameter.
         maximize: negate the gradient first.
@@ -76,21 +76,6 @@ def _as(shape: tuple[int, ...], value: Any) -> np.ndarray:
     """An array of this shape: one of as many elements, or what broadcasts to it."""
     value = np.asarray(value)
     return value.reshape(shape) if value.size == math.prod(shape) else np.broadcast_to(value, shape)
-
-
-def step_tensors(
-    rule: type[Rule],
-    param: Any,
-    grad: Any,
-    states: Sequence[Any],
-    step: Any,
-    hyper: Mapping[str, Any],
-    maximize: bool,
-) -> None:
-    """One step of one torch parameter, in place; arguments as for `EagerStep`."""
-    part = EagerStep(rule, param, grad, states, step, hyper, maximize)
-    part.find_numbers()
-    part.write()
 
 
 class EagerStep:
@@ -169,11 +154,6 @@ class EagerStep:
 
     def _elementwise(self) -> dict[str, Any]:
         return {name: x for name, x in self._states.items() if name not in self.rule.scalar_states}
-
-    def find_numbers(self) -> None:
-        """What must be known before `write`, where no other tensor need wait for its sums."""
-        if self.depth:
-            find_numbers([self])
 
     def count(self) -> None:
         """Nothing: the step is given."""

@@ -83,14 +83,13 @@ class Kernel(_Kernel):
         of_arrays = [addresses[array] for array in self.source.arrays]
         return GpuPlan(device, self.sources(others), of_arrays, by_row=self.stage.factor == ROW, **tables)
 
-    def launcher(self, plan: GpuPlan, threads: Callable[[], int] | None = None) -> Callable[[], None]:
+    def launcher(self, plan: GpuPlan) -> Callable[[], None]:
         """What takes every tensor of the plan one step further; returns before that is done.
 
         Where tensors have numbers for themselves, `steprule.engine.gpu_own` counts steps and sees to these.
 
         Args:
             plan: its addresses must be valid whenever the launcher is called, and till the device is through.
-            threads: of no use here.
         """
         prepare = Launch(
             self.prepare, (-(-plan.count // TENSORS_AT_ONCE),),

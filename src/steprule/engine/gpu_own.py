@@ -171,12 +171,7 @@ class GpuPlanned:
                 continue
             row = self._rows[name]
             row.copy_(one, non_blocking=True) if isinstance(one, Tensor) else row.fill_(one)
-        if level >= len(self.program.levels):
-            return {}
-        now = self.program.levels[level]
-        if waiting := self._follow(now):
-            return waiting
-        return {}
+        return self._follow(self.program.levels[level]) if level < len(self.program.levels) else {}
 
     def join(self, level: int) -> None:
         """Computes a level's matrices; all processes that have parts of them call it."""

@@ -115,7 +115,7 @@ class GpuReading:
 
 
 def norms(norm: Norm, dtype: str, plan: GpuPlan, operand: int, rows: Sequence[int]) -> GpuReading:
-    """The reading of a norm, whose `parts` are the sums of its stretches or rows.
+    """The reading of a norm, whose `pieces` are the sums of its stretches or rows.
 
     Args:
         norm: which.

@@ -77,7 +77,7 @@ class Levels(Protocol):
 
     @property
     def rooms(self) -> Any:
-        """The matrices that lie between its passes, a `steprule.engine.matrices.Rooms`; None where there are none."""
+        """The matrices that lie between its passes, a `steprule.engine.matrices.BesideRooms`; None where there are none."""
 
     @property
     def depth(self) -> int:

@@ -136,10 +136,6 @@ class SideEvaluation(Evaluation, ABC):
         inputs: by name; more may be set later.
     """
 
-    def __call__(self, expression: Expression) -> Any:
-        """The expression's value."""
-        return super().__call__(expression)
-
     def compute(self, expression: Expression) -> Any:
         """An operation on the values of its arguments."""
         x = expression.args[0]

@@ -118,7 +118,7 @@ def state_format(chosen: str | None, dtype: str, shape: Sequence[int], nonnegati
         dtype: the parameter's.
         shape: the parameter's, all of it where it is sharded.
         nonnegative: whether the formula never makes the state negative.
-        exact: whether the rule takes differences of this state, which need float32.
+        exact: whether the state is kept in float32 at least.
     """
     if chosen is None or dtype == "float64":
         return dtype

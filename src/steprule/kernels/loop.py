@@ -37,15 +37,13 @@ class Loop(ABC):
     language: ClassVar[Language]
 
     def __init__(self, stage: Stage, formats: Sequence[str]) -> None:
-        self.stage, self.formats = stage, formats
+        self.stage = stage
         self.real = compute_dtype(formats, stage.wide)
         self.operands = operands_of(stage, formats)
         found = {(one.name, suffix): dtype for one in self.operands.values() for suffix, dtype in one.format.arrays}
         self.dtypes = dict(sorted(found.items(), key=lambda array: array[0] not in (("param", ""), ("grad", ""))))
-        for (
-            name,
-            side,
-        ) in stage.sides.items():  # columns are added up for a few rows at a time, which float32 is enough for
+        # Columns are added up for a few rows at a time, which float32 is enough for.
+        for name, side in stage.sides.items():
             self.dtypes[name, ""] = "float64" if side.axis == ROW and side.how else self.real
         stored = self.operands["param"].stored() if "param" in self.operands else "{0}"
         self.writer = Writer(stage, self.real, stored, self.language)

@@ -126,9 +126,8 @@ def _sizes(rows: Sequence[Role]) -> str:
         sizes: dict[tuple[int, int], int] = {}
         for count, m, n in View(str(row.view)).sizes(row.shape):
             sizes[m, n] = sizes.get((m, n), 0) + count
-        found[" and ".join((f"{count} x " if count > 1 else "") + f"({m}, {n})" for (m, n), count in sizes.items())] = (
-            None
-        )
+        texts = ((f"{count} x " if count > 1 else "") + f"({m}, {n})" for (m, n), count in sizes.items())
+        found[" and ".join(texts)] = None
     short = list(found)
     return "; ".join(short[:2]) + (f" and {len(short) - 2} more" if len(short) > 2 else "")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 from steprule.pieces import (
@@ -99,7 +100,7 @@ class SOAP(_Sided, Rule):
         shampoo_beta: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.01, precondition_frequency: int = 10,
         max_precond_dim: int = 10000,
     ) -> tuple[Value, ...]:  # fmt: skip
-        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        anew = partial(every, precondition_frequency, step)
         new_left, new_right = anew(lambda: eigenbasis(left), left_basis), anew(lambda: eigenbasis(right), right_basis)
         left_turn, right_turn = matmul(transpose(new_left), left_basis), matmul(transpose(right_basis), new_right)
         turned_mean = anew(lambda: between(left_turn, exp_avg, right_turn), exp_avg)
@@ -135,7 +136,7 @@ class Shampoo(_Sided, Rule):
         shampoo_beta: float = 0.95, root: float = 4.0, eps: float = 1e-12, graft_eps: float = 1e-8,
         weight_decay: float = 0.01, precondition_frequency: int = 10, max_precond_dim: int = 10000,
     ) -> tuple[Value, ...]:  # fmt: skip
-        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        anew = partial(every, precondition_frequency, step)
         left, right = averaged_grams(grad, left, right, shampoo_beta, max_precond_dim)
         left_root = anew(lambda: inverse_root(debias(left, shampoo_beta, step), root, eps), left_root)
         right_root = anew(lambda: inverse_root(debias(right, shampoo_beta, step), root, eps), right_root)
@@ -164,7 +165,7 @@ class ASGO(_Sided, Rule):
         step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.8), weight_decay: float = 0.1,
         precondition_frequency: int = 1,
     ) -> tuple[Value, ...]:  # fmt: skip
-        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        anew = partial(every, precondition_frequency, step)
         exp_avg = ema(exp_avg, grad, betas[0])
         left = ema(left, gram(grad, cols(grad) - 1), betas[1])
         right = ema(right, gram(transpose(grad), rows(grad)), betas[1])
@@ -194,7 +195,7 @@ class KLShampoo(_Sided, Rule):
         right_root: Value, *, step: Value, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8,
         weight_decay: float = 0.01, precondition_frequency: int = 10, max_precond_dim: int = 10000,
     ) -> tuple[Value, ...]:  # fmt: skip
-        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        anew = partial(every, precondition_frequency, step)
         scale = where(scale > 0, scale, sqrt(mean(grad * grad)))
         unit = grad / where(scale > 0, scale, 1.0)
         from_left, from_right = matmul(transpose(unit), left_root), matmul(unit, right_root)
@@ -261,7 +262,7 @@ class SPlus(_Sided, Rule):
         step: Value, lr: float = 0.1, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0,
         precondition_frequency: int = 100, max_precond_dim: int = 10000,
     ) -> tuple[Value, ...]:  # fmt: skip
-        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        anew = partial(every, precondition_frequency, step)
         new_left, new_right = anew(lambda: eigenbasis(left), left_basis), anew(lambda: eigenbasis(right), right_basis)
         exp_avg = ema(exp_avg, grad, betas[0])
         turned = between(transpose(new_left), exp_avg, new_right)
@@ -296,7 +297,7 @@ class PSGDKron(_Sided, Rule):
     ) -> tuple[Value, ...]:  # fmt: skip
         exp_avg, by_left, by_right = ema(exp_avg, grad, momentum), gram(left), gram(right)
         white = between(by_left, grad, by_right)
-        anew: Callable[..., Value] = lambda new, old: every(precondition_frequency, step, new, old)  # noqa: E731
+        anew = partial(every, precondition_frequency, step)
         at_left = anew(lambda: fitted(left, gram(white) / cols(grad) + damping * gram(by_left), precond_lr), left)
         at_right = anew(
             lambda: fitted(right, gram(transpose(white)) / rows(grad) + damping * gram(by_right), precond_lr), right

@@ -203,8 +203,8 @@ def _pull(
     if decay == "corrected":
         lr_max = extra["lr_max"] = maximum(maximum(extra["lr_max"], lr), max_lr)
         return lr * where(lr_max > 0, lr / where(lr_max > 0, lr_max, 1.0), 1.0) * weight_decay * param, extra
-    anchor = extra["initial_param"] if decay == "initial" else 0.0
-    return lr * weight_decay * (param - anchor if decay == "initial" else param), extra
+    away = param - extra["initial_param"] if decay == "initial" else param
+    return lr * weight_decay * away, extra
 
 
 def with_decay_apart(rule: type[Rule], option: str) -> type[Rule]:

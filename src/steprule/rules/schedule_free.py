@@ -76,7 +76,7 @@ class _ByBetas(_Averaging):
     @classmethod
     def check(cls, *, betas: tuple[float, float] = (0.9, 0.999), **others: Any) -> None:
         if not betas[0] > 0:
-            raise ValueError(f"Invalid beta parameter at index 0: {betas[0]}")
+            raise ValueError(f"Invalid beta parameter at index 0: {betas[0]}; it must be above 0")
 
 
 class ScheduleFreeSGD(_Averaging, Rule):

@@ -68,7 +68,7 @@ class Signum(Rule):
     @classmethod
     def check(cls, *, nesterov: bool = False, momentum: float = 0.9, **others: Any) -> None:
         if nesterov and momentum == 0:
-            raise ValueError("nesterov=True needs a momentum")
+            raise ValueError(f"nesterov=True needs momentum > 0, not {momentum}: set it, or leave out nesterov")
 
 
 class Lion(Rule):

@@ -107,9 +107,8 @@ def room_of(entry: Entry) -> tuple[int, ...]:
     shape, view = tuple(entry.param.shape), entry.kind.view
     if view is None:
         return matrix_of(entry)
-    return (
-        (shape[0], row_length(shape)) if view.startswith("flatten") else shape
-    )  # whose other axes may lie in any order
+    # the other axes of what is flattened may lie in any order
+    return (shape[0], row_length(shape)) if view.startswith("flatten") else shape
 
 
 def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | GpuSides | None:

@@ -44,12 +44,9 @@ def reaches_of(param: Tensor, over: Extent = ELEMENTS) -> dict[Reach, float]:
     Nothing where no other process has other ones. With all processes, if these have a part in each sum.
     """
     cuts = cuts_of(param)
-    if over != ELEMENTS and not any(
-        cut.placement.is_partial() for cut in cuts
-    ):  # which is refused where it is a parameter's
+    own = cuts
+    if over != ELEMENTS and not any(cut.placement.is_partial() for cut in cuts):  # a partial parameter is refused later
         own = [cut for cut in cuts if KEPT[side_of(param.dim(), cut.placement.dim)] == over]
-    else:
-        own = cuts
     if own and len(own) == len(cuts) and (mesh := own[0].mesh).size() == torch.distributed.get_world_size():
         return {Reach(mesh.device_type): math.prod(mesh.size(cut.axis) for cut in own) / mesh.size()}
     return {Reach(cut.mesh.device_type, cut.mesh, cut.axis): 1.0 for cut in own}

@@ -181,10 +181,8 @@ class _Part:
                 self.here.grad = grad._local_tensor
             elif grad is not self._recut:  # once in a step: processes wait for each other, and not all make a plan anew
                 part = grad.redistribute(whole.device_mesh, whole.placements)._local_tensor
-                self.here.grad = torch.empty_like(self.here, dtype=part.dtype).copy_(
-                    part
-                )  # laid out as it, for kernels
-                self._recut = grad
+                own = torch.empty_like(self.here, dtype=part.dtype)  # laid out as it, for kernels
+                self.here.grad, self._recut = own.copy_(part), grad
 
     def let_go(self) -> None:
         """Keeps no gradient of a DTensor alive."""

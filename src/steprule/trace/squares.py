@@ -207,7 +207,7 @@ class _Walk:
 
     def visit(self, node: Expression, number: int, only_now: set[int] | None = None) -> None:
         """Computes one after a reading; if only_now, a set of what is computed there, no one may count on it afterwards."""
-        if node.op == "input" or node.op == "constant" or not _is_inner(node):
+        if not is_whole(node):
             for name in inputs_of(node):
                 self._read(name, number)
             return
@@ -235,11 +235,6 @@ class _Walk:
         self.later[id(node)] = node, max(last, number)
         for name in held_by(node, self._kept_as):
             self._read(name.rstrip("'"), number)
-
-
-def _is_inner(node: Expression) -> bool:
-    """Whether it is one of those that `SquareCut` has copied, and no number, row or column."""
-    return is_whole(node)
 
 
 def passes_that_read(names: Sequence[str], by_pass: Iterator[tuple[int, Expression]]) -> dict[str, list[int]]:

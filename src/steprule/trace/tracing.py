@@ -90,7 +90,7 @@ def trace(
         services: what else the pass does; see `Services`.
 
     Raises:
-        RuleError: the formula does what an elementwise formula cannot; the message names the line.
+        RuleError: the formula does what no formula can; the message names the line.
     """
     param, grad, _ = _operands(rule, hyper)
     grad, seen, counted = services.grad(grad)
@@ -308,11 +308,6 @@ def program_of(rule: type[Rule], hyper: Mapping[str, Any]) -> Program:
         _programs[key] = program = trace(rule, hyper)
         program.check()
     return _programs[key]
-
-
-def has_own(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
-    """Whether tensors have numbers for themselves besides the step: scalar states, or sums over elements."""
-    return bool(program_of(rule, hyper).own)
 
 
 def couples(rule: type[Rule], hyper: Mapping[str, Any]) -> bool:
