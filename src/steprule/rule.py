@@ -43,8 +43,9 @@ class Rule:
     """One optimizer's formula, ``θ_t = θ_{t-1} - η u_t`` or any other, as a class with one function.
 
     The function is ``update(param, grad, <states>, *, step, <hyperparameters with defaults>)``. It returns the new parameter
-    and the new states, in the same order. It is elementwise and pure: every value is one element's (or a whole array's, it
-    cannot tell), old values come in and new ones go out. ``step`` counts from 1 and may be left out. What depends on
+    and the new states, in the same order. It is pure: old values come in and new ones go out. It is elementwise as well, that is
+    every value is one element's (or a whole array's, it cannot tell), but for what pieces such as `steprule.norm`,
+    `steprule.row_mean` and `steprule.polar` see of the whole tensor. ``step`` counts from 1 and may be left out. What depends on
     hyperparameters and ``step`` alone, such as ``1 - beta**step``, is computed in float64 once a step. An ``if`` may ask for
     a True/False hyperparameter or whether a state is None, never for a number: write `steprule.where` for that.
 

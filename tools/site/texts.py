@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from types import ModuleType
 
-from steprule import elementwise
+from steprule import elementwise, matrixwise
 from steprule import pieces as pieces_
 from steprule import transforms as transforms_
 from steprule import wrappers as wrappers_
@@ -75,7 +75,8 @@ def instead() -> str:
 
 def pieces() -> str:
     """Every function that rules are made of, and what it computes."""
-    return "\n".join(["| piece | what it computes |", "|---|---|", *_rows(pieces_), *_rows(elementwise)])
+    rows = [row for module in (pieces_, elementwise, matrixwise) for row in _rows(module)]
+    return "\n".join(["| piece | what it computes |", "|---|---|", *rows])
 
 
 def transforms() -> str:
