@@ -94,7 +94,7 @@ def create_optimizer(
     Args:
         model: a module, or (name, parameter) pairs; of rules of whole matrices a module.
         name: "adamw" and the like, or torch.optim's own "lbfgs"; case, "-" and "_" do not matter. Or a
-            rule, or a class of steprule's.
+            rule or a class of steprule's or of your own, or where that is, as "my_module.MyRule".
         lr: the learning rate of all groups without one of their own, or a function of the step. Default: the optimizer's.
         weight_decay: that of parameters that decay, or a function of the step. Default: the optimizer's.
         no_decay: which parameters have weight_decay=0. True: vectors, scalars, every one called bias, and those that a model's

@@ -101,7 +101,7 @@ def sign(x: Value) -> Value:
 def maximum(a: Value, b: Value) -> Value:
     """The larger of two, ``max(a, b)``; NaN if either is.
 
-    Of the elements of a tensor there is no largest: this compares two numbers for each element.
+    This compares two numbers for each element. The largest absolute value of a tensor is ``row_largest(col_largest(x))``.
 
     Args:
         a: any number.

@@ -129,12 +129,17 @@ def _states(rule: type[Rule]) -> list[str]:
         sizes = (
             [f"{state_bytes(rule, name, kept):.3g}" for kept in STATE_FORMATS]
             if name in rule.tensor_states
-            else ["0"] * len(STATE_FORMATS)
+            else [_BESIDE[rule.states[name].extent]] * len(STATE_FORMATS)
         )
         rows.append(f"| `{name}` | {told[name]} | {' | '.join(sizes)} |")
     kept = " | ".join(f"`{one}`" for one in STATE_FORMATS)
     head = f"| state | what it is | {kept} |\n|---|---|{'---:|' * len(STATE_FORMATS)}"
-    return ["## States", "Bytes an element of a large matrix, for each format of `states`.", "\n".join([head, *rows])]
+    about = "Bytes an element of a large matrix of m rows and n columns, for each format of `states`."
+    return ["## States", about, "\n".join([head, *rows])]
+
+
+_BESIDE = {"scalar": "0", "rows": "4 / n", "cols": "4 / m", "left": "4 m / n", "right": "4 n / m"}
+"""Bytes an element of states that are no number an element, and that formats leave alone."""
 
 
 def _others(rule: type[Rule], peers: list[dict[str, Any]]) -> str:
@@ -157,7 +162,7 @@ def _others(rule: type[Rule], peers: list[dict[str, Any]]) -> str:
             if one["agrees"] is False:
                 lines.append(f"- {where}differs from `{peer}`{_difference(one, ones)}. That one: {one['why']}")
     lines = list(dict.fromkeys(lines))
-    lines.append("- Agrees with the paper's pseudocode, transcribed apart from the rule (`tests/papers.py`).")
+    lines.append("- Agrees with the paper's pseudocode, transcribed apart from the rule (`tests/papers*.py`).")
     return "\n".join(lines)
 
 
@@ -215,7 +220,8 @@ def index(versions: list[str]) -> str:
             "# Optimizers",
             "",
             f"{len(OWN)} optimizers have a formula here. Each has a page, made from the code that runs. The last column is the",
-            "bytes of float32 states an element, with the default arguments' states.",
+            "bytes of float32 states an element, with the default arguments' states; numbers of rows and columns, and squares at the",
+            "sides of a matrix (SOAP, Shampoo and their relatives), come on top of it.",
             "",
             "| optimizer | what it does | paper | bytes |",
             "|---|---|---|---:|",
@@ -231,7 +237,6 @@ def index(versions: list[str]) -> str:
             "",
             "## Left out",
             "",
-            "- **SM3** keeps one maximum for each row and each column, which is a reduction along axes.",
             "- **`safeguard_warmup`, `slice_p` and `beta3` of Prodigy**, rectified AdaBelief, grafting and other variations that",
             "  single implementations have. Most of them can be written as a [chain](../../invent/chains.md).",
             "",

@@ -270,14 +270,13 @@ class Optimizer(torch.optim.Optimizer):
         return self._core.modes.averaged(self)
 
     def release_gradients(self, model: torch.nn.Module) -> None:
-        """Turns on gradient release (stepping in backward): each parameter is stepped during backward, as soon as its gradient
-        is complete, and the gradient is freed at once.
+        """Turns on gradient release (stepping in backward): a parameter is stepped once its gradient is complete, which is then freed.
 
-        So gradients never all exist at the same time. Still call `step` after backward: it closes the step and runs its hooks,
-        and learning rate schedules follow it as usual. What you set between backward and `step`, such as a learning rate, holds
-        from the next step on. Every backward pass through these parameters trains them: for a loss that should not, use
-        `requires_grad=False` or `torch.autograd.grad`. The global norm and the decision to skip need all gradients: they are exact
-        with `measure`, and made from the previous step's norm and each parameter's own gradient without it.
+        So gradients never all exist at the same time. Still call `step` after backward: it closes the step and runs its hooks, and
+        schedules follow it as usual. What you set between backward and `step`, such as a learning rate, holds from the next step
+        on. Every backward pass through these parameters trains them: for a loss that should not, use `requires_grad=False` or
+        `torch.autograd.grad`. The global norm and the decision to skip need all gradients. They are exact with `measure`; without
+        it they are made of the previous step's norm and each parameter's own gradient.
 
         If another optimizer releases gradients of the same parameters, this one takes them over, and the other's `step` raises
         an error. A copy of the optimizer, by deepcopy or pickle, has other parameters and releases nothing until you call this.
@@ -286,8 +285,9 @@ class Optimizer(torch.optim.Optimizer):
             model: the model whose backward passes are hooked; with DistributedDataParallel, that module.
 
         Raises:
-            ValueError: with nonfinite="raise" or differentiable=True, which would have to undo steps; with process_group or a rule
-                that needs a sum over all parameters; or a parameter that is not one of the model's.
+            ValueError: with nonfinite="raise" or differentiable=True, which would have to undo steps; with cuda_graph, process_group or a
+                rule that needs a sum over all parameters; a parameter that is not one of the model's; or, on several processes, what
+                cannot be followed in backward, such as find_unused_parameters=True. The message says what to do.
             TypeError: model is not a module.
             RuntimeError: gradient release is on already.
         """

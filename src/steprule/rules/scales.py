@@ -50,6 +50,12 @@ def convert_lr(lr: float, shape: tuple[int, int], have: str, want: str) -> float
         have: a name in `SCALES`.
         want: another.
 
+    Returns:
+        What to give the other one.
+
+    Raises:
+        ValueError: there is no scale of that name.
+
     Examples:
         >>> from steprule.rules.scales import convert_lr
         >>> round(convert_lr(0.02, (768, 3072), "original", "match_rms_adamw"), 5)

@@ -44,7 +44,7 @@ INSTEAD = {
     "clamp": "clip(x, low, high)",
     "clamp_min": "maximum(x, low)",
     "clamp_max": "minimum(x, high)",
-    "max": "maximum(a, b); the largest element of a tensor is not available",
+    "max": "maximum(a, b), or row_largest(col_largest(x)) for the largest absolute value of a tensor",
     "min": "minimum(a, b); the smallest element of a tensor is not available",
     "square": "x * x",
     "rsqrt": "1 / sqrt(x)",
