@@ -6,16 +6,20 @@ import json
 import logging
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numba.core.compiler_lock import global_compiler_lock
 
 import steprule
 from steprule import arrays
 from steprule.engine import team
+from steprule.kernels import cache
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
@@ -31,6 +35,15 @@ def several_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+KERNEL = """
+from numba import cfunc
+
+@cfunc("int64(int64)")
+def run(x):
+    return x
+"""
 
 
 def in_fork(work: Callable[[], Any]) -> Any:
@@ -174,3 +187,22 @@ def test_weights_are_exchanged_in_a_fork(how):
         return param.tolist()[::1000]
 
     assert in_fork(work)[0] == work()
+
+
+def test_a_fork_waits_for_a_thread_that_compiles(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    began, publish = threading.Event(), cache._publish
+
+    def slowly(*args: Any) -> Any:
+        with global_compiler_lock:  # as Numba has it
+            began.set()
+            time.sleep(0.5)
+            return publish(*args)
+
+    monkeypatch.setattr(cache, "_publish", slowly)
+    thread = threading.Thread(target=cache.load_for_numba, args=("one", KERNEL))
+    thread.start()
+    assert began.wait(20)
+    monkeypatch.setattr(cache, "_publish", publish)
+    assert in_fork(lambda: cache.load_for_numba("other", KERNEL)[1].run.address > 0)[0]
+    thread.join()

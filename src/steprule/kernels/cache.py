@@ -27,6 +27,13 @@ logger = logging.getLogger("steprule")
 
 Loaded = tuple[Path, ModuleType]
 
+# A fork waits until no thread compiles: the child would find Numba's lock taken by a thread that it does not have.
+_compiling = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
+    )
+
 
 def load_for_numba(name: str, text: str) -> Loaded:
     """The kernel's file and module, from the cache or compiled."""
@@ -42,7 +49,8 @@ def load_for_numba(name: str, text: str) -> Loaded:
         shutil.rmtree(folder, ignore_errors=True)
         return _publish(name, text, folder)
 
-    return _in_some_folder(load, f"compile {name} in")
+    with _compiling:
+        return _in_some_folder(load, f"compile {name} in")
 
 
 def load_for_triton(name: str, text: str) -> Loaded:
