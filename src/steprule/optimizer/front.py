@@ -28,6 +28,7 @@ from steprule.rule import Rule
 from steprule.services import Telemetry
 from steprule.services.clip import Clip
 from steprule.settings import check_rule, constructor
+from steprule.tensors.uncompiled import leave_uncompiled
 
 _profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -394,7 +395,6 @@ Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n\n{options_at
 
 BASES[""] = Optimizer
 
-
 setattr(Optimizer, "__setattr__", torchs.set_attribute)  # noqa: B010 - in the class, type checkers let any be set
-for _name in ("step", "add_param_group", "zero_grad"):
-    torchs.leave_uncompiled(Optimizer, _name)
+leave_uncompiled(Optimizer, "step zero_grad add_param_group swap_average train eval averaged")
+leave_uncompiled(Optimizer, "release_gradients accumulate measure read plain_state_dict")

@@ -14,6 +14,7 @@ from steprule.rule import Rule
 from steprule.step.listed import check_arrays, list_all
 from steprule.tensors.average import Aside
 from steprule.tensors.state import AVERAGE
+from steprule.tensors.uncompiled import uncompiled
 
 
 class Modes:
@@ -74,6 +75,7 @@ class Modes:
             raise RuntimeError(f"the model has the averaged weights: call train() of the optimizer before {what}")
 
     @contextlib.contextmanager
+    @uncompiled
     def averaged(self, optimizer: Any) -> Iterator[None]:
         """A context with averages."""
         had_them = self.is_swapped

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from steprule.tensors.uncompiled import uncompiled
+
 
 def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
     """A hook that does nothing once the method's object is gone, and does not keep it."""
     reference = WeakMethod(method)
 
+    @uncompiled
     def hook(*args: Any) -> Any:
         alive = reference()
         return alive(*args) if alive is not None else None

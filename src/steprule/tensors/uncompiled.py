@@ -1,0 +1,47 @@
+"""What torch.compile leaves alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def uncompiled(function: F) -> F:
+    """Makes torch.compile run a function, and what it calls, as it is: what torch.compiler.disable does, but that
+    would import the compiler now and cost a microsecond at every call."""
+    made: Any = function
+    frames: Any = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        frames.set_code_exec_strategy(made.__code__, skip)
+    else:
+        made = _outside_frames(function, frames)
+    made._torchdynamo_disable = True
+    made._torchdynamo_disable_msg = "steprule's engines are compiled already"
+    made._torchdynamo_disable_recursive = True
+    return made  # type: ignore[no-any-return]
+
+
+def leave_uncompiled(owner: type, names: str) -> None:
+    """The same for methods of a class."""
+    for name in names.split():
+        setattr(owner, name, uncompiled(getattr(owner, name)))
+
+
+def _outside_frames(function: Any, frames: Any) -> Any:
+    """For torch 2.6, which can skip a function, but not what that calls, without importing the compiler."""
+
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        compiler = frames.set_eval_frame(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            frames.set_eval_frame(compiler)
+
+    frames.skip_code(outside.__code__)
+    return functools.wraps(function)(outside)
