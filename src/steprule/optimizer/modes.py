@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from steprule.rule import Rule
 from steprule.step.listed import check_arrays, list_all
 from steprule.tensors.average import Aside
 from steprule.tensors.state import AVERAGE
-from steprule.tensors.uncompiled import uncompiled
+from steprule.tensors.uncompiled import uncompiled_context
 
 
 class Modes:
@@ -74,8 +73,7 @@ class Modes:
         if not self.training:
             raise RuntimeError(f"the model has the averaged weights: call train() of the optimizer before {what}")
 
-    @contextlib.contextmanager
-    @uncompiled
+    @uncompiled_context
     def averaged(self, optimizer: Any) -> Iterator[None]:
         """A context with averages."""
         had_them = self.is_swapped

@@ -34,7 +34,7 @@ from steprule.services.gone import SECOND_PASS, Gone
 from steprule.services.hooks import Owner, is_nested, processes, weakly
 from steprule.services.member import Member, Part, Roll
 from steprule.services.step import StepServices, on_host
-from steprule.tensors.uncompiled import uncompiled
+from steprule.tensors.uncompiled import uncompiled_context
 from steprule.trace.norms import Norm
 
 logger = logging.getLogger("steprule")
@@ -304,8 +304,7 @@ class Release(Owner):
 
     # Around backward
 
-    @contextlib.contextmanager
-    @uncompiled
+    @uncompiled_context
     def accumulate(self) -> Iterator[None]:
         """Backward passes inside only accumulate."""
         before, self._accumulating = self._accumulating, True
@@ -315,8 +314,7 @@ class Release(Owner):
         finally:
             self._accumulating = before
 
-    @contextlib.contextmanager
-    @uncompiled
+    @uncompiled_context
     def measure(self) -> Iterator[None]:
         """The backward pass inside only measures; the next one steps by what it has found."""
         if self.stepped:

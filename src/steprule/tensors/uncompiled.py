@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
 
 
 def uncompiled(function: F) -> F:
@@ -25,6 +27,11 @@ def uncompiled(function: F) -> F:
     made._torchdynamo_disable_msg = "steprule's engines are compiled already"
     made._torchdynamo_disable_recursive = True
     return made  # type: ignore[no-any-return]
+
+
+def uncompiled_context(function: Callable[P, Iterator[None]]) -> Callable[P, contextlib.AbstractContextManager[None]]:
+    """The same for a context."""
+    return contextlib.contextmanager(uncompiled(function))
 
 
 def leave_uncompiled(owner: type, names: str) -> None:
