@@ -10,8 +10,10 @@ it. Of each package and check the first such program is run by itself, as a proc
 stops the script. A package that is not installed is left out. Nothing is timed.
 
 Claims are what a package's documentation says of an optimizer: the formula of a paper, what weight_decay is, flags that it
-takes. A formula is claimed only where the package does not say that it does otherwise. pytorch_optimizer's Muon and its relatives are left out: their groups have a form of their own. So are
-optimizers that draw random numbers or whose inverses make rounding large: their steps cannot be compared number by number.
+takes. A formula is claimed only where the package does not say that it does otherwise. pytorch_optimizer's Muon and its
+relatives are left out: their groups have a form of their own. So is timm's, which takes matrices as small as those of the
+checks to its AdamW, as it says. So are optimizers that draw random numbers or whose inverses make rounding large: their steps
+cannot be compared number by number.
 """
 
 from __future__ import annotations
@@ -49,12 +51,13 @@ Entry = tuple[str, dict[str, Any], dict[str, Any]]
 
 
 _BEGINS = {"moves_at_the_first_step": "the first step only begins the second moment, as in the paper"}
+_PRECONDITIONS = {"moves_at_the_first_step": "the first step only begins the preconditioner, as in the authors' code"}
 _TENSOR = dict.fromkeys(
     ("rests_at_lr_0", "reads_settings_each_step", "follows_a_changed_lr"), "lr is a tensor, and is written by fill_"
 )
 EXPECTED: dict[str, dict[str, str]] = {
     "ASGD": {"rests_at_zero_gradients": "lambd decays by itself"}, "Rprop": {"follows_a_changed_lr": "lr is where step sizes begin"},
-    "ADOPT": _BEGINS, "adopt.Adopt": _BEGINS,
+    "ADOPT": _BEGINS, "adopt.Adopt": _BEGINS, "SOAP": _PRECONDITIONS,
     **dict.fromkeys(("AdamW8bit", "AdamW4bit", "AdamWFp8"), _TENSOR),
     "sgdp.SGDP": {"uses_every_argument": "eps is in a projection that only some gradients have"},
     "Yogi": {"rests_at_zero_gradients": "the moments begin above 0, as in the authors' code"},
@@ -91,7 +94,6 @@ PACKAGES: dict[str, tuple[str, list[Entry]]] = {
         of("adafactor.Adafactor", SEPARATE, lr=1e-3), of("adafactor_bv.AdafactorBigVision", SEPARATE),
         of("nvnovograd.NvNovoGrad", SEPARATE), of("sgdw.SGDW", {**E, **DECOUPLED, "maximize": True}, momentum=0.9),
         of("rmsprop_tf.RMSpropTF", E), of("adamp.AdamP", SEPARATE), of("sgdp.SGDP", SEPARATE, lr=1e-3, momentum=0.9),
-        of("muon.Muon", MATRIX),
     ]),
     "pytorch_optimizer": ("pytorch_optimizer", [
         of("Lion", {**E, **DECOUPLED, "maximize": True}, "lion"), of("AdaBelief", {**E, **DECOUPLED}, "adabelief"),
@@ -128,7 +130,7 @@ PACKAGES: dict[str, tuple[str, list[Entry]]] = {
 """By the name of the package: the module that its optimizers are in, and these."""
 
 BEFORE = {"heavyball": "import heavyball.utils; heavyball.utils.compile_mode = None\n"}
-"""What comes before a program: on a CPU heavyball's compiled steps take minutes, or fail to compile."""
+"""How a program begins: on a CPU heavyball's compiled steps take minutes, or fail to compile."""
 
 
 def checked(package: str) -> list[dict[str, Any]]:
@@ -152,7 +154,8 @@ def checked(package: str) -> list[dict[str, Any]]:
         for result in report.results:
             counts[result.status] += 1
             if result.status == "failed":
-                failures.append({"check": result.check.name, "reason": result.reason, "reproducer": result.reproducer})
+                program = BEFORE.get(package, "") + result.reproducer
+                failures.append({"check": result.check.name, "reason": result.reason, "reproducer": program})
         made = {"package": package, "optimizer": last, "settings": settings, "claims": claims}
         rows.append({**made, **counts, "failures": failures})
         print(package, last, report.counts, file=sys.stderr, flush=True)
@@ -165,11 +168,11 @@ def in_a_process(package: str) -> list[dict[str, Any]]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def reproduces(package: str, failure: dict[str, Any]) -> bool:
+def reproduces(failure: dict[str, Any]) -> bool:
     """Whether a program fails by itself, and for the reason that the check gave."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.py"
-        path.write_text(BEFORE.get(package, "") + failure["reproducer"], encoding="utf-8")
+        path.write_text(failure["reproducer"], encoding="utf-8")
         done = subprocess.run([sys.executable, str(path)], cwd=folder, capture_output=True, text=True)
     reason = failure["reason"].splitlines()[0].split("; ")[0][:60]  # behind it stands what other formula it may be
     return done.returncode != 0 and reason in done.stderr
@@ -197,7 +200,7 @@ def main() -> None:
             if first.setdefault((row["package"], failure["check"]), failure) is not failure:
                 del failure["reproducer"]
     with ThreadPoolExecutor(2) as pool:
-        alone = list(pool.map(lambda one: reproduces(one[0][0], one[1]), first.items()))
+        alone = list(pool.map(reproduces, first.values()))
     others = [f"{package}: {check}" for (package, check), fails in zip(first, alone, strict=True) if not fails]
     if others:
         sys.exit(f"these programs do not fail by themselves as the checks did: {', '.join(others)}")

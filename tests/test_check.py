@@ -308,6 +308,20 @@ class CannotBeMade(AdamW):
         raise RuntimeError("no")
 
 
+class OneLrForAll(AdamW):
+    """Its step refuses two lrs, as the author's code of Prodigy does, whose one estimate is in units of lr."""
+
+    def step(self, closure=None):
+        if len({group["lr"] for group in self.param_groups}) > 1:
+            raise RuntimeError("groups must have the same lr")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("subject", [Subject(OneLrForAll), own("prodigy"), own("dadaptadam")], ids=lambda one: one.name)
+def test_an_optimizer_may_refuse_two_lrs_and_yet_load_them(subject):
+    assert look(CHECKS["restores_settings"], subject).status == "passed"
+
+
 def test_settings_that_it_needs_are_asked_for():
     with pytest.raises(ValueError, match="NeedsLr needs lr, which have no default"):
         Subject(NeedsLr)

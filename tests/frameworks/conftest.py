@@ -6,6 +6,7 @@ that it registers something for. timm, transformers, Lightning and TRL import to
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 import pytest
@@ -23,18 +24,13 @@ if importlib.util.find_spec("torchvision") is not None:
         import torchvision  # noqa: F401
 
 
-@pytest.fixture(scope="module")
-def one_group():
-    """A group that lives as long as a module: DeepSpeed takes no second one."""
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 @pytest.fixture
-def one_process(one_group, monkeypatch):
-    """What DeepSpeed reads of its process. Other trainers read it, too."""
+def one_process(monkeypatch):
+    """What DeepSpeed reads of its process, and no group of processes behind it. Other trainers read these, too."""
     for name, value in {
         "DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
+    yield
+    if torch.distributed.is_initialized():
+        importlib.import_module("deepspeed").comm.destroy_process_group()  # with the groups that it keeps
