@@ -78,6 +78,9 @@ RULES = {
     "splus": Tuning(
         0.4, {"betas": ((0.9, 0.99), (0.95, 0.99)), **_DECAY}, {"betas": (0.9, 0.999), "precondition_frequency": 10}
     ),
+    "psgdkron": Tuning(0.004, {"momentum": (0.95,), "precond_lr": (0.3,), **_DECAY}, {"momentum": 0.9, "precond_lr": 0.1}),
+    "klsoap": Tuning(0.008, {"betas": ((0.9, 0.95), (0.95, 0.99)), **_DECAY}, {"betas": (0.95, 0.95)}),
+    "asgo": Tuning(0.016, {"betas": ((0.9, 0.9), (0.95, 0.8)), **_DECAY}, {"betas": (0.9, 0.8)}),
 }  # fmt: skip
 if record.QUICK:
     RULES = {name: RULES[name]._replace(tries={}) for name in (BASELINE, "muon")}
