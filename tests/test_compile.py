@@ -79,3 +79,19 @@ def test_averages_are_exchanged_in_compiled_functions(name):
 
     for one, other in zip(train(True), train(False), strict=True):
         assert torch.equal(one, other)
+
+
+def test_sums_of_more_bits_are_refused_in_compiled_autograd():
+    model = torch.nn.Linear(4, 3).bfloat16()
+    optimizer = steprule.SGD(model.parameters(), lr=0.1, grads="24bit", weights="24bit")
+
+    def backward() -> None:
+        model(torch.ones(2, 4, dtype=torch.bfloat16)).sum().backward()
+
+    backward()
+    with (
+        torch._dynamo.config.patch(compiled_autograd=True),
+        pytest.raises(RuntimeError, match='grads="24bit" and compiled autograd do not go together'),
+    ):
+        torch.compile(backward, backend="eager")()
+    optimizer.step()

@@ -8,6 +8,7 @@ both.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -138,6 +139,10 @@ class Accumulator(Owner):
             raise RuntimeError(
                 f'grads="{self.kind}" is for one process: the low bits of the sum would not be averaged over processes'
             )
+        if getattr(sys.modules.get(_COMPILED_AUTOGRAD), "in_compiled_autograd_region", False):
+            raise RuntimeError(
+                f'grads="{self.kind}" and compiled autograd do not go together, as both would add: leave one of them out'
+            )
         low, total = self._fitting(param), param.grad
         fits = total is not None and total.shape == grad.shape == param.shape and total.dtype == param.dtype
         if total is None or not fits or total.is_sparse or grad.is_sparse:
@@ -168,6 +173,9 @@ class Accumulator(Owner):
         addresses = {array: [x.data_ptr()] for array, x in arrays.items()}
         plan = kernel.plan(addresses, sizes=[total.numel()], hyper=[kernel.numbers({})], first_steps=[count - 1.0])
         kernel.launcher(plan, torch.get_num_threads)()
+
+
+_COMPILED_AUTOGRAD = "torch._dynamo.compiled_autograd"  # imported by those who use it
 
 
 def _node_of(param: Tensor) -> Any:
