@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from forked import fresh
+
+import steprule
+from steprule.kernels import cache
 
 STEP = """
 import numpy as np, sys
@@ -147,8 +151,6 @@ def test_kernels_of_another_machine_lie_apart(tmp_path):
 
 
 def test_a_rule_of_several_kernels_is_announced_once(monkeypatch, caplog):
-    from steprule.kernels import cache
-
     monkeypatch.setattr(cache, "_announced", set())
     for name in ("AdamW", "AdamW", "SGD"):
         cache._announce(name)
@@ -156,3 +158,17 @@ def test_a_rule_of_several_kernels_is_announced_once(monkeypatch, caplog):
         "steprule: compiling AdamW",
         "steprule: compiling SGD",
     ]
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "a/b", "a\nb", "ü" * 300], ids=["out", "below", "lines", "long"])
+def test_any_name_of_a_rule_makes_a_folder_in_the_cache(name, tmp_path, monkeypatch):
+    home = tmp_path / "some" / "home"
+    home.mkdir(parents=True)
+    monkeypatch.setattr(cache, "cache_folder", lambda: home)
+    rule = steprule.wrap(steprule.SGD.rule, lambda update, *, k=0.25: update * k, name=name)
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    steprule.Optimizer.of(rule)([param], lr=1.0).step()
+    assert param.tolist() == [0.75] * 3
+    assert len([*home.iterdir()]) == 1
+    assert [*tmp_path.iterdir()] == [tmp_path / "some"]

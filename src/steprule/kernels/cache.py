@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -37,7 +38,7 @@ if hasattr(os, "register_at_fork"):
 
 def load_for_numba(name: str, text: str) -> Loaded:
     """The kernel's file and module, from the cache or compiled."""
-    folder_name = f"{name.lower()}_{_digest(text)}"
+    folder_name = f"{_as_file(name)}_{_digest(text)}"
 
     def load(parent: Path) -> Loaded:
         folder = parent / folder_name
@@ -55,7 +56,7 @@ def load_for_numba(name: str, text: str) -> Loaded:
 
 def load_for_triton(name: str, text: str) -> Loaded:
     """The kernel's file and module. Triton keeps what it makes of it in a cache of its own."""
-    file_name = f"{name.lower()}_gpu_{_digest(text)}.py"
+    file_name = f"{_as_file(name)}_gpu_{_digest(text)}.py"
 
     def load(folder: Path) -> Loaded:
         path = folder / file_name
@@ -77,6 +78,11 @@ def _in_some_folder(load: Callable[[Path], Loaded], what: str) -> Loaded:
         except OSError as error:
             logger.warning("steprule: cannot use the kernel cache %s (%s)", folder, error)
     raise OSError(f"no folder can be written to {what}; set STEPRULE_CACHE to one")
+
+
+def _as_file(name: str) -> str:
+    """A name's letters, short enough for any file system, and of no other folder."""
+    return re.sub(r"\W", "_", name.lower(), flags=re.ASCII)[:60]
 
 
 def _digest(text: str) -> str:
