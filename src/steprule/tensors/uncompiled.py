@@ -29,9 +29,28 @@ def uncompiled(function: F) -> F:
     return made  # type: ignore[no-any-return]
 
 
+class _Uncompiled(contextlib.AbstractContextManager[None]):
+    """A context that is entered and left outside of what is compiled."""
+
+    def __init__(self, inner: contextlib.AbstractContextManager[None]) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> None:
+        self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._inner.__exit__(*error)
+
+
 def uncompiled_context(function: Callable[P, Iterator[None]]) -> Callable[P, contextlib.AbstractContextManager[None]]:
-    """The same for a context."""
-    return contextlib.contextmanager(uncompiled(function))
+    """The same for a context that a generator makes."""
+    make = contextlib.contextmanager(function)
+
+    @functools.wraps(function)
+    def context(*args: P.args, **kwargs: P.kwargs) -> contextlib.AbstractContextManager[None]:
+        return _Uncompiled(make(*args, **kwargs))
+
+    return context
 
 
 def leave_uncompiled(owner: type, names: str) -> None:
@@ -52,3 +71,6 @@ def _outside_frames(function: Any, frames: Any) -> Any:
 
     frames.skip_code(outside.__code__)
     return functools.wraps(function)(outside)
+
+
+leave_uncompiled(_Uncompiled, "__enter__ __exit__")
