@@ -44,6 +44,8 @@ from dropin import (
 )  # fmt: skip
 from torch import Tensor
 
+import steprule
+
 STEPPING = [config for config in FULL if has_step(config.name)]
 
 
@@ -168,6 +170,35 @@ def test_10_11_a_plain_number_as_step_loads(config, number):
             state["step"] = torch.tensor(5.0) if isinstance(number, Tensor) and optimizer is pair.its else number
         optimizer.load_state_dict(saved)
     pair.step(3)
+
+
+@pytest.mark.parametrize("way", ["loaded", "put there", "filled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8, torch.float64], ids=str)
+def test_10_a_step_of_any_dtype_counts_on(dtype, way):
+    """torch.optim's stands still at 256 in bfloat16 and at 2048 in float16."""
+    last = {torch.bfloat16: 256.0, torch.float16: 2048.0, torch.int8: 127.0, torch.float64: 2.0**24}[dtype]
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = steprule.NAdam([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    step = torch.tensor(last, dtype=dtype)
+    state = optimizer.state[p]
+    if way == "loaded":
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][0]["step"] = step
+        saved["state"][0]["mu_product"] = saved["state"][0]["mu_product"].to(torch.bfloat16)
+        optimizer.load_state_dict(saved)
+    elif way == "put there":
+        state["step"], state["mu_product"] = step, state["mu_product"].to(torch.bfloat16)
+    else:
+        state["step"].data = step
+    for _ in range(2):
+        optimizer.step()
+    found = optimizer.state[p]["step"]
+    assert float(found) == last + 2
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert optimizer.state[p]["mu_product"].dtype == torch.float32
+    assert optimizer._core.plans.current is not None  # kernels take it
 
 
 @pytest.mark.parametrize("config", STEPPING, ids=str)

@@ -185,8 +185,11 @@ def test_the_check_is_a_table_and_a_picture(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (([8],), "widths must be two or more in growing order"),
-        (([8, 4],), "widths must be two or more in growing order"),
+        (([8],), r"widths must be two or more ints in growing order, not \[8\]"),
+        (([8, 4],), "widths must be two or more ints in growing order"),
+        (([8, 16.5],), r"widths must be two or more ints in growing order, not \[8, 16.5\]"),
+        ((None,), "widths must be two or more ints in growing order, not None"),
+        (("ab",), "widths must be two or more ints in growing order, not 'ab'"),
         (([4, 8], 0), "steps must be an int of 1 or more, not 0"),
     ],
     ids=str,
@@ -194,6 +197,52 @@ def test_the_check_is_a_table_and_a_picture(tmp_path):
 def test_a_check_of_nothing_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         coordinate_check(lambda width: None, given[0], **({"steps": given[1]} if len(given) > 1 else {}))
+
+
+def test_a_seed_is_an_int():
+    with pytest.raises(ValueError, match="seed must be an int from -2\*\*63 to 2\\*\\*64 - 1, not 'x'"):
+        coordinate_check(lambda width: None, [2, 4], seed="x")
+
+
+def made(loss=lambda layer: layer(torch.ones(1, 2)).sum(), optimized=lambda layer: layer):
+    layer = nn.Linear(2, 2)
+    return layer, torch.optim.SGD(optimized(layer).parameters(), lr=0.1), lambda: loss(layer)
+
+
+MADE_WRONG = {
+    "no function": (None, TypeError, "make must be a function of a width, not None"),
+    "nothing": (lambda width: None, TypeError, r"make\(2\) must return a model, its optimizer, .* not None"),
+    "two": (lambda width: made()[:2], TypeError, r"make\(2\) must return a model, its optimizer"),
+    "a number": (lambda width: (*made()[:2], 1.0), TypeError, r"make\(2\) must return a model, its optimizer"),
+    "another's optimizer": (
+        lambda width: made(optimized=lambda layer: nn.Linear(2, 2)),
+        ValueError,
+        r"the optimizer that make\(2\) returned has no parameter of the model",
+    ),
+    "another's loss": (
+        lambda width: made(lambda layer: nn.Linear(2, 2)(torch.ones(2)).sum()),
+        ValueError,
+        r"the loss of make\(2\) has run no layer of the model beside it",
+    ),
+    "no loss": (
+        lambda width: made(lambda layer: 1.0),
+        TypeError,
+        r"the loss of make\(2\) must return a tensor .* not 1.0",
+    ),
+    "many losses": (lambda width: made(lambda layer: layer(torch.ones(3, 2))), TypeError, r"of shape \(3, 2\)"),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), MADE_WRONG.values(), ids=MADE_WRONG)
+def test_what_make_returns_wrongly_is_named(make, kind, message):
+    with pytest.raises(kind, match=message):
+        coordinate_check(make, [2, 4])
+
+
+def test_a_loss_on_other_batches_is_refused():
+    sizes = iter(range(1, 9))
+    with pytest.raises(ValueError, match=r"the loss of make\(2\) has run 'model' on another batch"):
+        coordinate_check(lambda width: made(lambda layer: layer(torch.ones(next(sizes), 2)).sum()), [2, 4])
 
 
 def test_models_with_other_layers_are_refused():
@@ -306,6 +355,14 @@ WRONG = {
     "neither": ({}, "needs one of base, a model of the tuned size, and base_width"),
     "both": ({"base": GPT(16), "base_width": 16}, "needs one of base"),
     "no width": ({"base_width": 0}, "Invalid base_width value: 0"),
+    "nearly none": ({"base_width": 1e-320}, "Invalid base_width value: 1e-320; it must be a number of 1 or more"),
+    "no number of blocks": (
+        {"base_width": 16, "base_depth": 1e-320, "depth": 1, "rule": "completep"},
+        "Invalid base_depth value: 1e-320",
+    ),
+    "too much for a float": ({"base_width": 10**400}, "Invalid base_width value: 1000"),
+    "a list for a rule": ({"base_width": 16, "rule": []}, r"Invalid rule value: \[\]"),
+    "a word for alpha": ({"base_width": 16, "rule": "completep", "alpha": "1"}, "Invalid alpha value: '1'"),
     "a rule": (
         {"base_width": 16, "rule": "mupp"},
         "Invalid rule value: 'mupp'; it can be 'spectral', 'mup', 'completep'",

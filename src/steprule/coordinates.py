@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,11 @@ def coordinate_check(
         seed: of the random numbers.
 
     Raises:
-        ValueError: widths or steps make no sense, or models of two widths have other layers.
+        ValueError: widths, steps or seed make no sense, a loss does not run the model or runs other layers in another step, or models
+            of two widths have other layers.
+        TypeError: make is no function, or returns something else.
     """
-    widths = tuple(widths)
-    if len(widths) < 2 or not all(0 < one < other for one, other in pairwise(widths)):
-        raise ValueError(f"widths must be two or more in growing order, not {list(widths)!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an int of 1 or more, not {steps!r}")
+    widths = _check(make, widths, steps, seed)
     runs = [_run(make, width, steps, seed) for width in widths]
     for width, (sizes, _) in zip(widths, runs, strict=True):
         if [*sizes] != [*runs[0][0]]:
@@ -124,19 +123,73 @@ def coordinate_check(
     )
 
 
+def _check(make: Any, widths: Any, steps: Any, seed: Any) -> tuple[int, ...]:
+    """The widths; raises for arguments that make no sense."""
+    if not callable(make):
+        raise TypeError(f"make must be a function of a width, not {make!r}")
+    try:
+        found = tuple(map(index, widths))
+    except TypeError:
+        found = ()
+    if len(found) < 2 or not all(0 < one < other for one, other in pairwise(found)):
+        raise ValueError(f"widths must be two or more ints in growing order, not {widths!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an int of 1 or more, not {steps!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be an int from -2**63 to 2**64 - 1, not {seed!r}")
+    return found
+
+
+def _made(make: Callable[[int], Made], width: int) -> Made:
+    """What make returns; raises for something else than it should."""
+    made: Any = make(width)
+    kinds: tuple[Any, ...] = nn.Module, torch.optim.Optimizer, Callable
+    if not (isinstance(made, (tuple, list)) and len(made) == 3 and all(map(isinstance, made, kinds))):
+        shown = f"({', '.join(type(one).__name__ for one in made)})" if isinstance(made, (tuple, list)) else repr(made)
+        raise TypeError(
+            f"make({width}) must return a model, its optimizer, and a function that computes the loss, not {shown}"
+        )
+    model, optimizer, _ = made
+    own = {id(param) for param in model.parameters()}
+    if not any(id(param) in own for group in optimizer.param_groups for param in group["params"]):
+        raise ValueError(
+            f"the optimizer that make({width}) returned has no parameter of the model beside it: make it for these"
+        )
+    return tuple(made)
+
+
+def _loss(loss: Callable[[], Tensor], width: int) -> Tensor:
+    """A loss; raises for what backward cannot begin at."""
+    found: Any = loss()
+    if not (isinstance(found, Tensor) and found.numel() == 1 and found.requires_grad):
+        shown = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        raise TypeError(f"the loss of make({width}) must return a tensor of one number with gradients, not {shown}")
+    return found
+
+
 def _run(make: Callable[[int], Made], width: int, steps: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
     """The sizes of outputs before the first step, and how far they are from there after the last."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, optimizer, loss = make(width)
+        model, optimizer, loss = _made(make, width)
         with _outputs(model) as first:
-            now = loss()
+            now = _loss(loss, width)
+        if not first:
+            raise ValueError(
+                f"the loss of make({width}) has run no layer of the model beside it that has parameters and returns a tensor of floats, "
+                "or begins with one: compute the loss by a call of that model"
+            )
         for _ in range(steps):
             optimizer.zero_grad()
             torch.autograd.backward(now)
             optimizer.step()
             with _outputs(model) as last:
-                now = loss()
+                now = _loss(loss, width)
+            if others := [name for name in first if name not in last or last[name].shape != first[name].shape]:
+                raise ValueError(
+                    f"the loss of make({width}) has run {others[0]!r} on another batch, or not at all, after a step: compute it on one batch, "
+                    "by the same layers"
+                )
     sizes = {name: _rms(x) for name, x in first.items()}
     return sizes, {name: _rms(last[name] - x) for name, x in first.items()}
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steprule import optimizer as optimizers
+from steprule.engine.surroundings import undisturbed
 from steprule.optimizer import Optimizer
 from steprule.rule import Rule
 from steprule.rules import OWN
@@ -129,11 +130,11 @@ def _function(rule: type[Rule]) -> Callable[..., None]:
         params = list(given["params"])
         key = rule, id(params[0])
         steps = _KNOWN.get(key)
-        if steps is None or not steps.hold(params, states):
-            if steps is None:
-                weakref.finalize(params[0], _KNOWN.pop, key, None).atexit = False
-            steps = _KNOWN[key] = _Steps(rule, params, chosen)
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed():
+            if steps is None or not steps.hold(params, states):
+                if steps is None:
+                    weakref.finalize(params[0], _KNOWN.pop, key, None).atexit = False
+                steps = _KNOWN[key] = _Steps(rule, params, chosen)
             steps.take(given["grads"], states, chosen)
 
     function.__name__ = function.__qualname__ = name

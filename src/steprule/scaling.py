@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -233,10 +234,9 @@ def _check(
     if base is not None and width is not None:
         raise ValueError(f"width={width!r} goes with base_width; base has shapes of its own")
     for name, value in (("base_width", base_width), ("width", width), ("base_depth", base_depth), ("depth", depth)):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-        if value is not None and not is_number:
-            raise ValueError(f"Invalid {name} value: {value!r}; it must be a number above 0")
-    if rule not in RULES:
+        if value is not None and not (_is_number(value) and 1 <= value <= sys.float_info.max):
+            raise ValueError(f"Invalid {name} value: {value!r}; it must be a number of 1 or more")
+    if rule not in [*RULES]:
         raise ValueError(f"Invalid rule value: {rule!r}; it can be {', '.join(map(repr, RULES))}")
     if updates not in RULES[rule]:
         raise ValueError(
@@ -246,8 +246,12 @@ def _check(
         raise ValueError(f"base_depth={base_depth!r} and depth={depth!r} go together")
     if rule != "completep" and (depth is not None or alpha != 1):
         raise ValueError(f'depth and alpha are for rule="completep", and rule={rule!r} does not look at depth')
-    if not 0.5 <= alpha <= 1:
+    if not (_is_number(alpha) and 0.5 <= alpha <= 1):
         raise ValueError(f"Invalid alpha value: {alpha!r}; it must be from 0.5 to 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _asks(rule: str, wide: float, deep: float, alpha: float) -> Sequence[str]:

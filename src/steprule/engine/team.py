@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+from steprule.engine.surroundings import undisturbed
+
 logger = logging.getLogger("steprule")
 
 RunTogether = Callable[[int, int, int], None]
@@ -47,8 +49,8 @@ def run_together(function: int, argument: int, threads: int) -> None:
 
 @contextlib.contextmanager
 def torch_alone() -> Iterator[None]:
-    """A context for torch's own operations, which in a forked process would wait for the parent's threads as well."""
-    with one_thread() if _is_fork else contextlib.nullcontext():
+    """A context for torch's own operations: `undisturbed`, and in a forked process not waiting for the parent's threads."""
+    with undisturbed(), one_thread() if _is_fork else contextlib.nullcontext():
         yield
 
 

@@ -85,7 +85,7 @@ def _decomposed(stack: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     if not bool(finite.all()):  # which the library would raise for, in the middle of a step
         whole = torch.where(finite[..., None, None], stack, 0.0)
         values, vectors, ranks = _decomposed(whole)
-        spoilt = torch.where(finite, 0.0, torch.nan)
+        spoilt = values.new_zeros(finite.shape).masked_fill(~finite, torch.nan)
         known = finite.reshape(-1).tolist()
         ranks = [rank if is_known else stack.shape[-1] for rank, is_known in zip(ranks, known, strict=True)]
         return values + spoilt[..., None], vectors + spoilt[..., None, None], ranks
@@ -127,5 +127,5 @@ def completed(vectors: Tensor) -> Tensor:
     for _ in range(2):  # the second time for what rounding has left of the others
         rest = rest - vectors @ (vectors.mT @ rest)
         rest, upper = torch.linalg.qr(rest)
-        rest = rest * torch.where(upper.diagonal() < 0, -1.0, 1.0)
+        rest = torch.where(upper.diagonal() < 0, -rest, rest)
     return torch.cat([vectors, rest], 1)

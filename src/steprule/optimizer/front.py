@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from steprule.docstrings import options_at_length
+from steprule.engine.surroundings import in_peace, undisturbed
 from steprule.optimizer import torchs
 from steprule.optimizer.arguments import docstring, signature_of
 from steprule.optimizer.checkpoint import Loading
@@ -85,13 +86,13 @@ class Optimizer(torch.optim.Optimizer):
         check_rule("Optimizer.of", rule)
         return optimizer_of(rule)  # type: ignore[arg-type]
 
+    @in_peace
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         check_has_formula(type(self))
         check_params(params)
         self._groups = groups = Groups(self)
         self._steps = Steps(groups)
-        settings = bind(groups.name, groups.base, self._signature, args, kwargs)
-        self._core, defaults = begin(groups, settings)
+        self._core, defaults = begin(groups, bind(groups.name, groups.base, self._signature, args, kwargs))
         super().__init__(params, defaults)
         finish(groups)
 
@@ -124,7 +125,7 @@ class Optimizer(torch.optim.Optimizer):
             return self._groups.optimizer.load_state_dict(state_dict)  # type: ignore[no-any-return]
         self._core.modes.must_be_free("load_state_dict()")
         self._steps.must_be_closed("load_state_dict()")
-        with Loading(self._groups) as self._loading:
+        with undisturbed(), Loading(self._groups) as self._loading:
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -372,12 +373,12 @@ class Optimizer(torch.optim.Optimizer):
             watched = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or _profiling()
             if watched and type(self).step is Optimizer.step:
                 return self._steps.agreement.guard(self._hooked_step, *args, **kwargs)
-            core = self._core
-            current = core.plans.current
+            core, current = self._core, self._core.plans.current
             if not args and not kwargs and current is not None and core.schedules is core.shards is core.across is None:
-                is_scaled = core.services is not None and hasattr(self, "found_inf")
-                if not is_scaled and current.run(self.param_groups, self.state):
-                    return None
+                if core.services is None or not hasattr(self, "found_inf"):  # which a GradScaler leaves here
+                    with undisturbed():
+                        if current.run(self.param_groups, self.state):
+                            return None
             return self._step(*args, **kwargs)
 
         step.__doc__ = _step.__doc__
@@ -394,7 +395,6 @@ class Optimizer(torch.optim.Optimizer):
 Optimizer.__doc__ = f"{inspect.cleandoc(Optimizer.__doc__ or '')}\n\n{options_at_length()}"
 
 BASES[""] = Optimizer
-
 setattr(Optimizer, "__setattr__", torchs.set_attribute)  # noqa: B010 - in the class, type checkers let any be set
 leave_uncompiled(Optimizer, "step zero_grad add_param_group swap_average train eval averaged")
 leave_uncompiled(Optimizer, "release_gradients accumulate measure read plain_state_dict")

@@ -9,6 +9,7 @@ from weakref import ref
 
 from torch import Tensor
 
+from steprule.engine.surroundings import in_peace
 from steprule.formats.parts import is_sharded
 from steprule.hyper import MULTIPLIERS, whole_of
 from steprule.optimizer.arguments import (
@@ -125,6 +126,7 @@ class Groups:
             group["params"] = list(group["params"])
         return dict(group)
 
+    @in_peace
     def add(self, group: Any, by_torch: Callable[[Any], None]) -> None:
         """Adds a group; see `Optimizer.add_param_group`.
 

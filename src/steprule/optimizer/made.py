@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steprule.engine.surroundings import in_peace
 from steprule.engine.team import torch_alone
 from steprule.optimizer.formulas import BASES, base_of
 from steprule.optimizer.front import Optimizer
@@ -38,6 +39,7 @@ def make(rule: type[Rule], module: str) -> type[Optimizer]:
 class _BegunEarly(Optimizer):
     """States that are there before the first step, as torch.optim's Adagrad has them."""
 
+    @in_peace
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         rule = type(self).rule

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steprule.engine.surroundings import in_peace
 from steprule.engine.team import torch_alone
 from steprule.formats.parts import local, whole_of
 from steprule.optimizer.agreement import Agreement
@@ -51,6 +52,7 @@ class Steps:
     def _core(self) -> Core:
         return self._groups.core
 
+    @in_peace
     def take(self) -> None:
         """Takes one step of all parameters, or closes one whose parameters were stepped inside backward."""
         core, groups = self._core, self._groups
@@ -172,6 +174,7 @@ class Steps:
         check_not_replaced(every if self._core.across is None else ())  # else others may have gradients
         self.agreement.describe()
 
+    @in_peace
     def check(self) -> None:
         """Raises what the next step would refuse; no parameter and no state has changed."""
         core, groups = self._core, self._groups
@@ -198,6 +201,7 @@ class Steps:
             if wrong:
                 core.services.refuse(wrong)
 
+    @in_peace
     def take_one(self, param: Tensor) -> None:
         """Steps one parameter, inside backward."""
         plans, shards, states = self._core.plans, self._core.shards, self._groups.states
@@ -312,6 +316,7 @@ class Steps:
         grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
         return bool(grads) and not any(is_abstract(grad) or grad.is_sparse or grad.any() for grad in grads)
 
+    @in_peace
     def make_states(self) -> None:
         """Makes the states of all parameters that have gradients, and steps none."""
         self.agreement.find_shards()

@@ -25,6 +25,7 @@ from steprule.tensors.state import (
     set_arrays,
     step_options,
     weight_arrays,
+    widen_numbers,
     wrong_step,
 )
 
@@ -167,6 +168,7 @@ class Entry:
         if kind.keeps_step and "step" not in self.state:
             behind = 0 if self.rule.keeps_step or self.is_new else 1
             self.state["step"] = torch.full((), behind, **step_options(self.group, self.param))
+        widen_numbers(self.state, self.param, self.group, self.rule)
         if kind.keeps_step:
             self.state["step"] = counting(self.state["step"], self.param)
         if self.is_fast and kind.engine == "gpu":

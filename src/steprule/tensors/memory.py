@@ -19,6 +19,7 @@ from steprule.engine.overlap import first_overlap
 PLAIN = ("float64", "float32", "bfloat16", "float16")
 DTYPES = {getattr(torch, name): name for name in PLAIN}
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+COUNTING = (torch.float32, torch.float64)  # dtypes that a step is kept in
 MIXABLE = {torch.float32, torch.bfloat16, torch.float16}  # a parameter's and its gradient's dtype
 
 _READABLE = {*DTYPES, torch.int8, torch.uint8, torch.int16}

@@ -20,7 +20,16 @@ from steprule.formats.parts import cut_as, is_sharded
 from steprule.formats.tensors import decode, element_random, encode, zeros
 from steprule.rule import Rule
 from steprule.tensors.beside import begin_beside, shape_beside, side_dtype
-from steprule.tensors.memory import DTYPES, HALF_DTYPES, PLAIN, dtype_name, has_overlaps, is_abstract, too_short
+from steprule.tensors.memory import (
+    COUNTING,
+    DTYPES,
+    HALF_DTYPES,
+    PLAIN,
+    dtype_name,
+    has_overlaps,
+    is_abstract,
+    too_short,
+)
 from steprule.trace.tracing import exact_states, nonnegative_states
 
 FORMAT_OPTIONS: dict[str, Any] = {"states": None, "weights": None, "seed": 0}
@@ -311,7 +320,7 @@ def own_copy(name: str, value: Any, param: Tensor, group: Mapping[str, Any], rul
         return torch.as_tensor(value, **options).reshape(()).clone()
     if name == "step":
         options = step_options(group, param)
-        if not (isinstance(value, Tensor) and value.is_floating_point()):
+        if not isinstance(value, Tensor) or not (value.dtype in COUNTING or is_abstract(value)):
             dtype = options["dtype"] if float(value) < LAST_FLOAT32_STEP else torch.float64
             return torch.tensor(float(value), **{**options, "dtype": dtype})
         return value.to(options["device"], copy=True)
@@ -373,9 +382,14 @@ def bring_up_to_date(state: dict[str, Any], param: Tensor, group: Mapping[str, A
     if list(names) != list(state):
         state.clear()
         state.update(names)
-    for name, value in state.items():
-        is_number = isinstance(value, Tensor) and value.is_floating_point()
-        if (name == "step" or name in rule.scalar_states) and not is_number:
+    widen_numbers(state, param, group, rule)
+
+
+def widen_numbers(state: dict[str, Any], param: Tensor, group: Mapping[str, Any], rule: type[Rule]) -> None:
+    """Has kept steps, and states that are one number, be of a dtype that can count: a step in bfloat16 stands still at 256."""
+    for name in ("step", *rule.scalar_states):
+        value = state.get(name)
+        if value is not None and not (isinstance(value, Tensor) and value.dtype in COUNTING):
             state[name] = own_copy(name, value, param, group, rule)
 
 
