@@ -32,7 +32,7 @@ def refusals(mesh: Any) -> None:
         assert torch.equal(before, param.detach().to_local())
 
     refused(lambda p: steprule.AdamW(p, states="8bit"), Shard(1), "rows are cut", 'states="bfloat16"')
-    for grads in ("24bit", "32bit", "float32"):
+    for grads in ("24bit", "32bit", *["float32"] * hasattr(torch.Tensor, "grad_dtype")):
         refused(
             lambda p, grads=grads: steprule.AdamW(p, grads=grads), Shard(0), f"grads={grads!r}", dtype=torch.bfloat16
         )

@@ -26,6 +26,7 @@ from steprule.services.ledger import REMEMBERED
 from steprule.step.listed import name_in
 from steprule.tensors.average import Aside
 from steprule.tensors.memory import DTYPES, HALF_DTYPES, dtype_name
+from steprule.tensors.misfit import freed, misfit, wrong_step
 from steprule.tensors.state import (
     AVERAGE,
     GROUP_OPTIONS,
@@ -33,18 +34,15 @@ from steprule.tensors.state import (
     average_format,
     convert,
     drop_other_low_bits,
-    freed,
     has_arrays,
     kept,
     kept_format,
     low_bits_dtype,
-    misfit,
     own_copy,
     set_arrays,
     state_format,
     state_of,
     with_new_names,
-    wrong_step,
 )
 
 logger = logging.getLogger("steprule")

@@ -374,11 +374,11 @@ class Optimizer(torch.optim.Optimizer):
             if watched and type(self).step is Optimizer.step:
                 return self._steps.agreement.guard(self._hooked_step, *args, **kwargs)
             core, current = self._core, self._core.plans.current
-            if not args and not kwargs and current is not None and core.schedules is core.shards is core.across is None:
-                if core.services is None or not hasattr(self, "found_inf"):  # which a GradScaler leaves here
-                    with undisturbed():
-                        if current.run(self.param_groups, self.state):
-                            return None
+            is_plain = not args and not kwargs and core.schedules is core.shards is core.across is None
+            if is_plain and current is not None and (core.services is None or not hasattr(self, "found_inf")):
+                with undisturbed():
+                    if current.run(self.param_groups, self.state):
+                        return None
             return self._step(*args, **kwargs)
 
         step.__doc__ = _step.__doc__

@@ -13,7 +13,8 @@ from steprule.optimizer.core import NOTES
 from steprule.optimizer.groups import Groups
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.tensors.memory import too_short
-from steprule.tensors.state import AVERAGE, GROUP_OPTIONS, has_arrays, kept, misfit, read_state, state_of
+from steprule.tensors.misfit import misfit
+from steprule.tensors.state import AVERAGE, GROUP_OPTIONS, has_arrays, kept, read_state, state_of
 
 
 def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]:

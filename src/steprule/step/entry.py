@@ -13,6 +13,7 @@ from steprule.step.job import Job
 from steprule.step.kind import ZERO, Kind, look_of
 from steprule.step.listed import Listed, given_name, name_in
 from steprule.tensors.memory import missing_bytes, too_short
+from steprule.tensors.misfit import lacking, wrong_step
 from steprule.tensors.state import (
     AVERAGE,
     begin_low_bits,
@@ -21,12 +22,10 @@ from steprule.tensors.state import (
     counting,
     is_near,
     kept,
-    lacking,
     set_arrays,
     step_options,
     weight_arrays,
     widen_numbers,
-    wrong_step,
 )
 
 Kinds = dict[tuple[Any, ...], Kind]

@@ -27,7 +27,8 @@ from steprule.tensors.memory import (
     layout,
     unsteppable,
 )
-from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, misfit, state_format
+from steprule.tensors.misfit import misfit
+from steprule.tensors.state import AVERAGE, arrays_in, average_format, kept, state_format
 from steprule.trace.around import NO_SERVICES, Services
 from steprule.trace.extent import KEPT, Extent
 from steprule.trace.program import COL, Program

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steprule.rule import Rule
 from steprule.tensors.memory import too_short
-from steprule.tensors.state import misfit
+from steprule.tensors.misfit import misfit
 
 PARAMS_OF = itemgetter("params")
 
