@@ -71,8 +71,8 @@ class Rule:
             weight_decay and a few others mean in all rules.
         decay: the kind of weight decay in the formula: "coupled", "decoupled", "independent", "corrected" or "initial", as the
             option decay names them, or "own" for any other. With None, options that depend on the kind are refused.
-        refuses: the reason why the options decay, cautious, cautious_decay and lookahead cannot be used with the formula;
-            empty where they can.
+        refuses: the reason why the options decay, cautious, cautious_decay and lookahead cannot be used with the formula, nor
+            what changes weights between steps, as `steprule.services.QKClip` does; empty where they can.
         needs: what it is good for: "baseline", "memory", "tuning-free", "no-schedule", "large-batch", "sparse" or "noise".
         when: when to use it, in a sentence.
         made_by: a function that makes the rule again in another process; for rules that no module has under their name, such

@@ -189,7 +189,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
         **{names[name]: _ADDED[name] for name in names},
     }
     if lookahead:
-        attributes["keeps_step"] = True
+        attributes |= {"keeps_step": True, "refuses": "lookahead has the weights restart from a slow copy of them"}
     return type(rule.__name__, (Rule,), attributes)
 
 
