@@ -196,7 +196,7 @@ class Steps:
             wrong = [
                 given_name(group, index) or name_in(group, number, index)
                 for number, group, index, param, _ in list_all(groups.groups)
-                if param.grad is not None and not _is_finite(param.grad)
+                if param.grad is not None and not _is_finite(local(param.grad))
             ]
             if wrong:
                 core.services.refuse(wrong)
