@@ -87,7 +87,7 @@ MISTAKES = {
     "grad - torch.sum(grad)": "total(x)", "np.mean(grad)": "mean(x)", "mean(grad, 1)": "row_mean(x), col_mean(x)",
     "norm(grad, dim=0)": "row_mean(x), col_mean(x)", "grad.var()": "mean(x)", "grad.shape[0] * grad": "size(x)",
     "grad.numel() * grad": "size(x)", "len(grad) * grad": "size(x), rows(x) or cols(x)", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
-    "grad.max()": "largest element", "grad.topk(3)": "whole tensor", "sorted(grad)": "over the whole tensor",
+    "grad.max()": "largest absolute value", "grad.topk(3)": "whole tensor", "sorted(grad)": "over the whole tensor",
     # matrices
     "grad @ param": "as many columns as b has rows", "2 @ grad": "as many columns as b has rows", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "inverse_root(x, root) of whole matrices",
     "torch.linalg.svd(grad)": "inverse_root(x, root) of whole matrices", "grad[0]": "over the whole tensor", "grad[grad > 0]": "where(condition, a, b)",
