@@ -128,19 +128,21 @@ class Agreement:
 
     def adds_up(self) -> bool:
         """Whether processes wait for each other in the next step, where they have parts."""
-        core, services = self._core, self._core.services
-        if core.joins:
-            return True
-        if services is not None and (services.wants is not None or services.counts):
+        core = self._core
+        if core.joins or self._services_add_up:
             return True
         return any(program_of(core.rule, group).sums for group in self._groups.groups)
 
     def gathers(self) -> bool:
         """Whether they do, where they have other parameters."""
-        services, spread = self._core.services, self.spread()
-        if services is not None and (services.wants is not None or services.counts):
-            return True
-        return spread is not None and any(spread.names)
+        spread = self.spread()
+        return self._services_add_up or (spread is not None and any(spread.names))
+
+    @property
+    def _services_add_up(self) -> bool:
+        """Whether services add something up in the next step."""
+        services = self._core.services
+        return services is not None and (services.wants is not None or services.counts)
 
     @property
     def waits(self) -> bool:
