@@ -585,6 +585,11 @@ def interpreted(mesh: DeviceMesh) -> None:
                 for number, run in product(range(steps), pair):
                     run.step(wrong=number == 1)
                 compare(*pair, f"GPU engine, {settings}")
+            for settings in ({}, {"nonfinite": "skip", "clip": 1.0}):
+                pair = both(squared("SOAP", **settings), ((37, 34), (8, 4), (1, 5)), torch.float32, mesh, Shard(0))
+                for number, run in product(range(4), pair):
+                    run.step(wrong=number == 2 and bool(settings))
+                compare(*pair, f"GPU engine, SOAP, {settings}")
             one, other = both(
                 lambda params: steprule.Adafactor(params), ((37, 34), (7,)), torch.float32, mesh, Shard(0)
             )
@@ -798,8 +803,6 @@ def refusals(mesh: DeviceMesh) -> None:
     with raises("has squares beside a stack of matrices", "DTensor"):
         stacked = type("Stacked", (Sides,), {"stacks": True})
         steprule.Optimizer.of(stacked)([torch.nn.Parameter(distribute_tensor(torch.ones(4, 8, 8), mesh, [Shard(0)]))])
-    with patch.object(gpu, "DEVICES", {"cpu"}):
-        refused(squared("SOAP"), mesh, [Shard(0)], "squares beside a matrix", "on CPUs only")
     refused(muon(), mesh, [_StridedShard(0, split_factor=2)], "one stretch")
     if dist.get_world_size() == 4:
         square = init_device_mesh("cpu", (2, 2))

@@ -1,4 +1,4 @@
-"""Steps that are replayed as a CUDA graph are the steps that they would have been."""
+"""Steps that are replayed as CUDA graphs are the steps that they would have been; without a GPU, as graphs that are pretended."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import pickle
 
 import pytest
 import torch
+from engines import GPU_DEVICE
+from pretended_graph import pretend
 from test_gpu_engine import OWN, SETTINGS, assert_same, make_params, momentum, set_grads
 from test_gpu_matrices import CASES, SHAPES
 
 import steprule
+from steprule.engine import gpu, gpu_graph
 
+pytest.importorskip("triton")
 needs_gpu = pytest.mark.gpu
 STEPS = 9
 
@@ -19,19 +23,22 @@ STEPS = 9
 @pytest.fixture
 def replays(monkeypatch):
     """A list that grows with each replay."""
+    if GPU_DEVICE.type == "cpu":
+        pretend(monkeypatch)
+        monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
     calls: list[int] = []
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda self: calls.append(1) or replay(self))
     return calls
 
 
-def run(make, in_graph, dtype=torch.float32, shapes=None, meanwhile=None, **settings):
+def run(make, in_graph, dtype=torch.float32, shapes=None, meanwhile=None, steps=STEPS, **settings):
     """Steps with other gradients, in other memory, and another lr in each; one of them not finite where that is looked for."""
-    params = make_params("cuda", dtype, **({"shapes": shapes} if shapes else {}))
+    params = make_params(GPU_DEVICE, dtype, **({"shapes": shapes} if shapes else {}))
     optimizer = make([{"params": params[:2]}, {"params": params[2:], "lr": 0.02}], **copy.deepcopy(settings))
     optimizer.cuda_graph = in_graph
     kept = []
-    for step in range(STEPS):
+    for step in range(steps):
         set_grads(params, step, bad=(6, 1) if "nonfinite" in settings else None)
         kept.append([param.grad for param in params])  # so that the next ones lie elsewhere
         optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
@@ -75,6 +82,72 @@ def test_matrices(replays, case):
     settings = {**settings, "telemetry": 4} if "telemetry" in settings else settings
     shapes = [shape for shape in SHAPES if len(shape) == 2]
     check(steprule.Muon, replays, 4, dtype=dtype, shapes=shapes, **settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [(steprule.AdamW, SETTINGS[-1]), (steprule.Prodigy, {}), (steprule.Muon, {"clip": 1.0})],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+def test_some_here(replays, make, settings):
+    settings = {**settings, "telemetry": 3} if "telemetry" in settings else settings
+    check(make, replays, 2, shapes=[(8, 4), (6, 5), (8, 4)], steps=6, **settings)
+
+
+SQUARED = [
+    (steprule.SOAP, {"clip": 1.0, "states": "8bit"}), (steprule.Shampoo, {"average": 0.9}), (steprule.PSGDKron, {"max_precond_dim": 7}),
+    *(pytest.param(make, {}, marks=pytest.mark.long) for make in (steprule.SOAP, steprule.ASGO, steprule.SPlus)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "settings"), SQUARED, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_what_is_computed_in_some_steps_only(replays, make, settings):
+    """Bases and roots are computed between graphs, of each tensor in its own steps; a number that changes is no constant of a graph."""
+    check(make, replays, 5, shapes=[(8, 4), (6, 5), (8, 4)], steps=11, precondition_frequency=3, **settings)
+
+
+def test_squares_that_change_meanwhile(replays):
+    """Another frequency, a loaded state, a step that somebody sets."""
+
+    def meanwhile(step, optimizer, params):
+        if step == 6:
+            optimizer.param_groups[1]["precondition_frequency"] = 3
+        if step == 8:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        if step == 9:
+            optimizer.state[params[0]]["step"].fill_(1.0)
+
+    settings = {"precondition_frequency": 2, "shapes": [(8, 4), (8, 4), (6, 5)], "steps": 11}
+    check(steprule.SOAP, replays, 2, meanwhile=meanwhile, **settings)
+
+
+def test_no_more_graphs_are_kept_than_there_is_room_for(replays, monkeypatch):
+    monkeypatch.setattr(gpu_graph, "MOST_RECORDED", 2)
+    check(steprule.PSGDKron, replays, 2, shapes=[(4, 3), (4, 3), (4, 3)], steps=9, precondition_frequency=3)
+
+
+def test_steps_that_the_host_counts_are_skipped_without_a_graph_only(replays):
+    params = make_params(GPU_DEVICE, shapes=[(4, 3), (4, 3)])
+    set_grads(params, 0)
+    optimizer = steprule.SOAP(params, nonfinite="skip")
+    optimizer.cuda_graph = True
+    with pytest.raises(RuntimeError, match="the host counts the steps of this rule"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+def test_a_graph_of_the_users_does_not_record_them(replays, monkeypatch):
+    params = make_params(GPU_DEVICE, shapes=[(4, 3), (4, 3)])
+    set_grads(params, 0)
+    optimizer = steprule.SOAP(params)
+    for _ in range(3):
+        optimizer.step()
+    before, step = params[0].detach().clone(), optimizer.state[params[0]]["step"].clone()
+    monkeypatch.setattr(gpu, "is_recording", lambda device: True)
+    with pytest.raises(RuntimeError, match="which records all but these"):
+        optimizer.step()
+    monkeypatch.undo()
+    assert torch.equal(before, params[0]) and optimizer.state[params[0]]["step"] == step
 
 
 @needs_gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from engines import GPU_DEVICE
 import steprule
 from steprule.beside import beside
 from steprule.engine import gpu
+from steprule.engine.gpu_plan import GpuPlan
 from steprule.services import ClipNorm
 
 pytest.importorskip("triton")
@@ -56,6 +58,49 @@ def test_the_gpu_engine_steps_matrices_as_the_cpu_engine_does(monkeypatch, case)
             assert (one.float() - other.float()).abs().max() <= 4 * 0.1 * 0.1 * max(one.shape) ** 0.5
     if "nonfinite" in CASES[case][1]:
         assert host.skipped_steps == device.skipped_steps == 1
+
+
+SQUARED: dict[str, Any] = {
+    "SOAP": {"clip": 1.0, "states": "8bit"},
+    "SOAP, services": {"clip": ClipNorm(1.0), "nonfinite": "skip", "average": 0.9, "telemetry": 1},
+    "Shampoo": {},
+    "ASGO": {},
+    "SPlus": {},
+    "PSGDKron": {"max_precond_dim": 10},
+}
+
+
+@pytest.mark.parametrize("case", SQUARED)
+def test_squares_beside_matrices(monkeypatch, case):
+    """Of such rules the host counts steps, and decides which are skipped."""
+
+    def train(device: torch.device) -> tuple[list[torch.Tensor], steprule.Optimizer]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(6, 14), (8, 4), (6, 14), (1, 5), (6, 14)]
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
+        groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.05}]
+        settings = {"precondition_frequency": 3, **copy.deepcopy(SQUARED[case])}
+        optimizer = getattr(steprule, case.partition(",")[0])(groups, lr=0.1, **settings)
+        for step in range(6):
+            for number, param in enumerate(params):
+                grad = torch.randn(param.shape, generator=generator)
+                grad.view(-1)[3] = float("nan") if (step, number) == (4, 1) and "nonfinite" in settings else 1.0
+                param.grad = grad.to(device)
+            optimizer.step()
+        plan = optimizer._core.plans.current
+        assert plan is not None and plan.repeats
+        assert isinstance(plan._buckets[0][0].plan, GpuPlan) == gpu.serves(device)
+        return [param.detach().cpu() for param in params], optimizer
+
+    ours, host = train(torch.device("cpu"))
+    monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
+    theirs, there = train(GPU_DEVICE)
+    for one, other in zip(ours, theirs, strict=True):
+        if GPU_DEVICE.type == "cpu":  # the same products
+            assert torch.equal(one, other)
+        else:  # other products, and bases by another library
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    assert host.skipped_steps == there.skipped_steps == ("nonfinite" in SQUARED[case])
 
 
 SEEN = {"rows 2": (6, 140), "transpose": (8, 4), "stack, transpose, interleaved 2": (2, 3, 8), "flatten": (4, 3, 3, 3)}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
-from typing import Protocol
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from steprule.engine import gpu
 from steprule.engine.gpu_launch import on
 
 
@@ -25,68 +28,147 @@ class Repeated(Protocol):
 def wrong_devices(devices: Iterable[torch.device]) -> str | None:
     """What is to be said of parameters on these devices, None if they are on one GPU."""
     kinds = set(devices)
-    if [device.type for device in kinds] == ["cuda"]:
+    if len(kinds) == 1 and {device.type for device in kinds} <= gpu.DEVICES:
         return None
     return f"parameters are on {' and '.join(sorted(map(str, kinds)))}, and not all on one GPU"
 
 
+MOST_RECORDED = 32
+"""Steps in which something else is computed that a graph is kept for; each takes memory."""
+
+
 class StepGraph:
-    """A step that is recorded once it has been taken as it is, and replayed from then on.
+    """Steps that are recorded once they have been taken as they are, and replayed from then on.
 
     Args:
-        device: where all that it launches is.
+        device: where all that they launch is.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._pool: Any = None
         self._key: object = None
-        self._is_warm = False
+        self._seen: dict[Hashable, Recording | None] = {}
 
-    def take(self, step: Callable[[], object], around: Repeated, key: object) -> None:
+    def take(self, step: Callable[[], object], around: Repeated, key: object, choices: Hashable = ()) -> bool:
         """Takes a step.
 
         Args:
             step: launches it. What it allocates must be of no use after it, but for what is kept between all steps.
             around: what surrounds it.
-            key: what the launches depend on besides memory on the device. Another one calls for another graph.
+            key: what the launches of all steps depend on besides memory on the device. Another one calls for other graphs.
+            choices: what those of this step depend on besides.
+
+        Returns:
+            Whether it was replayed, and step was not called.
 
         Raises:
-            RuntimeError: it cannot be recorded; nothing on the device has changed.
+            RuntimeError: it cannot be recorded.
         """
         if not around.repeats or torch.cuda.is_current_stream_capturing():
             step()
-            return
+            return False
+        if key != self._key:
+            self._key, self._seen = key, {}
         with on(self._device):
-            if self._graph is not None and key == self._key:
-                self._graph.replay()
+            recorded = self._seen.get(choices)
+            if recorded is not None:
+                recorded.replay()
                 around.repeat()
-                return
-            is_new = key != self._key or not self._is_warm
-            self._graph, self._key, self._is_warm = None, key, True
+                return True
+            is_new = choices not in self._seen
+            if is_new and len(self._seen) >= MOST_RECORDED:
+                step()
+                return False
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 if is_new:  # what kernels and products keep for later they allocate outside of the graph
+                    self._seen[choices] = None
                     step()
                 else:
-                    self._graph = self._record(step)
+                    if not any(self._seen.values()):  # a pool ends with the last graph that it is for
+                        self._pool = torch.cuda.graph_pool_handle()
+                    self._seen[choices] = Recording(step, self._pool)
             current.wait_stream(self._stream)
-            if self._graph is not None:
-                self._graph.replay()
+            return False
 
-    def _record(self, step: Callable[[], object]) -> torch.cuda.CUDAGraph:
+
+class Recording:
+    """A step as graphs, and what is computed between these since none can record it. It is taken while it is recorded.
+
+    Args:
+        step: launches it.
+        pool: of memory that it shares with others that are replayed before or after it.
+
+    Raises:
+        RuntimeError: it cannot be recorded.
+    """
+
+    def __init__(self, step: Callable[[], object], pool: Any) -> None:
+        self._pool, self._pieces = pool, list[Callable[[], object]]()
         gc.collect()  # what is freed in a recording would spoil it
-        graph = torch.cuda.CUDAGraph()
+        _CURRENT.recording = self
+        self._end: Callable[[], object] = _nothing
         try:
-            graph.capture_begin(capture_error_mode="thread_local")
+            self._begin()
             try:
                 step()
             finally:
-                graph.capture_end()
+                self._end()
         except RuntimeError as error:
+            half = " It is half taken: load a checkpoint." if self._pieces[1:] else ""
             raise RuntimeError(
                 f"cuda_graph=True cannot record this step: {error}. Where the host has to know a setting, it must be no tensor on "
-                "the GPU; or set optimizer.cuda_graph = False"
+                f"the GPU; or set optimizer.cuda_graph = False.{half}"
             ) from error
-        return graph
+        finally:
+            _CURRENT.recording = None
+        self._pieces[-1]()
+
+    def _begin(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        self._end = graph.capture_end
+        self._pieces.append(graph.replay)
+
+    def apart(self, compute: Callable[[], Tensor]) -> Tensor:
+        """Computes something between two graphs, now and in every replay; always in the same memory."""
+        end, self._end = self._end, _nothing
+        end()
+        self._pieces[-1]()
+        result = compute().clone()
+        self._pieces.append(lambda: result.copy_(compute()))
+        self._begin()
+        return result
+
+    def replay(self) -> None:
+        """Takes the step once more."""
+        for piece in self._pieces:
+            piece()
+
+
+def _nothing() -> None:
+    """Ends no recording."""
+
+
+class _Current(threading.local):
+    recording: Recording | None = None
+
+
+_CURRENT = _Current()
+
+
+def check_not_recorded(device: torch.device) -> None:
+    """Raises where somebody else's graph records a step of which the host decides what is computed."""
+    if gpu.is_recording(device) and _CURRENT.recording is None:
+        raise RuntimeError(
+            "a CUDA graph cannot record a step of a rule with squares beside matrices, such as SOAP: bases are computed in some steps only. "
+            "Leave the step out of the graph, and set optimizer.cuda_graph = True, which records all but these"
+        )
+
+
+def apart(compute: Callable[[], Tensor]) -> Tensor:
+    """Computes what no graph can record: the host waits for some of it."""
+    recording = _CURRENT.recording
+    return compute() if recording is None else recording.apart(compute)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,19 @@ import triton.language as tl
 from torch import Tensor
 
 from steprule.engine.gpu import Kernel
+from steprule.engine.gpu_graph import apart, check_not_recorded
 from steprule.engine.gpu_launch import Launch, on
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.engine.gpu_reading import Combination, GpuReading
 from steprule.engine.gpu_sides import GpuEvaluation, GpuSides
-from steprule.engine.matrices import BesideRooms
-from steprule.engine.run import SideSums, Sums, summed
+from steprule.engine.matrices import BesideRooms, Rooms, Value
+from steprule.engine.own import OwnNumbers
+from steprule.engine.run import SideSums, Sums
+from steprule.engine.told import HostSteps, There
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.extent import NUMBER, Extent
-from steprule.trace.program import COUNTS, EXTENTS, Level, Program
-from steprule.trace.turns import Over, Turn, turns_of
+from steprule.trace.program import COUNTS, EXTENTS
 
 _TILE = 128
 
@@ -52,7 +54,7 @@ def put(kept_at, are_double, numbers, skip, size, TILE: tl.constexpr):  # type: 
         tl.store(numbers + i, tl.where(is_double, wide, narrow.to(tl.float64)), mask=i < size)
 
 
-class GpuPlanned:
+class GpuPlanned(OwnNumbers):
     """As `steprule.engine.own.Planned`, of a plan on a GPU.
 
     Args:
@@ -65,6 +67,7 @@ class GpuPlanned:
         sides: what rows and columns have, where they have numbers.
         extents: of the states that are not numbers; these are contiguous tensors with one for each row or column.
         cut: whether other processes have other rows of the tensors, or other columns.
+        steps: where each tensor's step is kept, if it is.
     """
 
     def __init__(
@@ -78,26 +81,24 @@ class GpuPlanned:
         sides: GpuSides | None = None,
         extents: Mapping[str, Extent] | None = None,
         cut: Collection[Extent] = (),
+        steps: Sequence[Tensor] = (),
     ) -> None:
-        self.program: Program = kernel.program
-        self.depth = len(self.program.levels)
-        self._plan = plan
-        device, own = plan.device, self.program.own
-        self._readings = [
+        readings = [
             GpuReading(one.launcher(plan), Combination(plan.first_chunk, one.source.tallies, plan.partials))
             for one in kernel.readings
         ]
+        super().__init__(kernel.program, readings, rooms, sides, cut)
+        self._plan = plan
+        device, own = plan.device, self.program.own
         self._rows = dict(zip(own, plan.own, strict=True))
         counts = {"numel": plan.lengths if sizes is None else sizes}
         counts |= {"rows": [shape[-2] for shape in shapes], "cols": [shape[-1] for shape in shapes]}
-        for name in self._rows.keys() & set(COUNTS):
-            self._rows[name].copy_(torch.tensor(counts[name], device=device))
-        self.rooms = rooms
-        self._turns, self._is_cut = [turns_of(now, cut) for now in self.program.levels], bool(cut)
-        self._left: Iterator[Turn] = iter(())
-        self._squares: Sums = {}
+        self._counts = {name: np.array(counts[name], np.float64) for name in COUNTS if name in own}
+        for name, values in self._counts.items():
+            self._rows[name].copy_(torch.from_numpy(values).to(device))
         self._settings = self.program.settings
-        self._sides = sides
+        self._fixed = frozenset((*self._settings, *self._counts))
+        self._steps_here = HostSteps(steps) if self.program.has_squares else None
         self._constants: dict[str, Tensor] = {}
         self._steps = _Kept(plan.step_at, torch.ones_like(plan.step_at, dtype=torch.int32), plan.steps, plan.skip)
         extents = extents or {}
@@ -124,10 +125,11 @@ class GpuPlanned:
         """Counts their steps, and forgets what held for the last."""
         plan, program = self._plan, self.program
         plan.read_hyper()
+        self.count_here()
         self._steps.fetch()
         plan.steps += 1
         self._steps.put()
-        if self._new or self._sides is not None:
+        if self._new or self._sides is not None or program.has_squares:
             for kept in self._kept:
                 kept.fetch()
             columns = plan.hyper.index_select(0, plan.groups).T
@@ -135,32 +137,20 @@ class GpuPlanned:
             inputs |= {"step": plan.steps, **self._rows, **self._old}
             self._evaluation = GpuEvaluation(inputs, self._constants, plan.device, self._sides)
 
+    def count_here(self) -> None:
+        """Counts their steps where the host has to know them."""
+        if self._steps_here is not None:
+            check_not_recorded(self._plan.device)
+            self._steps_here.count()
+
     def take_back(self) -> None:
         """As if steps had not been counted, and no number had followed from them."""
+        if self._steps_here is not None:
+            self._steps_here.take_back()
         self._plan.steps -= 1
         self._steps.put()
         for kept in self._kept:
             kept.put()
-
-    def run(self, level: int) -> None:
-        """Reads elements for a level's sums."""
-        if 0 < level <= len(self._readings):
-            self._readings[level - 1].run()
-
-    def sums(self, level: int) -> Sums:
-        """A level's sums, for each tensor."""
-        if level >= len(self.program.levels):
-            return {}
-        found: dict[str, Any] = {}
-        if 0 < level <= len(self._readings):
-            sums = {name.removeprefix("total_"): value for name, value in self._readings[level - 1].sums().items()}
-            self._squares = {name: value for name, value in sums.items() if name in self.program.matrices}
-            found = {name: value for name, value in sums.items() if name not in self._squares}
-        now, self._left = self.program.levels[level], iter(self._turns[level])
-        if self._sides is not None:
-            beside = {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
-            self._evaluation.inputs.update(beside)
-        return {**found, **self._follow(now)} if self._is_cut else found
 
     def put(self, level: int, sums: Sums) -> Sums:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
@@ -173,45 +163,37 @@ class GpuPlanned:
             row.copy_(one, non_blocking=True) if isinstance(one, Tensor) else row.fill_(one)
         return self._follow(self.program.levels[level]) if level < len(self.program.levels) else {}
 
-    def join(self, level: int) -> None:
-        """Computes a level's matrices; all processes that have parts of them call it."""
-        now = self.program.levels[level] if level < len(self.program.levels) else None
-        if self.rooms is not None and now is not None and now.matrices:
-            settings = self._plan.settings(self._settings)
-            known = b"".join(x.tobytes() for x in settings.values())
-            self.rooms.run(now, Evaluation(settings), known, self._squares)
-        if self.rooms is not None and level == self.program.last_joined:
-            self.rooms.forget()
+    @property
+    def _inputs(self) -> dict[str, Any]:
+        return self._evaluation.inputs
 
-    def awaited(self, level: int, turn: int) -> Sums:
-        """Zeros in the place of what other processes wait for."""
-        found: dict[str, Any] = {} if turn else {name: [0.0] * self._plan.count for name in summed(self.program, level)}
-        turns = self._turns[level] if level < len(self._turns) else ()
-        for name, over in turns[turn].sums.items() if turn < len(turns) else ():
-            lengths = self._lengths(name, self._plan.count)
-            found[name] = SideSums(np.zeros(int(np.sum(lengths))), lengths, over)
-        return found
+    @property
+    def _count(self) -> int:
+        return self._plan.count
 
-    def _follow(self, now: Level) -> Sums:
-        """Computes what follows from sums, up to others that wait for those of other processes."""
-        turn = next(self._left)
-        for name in turn.order:
-            if name in now.parts:
-                self._part(name, now.parts[name])
-            else:
-                self._keep(name.removeprefix("new_"), now.numbers)
-        return {name: self._side_sums(name, over) for name, over in turn.sums.items()}
-
-    def _side_sums(self, name: str, over: Over) -> SideSums:
-        """What other processes have other parts of."""
-        values = self._evaluation.inputs[name]
-        return SideSums(values, self._lengths(name, len(values)), over)
-
-    def _lengths(self, name: str, count: int) -> Any:
-        """How many numbers of a name each of so many tensors has."""
+    def _lengths(self, name: str) -> Any:
         assert self._sides is not None
         side = self._sides.sides.get(name)
-        return self._sides.lengths[EXTENTS[side.axis]] if side is not None else np.ones(count, np.int64)
+        return self._sides.lengths[EXTENTS[side.axis]] if side is not None else np.ones(self._count, np.int64)
+
+    def _told(self) -> tuple[Value, bytes, There | None]:
+        settings = self._plan.settings(self._settings)
+        known = b"".join(x.tobytes() for x in settings.values())
+        if self._steps_here is None:
+            return Evaluation(settings), known, None
+        return self._here(settings, self._steps_here.now), known, There(self._evaluation, self._fixed, apart)
+
+    def choices(self) -> Hashable:
+        """What the host decides in the step that comes."""
+        squares = self.rooms.square_rooms if isinstance(self.rooms, Rooms) else None
+        if squares is None or self._steps_here is None:
+            return ()
+        here = self._here(self._plan.settings(self._settings), self._steps_here.next())
+        return squares.told.choices(squares.choices, here, There(here, self._fixed, apart))
+
+    def _here(self, settings: Mapping[str, Any], steps: np.ndarray) -> Evaluation:
+        """What computes numbers of what the host knows."""
+        return Evaluation({**settings, **self._counts, "step": steps})
 
     @property
     def constants(self) -> bytes:
@@ -220,17 +202,15 @@ class GpuPlanned:
         return b"".join(x.tobytes() for x in settings.values())
 
     def _part(self, name: str, expression: Expression) -> None:
-        """What is made of numbers, rows and columns, put where passes read it."""
         value = self._evaluation(expression)
         if name in self._rows:
             self._rows[name].copy_(value)
             return
-        self._evaluation.inputs[name] = value
+        self._inputs[name] = value
         if self._sides is not None and name in self.program.last.sides:
             self._sides.put(name, value)
 
     def _keep(self, name: str, numbers: Mapping[str, Expression]) -> None:
-        """Keeps a state's new value, and knows it as it is kept."""
         new = self._new[name]
         new.numbers.copy_(self._evaluation.spread(numbers[name], self._extents[name]))
         new.put()

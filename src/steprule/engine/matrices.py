@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from steprule.engine.squares import SquareRooms
+from steprule.engine.told import There
 from steprule.engine.workspace import workspace
 from steprule.trace.expression import Expression
 from steprule.trace.program import IN_PLACE, Level, Matrix, Program, Squares
@@ -65,6 +66,10 @@ def fits_passes(program: Program, view: str | None, shapes: Sequence[tuple[int, 
     return is_plain or (len(shapes) == 1 and not needs_rows and (is_one or not adds_up))
 
 
+Value = Callable[[Expression], Any]
+"""What an expression is for each active tensor, or one number for all."""
+
+
 class BesideRooms(Protocol):
     """The matrices that lie between a plan's passes, and the squares beside them, as a step asks for them.
 
@@ -80,14 +85,17 @@ class BesideRooms(Protocol):
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
 
-    def run(self, now: Level, value: Callable[[Expression], Any], settings: bytes, measured: Mapping[str, Any]) -> None:
+    def run(
+        self, now: Level, value: Value, settings: bytes, measured: Mapping[str, Any], there: There | None = None
+    ) -> None:
         """Computes functions of a level's matrices in their place, and what there is to compute of squares.
 
         Args:
             now: the level, whose pass has stored matrices.
-            value: what an expression is for each active tensor, or one number for all.
+            value: what an expression is that the host knows, for each active tensor, or one number for all.
             settings: what is the same as in the last step where all such values are.
             measured: for those functions that want it, the sum of the squares of what they are of, for each active tensor.
+            there: what of the numbers is on a GPU.
         """
 
     def forget(self) -> None:
@@ -137,7 +145,7 @@ class Rooms:
                 size = len(members) * math.prod(shape) * dtype.itemsize
                 self._stacks[name, shape] = memory[start : start + size].view(dtype).view(len(members), *shape)
                 start += _aligned(size)
-        self._count = len(shapes)
+        self._count, self._device = len(shapes), memory.device
         self._settings = b""
         self.select(np.ones(self._count, bool))
 
@@ -149,7 +157,9 @@ class Rooms:
         dtype: torch.dtype,
     ) -> None:
         """Has squares beside the matrices; arguments as for `SquareRooms`."""
-        self.square_rooms = SquareRooms(squares, states, places, dtype, self._shapes, self._stack, self._members)
+        self.square_rooms = SquareRooms(
+            squares, states, places, dtype, self._device, self._shapes, self._stack, self._members
+        )
         self.square_rooms.select(self._active)
 
     def _stack(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -184,10 +194,14 @@ class Rooms:
         if self.square_rooms is not None:
             self.square_rooms.select(active)
 
-    def run(self, now: Level, value: Callable[[Expression], Any], settings: bytes, measured: Mapping[str, Any]) -> None:
+    def run(
+        self, now: Level, value: Value, settings: bytes, measured: Mapping[str, Any], there: There | None = None
+    ) -> None:
         """See `BesideRooms`."""
         if settings != self._settings:
             self._settings, self._calls = settings, {}
+            if self.square_rooms is not None:
+                self.square_rooms.told.forget()
         for name, one in now.matrices.items():
             if one.op not in IN_PLACE:
                 continue
@@ -196,14 +210,14 @@ class Rooms:
             for call in self._calls[name]:
                 call(measured.get(name))
         if self.square_rooms is not None and now.squares is not None:
-            self.square_rooms.run(now.squares, value)
+            self.square_rooms.run(now.squares, value, there)
 
     def forget(self) -> None:
         """See `BesideRooms`."""
         if self.square_rooms is not None:
             self.square_rooms.forget()
 
-    def _made(self, name: str, one: Matrix, value: Callable[[Expression], Any]) -> list[_Call]:
+    def _made(self, name: str, one: Matrix, value: Value) -> list[_Call]:
         """What computes a function of matrices in their place."""
         numbers = [_common(value(x)) if isinstance(x, Expression) else x for x in one.others]
         made = []

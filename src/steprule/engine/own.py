@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import compress
@@ -9,19 +10,123 @@ from typing import Any
 
 import numpy as np
 
-from steprule.engine.matrices import BesideRooms
+from steprule.engine.matrices import BesideRooms, Value
 from steprule.engine.reading import Reading
 from steprule.engine.run import SideSums, Sums, summed
 from steprule.engine.sides import HostEvaluation, Sides
+from steprule.engine.told import There
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.extent import NUMBER, Extent
 from steprule.trace.program import COUNTS, EXTENTS, Level, Program
-from steprule.trace.turns import Over, Turn, turns_of
+from steprule.trace.turns import Turn, turns_of
 
 
-class Planned:
-    """The numbers that tensors of a plan have for themselves.
+class OwnNumbers(ABC):
+    """The numbers that tensors of a plan have for themselves, on whatever device they are.
+
+    Args:
+        program: their rule's.
+        readings: the passes of its levels.
+        rooms, sides, cut: as for `Planned`.
+
+    Attributes:
+        program, rooms: the same.
+        depth: how many levels there are.
+    """
+
+    def __init__(
+        self, program: Program, readings: Sequence[Any], rooms: BesideRooms | None, sides: Any, cut: Collection[Extent]
+    ) -> None:
+        self.program, self.depth, self.rooms, self._sides = program, len(program.levels), rooms, sides
+        self._readings, self._is_cut = readings, bool(cut)
+        self._turns = [turns_of(now, cut) for now in program.levels]
+        self._left: Iterator[Turn] = iter(())
+        self._squares: Sums = {}
+
+    @property
+    @abstractmethod
+    def _inputs(self) -> dict[str, Any]:
+        """What is known in this step, by name."""
+
+    @property
+    @abstractmethod
+    def _count(self) -> int:
+        """How many tensors take the step."""
+
+    @abstractmethod
+    def _lengths(self, name: str) -> Any:
+        """How many numbers of a name each of them has."""
+
+    @staticmethod
+    def _passed_on(sums: Any) -> Any:
+        """What a reading has found for each tensor, as it is added up over processes and works."""
+        return sums
+
+    @abstractmethod
+    def _told(self) -> tuple[Value, bytes, There | None]:
+        """What `BesideRooms.run` is told."""
+
+    @abstractmethod
+    def _part(self, name: str, expression: Expression) -> None:
+        """Computes what is made of numbers, rows and columns, and puts it where passes read it."""
+
+    @abstractmethod
+    def _keep(self, name: str, numbers: Mapping[str, Expression]) -> None:
+        """Keeps a state's new value, and knows it as it is kept."""
+
+    def run(self, level: int) -> None:
+        """Reads elements for a level's sums."""
+        if 0 < level <= len(self._readings):
+            self._readings[level - 1].run()
+
+    def sums(self, level: int) -> Sums:
+        """A level's sums, for each tensor."""
+        if level >= self.depth:
+            return {}
+        found: dict[str, Any] = {}
+        if 0 < level <= len(self._readings):
+            sums = {name.removeprefix("total_"): values for name, values in self._readings[level - 1].sums().items()}
+            self._squares = {name: values for name, values in sums.items() if name in self.program.matrices}
+            found = {name: self._passed_on(values) for name, values in sums.items() if name not in self._squares}
+        now, self._left = self.program.levels[level], iter(self._turns[level])
+        if self._sides is not None:
+            self._inputs.update({name: self._sides.found(name) for name in now.beside if name in self.program.sums})
+        return {**found, **self._follow(now)} if self._is_cut else found
+
+    def join(self, level: int) -> None:
+        """Computes a level's matrices; all processes that have parts of them call it."""
+        now, rooms = self.program.levels[level] if level < self.depth else None, self.rooms
+        if rooms is None or now is None:
+            return
+        if now.matrices or now.squares is not None:
+            value, settings, there = self._told()
+            rooms.run(now, value, settings, self._squares, there)
+        if level == self.program.last_joined:
+            rooms.forget()
+
+    def awaited(self, level: int, turn: int) -> Sums:
+        """Zeros in the place of what other processes wait for."""
+        found: dict[str, Any] = {} if turn else {name: [0.0] * self._count for name in summed(self.program, level)}
+        turns = self._turns[level] if level < self.depth else ()
+        for name, over in turns[turn].sums.items() if turn < len(turns) else ():
+            lengths = self._lengths(name)
+            found[name] = SideSums(np.zeros(int(lengths.sum())), lengths, over)
+        return found
+
+    def _follow(self, now: Level) -> Sums:
+        """Computes what follows from sums, up to others that wait for those of other processes."""
+        turn = next(self._left)
+        for name in turn.order:
+            if name in now.parts:
+                self._part(name, now.parts[name])
+            else:
+                self._keep(name.removeprefix("new_"), now.numbers)
+        return {name: SideSums(self._inputs[name], self._lengths(name), over) for name, over in turn.sums.items()}
+
+
+class Planned(OwnNumbers):
+    """Those of a plan of the CPU engine.
 
     Args:
         kernel: their kernel.
@@ -49,21 +154,14 @@ class Planned:
         extents: Mapping[str, Extent] | None = None,
         cut: Collection[Extent] = (),
     ) -> None:
-        self.program: Program = kernel.program
-        self.depth = len(self.program.levels)
+        super().__init__(kernel.program, [Reading(one, plan, threads) for one in kernel.readings], rooms, sides, cut)
         self._kernel, self._plan, self._states, self._of_all = kernel, plan, states, states
         counts = {"numel": plan.sizes if sizes is None else sizes}
         counts |= {"rows": [shape[-2] for shape in shapes], "cols": [shape[-1] for shape in shapes]}
         self._extents = {name: (extents or {}).get(name, NUMBER) for name in states}
         self._counts = {name: np.array(counts[name], np.float64) for name in COUNTS if name in self.program.own}
-        self.rooms, self._sides = rooms, sides
         self._computes = [bool(now.order or {*now.known, *now.beside} - {*COUNTS}) for now in self.program.levels]
-        self._turns = [turns_of(now, cut) for now in self.program.levels]
-        self._is_cut = bool(cut)
-        self._left: Iterator[Turn] = iter(())
-        self._squares: Sums = {}
         self._settings = [*self.program.settings.values()]
-        self._readings = [Reading(one, plan, threads) for one in kernel.readings]
         self._columns = {name: number for number, name in enumerate(self.program.own)}
         for name, values in self._counts.items():
             plan.own[:, self._columns[name]] = values
@@ -108,27 +206,6 @@ class Planned:
         for name in self._states:
             self._put(name, self._evaluation.inputs[name])
 
-    def run(self, level: int) -> None:
-        """Reads elements for a level's sums."""
-        if 0 < level <= len(self._readings):
-            self._readings[level - 1].run()
-
-    def sums(self, level: int) -> Sums:
-        """A level's sums, for each tensor."""
-        if level >= len(self.program.levels):
-            return {}
-        found: dict[str, Any] = {}
-        if 0 < level <= len(self._readings):
-            sums = self._readings[level - 1].sums()
-            found = {name.removeprefix("total_"): values for name, values in sums.items()}
-            self._squares = {name: values for name, values in found.items() if name in self.program.matrices}
-            found = {name: values.tolist() for name, values in found.items() if name not in self._squares}
-        now, self._left = self.program.levels[level], iter(self._turns[level])
-        if self._sides is not None:
-            inputs = self._evaluation.inputs
-            inputs |= {name: self._sides.found(name) for name in now.beside if name in self.program.sums}
-        return {**found, **self._follow(now)} if self._is_cut else found
-
     def put(self, level: int, sums: Sums) -> Sums:
         """Takes over sums, and computes what follows from them; new scalar states as they are once they are kept."""
         if sums:
@@ -143,52 +220,33 @@ class Planned:
             self._settle(now)
         return {}
 
-    def join(self, level: int) -> None:
-        """Computes a level's matrices; all processes that have parts of them call it."""
-        if level >= len(self.program.levels):
-            return
-        now, rooms = self.program.levels[level], self.rooms
-        assert rooms is not None
-        if now.matrices or now.squares is not None:
-            rooms.run(now, self._value, self._plan.hyper[:, self._settings].tobytes(), self._squares)
-        if level == self.program.last_joined:
-            rooms.forget()
+    @property
+    def _inputs(self) -> dict[str, Any]:
+        return self._evaluation.inputs
 
-    def awaited(self, level: int, turn: int) -> Sums:
-        """Zeros in the place of what other processes wait for."""
-        count = len(self._plan.steps[self._plan.active])
-        found: dict[str, Any] = {} if turn else {name: [0.0] * count for name in summed(self.program, level)}
-        turns = self._turns[level] if level < len(self._turns) else ()
-        for name, over in turns[turn].sums.items() if turn < len(turns) else ():
-            lengths = self._lengths(name, count)
-            found[name] = SideSums(np.zeros(int(lengths.sum())), lengths, over)
-        return found
+    @property
+    def _count(self) -> int:
+        return len(self._plan.steps[self._plan.active])
+
+    def _lengths(self, name: str) -> np.ndarray:
+        assert self._sides is not None
+        side = self._sides.sides.get(name)
+        return np.diff(self._sides.starts[EXTENTS[side.axis]]) if side is not None else np.ones(self._count, np.int64)
+
+    @staticmethod
+    def _passed_on(sums: np.ndarray) -> list[float]:
+        return sums.tolist()  # type: ignore[no-any-return]
+
+    def _told(self) -> tuple[Value, bytes, None]:
+        return self._value, self._plan.hyper[:, self._settings].tobytes(), None
 
     def _value(self, expression: Expression) -> Any:
         """An expression's value."""
         return self._evaluation(expression)
 
     def _follow(self, now: Level) -> Sums:
-        """Computes what follows from sums, up to others that wait for those of other processes."""
-        inputs, turn = self._evaluation.inputs, next(self._left)
-        for name in turn.order:
-            with np.errstate(all="ignore"):
-                if name in now.parts:
-                    inputs[name] = self._part(name, now.parts[name])
-                else:
-                    inputs[name] = self._keep(name.removeprefix("new_"), now.numbers)
-        return {name: self._side_sums(name, over) for name, over in turn.sums.items()}
-
-    def _side_sums(self, name: str, over: Over) -> SideSums:
-        """What other processes have other parts of."""
-        values = self._evaluation.inputs[name]
-        return SideSums(values, self._lengths(name, len(values)), over)
-
-    def _lengths(self, name: str, count: int) -> np.ndarray:
-        """How many numbers of a name each of so many tensors has."""
-        assert self._sides is not None
-        side = self._sides.sides.get(name)
-        return np.diff(self._sides.starts[EXTENTS[side.axis]]) if side is not None else np.ones(count, np.int64)
+        with np.errstate(all="ignore"):
+            return super()._follow(now)
 
     def _settle(self, now: Level) -> None:
         """Puts the numbers of tensors where passes read them."""
@@ -196,15 +254,12 @@ class Planned:
             if name not in self._counts:
                 self._plan.own[self._plan.active, self._columns[name]] = self._evaluation.inputs[name]
 
-    def _part(self, name: str, expression: Expression) -> Any:
-        """What is made of numbers, rows and columns, put where passes read it."""
-        value = self._evaluation(expression)
+    def _part(self, name: str, expression: Expression) -> None:
+        self._evaluation.inputs[name] = value = self._evaluation(expression)
         if self._sides is not None and name in self.program.last.sides:
             self._sides.put(name, value)
-        return value
 
-    def _keep(self, name: str, numbers: Mapping[str, Expression]) -> np.ndarray:
-        """Keeps a state's new value, and returns it as it is kept."""
+    def _keep(self, name: str, numbers: Mapping[str, Expression]) -> None:
         extent = self._extents[name]
         if extent == NUMBER:
             self._put(name, np.broadcast_to(self._evaluation(numbers[name]), len(self._states[name])))
@@ -212,7 +267,7 @@ class Planned:
             assert self._sides is not None and isinstance(self._evaluation, HostEvaluation)
             every = self._evaluation.spread(numbers[name], extent)
             self._put(name, np.broadcast_to(every, self._sides.starts[extent][-1]))
-        return self._kept(name, is_new=True)
+        self._evaluation.inputs[f"new_{name}"] = self._kept(name, is_new=True)
 
     def _put(self, name: str, values: np.ndarray) -> None:
         """Puts numbers, laid out as `_kept` has them, where a state is kept."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steprule.engine.whole import PlacedStep
+from steprule.engine.told import There, Told, chooses
 from steprule.engine.workspace import workspace
-from steprule.pieces import eigenbasis, every, inverse_root, largest_eigenvalue, matmul
+from steprule.pieces import eigenbasis, inverse_root, largest_eigenvalue, matmul
 from steprule.pieces import gram as gram_of
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, nodes_of
@@ -33,9 +34,14 @@ class SquareRooms:
         states: for each state that is a square that of each tensor, by the tensor's number.
         places: of each tensor its place among the optimizer's, by which `every` goes.
         dtype: what all matrices are computed in.
+        device: where they are.
         shapes: of each tensor as a matrix.
         stacks: the matrices between passes: a name and a shape give all of that shape.
         members: the tensors of each shape.
+
+    Attributes:
+        states: the same.
+        told: the numbers that go with them.
     """
 
     def __init__(
@@ -44,20 +50,27 @@ class SquareRooms:
         states: Mapping[str, Any],
         places: Sequence[int],
         dtype: torch.dtype,
+        device: Any,
         shapes: Sequence[tuple[int, ...]],
         stacks: Callable[[str, tuple[int, ...]], Tensor],
         members: Mapping[tuple[int, ...], Sequence[int]],
     ) -> None:
-        self.states, self.places, self._shapes, self._stacks = states, places, shapes, stacks
-        self.dtype = dtype
+        self.states, self._shapes, self._stacks = states, shapes, stacks
+        self.told = Told(places, dtype, device)
+        self._squares = squares
         self._slots = {number: slot for own in members.values() for slot, number in enumerate(own)}
         self.alone, self.last = _in_place(squares)
         self._later: dict[tuple[int, int], Any] = {}
         self._members = members
 
+    @cached_property
+    def choices(self) -> list[Expression]:
+        """The expressions of which the host decides whether they are computed."""
+        return [node for node in _nodes(self._squares) if chooses(node)]
+
     def select(self, active: np.ndarray) -> None:
         """As the plan's."""
-        self.turns = np.cumsum(active) - 1  # of each tensor its place among active ones
+        self.told.select(active)
         self._groups = [*self._grouped(active)]
         self._views: dict[tuple[str, int, int], Tensor] = {}
 
@@ -74,16 +87,16 @@ class SquareRooms:
             at_once = max(1, most // (16 * squares)) if max(shape) <= MOST_STACKED else 1
             yield from (own[start : start + at_once] for start in range(0, len(own), at_once))
 
-    def run(self, now: Squares, value: Callable[[Expression], Any]) -> None:
+    def run(self, now: Squares, value: Callable[[Expression], Any], there: There | None = None) -> None:
         """Computes what there is to compute after a reading.
 
         Args:
             now: what.
-            value: what an expression is for each active tensor, or one number for all.
+            value, there: as for `Told.begin`.
         """
-        self._numbers: dict[int, Any] = {}
+        self.told.begin(value, there)
         for place, group in enumerate(self._groups):
-            one = Group(self, group, value, {key: x for (own, key), x in self._later.items() if own == place})
+            one = Group(self, group, {key: x for (own, key), x in self._later.items() if own == place})
             states = {name: one(new) for name, new in now.states.items() if id(new) not in self.last}
             made = {name: one(new) for name, new in now.made.items()}
             for node in now.later:  # of matrices whose memory others are about to take
@@ -118,14 +131,6 @@ class SquareRooms:
     def _stack(self, name: str, group: Sequence[int]) -> tuple[Tensor, list[int]]:
         return self._stacks(name, self._shapes[group[0]]), [self._slots[number] for number in group]
 
-    def numbers(self, expression: Expression, value: Callable[[Expression], Any]) -> Any:
-        """One number for all active tensors, or an array with one for each."""
-        key = id(expression)
-        if key not in self._numbers:
-            found = np.asarray(value(expression), np.float64).reshape(-1)
-            self._numbers[key] = float(found[0]) if (found == found[0]).all() else found
-        return self._numbers[key]
-
 
 class Group(Evaluation):
     """Expressions of whole matrices of some tensors that go through products at once: (m, n) of one, (k, m, n) of several.
@@ -133,7 +138,6 @@ class Group(Evaluation):
     Args:
         rooms: whose.
         group: the tensors.
-        value: as for `SquareRooms.run`.
         known: what has been computed already, by identity of the expression.
         whole: the group that this is a part of, and which of its tensors are here.
     """
@@ -142,20 +146,18 @@ class Group(Evaluation):
         self,
         rooms: SquareRooms,
         group: Sequence[int],
-        value: Callable[[Expression], Any],
         known: Mapping[int, Any],
         whole: tuple[Group, list[int]] | None = None,
     ) -> None:
         super().__init__({})
-        self._rooms, self._group, self._value, self._whole = rooms, group, value, whole
+        self._rooms, self._group, self._whole = rooms, group, whole
         self._values.update(known)
         self._read: dict[str, Any] = {}
-        self._known_due: dict[Any, list[bool]] = {}
 
     def __call__(self, expression: Expression) -> Any:
         """The expression's value."""
         if expression.extent == NUMBER:
-            return self._number(expression)
+            return self._rooms.told.of(expression, self._group)
         if expression.op == "input":
             return self._operand(expression.args[0])
         if self._whole is not None and id(expression) not in self._values:
@@ -166,21 +168,6 @@ class Group(Evaluation):
 
     def _part(self, x: Tensor, chosen: list[int]) -> Tensor:
         return x[chosen[0]] if len(chosen) == 1 else x[chosen]
-
-    def _of_each(self, expression: Expression) -> list[float]:
-        """A number for each tensor."""
-        numbers = self._rooms.numbers(expression, self._value)
-        if isinstance(numbers, float):
-            return [numbers] * len(self._group)
-        return numbers[self._rooms.turns[self._group]].tolist()  # type: ignore[no-any-return]
-
-    def _number(self, expression: Expression) -> Any:
-        numbers = self._of_each(expression)
-        if numbers.count(numbers[0]) == len(numbers):
-            return numbers[0]
-        import torch
-
-        return torch.tensor(numbers, dtype=self._rooms.dtype, device="cpu").view(-1, 1, 1)
 
     def _operand(self, name: str) -> Any:
         """A state, or a matrix that lies between passes."""
@@ -200,7 +187,7 @@ class Group(Evaluation):
         """An operation on the values of its arguments."""
         op, args = expression.op, expression.args
         if op == "every":
-            return self._every(*args)
+            return self._every(expression)
         if op == "add" and (found := averaged_product(expression)) is not None:
             return self._average(expression, *found)
         if op == "transpose":
@@ -212,39 +199,32 @@ class Group(Evaluation):
             return gram_of(x, most) if most is not None and x.shape[-2] > most else _gram(x)
         if op == "where" and args[0].extent == NUMBER:
             return self._where(*args)
+        if op in _DECOMPOSED:
+            return self._rooms.told.apart(partial(_DECOMPOSED[op], *map(self, args)))
         if op in _WHOLE:
             return _WHOLE[op](*map(self, args))
         return self.operate(op, map(self, args))
 
-    def _every(self, k: Expression, step: Expression, new: Expression, old: Expression, stagger: bool) -> Any:
+    def _every(self, node: Expression) -> Any:
         """Something new for those of the tensors whose step it is."""
-        due = self._due(k, step, stagger)
+        due, (_, _, new, old, _) = self._rooms.told.due(node, self._group), node.args
         if not any(due) or all(due):
             return self(new if due[0] else old)
         chosen = [place for place, one in enumerate(due) if one]
-        part = Group(self._rooms, [self._group[place] for place in chosen], self._value, {}, (self, chosen))
+        part = Group(self._rooms, [self._group[place] for place in chosen], {}, (self, chosen))
         result = self(old).clone()
         result[chosen] = part(new)
         return result
 
-    def _due(self, k: Expression, step: Expression, stagger: bool) -> list[bool]:
-        """Of which of the tensors it is the step."""
-        key = id(k), id(step), stagger
-        if key not in self._known_due:
-            steps = map(PlacedStep, self._of_each(step), [self._rooms.places[number] for number in self._group])
-            self._known_due[key] = [
-                every(*own, True, False, stagger) for own in zip(self._of_each(k), steps, strict=True)
-            ]
-        return self._known_due[key]
-
     def _where(self, condition: Expression, one: Expression, other: Expression) -> Any:
-        """One of two, of which the other is not computed if no tensor takes it."""
-        holds = self._of_each(condition)
+        """One of two, of which the other is not computed if no tensor takes it, and the host knows that."""
+        told = self._rooms.told
+        holds = told.holds(condition, self._group)
+        if holds is None:
+            return self.operate("where", [told.of(condition, self._group) != 0, self(one), self(other)])
         if all(holds) or not any(holds):
             return self(one if holds[0] else other)
-        import torch
-
-        return torch.where(torch.tensor(holds, device="cpu").view(-1, 1, 1) != 0, self(one), self(other))
+        return self.operate("where", [told.tensor(holds) != 0, self(one), self(other)])
 
     def _average(self, expression: Expression, state: Expression, weight: Expression, new: Expression) -> Any:
         """An average of products, by one call: where nothing else reads the state that is averaged, where it lies."""
@@ -300,9 +280,8 @@ def _in_place(squares: Sequence[Squares | None]) -> tuple[set[int], set[int]]:
         All of them; and those that must be computed after all else, since other functions read the old values.
     """
     levels = [one for one in squares if one is not None]
-    roots = [node for one in levels for node in (*one.made.values(), *one.states.values())]
     readers: dict[int | str, set[int]] = {}
-    for node in nodes_of(roots):
+    for node in _nodes(squares):
         for arg in node.args:
             if isinstance(arg, Expression):
                 readers.setdefault(arg.args[0] if arg.op == "input" else id(arg), set()).add(id(node))
@@ -319,6 +298,12 @@ def _in_place(squares: Sequence[Squares | None]) -> tuple[set[int], set[int]]:
     return alone | last, last
 
 
+def _nodes(squares: Sequence[Squares | None]) -> list[Expression]:
+    """All that is computed of whole matrices."""
+    levels = [one for one in squares if one is not None]
+    return nodes_of([node for one in levels for node in (*one.made.values(), *one.states.values())])
+
+
 def _read_by(product: Expression) -> set[str]:
     """The states and matrices that a product reads where they lie."""
     return {name.rstrip("'") for x in product.args for name in held_by(x, {})}
@@ -331,9 +316,6 @@ def _gram(x: Tensor) -> Tensor:
     return symmetric_product(x, x.mT, out) if x.dim() == 2 else product(x, x.mT, out)
 
 
-_WHOLE: Mapping[str, Callable[..., Any]] = {
-    "matmul": matmul,
-    "eigenbasis": eigenbasis,
-    "inverse_root": inverse_root,
-    "largest_eigenvalue": largest_eigenvalue,
-}
+_WHOLE: Mapping[str, Callable[..., Any]] = {"matmul": matmul, "largest_eigenvalue": largest_eigenvalue}
+_DECOMPOSED: Mapping[str, Callable[..., Any]] = {"eigenbasis": eigenbasis, "inverse_root": inverse_root}
+"""Of which the host wants to know more than the result, such as how many eigenvalues are 0."""

@@ -221,8 +221,9 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
             yield needs, "Leave out the view, or step this one by a rule that needs products only, such as Muon"
         elif not program.by_passes:
             yield f"{name} looks at whole matrices, and its formula is none that kernels compute", _ELEMENTWISE
-        elif program.has_squares and (gpu.serves(param.device) or param.device.type not in ("cpu", "meta")):
-            yield f"{name} has squares beside a matrix, and those of parts are computed on CPUs only", _ELEMENTWISE
+        elif program.has_squares and not (gpu.serves(param.device) or param.device.type in ("cpu", "meta")):
+            where = f"on CPUs and GPUs, and not on {param.device.type}"
+            yield f"{name} has squares beside a matrix, and those of parts are computed {where}", _ELEMENTWISE
         elif (program.last.sides or program.has_squares) and core.rule.stacks and param.dim() > 2:
             beside = "has squares" if program.has_squares else "looks at rows and columns"
             yield f"{name} {beside} beside a stack of matrices", _ELEMENTWISE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,15 @@ class GpuWork(PlanWork):
     def constants(self) -> bytes:
         """What its launches depend on that is not on the device."""
         return self._numbers.constants if self._numbers is not None else b""
+
+    def choices(self) -> Hashable:
+        """What the host decides in the step that comes."""
+        return self._numbers.choices() if self._numbers is not None else ()
+
+    def repeat(self) -> None:
+        """Takes note of a step that was replayed."""
+        if self._numbers is not None:
+            self._numbers.count_here()
 
     def here(self, x: Any) -> Tensor:
         """Numbers brought to the device."""

@@ -178,7 +178,7 @@ class Kind:
         if program_of(self.rule, group).in_some_steps and group.get("capturable"):
             raise RuntimeError(
                 f"{rule.__name__} computes some of its states in some steps only, which a recorded graph does not choose: "
-                f"capturable=False ({who})"
+                f"capturable=False, and optimizer.cuda_graph = True for steps in graphs ({who})"
             )
         if param.dim() < 2 and not program_of(self.rule, group).takes_vectors:
             raise RuntimeError(no_matrix(rule, who, param.shape))
@@ -209,11 +209,9 @@ class Kind:
         beside = [
             x for name in self.names if name in self.rule.side_states and isinstance(x := state.get(name), Tensor)
         ]
-        on_gpu = gpu.serves(param.device)
-        fits_sides = (gpu.TAKES_ROWS or not on_gpu) and self._served().factor != "row"
+        fits_sides = (gpu.TAKES_ROWS or not gpu.serves(param.device)) and self._served().factor != "row"
         return (
             (fits_sides or not program.last.sides)
-            and not (on_gpu and program.has_squares)
             and len(matrix_shape(param.shape, self.rule.stacks)) == 2
             and bool(whole_of(param).numel())
             and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)

@@ -173,6 +173,8 @@ class StepPlan:
             wrong = "processes have parts of parameters, and exchange numbers by way of the host"
         elif self._services is not None and not self._decided_on_device():
             wrong = 'nonfinite="raise" has the host wait for each step'
+            if self._services.nonfinite != "raise":
+                wrong = "the host counts the steps of this rule, and waits to hear which are skipped"
         if wrong is not None:
             raise RuntimeError(f"cuda_graph=True does not go with this step: {wrong}. Set optimizer.cuda_graph = False")
         return StepGraph(next(iter(devices)))
@@ -185,6 +187,8 @@ class StepPlan:
         if self._spread is not None or (self._complete is not alone and self._may_add_up()):
             # Numbers come by way of the host, and all processes ask for them at the same places, also with a new plan.
             return False
+        if (services.guards or services.rescales) and any(work.program.has_squares for work in self._works):
+            return False  # the host counts steps, and must know of those that are refused
         return services.nonfinite != "raise" and services.release is None
 
     def _may_add_up(self) -> bool:
@@ -272,7 +276,10 @@ class StepPlan:
             for launch in launchers or ():
                 launch()
 
-        graph.take(step, cast(Repeated, self._around), self._constants)
+        choices = tuple([work.choices() for work in self._works])
+        if graph.take(step, cast(Repeated, self._around), self._constants, choices):
+            for work in self._works:
+                work.repeat()
 
     def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
         """Takes over new addresses of gradients; False if something else has changed."""

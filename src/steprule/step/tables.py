@@ -149,7 +149,8 @@ def numbers_of(
     if isinstance(plan, GpuPlan):
         from steprule.engine.gpu_own import GpuPlanned
 
-        return GpuPlanned(kernel, plan, states, sizes, shapes, rooms, sides, extents, cut)
+        steps = [entry.state["step"] for entry in bucket] if bucket[0].kind.keeps_step else []
+        return GpuPlanned(kernel, plan, states, sizes, shapes, rooms, sides, extents, cut, steps)
     arrays = {name: [x.numpy() for x in tensors] for name, tensors in states.items()}
     return Planned(kernel, plan, arrays, torch.get_num_threads, sizes, shapes, rooms, sides, extents, cut)
 

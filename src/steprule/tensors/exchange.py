@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.engine.matrices import Rooms
+from steprule.engine.matrices import Rooms, Value
 from steprule.engine.run import Complete, alone
+from steprule.engine.told import There
 from steprule.formats.parts import cuts_of, stretch, whole_of
 from steprule.state import matrices_of
-from steprule.trace.expression import Expression
 from steprule.trace.program import Level, Squares
 
 
@@ -189,11 +189,13 @@ class SharedRooms:
         self._rooms: Rooms | None = None
         self._wholes: dict[str, Mapping[int, Tensor]] = {}
 
-    def run(self, now: Level, value: Callable[[Expression], Any], settings: bytes, measured: Mapping[str, Any]) -> None:
+    def run(
+        self, now: Level, value: Value, settings: bytes, measured: Mapping[str, Any], there: There | None = None
+    ) -> None:
         """See `BesideRooms.run`. Every process of the group must call it; what is measured is of parts, and says nothing."""
         for names in self._by_dtype(now.fetched):
             self._bring(names)
-        self._attempt(lambda: self._own_rooms().run(now, value, settings, {}))
+        self._attempt(lambda: self._own_rooms().run(now, value, settings, {}, there))
         back = [(names, *self._travel(names, is_owner=True)) for names in self._by_dtype(now.returned)]
         if any(bool(flags.any()) for _, _, flags in back):
             self._told.hear()

@@ -257,8 +257,10 @@ class Program:
 
     @cached_property
     def settings(self) -> Mapping[str, int]:
-        """The places among `scalars` of those that functions of matrices are told, by name."""
+        """The places among `scalars` of those that functions of matrices, and what is computed of squares, are told, by name."""
         told = [x for one in self.matrices.values() for x in one.others if isinstance(x, Expression)]
+        squares = [level.squares for level in self.levels if level.squares is not None]
+        told += [x for one in squares for x in (*one.made.values(), *one.states.values())]
         names = {name for x in told for name in inputs_of(x)}
         return {name: place for place, one in enumerate(self.scalars) if (name := scalar_name(*one)) in names}
 
