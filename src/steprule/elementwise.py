@@ -276,3 +276,8 @@ def whole_number(name: str, value: Value, most: float = math.inf) -> int:
         span = "of 1 or more" if most == math.inf else f"from 1 to {most}"
         raise ValueError(f"{name}={value!r} must be a whole number {span}")
     return int(value)
+
+
+def is_due(k: Any, step: Any, place: Any) -> Any:
+    """Whether `every` computes something anew in a step, of numbers or arrays; place is that of a tensor, or 0."""
+    return ((step + place) % k == 0) | (step <= 2)

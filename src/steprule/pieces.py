@@ -24,6 +24,7 @@ from steprule.elementwise import cbrt as cbrt
 from steprule.elementwise import clip as clip
 from steprule.elementwise import exp as exp
 from steprule.elementwise import floor as floor
+from steprule.elementwise import is_due as _is_due
 from steprule.elementwise import is_tensor
 from steprule.elementwise import log as log
 from steprule.elementwise import maximum as maximum
@@ -189,8 +190,7 @@ def every(k: Value, step: Value, new: Any, old: Value, stagger: bool = True) -> 
         values = (k, step, new() if callable(new) else new, old)
         traced = next(value for value in values if hasattr(value, "__steprule__"))
         return traced.__steprule__("every", *values, stagger)
-    place = getattr(step, "place", 0) if stagger else 0
-    if (step + place) % _whole_number("k", k) != 0 and step > 2:
+    if not _is_due(_whole_number("k", k), step, getattr(step, "place", 0) if stagger else 0):
         return old
     return new() if callable(new) else new
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from steprule.engine.whole import PlacedStep
-from steprule.pieces import every
+from steprule.elementwise import is_due, whole_number
 from steprule.trace.expression import Expression, inputs_of
 from steprule.trace.extent import NUMBER
 
@@ -44,7 +43,7 @@ class Told:
     """
 
     def __init__(self, places: Sequence[int], dtype: torch.dtype, device: Any) -> None:
-        self._places, self._dtype, self._device = places, dtype, device
+        self._places, self._dtype, self._device = np.array(places), dtype, device
         self._there: There | None = None
         self._inputs: dict[int, set[str]] = {}
         self._kept: dict[tuple[Any, ...], Tensor] = {}
@@ -87,12 +86,12 @@ class Told:
         k, step, _, _, stagger = node.args
         key = id(k), id(step), stagger
         if key not in self._known:
-            own = zip(self.of_each(k, self._active), self.of_each(step, self._active), self._active, strict=True)
-            self._known[key] = {
-                number: every(often, PlacedStep(step, self._places[number]), True, False, stagger)
-                for often, step, number in own
-            }
-        return [self._known[key][number] for number in group]
+            often, steps = (self.of_each(one, self._active) for one in (k, step))
+            for one in {*often}:
+                whole_number("k", one)
+            places = self._places[self._active] if stagger else 0
+            self._known[key] = is_due(np.array(often), np.array(steps), places)
+        return self._known[key][self._turns[group]].tolist()  # type: ignore[no-any-return]
 
     def holds(self, condition: Expression, group: Sequence[int]) -> list[float] | None:
         """Of which of a group's tensors a condition holds; None where only the device knows."""
