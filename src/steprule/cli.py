@@ -221,7 +221,6 @@ def memory(
     grad_dtype: Annotated[
         str | None, typer.Option(show_default="the weights'", help="Of the gradients: one of the same.")
     ] = None,
-    grads: Annotated[str | None, typer.Option(hidden=True, help="What --grad-dtype was called.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -237,9 +236,7 @@ def memory(
     from steprule.memory import show
 
     try:
-        if grads is not None and grad_dtype is not None:
-            raise ValueError("--grads is the old name of --grad-dtype: leave out one of the two")
-        show(model, dtype, grad_dtype or grads, optimizers or [], said_in(overrides or []), as_json)
+        show(model, dtype, grad_dtype, optimizers or [], said_in(overrides or []), as_json)
     except ValueError as error:
         _refuse("memory", str(error))
 

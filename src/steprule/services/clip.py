@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +146,6 @@ def packed(recent: deque[float]) -> Tensor:
     return torch.tensor(norms, dtype=torch.float64, device="cpu")
 
 
-def unpacked(norms: Iterable[Any]) -> list[float]:
-    """The norms in what `packed` returned; older checkpoints have a list."""
-    return [float(norm) for norm in norms if float(norm) != _NO_NORM]
+def unpacked(norms: Tensor) -> list[float]:
+    """The norms in what `packed` returned."""
+    return [norm for norm in norms.tolist() if norm != _NO_NORM]
