@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule.engine import gpu
-from steprule.engine.matrices import fits_passes
+from steprule.engine.matrices import goes_with_view
 from steprule.formats.parts import cuts_of, is_sharded, sides_cut
 from steprule.optimizer.core import Core
 from steprule.rule import Rule
@@ -214,7 +214,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         name = core.rule.chosen(group).__name__
         if program.joins and (reason := why_apart(param)):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
-        elif not program.has_squares and not fits_passes(
+        elif not program.has_squares and not goes_with_view(
             program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))
         ):
             needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
