@@ -13,8 +13,8 @@ from torch.optim.optimizer import ParamsT
 from steprule.docstrings import PARAMS, arguments, class_docstring, states, texts_of, torch_class
 from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
 from steprule.names import did_you_mean
-from steprule.rule import Rule, RuleError
-from steprule.rules.options import DECAYS, OPTIONS
+from steprule.rule import DECAYS, Rule, RuleError
+from steprule.rules.options import OPTIONS
 from steprule.services import Average, Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import as_average
