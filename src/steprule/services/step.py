@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 
 from steprule.engine.run import Around, Complete, Gather, Sums, nothing
 from steprule.services.average import Average
@@ -227,52 +226,22 @@ class StepServices:
         if gathered and self.telemetry is not None:
             self.telemetry.add(ledger.steps, names, sizes, sums, ledger.clipped, ledger.skipped, total)
 
-    def step_scaled(self, optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
-        """A step for a GradScaler: gradients are unscaled on the way, and it learns whether they were finite.
+    @contextmanager
+    def under_scaler(self, scale: Tensor | None, already: Tensor | None) -> Iterator[None]:
+        """Has a step take gradients that a GradScaler scales.
 
         Args:
-            optimizer: that the scaler steps.
-            scaler: a GradScaler, or None if it has put its tensors into the optimizer's attributes.
-            take_step: steps the optimizer.
-
-        Raises:
-            RuntimeError: gradients are released, and the steps long taken.
+            scale: what they are multiplied by, None where the scaler has undone that.
+            already: what the scaler has found, as the attribute has it.
         """
-        if self.release is not None:
-            raise RuntimeError(
-                "a GradScaler cannot step an optimizer with gradient release: parameters were stepped before the scale was known. Use "
-                'bfloat16, which needs no scaler: bf16=True of transformers, precision="bf16-mixed" of Lightning'
-            )
-        if scaler is None:
-            scale, found = optimizer.grad_scale, [optimizer.found_inf]
-        else:
-            state = scaler._per_optimizer_states[id(optimizer)]
-            unscaled = state["stage"] is OptState.UNSCALED
-            scale = None if unscaled else scaler._get_scale_async()
-            found = list(state["found_inf_per_device"].values()) if unscaled else []
-        self.scaled, self.inverse_scale, self.found = True, 1.0 if scale is None else scale.double().reciprocal(), False
-        self.already = sum(one.to(found[0].device, non_blocking=True) for one in found) if found else None
-        if not self.rescales:
-            self.rescales = True
-            optimizer._core.forget_plans(optimizer.param_groups)
+        self.scaled, self.rescales, self.found, self.already = True, True, False, already
+        self.inverse_scale = 1.0 if scale is None else scale.double().reciprocal()
         self._settle()
         try:
-            take_step()
-        except RuntimeError:
-            if scaler is None:  # which then does not take them back
-                del optimizer.grad_scale, optimizer.found_inf
-            raise
+            yield
         finally:
-            core, already = optimizer._core, self.already
             self.scaled, self.inverse_scale, self.already = False, 1.0, None
             self._settle()
-            if scaler is not None and (not unscaled or core.across is not None or core.shards is not None):
-                place = scaler._get_scale_async().device
-                every = (
-                    [self.found] if core.shards is None or already is None or not unscaled else [self.found, already]
-                )
-                has_found = sum(torch.as_tensor(one, dtype=torch.float32, device=place) for one in every)
-                state["found_inf_per_device"] = {place: has_found}
 
     def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
         """Counts and reports a step that is not taken, or not for these.
