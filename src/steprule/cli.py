@@ -72,6 +72,11 @@ def _print_version(wanted: bool) -> None:
 
 
 _JSON = typer.Option("--json", help="Print JSON, with all that is known.")
+_SET = typer.Option(
+    "--set",
+    metavar="PATTERN=WORD",
+    help="What parameters are: hidden, transpose, 'rows 3' or another view, adamw, or a role. May be given several times.",
+)
 _OUT = typer.Option(
     metavar="DIR",
     show_default="a new one in steprule-report",
@@ -221,14 +226,7 @@ def memory(
     grad_dtype: Annotated[
         str | None, typer.Option(show_default="the weights'", help="Of the gradients: one of the same.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATTERN=WORD",
-            help="What parameters are to Muon and the like, as steprule roles takes it. May be given several times.",
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, _SET] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show how much memory training needs, for each optimizer and format."""
@@ -250,14 +248,7 @@ def roles(
             "meta device, where nothing is allocated."
         ),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATTERN=WORD",
-            help="What parameters are: hidden, transpose, 'rows 3' or another view, adamw, or a role. May be given several times.",
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, _SET] = None,
     heads: Annotated[
         bool, typer.Option("--heads", help="Part the matrices of known attention classes by head.")
     ] = False,
