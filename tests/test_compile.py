@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,53 +11,58 @@ import torch
 import steprule
 
 
+def same_compiled(make: Callable[[], Callable[[], torch.Tensor]], times: int) -> None:
+    """Holds a function that is compiled to the same one that is not, called so many times."""
+    found = []
+    for compiles in (True, False):
+        torch.manual_seed(0)
+        step = make()
+        run = torch.compile(step, backend="eager") if compiles else step
+        found.append([run().clone() for _ in range(times)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_torch_compile_of_a_training_step(large):
-    def train(compile_it: bool) -> torch.Tensor:
-        torch.manual_seed(0)
+    def make() -> Callable[[], torch.Tensor]:
         model = torch.nn.Linear(300 if large else 4, 300)
         optimizer = steprule.AdamW(model.parameters(), lr=0.1)
         data = torch.randn(8, model.in_features)
 
-        def step() -> None:
+        def step() -> torch.Tensor:
             optimizer.zero_grad()
             model(data).square().mean().backward()
             optimizer.step()
+            return model.weight.detach()
 
-        run = torch.compile(step, backend="eager") if compile_it else step
-        for _ in range(4):
-            run()
-        return model.weight.detach()
+        return step
 
-    assert torch.equal(train(True), train(False))
+    same_compiled(make, 4)
 
 
 def test_gradients_are_released_in_a_compiled_step():
-    def train(compile_it: bool) -> torch.Tensor:
-        torch.manual_seed(0)
+    def make() -> Callable[[], torch.Tensor]:
         model = torch.nn.Linear(4, 3)
         optimizer = steprule.AdamW(model.parameters(), lr=0.1)
         optimizer.release_gradients(model)
         data = torch.randn(8, 4)
 
-        def step() -> None:
+        def step() -> torch.Tensor:
             with optimizer.accumulate():
                 model(data).square().mean().backward()
             model(data).square().mean().backward()
             optimizer.step()
+            return model.weight.detach()
 
-        run = torch.compile(step, backend="eager") if compile_it else step
-        for _ in range(3):
-            run()
-        return model.weight.detach()
+        return step
 
-    assert torch.equal(train(True), train(False))
+    same_compiled(make, 3)
 
 
 @pytest.mark.parametrize("name", ["adamw", "schedulefreeadamw"])
 def test_averages_are_exchanged_in_compiled_functions(name):
-    def train(compile_it: bool) -> list[torch.Tensor]:
-        torch.manual_seed(0)
+    def make() -> Callable[[], torch.Tensor]:
         model = torch.nn.Linear(4, 3)
         settings = {"average": 0.5} if name == "adamw" else {}
         optimizer = steprule.create_optimizer(model, name, lr=0.1, **settings)
@@ -74,11 +80,9 @@ def test_averages_are_exchanged_in_compiled_functions(name):
                 found = found + model(data) + optimizer.read(model.weight).sum()
             return found.detach()
 
-        run = torch.compile(epoch, backend="eager") if compile_it else epoch
-        return [run() for _ in range(3)]
+        return epoch
 
-    for one, other in zip(train(True), train(False), strict=True):
-        assert torch.equal(one, other)
+    same_compiled(make, 3)
 
 
 def test_sums_of_more_bits_are_refused_in_compiled_autograd():

@@ -10,8 +10,8 @@ import torch
 from settings import shapes_for
 
 import steprule
+from steprule.rule import DECAYS
 from steprule.rules import OWN
-from steprule.rules.options import DECAYS
 from steprule.services import Average, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue, Telemetry
 from steprule.step.kind import Kind
 

@@ -46,11 +46,6 @@ def test_the_example_runs_and_shows_its_output(name):
 
 def test_no_piece_and_no_transform_is_missed():
     assert len([name for name in FUNCTIONS if name.startswith("pieces.")]) == 42
-    assert len([name for name in FUNCTIONS if name.startswith("transforms.")]) == 12
+    assert len([name for name in FUNCTIONS if name.startswith("transforms.")]) == 11
     assert len([name for name in FUNCTIONS if name.startswith("wrappers.")]) == 8
     assert {f"pieces.{name}" for name in (*HOME["pieces"], "abs")} == {name for name in FUNCTIONS if name[0] == "p"}
-
-
-def test_a_chain_may_call_the_ema_by_its_old_name():
-    assert transforms.mean is transforms.ema
-    assert chain(transforms.mean, transforms.sign) is chain(transforms.ema, transforms.sign)

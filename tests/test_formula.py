@@ -18,8 +18,9 @@ from settings import IDS, VARIANTS, sees_matrix
 from steprule import Rule, State, ema, ema_sq, pieces, sqrt
 from steprule.formula import formula_latex, formula_text
 from steprule.hyper import filled
+from steprule.rule import DECAYS
 from steprule.rules import SGD, AdamW, Adan, Lion, Scion
-from steprule.rules.options import DECAYS, with_options
+from steprule.rules.options import with_options
 from steprule.state import state_shape
 from steprule.trace.expression import Expression
 from steprule.trace.extent import NUMBER

@@ -21,7 +21,7 @@ LEVELS = (
     "formats hyper state signature rule registry docstrings settings trace.instead patterns layers.view",
     "rules chains transforms wrappers wrapping engine.overlap tensors.memory",
     "trace terms formula beside",
-    "kernels engine.machine engine.plan",
+    "kernels engine.header engine.machine engine.plan",
     "engine",
     "tensors",
     "services",

@@ -163,13 +163,6 @@ def test_a_model_of_ones_own_takes_no_memory(monkeypatch):
         ("adamw", "7B"): "'7B' is no optimizer; the model or its number of parameters stands before them",
         ("7B", "adamw:states=8bit"): "optimizer 'adamw:states=8bit': the table has every format, with the default",
         ("7B", "--dtype", "bf16"): "--dtype 'bf16' must be one of float32, bfloat16, float16; did you mean 'bfloat16'?",
-        (
-            "7B",
-            "--grads",
-            "float32",
-            "--grad-dtype",
-            "float32",
-        ): "--grads is the old name of --grad-dtype: leave out one",
     }.items():
         result = run(*arguments)
         assert result.exit_code == 2 and message in result.output, arguments
@@ -233,13 +226,6 @@ def test_json_has_every_combination():
     assert (best["states"], best["weights"], best["loses_updates"]) == ("8bit", "24bit", False)
     assert best["total_bytes"] == best["weight_bytes"] + best["grad_bytes"] + best["state_bytes"]
     assert best["bytes_an_element"] == best["total_bytes"] / 10**6
-
-
-def test_the_dtype_of_gradients_goes_by_its_old_name_too():
-    new = run("1M", "adamw", "--grad-dtype", "float32").output
-    assert run("1M", "adamw", "--grads", "float32").output == new and "gradients float32" in new
-    shown = run("--help").output
-    assert "--grad-dtype" in shown and "--grads" not in shown
 
 
 def test_names_are_those_of_the_other_commands():

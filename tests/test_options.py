@@ -11,9 +11,9 @@ import torch
 import steprule
 from steprule import Optimizer
 from steprule.pieces import sign
-from steprule.rule import Rule, RuleError
+from steprule.rule import DECAYS, Rule, RuleError
 from steprule.rules import OWN
-from steprule.rules.options import DECAYS, OPTIONS
+from steprule.rules.options import OPTIONS
 
 
 def params(count=2):

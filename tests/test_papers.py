@@ -12,8 +12,8 @@ from settings import WORDS, sees_matrix
 import steprule
 from steprule import arrays
 from steprule.engine.eager import oracle
+from steprule.rule import DECAYS
 from steprule.rules import OWN
-from steprule.rules.options import DECAYS
 from steprule.state import first_array
 from steprule.trace.tracing import program_of
 

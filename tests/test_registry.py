@@ -177,7 +177,7 @@ def test_public_names_are_no_rules(name):
 
 
 def test_two_packages_with_chains_of_one_name(install):
-    other = CHAINED.replace("sign", "mean")
+    other = CHAINED.replace("sign", "ema")
     folders = install({"halving.py": CHAINED, "other.py": other}, "a = halving:HalvingRule", "b = other:HalvingRule")
     errors = run(f"{THERE}\nimport halving; assert halving.HalvingRule is steprule.HalvingRule.rule", *folders)[1]
     assert "b = other:HalvingRule: RuleError" in errors and "which steprule.chains.HalvingRule is" in errors

@@ -465,11 +465,7 @@ def of_one_state(param, grad, exp_avg, *, lr=1.0, flag=False):
 @pytest.mark.parametrize(
     ("table", "value", "instead"),
     [
-        ("initial", {"exp_avg": "param"}, 'z = State(begins="param")'),
-        ("state_when", {"exp_avg": "flag"}, 'max_exp_avg_sq = State(when="amsgrad")'),
-        ("exact_when", {"exp_avg": "always"}, "z = State(exact=True)"),
         ("scalar_states", ("exp_avg",), 'd = State("scalar")'),
-        ("scalar_dtype", "step", 'mu_product = State("scalar", dtype="step")'),
         ("tensor_states", ("exp_avg",), "exp_avg = State()"),
         ("states", {"exp_avg": State()}, "exp_avg = State()"),
     ],

@@ -72,6 +72,11 @@ def _print_version(wanted: bool) -> None:
 
 
 _JSON = typer.Option("--json", help="Print JSON, with all that is known.")
+_SET = typer.Option(
+    "--set",
+    metavar="PATTERN=WORD",
+    help="What parameters are: hidden, transpose, 'rows 3' or another view, adamw, or a role. May be given several times.",
+)
 _OUT = typer.Option(
     metavar="DIR",
     show_default="a new one in steprule-report",
@@ -221,15 +226,7 @@ def memory(
     grad_dtype: Annotated[
         str | None, typer.Option(show_default="the weights'", help="Of the gradients: one of the same.")
     ] = None,
-    grads: Annotated[str | None, typer.Option(hidden=True, help="What --grad-dtype was called.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATTERN=WORD",
-            help="What parameters are to Muon and the like, as steprule roles takes it. May be given several times.",
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, _SET] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show how much memory training needs, for each optimizer and format."""
@@ -237,9 +234,7 @@ def memory(
     from steprule.memory import show
 
     try:
-        if grads is not None and grad_dtype is not None:
-            raise ValueError("--grads is the old name of --grad-dtype: leave out one of the two")
-        show(model, dtype, grad_dtype or grads, optimizers or [], said_in(overrides or []), as_json)
+        show(model, dtype, grad_dtype, optimizers or [], said_in(overrides or []), as_json)
     except ValueError as error:
         _refuse("memory", str(error))
 
@@ -253,14 +248,7 @@ def roles(
             "meta device, where nothing is allocated."
         ),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATTERN=WORD",
-            help="What parameters are: hidden, transpose, 'rows 3' or another view, adamw, or a role. May be given several times.",
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, _SET] = None,
     heads: Annotated[
         bool, typer.Option("--heads", help="Part the matrices of known attention classes by head.")
     ] = False,

@@ -227,13 +227,8 @@ _NOT_ATTRIBUTES = {
     "tensor_states": "exp_avg = State()",
     "scalar_states": 'd = State("scalar")',
     "side_states": 'row_var = State("rows")',
-    "scalar_dtype": 'mu_product = State("scalar", dtype="step")',
-    "initial": 'z = State(begins="param")',
-    "exact_when": 'z = State(exact=True), or exact="centered" to name a hyperparameter',
-    "state_when": 'max_exp_avg_sq = State(when="amsgrad")',
 }
-"""Names that look like class attributes in which a rule says something, and what to write instead: some are read off update,
-others were the names of tables of what each `State` says of itself."""
+"""Class attributes that are read off update and off each `State`, and what to write instead."""
 
 
 def check_attributes(rule: type, base: type) -> None:

@@ -216,11 +216,7 @@ class Together(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        saved = state_dict.get("optimizers")  # as it once was
-        if saved is None:
-            saved = self._split(state_dict)
-        elif len(saved) != len(self.optimizers):
-            raise ValueError(f"state_dict holds {len(saved)} optimizers where there are {len(self.optimizers)}")
+        saved = self._split(state_dict)
         before = [optimizer.state_dict() for optimizer in self.optimizers]
         done: list[int] = []
         try:

@@ -73,7 +73,6 @@ def ema(grad: Value, exp_avg: Value, *, step: Value, beta: float = 0.9) -> tuple
     """The EMA over time, ``m_t = β m_{t-1} + (1 - β) g_t``; the new direction is ``m_t / (1 - β^t)``.
 
     With the gradient it is the first moment of Adam, with bias correction: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
-    Its old name, ``mean``, still works.
 
     Args:
         grad: ``g_t``, the direction so far.
@@ -94,10 +93,6 @@ def ema(grad: Value, exp_avg: Value, *, step: Value, beta: float = 0.9) -> tuple
     """
     exp_avg = pieces.ema(exp_avg, grad, beta)
     return pieces.debias(exp_avg, beta, step), exp_avg
-
-
-mean = ema
-"""The old name of `ema`; both are the same function."""
 
 
 @about(beta=_BETA)

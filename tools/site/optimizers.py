@@ -16,9 +16,8 @@ from steprule.docstrings import words_of
 from steprule.formats import STATE_FORMATS
 from steprule.formula import formula_latex, formula_text
 from steprule.lessons.formula import equations_html, source_of
-from steprule.rule import NEEDS, Rule
+from steprule.rule import DECAYS, NEEDS, Rule
 from steprule.rules import OWN
-from steprule.rules.options import DECAYS
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "https://github.com/steprule/steprule/blob/main"

@@ -7,7 +7,8 @@ import re
 from steprule.docstrings import OPTION_TEXTS
 from steprule.hyper import COMMON
 from steprule.lessons.glossary import TERMS
-from steprule.rules.options import DECAYS, OPTIONS
+from steprule.rule import DECAYS
+from steprule.rules.options import OPTIONS
 
 
 def all_take() -> str:

@@ -301,13 +301,17 @@ class Optimizer:
                 lacks = [f"lacks {', '.join(missing)}"] if missing else []
                 lacks += [f"has {', '.join(unknown)}, which it does not know"] if unknown else []
                 raise ValueError(
-                    f"the state of params[{index}] is not {self.rule.__name__}'s: it {' and '.join(lacks)}"
+                    f"the state of params[{index}] is not {self.rule.__name__}'s: it {' and '.join(lacks)}; load it into an optimizer "
+                    "like the one that saved it"
                 )
             for name, value in loaded.items():
                 shape, dtype = kind_of(self.rule, name, param, {**self.settings, **settings})
                 array = np.asarray(value).astype(dtype)  # a copy, also of a tensor
                 if array.shape != shape:
-                    raise ValueError(f"state {name} of params[{index}] has shape {array.shape}, not {shape}")
+                    raise ValueError(
+                        f"state {name} of params[{index}] has shape {array.shape}, not {shape}; load it into an optimizer of arrays "
+                        "shaped like those that it was saved for"
+                    )
                 fresh[name] = array
             state.append(fresh)
         calls = groups[0].get("calls", max(one["step"] for one in state))

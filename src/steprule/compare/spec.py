@@ -19,9 +19,8 @@ from steprule.create import create_optimizer, matrix_rule
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
 from steprule.layers.roles import roles
 from steprule.registry import class_names, plain, unknown
-from steprule.rule import Rule
+from steprule.rule import DECAYS, Rule
 from steprule.rules.adam import AdamW
-from steprule.rules.options import DECAYS
 from steprule.services.accumulate import GRAD_FORMATS
 from steprule.services.step import NONFINITE
 

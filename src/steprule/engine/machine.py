@@ -1,4 +1,4 @@
-"""What generated kernels stand on: addresses, atomics and the plan's layout.
+"""What generated kernels stand on: addresses, atomics and arithmetic.
 
 Imported only with Numba at hand; nothing here knows of rules.
 """
@@ -13,6 +13,8 @@ from numba import njit, types
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from steprule.engine.header import *  # noqa: F403 - kernels take all names from here
+from steprule.engine.header import NEXT, STEP_AT, STEP_FLOAT32, STEP_KIND, STEPS, TENSORS
 from steprule.engine.plan import FULL, LAST_FLOAT32_STEP
 from steprule.formats import ROOTS
 
@@ -22,15 +24,6 @@ FAST: dict[str, Any] = {**EXACT, "fastmath": {"nsz"}}
 """For element loops: what vectorizes, never what assumes that there is no NaN or inf, nor estimates reciprocals."""
 
 float32, float64, uint32, uint64, int64 = np.float32, np.float64, np.uint32, np.uint64, np.int64
-
-# The plan's header, an int64 array: what to do, the counter that hands out chunks, sizes, and the addresses of
-# the tables. See steprule.engine.plan, which fills it.
-MODE, NEXT, TENSORS, CHUNKS, ADDRESSES, CHUNK_TABLE, GROUPS, HYPER, STEP_AT, STEP_KIND, STEPS, ROWS, NUMBERS = range(13)
-FACTORS, FIRST_FACTOR, PARTIALS, PIECES, OWN, SHIFTS = range(13, 19)
-# Modes: count the steps, work through the chunks, or both.
-COUNT, WORK, BOTH = 1, 2, 3
-# How a tensor's step is kept.
-STEP_FLOAT32, STEP_FLOAT64 = 0, 1
 
 
 def _numbers_of(number_type: Any) -> Any:

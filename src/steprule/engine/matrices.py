@@ -49,7 +49,7 @@ def _aligned(size: int) -> int:
     return -(-size // 64) * 64  # a cache line
 
 
-def fits_passes(program: Program, view: str | None, shapes: Sequence[tuple[int, ...]]) -> bool:
+def goes_with_view(program: Program, view: str | None, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether passes over elements go with a view, which they do not know of: only the matrices between them do.
 
     Args:

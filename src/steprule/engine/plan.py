@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steprule.engine import header
 from steprule.formats import BLOCK, Numbering
 
 CHUNK = 32768
@@ -234,7 +235,7 @@ class Plan:
         self.partials = np.zeros((len(chunks.owners), tallies), np.float64)
         self.own = np.zeros((count, own), np.float64)
         self.counter = np.zeros(8, np.int64)  # a cache line of its own: every worker counts on it
-        self._headers = self._header()
+        self._headers = self._all_headers()
         self.count_header, self.work_header, self.both_header = (x.ctypes.data for x in self._headers)
 
     def _keep_steps(
@@ -246,32 +247,34 @@ class Plan:
             return
         self._own_steps = np.array(first_steps, np.float64)
         self._step_at = self._own_steps.ctypes.data + 8 * np.arange(len(first_steps), dtype=np.int64)
-        self._step_kind = np.ones(len(first_steps), np.int64)
+        self._step_kind = np.full(len(first_steps), header.STEP_FLOAT64, np.int64)
 
-    def _header(self) -> np.ndarray:
-        """One for each mode, in the order of steprule.engine.machine's names."""
-        tables = (
-            self.addresses,
-            self._cut.table,
-            self.groups,
-            self.hyper,
-            self._step_at,
-            self._step_kind,
-            self.steps,
-            self._cut.rows,
-            self._numbers,
-            self.factors,
-            self.first_factor,
-            self.partials,
-            self._cut.pieces,
-            self.own,
-            self._shifts,
-        )
-        places = [table.ctypes.data for table in tables]
-        header = np.zeros((3, 24), np.int64)
-        header[:, 0] = 1, 2, 3
-        header[:, 1:19] = [self.counter.ctypes.data, len(self.sizes), self.chunk_count, *places]
-        return header
+    def _all_headers(self) -> np.ndarray:
+        """One for each mode."""
+        tables = {
+            header.NEXT: self.counter,
+            header.ADDRESSES: self.addresses,
+            header.CHUNK_TABLE: self._cut.table,
+            header.GROUPS: self.groups,
+            header.HYPER: self.hyper,
+            header.STEP_AT: self._step_at,
+            header.STEP_KIND: self._step_kind,
+            header.STEPS: self.steps,
+            header.ROWS: self._cut.rows,
+            header.NUMBERS: self._numbers,
+            header.FACTORS: self.factors,
+            header.FIRST_FACTOR: self.first_factor,
+            header.PARTIALS: self.partials,
+            header.PIECES: self._cut.pieces,
+            header.OWN: self.own,
+            header.SHIFTS: self._shifts,
+        }
+        headers = np.zeros((3, 24), np.int64)
+        headers[:, header.MODE] = header.COUNT, header.WORK, header.BOTH
+        headers[:, header.TENSORS], headers[:, header.CHUNKS] = len(self.sizes), self.chunk_count
+        for column, table in tables.items():
+            headers[:, column] = table.ctypes.data
+        return headers
 
     def select(self, active: np.ndarray) -> None:
         """Takes steps for some tensors only from now on; of the others nothing is read and nothing changes.
@@ -284,10 +287,10 @@ class Plan:
         )  # fmt: skip
         table, shifts, step_at, step_kind = self._of_all
         chosen = active[table[:, 0]]
-        self.chunk_count = self._headers[:, 3] = count = int(chosen.sum())
+        self.chunk_count = self._headers[:, header.CHUNKS] = count = int(chosen.sum())
         self._cut.table[:count], self._shifts[:count] = table[chosen], shifts[chosen]
         self._step_at[:] = np.where(active, step_at, _NOWHERE.ctypes.data)
-        self._step_kind[:] = np.where(active, step_kind, 1)
+        self._step_kind[:] = np.where(active, step_kind, header.STEP_FLOAT64)
         self.size = int(self.sizes[active].sum())
         self.active = index_of(active)
         self.active_factors = index_of(np.repeat(active, np.diff(self.first_factor)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -180,7 +181,7 @@ def _machine_tag() -> str:
     import llvmlite.binding
     import numba
 
-    from steprule.engine import machine
+    from steprule.engine import header, machine
     from steprule.formats import kernel
 
     parts = (
@@ -189,7 +190,6 @@ def _machine_tag() -> str:
         llvmlite.binding.get_host_cpu_features().flatten(),
         sys.implementation.cache_tag or sys.version,
         numba.__version__,
-        Path(machine.__file__).read_text(),
-        Path(kernel.__file__).read_text(),
+        *map(inspect.getsource, (header, machine, kernel)),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

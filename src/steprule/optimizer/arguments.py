@@ -13,12 +13,12 @@ from torch.optim.optimizer import ParamsT
 from steprule.docstrings import PARAMS, arguments, class_docstring, states, texts_of, torch_class
 from steprule.formats import STATE_FORMATS, WEIGHT_FORMATS
 from steprule.names import did_you_mean
-from steprule.rule import Rule, RuleError
-from steprule.rules.options import DECAYS, OPTIONS
+from steprule.rule import DECAYS, Rule, RuleError
+from steprule.rules.options import OPTIONS
 from steprule.services import Average, Telemetry
 from steprule.services.accumulate import GRAD_FORMATS, Accumulator
 from steprule.services.average import as_average
-from steprule.services.clip import Clip, ClipValue, as_clip
+from steprule.services.clip import Clip, as_clip
 from steprule.services.step import NONFINITE, StepServices
 from steprule.settings import type_of
 from steprule.step.listed import name_in
@@ -168,7 +168,7 @@ def check_clip(clip: Clip | None, groups: Sequence[Mapping[str, Any]]) -> None:
     """Raises for parameters that the clip does not take."""
     for group in groups:
         for index, param in enumerate(group["params"]):
-            if isinstance(clip, ClipValue) and param.is_complex():
+            if clip is not None and not clip.axis and param.is_complex():
                 raise ValueError(f"clip={clip} does not take {param.dtype} (parameter {index} of its group)")
 
 

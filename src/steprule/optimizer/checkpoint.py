@@ -42,7 +42,6 @@ from steprule.tensors.state import (
     set_arrays,
     state_format,
     state_of,
-    with_new_names,
 )
 
 logger = logging.getLogger("steprule")
@@ -54,11 +53,9 @@ def steps_of(states: Iterable[Mapping[str, Any]]) -> int:
 
 
 def notes_in(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What a state dict says of services, schedules and modes, in this form or an older one."""
+    """What a state dict says of services, schedules and modes."""
     notes = {name: group[name] for group in saved["param_groups"] for name in NOTES if name in group}
-    notes |= {name: saved[name] for name in NOTES if name in saved}
-    notes.setdefault("train_mode", saved.get("training", True))
-    return notes
+    return {"train_mode": True, **notes}
 
 
 def check_notes(notes: Mapping[str, Any]) -> None:
@@ -74,7 +71,7 @@ def check_notes(notes: Mapping[str, Any]) -> None:
         raise ValueError(f"the loaded state dict has services={services!r}, which must be a dict")
     for name, value in services.items():
         if name == "recent":
-            is_right = isinstance(value, Iterable) and all(map(_is_number, value))
+            is_right = isinstance(value, Tensor) and value.ndim == 1
         else:
             is_right = name in REMEMBERED and (_is_number(value) if name == "norm" else _is_count(value))
         if not is_right:
@@ -115,7 +112,8 @@ def _tell_what_is_dropped(groups: Groups, notes: Mapping[str, Any], states: Sequ
     dropped = {
         "averages of weights (average)": has_averages and notes["train_mode"],
         "the weights whose averages the model was saved with (average)": has_averages and not notes["train_mode"],
-        "recent norms (clip=ClipQuantile(...))": unpacked(services.get("recent", ()))
+        "recent norms (clip=ClipQuantile(...))": "recent" in services
+        and unpacked(services["recent"])
         and (own is None or not own.ledger.on_host().recent.maxlen),
         "counts of clipped and skipped steps and zeroed elements (clip, nonfinite)": own is None
         and any(services.get(name) for name in ("clipped", "skipped", "zeroed")),
@@ -172,9 +170,7 @@ class Loading:
         its = self._groups.base.like_torch
         taken: Any = its.taken if its is not None and its.taken is not None else dict
         states = {
-            number: taken(as_kept(with_new_names(own_states(state))))
-            if number in numbers and isinstance(state, Mapping)
-            else state
+            number: taken(as_kept(own_states(state))) if number in numbers and isinstance(state, Mapping) else state
             for number, state in keyed.items()
         }
         self._source = {**state_dict, "state": states}

@@ -23,7 +23,7 @@ from steprule.tensors.copies import drop_copies, drop_flat_copies
 from steprule.tensors.shard import Shards
 
 NOTES = ("services", "calls", "train_mode")
-"""What groups have besides settings. Older checkpoints had it beside the groups."""
+"""What groups have besides settings."""
 
 
 class Given:

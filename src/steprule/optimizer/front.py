@@ -339,7 +339,7 @@ class Optimizer(torch.optim.Optimizer):
         self._steps.agreement.begin()
         torchs.check_closure(closure)
         if self._core.services is not None and (grad_scaler is not None or hasattr(self, "found_inf")):
-            self._core.services.step_scaled(self, grad_scaler, self._steps.take)
+            torchs.step_scaled(self, grad_scaler, self._steps.take)
             return None
         loss = None
         if closure is not None:

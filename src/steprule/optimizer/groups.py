@@ -32,7 +32,7 @@ from steprule.rules.options import check_lookahead
 from steprule.settings import as_tuples, check_hyperparameters, check_settings, check_together, number_at
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
-from steprule.tensors.state import FORMAT_OPTIONS, GROUP_OPTIONS, bring_up_to_date
+from steprule.tensors.state import FORMAT_OPTIONS, GROUP_OPTIONS, widen_numbers
 from steprule.trace.numbers import check_numbers
 
 
@@ -185,7 +185,7 @@ class Groups:
             self.complete(group)
             for param in group["params"]:
                 if param in self.states:  # which are its own already, or shared on purpose
-                    bring_up_to_date(self.states[param], param, group, core.rule)
+                    widen_numbers(self.states[param], param, group, core.rule)
 
     def each(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Every parameter with its group, once: it may be listed twice."""

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule.engine import gpu
-from steprule.engine.matrices import fits_passes
+from steprule.engine.matrices import goes_with_view
 from steprule.formats.parts import cuts_of, is_sharded, sides_cut
 from steprule.optimizer.core import Core
 from steprule.rule import Rule
-from steprule.services.clip import ClipAdaptive, ClipNorm, ClipValue
 from steprule.services.hooks import processes
 from steprule.state import matrices_of, no_matrix
 from steprule.step.listed import name_in
@@ -24,6 +23,7 @@ from steprule.tensors.memory import HALF_DTYPES, is_abstract
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.shard import is_unreduced
 from steprule.trace.extent import KEPT
+from steprule.trace.program import ROW
 from steprule.trace.tracing import couples, program_of
 from steprule.trace.turns import ranks
 
@@ -214,7 +214,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         name = core.rule.chosen(group).__name__
         if program.joins and (reason := why_apart(param)):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
-        elif not program.has_squares and not fits_passes(
+        elif not program.has_squares and not goes_with_view(
             program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))
         ):
             needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
@@ -246,7 +246,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
             'weights="stochastic" draws a number for each element of the whole, and the rows of a part lie there at distances of several lengths',
             'Use weights="24bit" or "32bit"',
         )
-    if services is not None and isinstance(services.clip, ClipAdaptive) and group.get("clip") is not False:
+    if services is not None and services.limited == ROW and group.get("clip") is not False:
         yield f"clip={services.clip} looks at rows", _OTHER_CLIP
 
 
@@ -266,9 +266,9 @@ def _needs_tensors(core: Core, group: Mapping[str, Any], param: Tensor, is_repla
         yield f"grads={core.accumulator.kind!r} sums the gradients of whole tensors", _LEAVE_OUT
     if group.get("states") == "8bit":
         yield 'states="8bit" has an exponent for every block of 128 elements of a row', _OTHER_STATES
-    if isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter):
+    if clip is not None and (clip.axis == ROW or clip.per_parameter):
         yield f"clip={clip} looks at the norms of rows or tensors", _OTHER_CLIP
-    if isinstance(clip, ClipNorm) and clip.norm_type <= 0:
+    if clip is not None and clip.norm_type <= 0:
         what = (
             "counts tensors" if clip.norm_type == 0 else "goes by the smallest elements, and some pieces end with zeros"
         )
@@ -284,7 +284,7 @@ def _needs_all(core: Core, group: Mapping[str, Any]) -> Iterator[str]:
         yield f"{core.rule.chosen(group).__name__} adds up over all elements of all parameters"
     if services is None:
         return
-    if services.clip is not None and not isinstance(services.clip, ClipValue) and group.get("clip") is not False:
+    if services.limited and group.get("clip") is not False:
         yield f"clip={services.clip} looks at norms"
     if services.nonfinite in ("skip", "raise"):
         yield f"nonfinite={services.nonfinite!r} decides for all parts at once"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.amp.grad_scaler import OptState
 
 from steprule.optimizer.arguments import refuse_attribute
 
@@ -63,3 +64,46 @@ def takes_scaler(services: Any) -> bool:
     if not any(pattern is not None and pattern.match(_PASSING) for _, pattern, *_ in warnings.filters):
         warnings.filterwarnings("ignore", _PASSING, FutureWarning)
     return True
+
+
+def step_scaled(optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
+    """A step for a GradScaler: gradients are unscaled on the way, and it learns whether they were finite.
+
+    Args:
+        optimizer: that the scaler steps; it has services.
+        scaler: a GradScaler, or None if it has put its tensors into the optimizer's attributes.
+        take_step: steps the optimizer.
+
+    Raises:
+        RuntimeError: gradients are released, and the steps long taken.
+    """
+    core, services = optimizer._core, optimizer._core.services
+    if services.release is not None:
+        raise RuntimeError(
+            "a GradScaler cannot step an optimizer with gradient release: parameters were stepped before the scale was known. Use "
+            'bfloat16, which needs no scaler: bf16=True of transformers, precision="bf16-mixed" of Lightning'
+        )
+    if scaler is None:
+        scale, found = optimizer.grad_scale, [optimizer.found_inf]
+    else:
+        state = scaler._per_optimizer_states[id(optimizer)]
+        unscaled = state["stage"] is OptState.UNSCALED
+        scale = None if unscaled else scaler._get_scale_async()
+        found = list(state["found_inf_per_device"].values()) if unscaled else []
+    already = sum(one.to(found[0].device, non_blocking=True) for one in found) if found else None
+    if not services.rescales:
+        core.forget_plans(optimizer.param_groups)
+    try:
+        with services.under_scaler(scale, already):
+            take_step()
+    except RuntimeError:
+        if scaler is None:  # which then does not take them back
+            del optimizer.grad_scale, optimizer.found_inf
+        raise
+    finally:
+        if scaler is not None and (not unscaled or core.across is not None or core.shards is not None):
+            place = scaler._get_scale_async().device
+            is_added = core.shards is not None and already is not None and unscaled
+            every = [services.found, already] if is_added else [services.found]
+            has_found = sum(torch.as_tensor(one, dtype=torch.float32, device=place) for one in every)
+            state["found_inf_per_device"] = {place: has_found}

@@ -8,8 +8,7 @@ from typing import Any
 
 from steprule.names import did_you_mean
 from steprule.pieces import Value, floor, l2, maximum, size, total, where
-from steprule.rule import DECAYS as DECAYS
-from steprule.rule import SAID, Rule, State
+from steprule.rule import DECAYS, SAID, Rule, State
 from steprule.settings import check_together
 
 OPTIONS: dict[str, Any] = {

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steprule.trace.program import ROW, TENSOR
+
+
+class _Clip:
+    """What a step asks of a way to clip. Each class says what it has otherwise.
+
+    Attributes:
+        axis: whose norm is limited, a `TENSOR`'s or a `ROW`'s; "" where no norm is.
+        per_parameter: whether that is each tensor's own, and not that of all as one.
+        norm_type: its p.
+        max_norm: the limit, where that is one number.
+        quantile, window: that of the last norms which is the limit, and how many those are; window is 0 where it is another.
+        clip_value: the limit of elements, where they have one.
+    """
+
+    axis = TENSOR
+    per_parameter = False
+    norm_type = 2.0
+    max_norm = math.inf
+    quantile, window = 1.0, 0
+    clip_value = 0.0
+
 
 @dataclass(frozen=True)
-class ClipNorm:
+class ClipNorm(_Clip):
     """Clips by norm, as `torch.nn.utils.clip_grad_norm_`: the norm of all gradients is at most max_norm. Pascanu et al. 2013.
 
     Args:
@@ -37,7 +58,7 @@ class ClipNorm:
 
 
 @dataclass(frozen=True)
-class ClipValue:
+class ClipValue(_Clip):
     """Clips by value, as `torch.nn.utils.clip_grad_value_`: every element is at most clip_value from 0.
 
     Args:
@@ -48,13 +69,14 @@ class ClipValue:
     """
 
     clip_value: float
+    axis = ""
 
     def __post_init__(self) -> None:
         _check("clip_value", self.clip_value, 0.0, math.inf)
 
 
 @dataclass(frozen=True)
-class ClipAdaptive:
+class ClipAdaptive(_Clip):
     """Adaptive gradient clipping: the norm of each row's gradient is at most a share of the norm of its weights.
 
     A row is one index of the first dimension (an output unit); vectors and scalars are clipped whole.
@@ -71,6 +93,7 @@ class ClipAdaptive:
 
     clip_factor: float = 0.01
     eps: float = 1e-3
+    axis = ROW
 
     def __post_init__(self) -> None:
         _check("clip_factor", self.clip_factor, 0.0, math.inf)
@@ -78,7 +101,7 @@ class ClipAdaptive:
 
 
 @dataclass(frozen=True)
-class ClipQuantile:
+class ClipQuantile(_Clip):
     """AutoClip: the norm of all gradients is at most a quantile of the recent norms, this step's among them.
 
     Seetharaman et al. 2020, arXiv:2007.14469; with a window, as in bitsandbytes.
@@ -110,7 +133,7 @@ def as_clip(value: Any) -> Clip | None:
         ValueError: a number is out of range, or 0, which elsewhere means no clipping and here would stop training.
         TypeError: it is none of these.
     """
-    if value is None or isinstance(value, (ClipNorm, ClipValue, ClipAdaptive, ClipQuantile)):
+    if value is None or isinstance(value, Clip):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not value >= 0:
@@ -147,6 +170,6 @@ def packed(recent: deque[float]) -> Tensor:
     return torch.tensor(norms, dtype=torch.float64, device="cpu")
 
 
-def unpacked(norms: Iterable[Any]) -> list[float]:
-    """The norms in what `packed` returned; older checkpoints have a list."""
-    return [float(norm) for norm in norms if float(norm) != _NO_NORM]
+def unpacked(norms: Tensor) -> list[float]:
+    """The norms in what `packed` returned."""
+    return [norm for norm in norms.tolist() if norm != _NO_NORM]

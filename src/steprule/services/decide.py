@@ -13,8 +13,9 @@ import numpy as np
 
 from steprule.pieces import Value, maximum, minimum, where
 from steprule.services.average import Average
-from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile
+from steprule.services.clip import Clip, ClipAdaptive
 from steprule.services.member import Part
+from steprule.trace.program import TENSOR
 
 
 def roots(sums: Value, norm_type: float) -> Value:
@@ -52,60 +53,54 @@ def clip_factor(norm: Value, longest: Value) -> Value:
     return minimum(longest / (norm + 1e-6), 1.0)
 
 
-def factor_of(clip: Clip | None, norm: Value, ledger: Any) -> Value:
-    """What all gradients are multiplied by if their norm is this.
+ROUNDED = 1 + 2.0**-18
+"""A norm in float32 beside the exact one: its sum of squares errs by a few dozen times 2**-24, its elements by 2**-24 each."""
+
+
+def factor_of(clip: Clip | None, norm: Value, ledger: Any) -> tuple[Value, Value]:
+    """What all gradients are multiplied by if their norm is this, and from which factor on a step counts as clipped.
+
+    That is the factor of a norm which is too long by more than float32 rounds: gradients that somebody else has clipped to the
+    same norm have that norm only nearly.
 
     Args:
         clip: how they are clipped.
         norm: theirs.
         ledger: what is remembered of the steps before.
     """
-    if isinstance(clip, ClipNorm) and not clip.per_parameter:
-        return clip_factor(norm, ledger.max_norm)
-    if isinstance(clip, ClipQuantile):
-        longest = ledger.quantile(clip.quantile)
-        return where(longest == longest, clip_factor(norm, longest), 1.0)
-    return 1.0
-
-
-ROUNDED = 1 + 2.0**-18
-"""A norm in float32 beside the exact one: its sum of squares errs by a few dozen times 2**-24, its elements by 2**-24 each."""
-
-
-def clips_at(clip: Clip | None, ledger: Any) -> Value:
-    """The factor from which on a step counts as clipped: that of a norm which is too long by more than float32 rounds.
-
-    Gradients that somebody else has clipped to the same norm have that norm only nearly.
-    """
-    if isinstance(clip, ClipQuantile):
-        longest = ledger.quantile(clip.quantile)
-        return where(longest == longest, clip_factor(longest * ROUNDED, longest), 0.0)
-    return ledger.clips_at
+    if clip is None or clip.axis != TENSOR or clip.per_parameter:
+        return 1.0, ledger.clips_at
+    if not clip.window:
+        return clip_factor(norm, ledger.max_norm), ledger.clips_at
+    longest = ledger.quantile(clip.quantile)
+    is_known = longest == longest
+    factors = clip_factor(norm, longest), clip_factor(longest * ROUNDED, longest)
+    return where(is_known, factors[0], 1.0), where(is_known, factors[1], 0.0)
 
 
 def set_factors(
-    clip: Clip | None, parts: Sequence[Part], norms: Sequence[Value], factor: Value, inverse: Value, ledger: Any
+    clip: Any, parts: Sequence[Part], norms: Sequence[Value], norm: Value, inverse: Value, ledger: Any
 ) -> list[Value]:
     """Tells every part what to multiply gradients by, and returns whether that clips any of them, part by part.
 
     Args:
-        clip: how they are clipped.
+        clip: how they are clipped, or None.
         parts: of the step.
         norms: of each part's gradients, if clipping goes by them.
-        factor: for those that clipping does not leave out.
+        norm: of all that clipping does not leave out.
         inverse: what undoes a GradScaler's scale.
         ledger: what is remembered of the steps before.
     """
     clipped: list[Value] = []
-    enough = clips_at(clip, ledger) if isinstance(clip, ClipQuantile) else ledger.clips_at
+    factor, enough = factor_of(clip, norm, ledger)
     is_scaled = not (isinstance(inverse, float) and inverse == 1.0)
     for index, part in enumerate(parts):
         own = inverse if isinstance(inverse, float) else part.here(inverse)
-        if isinstance(clip, ClipAdaptive) and part.by_row:
+        if part.by_row:
             clipped.append(part.clip_rows(clip, own))
             continue
         each = factor
-        if isinstance(clip, ClipNorm) and clip.per_parameter:
+        if clip is not None and clip.per_parameter:
             each = clip_factor(times(norms[index], own), ledger.max_norm)
         if not isinstance(each, float):
             each = part.here(each)

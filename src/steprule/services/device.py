@@ -12,7 +12,7 @@ from torch import Tensor
 from steprule.engine import gpu
 from steprule.engine.run import Complete, Sums
 from steprule.services.clip import Clip
-from steprule.services.decide import average_weight, factor_of, joined, roots, set_factors, times
+from steprule.services.decide import average_weight, joined, roots, set_factors, times
 from steprule.services.gpu_work import GpuWork
 from steprule.services.host import Averages
 from steprule.services.ledger import REMEMBERED, Ledger
@@ -134,13 +134,12 @@ class OnDevice:
         inverse = inverse.to(self.device, non_blocking=True) if isinstance(inverse, Tensor) else inverse
         norms = [roots(values, services.norm_type) for own in sums for values in own.values()]
         self._refused = refused = self._not_finite(works, norms, complete)
-        factor: Any = 1.0
+        norm: Any = ledger.norm
         if norms:
             norm = times(self._total(norms), inverse)
             ledger.remember(norm, refused)
-            factor = factor_of(services.clip, norm, ledger)
         if services.scales:
-            clipped = set_factors(services.clip, works, norms, factor, inverse, ledger)
+            clipped = set_factors(services.clip, works, norms, norm, inverse, ledger)
             clipped = [one for one in clipped if isinstance(one, Tensor)]
             if clipped:
                 self._clipped.copy_(

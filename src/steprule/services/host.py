@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from steprule.engine.run import Complete, Gather, Sums
-from steprule.services.decide import clips_at, factor_of, joined_again
+from steprule.services.decide import factor_of, joined_again
 from steprule.services.member import COLUMNS, Part, Roll
 from steprule.services.step import StepServices
 
@@ -136,7 +136,6 @@ class OnHosts(OnHost):
             ledger.clipped += bool(clipped.any())
         else:
             services.multiply(works, norms, ledger.norm)
-            ledger.clipped += bool(
-                bound.any() and factor_of(services.clip, ledger.norm, ledger) <= clips_at(services.clip, ledger)
-            )
+            factor, enough = factor_of(services.clip, ledger.norm, ledger)
+            ledger.clipped += bool(bound.any() and factor <= enough)
         return True

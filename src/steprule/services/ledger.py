@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from steprule.services.clip import Clip, ClipNorm, ClipQuantile, packed, unpacked
+from steprule.services.clip import Clip, packed, unpacked
 from steprule.services.decide import ROUNDED, quantile
 
 REMEMBERED = ("norm", "clipped", "skipped", "zeroed", "steps", "averaged")
@@ -33,11 +33,11 @@ class Ledger:
     """
 
     def __init__(self, clip: Clip | None = None) -> None:
-        self.max_norm = clip.max_norm if isinstance(clip, ClipNorm) else math.inf
-        self.clips_at = self.max_norm / (self.max_norm * ROUNDED + 1e-6) if isinstance(clip, ClipNorm) else 0.0
+        self.max_norm = clip.max_norm if clip is not None else math.inf
+        self.clips_at = self.max_norm / (self.max_norm * ROUNDED + 1e-6) if self.max_norm < math.inf else 0.0
         self.norm = math.nan
         self.clipped = self.skipped = self.zeroed = self.steps = self.averaged = 0
-        self.recent: deque[float] = deque(maxlen=clip.window if isinstance(clip, ClipQuantile) else 0)
+        self.recent: deque[float] = deque(maxlen=clip.window if clip is not None else 0)
 
     def on_host(self) -> Ledger:
         """The same where the host knows it; waits for a device."""

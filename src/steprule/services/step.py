@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 
 from steprule.engine.run import Around, Complete, Gather, Sums, nothing
 from steprule.services.average import Average
-from steprule.services.clip import Clip, ClipAdaptive, ClipNorm, ClipQuantile, ClipValue
-from steprule.services.decide import average_weight, factor_of, joined, roots, set_factors
+from steprule.services.clip import Clip
+from steprule.services.decide import average_weight, joined, roots, set_factors
 from steprule.services.ledger import Ledger
 from steprule.services.member import COLUMNS, Part, Roll
 from steprule.services.telemetry import Telemetry, total_of
@@ -45,6 +44,7 @@ class StepServices:
         weight: the share of the new weights in this step's average.
         release: what decides in their place, inside backward.
         guards: whether a step is not taken if a gradient is not finite.
+        limited: whose norm clipping limits, a `TENSOR`'s or a `ROW`'s; "" where it limits none.
         norm_type: the p of the norm that is read.
         wants: what is read before the step, if anything is.
         scales: whether gradients are multiplied by anything.
@@ -52,6 +52,7 @@ class StepServices:
     """
 
     guards: bool
+    limited: str
     norm_type: float
     wants: Norm | None
     scales: bool
@@ -78,13 +79,12 @@ class StepServices:
         """Works out what follows from the settings, which a step then need not ask."""
         clip = self.clip
         self.guards = self.nonfinite in ("skip", "raise") or (self.scaled and self.nonfinite != "zero")
-        self.norm_type = float(clip.norm_type) if isinstance(clip, ClipNorm) else 2.0
-        by_norm = isinstance(clip, (ClipNorm, ClipAdaptive, ClipQuantile))
-        axis = ROW if isinstance(clip, ClipAdaptive) else TENSOR
-        wants = Norm("grad", self.norm_type, axis, self.nonfinite == "zero", self.guards)
-        self.wants = wants if by_norm or self.guards else None
-        self.scales = by_norm or self.rescales
-        self.clips_each = isinstance(clip, ClipAdaptive) or (isinstance(clip, ClipNorm) and clip.per_parameter)
+        self.norm_type = float(clip.norm_type) if clip is not None else 2.0
+        self.limited = clip.axis if clip is not None else ""
+        wants = Norm("grad", self.norm_type, self.limited or TENSOR, self.nonfinite == "zero", self.guards)
+        self.wants = wants if self.limited or self.guards else None
+        self.scales = self.limited != "" or self.rescales
+        self.clips_each = self.limited == ROW or (clip is not None and clip.per_parameter)
 
     @property
     def names(self) -> list[str]:
@@ -100,17 +100,17 @@ class StepServices:
     def static(self, group: Mapping[str, Any]) -> Services:
         """What of these a kernel for the group does in every step."""
         free = group.get("clip") is False
-        scales = self.rescales or isinstance(self.clip, (ClipNorm, ClipQuantile))
+        by_row = self.limited == ROW and not free
         return Services(
-            factor="row" if isinstance(self.clip, ClipAdaptive) and not free else "tensor" if scales else "",
-            limit=isinstance(self.clip, ClipValue) and not free,
+            factor=ROW if by_row else TENSOR if self.rescales or self.limited == TENSOR else "",
+            limit=self.clip is not None and not self.limited and not free,
             zero=self.nonfinite == "zero",
             average=self.average is not None,
         )
 
     def numbers(self) -> dict[str, float]:
         """The scalars that kernels for this want besides the rule's; the average's weight is another in every step."""
-        clip_value = self.clip.clip_value if isinstance(self.clip, ClipValue) else 0.0
+        clip_value = self.clip.clip_value if self.clip is not None else 0.0
         return {"clip_value": clip_value, "average_weight": 0.0}
 
     @property
@@ -188,8 +188,7 @@ class StepServices:
                 part.set_weight(self.weight)
         if not self.scales:
             return False
-        factor = factor_of(self.clip, norm, self.ledger)
-        return any(set_factors(self.clip, parts, norms, factor, self.inverse_scale, self.ledger))
+        return any(set_factors(self.clip, parts, norms, norm, self.inverse_scale, self.ledger))
 
     def counted(self, works: Sequence[Part], gathered: bool, complete: Complete) -> Sequence[Sums]:
         """What a step has counted."""
@@ -227,52 +226,22 @@ class StepServices:
         if gathered and self.telemetry is not None:
             self.telemetry.add(ledger.steps, names, sizes, sums, ledger.clipped, ledger.skipped, total)
 
-    def step_scaled(self, optimizer: Any, scaler: Any, take_step: Callable[[], None]) -> None:
-        """A step for a GradScaler: gradients are unscaled on the way, and it learns whether they were finite.
+    @contextmanager
+    def under_scaler(self, scale: Tensor | None, already: Tensor | None) -> Iterator[None]:
+        """Has a step take gradients that a GradScaler scales.
 
         Args:
-            optimizer: that the scaler steps.
-            scaler: a GradScaler, or None if it has put its tensors into the optimizer's attributes.
-            take_step: steps the optimizer.
-
-        Raises:
-            RuntimeError: gradients are released, and the steps long taken.
+            scale: what they are multiplied by, None where the scaler has undone that.
+            already: what the scaler has found, as the attribute has it.
         """
-        if self.release is not None:
-            raise RuntimeError(
-                "a GradScaler cannot step an optimizer with gradient release: parameters were stepped before the scale was known. Use "
-                'bfloat16, which needs no scaler: bf16=True of transformers, precision="bf16-mixed" of Lightning'
-            )
-        if scaler is None:
-            scale, found = optimizer.grad_scale, [optimizer.found_inf]
-        else:
-            state = scaler._per_optimizer_states[id(optimizer)]
-            unscaled = state["stage"] is OptState.UNSCALED
-            scale = None if unscaled else scaler._get_scale_async()
-            found = list(state["found_inf_per_device"].values()) if unscaled else []
-        self.scaled, self.inverse_scale, self.found = True, 1.0 if scale is None else scale.double().reciprocal(), False
-        self.already = sum(one.to(found[0].device, non_blocking=True) for one in found) if found else None
-        if not self.rescales:
-            self.rescales = True
-            optimizer._core.forget_plans(optimizer.param_groups)
+        self.scaled, self.rescales, self.found, self.already = True, True, False, already
+        self.inverse_scale = 1.0 if scale is None else scale.double().reciprocal()
         self._settle()
         try:
-            take_step()
-        except RuntimeError:
-            if scaler is None:  # which then does not take them back
-                del optimizer.grad_scale, optimizer.found_inf
-            raise
+            yield
         finally:
-            core, already = optimizer._core, self.already
             self.scaled, self.inverse_scale, self.already = False, 1.0, None
             self._settle()
-            if scaler is not None and (not unscaled or core.across is not None or core.shards is not None):
-                place = scaler._get_scale_async().device
-                every = (
-                    [self.found] if core.shards is None or already is None or not unscaled else [self.found, already]
-                )
-                has_found = sum(torch.as_tensor(one, dtype=torch.float32, device=place) for one in every)
-                state["found_inf_per_device"] = {place: has_found}
 
     def refuse(self, wrong: Sequence[str], whole: bool = True, quietly: bool = False) -> None:
         """Counts and reports a step that is not taken, or not for these.

@@ -290,4 +290,4 @@ def _extra(package: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"This needs {package}: pip install 'steprule[compare]'") from error
+        raise ImportError(f"This needs {package}: pip install {package}") from error

@@ -11,7 +11,7 @@ from torch.nn.parameter import Parameter
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from steprule.engine import cpu, gpu
-from steprule.engine.matrices import fits_passes, room_dtype
+from steprule.engine.matrices import goes_with_view, room_dtype
 from steprule.formats import FORMATS, row_length, weight_format
 from steprule.formats.parts import cuts_of, sides_cut, whole_of
 from steprule.state import matrices_of, matrix_shape, no_matrix
@@ -223,7 +223,7 @@ class Kind:
         if not program.sees_matrix:
             return True
         shape = whole_of(param).shape
-        if not fits_passes(program, self.view, matrices_of(shape, self.rule.stacks, self.view)):
+        if not goes_with_view(program, self.view, matrices_of(shape, self.rule.stacks, self.view)):
             return False
         has_order = self.view is None and any(one.op == "decorrelate" for one in program.matrices.values())
         is_flat = (self.view or "flatten").startswith("flatten") and not (

@@ -17,7 +17,7 @@ from steprule.formats import FIRST_ELEMENT_KEY, FORMATS
 from steprule.formats.parts import cuts_of, whole_of
 from steprule.hyper import multiplied
 from steprule.kernels.source import tally_of
-from steprule.services.clip import ClipAdaptive, ClipValue
+from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
@@ -26,7 +26,7 @@ from steprule.tensors.memory import HALF_DTYPES, PLAIN
 from steprule.tensors.numbering import numbering_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
 from steprule.trace.norms import Norm
-from steprule.trace.program import Program
+from steprule.trace.program import ROW, Program
 from steprule.trace.tracing import program_of
 
 
@@ -64,7 +64,7 @@ class Loose(Member):
         self._part: EagerStep | WholeStep | None = None
         self.factor: Any = 1.0
         self.exempt = np.array([True]) if self.free else None
-        self.by_row = entry.services is not None and isinstance(entry.services.clip, ClipAdaptive) and not self.free
+        self.by_row = entry.services is not None and entry.services.limited == ROW and not self.free
         self.counts: dict[str, np.ndarray] = {}
         self._wide: dict[str, Tensor] = {}
 
@@ -170,7 +170,7 @@ class Loose(Member):
         if isinstance(factor, Tensor):
             factor = factor.to(values.device, torch.promote_types(values.dtype, torch.float32).to_real())
         values = values * factor
-        if isinstance(services.clip, ClipValue) and not self.free:
+        if services.clip is not None and not services.limited and not self.free:
             values = values.clamp(-services.clip.clip_value, services.clip.clip_value)
         return values
 

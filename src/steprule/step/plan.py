@@ -26,7 +26,7 @@ from steprule.step.loose import Loose
 from steprule.step.resting import RestingAverages
 from steprule.step.roster import ADDRESS, GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
-from steprule.step.turns import Turn, in_turns
+from steprule.step.waves import Wave, in_waves
 from steprule.tensors.average import start_average
 from steprule.tensors.replaced import check_not_replaced
 from steprule.tensors.state import GROUP_OPTIONS
@@ -64,8 +64,8 @@ class StepPlan:
         self._compares = job.compares
         self._entries = entries
         self._know_settings(job.flags)
-        turns = in_turns(buckets)
-        fast = [entry for turn in turns for entry in turn.entries]
+        waves = in_waves(buckets)
+        fast = [entry for wave in waves for entry in wave.entries]
         self._know_tensors(job.states, fast)
         averages = job.services is not None and job.services.average is not None and whole
         self._averages = (
@@ -79,7 +79,7 @@ class StepPlan:
         elif job.services is not None:
             self._around = job.services.release or OnHost(job.services, self._averages)
         self._launchers: list[Callable[[], None]] | None
-        self._lay_out(turns)
+        self._lay_out(waves)
         self._constants: list[bytes] = []
         if job.in_graph and entries:
             self._launchers = [partial(weakly(self._take_in_graph), self._graph_of(entries), self._launchers)]
@@ -115,11 +115,11 @@ class StepPlan:
         if self.repeats or must_select:
             self._roster.remember([entry.grad for entry in fast])
 
-    def _lay_out(self, turns: Sequence[Turn]) -> None:
+    def _lay_out(self, waves: Sequence[Wave]) -> None:
         """What kernels run over."""
         self._buckets: list[tuple[Bucket, slice]] = []
         start = 0
-        for kernels, bucket, memory in turns:
+        for kernels, bucket, memory in waves:
             rows = [entry.number if self._whole else 0 for entry in bucket]
             one = Bucket(kernels, bucket, self._groups, rows, self._services, memory, self._complete)
             self._buckets.append((one, slice(start, start + len(bucket))))

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from steprule.formats import Numbering
-from steprule.formats.parts import is_sharded, local, whole_of
+from steprule.formats.parts import is_sharded, local, stretch, whole_of
 
 
 def numbering_of(param: Tensor) -> Numbering | None:
@@ -48,12 +48,12 @@ def _indices_here(whole: Tensor, dim: int) -> np.ndarray:
     here = np.arange(whole.shape[dim])
     for number, place in enumerate(placements):
         if getattr(place, "dim", None) == dim:
-            pieces = _chunks(here, getattr(place, "split_factor", 1))  # what FSDP2 cuts after tensor parallelism did
-            here = np.concatenate([_chunks(piece, mesh.size(number))[coordinate[number]] for piece in pieces])
+            count = getattr(place, "split_factor", 1)  # what FSDP2 cuts after tensor parallelism did
+            pieces = [_chunk(here, count, piece) for piece in range(count)]
+            here = np.concatenate([_chunk(piece, mesh.size(number), coordinate[number]) for piece in pieces])
     return here
 
 
-def _chunks(here: np.ndarray, count: int) -> list[np.ndarray]:
-    """As torch's chunk, and empty ones to so many."""
-    length = -(-len(here) // count)
-    return [here[number * length : (number + 1) * length] for number in range(count)]
+def _chunk(here: np.ndarray, count: int, rank: int) -> np.ndarray:
+    own = stretch(len(here), count, rank)
+    return here[own.start : own.stop]

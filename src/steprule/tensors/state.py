@@ -112,16 +112,6 @@ def state_of(array: str, names: Collection[str]) -> str | None:
     return next((n for s in SUFFIXES if s and array.endswith(s) and (n := array.removesuffix(s)) in names), None)
 
 
-def with_new_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state whose codes have the name of codes; they once had that of their state."""
-    return {
-        f"{name}_8bit"
-        if isinstance(value, Tensor) and value.dtype in (torch.int8, torch.uint8) and f"{name}_base" in state
-        else name: value
-        for name, value in state.items()
-    }
-
-
 def kept_format(state: Mapping[str, Any], name: str) -> str:
     """The format that a state is in."""
     if state.get(name) is None:
@@ -264,15 +254,6 @@ def _filled(like: Tensor, value: Any) -> Tensor:
     else:
         number = torch.full_like(like, float(value), dtype=torch.float64, requires_grad=False)
     return torch.complex(number, number) if like.is_complex() else number
-
-
-def bring_up_to_date(state: dict[str, Any], param: Tensor, group: Mapping[str, Any], rule: type[Rule]) -> None:
-    """Gives what an older version has kept in another way the form that it has now; tensors stay the same."""
-    names = with_new_names(state)
-    if list(names) != list(state):
-        state.clear()
-        state.update(names)
-    widen_numbers(state, param, group, rule)
 
 
 def widen_numbers(state: dict[str, Any], param: Tensor, group: Mapping[str, Any], rule: type[Rule]) -> None:

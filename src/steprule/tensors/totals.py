@@ -62,8 +62,7 @@ class Totals:
         if groups != self._groups:
             self._groups, self._agreed = groups, _NOTHING
         self._layouts: dict[Any, _Layout] = {}
-        if self._agreed is not _NOTHING:
-            self._agreed.let_go()
+        self._agreed.let_go()
 
     def __call__(self, works: Sequence[Any], sums: Sequence[Sums]) -> Sequence[Sums]:
         """Those over the wholes; see `steprule.engine.run.Complete`."""
@@ -329,6 +328,9 @@ class _Nothing:
     """What processes agree on before the first step."""
 
     size, key, indices, places = 0, -1.0, (), ()
+
+    def let_go(self) -> None:
+        """Has nothing to let go."""
 
 
 _NOTHING: Any = _Nothing()

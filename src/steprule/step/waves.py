@@ -1,4 +1,4 @@
-"""Matrices that would take too much memory between passes at once are stepped in turns, which share it."""
+"""Matrices that would take too much memory between passes at once are stepped in waves, which share it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from steprule.step.kind import AnyKernel
 from steprule.step.tables import dtypes_of, room_of
 
 
-class Turn(NamedTuple):
+class Wave(NamedTuple):
     """Parameters that are stepped together.
 
     Attributes:
         kernels: with telemetry and without.
         entries: the parameters.
-        memory: bytes that their matrices share with those of other turns, None where they have their own.
+        memory: bytes that their matrices share with those of other waves, None where they have their own.
     """
 
     kernels: list[AnyKernel]
@@ -29,44 +29,44 @@ class Turn(NamedTuple):
     memory: Tensor | None = None
 
 
-def in_turns(buckets: Sequence[tuple[list[AnyKernel], list[Entry]]]) -> list[Turn]:
-    """Cuts buckets so that the matrices of no turn take more than half of the workspace, or are one; the rest is for products.
+def in_waves(buckets: Sequence[tuple[list[AnyKernel], list[Entry]]]) -> list[Wave]:
+    """Cuts buckets so that the matrices of no wave take more than half of the workspace, or are one; the rest is for products.
 
     Parts of matrices that other processes have too stay together, since those do as much, and so do tensors that wait for each
     other's sums.
     """
-    turns = [Turn(*bucket) for bucket in buckets]
-    whole = [one for one in turns if _can_take_turns(one)]
+    waves = [Wave(*bucket) for bucket in buckets]
+    whole = [one for one in waves if _can_come_in_waves(one)]
     most = workspace() // 2
     if sum(sum(_sizes(one)) for one in whole) <= most:
-        return turns
+        return waves
     cut = [part for one in whole for part in _parts(one, most)]
     sizes: dict[torch.device, int] = {}
     for one in cut:
         device = one.entries[0].kind.device
         sizes[device] = max(sizes.get(device, 0), Rooms.size_of(_dtypes(one), list(map(room_of, one.entries))))
     memory = {device: torch.empty(size, dtype=torch.uint8, device=device) for device, size in sizes.items()}
-    others = [one for one in turns if not any(one is other for other in whole)]
+    others = [one for one in waves if not any(one is other for other in whole)]
     return [*others, *(one._replace(memory=memory[one.entries[0].kind.device]) for one in cut)]
 
 
-def _can_take_turns(one: Turn) -> bool:
+def _can_come_in_waves(one: Wave) -> bool:
     program = one.kernels[0].program
     waits = any(sum_.of_all for sum_ in program.sums.values())
     return bool(program.matrices) and one.entries[0].kind.cut is None and not waits
 
 
-def _dtypes(one: Turn) -> dict[str, torch.dtype]:
+def _dtypes(one: Wave) -> dict[str, torch.dtype]:
     return dtypes_of(one.kernels[0], one.entries)
 
 
-def _sizes(one: Turn) -> Iterator[int]:
+def _sizes(one: Wave) -> Iterator[int]:
     """How many bytes the matrices of each of its parameters take."""
     size = sum(dtype.itemsize for dtype in _dtypes(one).values())
     return (size * entry.param.numel() for entry in one.entries)
 
 
-def _parts(one: Turn, most: int) -> list[Turn]:
+def _parts(one: Wave, most: int) -> list[Wave]:
     """Those of one shape are next to each other, since they go through products together."""
     parts: list[list[Entry]] = []
     left = 0
@@ -76,4 +76,4 @@ def _parts(one: Turn, most: int) -> list[Turn]:
             left = most
         parts[-1].append(entry)
         left -= size
-    return [Turn(one.kernels, part) for part in parts]
+    return [Wave(one.kernels, part) for part in parts]
