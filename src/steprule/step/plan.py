@@ -24,7 +24,7 @@ from steprule.step.kind import AnyKernel
 from steprule.step.listed import PARAMS_OF
 from steprule.step.loose import Loose
 from steprule.step.resting import RestingAverages
-from steprule.step.roster import ADDRESS, GRAD, Roster
+from steprule.step.roster import GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
 from steprule.step.turns import Turn, in_turns
 from steprule.tensors.average import start_average
@@ -219,21 +219,22 @@ class StepPlan:
             else:
                 groups, lists, objects = self._groups, [], chain(map(states.get, roster.params), _END)
             tensors: list[Any] = [*map(GRAD, roster.grads_of), *chain.from_iterable(roster.fixed)]
-            at = list(map(ADDRESS, tensors))
+            # A key more may be one that a group cannot have; a parameter may have gone to the next group.
             if not (
                 states is self._state_of
                 and all(map(is_, objects, self._objects))
-                and roster.same_layout(*tensors)
-                and (at == roster.at or self._follow(at, tensors))
-                # A key more may be one that a group cannot have; a parameter may have gone to the next group.
                 and list(map(len, [*groups, *lists])) == self._lengths
             ):
+                return False
+            are_alike = roster.same_layout(*tensors)
+            if are_alike and (moved := roster.moved(tensors)) and not self._follow(moved, tensors):
                 return False
             is_changed = self._settings != list(map(self._settings_of, groups))
             if self._services is not None and not is_changed:
                 is_changed = self._clips != list(map(_CLIP, groups))
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
-            # No gradient, a sparse one, a state that is no tensor, a setting that is no number.
+            are_alike = False  # another number of states, a setting that is no number
+        if not are_alike:  # no gradient, a sparse one, a state that is no tensor
             return self._select() and self.run(groups, states, only_ask)
         if is_changed and not self._refresh(groups):
             return False
@@ -274,9 +275,10 @@ class StepPlan:
 
         graph.take(step, cast(Repeated, self._around), self._constants)
 
-    def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
+    def _follow(self, moved: int, tensors: list[Tensor]) -> bool:
         """Takes over new addresses of gradients; False if something else has changed."""
-        if not self._roster.follow(at, tensors):
+        at = self._roster.follow(moved, tensors)
+        if at is None:
             return False
         for bucket, part in self._buckets:
             bucket.plan.set_grads(at[part])
