@@ -8,6 +8,7 @@ from itertools import chain
 from operator import is_, itemgetter, methodcaller
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from steprule.engine.gpu_graph import Repeated, StepGraph, wrong_devices
@@ -32,6 +33,7 @@ from steprule.tensors.replaced import check_not_replaced
 from steprule.tensors.state import GROUP_OPTIONS
 from steprule.trace.tracing import static_settings
 
+_modes = torch._C._len_torch_dispatch_stack
 _CLIP = methodcaller("get", "clip")
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 
@@ -226,15 +228,15 @@ class StepPlan:
                 and list(map(len, [*groups, *lists])) == self._lengths
             ):
                 return False
-            are_alike = roster.same_layout(*tensors)
-            if are_alike and (moved := roster.moved(tensors)) and not self._follow(moved, tensors):
+            moved = roster.moved(tensors) if not _modes() else -1
+            if moved > 0 and not self._follow(moved, tensors):
                 return False
             is_changed = self._settings != list(map(self._settings_of, groups))
             if self._services is not None and not is_changed:
                 is_changed = self._clips != list(map(_CLIP, groups))
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
-            are_alike = False  # another number of states, a setting that is no number
-        if not are_alike:  # no gradient, a sparse one, a state that is no tensor
+            moved = -1  # a setting that is no number
+        if moved < 0:  # no gradient, a sparse one, a state that is no tensor
             return self._select() and self.run(groups, states, only_ask)
         if is_changed and not self._refresh(groups):
             return False
