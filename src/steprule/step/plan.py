@@ -94,8 +94,8 @@ class StepPlan:
         groups = self._groups
         every = (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS, *MULTIPLIERS)
         keys = [name for name in every if name in groups[0]]
-        self._keys = keys
-        self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*keys, keys[0])
+        self._names = (*keys, keys[0])  # two at least, of which an itemgetter gives a tuple
+        self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*self._names)
         self._clips = list(map(_CLIP, groups))
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
@@ -368,13 +368,17 @@ class StepPlan:
 
     def _refresh(self, groups: list[dict[str, Any]]) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
-        settings = [self._plain(group) for group in groups]
-        changed = {
-            name
-            for before, now in zip(self._settings, settings, strict=True)
-            for name, old, new in zip(self._keys, before, now, strict=False)
-            if old is not new and old != new
-        }
+        changed: set[str] = set()
+        settings = []
+        for before, now in zip(self._settings, map(self._settings_of, groups), strict=True):
+            others = [
+                place for place, (old, new) in enumerate(zip(before, now, strict=True)) if old is not new and old != new
+            ]
+            changed.update(self._names[place] for place in others)
+            mine = list(before)
+            for place in others:
+                mine[place] = seen(now[place], self._needs_numbers)
+            settings.append(tuple(mine))
         is_numbers = all(isinstance(self._rule.hyperparameters.get(name), (float, int, tuple)) for name in changed)
         is_numbers &= "lookahead" not in changed  # which is whole
         if not is_numbers or not self._check_numbers(groups, changed):
