@@ -55,6 +55,7 @@ LOOKS = {
     "reshaped": lambda x: with_numbers(x, x.detach().view(6, 4)),
     "flat": lambda x: with_numbers(x, x.detach().view(24)),
     "with a dimension more": lambda x: with_numbers(x, x.detach().unsqueeze(0)),
+    "with a last dimension more": lambda x: with_numbers(x, x.detach().unsqueeze(-1)),
     "of another dtype": lambda x: with_numbers(x.requires_grad_(False), x.detach().view(torch.int32)),
     "of a narrower dtype": lambda x: with_numbers(x, x.detach().view(torch.bfloat16)[:, ::2]),
     "negative": lambda x: with_numbers(x, torch._neg_view(x.detach())),
@@ -94,6 +95,7 @@ def test_what_is_no_tensor_of_the_kind_is_noticed():
         "x",
         [],
         nn.Parameter(torch.ones(4, 6)),
+        torch.ones(4, 6, device="meta"),
         torch.ones(4, 6).to_sparse(),
         torch.ones(4, 6).to_sparse_csr(),
     )
