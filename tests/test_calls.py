@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import steprule
+from steprule.tensors.places import _functions
 
 SRC = f"{Path(steprule.__file__).parent}/"
 
@@ -44,5 +45,5 @@ def test_the_second_step_calls_few_functions(options, calls):
     model(torch.randn(4, 8)).sum().backward()
     optimizer.step()
     names = called(optimizer.step)
-    assert "step" in names and len(names) <= calls, names
+    assert "step" in names and len(names) <= calls + (_functions() is None), names
     assert called(optimizer.step) == names

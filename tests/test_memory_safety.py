@@ -487,6 +487,11 @@ def test_real_parameters_in_a_fake_mode_are_refused():
     with FakeTensorMode(), pytest.raises(RuntimeError, match="FakeTensorMode"):
         optimizer.step()
     assert (param == 1).all() and not optimizer.state
+    optimizer.step()
+    before = param.detach().clone()
+    with FakeTensorMode(), pytest.raises((RuntimeError, AssertionError), match="FakeTensor"):
+        optimizer.step()  # which has a plan; torch says it where that is looked at anew
+    assert torch.equal(param, before) and optimizer.state[param]["step"] == 1
 
 
 # What a step that fails leaves

@@ -162,8 +162,8 @@ class GpuPlan:
         """A row of numbers for each parameter group, but for those that are read on the device."""
         return self._hyper.tensor
 
-    def set_grads(self, addresses: Sequence[int]) -> None:
-        """New addresses of the gradients, one for each tensor."""
+    def set_grads(self, addresses: np.ndarray) -> None:
+        """New addresses of the gradients, one for each tensor, int64."""
         self._host_addresses[1] = addresses
         self._addresses.fill(self._host_addresses)
 

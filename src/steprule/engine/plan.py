@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -217,8 +216,6 @@ class Plan:
         self.sizes = np.array(sizes, np.int64)
         self.size = int(self.sizes.sum())
         self.addresses = np.asarray(addresses, np.int64).reshape(-1, count)
-        self._buffer = self.addresses.data
-        self._pack_grads = struct.Struct(f"{count}q").pack_into
         self.hyper = np.array(hyper, np.float64).reshape(len(hyper), -1)
         self.groups = np.array(groups, np.int64) if groups is not None else np.zeros(count, np.int64)
         self._numbers = np.array(numbers, np.int64) if numbers is not None else np.arange(count, dtype=np.int64)
@@ -324,9 +321,9 @@ class Plan:
         count = len(self.piece_tensors)
         return self.partials.reshape(-1)[: count * tallies].reshape(count, tallies)
 
-    def set_grads(self, addresses: Sequence[int]) -> None:
-        """New addresses of the gradients, one for each tensor."""
-        self._pack_grads(self._buffer, self.addresses.strides[0], *addresses)
+    def set_grads(self, addresses: np.ndarray) -> None:
+        """New addresses of the gradients, one for each tensor, int64."""
+        self.addresses[1] = addresses
 
     def set_hyper(self, hyper: Sequence[Sequence[float]]) -> None:
         """New numbers."""

@@ -8,6 +8,7 @@ from itertools import chain
 from operator import is_, itemgetter, methodcaller
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from steprule.engine.gpu_graph import Repeated, StepGraph, wrong_devices
@@ -24,7 +25,7 @@ from steprule.step.kind import AnyKernel
 from steprule.step.listed import PARAMS_OF
 from steprule.step.loose import Loose
 from steprule.step.resting import RestingAverages
-from steprule.step.roster import ADDRESS, GRAD, Roster
+from steprule.step.roster import GRAD, Roster
 from steprule.step.tables import Bucket, hyper, seen
 from steprule.step.waves import Wave, in_waves
 from steprule.tensors.average import start_average
@@ -32,6 +33,7 @@ from steprule.tensors.replaced import check_not_replaced
 from steprule.tensors.state import GROUP_OPTIONS
 from steprule.trace.tracing import static_settings
 
+_modes = torch._C._len_torch_dispatch_stack
 _CLIP = methodcaller("get", "clip")
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 
@@ -92,8 +94,8 @@ class StepPlan:
         groups = self._groups
         every = (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS, *MULTIPLIERS)
         keys = [name for name in every if name in groups[0]]
-        self._keys = keys
-        self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*keys, keys[0])
+        self._names = (*keys, keys[0])  # two at least, of which an itemgetter gives a tuple
+        self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*self._names)
         self._clips = list(map(_CLIP, groups))
         self._settings = [self._plain(group) for group in groups]
         self._static = [self._static_of(group) for group in groups]
@@ -223,21 +225,22 @@ class StepPlan:
             else:
                 groups, lists, objects = self._groups, [], chain(map(states.get, roster.params), _END)
             tensors: list[Any] = [*map(GRAD, roster.grads_of), *chain.from_iterable(roster.fixed)]
-            at = list(map(ADDRESS, tensors))
+            # A key more may be one that a group cannot have; a parameter may have gone to the next group.
             if not (
                 states is self._state_of
                 and all(map(is_, objects, self._objects))
-                and roster.same_layout(*tensors)
-                and (at == roster.at or self._follow(at, tensors))
-                # A key more may be one that a group cannot have; a parameter may have gone to the next group.
                 and list(map(len, [*groups, *lists])) == self._lengths
             ):
+                return False
+            moved = roster.moved(tensors) if not _modes() else -1
+            if moved > 0 and not self._follow(moved, tensors):
                 return False
             is_changed = self._settings != list(map(self._settings_of, groups))
             if self._services is not None and not is_changed:
                 is_changed = self._clips != list(map(_CLIP, groups))
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
-            # No gradient, a sparse one, a state that is no tensor, a setting that is no number.
+            moved = -1  # a setting that is no number
+        if moved < 0:  # no gradient, a sparse one, a state that is no tensor
             return self._select() and self.run(groups, states, only_ask)
         if is_changed and not self._refresh(groups):
             return False
@@ -281,9 +284,10 @@ class StepPlan:
             for work in self._works:
                 work.repeat()
 
-    def _follow(self, at: list[int], tensors: list[Tensor]) -> bool:
+    def _follow(self, moved: int, tensors: list[Tensor]) -> bool:
         """Takes over new addresses of gradients; False if something else has changed."""
-        if not self._roster.follow(at, tensors):
+        at = self._roster.follow(moved, tensors)
+        if at is None:
             return False
         for bucket, part in self._buckets:
             bucket.plan.set_grads(at[part])
@@ -371,13 +375,17 @@ class StepPlan:
 
     def _refresh(self, groups: list[dict[str, Any]]) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
-        settings = [self._plain(group) for group in groups]
-        changed = {
-            name
-            for before, now in zip(self._settings, settings, strict=True)
-            for name, old, new in zip(self._keys, before, now, strict=False)
-            if old is not new and old != new
-        }
+        changed: set[str] = set()
+        settings = []
+        for before, now in zip(self._settings, map(self._settings_of, groups), strict=True):
+            others = [
+                place for place, (old, new) in enumerate(zip(before, now, strict=True)) if old is not new and old != new
+            ]
+            changed.update(self._names[place] for place in others)
+            mine = list(before)
+            for place in others:
+                mine[place] = seen(now[place], self._needs_numbers)
+            settings.append(tuple(mine))
         is_numbers = all(isinstance(self._rule.hyperparameters.get(name), (float, int, tuple)) for name in changed)
         is_numbers &= "lookahead" not in changed  # which is whole
         if not is_numbers or not self._check_numbers(groups, changed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, compress
 from operator import attrgetter, le
 from typing import Any
@@ -14,8 +14,8 @@ from torch import Tensor
 from steprule.engine.plan import Index, index_of
 from steprule.step.entry import Entry
 from steprule.tensors.memory import missing_bytes, span
+from steprule.tensors.places import Places
 
-ADDRESS = Tensor.data_ptr
 GRAD = attrgetter("grad")
 _STORAGE, _BYTES, _OFFSET = Tensor.untyped_storage, torch.UntypedStorage.nbytes, Tensor.storage_offset
 _UNKNOWN = -1
@@ -58,8 +58,8 @@ class Roster:
         self._stand_ins: list[_StandIn | None] = [None] * len(grads)
         every: dict[Any, Any] = {}  # few that are different, and the garbage collector would look at each
         self._layouts = [every.setdefault(one, one) for one in ((x.shape, x.stride(), x.dtype) for x in grads)]
-        self.same_layout = _layout_check(tensors)
-        self.at = list(map(ADDRESS, tensors))
+        self._places = Places(tensors)
+        self.moved = self._places.moved
         spans = np.fromiter(chain.from_iterable(map(span, self.held)), np.uint64).reshape(-1, 2)
         self._starts, self._ends = np.sort(spans[spans[:, 0] != spans[:, 1]], 0).T  # of what is written
         ends = np.fromiter(chain.from_iterable(map(span, grads)), np.uint64).reshape(-1, 2).T
@@ -83,12 +83,12 @@ class Roster:
             param if one else self._stand_in(number)
             for number, (param, one) in enumerate(zip(self.params, active, strict=True))
         ]
-        self.at[: len(active)] = [_UNKNOWN] * len(active)  # so that every gradient is looked at
+        self._places.at[: len(active)] = _UNKNOWN  # so that every gradient is looked at
         return self._is_active
 
     def forget(self) -> None:
         """Has nothing be as it was."""
-        self.at = []
+        self._places.at[:] = _UNKNOWN
 
     def _stand_in(self, number: int) -> _StandIn:
         one = self._stand_ins[number]
@@ -96,29 +96,30 @@ class Roster:
             one = self._stand_ins[number] = _StandIn(*self._layouts[number])
         return one
 
-    def follow(self, at: list[int], tensors: list[Tensor]) -> bool:
-        """Takes over new addresses of gradients.
+    def follow(self, moved: int, tensors: list[Tensor]) -> np.ndarray | None:
+        """Takes over new addresses of gradients, as `moved` has just found them, and returns them all.
 
-        False if it is others that have changed, or a gradient's memory was freed or lies where something is written.
+        None if it is others that have changed, or a gradient's memory was freed or lies where something is written.
         """
         count = len(self.params)
-        if at[count:] != self.at[count:]:
-            return False
+        if moved > count:
+            return None
+        at = self._places.now[:count]
         grads, needed = tensors[:count], self._needed
         if self.active is not self.params:
             active = self._is_active.tolist()
             grads, needed = list(compress(grads, active)), list(compress(needed, active))
         is_plain = all(map(le, needed, map(_BYTES, map(_STORAGE, grads)))) and not any(map(_OFFSET, grads))
         if not is_plain and any(map(missing_bytes, grads)):
-            return False
-        starts, sizes = np.array(at[:count], np.uint64)[self._index], self._grad_sizes[self._index]
+            return None
+        starts, sizes = at.view(np.uint64)[self._index], self._grad_sizes[self._index]
         if not np.array_equal(starts == 0, sizes == 0):
-            return False
+            return None
         before = self._starts.searchsorted(starts + sizes)  # how many begin before its end, how many end
         if not np.array_equal(before, self._ends.searchsorted(starts, "right")):  # before it begins
-            return False
-        self.at = at
-        return True
+            return None
+        self._places.at[:count] = at
+        return at
 
 
 class _StandIn:
@@ -127,12 +128,3 @@ class _StandIn:
     def __init__(self, size: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> None:
         self.grad = torch.empty_strided(size, stride, dtype=dtype, device="cpu")
         self.grad.untyped_storage().resize_(0)
-
-
-def _layout_check(tensors: list[Tensor]) -> Callable[..., bool]:
-    """A function of as many tensors that says whether each has the kind, dtype, shape and strides of these.
-
-    torch.compile's guards do that in one call.
-    """
-    guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-    return guards.check

@@ -253,8 +253,10 @@ class _Same:
 
 def read(value: Any, all_of_it: bool) -> Any:
     """A setting with tensors and arrays read; tensors on a GPU only if a plan elsewhere needs their numbers."""
+    if type(value) is float:
+        return value
     if isinstance(value, (tuple, list)):
-        return tuple(read(item, all_of_it) for item in value)
+        return tuple([read(item, all_of_it) for item in value])
     is_held = isinstance(value, Tensor) and (all_of_it or not gpu.serves(value.device))
     return value.item() if is_held or isinstance(value, np.ndarray) else value
 
