@@ -166,17 +166,15 @@ class StepPlan:
             RuntimeError: the host has a part in them.
         """
         devices = {entry.param.device for entry in entries}
-        wrong = None
-        if elsewhere := wrong_devices(devices):
-            wrong = elsewhere
-        elif not self.repeats:
+        wrong = wrong_devices(devices)
+        if wrong is None and not self.repeats:
             wrong = "no kernel takes all parameters as they are, with the settings and states that they have"
         elif self._spread is not None or self._complete is not alone:
             wrong = "processes have parts of parameters, and exchange numbers by way of the host"
         elif self._services is not None and not self._decided_on_device():
-            wrong = 'nonfinite="raise" has the host wait for each step'
-            if self._services.nonfinite != "raise":
-                wrong = "the host counts the steps of this rule, and waits to hear which are skipped"
+            is_raise = self._services.nonfinite == "raise"
+            counted = "the host counts the steps of this rule, and waits to hear which are skipped"
+            wrong = 'nonfinite="raise" has the host wait for each step' if is_raise else counted
         if wrong is not None:
             raise RuntimeError(f"cuda_graph=True does not go with this step: {wrong}. Set optimizer.cuda_graph = False")
         return StepGraph(next(iter(devices)))
@@ -378,13 +376,11 @@ class StepPlan:
         changed: set[str] = set()
         settings = []
         for before, now in zip(self._settings, map(self._settings_of, groups), strict=True):
-            others = [
-                place for place, (old, new) in enumerate(zip(before, now, strict=True)) if old is not new and old != new
-            ]
-            changed.update(self._names[place] for place in others)
             mine = list(before)
-            for place in others:
-                mine[place] = seen(now[place], self._needs_numbers)
+            for place, (name, old, new) in enumerate(zip(self._names, before, now, strict=True)):
+                if old is not new and old != new:
+                    mine[place] = seen(new, self._needs_numbers)
+                    changed.add(name)
             settings.append(tuple(mine))
         is_numbers = all(isinstance(self._rule.hyperparameters.get(name), (float, int, tuple)) for name in changed)
         is_numbers &= "lookahead" not in changed  # which is whole
