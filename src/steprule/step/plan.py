@@ -169,9 +169,9 @@ class StepPlan:
         wrong = wrong_devices(devices)
         if wrong is None and not self.repeats:
             wrong = "no kernel takes all parameters as they are, with the settings and states that they have"
-        elif self._spread is not None or self._complete is not alone:
+        elif wrong is None and (self._spread is not None or self._complete is not alone):
             wrong = "processes have parts of parameters, and exchange numbers by way of the host"
-        elif self._services is not None and not self._decided_on_device():
+        elif wrong is None and self._services is not None and not self._decided_on_device():
             is_raise = self._services.nonfinite == "raise"
             counted = "the host counts the steps of this rule, and waits to hear which are skipped"
             wrong = 'nonfinite="raise" has the host wait for each step' if is_raise else counted
