@@ -15,7 +15,7 @@ import steprule
 import steprule.engine.run
 from sharding.breaking import give, parameters
 from steprule.engine.eager import EagerStep
-from steprule.engine.own import Planned
+from steprule.engine.own import OwnNumbers, Planned
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork, PlanWork
 from steprule.step.loose import Loose
@@ -136,7 +136,7 @@ def sides(run: Callable[[], Callable[[], Any]]) -> None:
     """Between calls that add up rows and columns, of which one follows from another; each run as for `products`."""
     for number in range(2):
         calls = count()
-        fails((Planned, "_side_sums", lambda *args, n=number, calls=calls: next(calls) == n), run, UNCHANGED)
+        fails((OwnNumbers, "_follow", lambda *args, n=number, calls=calls: next(calls) == n), run, UNCHANGED)
 
 
 def products(run: Callable[[], Callable[[], Any]]) -> None:

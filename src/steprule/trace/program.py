@@ -231,8 +231,9 @@ class Program:
 
     @cached_property
     def matrices(self) -> Mapping[str, Matrix]:
-        """All functions of matrices by name."""
-        return {name: one for level in self.levels for name, one in level.matrices.items()}
+        """All functions of matrices by name, in the order of the operands that they are."""
+        found = {name: one for level in self.levels for name, one in level.matrices.items()}
+        return {name: found[name] for name in self.operands if name in found}
 
     @property
     def joins(self) -> bool:
