@@ -10,7 +10,10 @@ import torch
 from test_random_rules import made
 
 from steprule import Optimizer, arrays, pieces
+from steprule.engine import squares
+from steprule.engine.eager import oracle
 from steprule.rule import RuleError
+from steprule.trace.squares import PUT_OFF
 
 HEAD = "class Mine(Rule):\n"
 
@@ -169,3 +172,36 @@ def test_matrices_of_several_dtypes_lie_between_passes(formula):
         moved.append(param.detach().double())
     for one in moved[1:]:  # singular values of bfloat16's products are off by some hundredths, and so are sums of such
         assert (one - moved[0]).norm() <= 0.1 * moved[0].norm()
+
+
+def test_polar_factors_of_some_steps_are_computed_in_these_alone(monkeypatch):
+    calls = []
+    monkeypatch.setitem(
+        squares._WHOLE, PUT_OFF["polar"], lambda x, *args: calls.append(x.numel() // 20) or squares._polar(x, *args)
+    )
+    rule = made(
+        f"{HEAD}    def update(param, grad, old, *, step, lr=0.1, ns=(3.4445, -4.775, 2.0315), k=4):\n"
+        "        old = every(k, step, lambda: polar(decorrelate(grad), ns, 5), old)\n"
+        "        return param - lr * old, old\n"
+    )
+    params = [torch.nn.Parameter(torch.zeros(5, 4, dtype=torch.float64)) for _ in range(2)]
+    grads = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    optimizer, truth = Optimizer.of(rule)(params), [np.zeros((5, 4))] * 2
+    state = [np.zeros((5, 4))] * 2
+    for step, grad in enumerate(grads, 1):
+        for place, param in enumerate(params):
+            param.grad = (place + 1) * grad
+            new, its = oracle(
+                rule,
+                truth[place],
+                param.grad.numpy(),
+                {"old": state[place]},
+                step,
+                {**rule.hyperparameters},
+                place=place,
+            )
+            truth[place], state[place] = new, its["old"]
+        optimizer.step()
+        for param, one in zip(params, truth, strict=True):
+            np.testing.assert_allclose(param.detach().numpy(), one, rtol=0, atol=1e-11)
+    assert sum(calls) == 2 * 2 + 2 * 2  # of both in the first two steps, then of each in its own two of six

@@ -170,7 +170,9 @@ def at_first(step: Value, first: Value, later: Value) -> Value:
 def every(k: Value, step: Value, new: Any, old: Value, stagger: bool = True) -> Value:
     """A value that is computed anew in one of ``k`` steps, and stays as it was in the others.
 
-    Nothing of ``new`` is computed in other steps. It is for what takes long, such as `eigenbasis`. A tensor's first two steps compute
+    It is for what takes long, such as `eigenbasis`: a ``new`` that is a product or another function of a matrix is not computed in other
+    steps. What is done with elements around such functions is computed in every step, with what it is made of, and so is better
+    written outside. A tensor's first two steps compute
     it always: averages may still be 0 in the first. Afterwards each tensor of an optimizer has its own steps, those where the number of the step and the tensor's place among the
     optimizer's parameters add up to a multiple of k, so that no step takes much longer than the others. Both are kept by checkpoints.
 

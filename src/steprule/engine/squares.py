@@ -10,13 +10,13 @@ import numpy as np
 
 from steprule.engine.told import There, Told, chooses
 from steprule.engine.workspace import workspace
-from steprule.pieces import eigenbasis, inverse_root, largest_eigenvalue, matmul
+from steprule.pieces import decorrelate, eigenbasis, inverse_root, largest_eigenvalue, matmul, polar
 from steprule.pieces import gram as gram_of
 from steprule.trace.evaluate import Evaluation
 from steprule.trace.expression import Expression, nodes_of
 from steprule.trace.extent import NUMBER
 from steprule.trace.program import Squares
-from steprule.trace.squares import held_by
+from steprule.trace.squares import PUT_OFF, held_by
 
 if TYPE_CHECKING:
     import torch
@@ -202,7 +202,7 @@ class Group(Evaluation):
         if op in _DECOMPOSED:
             return self._rooms.told.apart(partial(_DECOMPOSED[op], *map(self, args)))
         if op in _WHOLE:
-            return _WHOLE[op](*map(self, args))
+            return _WHOLE[op](*(self(arg) if isinstance(arg, Expression) else arg for arg in args))
         return self.operate(op, map(self, args))
 
     def _every(self, node: Expression) -> Any:
@@ -316,6 +316,16 @@ def _gram(x: Tensor) -> Tensor:
     return symmetric_product(x, x.mT, out) if x.dim() == 2 else product(x, x.mT, out)
 
 
-_WHOLE: Mapping[str, Callable[..., Any]] = {"matmul": matmul, "largest_eigenvalue": largest_eigenvalue}
+def _polar(x: Tensor, steps: Any, eps: Any, *coefficients: Any) -> Tensor:
+    given = coefficients[0] if len(coefficients) == 1 else coefficients
+    return polar(x, given, None if steps is None else int(steps), float(eps))  # type: ignore[no-any-return]
+
+
+_WHOLE: Mapping[str, Callable[..., Any]] = {
+    "matmul": matmul,
+    "largest_eigenvalue": largest_eigenvalue,
+    PUT_OFF["polar"]: _polar,
+    PUT_OFF["decorrelate"]: lambda x, passes: decorrelate(x, int(passes)),
+}
 _DECOMPOSED: Mapping[str, Callable[..., Any]] = {"eigenbasis": eigenbasis, "inverse_root": inverse_root}
 """Of which the host wants to know more than the result, such as how many eigenvalues are 0."""

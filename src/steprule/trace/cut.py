@@ -23,7 +23,7 @@ from steprule.trace.program import (
     Stage,
     Sum,
 )
-from steprule.trace.squares import SquareCut, fits_passes, is_whole, passes_that_read, readings_before
+from steprule.trace.squares import SquareCut, fits_passes, is_whole, passes_that_read, put_off, readings_before
 
 _AXES = {extent: axis for axis, extent in EXTENTS.items()}
 
@@ -114,6 +114,7 @@ def cut(states: Mapping[str, Extent], outputs: dict[str, Expression]) -> Cut:
         states: those that are no elements.
         outputs: for the parameter and each state its new value; those of `states` are taken out.
     """
+    put_off(outputs)
     return _Cutter(states, outputs).cut()
 
 

@@ -5,15 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, inputs_of
+from steprule.trace.expression import MATRIX_OPS, SUM_OPS, Expression, inputs_of, nodes_of
 from steprule.trace.extent import COLS, ELEMENTS, NUMBER, PLAIN, ROWS
 from steprule.trace.program import IN_PLACE, Matrix, Squares
+
+PUT_OFF: Mapping[str, str] = {op: f"{op} in some steps" for op in IN_PLACE}
+"""What functions of a matrix are called that are computed where `every` is, and not between passes."""
+_WHOLE = (MATRIX_OPS - IN_PLACE) | {*PUT_OFF.values()}
+
+
+def put_off(outputs: Mapping[str, Expression]) -> None:
+    """Gives functions of a matrix that only new values of `every` are made of a name for that: in other steps nothing wants them."""
+    always: set[int] = set()
+    left = [*outputs.values()]
+    while left:
+        node = left.pop()
+        if id(node) not in always:
+            always.add(id(node))
+            args = (arg for place, arg in enumerate(node.args) if not (node.op == "every" and place == 2))
+            left += [arg for arg in args if isinstance(arg, Expression)]
+    for node in nodes_of(outputs.values()):
+        if node.op in PUT_OFF and id(node) not in always:
+            node.op = PUT_OFF[node.op]
 
 
 def is_whole(node: Expression) -> bool:
     """Whether it is computed of whole matrices, and by no pass."""
     is_leaf = node.op in ("input", "constant")
-    return (node.op in MATRIX_OPS and node.op not in IN_PLACE) or (node.extent not in PLAIN and not is_leaf)
+    return node.op in _WHOLE or (node.extent not in PLAIN and not is_leaf)
 
 
 def fits_passes(node: Expression) -> bool:
