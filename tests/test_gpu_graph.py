@@ -13,7 +13,7 @@ from test_gpu_engine import OWN, SETTINGS, assert_same, make_params, momentum, s
 from test_gpu_matrices import CASES, SHAPES
 
 import steprule
-from steprule.engine import gpu, gpu_graph
+from steprule.engine import gpu, gpu_graph, squares
 
 pytest.importorskip("triton")
 needs_gpu = pytest.mark.gpu
@@ -269,3 +269,48 @@ def test_what_the_host_has_a_part_in_is_refused():
     with pytest.raises(RuntimeError, match='nonfinite="raise" has the host wait'):
         optimizer.step()
     assert not optimizer.state
+
+
+class _Streams:
+    """Streams that say who has waited."""
+
+    waited: list[str] = []
+
+    def __init__(self, device: object = None) -> None:
+        self.name = "current" if device is None else "own"
+
+    def wait_stream(self, other: _Streams) -> None:
+        self.waited.append(self.name)
+
+
+@pytest.mark.skipif(GPU_DEVICE.type != "cpu", reason="its streams are pretended")
+@pytest.mark.parametrize("failing", range(3), ids=["first step", "recording", "replay"])
+def test_what_fails_between_graphs_leaves_the_host_with_the_devices_count(replays, monkeypatch, failing):
+    """An eigensolver may find no end; of a step that is half taken the device has counted a part already."""
+    monkeypatch.setattr(torch.cuda, "Stream", _Streams)
+    monkeypatch.setattr(torch.cuda, "current_stream", _Streams)
+    params = make_params(GPU_DEVICE, shapes=[(4, 3), (4, 3)])
+    optimizer = steprule.SOAP(params, precondition_frequency=1)
+    optimizer.cuda_graph = True
+    is_broken = False
+
+    def solve(*args):
+        if is_broken:
+            raise torch.linalg.LinAlgError("no end")
+        return eigenbasis(*args)
+
+    eigenbasis = squares._DECOMPOSED["eigenbasis"]
+    monkeypatch.setattr(squares, "_DECOMPOSED", {**squares._DECOMPOSED, "eigenbasis": solve})
+    for step in range(5):
+        set_grads(params, step)
+        is_broken = step == failing + 1  # the first makes the plan
+        if not is_broken:
+            optimizer.step()
+            continue
+        _Streams.waited = waited = []
+        with pytest.raises(RuntimeError, match="no end.*half taken" if failing == 2 else "no end"):
+            optimizer.step()
+        assert waited == ([] if failing == 2 else ["own", "current"])
+    steps = [int(optimizer.state[param]["step"]) for param in params]
+    work = optimizer._core.plans.current._works[0]
+    assert work._numbers._steps_here.next().tolist() == [one + 1 for one in steps]

@@ -731,3 +731,20 @@ def test_a_state_whose_elements_share_memory_is_refused():
     with pytest.raises(RuntimeError, match="elements of the state exp_avg of parameter 0 of group 0 share memory"):
         optimizer.step()
     assert torch.equal(param, before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip": 1.0}], ids=str)
+def test_a_gradient_that_looks_as_others_and_lies_nowhere_is_not_read(settings):
+    """torch has tensors of zeros that have a storage and no address; kernels would read there."""
+
+    def train(zeros) -> list[Tensor]:
+        params = [nn.Parameter(random((3, 4), seed)) for seed in range(2)]
+        optimizer = steprule.AdamW(params, lr=0.1, **settings)
+        for step in range(4):
+            for number, param in enumerate(params):
+                param.grad = zeros((3, 4)) if (step, number) in ((0, 0), (2, 1)) else random((3, 4), step)
+            optimizer.step()
+        return params
+
+    for one, other in zip(train(torch._efficientzerotensor), train(torch.zeros), strict=True):
+        torch.testing.assert_close(one, other)

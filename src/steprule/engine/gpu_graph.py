@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -50,48 +50,56 @@ class StepGraph:
         self._key: object = None
         self._seen: dict[Hashable, Recording | None] = {}
 
-    def take(self, step: Callable[[], object], around: Repeated, key: object, choices: Hashable = ()) -> bool:
-        """Takes a step.
+    def take(self, step: Callable[[], object], around: Repeated, works: Sequence[Any], key: object) -> None:
+        """Takes a step, or replays it.
 
         Args:
             step: launches it. What it allocates must be of no use after it, but for what is kept between all steps.
             around: what surrounds it.
+            works: what it consists of.
             key: what the launches of all steps depend on besides memory on the device. Another one calls for other graphs.
-            choices: what those of this step depend on besides.
-
-        Returns:
-            Whether it was replayed, and step was not called.
 
         Raises:
             RuntimeError: it cannot be recorded.
         """
         if not around.repeats or torch.cuda.is_current_stream_capturing():
             step()
-            return False
+            return
         if key != self._key:
             self._key, self._seen = key, {}
-        with on(self._device):
-            recorded = self._seen.get(choices)
-            if recorded is not None:
+        choices = tuple([work.choices() for work in works])
+        try:
+            with on(self._device):
+                if (recorded := self._seen.get(choices)) is None:
+                    self._take(step, choices)
+                    return
                 recorded.replay()
-                around.repeat()
-                return True
-            is_new = choices not in self._seen
-            if is_new and len(self._seen) >= MOST_RECORDED:
-                step()
-                return False
-            current = torch.cuda.current_stream()
-            self._stream.wait_stream(current)
+        except BaseException:
+            for work in works:  # the device may have counted a step that it has not taken
+                work.forget_steps()
+            raise
+        for one in (around, *works):
+            one.repeat()
+
+    def _take(self, step: Callable[[], object], choices: Hashable) -> None:
+        """Takes a step that has not been recorded yet."""
+        is_new = choices not in self._seen
+        if is_new and len(self._seen) >= MOST_RECORDED:
+            step()
+            return
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        try:
             with torch.cuda.stream(self._stream):
                 if is_new:  # what kernels and products keep for later they allocate outside of the graph
                     self._seen[choices] = None
                     step()
-                else:
-                    if not any(self._seen.values()):  # a pool ends with the last graph that it is for
-                        self._pool = torch.cuda.graph_pool_handle()
-                    self._seen[choices] = Recording(step, self._pool)
+                    return
+                if not any(self._seen.values()):  # a pool ends with the last graph that it is for
+                    self._pool = torch.cuda.graph_pool_handle()
+                self._seen[choices] = Recording(step, self._pool)
+        finally:  # what has been launched before an error runs on
             current.wait_stream(self._stream)
-            return False
 
 
 class Recording:
@@ -117,7 +125,7 @@ class Recording:
             finally:
                 self._end()
         except RuntimeError as error:
-            half = " It is half taken: load a checkpoint." if self._pieces[1:] else ""
+            half = f" {_HALF}" if self._pieces[1:] else ""
             raise RuntimeError(
                 f"cuda_graph=True cannot record this step: {error}. Where the host has to know a setting, it must be no tensor on "
                 f"the GPU; or set optimizer.cuda_graph = False.{half}"
@@ -143,9 +151,19 @@ class Recording:
         return result
 
     def replay(self) -> None:
-        """Takes the step once more."""
-        for piece in self._pieces:
-            piece()
+        """Takes the step once more.
+
+        Raises:
+            RuntimeError: what is computed between two graphs has failed.
+        """
+        for number, piece in enumerate(self._pieces):
+            try:
+                piece()
+            except RuntimeError as error:
+                raise RuntimeError(f"{error}. {_HALF}" if number else str(error)) from error
+
+
+_HALF = "This step is half taken: load a checkpoint."
 
 
 def _nothing() -> None:

@@ -143,6 +143,11 @@ class GpuPlanned(OwnNumbers):
             check_not_recorded(self._plan.device)
             self._steps_here.count()
 
+    def forget_steps(self) -> None:
+        """Has the host read them, where a step may be half taken."""
+        if self._steps_here is not None:
+            self._steps_here.forget()
+
     def take_back(self) -> None:
         """As if steps had not been counted, and no number had followed from them."""
         if self._steps_here is not None:

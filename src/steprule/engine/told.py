@@ -154,7 +154,7 @@ class HostSteps:
 
     def __init__(self, kept: Sequence[Tensor]) -> None:
         self._kept = kept
-        self._versions: list[int] = []
+        self._versions: list[int] | None = None
         self.now = np.zeros(len(kept))
 
     def next(self) -> np.ndarray:
@@ -174,6 +174,10 @@ class HostSteps:
     def take_back(self) -> None:
         """It is not taken."""
         self.now = self.now - 1
+
+    def forget(self) -> None:
+        """Reads them for the step that comes."""
+        self._versions = None
 
 
 def chooses(node: Expression) -> bool:

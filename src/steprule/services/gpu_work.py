@@ -55,6 +55,11 @@ class GpuWork(PlanWork):
         if self._numbers is not None:
             self._numbers.count_here()
 
+    def forget_steps(self) -> None:
+        """Has the host read the numbers of steps anew."""
+        if self._numbers is not None:
+            self._numbers.forget_steps()
+
     def here(self, x: Any) -> Tensor:
         """Numbers brought to the device."""
         x = x if isinstance(x, Tensor) else torch.from_numpy(x)

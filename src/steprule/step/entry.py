@@ -62,7 +62,7 @@ class Entry:
         self.rests = False  # whether it is known from earlier steps and has no gradient in this one
         self.low_bits = self._find_low_bits()
         self.kind = self._find_kind(job, kinds)
-        self.is_fast, self.is_new = self.kind.is_fast, self.kind.is_new
+        self.is_fast, self.is_new = self.kind.is_fast and self._has_addresses(), self.kind.is_new
         self._check_memory()
         if self.state:
             self._check_begun(job.base)
@@ -111,6 +111,11 @@ class Entry:
         given = given_name(self.group, self.index)
         name, who = given or f"{self.number}.{self.index}", given or self.who
         return name, self.place, self.param, self.group.get("clip") is False, who
+
+    def _has_addresses(self) -> bool:
+        """Whether all that it reads and writes lies somewhere: a functional tensor or one of zeros looks as others do, and is nowhere."""
+        tensors = self.param, self.grad, *self.state.values()
+        return all(x.data_ptr() or not x.numel() for x in tensors if isinstance(x, Tensor))
 
     def _check_memory(self) -> None:
         """Raises for storages that are too short."""

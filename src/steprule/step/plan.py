@@ -277,10 +277,7 @@ class StepPlan:
             for launch in launchers or ():
                 launch()
 
-        choices = tuple([work.choices() for work in self._works])
-        if graph.take(step, cast(Repeated, self._around), self._constants, choices):
-            for work in self._works:
-                work.repeat()
+        graph.take(step, cast(Repeated, self._around), self._works, self._constants)
 
     def _follow(self, moved: int, tensors: list[Tensor]) -> bool:
         """Takes over new addresses of gradients; False if something else has changed."""
