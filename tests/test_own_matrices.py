@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_random_rules import made
+from test_random_rules import made, with_gaps
 
 from steprule import Optimizer, arrays, pieces
 from steprule.engine import squares
@@ -205,3 +205,44 @@ def test_polar_factors_of_some_steps_are_computed_in_these_alone(monkeypatch):
         for param, one in zip(params, truth, strict=True):
             np.testing.assert_allclose(param.detach().numpy(), one, rtol=0, atol=1e-11)
     assert sum(calls) == 2 * 2 + 2 * 2  # of both in the first two steps, then of each in its own two of six
+
+
+def test_sums_and_counts_of_what_is_no_matrix_are_what_they_are_by_hand():
+    formulas = [
+        "mean(norm(grad))", "total(lr)", "norm(total(grad))", "rows(row_total(grad)) + 0.1 * cols(row_total(grad))",
+        "rows(col_total(grad)) + 0.1 * cols(col_total(grad))", "size(norm(grad)) + 0.1 * size(lr)", "size(row_total(grad))",
+        "rows(transpose(grad)) + 0.1 * cols(transpose(grad))",
+    ]  # fmt: skip
+    texts = [f"{place + 1} * ({text})" for place, text in enumerate(formulas)]
+    rule = giving(f"({' + '.join(texts)}) * grad")
+    param, grad = np.random.default_rng(0).standard_normal((2, 3, 5))
+    weight = torch.nn.Parameter(torch.tensor(param))
+    weight.grad = torch.tensor(grad)
+    Optimizer.of(rule)([weight]).step()
+    np.testing.assert_allclose(weight.detach(), rule.update(param, grad, step=1), rtol=1e-13)
+    with pytest.raises(RuleError, match=r"asks rows of one number.*rule .*:3, in .*Write rows\(x\) of a value for"):
+        tensors(giving("rows(norm(grad)) * grad"))
+
+
+@pytest.mark.parametrize(
+    ("formula", "each"),
+    [("norm(grad)", lambda x: x.norm()), ("row_total(grad)", lambda x: x.sum())],
+    ids=["numbers", "rows"],
+)
+def test_what_there_is_one_of_for_each_tensor_is_added_up_over_all(formula, each):
+    """A share of it for each element is rounded as these are. What no kernel steps sees no rows of others."""
+    rule = giving(f"total_of_all({formula}) * grad")
+    for place in (lambda x: x, with_gaps):
+        weights = [torch.nn.Parameter(place(torch.zeros(m, n))) for m, n in ((3, 2), (1, 4), (2, 2))]
+        for number, weight in enumerate(weights, 1):
+            weight.grad = place(torch.full_like(weight, number))
+        optimizer, expected = Optimizer.of(rule)(weights, lr=1.0), sum(each(x.grad) for x in weights)
+        if place is with_gaps and "row" in formula:
+            with pytest.raises(
+                RuntimeError, match=r"^Mine adds up over all parameters .* no kernel can step parameter 0"
+            ):
+                optimizer.step()
+            continue
+        optimizer.step()
+        for weight in weights:
+            torch.testing.assert_close(weight.detach(), -expected * weight.grad, rtol=1e-6, atol=0)

@@ -247,7 +247,7 @@ def total(x: Value) -> Value:
     A rule that uses it, or `mean` or `norm`, reads its tensors in a reduction pass before the pass that changes them.
 
     Args:
-        x: one value for each element.
+        x: one value for each element; one number is a tensor of one.
 
     Returns:
         One number a tensor.
@@ -275,7 +275,7 @@ def mean(x: Value) -> Value:
     An average over time is `ema`.
 
     Args:
-        x: one value for each element.
+        x: one value for each element; one number is a tensor of one.
 
     Returns:
         One number a tensor.
@@ -295,7 +295,7 @@ def norm(x: Value) -> Value:
     """The Euclidean norm of a tensor, ``‖x‖ = √(Σ x_i²)``, in float64.
 
     Args:
-        x: one value for each element.
+        x: one value for each element; one number is a tensor of one.
 
     Returns:
         One number a tensor.
@@ -338,11 +338,12 @@ def size(x: Value) -> Value:
 def total_of_all(x: Value) -> Value:
     """The sum over the elements of all tensors that are stepped together, ``Σ_tensors Σ_i x_i``, in float64.
 
-    Called by hand, it knows one tensor, and is `total`. An optimizer whose rule uses it cannot step parameters one by one
-    inside backward (gradient release).
+    Of one number for each tensor, such as ``norm(grad)``, it is the sum of these; a tensor without elements adds nothing.
+    Called by hand, it knows one tensor, and is `total`. An optimizer whose rule uses it cannot step parameters one by
+    one inside backward (gradient release).
 
     Args:
-        x: one value for each element.
+        x: one value for each element, or fewer: one for each tensor, row or column.
 
     Returns:
         One number for all tensors.

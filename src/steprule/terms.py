@@ -88,6 +88,8 @@ class Terms:
                 return self._make("norm", x)
             case "div", (Term("total", (x,)), Term("input", ("numel",))):
                 return self._make("mean", x)
+            case "total_of_all", (Term("div", (x, Term("input", ("numel",)))) | Term("mean", (x,)),) if args[0].scalar:
+                args = (x,)  # each element has its share of a number
             case "div", (Term("row_total", (x,)), Term("input", ("cols",))):
                 return self._make("row_mean", x)
             case "div", (Term("col_total", (x,)), Term("input", ("rows",))):

@@ -27,7 +27,7 @@ from steprule.tensors.numbering import numbering_of
 from steprule.tensors.state import AVERAGE, encode_rounded, read_state
 from steprule.trace.norms import Norm
 from steprule.trace.program import ROW, Program
-from steprule.trace.tracing import program_of
+from steprule.trace.tracing import couples, program_of
 
 
 class Loose(Member):
@@ -52,6 +52,12 @@ class Loose(Member):
                 f"{entry.who} is a DTensor that no kernel can step, and without one a step would see only a part of its matrix: parts "
                 "of parameter, gradient and states must be contiguous, and listed once; on a GPU, numbers of rows or columns need kernels "
                 "that STEPRULE_GPU_ROWS=1 turns on"
+            )
+        if program.sees_matrix and whole.numel() and couples(entry.rule, entry.group):
+            raise RuntimeError(
+                f"{entry.rule.__name__} adds up over all parameters and sees rows and columns, and no kernel can step {entry.who}: without "
+                "one a step would add up this parameter alone. Let parameter, gradient and states be contiguous, and list it once; "
+                "on a GPU, numbers of rows or columns need kernels that STEPRULE_GPU_ROWS=1 turns on"
             )
         if cuts_of(whole) and program.sums and not is_first:
             raise RuntimeError(

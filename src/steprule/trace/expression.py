@@ -205,6 +205,10 @@ def _node(op: str, *args: Any) -> Expression:
     if op == "every":
         return _every(*args)
     operands = tuple(arg if isinstance(arg, Expression) else constant(arg) for arg in args)
+    if op == "total_of_all":
+        return _total_of_all(operands[0])
+    if op == "total" and operands[0].scalar:
+        return operands[0]
     depth = max(operand.depth for operand in operands) + _DEPTHS.get(op, 1)
     if op in SUM_OPS or op in MATRIX_OPS:
         return Expression(op, operands, _reduced(op, operands), depth)
@@ -239,7 +243,8 @@ MATRIX_OPS = frozenset(
 """What looks at a tensor as a matrix, or only in some steps, and cannot be computed element by element."""
 GIVEN_NUMBERS = frozenset(("every", "polar", "decorrelate", "inverse_root", "top_share"))
 """Pieces that are given numbers besides a matrix, not all of which mean something."""
-_COUNTS = {"rows": ROWS, "cols": COLS, "size": ELEMENTS}
+_COUNTS = ("rows", "cols", "size")
+_SIDES = {"m": "rows", "n": "cols"}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}
 """Of operations that kernels write out in others: how deep their operands are in those."""
 _LOGIC = ("and", "or", "not")
@@ -248,12 +253,24 @@ _LOGIC = ("and", "or", "not")
 def _count(op: str, x: Any) -> Expression:
     """How many rows, columns or elements there are."""
     extent = x.extent if isinstance(x, Expression) else NUMBER
-    wanted = extent if op == "size" and extent != NUMBER else _COUNTS[op]
-    names = {ELEMENTS: "numel", ROWS: "rows", COLS: "cols"}
-    if wanted in names:
-        return Expression("input", (names[wanted],), NUMBER)
-    sides = [_count("rows" if side == "m" else "cols", x) for side in wanted if side != "1"]
-    return sides[0] * sides[-1] if len(sides) > 1 else sides[0]
+    if op == "size" and extent == ELEMENTS:
+        return Expression("input", ("numel",), NUMBER)
+    if op != "size" and extent == NUMBER:
+        refuse(f"asks {op} of one number", f"{op}(x) of a value for each element")
+    sides = {"rows": extent[:1], "cols": extent[1:]}.get(op, extent)
+    counts = [Expression("input", (_SIDES[side],), NUMBER) for side in sides if side != "1"]
+    return counts[0] * counts[1] if len(counts) == 2 else counts[0] if counts else constant(1.0)
+
+
+def _total_of_all(x: Expression) -> Expression:
+    """A sum over all tensors: of what has fewer values than a tensor has elements, each element has its share."""
+    if x.extent != ELEMENTS:
+        share, grad = node("total", x) / node("size", _GRAD), _GRAD
+        x = node("where", grad == grad, share, share)  # which depends on no element, and has a value for each
+    return Expression("total_of_all", (x,), NUMBER, x.depth + 1)
+
+
+_GRAD = Expression("input", ("grad",), ELEMENTS)
 
 
 def _polar(x: Any, coefficients: Any, steps: Any, eps: Any) -> Expression:
@@ -288,7 +305,7 @@ def _every(k: Any, step: Any, new: Any, old: Any, stagger: bool) -> Expression:
 def _reduced(op: str, operands: tuple[Expression, ...]) -> Extent:
     """What a sum, or a function of matrices, has a value for."""
     (rows, cols), *others = [operand.extent for operand in operands]
-    if op in ("total", "total_of_all"):
+    if op == "total":
         return NUMBER
     if op == "transpose":
         return cols, rows
