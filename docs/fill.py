@@ -1,10 +1,11 @@
-"""Puts recorded numbers into texts: README.md and the pages of docs.
+"""Puts recorded numbers, and what the code says of itself, into texts: README.md and the pages of docs.
 
     python docs/fill.py            # rewrites what has changed
     python docs/fill.py --check    # names what would change, and fails if there is any
 
 What stands between a line `<!-- figures: NAME -->` and the next line `<!-- end -->` is made of benchmarks/*.json by the
-function of that name in benchmarks/figures.
+function of that name in benchmarks/figures. After `<!-- code: MODULE.FUNCTION -->` it is made of the source by that function
+in tools/site, which is given the rest of the line, if any: `<!-- code: texts.api Rules -->`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools" / "site")]
 
 from figures import FIGURES  # noqa: E402
 from record import Records  # noqa: E402
 
-MARK = re.compile(r"^<!-- (figures:|end\b)(.*)-->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- (figures:|code:|end\b)(.*)-->$", re.MULTILINE)
 
 
 def texts() -> list[Path]:
@@ -31,10 +34,10 @@ def texts() -> list[Path]:
 
 
 def filled(text: str, records: Mapping[str, Any]) -> str:
-    """A text with the figures of these records.
+    """A text with the figures of these records, and what the code says.
 
     Raises:
-        ValueError: a region has no end or no begin, or there is no such figure.
+        ValueError: a region has no end or no begin, or there is no such figure or function.
     """
     kept, at = [], 0
     marks = list(MARK.finditer(text))
@@ -44,15 +47,34 @@ def filled(text: str, records: Mapping[str, Any]) -> str:
             raise ValueError(f"line {line}: {begin[0]!r} ends nothing")
         if end is None or end[1] != "end":
             raise ValueError(f"line {line}: {begin[0]!r} has no end")
-        if name not in FIGURES:
-            raise ValueError(f"line {line}: there is no figure {name!r}; choose from {', '.join(sorted(FIGURES))}")
-        kept += [text[at : begin.end()], "\n\n", FIGURES[name](records), "\n\n"]
+        try:
+            found = figure(name, records) if begin[1] == "figures:" else said(name)
+        except LookupError as error:
+            raise ValueError(f"line {line}: {error.args[0]}") from error
+        kept += [text[at : begin.end()], "\n\n", found, "\n\n"]
         at = end.start()
     return "".join([*kept, text[at:]])
 
 
+def figure(name: str, records: Mapping[str, Any]) -> str:
+    """A figure of these records."""
+    if name not in FIGURES:
+        raise LookupError(f"there is no figure {name!r}; choose from {', '.join(sorted(FIGURES))}")
+    return str(FIGURES[name](records))
+
+
+@cache
+def said(name: str) -> str:
+    """What a function of tools/site makes of the source."""
+    place, _, given = name.partition(" ")
+    module, _, function = place.partition(".")
+    if not (ROOT / "tools" / "site" / f"{module}.py").is_file() or not hasattr(import_module(module), function):
+        raise LookupError(f"tools/site has no function {place!r}")
+    return str(getattr(import_module(module), function)(*filter(None, [given])))
+
+
 def stale(records: Mapping[str, Any]) -> dict[Path, str]:
-    """The texts whose figures are not those of the records, with what they should be."""
+    """The texts that are not what records and code say, with what they should be."""
     found = {}
     for path in texts():
         before = path.read_text(encoding="utf-8")

@@ -69,7 +69,7 @@ def test_a_new_run_makes_texts_stale():
 
 
 MEASURED = re.compile(r"(?<![\w.-])(?!100%)\d[\d.,]* ?(?:%|x|ms|us|ns|MB|GB/s|times as)(?!\w)")
-REGIONS = re.compile(r"^<!-- figures:.*?^<!-- end -->|^```.*?^```", re.MULTILINE | re.DOTALL)
+REGIONS = re.compile(r"^<!-- (?:figures|code):.*?^<!-- end -->|^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,17 @@ def test_numbers_typed_by_hand_are_seen(number):
     assert MEASURED.findall(REGIONS.sub("", f"{text}Takes {number} long.")) == [number]
 
 
+def test_a_piece_that_has_changed_is_filled_anew():
+    text = "<!-- code: texts.pieces -->\n\n| `ema(avg, value)` | An average. |\n\n<!-- end -->\n"
+    assert "| `ema(avg, value, beta)` | One step of" in fill.filled(text, RECORDS)
+
+
+def test_a_reader_of_the_repository_sees_nothing_that_only_the_site_fills():
+    for path in fill.texts():
+        seen = re.sub(r"^<!-- site\n.*?^-->$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        assert not re.search(r"^(\{\{ |::: )", seen, re.MULTILINE), path
+
+
 @pytest.mark.parametrize("change", ["a number", "the source", "an empty line"])
 def test_a_changed_text_is_seen(change):
     text = fill.filled("# Title\n\n<!-- figures: speed -->\n<!-- end -->\n\nText.\n", RECORDS)
@@ -103,6 +114,7 @@ def test_a_changed_text_is_seen(change):
     ("text", "told"),
     [
         ("<!-- figures: sped -->\n<!-- end -->\n", "line 1: there is no figure 'sped'; choose from "),
+        ("<!-- code: texts.peaces -->\n<!-- end -->\n", "line 1: tools/site has no function 'texts.peaces'"),
         ("Text\n\n<!-- figures: speed -->\n", "line 3: '<!-- figures: speed -->' has no end"),
         (
             "<!-- figures: speed -->\n<!-- figures: rules -->\n<!-- end -->\n",
@@ -110,7 +122,7 @@ def test_a_changed_text_is_seen(change):
         ),
         ("Text\n<!-- end -->\n", "line 2: '<!-- end -->' ends nothing"),
     ],
-    ids=["unknown", "without an end", "one in another", "an end alone"],
+    ids=["unknown", "no function", "without an end", "one in another", "an end alone"],
 )
 def test_regions_that_cannot_be_filled_are_refused(text, told):
     with pytest.raises(ValueError, match="^" + told.replace("(", r"\(")):

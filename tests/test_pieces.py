@@ -154,3 +154,14 @@ def test_an_average_of_nothing_has_no_bias_to_correct(step):
 def test_a_series_of_something_else_than_numbers(series, message):
     with pytest.raises(TypeError, match=f"running_ema takes a sequence of numbers, {message}"):
         running_ema(series, 0.5)
+
+
+def test_help_shows_every_function_of_formulas():
+    import pydoc
+
+    from steprule import pieces
+    from steprule.names import HOME
+
+    assert sorted({*HOME["pieces"], "Value", "abs"}) == pieces.__all__
+    told = pydoc.plain(pydoc.render_doc(pieces))
+    assert all(f"\n    {name}(" in told for name in pieces.__all__ if name != "Value")

@@ -7,7 +7,7 @@
 
 `steprule.arrays` has them for NumPy arrays, `steprule.functional` as functions of lists, `steprule.services` what clips,
 averages and gathers telemetry, `steprule.Rule`, `steprule.chain`, `steprule.transforms` and `steprule.wrap` what new ones are made
-of. In a shell, `steprule list` and `steprule show NAME` print what there is, `steprule compare` trains with it, and `steprule check`
+of, and `help(steprule.pieces)` prints the functions that a formula may use. In a shell, `steprule list` and `steprule show NAME` print what there is, `steprule compare` trains with it, and `steprule check`
 holds any optimizer to what it claims.
 
 Names are loaded when first asked for, so that `steprule.arrays` does without torch and importing steprule costs

@@ -51,6 +51,13 @@ from steprule.matrixwise import rows as rows
 from steprule.matrixwise import top_share as top_share
 from steprule.matrixwise import transpose as transpose
 
+__all__ = [
+    "Value", "abs", "at_first", "atan2", "cbrt", "clip", "col_largest", "col_mean", "col_total", "cols", "debias", "debiased_beta",
+    "decorrelate", "eigenbasis", "ema", "ema_sq", "every", "exp", "floor", "gram", "inverse_root", "l2", "largest_eigenvalue", "log",
+    "matmul", "maximum", "mean", "minimum", "norm", "polar", "row_largest", "row_mean", "row_total", "rows", "running_ema", "sign",
+    "size", "sqrt", "top_share", "total", "total_of_all", "transpose", "where",
+]  # fmt: skip
+
 
 def ema(avg: Value, value: Value, beta: Value) -> Value:
     """One step of an exponential moving average (EMA), ``m_t = β m_{t-1} + (1 - β) x_t``.

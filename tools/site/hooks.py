@@ -1,6 +1,8 @@
 """What MkDocs calls while it builds the site: pages that are made from the code, and places in others that are filled from it.
 
-A page says ``{{ optimizers.choose }}`` on a line of its own where the result of that function goes.
+What only the site can show stands in a page between a line ``<!-- site`` and a line ``-->``, so that a reader of the repository
+does not see it. There ``{{ optimizers.choose }}``, on a line of its own, is where the result of that function goes, and
+``::: steprule.pieces`` where docstrings go. What is in the repository as well, docs/fill.py puts in.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from mkdocs.structure.files import File, Files
 from steprule import charts
 from steprule.lessons.formula import equations_html
 
+_HIDDEN = re.compile(r"^<!-- site\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
 _PLACE = re.compile(r"^\{\{ (\w+)\.(\w+) \}\}$", re.MULTILINE)
 _FORMULA = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)
 _MODULES = {module.__name__: module for module in (combinations, learn, optimizers, options, texts)}
@@ -44,7 +47,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
-    """Fills the places, and turns formulas between lines of ``$$`` into MathML, an equation a line."""
+    """Uncovers and fills the places, and turns formulas between lines of ``$$`` into MathML, an equation a line."""
+    markdown = _HIDDEN.sub(r"\1", markdown)
     markdown = _FORMULA.sub(
         lambda found: equations_html(found[1].replace(" = ", " &= ").replace("\n", " \\\\\n")), markdown
     )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+from collections.abc import Callable, Collection
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from steprule import elementwise, matrixwise
 from steprule import pieces as pieces_
@@ -75,7 +79,7 @@ def instead() -> str:
 
 def pieces() -> str:
     """Every function that rules are made of, and what it computes."""
-    rows = [row for module in (pieces_, elementwise, matrixwise) for row in _rows(module)]
+    rows = [row for module in (pieces_, elementwise, matrixwise) for row in _rows(module, pieces_.__all__)]
     return "\n".join(["| piece | what it computes |", "|---|---|", *rows])
 
 
@@ -110,11 +114,56 @@ def wrappers() -> str:
     return "\n".join(["| wrapper | what becomes of updates |", "|---|---|", *_rows(wrappers_)])
 
 
-def _rows(module: ModuleType) -> list[str]:
-    """The functions of a module, with links to where they are described, and their first sentences."""
+def _rows(module: ModuleType, names: Collection[str] = ()) -> list[str]:
+    """The functions that a module defines, or those of them with these names, as they are called, and their first sentences."""
     return [
-        f"| [`{name}`][{module.__name__}.{name}] | {(one.__doc__ or '').splitlines()[0]} |"
+        f"| `{name}{_called(one)}` | {_first_line(one.__doc__)} |"
         for name, one in vars(module).items()
         if inspect.isfunction(one) and (one.__module__, one.__name__) == (module.__name__, name)
-        if name[0] != "_" and name not in ("is_tensor", "whole_number")
+        if name[0] != "_" and (not names or name in names)
     ]
+
+
+def _called(function: Callable[..., Any]) -> str:
+    """The arguments of a function, without their types."""
+    signature = inspect.signature(function)
+    bare = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
+
+
+def _first_line(doc: str | None) -> str:
+    return re.sub("::$", ".", (doc or "").strip().split("\n")[0]).replace("|", "\\|")
+
+
+def api(section: str) -> str:
+    """What a section of the page on Python describes, and what each is."""
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    (text,) = re.findall(rf"^## {section}$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    rows = []
+    for place, options in re.findall(r"^::: ([\w.]+)\n +options: (.*)$", text, re.MULTILINE):
+        members = re.search(r"show_root_heading: false", options) and re.search(r"members: \[(.*?)\]", options)
+        for name in [f"{place}.{one}" for one in members[1].split(", ")] if members else [place]:
+            rows.append(f"| `{_public(name)}` | {_first_line(_documented(name))} |")
+    return "\n".join(["| name | what it is |", "|---|---|", *rows])
+
+
+def _public(name: str) -> str:
+    """Where a user imports it from: the shortest of its module's parents that has it."""
+    *modules, last = name.split(".")
+    if modules[1] == "integrations":  # which need their frameworks
+        return name
+    one = getattr(import_module(".".join(modules)), last)
+    ends = (".".join(modules[:end]) for end in range(1, len(modules) + 1))
+    return next(f"{module}.{last}" for module in ends if getattr(import_module(module), last, None) is one)
+
+
+def _documented(name: str) -> str | None:
+    """The docstring of a class or function, read without importing what it may need."""
+    *modules, last = name.split(".")
+    path = (ROOT / "src").joinpath(*modules)
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own = [one for one in tree.body if isinstance(one, (ast.ClassDef, ast.FunctionDef)) and one.name == last]
+    if own:
+        return ast.get_docstring(own[-1])  # after overloads
+    return str(getattr(import_module(".".join(modules)), last).__doc__)  # imported there
