@@ -135,7 +135,7 @@ def test_products_that_a_long_side_would_break_are_refused_when_an_optimizer_is_
     text = f"{HEAD}    def update(param, grad, *, lr=0.1, side=4):\n        return param - lr * matmul(row_mean(grad) * gram(grad, side), grad)\n"
     with pytest.raises(
         RuleError,
-        match=r"makes param of the product of 5 x 1 and 5 x 3 numbers beside a matrix of 5 x 3 with side=2 .*:2\)\. Where",
+        match=r"makes param of the product of 5 x 1 and 5 x 3 numbers, for example beside a matrix of 5 x 3 with side=2 .*:2\)\. Where",
     ):
         tensors(made(text))
 

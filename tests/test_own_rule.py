@@ -493,6 +493,29 @@ def test_what_a_rule_says_of_torchs_arguments_must_be_there(said, unknown):
         Optimizer.of(rule)
 
 
+@pytest.mark.parametrize("default", ["{}", "1j", "b'x'", "(0.9, 'x')", "np.ones(2)", "((1.0, 2.0), (3.0, 4.0))"])
+def test_a_default_that_no_hyperparameter_can_have_is_refused_with_the_class(default):
+    text = (
+        f"class Mine(Rule):\n    def update(param, grad, *, lr=0.1, other={default}):\n        return param - lr * grad"
+    )
+    message = r"^Mine.update: the default other=.* is no number, .* None or text \(<string>:2\)\. (What|Write one set of coefficients)"
+    with pytest.raises(RuleError, match=message):
+        exec(text, {"Rule": Rule, "np": np})
+
+
+def test_a_default_may_be_a_function_of_the_step():
+    class Mine(Rule):
+        def update(param, grad, *, lr=lambda step: 1.0 / step):
+            return param - lr * grad
+
+    param = torch.nn.Parameter(torch.zeros(2))
+    optimizer = Optimizer.of(Mine)([param])
+    for _ in range(2):
+        param.grad = torch.ones(2)
+        optimizer.step()
+    assert param.tolist() == [-1.5, -1.5]
+
+
 def test_a_default_outside_of_its_range_is_refused():
     def update(param, grad, *, share=2.0):
         return param - share * grad

@@ -61,6 +61,7 @@ def refusal(body, states=""):
         ("return param - grad[0]", "indexes an operand", "where(condition, a, b)"),
         ("return param - sum(g for g in grad)", "loops over elements", "over the whole tensor"),
         ("param -= lr * grad; return param", "changes an operand in place", "avg = avg + x"),
+        ("lr *= 2; return param", "changes a number in place", "avg = avg + x"),
         ("return param - grad * 'x'", "computes with 'x'", "numbers, operands"),
     ],
 )
@@ -89,7 +90,10 @@ MISTAKES = {
     "grad.numel() * grad": "size(x)", "len(grad) * grad": "size(x), rows(x) or cols(x)", "grad.view(-1)": "size(x)", "grad.amax()": "whole tensor",
     "grad.max()": "largest absolute value", "grad.topk(3)": "whole tensor", "sorted(grad)": "over the whole tensor",
     # matrices
-    "grad @ param": "as many columns as b has rows", "2 @ grad": "as many columns as b has rows", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "inverse_root(x, root) of whole matrices",
+    "grad @ param": "multiplies m x n by m x n", "2 @ grad": "a * b, the product with a number",
+    "grad @ transpose(col_mean(grad))": "row_total(a * transpose(b)), which is", "transpose(row_mean(grad)) @ grad": "col_total(transpose(a) * b)",
+    "row_mean(grad) @ col_mean(grad)": "a * b, which is the product of a column", "col_mean(grad) @ transpose(col_mean(grad))": "total(a * transpose(b))",
+    "grad / largest_eigenvalue(gram(grad))": "total(x) of the matrix that largest_eigenvalue gives", "f'{grad:.2f}'": "formats grad by '.2f'", "grad.T": "a subclass of torch.optim.Optimizer", "torch.matmul(grad, param)": "inverse_root(x, root) of whole matrices",
     "torch.linalg.svd(grad)": "inverse_root(x, root) of whole matrices", "grad[0]": "over the whole tensor", "grad[grad > 0]": "where(condition, a, b)",
     # random numbers
     "torch.randn_like(grad)": "no random numbers", "grad.bernoulli(0.5)": "no random numbers", "torch.dropout(grad, 0.5, True)": "no random numbers",
@@ -104,7 +108,7 @@ MISTAKES = {
     "max(grad, 0)": "where(condition", "int(step) * grad": "floor(x)", "[grad][step]": "a number, as in range(5)",
     "[grad for _ in range(step)][0]": "loops are unrolled", "math.cos(step / 9) * grad": "lr=lambda step: 0.1 / step", "betas * grad": "beta1, beta2 = betas",
     # what is no formula at all
-    "grad + undefined": "NameError: name 'undefined'", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
+    "grad + undefined": "NameError: name 'undefined' is not defined (", "grad + graad": "did you mean 'grad'?", "sqr(grad)": "did you mean 'sqrt'?", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
     "grad / 0.0 / (1 / 0)": "ZeroDivisionError",
     "sqrt(grad, 2)": "takes 1 positional argument", "grad * 'x'": "numbers, operands", "grad * [1, 2]": "numbers, operands", "grad()": "not callable",
 }  # fmt: skip
@@ -114,6 +118,26 @@ MISTAKES = {
 def test_a_mistake_is_told_with_its_line_and_what_to_write(mistake):
     message = refusal(f"x = {mistake}\n    return param - lr * x")
     assert MISTAKES[mistake] in message and "my_rule.py:2, in update" in message
+
+
+def test_the_step_is_asked_for():
+    """As is what there is in steprule.pieces."""
+
+    class Mine(Rule):
+        def update(param, grad, *, lr=0.1):
+            return param - lr * grad / step  # noqa: F821
+
+    class Other(Rule):
+        def update(param, grad, *, lr=0.1):
+            return param - lr * row_mean(grad)  # noqa: F821
+
+    with pytest.raises(
+        RuleError,
+        match=r"'step' is not defined \(.*test_trace.py:\d+, in .*\)\. Write step after the \*: update\(param, grad, \*, step, lr=",
+    ):
+        trace(Mine, Mine.hyperparameters)
+    with pytest.raises(RuleError, match=r"Write from steprule.pieces import row_mean"):
+        trace(Other, Other.hyperparameters)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Functions of a whole matrix: sums along rows and columns, products, eigenvectors and polar factors.
 
-A rule that uses one sees its parameter as a matrix of m rows and n columns. What there is one of for each row has the shape
-(m, 1), and for each column (1, n), so that both broadcast against the matrix as in NumPy. Called by hand, a function takes a
-matrix, or a stack of shape (k, m, n).
+A rule that uses one sees its parameter as a matrix of m rows and n columns. What there is one of for each row has the shape (m, 1), and
+for each column (1, n), so that both broadcast against the matrix. Called by hand, a function takes a matrix, or a stack (k, m, n).
 """
 
 from __future__ import annotations
@@ -141,9 +140,7 @@ def top_share(x: Value, share: Value) -> Value:
         return x.__steprule__("top_share", x, share)
     x = _matrix(x)
     if 1 not in x.shape[-2:]:
-        raise TypeError(
-            f"top_share takes a value for each row, (m, 1), or column, (1, n), and this has the shape {tuple(x.shape)}"
-        )
+        raise TypeError(f"top_share takes values of rows, (m, 1), or columns, (1, n), not the shape {tuple(x.shape)}")
     axis = -1 if x.shape[-2] == 1 else -2
     if not 0 < share <= 1:
         raise ValueError(f"share={share!r} must be above 0, and 1 at most")
@@ -202,7 +199,8 @@ def transpose(x: Value) -> Value:
 def matmul(a: Value, b: Value) -> Value:
     """The product of two matrices, ``A B``; in a rule ``a @ b`` is the same.
 
-    A matrix of one number is that number times the identity: it stands for a side that is too long to have a matrix.
+    A matrix of one number is that number times the identity: it stands for a side that is too long to have a matrix. Where a rule
+    is called by hand, ``@`` is the arrays' own, which refuse that: a rule that has such matrices writes ``matmul``.
 
     Args:
         a: of shape (m, k), or (1, 1).
@@ -291,6 +289,8 @@ def inverse_root(x: Value, root: Value, eps: Value = 0.0) -> Value:
 def largest_eigenvalue(x: Value) -> Value:
     """About the largest eigenvalue of a symmetric matrix, and never more: ``‖X X x‖ / ‖X x‖``, where x is its longest row.
 
+    It is exact for a matrix of rank 1, and the nearer, the further the largest is above the others. ``total`` makes a number of it.
+
     Args:
         x: of shape (n, n), symmetric, with no eigenvalue below 0.
 
@@ -298,8 +298,8 @@ def largest_eigenvalue(x: Value) -> Value:
         Shape (1, 1), which stands for that number times the identity.
 
     Examples:
-        >>> from steprule.pieces import largest_eigenvalue
-        >>> largest_eigenvalue(np.array([[1.0, 0.0], [0.0, 4.0]]))
+        >>> from steprule.pieces import gram, largest_eigenvalue
+        >>> largest_eigenvalue(gram(np.array([[0.0, 2.0], [1.0, 0.0]])))
         array([[4.]])
     """
     return _of_square("largest_eigenvalue", x)
@@ -330,6 +330,7 @@ def polar(x: Value, coefficients: Any = "keller", steps: Value | None = None, ep
         array([[1., 0.],
                [0., 1.]])
     """
+    coefficients = coefficients.tolist() if isinstance(coefficients, np.ndarray) else coefficients
     if hasattr(x, "__steprule__"):
         return x.__steprule__("polar", x, coefficients, steps, eps)
     if not eps >= 0:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from steprule.hyper import Hyperparameter as Hyperparameter
 from steprule.hyper import common, elements_of, multiplied
 from steprule.names import did_you_mean
-from steprule.signature import read_signature, where
+from steprule.signature import check_defaults, read_signature, where
 from steprule.state import RuleError as RuleError
 from steprule.state import State as State
 from steprule.state import TorchArguments as TorchArguments
@@ -66,7 +66,8 @@ class Rule:
         scalar_states: the names of those that are one number for each parameter.
         tensor_states: the names of those of the parameter's shape.
         side_states: the names of the others, which have rows, columns or squares beside a matrix.
-        hyperparameters: update's hyperparameters and their defaults, in order.
+        hyperparameters: update's hyperparameters and their defaults, in order. A default is a number, a tuple of numbers, True, False,
+            None, a text, or a function of the step, which counts from 1.
         meanings: the `Hyperparameter` of each: the class attribute of its name, here or in a parent, or what lr, betas, eps,
             weight_decay and a few others mean in all rules.
         decay: the kind of weight decay in the formula: "coupled", "decoupled", "independent", "corrected" or "initial", as the
@@ -161,6 +162,7 @@ class Rule:
             )
         _check_exchange(cls)
         _check_spelling(cls)
+        check_defaults(cls)
         holdable = [*cls.hyperparameters, *elements_of(cls.hyperparameters)]
         for what, given, known in (("constants", cls.constants, holdable), ("needs", cls.needs, [*NEEDS])):
             for name in given:
@@ -277,19 +279,12 @@ SAID = tuple(
 
 
 def _check_spelling(rule: type[Rule]) -> None:
-    """Raises for a class attribute that looks like one that rules have, and is none, and for defaults out of their range."""
+    """Raises for a class attribute that looks like one that rules have, and is none."""
     for name in vars(rule):
         is_known = hasattr(Rule, name) or name in ("update", *rule.states, *rule.hyperparameters) or name[0] == "_"
         hint = "" if is_known else did_you_mean(name, (one for one in dir(Rule) if one[0] != "_"), 0.8)
         if hint:
             raise RuleError(f"{rule.__name__}.{name} means nothing to a rule{hint}")
-    for name, default in rule.hyperparameters.items():
-        for number in default if isinstance(default, tuple) else (default,):
-            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-            if is_number and name in rule.meanings and not rule.meanings[name].allows(number):
-                raise RuleError(
-                    f"{rule.__name__}: the default {name}={default!r} is outside of its range {rule.meanings[name].range}"
-                )
 
 
 def _check_check(rule: type[Rule]) -> None:

@@ -43,6 +43,40 @@ def read_signature(rule: type, update: Callable[..., Any]) -> tuple[tuple[str, .
     return tuple(states), hyperparameters
 
 
+def check_defaults(rule: Any) -> None:
+    """Raises for defaults that a rule's hyperparameters cannot have, and for those out of their range."""
+    for name, default in rule.hyperparameters.items():
+        said = rule.meanings.get(name)
+        for one in default if isinstance(default, tuple) else (default,):
+            is_several = isinstance(one, tuple) and said is not None and said.texts
+            if not (
+                one is None
+                or is_several
+                or _is_number(one)
+                or (isinstance(one, str) and one is default)
+                or callable(one)
+            ):
+                hint = (
+                    f'. Write one set of coefficients; with {name} = Hyperparameter("coefficients", texts=("a name",)) an optimizer takes several'
+                    if isinstance(one, tuple)
+                    else ". What never changes belongs into the formula"
+                )
+                raise RuleError(
+                    f"{rule.__name__}.update: the default {name}={default!r} is no number, tuple of numbers, function of the step, True, False, "
+                    f"None or text ({where(rule.function())}){hint}"
+                )
+            is_counted = isinstance(one, (int, float)) and not isinstance(one, bool)
+            if is_counted and said is not None and not said.allows(one):
+                raise RuleError(f"{rule.__name__}: the default {name}={default!r} is outside of its range {said.range}")
+
+
+def _is_number(x: Any) -> bool:
+    try:
+        return not isinstance(x, (str, bytes)) and isinstance(float(x), float)
+    except (TypeError, ValueError):
+        return False
+
+
 def where(function: Callable[..., Any], line: int | None = None) -> str:
     """The file and line of a function, or of a line in it."""
     code = function.__code__

@@ -6,6 +6,7 @@ import dis
 from collections.abc import Mapping
 from typing import Any
 
+from steprule.names import HOME, did_you_mean
 from steprule.rule import Rule, RuleError
 from steprule.signature import where
 from steprule.trace.expression import Expression, inputs_of
@@ -74,3 +75,14 @@ def told_of_none(rule: type[Rule], name: str) -> str:
         f"({where(rule.function())}). To begin at the first gradient write at_first(step, grad, ema(...)); a state that is "
         f"there only with a hyperparameter is {name} = State(when=...)"
     )
+
+
+def told_of_name(rule: type[Rule], name: str) -> str:
+    """What to write in place of a name that a formula does not know."""
+    function = rule.function()
+    if name == "step":
+        states = "".join(f", {one}" for one in rule.states)
+        return f". Write step after the *: update(param, grad{states}, *, step, {', '.join(f'{one}=...' for one in rule.hyperparameters)})"
+    if name in HOME["pieces"]:
+        return f". Write from steprule.pieces import {name}"
+    return did_you_mean(name, (*function.__code__.co_varnames, *function.__globals__, *HOME["pieces"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent, join
+from steprule.trace.extent import COLS, ELEMENTS, NUMBER, ROWS, Extent, instead_of_joined, instead_of_product, join
 from steprule.trace.extent import shown as shown_extent
 from steprule.trace.instead import ROUNDING, SHAPES, SUMS, TRUTH, instead_of
 from steprule.trace.places import place_now, refuse
@@ -180,7 +180,13 @@ class Expression:
         refuse("works on bits", "2**n times a number, or a formula without it")
 
     def _in_place(self, *_: Any) -> NoReturn:
-        refuse("changes an operand in place", "avg = avg + x instead of avg += x, where(condition, a, b) for a part")
+        what = "a number" if self.scalar else "an operand"
+        refuse(f"changes {what} in place", "avg = avg + x instead of avg += x, where(condition, a, b) for a part")
+
+    def __format__(self, how: str) -> str:
+        if how:
+            refuse(f"formats {shown(self)} by {how!r}", "print(x): there is no number yet, and it shows the formula")
+        return str(self)
 
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = _round
     __round__ = __floor__ = __ceil__ = __trunc__ = _round
@@ -220,7 +226,7 @@ def _node(op: str, *args: Any) -> Expression:
         )
     if extent is None:
         parts = " and ".join(shown_extent(operand.extent) for operand in operands if not operand.scalar)
-        refuse(f"joins values that do not broadcast, {parts}, by {op}", "values of one shape, or transpose(x)")
+        refuse(f"joins values that do not broadcast, {parts}, by {op}", instead_of_joined(operations(operands)))
     zeros = [x.op == "constant" and x.args[0] == 0 for x in operands]
     if op == "mul" and any(zeros):  # of a decay that is off
         return constant(0.0)
@@ -312,8 +318,7 @@ def _reduced(op: str, operands: tuple[Expression, ...]) -> Extent:
     if op == "matmul":
         inner, last = others[0]
         if cols != inner or "1" in (rows, cols, last):
-            sides = " and ".join(shown_extent(operand.extent) for operand in operands)
-            refuse(f"multiplies {sides}", "matmul(a, b) of matrices where a has as many columns as b has rows")
+            refuse(f"multiplies {rows} x {cols} by {inner} x {last}", instead_of_product((rows, cols), (inner, last)))
         return rows, last
     added = {"row": cols, "col": rows}.get(op.split("_")[0])
     if added == "1" or (added is None and "1" in (rows, cols)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 Extent = tuple[str, str]
 """How long a value is in two dimensions: "1", or as many as the matrix has rows, "m", or columns, "n"."""
@@ -51,3 +51,22 @@ def shown(extent: Extent) -> str:
         COLS: "a value for each column",
     }
     return names.get(extent, f"a matrix of {extent[0]} x {extent[1]}")
+
+
+def instead_of_product(a: Extent, b: Extent) -> str:
+    """What to write in place of ``a @ b``, of values that have these extents."""
+    if NUMBER in (a, b):
+        return "a * b, the product with a number"
+    if a[1] != b[0]:
+        return "matmul(a, b) of matrices where a has as many columns as b has rows, such as a @ transpose(b) of two of one shape"
+    if a[1] == "1":
+        return "a * b, which is the product of a column and a row"
+    if a[0] == b[1] == "1":
+        return "total(a * transpose(b)), which is the product of a row and a column"
+    return f"{'row_total(a * transpose(b))' if b[1] == '1' else 'col_total(transpose(a) * b)'}, which is the product of a matrix and a vector"
+
+
+def instead_of_joined(made_by: Collection[str]) -> str:
+    """What to write in place of an operation on values that do not broadcast, which these operations have made."""
+    number = "total(x) of the matrix that largest_eigenvalue gives, which is its number, or "
+    return f"{number if 'largest_eigenvalue' in made_by else ''}values of one shape, or transpose(x)"

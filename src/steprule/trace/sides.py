@@ -48,14 +48,16 @@ def check_sides(rule: type[Rule], hyper: Mapping[str, Any], new: Mapping[str, An
             found = shapes(outputs[name])
             kept = side_shape(rule, name, matrix, settings) if name in squares else found
             if shapes.told or found != kept:
-                beside = f"beside a matrix of {_by(matrix)}" + "".join(f" with {one}={limit}" for one in sorted(limits))
+                beside = f", for example beside a matrix of {_by(matrix)}" + "".join(
+                    f" with {one}={limit}" for one in sorted(limits)
+                )
                 told = (
                     f"makes {name} of {shapes.told}"
                     if shapes.told
-                    else f"returned {_by(found)} numbers as {name}, which are {_by(kept)},"
+                    else f"returned {_by(found)} numbers as {name}, which are {_by(kept)}"
                 )
                 raise RuleError(
-                    f"{rule.__name__}.update {told} {beside} ({where(rule.function())}). {_instead(rule, name)}"
+                    f"{rule.__name__}.update {told}{beside} ({where(rule.function())}). {_instead(rule, name)}"
                 )
 
 
@@ -68,7 +70,7 @@ def _instead(rule: type[Rule], name: str) -> str:
         return f"State({state.extent!r}, most={state.most!r}) takes gram({x}, {longest})."
     if state.extent in ("left", "right"):
         return f"State({state.extent!r}) takes a square for every side, such as gram({x})."
-    return "Where a side is too long, State(most=...) and gram(x, max_side) have one number in place of a square: let all have the same longest side."
+    return "Where a side is too long, State(most=...) and gram(x, max_side) have one number in place of a square: let all have the same longest side. There is no identity to add: (a + eps I) x is matmul(a, x) + eps * x, and inverse_root(a, p, eps) adds eps to eigenvalues."
 
 
 def _by(shape: tuple[int, ...]) -> str:

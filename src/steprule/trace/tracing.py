@@ -10,7 +10,7 @@ from steprule.hyper import MULTIPLIERS, is_fixed
 from steprule.rule import Rule, RuleError, State
 from steprule.signature import where
 from steprule.trace.around import NO_SERVICES, Services
-from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_none
+from steprule.trace.checks import asked_for_none, check_new, check_param, told_of_name, told_of_none
 from steprule.trace.cut import Cut, cut, goes_by_passes, sees_matrix, takes_vectors
 from steprule.trace.expression import Expression, constant, inputs_of, operations, scalar_name
 from steprule.trace.extent import COLS, ELEMENTS, KEPT, NUMBER, PLAIN, ROWS, Extent, join, shown
@@ -33,6 +33,8 @@ def _ask(rule: type[Rule], *arguments: Any) -> tuple[Any, ...]:
         frames = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)]
         places = [place_of(*one) for one in frames if not is_ours(one[0]) and one[0] is not _EVALUATE]
         hint = f". Write {with_pieces(SUMS)}" if str(error).startswith(("mean()", "total()", "norm()")) else ""
+        if isinstance(error, NameError):
+            hint = told_of_name(rule, str(getattr(error, "name", "")))
         where_ = places[-1] if places else rule.__name__
         raise RuleError(f"{rule.__name__}.update: {type(error).__name__}: {error} ({where_}){hint}") from error
 
