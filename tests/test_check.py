@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from own_claims import own
@@ -144,6 +145,55 @@ def test_a_claim_that_is_wrong_fails():
     reasons = {result.check.name: result.reason for result in run(adam, tiers=["numbers"]).results}
     assert reasons["decays_as_claimed"] == "weight_decay is coupled, not decoupled"
     assert "those of Adam, where decay is coupled: added to the gradient" in reasons["follows_its_formula"]
+
+
+class OwnSign(steprule.Rule):
+    def update(param, grad, *, lr=1e-3):
+        return param - lr * steprule.sign(grad)
+
+
+def own_sign(param, grads, lr=1e-3, **others):
+    return param - lr * sum(np.sign(grad) for grad in grads)
+
+
+@pytest.mark.parametrize("formula", [OwnSign, own_sign])
+def test_a_rule_and_a_function_are_formulas(formula):
+    subject = Subject(steprule.Optimizer.of(OwnSign), Claims(formula=formula), "steprule:SGD", lr=0.1)
+    assert look(CHECKS["follows_its_formula"], subject).status == "passed"
+    other = Subject(steprule.SGD, Claims(formula=formula), lr=0.1)
+    assert look(CHECKS["follows_its_formula"], other).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("formula", "told"),
+    [
+        (lambda param, grad, m, *, lr=1e-3: param, r"formula=<lambda> must be .* \(param, grads, \*\*settings\).*: the optimizer has no setting m; states begin"),
+        (lambda param, grads, lr, foo: param, "no setting foo; "),
+        (lambda: None, "too many positional arguments"),
+        (steprule.SGD, "formula=SGD must be .*, not a class"),
+    ],
+)  # fmt: skip
+def test_what_is_not_called_as_a_formula_is_refused_before_anything_is_checked(formula, told):
+    with pytest.raises(ValueError, match=told):
+        Subject(steprule.SGD, Claims(formula=formula))
+
+
+def failing(param, grads, lr=0.1, error=ValueError):
+    raise error("no such lr")
+
+
+@pytest.mark.parametrize(
+    ("formula", "told"),
+    [
+        (failing, "formula=failing fails with {'lr'.*: ValueError: no such lr"),
+        (functools.partial(failing, error=KeyError), "formula=partial fails with {.*: KeyError"),
+        (lambda param, grads, lr=0.1: (param, grads), r"must return the parameter alone, an array of shape \(3, 4\), not a tuple"),
+        (lambda param, grads, lr=0.1: param[0], r"not an array of shape \(4,\)"),
+    ],
+)  # fmt: skip
+def test_a_formula_that_computes_nothing_ends_the_run_with_a_sentence(formula, told):
+    with pytest.raises(ValueError, match=told):
+        run(Subject(steprule.SGD, Claims(formula=formula)), checks=["follows_its_formula"])
 
 
 @pytest.mark.parametrize(

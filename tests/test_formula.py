@@ -80,13 +80,12 @@ def read(text, values, functions, transformer):
 
 
 ARRAY_FUNCTIONS = {
-    **{name: getattr(np, name) for name in ("sqrt", "exp", "log", "abs", "sign", "floor", "cbrt", "where", "sum", "mean", "inf")},
+    **{name: getattr(np, name) for name in ("sqrt", "exp", "log", "abs", "sign", "floor", "cbrt", "where", "mean", "inf")},
     **{f"logical_{name}": getattr(np, f"logical_{name}") for name in ("and", "or", "not")},
-    "max": np.maximum, "min": np.minimum, "atan2": np.arctan2, "norm": np.linalg.norm, "sum_all": np.sum,
+    "max": np.maximum, "min": np.minimum, "atan2": np.arctan2, "norm": np.linalg.norm, "total": np.sum, "total_of_all": np.sum,
     **{name: getattr(pieces, name) for name in ("row_mean", "col_mean", "decorrelate", "matmul", "gram", "transpose", "eigenbasis", "inverse_root", "largest_eigenvalue", "every")},
-    "row_sum": pieces.row_total, "col_sum": pieces.col_total, "row_largest": pieces.row_largest, "col_largest": pieces.col_largest, "top_share": pieces.top_share,
-    "polar_express": "polar_express",
-    "polar": lambda x, steps, eps, *given: pieces.polar(x, given[0] if len(given) == 1 else given, steps, eps),
+    "row_total": pieces.row_total, "col_total": pieces.col_total, "row_largest": pieces.row_largest, "col_largest": pieces.col_largest, "top_share": pieces.top_share,
+    "polar": pieces.polar,
 }  # fmt: skip
 
 
@@ -301,13 +300,13 @@ def test_pieces_that_are_traced_as_arithmetic_are_recognized():
 
     text = printed(update, total=State("scalar"), count=State("scalar")).splitlines()
     assert text == [
-        "total ← total + ‖grad‖/mean(grad) + numel·sum_all(param)",
+        "total ← total + ‖grad‖/mean(grad) + numel·total_of_all(param)",
         "count ← 1e-30 if step = 1 else count",
         "param ← param − lr·sign(atan2(−grad, cbrt(param)))/floor(step)",
     ]
     assert printed(update, formula_latex, total=State("scalar"), count=State("scalar")).splitlines()[1:-1] == [
         r"\mathrm{total}_t &= \mathrm{total}_{t-1} + \frac{\lVert g_t \rVert}{\operatorname{mean}(g_t)} + n"
-        r" \operatorname{sum\_all}(\theta_{t-1}) \\",
+        r" \operatorname{total\_of\_all}(\theta_{t-1}) \\",
         r"\mathrm{count}_t &= \begin{cases} 10^{-30} & \text{if } t = 1 \\ \mathrm{count}_{t-1} & \text{otherwise} \end{cases} \\",
         r"\theta_t &= \theta_{t-1} - \frac{\eta \operatorname{sign}\left(\operatorname{atan2}\left(-g_t,"
             r" \sqrt[3]{\theta_{t-1}}\right)\right)}"
@@ -357,7 +356,7 @@ p = pieces
         (lambda x, g, step, lr: p.where(g > 1, 2 / p.where(g > 1, g, 1), x), "2/grad if grad > 1 else param"),
         (
             lambda x, g, step, lr: p.where(g > 1, p.total(p.where(g > 1, 1, 0)), x),
-            "sum(1 if grad > 1 else 0) if grad > 1 else param",
+            "total(1 if grad > 1 else 0) if grad > 1 else param",
         ),
         (lambda x, g, step, lr: p.log(p.maximum(g, 1e-300)) + p.maximum(g, 1e-3), "log(grad) + max(grad, 0.001)"),
         (

@@ -100,10 +100,7 @@ _LATEX: _Forms = {
     "cbrt": (r"\sqrt[3]{{{}}}", _NAME, (0,)),
 }
 _FENCES = {"abs": (r"\lvert ", r" \rvert"), "norm": (r"\lVert ", r" \rVert"), "floor": (r"\lfloor ", r" \rfloor")}
-_FUNCTIONS = {
-    "arctan2": "atan2", "maximum": "max", "minimum": "min", "total": "sum", "total_of_all": "sum_all",
-    "row_total": "row_sum", "col_total": "col_sum",
-}  # fmt: skip
+_FUNCTIONS = {"arctan2": "atan2", "maximum": "max", "minimum": "min"}
 _SYMBOLS = {
     "step": "t", "numel": "n", "param": "theta", "grad": "g", "lr": "eta", "eps": "epsilon", "weight_decay": "lambda",
     "momentum": "mu", "dampening": "tau", "exp_avg": "m", "exp_avg_sq": "v", "square_avg": "v", "momentum_buffer": "b",
@@ -184,6 +181,8 @@ class _Writer:
             return self._number(args[0])
         if op == "text":
             return self._text(args[0]), _NAME
+        if op == "polar":
+            return self._function(op, self._of_polar(*args)), _NAME
         if op == "div" and self._depth and "div in div" in self.forms:
             op = "div in div"
         if op not in self.forms:
@@ -200,13 +199,18 @@ class _Writer:
         self._depth -= op == "div"
         return self._filled(op, form, texts), own
 
+    def _of_polar(self, x: Term, steps: Term, eps: Term, *coefficients: Term) -> list[str]:
+        """The arguments of a polar factor in the order in which a rule writes them."""
+        whole, count, least, *given = (self._write(arg) for arg in (x, steps, eps, *coefficients))
+        return [whole, given[0] if len(given) == 1 else f"({', '.join(given)})", count, least]
+
     # What is different in LaTeX
 
     def _choose_symbols(self) -> dict[str, str]:
         return self._words | {name: name for name in (*self._operands, "step", *COUNTS)}
 
     def _text(self, value: Any) -> str:
-        return str(value)
+        return f'"{value}"' if isinstance(value, str) else str(value)
 
     def _old(self, name: str) -> str:
         return self._symbols.get(name, name)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from steprule.names import did_you_mean
+from steprule.names import did_you_mean, name_of
+from steprule.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Claims:
         bfloat16: it steps bfloat16 parameters, and its arithmetic is at least as exact as theirs.
         scale_invariant: multiplying all gradients by one number changes nothing, where eps is 0.
         decay: what weight_decay is: "coupled", added to the gradient; "decoupled", times lr; or "independent" of lr.
-        formula: what it computes: the name of one of steprule's rules, or a function ``(param, grads, **settings)`` of float64
-            arrays that returns the parameter after the last of the gradients.
+        formula: what it computes: the name of one of steprule's rules, a rule of your own, or a function ``(param, grads, **settings)``
+            of float64 arrays that returns the parameter after the last of the gradients. ``grads`` is the list of all gradients so
+            far, and param where the first step begins. The settings are the hyperparameters that the optimizer has by the same names.
         drop_in_for: the class of torch.optim, such as "torch.optim.AdamW", whose arguments, checkpoints and numbers it has.
         transpose: stepping the transposed matrix is transposing the step.
         batch: the last two dimensions are the matrix; a stack is stepped as its matrices.
@@ -59,7 +61,7 @@ class Claims:
     bfloat16: bool = False
     scale_invariant: bool = False
     decay: str | None = None
-    formula: str | Callable[..., Any] | None = None
+    formula: str | type[Rule] | Callable[..., Any] | None = None
     drop_in_for: str | None = None
     transpose: bool = False
     batch: bool = False
@@ -102,6 +104,23 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _check_formula(formula: Any, known: Mapping[str, Any]) -> None:
+    """Refuses what cannot be called as a formula by the settings that an optimizer has."""
+    if not callable(formula) or (isinstance(formula, type) and issubclass(formula, Rule)):
+        return
+    what = f"formula={name_of(formula)} must be a rule, or a function (param, grads, **settings), where grads is the list of all gradients so far"
+    if isinstance(formula, type):
+        raise ValueError(f"{what}, not a class")
+    takes = inspect.signature(formula)
+    needed = [one for one in takes.parameters.values() if one.default is one.empty and one.kind not in _REST][2:]
+    if lacking := [one.name for one in needed if one.name not in known]:
+        raise ValueError(f"{what}: the optimizer has no setting {' or '.join(lacking)}; states begin in the function")
+    try:
+        takes.bind(None, None, **{one.name: None for one in needed})
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _parameters(optimizer: Callable[..., Any]) -> Iterator[inspect.Parameter]:
@@ -165,7 +184,8 @@ class Subject:
 
     Raises:
         TypeError: optimizer is not called as a class.
-        ValueError: there is no place where others could import it from, or it needs an argument that is not in settings.
+        ValueError: there is no place where others could import it from, it needs an argument that is not in settings, or the
+            claimed formula is no function that can be called.
     """
 
     def __init__(
@@ -186,6 +206,7 @@ class Subject:
         needed = [one.name for one in own if one.kind not in _REST and one.default is inspect.Parameter.empty]
         if lacking := [name for name in needed if name not in settings]:
             raise ValueError(f"{self.name} needs {', '.join(lacking)}, which have no default: give settings for them")
+        _check_formula(self.claims.formula, self.arguments)
 
     @property
     def name(self) -> str:

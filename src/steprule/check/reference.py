@@ -13,7 +13,10 @@ import torch
 import steprule.optimizer
 from steprule.check.checks import grad, telling
 from steprule.check.claims import Subject
+from steprule.compare.errors import UsageError, told
+from steprule.names import name_of
 from steprule.registry import class_names, plain, unknown
+from steprule.rule import Rule
 
 Array = npt.NDArray[np.float64]
 Settings = Mapping[str, Any]
@@ -64,7 +67,7 @@ class Reference:
 
     def __init__(self, subject: Subject) -> None:
         claimed = subject.claims.formula
-        self._function: Callable[..., Any] | None = None
+        self.function: Callable[..., Any] | None = None
         if claimed is None:
             self._make: Any = drop_in_class(subject)
         elif isinstance(claimed, str):
@@ -72,20 +75,41 @@ class Reference:
             if plain(claimed) not in names:
                 raise ValueError(f"formula={claimed!r}: {unknown(claimed)}")
             self._make = getattr(steprule.optimizer, names[plain(claimed)])
+        elif isinstance(claimed, type) and issubclass(claimed, Rule):
+            self._make = steprule.optimizer.Optimizer.of(claimed)
         else:
-            self._function = claimed
-        takes = list(inspect.signature(self._function or self._make).parameters.values())
-        takes = takes[2 if self._function else 1 :]
+            self.function = claimed
+        takes = list(inspect.signature(self.function or self._make).parameters.values())
+        takes = takes[2 if self.function else 1 :]
         self.arguments = {one.name: one.default for one in takes if one.kind is not inspect.Parameter.VAR_KEYWORD}
 
     def path(self, settings: Settings) -> Array:
-        """The parameter at the start and after each step, in float64."""
-        if self._function is None:
+        """The parameter at the start and after each step, in float64.
+
+        Raises:
+            UsageError: the function that is claimed fails, or returns no such array.
+            ValueError: the settings do not go together.
+        """
+        if self.function is None:
             return run(self._make, settings, torch.float64)
         begin = start().double().numpy()
         grads = [grad(start(), k).double().numpy() for k in range(STEPS)]
-        ends = [self._function(begin.copy(), grads[:count], **settings) for count in range(1, STEPS + 1)]
-        return np.array([begin, *ends])
+        return np.array([begin, *(self._end(begin.copy(), grads[:count], settings) for count in range(1, STEPS + 1))])
+
+    def _end(self, begin: Array, grads: list[Array], settings: Settings) -> Array:
+        """What the function returns."""
+        assert self.function is not None
+        what, shape = f"formula={name_of(self.function)}", begin.shape
+        try:
+            end = self.function(begin, grads, **settings)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever somebody's function raises
+            raise UsageError(f"{what} fails with {dict(settings)}: {told(error)}") from error
+        if not isinstance(end, np.ndarray) or end.shape != shape:
+            given = f"an array of shape {end.shape}" if isinstance(end, np.ndarray) else f"a {type(end).__name__}"
+            raise UsageError(f"{what} must return the parameter alone, an array of shape {shape}, not {given}")
+        return end
 
 
 def common_settings(subject: Subject, reference: Reference) -> dict[str, Any]:
@@ -110,7 +134,13 @@ def formula_cases(subject: Subject) -> Iterator[Settings]:
         settings = {**base, flag: not base[flag]} if flag else base
         try:
             path = reference.path(settings)
-        except ValueError:  # a flag that does not go with the other values
+        except UsageError:
+            raise
+        except ValueError as error:  # a flag that does not go with the other values
+            if reference.function and not flag:
+                raise UsageError(
+                    f"formula={name_of(reference.function)} fails with {settings}: {told(error)}"
+                ) from error
             continue
         moved = np.abs(np.diff(path, axis=0)).max(axis=(1, 2)).sum()
         rounding = STEPS * 2.0**-23 * np.abs(path).max() + subject.claims.accuracy * moved

@@ -332,7 +332,7 @@ LESSON = Lesson(
         "## Clipping: a brake for spikes",
         "In step 31 something goes wrong, as it does in real data: the pixels of this mini-batch were not brought to the scale of the others. With SGD and 0.03 the gradient is 22 times as long as the one before. Layer 4 "
         "moves by 13% of its length, and the loss goes from 0.97 to 5.5 in one step.",
-        "Clipping by norm takes the gradients of all layers as one vector. If it is longer than allowed, all are multiplied by one factor (`sum_all` in the formula below is a sum over all layers). In SGD without momentum this changes the length of the step and not its direction. Allow 10: "
+        "Clipping by norm takes the gradients of all layers as one vector. If it is longer than allowed, all are multiplied by one factor (`total_of_all` in the formula below is a sum over all layers). In SGD without momentum this changes the length of the step and not its direction. Allow 10: "
         "only that one gradient is clipped, to a share of 0.25. The loss still goes up to 1.47. Allow 3, which clips 7 of the gradients: it goes from 1.00 to 1.05. At the end it is 0.64 and 0.65 with these bounds, instead of 0.88. Allow 1: "
         "now all 50 gradients are clipped. Every step is as long as the others, and the loss falls slowly, as with a smaller learning rate.",
         "## Clipping with Adam, Lion and LAMB",
