@@ -447,9 +447,16 @@ def test_what_is_no_part_or_no_rule_says_what_would_be():
         (torch.sign, "sign does not say what arguments it takes"),
         (lambda grad, step: grad, r"must take step by keyword"),
         (steprule.AdamW, "chain.. got the optimizer AdamW; its rule is AdamW.rule"),
+        (
+            steprule.SGD([torch.nn.Parameter(torch.ones(2))]),
+            "got an instance of SGD, which is .*; its rule is SGD.rule$",
+        ),
+        (transforms.sign(0.5), r"got 1.0, which is neither .*functools.partial\(clip, clip_at=0.5\)"),
     ):
         with pytest.raises(RuleError, match=message):
             chain(part)
+    with pytest.raises(TypeError, match=r"'exp_avg'. A chain calls it: .* write functools.partial\(ema, beta=...\)"):
+        chain(transforms.ema(0.9))
     for wrong in (steprule.AdamW, 3, transforms.ema):
         with pytest.raises(TypeError, match=r"takes a rule, a subclass of steprule\.Rule"):
             Optimizer.of(wrong)

@@ -402,7 +402,11 @@ BAD = {
     "no rule": (lambda: wrap(wrappers.hyperball, wrappers.hyperball), TypeError, "wrap takes a rule"),
     "an optimizer": (lambda: wrap(steprule.SGD, wrappers.hyperball), TypeError, r"pass SGD\.rule"),
     "no function": (lambda: wrap(OWN["sgd"], 3), RuleError, "got 3 as a wrapper"),
-    "a transform": (lambda: wrap(OWN["sgd"], transforms.sign), RuleError, r"sign must begin with \(update, ...\), not \(grad\)"),
+    "a transform": (lambda: wrap(OWN["sgd"], transforms.sign), RuleError, r"sign is a transform, and no wrapper: chain\(sign, ...\)"),
+    "a function of something else": (lambda: wrap(OWN["sgd"], lambda move: move), RuleError, r"must begin with \(update, ...\), not \(move\)"),
+    "a wrapper in a chain": (
+        lambda: steprule.chain(wrappers.hyperball), RuleError, r"hyperball is a wrapper, and no part .* wrap\(chain\(...\), hyperball\)"
+    ),
     "an unknown argument": (
         lambda: wrap(OWN["sgd"], functools.partial(wrappers.row_floor, ration=1)), TypeError, "did you mean 'ratio'"
     ),

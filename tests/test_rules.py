@@ -516,7 +516,10 @@ def test_a_state_cannot_have_a_name_that_every_rule_has():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"extent": "row"}, "State(extent='row'): 'elements', 'scalar', 'rows', 'cols', 'left', 'right'"),
+        (
+            {"extent": "row"},
+            "State(extent='row'): 'elements', 'scalar', 'rows', 'cols', 'left', 'right'; did you mean 'rows'? (",
+        ),
         ({"extent": "param"}, "State(extent='param'): 'elements', 'scalar'"),
         ({"begins": None}, "State(begins=None): a number, a hyperparameter's name or 'param'"),
         ({"exact": None}, "State(exact=None): True, False or a hyperparameter's name"),
@@ -538,7 +541,7 @@ def test_a_state_cannot_have_a_name_that_every_rule_has():
     ids=str,
 )
 def test_a_state_that_makes_no_sense(given, message):
-    with pytest.raises(RuleError, match=re.escape(message)):
+    with pytest.raises(RuleError, match=rf"{re.escape(message)}.*test_rules.py:\d+\)$"):
         State(**given)
 
 

@@ -230,7 +230,15 @@ class _Link:
             self.defaults |= given
         else:
             if not callable(part):
-                raise RuleError(f"chain() got {part!r}, which is neither a function nor a rule")
+                shown, hint = f"an instance of {type(part).__name__}", ""
+                if isinstance(getattr(type(part), "rule", None), type):
+                    hint = f"; its rule is {type(part).__name__}.rule"
+                elif isinstance(part, (int, float, str, tuple)):
+                    shown, hint = (
+                        repr(part),
+                        "; of transforms it takes the functions: chain(sign), or functools.partial(clip, clip_at=0.5)",
+                    )
+                raise RuleError(f"chain() got {shown}, which is neither a function nor a rule{hint}")
             self.name = name_of(plain)
             check_names(self.name, given, _signature(self.name, plain).parameters)
             own, self.defaults, self._takes_step = _read(self.name, part)
@@ -297,7 +305,10 @@ def _read(name: str, transform: Transform) -> tuple[list[str], dict[str, Any], b
     defaults: dict[str, Any] = {}
     takes_step = False
     place = _place(transform)
-    for one, parameter in _signature(name, transform).parameters.items():
+    parameters = _signature(name, transform).parameters
+    if next(iter(parameters), "") == "update":
+        raise RuleError(f"{name} is a wrapper, and no part of a chain: wrap(chain(...), {name}) puts it around{place}")
+    for one, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise RuleError(f"{name} must name its arguments instead of taking {parameter}{place}")
         if one == "step" and parameter.kind is not parameter.KEYWORD_ONLY:

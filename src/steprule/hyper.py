@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +57,7 @@ class Hyperparameter:
                 low, high = 1.0, 0.0
             if not low < high or self.range[0] not in "[(" or self.range[-1] not in "])":
                 raise ValueError(
-                    f"Hyperparameter(range={self.range!r}): write an interval such as '[0, 1)' or '(0, inf)'"
+                    f"Hyperparameter(range={self.range!r}): write an interval such as '[0, 1)' or '(0, inf)' ({line_of_init()})"
                 )
 
     @cached_property
@@ -82,6 +85,12 @@ class Hyperparameter:
             within = f"{'at least' if self.range[0] == '[' else 'above'} {self._ends[0]:g}"
         within = f"Each {within}" if each else within[0].upper() + within[1:]
         return f"{self.meaning}. {within}."
+
+
+def line_of_init() -> str:
+    """Where the dataclass is made whose ``__post_init__`` asks for this."""
+    frame = sys._getframe(3)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 MULTIPLIERS = {"lr_mult": "lr", "weight_decay_mult": "weight_decay", "eps_mult": "eps"}
@@ -163,10 +172,30 @@ def elements_of(hyperparameters: Mapping[str, Any]) -> list[str]:
 
 
 def about(**said: Hyperparameter) -> Callable[[_Function], _Function]:
-    """Says of a transform what a rule says of its hyperparameters by class attributes."""
+    """Says of a transform what a rule says of its hyperparameters by class attributes; called like a class, it says how to set them."""
 
     def mark(transform: _Function) -> _Function:
-        transform.__dict__["meanings"] = said
-        return transform
+        @functools.wraps(transform)
+        def called(*args: Any, **given: Any) -> Any:
+            try:
+                return transform(*args, **given)
+            except TypeError as error:
+                if (
+                    error.__traceback__ is not None and error.__traceback__.tb_next is not None
+                ):  # of the transform itself
+                    raise
+                raise _told_of_call(transform, error) from None
+
+        called.__dict__["meanings"] = said
+        return called  # type: ignore[return-value]
 
     return mark
+
+
+def _told_of_call(transform: Callable[..., Any], error: TypeError) -> TypeError:
+    """An error for a transform that was called without what a chain gives it."""
+    ones = inspect.signature(transform).parameters.values()
+    own = "".join(f", {one.name}=..." for one in ones if one.kind is one.KEYWORD_ONLY and one.default is not one.empty)
+    return TypeError(
+        f"{error}. A chain calls it: to set its hyperparameters there write functools.partial({transform.__name__}{own})"
+    )

@@ -321,19 +321,21 @@ def _check_exchange(rule: type[Rule]) -> None:
 
 def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
     """What the rule's class attributes say of update's states."""
-    who = rule.__name__
+    who, place = rule.__name__, f"({where(rule.function())})"
     _check_said(rule, State, names, names)
     states = {name: getattr(rule, name, State()) for name in names}
     arguments = inspect.signature(rule.function()).parameters
     is_optional = False
     for name, state in states.items():
         if not isinstance(state, State):
-            raise RuleError(f"{who}.{name} must be a State, since update has a state of that name; it is {state!r}")
+            raise RuleError(
+                f"{who}.{name} must be a State, since update has a state of that name; it is {state!r} {place}"
+            )
         is_optional |= state.when is not None
         if arguments[name].default is None and not is_optional:
             raise RuleError(
                 f"{who}.update: {name}=None, but a state always exists unless the class says when: leave out =None, or write "
-                f'{name} = State(when="amsgrad") with the name of a hyperparameter ({where(rule.function())})'
+                f'{name} = State(when="amsgrad") with the name of a hyperparameter {place}'
             )
         for what, hyperparameter in state.asks().items():
             if hyperparameter not in rule.hyperparameters:
@@ -343,11 +345,11 @@ def _read_states(rule: type[Rule], names: Sequence[str]) -> dict[str, State]:
                 others = ""
                 if what == "begins":
                     others = ', and "param" is the parameter; to begin at the gradient write at_first(step, grad, ...)'
-                raise RuleError(f"{asked} names an unknown hyperparameter; update has {known}{others}{anew}")
+                raise RuleError(f"{asked} names an unknown hyperparameter; update has {known}{others}{anew} {place}")
             default = rule.hyperparameters[hyperparameter]
             if isinstance(default, tuple) or (what == "begins" and not hasattr(default, "__float__")):
                 raise RuleError(
-                    f"{who}.{name} = State({what}={hyperparameter!r}): {hyperparameter}={default!r} is not a number"
+                    f"{who}.{name} = State({what}={hyperparameter!r}): {hyperparameter}={default!r} is not a number {place}"
                 )
     return states
 
@@ -363,17 +365,19 @@ def _read_meanings(rule: type[Rule]) -> dict[str, Hyperparameter]:
 
 def _check_said(rule: type[Rule], kind: type, names: Sequence[str], always: Sequence[str] = ()) -> None:
     """Raises for class attributes of a kind, and names that need one, that update or every rule has no place for."""
-    who, what = rule.__name__, kind.__name__.lower()
+    who, what, place = rule.__name__, kind.__name__.lower(), f"({where(rule.function())})"
     for name in (*always, *(name for name, value in vars(rule).items() if isinstance(value, kind))):
         if hasattr(Rule, name) or name == "update":
-            raise RuleError(f"{who}: a {what} cannot be called {name!r}, which every rule has; choose another name")
+            raise RuleError(
+                f"{who}: a {what} cannot be called {name!r}, which every rule has; choose another name {place}"
+            )
         if name not in names and name in rule.hyperparameters:
             raise RuleError(
-                f"{who}.{name} is a State, and update has {name} after the *, a hyperparameter: move it, or write Hyperparameter(...)"
+                f"{who}.{name} is a State, and update has {name} after the *, a hyperparameter: move it, or write Hyperparameter(...) {place}"
             )
         if name not in names:
             hint = did_you_mean(name, names, otherwise=f"its {what}s are {', '.join(names) or 'none'}")
-            raise RuleError(f"{who}.{name} is a {kind.__name__}, and update has no {what} of that name{hint}")
+            raise RuleError(f"{who}.{name} is a {kind.__name__}, and update has no {what} of that name{hint} {place}")
 
 
 def _told_of_absent(rule: type[Rule], absent: Sequence[str], error: Exception) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from steprule.hyper import Hyperparameter
+from steprule.hyper import Hyperparameter, line_of_init
+from steprule.names import did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,7 +166,9 @@ class State:
             ("most", self.extent in SQUARES or self.most is None, "only a square has a longest side"),
         ):
             if not is_right:
-                raise RuleError(f"State({what}={getattr(self, what)!r}): {hint}")
+                value = getattr(self, what)
+                near = did_you_mean(value, get_args(Extent)) if what == "extent" and isinstance(value, str) else ""
+                raise RuleError(f"State({what}={value!r}): {hint}{near} ({line_of_init()})")
 
     def asks(self) -> dict[str, str]:
         """The hyperparameters that it names, by the attribute that names them."""

@@ -125,6 +125,7 @@ def rms_scaling(
     return grad / (pieces.sqrt(pieces.debias(exp_avg_sq, beta, step)) + eps), exp_avg_sq
 
 
+@about()
 def sum_scaling(grad: Value, sum: Value, *, eps: float = 1e-10) -> tuple[Value, Value]:
     """The root of the sum of squares, ``s_t = s_{t-1} + g_t²``, divides: the new direction is ``g_t / (√s_t + ε)``.
 
@@ -147,6 +148,7 @@ def sum_scaling(grad: Value, sum: Value, *, eps: float = 1e-10) -> tuple[Value, 
     return grad / (pieces.sqrt(sum) + eps), sum
 
 
+@about()
 def sign(grad: Value) -> Value:
     """The sign of each element, ``sign(g_t)``: -1, 0 or 1.
 
@@ -166,6 +168,7 @@ def sign(grad: Value) -> Value:
     return pieces.sign(grad)
 
 
+@about()
 def decay(grad: Value, param: Value, *, weight_decay: float = 1e-2) -> Value:
     """Weight decay, ``g_t + λ θ_{t-1}``: coupled (L2) at the head of a chain, decoupled at its end.
 
@@ -209,6 +212,7 @@ def clip(grad: Value, *, clip_at: float = 1.0) -> Value:
     return pieces.clip(grad, -clip_at, clip_at)
 
 
+@about()
 def unit_norm(grad: Value, *, eps: float = 1e-8) -> Value:
     """Each tensor divided by its norm, ``g_t / (‖g_t‖ + ε)``.
 
@@ -230,6 +234,7 @@ def unit_norm(grad: Value, *, eps: float = 1e-8) -> Value:
     return grad / (pieces.norm(grad) + eps)
 
 
+@about()
 def trust(grad: Value, param: Value) -> Value:
     """Each tensor given the norm of its parameter, ``(‖θ_{t-1}‖ / ‖g_t‖) g_t``; unchanged where either norm is 0.
 
@@ -251,6 +256,7 @@ def trust(grad: Value, param: Value) -> Value:
     return trust_ratio(pieces.norm(param), pieces.norm(grad)) * grad
 
 
+@about()
 def agreeing(grad: Value, last: Value) -> tuple[Value, Value]:
     """Only elements whose sign is that of the step before, ``g_t if g_t g_{t-1} > 0 else 0``.
 

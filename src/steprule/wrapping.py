@@ -144,6 +144,10 @@ class _Layer:
         if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in ones):
             raise RuleError(f"{self.name} must name its arguments{place}")
         positional = [one.name for one in ones if one.kind is not one.KEYWORD_ONLY]
+        if positional[:1] == ["grad"]:
+            raise RuleError(
+                f"{self.name} is a transform, and no wrapper: chain({self.name}, ...) has such parts{place}"
+            )
         if positional[:1] != ["update"]:
             raise RuleError(
                 f"{self.name} must begin with (update, ...), not ({', '.join(positional)}), to be a wrapper{place}"
