@@ -82,6 +82,29 @@ def test_other_packages_register_theirs(install):
     assert "left out" not in run(EVERYWHERE, *folders)[1]
 
 
+def test_a_rule_that_is_none_is_left_out_with_the_reason_once_and_the_others_stay(install):
+    bare = "\nclass Bare(steprule.Rule):\n    def update(param, grad, *, lr=1e-3):\n        return param - lr * grad\n"
+    folders = install({"halving.py": RULE + "import steprule\n" + bare}, "Half = halving:lost", "Bare = halving:Bare")
+    asked = """
+import pathlib, steprule, steprule.catalog
+steprule.Bare
+steprule.catalog.print_list([], False)
+for ask in (lambda: steprule.Half, lambda: steprule.create_optimizer([], "half")):
+    try:
+        ask()
+    except (AttributeError, ValueError) as error:
+        print(error)
+"""
+    out, told = run(asked, *folders)
+    assert (
+        "bare " in out
+        and told.count("left out") == 1
+        and told.startswith("<string>:3: UserWarning: a rule of another package")
+    )
+    why = "it is left out: Half = halving:lost of the package halving: AttributeError: module 'halving' has no attribute 'lost'"
+    assert f"module 'steprule' has no attribute 'Half': {why}" in out and f"unknown optimizer 'half': {why}" in out
+
+
 def test_what_is_written_of_steprules_rules_has_no_others(install):
     """The documents, the stubs and the tables of these tests, wherever a package is installed."""
     here = Path(__file__).parent
@@ -180,7 +203,10 @@ def test_two_packages_with_chains_of_one_name(install):
     other = CHAINED.replace("sign", "ema")
     folders = install({"halving.py": CHAINED, "other.py": other}, "a = halving:HalvingRule", "b = other:HalvingRule")
     errors = run(f"{THERE}\nimport halving; assert halving.HalvingRule is steprule.HalvingRule.rule", *folders)[1]
-    assert "b = other:HalvingRule: RuleError" in errors and "which steprule.chains.HalvingRule is" in errors
+    assert (
+        "b = other:HalvingRule of the package halving: RuleError" in errors
+        and "which steprule.chains.HalvingRule is" in errors
+    )
 
 
 def test_one_warning_as_an_error_keeps_no_others_out(install):
@@ -190,7 +216,7 @@ def test_one_warning_as_an_error_keeps_no_others_out(install):
         "try: len(steprule.rules.RULES)\nexcept UserWarning as error: print(error)\nprint('halving' in steprule.rules.RULES)"
     )
     lines = run(code, *folders)[0].splitlines()
-    assert "a = other:Thirds: ZeroDivisionError" in lines[0] and lines[1] == "True"
+    assert "a = other:Thirds of the package halving: ZeroDivisionError" in lines[0] and lines[1] == "True"
 
 
 BROKEN = {

@@ -42,9 +42,10 @@ def __getattr__(name: str) -> Any:
     if name == "__all__" and not _is_asked_by("pydoc"):  # help() would print all methods of all classes
         return sorted([*_MODULES, *_optimizers()])
     if name not in _MODULES and (name.startswith("_") or name not in _optimizers()):
+        from steprule.registry import RULES
         from steprule.settings import no_attribute
 
-        raise no_attribute(__name__, name, __dir__())
+        raise no_attribute(__name__, name, __dir__(), RULES.left_out.get(name, ""))
     value = globals()[name] = getattr(import_module(f"steprule.{_MODULES.get(name, 'optimizer')}"), name)
     return value
 

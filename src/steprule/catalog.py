@@ -202,7 +202,11 @@ def print_list(needs: Sequence[str] = (), as_json: bool = False) -> None:
         good_for = [f"{need} only" if need == "sparse" and one["sparse_only"] else need for need in one["needs"]]
         about = one["summary"].replace("``", "") + (f" [{', '.join(good_for)}]" if good_for else "")
         lines = textwrap.wrap(about, width() - len(row("", "", "", "")), break_on_hyphens=False)
-        print(row(one["name"], f"{one['bytes_an_element']:g}", "yes" if one["in_torch"] else "", lines[0]))
+        print(
+            row(
+                one["name"], f"{one['bytes_an_element']:g}", "yes" if one["in_torch"] else "", *lines[:1] or [""]
+            ).rstrip()
+        )
         for line in lines[1:]:
             print(row("", "", "", line))
     print()

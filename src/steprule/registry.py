@@ -25,11 +25,15 @@ class Registry(Mapping[str, type[Rule]]):
     Those of other packages are loaded when somebody asks for rules, and not before: such a package imports steprule, and
     could not while that is being imported. A package that is itself being imported, and has not come to its rule yet, is
     looked at again when somebody asks next.
+
+    Attributes:
+        left_out: why an entry point of another package is no rule here, by its name.
     """
 
     def __init__(self) -> None:
         self._rules: dict[str, type[Rule]] = {}
         self._waiting: list[EntryPoint] | None = []
+        self.left_out: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> type[Rule]:
         return self._complete()[name]
@@ -63,7 +67,7 @@ class Registry(Mapping[str, type[Rule]]):
         """All rules, with those of other packages that can be loaded by now."""
         waiting = list(entry_points(group="steprule.rules")) if self._waiting is None else self._waiting
         again = self._waiting = []  # and a package that asks while it is loaded gets what there is
-        left_out = []
+        told = []
         for entry in waiting:
             try:
                 found = entry.load()
@@ -74,9 +78,11 @@ class Registry(Mapping[str, type[Rule]]):
                 if _is_being_imported(entry.module):
                     again.append(entry)
                 else:
-                    left_out.append(f"{entry.name} = {entry.value}: {type(error).__name__}: {error}")
-        for told in left_out:
-            warnings.warn(f"a rule of another package is left out: {told}", stacklevel=3)
+                    package = f"the package {entry.dist.name}" if entry.dist else "another package"
+                    told.append(f"{entry.name} = {entry.value} of {package}: {type(error).__name__}: {error}")
+                    self.left_out[entry.name] = told[-1]
+        for why in told:
+            warnings.warn(f"a rule of another package is left out: {why}", stacklevel=_users_level())
         return self._rules
 
 
@@ -107,6 +113,8 @@ def unknown(text: str, others: Iterable[str] = (), join: str = "'{}:{}'") -> str
     owners = [known for known, rule in RULES.items() if plain(name) in rule.hyperparameters]
     if owners:
         return f"unknown optimizer {name!r}; it is a setting of {', '.join(owners)}"
+    if reasons := [why for known, why in RULES.left_out.items() if plain(known) == plain(name)]:
+        return f"unknown optimizer {name!r}: it is left out: {reasons[0]}"
     near = bare if bare in choices else name if others and "." in name else plain(name.rpartition(".")[2])
     return f"unknown optimizer {name!r}{did_you_mean(near, choices, otherwise='choose from ' + ', '.join(sorted(choices)))}"
 
@@ -118,6 +126,18 @@ _DECORATIONS = "8bit|32bit|bnb|paged|fused|torch|apex"
 def class_names() -> dict[str, str]:
     """The names of all classes that there are for torch, by those of the command line."""
     return {name: rule.__name__ for name, rule in RULES.items()} | TORCHS_OWN
+
+
+def _users_level() -> int:
+    """Whose frame a warning of the caller is about, as `warnings.warn` counts: the first outside of steprule and what calls it back."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "steprule",
+        "collections",
+        "typer",
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @cache

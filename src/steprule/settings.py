@@ -15,12 +15,18 @@ from steprule.registry import RULES
 from steprule.rule import Rule, RuleError
 
 
-def no_attribute(module: str, name: str, known: Iterable[str]) -> Exception:
+def no_attribute(module: str, name: str, known: Iterable[str], why: str = "") -> Exception:
     """What a module's `__getattr__` raises for a name that it has not: an ImportError where that is to be imported.
 
     Python would replace an AttributeError with an ImportError that has no hint.
+
+    Args:
+        module: its name.
+        name: what was asked for.
+        known: the names that there are.
+        why: why a rule of this name is left out; empty if there is none.
     """
-    hint = "" if name.startswith("_") else did_you_mean(name, known)
+    hint = f": it is left out: {why}" if why else "" if name.startswith("_") else did_you_mean(name, known)
     asking = sys._getframe(2)
     if asking.f_code.co_code[asking.f_lasti] == opmap["IMPORT_FROM"]:
         return ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)

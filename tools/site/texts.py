@@ -15,6 +15,7 @@ from steprule import elementwise, matrixwise
 from steprule import pieces as pieces_
 from steprule import transforms as transforms_
 from steprule import wrappers as wrappers_
+from steprule.optimizer.formulas import TAKEN
 from steprule.rule import Rule
 from steprule.rules import OWN
 from steprule.trace.instead import INSTEAD
@@ -86,6 +87,11 @@ def pieces() -> str:
 def transforms() -> str:
     """Every transform, and what it computes."""
     return "\n".join(["| transform | the new direction |", "|---|---|", *_rows(transforms_)])
+
+
+def reserved() -> str:
+    """The names that states and hyperparameters of a rule may not have."""
+    return ", ".join(f"`{name}`" for name in sorted(TAKEN))
 
 
 def exchanges() -> str:

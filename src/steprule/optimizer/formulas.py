@@ -16,7 +16,7 @@ from steprule.services.step import RESERVED
 from steprule.settings import check_names_of
 from steprule.tensors.state import AVERAGE, TRAINED, state_of
 
-_TAKEN = (
+TAKEN = (
     *ALL_OPTIONS,
     *FLAGS,
     *RESERVED,
@@ -29,7 +29,7 @@ _TAKEN = (
     "param_names",
     "self",
 )
-
+"""Names that no state and no hyperparameter of a rule may have, because every optimizer has them."""
 
 BASES: dict[str, type[Any]] = {}
 """What optimizers of rules inherit, by the rule's attribute that says so; all others inherit that of ""."""
@@ -71,7 +71,7 @@ def check_has_formula(cls: type) -> None:
 
 def check_free(rule: type[Rule]) -> None:
     """Raises for names of a rule that an optimizer has for something else."""
-    check_names_of(rule, _TAKEN)
+    check_names_of(rule, TAKEN)
     for name in rule.states:
         other = state_of(name, {"param", *rule.states} - {name})
         if other is not None:
