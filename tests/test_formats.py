@@ -9,13 +9,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from engines import as_float64, step_cpu
+from engines import GPU_DEVICE, as_float64, step_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from settings import IDS, STRUCTURE_IDS, STRUCTURES, VARIANTS
 
 import steprule
-from steprule.engine import cpu, plan
+from steprule.engine import cpu, gpu, plan
 from steprule.formats import (
     BLOCK,
     FIRST_ELEMENT_KEY,
@@ -729,3 +729,29 @@ def test_a_rule_with_many_low_bit_states():
     train([p], optimizer, 3)
     assert optimizer.state[p]["h_8bit"].dtype == torch.uint8 and optimizer.state[p]["a_8bit"].dtype == torch.int8
     assert optimizer._core.plans.current is not None
+
+
+@pytest.mark.parametrize("step_by", ["kernels", "operations", "the GPU engine"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("weights", ["24bit", "32bit"])
+def test_a_weight_that_somebody_sets_to_0_has_no_low_bits_of_before(weights, dtype, step_by, monkeypatch):
+    """As a mask does, or an initialization: below 0 they would be read as NaN."""
+    if step_by == "the GPU engine":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
+    device = GPU_DEVICE if step_by == "the GPU engine" else torch.device("cpu")
+    param = torch.nn.Parameter(torch.ones(6, 40, dtype=dtype, device=device))
+    if step_by == "operations":  # for which no kernel takes them
+        param = torch.nn.Parameter(torch.ones(6, 80, dtype=dtype)[:, ::2])
+    optimizer = steprule.SGD([param], lr=2.0**-10, weights=weights)
+    grad = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    param.grad = torch.empty_like(param).copy_(grad)
+    optimizer.step()
+    with torch.no_grad():
+        param[:3] = 0.0
+        param[3] = -0.0
+    room = 2.0**-24 if dtype == torch.float16 else 2.0**-133  # half a spacing at 0
+    assert (optimizer.read(param)[:4].abs() <= room).all()
+    optimizer.step()
+    moved = optimizer.read(param)[:4].double() + 2.0**-10 * grad[:4].double()
+    assert (moved.abs() <= room + 2.0**-16 * 2.0**-8).all()  # and what 24 bits of so small a weight round

@@ -38,7 +38,7 @@ EXCEPTIONS: set[tuple[str, str]] = set()
 
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_FORMULA = 400, 60, 15
 LONG = {
-    "formats.kernel": 419,  # conversions in LLVM, one after another: half of them would not be found by their name
+    "formats.kernel": 426,  # conversions in LLVM, one after another: half of them would not be found by their name
 }
 """Lines of what is longer."""
 

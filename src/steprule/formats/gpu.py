@@ -202,7 +202,14 @@ _JOIN24 = tl.constexpr(
 
 
 @triton.jit
+def low_bits(high, low):
+    """As they count: at 0 only others than a weight's own are below, of a weight that somebody has set to 0."""
+    return tl.where(((high & 0x7FFF) == 0) & (low < 0), tl.zeros_like(low), low)
+
+
+@triton.jit
 def join24_bfloat16(high, low):
+    low = low_bits(high, low)
     if not PTX:
         return float_of(((high.to(tl.uint32) << 8) + low.to(tl.int32).to(tl.uint32)) << 8)
     else:
@@ -222,7 +229,7 @@ def low32_bfloat16(x):
 
 @triton.jit
 def join32_bfloat16(high, low):
-    return float_of((high.to(tl.uint32) << 16) + low.to(tl.int32).to(tl.uint32))
+    return float_of((high.to(tl.uint32) << 16) + low_bits(high, low).to(tl.int32).to(tl.uint32))
 
 
 @triton.jit

@@ -223,10 +223,17 @@ def low24_bfloat16(b: Any, x: Any, random: Any) -> Any:
     return b.trunc(_split_bfloat16(b, x, 8, random)[1], _I8)
 
 
+def _low_bits(b: Any, high: Any, low: Any) -> Any:
+    """Low bits as they count: at 0 only others than a weight's own are below, of a weight that somebody has set to 0."""
+    low = b.sext(low, _I32)
+    is_left = b.and_(b.icmp_signed("==", b.and_(high, _I16(0x7FFF)), _I16(0)), b.icmp_signed("<", low, _I32(0)))
+    return b.select(is_left, _I32(0), low)
+
+
 @_instruction(_F32, _U16, types.int8)
 def join24_bfloat16(b: Any, high: Any, low: Any) -> Any:
     """The weight."""
-    return _float(b, b.shl(b.add(b.shl(b.zext(high, _I32), _I32(8)), b.sext(low, _I32)), _I32(8)))
+    return _float(b, b.shl(b.add(b.shl(b.zext(high, _I32), _I32(8)), _low_bits(b, high, low)), _I32(8)))
 
 
 @_instruction(_U16, _F32)
@@ -244,7 +251,7 @@ def low32_bfloat16(b: Any, x: Any) -> Any:
 @_instruction(_F32, _U16, types.int16)
 def join32_bfloat16(b: Any, high: Any, low: Any) -> Any:
     """The weight."""
-    return _float(b, b.add(b.shl(b.zext(high, _I32), _I32(16)), b.sext(low, _I32)))
+    return _float(b, b.add(b.shl(b.zext(high, _I32), _I32(16)), _low_bits(b, high, low)))
 
 
 def _float16_unit(b: Any, half: Any, bits: int) -> Any:

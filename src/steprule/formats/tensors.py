@@ -56,7 +56,9 @@ def decode(name: str, arrays: Mapping[str, Tensor], shape: Sequence[int]) -> Ten
         if kind[0] == "float16":
             return own.float() + low.float() * _float16_unit(own.float(), 8 if kind[1] == "24bit" else 16)
         high = own.view(torch.int16).int() & 0xFFFF
-        bits = ((high << 8) + low.int()) << 8 if kind[1] == "24bit" else (high << 16) + low.int()
+        # At 0 only others than a weight's own are below, of a weight that somebody has set to 0.
+        rest = torch.where((high & 0x7FFF == 0) & (low < 0), 0, low.int())
+        bits = ((high << 8) + rest) << 8 if kind[1] == "24bit" else (high << 16) + rest
         return bits.view(torch.float32)
     return own if len(kind) == 1 else own.float()
 
