@@ -17,6 +17,7 @@ from steprule.names import did_you_mean
 from steprule.registry import TORCHS_OWN, plain, unknown
 from steprule.rule import NEEDS, Rule
 from steprule.rules import RULES
+from steprule.state import SQUARES
 from steprule.trace.tracing import exact_states
 
 KERNELS = ("cpu", "gpu")
@@ -162,6 +163,7 @@ def listed(rule: type[Rule]) -> dict[str, Any]:
         "summary": summary(rule),
         "paper": paper(rule),
         "bytes_an_element": sum(state_bytes(rule, state, "float32") for state in kept),
+        "has_squares": any(state.extent in SQUARES for state in rule.states.values()),
         "in_torch": hasattr(torch.optim, rule.__name__),
         "needs": list(rule.needs),
         "sparse_only": rule.sparse_only,
@@ -202,15 +204,15 @@ def print_list(needs: Sequence[str] = (), as_json: bool = False) -> None:
         good_for = [f"{need} only" if need == "sparse" and one["sparse_only"] else need for need in one["needs"]]
         about = one["summary"].replace("``", "") + (f" [{', '.join(good_for)}]" if good_for else "")
         lines = textwrap.wrap(about, width() - len(row("", "", "", "")), break_on_hyphens=False)
-        print(
-            row(
-                one["name"], f"{one['bytes_an_element']:g}", "yes" if one["in_torch"] else "", *lines[:1] or [""]
-            ).rstrip()
-        )
+        kept = f"{one['bytes_an_element']:g}{'+' if one['has_squares'] else ''}"
+        print(row(one["name"], kept, "yes" if one["in_torch"] else "", *lines[:1] or [""]).rstrip())
         for line in lines[1:]:
             print(row("", "", "", line))
     print()
-    _tell("Bytes kept are those of the float32 states for each element.")
+    _tell(
+        "Bytes kept are those of the float32 states for each element; + stands for squares beside a matrix as well. "
+        "steprule memory counts all of a model."
+    )
     _tell("steprule show NAME has the formula, paper, states and settings. For what an optimizer is good for, --need:")
     for need, meaning in NEEDS.items():
         print(f"  {need:12} {meaning}")

@@ -156,7 +156,6 @@ class ASGO(_Sided, Rule):
     left, right = State("left", most="other"), State("right", most="other")
     left_root, right_root = State("left", most="other"), State("right", most="other")
     constants: ClassVar[Mapping[str, str]] = {}
-    needs = ("memory",)
     when = "In place of Shampoo, where there is room for one small square beside a matrix."
 
     @staticmethod
