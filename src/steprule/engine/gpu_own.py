@@ -183,10 +183,10 @@ class GpuPlanned(OwnNumbers):
 
     def _told(self) -> tuple[Value, bytes, There | None]:
         settings = self._plan.settings(self._settings)
-        known = b"".join(x.tobytes() for x in settings.values())
         if self._steps_here is None:
-            return Evaluation(settings), known, None
-        return self._here(settings, self._steps_here.now), known, There(self._evaluation, self._fixed, apart)
+            return Evaluation(settings), _known(settings), None
+        there = There(self._evaluation, self._fixed, apart)
+        return self._here(settings, self._steps_here.now), _known(settings), there
 
     def choices(self) -> Hashable:
         """What the host decides in the step that comes."""
@@ -203,8 +203,7 @@ class GpuPlanned(OwnNumbers):
     @property
     def constants(self) -> bytes:
         """The settings that functions of matrices are made for."""
-        settings = self._plan.settings(self._settings) if self.rooms is not None else {}
-        return b"".join(x.tobytes() for x in settings.values())
+        return _known(self._plan.settings(self._settings)) if self.rooms is not None else b""
 
     def _part(self, name: str, expression: Expression) -> None:
         value = self._evaluation(expression)
@@ -220,6 +219,11 @@ class GpuPlanned(OwnNumbers):
         new.numbers.copy_(self._evaluation.spread(numbers[name], self._extents[name]))
         new.put()
         self._evaluation.inputs[f"new_{name}"] = new.numbers
+
+
+def _known(settings: Mapping[str, np.ndarray]) -> bytes:
+    """Settings as they are compared with those of the step before."""
+    return b"".join(x.tobytes() for x in settings.values())
 
 
 class _Kept:
