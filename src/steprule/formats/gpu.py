@@ -15,6 +15,7 @@ import triton.language as tl
 from steprule.formats import FIRST_ELEMENT_KEY as _FIRST_ELEMENT_KEY
 from steprule.formats import PLACES as _PLACES
 from steprule.formats import WEYL as _WEYL
+from steprule.formats.gpu_assembly import *
 from steprule.formats.gpu_basics import *
 from steprule.formats.gpu_exact import divide, sqrt
 
@@ -81,9 +82,10 @@ def store_places(at, noise, inside):
 
 
 @triton.jit
-def of_place(at, place):
-    """What `store_places` has kept for a place in a block."""
-    return tl.load(at + place % PLACES).to(tl.uint32, bitcast=True)
+def of_place(at, block, place):
+    """What `store_places` has kept for each element's place in its block. Read for every block anew, or threads would exchange it."""
+    places = tl.broadcast_to(place % PLACES, [block.shape[0], place.shape[1]])
+    return tl.load(at + places).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -111,10 +113,8 @@ def number_of(first, i, shift, run, gap):
 def from_bfloat16(bits):
     if not PTX:
         return float_of(bits.to(tl.uint32) << 16)
-    else:  # two in a register, one instruction each
-        return tl.inline_asm_elementwise(
-            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xFFFF0000;", "=&r,=r,r", [bits], tl.float32, True, 2
-        )
+    else:
+        return tl.inline_asm_elementwise(FROM_BFLOAT16, "=&r,=r,r", [bits], tl.float32, True, 2)
 
 
 @triton.jit
@@ -158,62 +158,42 @@ def round_float16(x, random):
 
 
 @triton.jit
-def top24(x, random):
-    """Where the first 24 bits are those that are kept."""
-    return without_payload(x) + (random >> 24)
-
-
-_LOW24 = tl.constexpr(
-    "{ .reg .b32 a, b; prmt.b32 a, $1, $2, 0x0051; prmt.b32 b, $3, $4, 0x0051; prmt.b32 $0, a, b, 0x5410; }"
-)
+def rounded24(x, random):
+    """The half's 16 bits, nearest to what the first 24 are, and below them the low bits with their sign turned."""
+    return without_payload(x) + ((random >> 24) + 0x8000)
 
 
 @triton.jit
 def high24_bfloat16(x, random):
     if not PTX:
-        return ((top24(x, random) + 0x8000) >> 16).to(tl.uint16)
+        return (rounded24(x, random) >> 16).to(tl.uint16)
     else:
-        return tl.inline_asm_elementwise(
-            "{ .reg .b32 a, b; add.u32 a, $1, 0x8000; add.u32 b, $2, 0x8000; prmt.b32 $0, a, b, 0x7632; }",
-            "=r,r,r",
-            [top24(x, random)],
-            tl.uint16,
-            True,
-            2,
-        )
+        return tl.inline_asm_elementwise(HIGH24, "=r,r,r", [rounded24(x, random)], tl.uint16, True, 2)
 
 
 @triton.jit
 def low24_bfloat16(x, random):
-    """What is left below the half: the third byte, as it is when the half is rounded to nearest."""
+    """What is left below the half, which is the third byte of what is kept."""
     if not PTX:
-        return (top24(x, random) >> 8).to(tl.int8)
+        return ((rounded24(x, random) >> 8) ^ 0x80).to(tl.int8)
     else:
-        return tl.inline_asm_elementwise(_LOW24, "=r,r,r,r,r", [top24(x, random)], tl.int8, True, 4)
-
-
-_JOIN24 = tl.constexpr(
-    "{ .reg .b32 low0, low1, low2, low3; "
-    "prmt.b32 $0, $4, 0, 0x1044; prmt.b32 $1, $4, 0, 0x3244; prmt.b32 $2, $5, 0, 0x1044; prmt.b32 $3, $5, 0, 0x3244; "
-    "prmt.b32 low0, $6, 0, 0x8804; prmt.b32 low1, $6, 0, 0x9914; prmt.b32 low2, $6, 0, 0xAA24; prmt.b32 low3, $6, 0, 0xBB34; "
-    "add.u32 $0, $0, low0; add.u32 $1, $1, low1; add.u32 $2, $2, low2; add.u32 $3, $3, low3; }"
-)
-"""PTX: four halves, two in a register, go to the top, and their low bits, all in one register, below, with their sign."""
+        return tl.inline_asm_elementwise(LOW24, "=r,r,r,r,r", [rounded24(x, random)], tl.int8, True, 4)
 
 
 @triton.jit
-def low_bits(high, low):
-    """As they count: at 0 only others than a weight's own are below, of a weight that somebody has set to 0."""
-    return tl.where(((high & 0x7FFF) == 0) & (low < 0), tl.zeros_like(low), low)
+def signed_top(high):
+    """A half's sign, at the top of 32 bits."""
+    return (high.to(tl.uint32) & 0x8000) << 16
 
 
 @triton.jit
 def join24_bfloat16(high, low):
-    low = low_bits(high, low)
+    """At 0 low bits below are none of the weight's: somebody has set it to 0."""
     if not PTX:
-        return float_of(((high.to(tl.uint32) << 8) + low.to(tl.int32).to(tl.uint32)) << 8)
+        size = tl.maximum(((high & 0x7FFF).to(tl.int32) << 8) + low.to(tl.int32), 0)
+        return float_of((size.to(tl.uint32) << 8) | signed_top(high))
     else:
-        return tl.inline_asm_elementwise(_JOIN24, "=&r,=&r,=&r,=&r,r,r,r", [high, low], tl.float32, True, 4)
+        return tl.inline_asm_elementwise(JOIN24, "=&r,=&r,=&r,=&r,r,r,r", [high, low], tl.float32, True, 4)
 
 
 @triton.jit
@@ -229,7 +209,8 @@ def low32_bfloat16(x):
 
 @triton.jit
 def join32_bfloat16(high, low):
-    return float_of((high.to(tl.uint32) << 16) + low_bits(high, low).to(tl.int32).to(tl.uint32))
+    size = tl.maximum(((high & 0x7FFF).to(tl.int32) << 16) + low.to(tl.int32), 0)
+    return float_of(size.to(tl.uint32) | signed_top(high))
 
 
 @triton.jit
@@ -343,7 +324,7 @@ def shifted(exponent):
     if not PTX:
         return exponent.to(tl.int32).to(tl.uint32) << 20
     else:
-        return tl.inline_asm_elementwise("shl.b32 $0, $1, 20;", "=r,r", [exponent.to(tl.uint32)], tl.uint32, True, 1)
+        return tl.inline_asm_elementwise(SHIFTED, "=r,r", [exponent.to(tl.uint32)], tl.uint32, True, 1)
 
 
 @triton.jit
@@ -360,10 +341,19 @@ def from_signed8(code, exponent):
 
 
 @triton.jit
+def with_sign(code, x):
+    """Codes from 0 to 127 with the signs of x, as bytes."""
+    if not PTX:
+        sign = bits_of(x).to(tl.int32, bitcast=True) >> 31
+        return ((code.to(tl.int32) ^ sign) - sign).to(tl.int8)
+    else:
+        return tl.inline_asm_elementwise(WITH_SIGN, "=r,r,r,r,r,r,r,r,r", [code, bits_of(x)], tl.int8, True, 4)
+
+
+@triton.jit
 def to_signed8(x, exponent, random):
-    code = leading(bits_of(float_of(magnitude_bits(x)) + float_of(shifted(exponent))), exponent, random).to(tl.int32)
-    sign = bits_of(x).to(tl.int32, bitcast=True) >> 31
-    return ((code ^ sign) - sign).to(tl.int8)
+    size = float_of(magnitude_bits(x)) + float_of(shifted(exponent))
+    return with_sign(leading(bits_of(size), exponent, random), x)
 
 
 @triton.jit

@@ -94,5 +94,5 @@ TRITON = Language(
     load="lib.load({array}_at + i, inside)",
     store="lib.store({array}_at + i, {value}, inside)",
     element_random="lib.element_random(key, element)",
-    weyl="lib.of_place({}, place)",
+    weyl="lib.of_place({}, block, place)",
 )
