@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from machine_code import Code
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -23,6 +24,7 @@ from triton.compiler import ASTSource
 from steprule.engine import gpu, gpu_own, gpu_reading, gpu_sides
 from steprule.engine.gpu_launch import options
 from steprule.formats import ITEM_SIZE
+from steprule.kernels.cache import load_for_triton
 from steprule.kernels.gpu_pass import GpuSource
 from steprule.kernels.gpu_reading import TILE
 from steprule.kernels.operands import keeps
@@ -40,18 +42,27 @@ TYPES = {
     "results": "*fp64", "width": "i32", "steps": "*fp64", "own": "*fp64", "kept_at": "*i64", "are_double": "*i32",
     "size": "i32",
 }  # fmt: skip
+WHOLE = re.compile(r"(?m)^    if is_aligned & .*:$")
+"""In a kernel's text, the question whether a tile is whole and can be read 16 bytes at a time."""
 WIDE = re.compile(r"\b(ld|st)\.global[a-z0-9.:_]*\.(?:v4\.[bf]32|v2\.[bf]64|v8\.[bf]16)")
+
+
+def assembled(
+    function: Any, capability: int, types: dict[str, str] | None = None, registers: int | None = None, **constants: Any
+) -> dict[str, Any]:
+    """One function in all forms that Triton gives it on the way."""
+    types = {**TYPES, **(types or {})}
+    signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
+    divisible = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
+    source = ASTSource(function, signature, constexprs=constants, attrs=divisible)
+    return dict(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(registers)).asm)
 
 
 def compiled(
     function: Any, capability: int, types: dict[str, str] | None = None, registers: int | None = None, **constants: Any
 ) -> dict[str, Any]:
     """One function's machine code: its memory instructions and what ptxas says of it."""
-    types = {**TYPES, **(types or {})}
-    signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
-    divisible = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
-    source = ASTSource(function, signature, constexprs=constants, attrs=divisible)
-    text = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(registers)).asm["ptx"]
+    text = assembled(function, capability, types, registers, **constants)["ptx"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(text)
@@ -80,6 +91,13 @@ def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
     return {**code_of(kernel, capability), "readings": [code_of(one, capability) for one in kernel.readings]}
 
 
+def of_whole_tiles(source: GpuSource, capability: int, types: dict[str, str]) -> dict[str, float]:
+    """What a thread executes where all elements are there and lie well: instructions an element, and how often it waits for others."""
+    _, module = load_for_triton("whole", WHOLE.sub("    if True:", source.text, count=1))
+    code = Code(assembled(module.update, capability, types, source.registers)["cubin"]).of_elements
+    return {"instructions": len(code) / source.each, "waits": sum("BAR." in line for line in code)}
+
+
 def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     """What became of one of a rule's kernels, a reading perhaps."""
     source, formula = kernel.source, kernel.stage
@@ -93,6 +111,7 @@ def code_of(kernel: gpu.Kernel, capability: int) -> dict[str, Any]:
     wide = {name: size * source.each // 16 for name, size in sizes.items() if name[1] != "_base"}
     return {
         "update": compiled(kernel.update, capability, types, source.registers),
+        **({} if formula.sides else of_whole_tiles(source, capability, types)),
         "operands": len(formula.operands),
         "prepare": compiled(kernel.prepare, capability, types, SIZE=gpu.TENSORS_AT_ONCE),
         "expected_loads": sum(count for (name, _), count in wide.items() if name in read),

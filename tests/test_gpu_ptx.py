@@ -117,6 +117,12 @@ def test_kernels_move_16_bytes_at_a_time_and_keep_nearly_all_in_registers(name, 
         assert (prepare["stack"], prepare["spills"], prepare["local"]) == (0, 0, False)
 
 
+@pytest.mark.parametrize("name", ["adamw bfloat16 24bit 8bit", "lion bfloat16 24bit 8bit", "adamw float32 float32"])
+def test_threads_do_not_wait_for_each_other(name, answers):
+    """What threads exchange for a block's largest number goes without waiting for all of them."""
+    assert [answers[name][architecture]["waits"] for architecture in ("sm_80", "sm_90")] == [0, 0]
+
+
 @pytest.mark.parametrize("name", [name for name in REQUESTS if not name.startswith("read")])
 def test_kernels_compute_exactly(name, answers):
     """No approximations but the estimates that `steprule.formats.gpu` refines, and nothing small is taken as 0."""

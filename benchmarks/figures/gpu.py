@@ -92,8 +92,8 @@ def gpu_code(records: Records) -> str:
         "bytes an element": lambda row: f"{row['bytes']:.2f}",
         "torch's calls, float32": lambda row: f"{row['torch_fused_bytes']:g}",
         **{
-            f"{one}: registers, bytes spilled": lambda row, one=one: (
-                f"{row[one]['update']['registers']}, {row[one]['update']['spills']}"
+            f"{one}: instructions an element, waits, registers, bytes spilled": lambda row, one=one: (
+                f"{row[one]['instructions']:.1f}, {row[one]['waits']}, {row[one]['update']['registers']}, {row[one]['update']['spills']}"
             )
             for one in ("sm_80", "sm_90")
         },
@@ -101,7 +101,8 @@ def gpu_code(records: Records) -> str:
     return text(
         table(rows_of(record, kind="kernel"), columns),
         f"{host['what']}: without the launches, the host takes {span(host['seconds'])} a step.",
-        "Kernels are compiled for GPUs that are not there, and nothing is timed on one. Bytes are those that a step moves; torch's are those of `fused=True`, and of "
+        "Kernels are compiled for GPUs that are not there, and nothing is timed on one. Instructions are those of a thread where all elements "
+        "of a tile are there, divided by its elements; at a wait it stops until all threads of the tile are as far. Bytes are those that a step moves; torch's are those of `fused=True`, and of "
         "clipping and averaging beside it where the kernel does that.",
         source(record),
     )
