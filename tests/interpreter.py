@@ -36,8 +36,9 @@ def forgo(interpreter: Any) -> None:
     """Leaves out what takes a fifth of the time: to compute all integers a second time, for a check of overflows that is
     made in debugging only, and to list all dtypes wherever one is looked up."""
     builder = interpreter.interpreter_builder
-    if hasattr(builder, "options") and not builder.options.debug:
-        builder.options = replace(builder.options, sanitize_overflow=False)
+    options = getattr(builder, "options", None)
+    if hasattr(options, "sanitize_overflow") and not options.debug:
+        builder.options = replace(options, sanitize_overflow=False)
     look_up, known = interpreter._get_np_dtype, cache(interpreter._get_np_dtype)
     interpreter._get_np_dtype = lambda kind: look_up(kind) if (one := kind.scalar).is_ptr() else known(one)
 
