@@ -170,5 +170,6 @@ def test_any_name_of_a_rule_makes_a_folder_in_the_cache(name, tmp_path, monkeypa
     param.grad = torch.ones(3)
     steprule.Optimizer.of(rule)([param], lr=1.0).step()
     assert param.tolist() == [0.75] * 3
-    assert len([*home.iterdir()]) == 1
+    kernels = {one.name.rpartition("_")[0] for one in home.iterdir()} - {"places"}  # of any process's first step
+    assert len(kernels) == 1
     assert [*tmp_path.iterdir()] == [tmp_path / "some"]
