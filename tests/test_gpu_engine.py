@@ -7,12 +7,12 @@ import copy
 import io
 import math
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from engines import GPU_DEVICE
+from forked import fresh
 
 import steprule
 from steprule.engine import gpu
@@ -531,7 +531,8 @@ def test_more_than_2_31_elements():
 
 def test_triton_is_imported_when_it_is_needed():
     code = "import steprule, sys, torch; o = steprule.AdamW([torch.zeros(3)], clip=1.0); assert 'triton' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
 
 
 # On a GPU
