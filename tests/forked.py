@@ -24,6 +24,8 @@ from pathlib import Path
 
 PATIENCE = 400
 """Seconds after which processes that wait for each other are ended."""
+MODULES = ("numba", "torch")
+"""What programs of one process import before they are forked."""
 Ended = subprocess.CompletedProcess[str]
 
 
@@ -48,7 +50,7 @@ def forked(
 def fresh(code: str, folders: Sequence[object] = (), env: Mapping[str, str] | None = None) -> Ended:
     """What `python -c code` does, with these folders before the path, and these variables besides."""
     path = {"PYTHONPATH": os.pathsep.join(map(str, folders))} if folders else {}
-    return forked([["-c", code]], ["numba", "torch"], {**path, **(env or {}), "PYTHONDONTWRITEBYTECODE": "1"})[0]
+    return forked([["-c", code]], MODULES, {**path, **(env or {}), "PYTHONDONTWRITEBYTECODE": "1"})[0]
 
 
 @cache
@@ -113,6 +115,8 @@ def _fork(program: Sequence[str], env: Mapping[str, str], printed: int, errors: 
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -7,13 +7,13 @@ import functools
 import io
 import os
 import pickle
-import subprocess
 import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from forked import fresh
 from torch import nn
 
 import steprule
@@ -595,18 +595,15 @@ def test_other_parts_make_another_class():
     assert len(made) == 11
 
 
-def test_a_chain_of_chains_is_unpickled_where_there_is_none():
+def test_a_chain_of_chains_is_unpickled_where_there_is_none(tmp_path):
     optimizer = Optimizer.of(PARTS["a chain"]())([torch.ones(2, requires_grad=True)], lr=0.25)
     code = (
-        "import pickle, sys; optimizer = pickle.load(sys.stdin.buffer)\n"
+        f"import pickle; optimizer = pickle.load(open({str(tmp_path / 'pickled')!r}, 'rb'))\n"
         "print(type(optimizer).__name__, [*optimizer.rule.states], optimizer.param_groups[0]['lr'])"
     )
-    folder = os.path.dirname(__file__)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=pickle.dumps(optimizer), env=environment, capture_output=True
-    )
-    assert done.stdout.decode().strip() == "Chain ['exp_avg'] 0.25", done.stderr.decode()
+    (tmp_path / "pickled").write_bytes(pickle.dumps(optimizer))
+    done = fresh(code, [os.path.dirname(__file__), *sys.path])
+    assert done.stdout.strip() == "Chain ['exp_avg'] 0.25", done.stderr
 
 
 class Within:

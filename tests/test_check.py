@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from forked import fresh
 from own_claims import own
 
 import steprule
@@ -106,7 +106,7 @@ def test_a_reproducer_runs_where_there_is_no_steprule(tmp_path):
         sys.path.remove(str(tmp_path))
     result = look(CHECKS["returns_the_loss"], Subject(Forgetful, lr=0.01))
     code = f"import sys; sys.modules['steprule'] = None\n{result.reproducer}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = fresh(code, [tmp_path])
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"AssertionError: {result.reason}"
 
 

@@ -989,6 +989,7 @@ def test_digits_tells_good_learning_rates_from_bad_ones():
     assert bad.reached_step is None
 
 
+@pytest.mark.long
 def test_chars_is_learnt_within_its_steps():
     task = tasks.chars()
     run = train(task, spec.parse(task.optimizers[-1]), 0, Budget(steps=task.steps), task.target, no_progress)

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from forked import MODULES, forked
 from settings import shapes_for
 
 import steprule
@@ -124,9 +125,6 @@ def test_nor_by_kernels(settings, elsewhere):
 
 
 def test_nor_when_steprule_is_imported_there():
-    import subprocess
-    import sys
-
     program = """
 import torch
 torch.set_default_device("meta")
@@ -137,7 +135,8 @@ p.grad = torch.ones(3, device="cpu")
 optimizer.step()
 assert p.max() < 0.6 and optimizer._core.plans.current is not None
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    (done,) = forked([["-c", program]], MODULES)
+    assert done.returncode == 0, done.stderr
 
 
 @contextlib.contextmanager

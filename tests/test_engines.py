@@ -77,7 +77,9 @@ CASES = [
 
 @pytest.mark.parametrize(("rule", "hyper", "dtype", "engine"), CASES)
 def test_engines_stay_within_rounding_of_the_oracle(rule, hyper, dtype, engine):
-    for step, numbers in ((1, hyper), (2, telling(rule, hyper)), (1000, telling(rule, hyper))):
+    first, second, late = (1, hyper), (2, telling(rule, hyper)), (1000, telling(rule, hyper))
+    is_formula = engine != "gpu" or dtype == torch.float32  # else only loads and stores are others, in the interpreter
+    for step, numbers in (first, second, late) if is_formula else (second,):
         operands = random_operands(rule, numbers, 999, dtype, seed=step, is_first=step == 1)
         result = ENGINES[engine](rule, numbers, operands, step)
         assert_within_bound(rule, numbers, operands, step, False, result)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import MODULES, forked
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]
@@ -217,8 +218,5 @@ def test_steps_to_a_loss_are_read_off_between_two_lengths():
 
 
 def test_without_a_gpu_its_script_says_what_else_there_is():
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "gpu.py"], capture_output=True, text=True, env=environment
-    )
+    (done,) = forked([[ROOT / "benchmarks" / "gpu.py"]], MODULES, {"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 1 and "gpu_code.py" in done.stderr

@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import inspect
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from engines import random_operands, run_cpu, run_eager
+from forked import MODULES, forked
 from test_engines import assert_within_bound
 
 import steprule
@@ -63,7 +63,8 @@ def test_it_is_an_array_optimizer(lion):
 
 
 def test_the_example_runs():
-    result = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, check=True)
+    (result,) = forked([[EXAMPLE]], MODULES)
+    assert result.returncode == 0, result.stderr
     losses = [float(line.split()[1]) for line in result.stdout.splitlines()]
     assert len(losses) == 2 and all(loss < 0.5 for loss in losses)
 

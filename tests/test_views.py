@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -42,6 +44,11 @@ def pair(words, shape, name="muon", dtype=torch.float32, channels_last=False, **
             part.grad = grad
 
     return param, own, one, other, grads
+
+
+def leaf(*shape):
+    """The same numbers in every shape."""
+    return nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).sin().reshape(shape))
 
 
 def step(one, other, grads, count=3):
@@ -100,17 +107,35 @@ def test_strides_are_not_taken_for_rows(view):
 
 
 @pytest.mark.parametrize("words", [*CASES, *UNEQUAL])
-@pytest.mark.parametrize("name", ["muon", "normuon", "muoneq", "mano", "polargrad", "adafactor"])
+@pytest.mark.parametrize("name", ["muon", "normuon", "muoneq", "mano", "polargrad", "adafactor", "came"])
 def test_sums_of_rows_columns_and_matrices_are_those_of_each(words, name):
     """In float64 that leaves some 1e-15 of rounding, which differences of large numbers make 1e-12; another view leaves 1e-2."""
     param, own, one, other, grads = pair(words, {**CASES, **UNEQUAL}[words], name, torch.float64)
     step(one, other, grads)
+    assert takes_passes(one) or words not in ("matrix", "flatten")
     for part, its in zip(parts(words, param), own, strict=True):
         torch.testing.assert_close(part, its, rtol=0, atol=1e-10)
     (state,) = one.state.values()
     for key in RULES[name].side_states:
         whole = torch.cat([other.state[its][key].flatten() for its in own])
         torch.testing.assert_close(state[key].flatten(), whole, rtol=1e-10, atol=0)
+
+
+def test_a_flat_convolution_is_stepped_as_the_matrix_of_its_numbers():
+    settings = {"states": "8bit", "clip": 0.5, "average": 0.9, "telemetry": 1}
+    one, other = leaf(4, 3, 5, 40), leaf(4, 600)
+    make = partial(steprule.CAME, **settings)
+    optimizers = [make([{"params": [one], "view": "flatten"}]), make([other])]
+    for scale in (1.0, 2.0, 3.0):
+        for param, optimizer in zip((one, other), optimizers, strict=True):
+            param.grad = scale * param.detach().cos()
+            optimizer.step()
+    assert all(map(takes_passes, optimizers))
+    for key in ("param", *optimizers[0].state[one]):
+        kept = [
+            optimizer.state[param].get(key, param) for param, optimizer in zip((one, other), optimizers, strict=True)
+        ]
+        assert torch.equal(*(x.detach().reshape(-1) for x in kept)), key
 
 
 @pytest.mark.parametrize("name", ["soap", "shampoo"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
@@ -99,10 +99,18 @@ def stacks(mesh: Any) -> None:
         if dim == 0 and name not in ("Adafactor", "CAME"):
             compare(f"{name} of {shape}", maker(name, {}), (shape,), mesh, [Shard(0)], torch.float64)
             continue
+        if dim == 0:
+            flat = partial(_flattened, maker(name, {}))
+            compare(f"{name} of {shape}, flat", flat, (shape,), mesh, [Shard(0)], torch.float64)
         param = torch.nn.Parameter(distribute_tensor(torch.ones(shape), mesh, [Shard(dim)]))
         what = "beside a stack of matrices" if name in ("Adafactor", "CAME") else "Cut it so, as fully_shard() does"
         make = partial(maker(name, {}), [param])
         refused(make, ValueError, f"{name} looks at rows and columns", what)
+
+
+def _flattened(make: Callable[[Any], Any], params: list[Any]) -> Any:
+    """An optimizer that sees each of them as one matrix."""
+    return make([{"params": params, "view": "flatten"}])
 
 
 def torchs_states(mesh: Any) -> None:

@@ -103,7 +103,7 @@ class _Misfit(Exception):
 def _flatten(one: Tensor, numbers: list[int]) -> list[Tensor]:
     order = sorted(range(1, one.ndim), key=one.stride, reverse=True)
     try:
-        return [one.permute(0, *order).view(one.shape[0], -1)]
+        return [one.permute(0, *order).view(one.shape[0], math.prod(one.shape[1:]))]
     except RuntimeError:
         raise _Misfit(f"strides {one.stride()} make no one axis of all but the first; copy it") from None
 

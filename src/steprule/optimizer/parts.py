@@ -197,6 +197,7 @@ def _kind_of(param: Tensor) -> str | None:
 
 
 _ELEMENTWISE = "Rules that look at each element by itself take such parameters"
+_ONE_MATRIX = f'With view="flatten" in its group it is one matrix. {_ELEMENTWISE}'
 _OTHER_STATES = 'Leave it out, or use states="bfloat16"'
 _OTHER_CLIP = "Clip by the norm of all gradients, as in clip=1.0, or by value, as in clip=ClipValue(1.0)"
 _LEAVE_OUT = "Leave it out"
@@ -212,11 +213,10 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
         name = core.rule.chosen(group).__name__
+        shapes = matrices_of(param.shape, core.rule.stacks, group.get("view"))
         if program.joins and (reason := why_apart(param)):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
-        elif not program.has_squares and not goes_with_view(
-            program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))
-        ):
+        elif not program.has_squares and not goes_with_view(program, group.get("view"), shapes):
             needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
             yield needs, "Leave out the view, or step this one by a rule that needs products only, such as Muon"
         elif not program.by_passes:
@@ -224,9 +224,9 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         elif program.has_squares and not (gpu.serves(param.device) or param.device.type in ("cpu", "meta")):
             where = f"on CPUs and GPUs, and not on {param.device.type}"
             yield f"{name} has squares beside a matrix, and those of parts are computed {where}", _ELEMENTWISE
-        elif (program.last.sides or program.has_squares) and core.rule.stacks and param.dim() > 2:
+        elif (program.last.sides or program.has_squares) and core.rule.stacks and len(shapes[0]) > 2:
             beside = "has squares" if program.has_squares else "looks at rows and columns"
-            yield f"{name} {beside} beside a stack of matrices", _ELEMENTWISE
+            yield f"{name} {beside} beside a stack of matrices", _ONE_MATRIX
         elif program.last.sides and param.dim() > 2 and has_cut_rows:
             rows = f"{name} looks at rows and columns, of which a tensor of {param.dim()} dimensions has stretches where it is cut along the first"
             yield rows, f"Cut it so, as fully_shard() does. {_ELEMENTWISE}"

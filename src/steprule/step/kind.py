@@ -14,7 +14,7 @@ from steprule.engine import cpu, gpu
 from steprule.engine.matrices import goes_with_view, room_dtype
 from steprule.formats import FORMATS, row_length, weight_format
 from steprule.formats.parts import cuts_of, sides_cut, whole_of
-from steprule.state import matrices_of, matrix_shape, no_matrix
+from steprule.state import matrices_of, no_matrix
 from steprule.step.job import Job
 from steprule.tensors.memory import (
     DTYPES,
@@ -212,7 +212,7 @@ class Kind:
         fits_sides = (gpu.TAKES_ROWS or not gpu.serves(param.device)) and self._served().factor != "row"
         return (
             (fits_sides or not program.last.sides)
-            and len(matrix_shape(param.shape, self.rule.stacks)) == 2
+            and len(matrices_of(param.shape, self.rule.stacks, self.view)[0]) == 2
             and bool(whole_of(param).numel())
             and all(is_readable(x, param.device) and x.is_contiguous() for x in beside)
         )

@@ -21,7 +21,7 @@ from steprule.formats.parts import whole_of
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
 from steprule.services.work import CpuWork
-from steprule.state import matrices_of, matrix_shape
+from steprule.state import matrices_of
 from steprule.step.entry import Entry
 from steprule.step.kind import AnyKernel
 from steprule.tensors.beside import side_dtype
@@ -125,8 +125,8 @@ def sides_of(kernel: AnyKernel, bucket: list[Entry]) -> Sides | GpuSides | None:
 
 
 def _here(entry: Entry) -> tuple[int, ...]:
-    """What is here of a matrix that has numbers of rows or columns: a view with these is no other."""
-    return matrix_shape(entry.param.shape, entry.rule.stacks)
+    """What is here of a matrix that has numbers of rows or columns."""
+    return matrices_of(entry.param.shape, entry.rule.stacks, entry.kind.view)[0]
 
 
 def matrix_of(entry: Entry) -> tuple[int, ...]:
