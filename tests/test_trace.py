@@ -273,15 +273,29 @@ def test_none_may_be_asked_for_elsewhere():
     assert set(define(body, states=", m").last.outputs) == {"param", "m"}
 
 
-def test_a_parameter_may_be_a_state_that_has_seen_it():
-    assert define("return m, param - lr * grad", states=", m")
+def test_a_parameter_may_be_a_state_that_begins_at_it():
+    class Late(Rule):
+        old = State(begins="param")
+
+        def update(param, grad, old, *, lr=0.1):
+            return old, param - lr * grad
+
+    assert Optimizer.of(Late)([torch.nn.Parameter(torch.ones(2))])
 
 
-@pytest.mark.parametrize("body", ["return -lr * grad, m", "m = ema(m, grad, 0.9); return -lr * m, m"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return -lr * grad, m",
+        "m = ema(m, grad, 0.9); return -lr * m, m",
+        "return m, param - lr * grad",
+        "return ema(m, grad, 0.9), param - lr * m",
+    ],
+)
 def test_the_update_is_not_the_parameter(body):
     message = refusal(body, states=", m")
     assert "Mine.update returned a new param that does not depend on the old one (my_rule.py:1)" in message
-    assert "as in return param - lr * update" in message
+    assert "as in return param - lr * update, and not the update, new values in the order param, m;" in message
 
 
 def test_such_mistakes_are_told_when_an_optimizer_is_made():

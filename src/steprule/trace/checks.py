@@ -40,24 +40,16 @@ def check_new(rule: type[Rule], new: Mapping[str, Any], services: int) -> None:
 
 
 def check_param(rule: type[Rule], new: Mapping[str, Any]) -> None:
-    """Raises for a new parameter that has nothing of the old one; new is as for `check_new`."""
-    if not _keeps_param(rule, new):
+    """Raises for a new parameter that has nothing of the old one in the first step; new is as for `check_new`."""
+    seen = {"param", *(name for name, state in rule.states.items() if state.begins == "param")}
+    made_of = inputs_of(new["param"]) if isinstance(new["param"], Expression) else set()
+    if seen.isdisjoint(made_of):
+        order = f", new values in the order {', '.join(('param', *rule.states))}" if rule.states else ""
         raise RuleError(
             f"{rule.__name__}.update returned a new param that does not depend on the old one ({where(rule.function())}). "
-            "Return the parameter, as in return param - lr * update, and not the update; to step from the first weights every "
+            f"Return the parameter, as in return param - lr * update, and not the update{order}; to step from the first weights every "
             'time, keep them: first = State(begins="param")'
         )
-
-
-def _keeps_param(rule: type[Rule], new: Mapping[str, Any]) -> bool:
-    """Whether the new parameter depends on the old one: by itself, or by states that have seen one."""
-    inputs = {name: inputs_of(value) if isinstance(value, Expression) else set() for name, value in new.items()}
-    seen = {"param", *(name for name, state in rule.states.items() if state.begins == "param")}
-    more = seen
-    while more:
-        more = {name for name in inputs.keys() - seen if not inputs[name].isdisjoint(seen)}
-        seen |= more
-    return not inputs["param"].isdisjoint(seen)
 
 
 def asked_for_none(rule: type[Rule]) -> list[str]:
