@@ -108,7 +108,8 @@ MISTAKES = {
     "max(grad, 0)": "where(condition", "int(step) * grad": "floor(x)", "[grad][step]": "a number, as in range(5)",
     "[grad for _ in range(step)][0]": "loops are unrolled", "math.cos(step / 9) * grad": "lr=lambda step: 0.1 / step", "betas * grad": "beta1, beta2 = betas",
     # what is no formula at all
-    "grad + undefined": "NameError: name 'undefined' is not defined (", "grad + graad": "did you mean 'grad'?", "sqr(grad)": "did you mean 'sqrt'?", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
+    "grad + undefined": "NameError: name 'undefined' is not defined (", "grad + graad": "did you mean 'grad'?", "sqr(grad)": "did you mean 'sqrt'?", "tanh(grad)": "is not defined (my_rule.py:2, in update). Write 1 - 2 / (1 + exp(2 * x)) (steprule.pieces",
+    "cos(step) * grad": "Write a hyperparameter whose default is a function of the step, as in turn=lambda step: math.cos(0.01 * step)", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
     "grad / 0.0 / (1 / 0)": "ZeroDivisionError",
     "sqrt(grad, 2)": "takes 1 positional argument", "grad * 'x'": "numbers, operands", "grad * [1, 2]": "numbers, operands", "grad()": "not callable",
 }  # fmt: skip

@@ -10,6 +10,7 @@ from steprule.names import HOME, did_you_mean
 from steprule.rule import Rule, RuleError
 from steprule.signature import where
 from steprule.trace.expression import Expression, inputs_of
+from steprule.trace.instead import FUNCTIONS, instead_of
 
 _DEEPEST = 200
 """Operations that may be nested: what writes, prints and computes them calls itself for each, up to four times."""
@@ -77,4 +78,6 @@ def told_of_name(rule: type[Rule], name: str) -> str:
         return f". Write step after the *: update(param, grad{states}, *, step, {', '.join(f'{one}=...' for one in rule.hyperparameters)})"
     if name in HOME["pieces"]:
         return f". Write from steprule.pieces import {name}"
+    if name in FUNCTIONS:
+        return f". Write {instead_of(name)}"
     return did_you_mean(name, (*function.__code__.co_varnames, *function.__globals__, *HOME["pieces"]))
