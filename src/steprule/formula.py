@@ -123,7 +123,7 @@ class _Writer:
         check_names(rule.__name__, hyper, rule.hyperparameters)
         hyper = {**rule.hyperparameters, **hyper}
         check_settings(rule, hyper)
-        with _Locals(rule) as named:
+        with _Locals() as named:
             traced, scalars = formulas(rule, hyper)
         terms = Terms()
         outputs = {name: terms.of(traced[name]) for name in (*rule.states, "param") if name in traced}
@@ -134,7 +134,9 @@ class _Writer:
         self._words = {name: text if taken[text] == 1 else name for name, text in words.items()}
         self._symbols = self._choose_symbols()
         letters = itertools.chain("uwqyzhk", (f"u{i}" for i in itertools.count(1)))
-        self._called = {terms.of(x): name for name, x in named.items() if self._is_free(name)}
+        self._called = {
+            terms.of(x): name for name, x in named if self._is_free(name)
+        }  # the outermost function is the last
         self._locals = (name for name in letters if self._is_free(name) and name not in self._called.values())
         self._names: dict[Term, str] = {}  # what has been written
         self._outputs: dict[Term, str] = {}
@@ -171,9 +173,17 @@ class _Writer:
             self._names[term] = self._new(name)
             self.lines.append(self._target(name) + self.arrow + text)
         else:
-            self._names[term] = self._local(self._called.get(term) or next(self._locals))
+            self._names[term] = self._local(self._name(term))
             self.lines.append(self._names[term] + self.equals + text)
         return self._names[term]
+
+    def _name(self, term: Term) -> str:
+        """What a line of no state is called: as a variable of the function, with a number if another line is called so, or a letter."""
+        name = self._called.get(term)
+        if name is None:
+            return next(self._locals)
+        numbered = itertools.chain([name], (f"{name}{number}" for number in itertools.count(2)))
+        return next(one for one in numbered if self._is_free(one) and self._local(one) not in self._names.values())
 
     def _size(self, term: Term) -> int:
         """The operations in a term that are written out there."""
@@ -319,13 +329,12 @@ class _LatexWriter(_Writer):
 
 
 class _Locals:
-    """What the local variables of a formula's function are when it returns, by name: expressions alone."""
+    """What local variables are, in a formula's function and in those that it calls, when these return: expressions alone."""
 
-    def __init__(self, rule: type[Rule]) -> None:
-        self._code = rule.function().__code__
-        self._found: dict[str, Expression] = {}
+    _HOMES = ("steprule.rules", "steprule.transforms", "steprule.wrappers", "steprule.lessons")
 
-    def __enter__(self) -> dict[str, Expression]:
+    def __enter__(self) -> list[tuple[str, Expression]]:
+        self._found: list[tuple[str, Expression]] = []
         self._before = sys.getprofile()
         sys.setprofile(self._look)
         return self._found
@@ -334,8 +343,9 @@ class _Locals:
         sys.setprofile(self._before)
 
     def _look(self, frame: FrameType, event: str, _: Any) -> None:
-        if event == "return" and frame.f_code is self._code:
-            self._found.update((name, x) for name, x in frame.f_locals.items() if isinstance(x, Expression))
+        module = frame.f_globals.get("__name__", "")
+        if event == "return" and (module.startswith(self._HOMES) or module.partition(".")[0] != "steprule"):
+            self._found += ((name, x) for name, x in frame.f_locals.items() if isinstance(x, Expression))
 
 
 def _rounded(value: float) -> float:
