@@ -351,6 +351,11 @@ def test_the_command(capsys, tmp_path):
             {"reports": [Path("/nowhere/x.xml")]},
             "--report /nowhere/x.xml cannot be written: there is no directory /nowhere",
         ),
+        ({"checks": ["nope"]}, "there is no check 'nope'; a run of all prints their names"),
+        (
+            {"tiers": ["nope"]},
+            "there is no tier 'nope'; choose from manners, state, numbers, matrix, cost, distributed",
+        ),
         ({"tiers": ["number"]}, "there is no tier 'number'; did you mean 'numbers'?"),
         ({"reports": [Path("r.html")]}, "--report r.html: the ending must be one of .json, .xml"),
     ],

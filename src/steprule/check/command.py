@@ -151,7 +151,7 @@ def read_claims(texts: Sequence[str], expected: Sequence[str] = (), known: Claim
         name, equals, value = text.partition("=")
         if name not in CLAIMS and name != "mode":
             raise UsageError(
-                f"--claim {text!r}: there is no {name!r}{did_you_mean(name, CLAIMS, otherwise=f'choose from {CLAIMS}')}"
+                f"--claim {text!r}: there is no {name!r}{did_you_mean(name, CLAIMS, otherwise='choose from ' + ', '.join(CLAIMS))}"
             )
         if kinds[name] == "bool" and not equals:
             given[name] = True
@@ -163,7 +163,9 @@ def read_claims(texts: Sequence[str], expected: Sequence[str] = (), known: Claim
     for text in expected:
         name, _, reason = text.partition("=")
         if name not in CHECKS:
-            raise UsageError(f"--expect {text!r}: there is no check {name!r}{did_you_mean(name, CHECKS)}")
+            raise UsageError(
+                f"--expect {text!r}: there is no check {name!r}{did_you_mean(name, CHECKS, otherwise='a run of all prints their names')}"
+            )
         if not reason.strip():
             raise UsageError(f"--expect {text!r} must look like {name}=REASON")
         reasons[name] = reason
