@@ -262,7 +262,7 @@ def _load(text: str) -> Task:
     except Exception as error:
         raise UsageError(f"--task {text!r}: {function}() failed: {told(error)}") from error
     if not isinstance(task, Task):
-        raise UsageError(f"--task {text!r}: {function}() returned {task!r}, not a steprule.compare.Task")
+        raise UsageError(f"--task {text!r}: {function}() returned {type(task).__name__}, not a steprule.compare.Task")
     return described(task, make)
 
 
