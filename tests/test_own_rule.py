@@ -752,3 +752,13 @@ def test_nan_that_the_formula_does_not_choose_is_none_of_its_own():
         param.grad = torch.ones(3)
         optimizer.step()
     assert param.isfinite().all() and (param != 1).all()
+
+
+class RootOfLr(Rule):
+    def update(param, grad, *, lr=0.1):
+        return param - (lr**0.5 / (1 + lr)) * grad
+
+
+def test_a_learning_rate_that_is_a_tensor_of_a_graph_is_not_looked_at():
+    lr = torch.tensor(0.25, requires_grad=True)
+    assert Optimizer.of(RootOfLr)([torch.nn.Parameter(torch.ones(3))], lr=lr, differentiable=True)

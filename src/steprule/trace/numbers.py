@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def check_nan(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
     """Raises ValueError for hyperparameters of which the formula makes a NaN in the first step."""
     for number, scalars in _numbers_of(rule, hyper):
         read = {scalar_name(*one): _read(hyper[one[0]], one[1]) for one in scalars}
-        if any(x is None for x in read.values()):
+        if not all(isinstance(x, Real) for x in read.values()):  # tensors may be of a graph, or have no numbers
             continue
         value = Evaluation({name: np.array([x], float) for name, x in {**read, "step": 1.0}.items()})
         with np.errstate(all="ignore"):
