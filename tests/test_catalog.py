@@ -191,7 +191,12 @@ def test_names():
     assert run("show", "Schedule-Free_ADAMW").output == run("show", "schedulefreeadamw").output
     bad = {
         ("adamww",): "steprule show: unknown optimizer 'adamww'; did you mean 'adamw'?",
-        ("qqqq",): "unknown optimizer 'qqqq'; choose from adabelief, ",
+        ("qqqq",): "unknown optimizer 'qqqq'; steprule list prints all names",
+        (
+            "torch.AdamW",
+        ): "steprule show: torch.AdamW is torch.optim's, with no rule here; adamw is steprule's of that name",
+        ("torch.optim.LBFGS",): "lbfgs is torch.optim's own, with no formula here",
+        ("bogus",): "unknown optimizer 'bogus'; steprule list",  # and not lbfgs
         ("AdamW8bit",): "steprule show: unknown optimizer 'AdamW8bit'; did you mean 'adamw:states=8bit'?",
         ("mine:Lion",): "unknown optimizer 'mine:Lion'; did you mean 'mine.Lion'? A class of your own is module.Class",
         ("sgd", "--kernel", "tpu"): "--kernel 'tpu' must be cpu or gpu",

@@ -15,7 +15,7 @@ from forked import fresh
 from own_claims import own
 
 import steprule
-from steprule.check import CHECKS, Claims, Subject, parametrize_with_checks, run
+from steprule.check import CHECKS, Claims, Subject, claims_of, parametrize_with_checks, run
 from steprule.check.broken import FAULTS, claimed
 from steprule.check.broken.correct import AdamW, Muon
 from steprule.check.checks import grad
@@ -196,6 +196,73 @@ def test_a_formula_that_computes_nothing_ends_the_run_with_a_sentence(formula, t
         run(Subject(steprule.SGD, Claims(formula=formula)), checks=["follows_its_formula"])
 
 
+class Orthogonal(steprule.Rule):
+    decay = "decoupled"
+
+    def update(param, grad, m, *, lr=0.02, weight_decay=0.0):
+        m = steprule.ema(m, grad, 0.9)
+        return param - lr * (steprule.polar(m) + weight_decay * param), m
+
+
+class InTurn(steprule.Rule):
+    def update(param, grad, old, *, step, lr=0.02):
+        old = steprule.every(3, step, lambda: steprule.polar(grad), old)
+        return param - lr * old, old
+
+
+def test_what_a_rule_shows_is_claimed_of_its_optimizer():
+    own = claims_of(steprule.Optimizer.of(Orthogonal))
+    assert (own.params, own.decay, own.formula, own.separate) == ("2d", "decoupled", Orthogonal, True)
+    assert own.bfloat16 and own.maximize and own.tensor_lr and not own.elementwise and not own.complex
+    assert not claims_of(steprule.Optimizer.of(InTurn)).separate
+    sign = claims_of(steprule.Optimizer.of(OwnSign))
+    assert (sign.params, sign.elementwise, sign.complex) == ("any", True, True)
+    assert not claims_of(steprule.Prodigy).separate and claims_of(steprule.Adafactor).separate
+    assert not claims_of(steprule.LAMB).elementwise
+    assert claims_of(steprule.Muon, {"states": "8bit"}) == Claims(params="2d")
+    assert claims_of(torch.optim.AdamW) == Claims()
+
+
+def test_the_command_knows_what_rules_claim(capsys):
+    from steprule.check.command import check, subject_of
+
+    names = ["follows_its_formula", "takes_any_shape", "stays_finite", "decays_as_claimed"]
+    assert check("muon", checks=names) == 0
+    assert "3 passed, 1 skipped" in capsys.readouterr().out
+    assert check("soap", checks=["stays_finite"]) == 0
+    assert "1 failed as expected" in capsys.readouterr().out
+    assert check("test_check:Orthogonal", checks=names) == 0
+    assert "3 passed, 1 skipped" in capsys.readouterr().out
+    told = subject_of("adamw", claims=["decay=coupled"], expected=["counts_on=said here"]).claims
+    assert (told.decay, told.drop_in_for, told.expected_failures) == (
+        "coupled", "torch.optim.AdamW", {"counts_on": "said here"},
+    )  # fmt: skip
+
+
+class Twice(steprule.Optimizer, rule=OwnSign):
+    def step(self, closure=None):
+        super().step(closure)
+        return super().step()
+
+
+def test_a_step_that_is_not_the_rules_formula_is_found(capsys):
+    from steprule.check.command import check
+
+    assert check("test_check:Twice", checks=["follows_its_formula"]) == 1
+    assert "after twelve steps as it is made by default it is off by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("lbfgs", "its step needs a closure"), ("sparseadam", "takes sparse gradients only"), ("torch.LBFGS", "closure")],
+)
+def test_what_no_check_can_step_is_refused(name, told):
+    from steprule.check.command import check
+
+    with pytest.raises(ValueError, match=told):
+        check(name)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "claim", "check"),
     [
@@ -283,6 +350,11 @@ def test_the_command(capsys, tmp_path):
         (
             {"reports": [Path("/nowhere/x.xml")]},
             "--report /nowhere/x.xml cannot be written: there is no directory /nowhere",
+        ),
+        ({"checks": ["nope"]}, "there is no check 'nope'; a run of all prints their names"),
+        (
+            {"tiers": ["nope"]},
+            "there is no tier 'nope'; choose from manners, state, numbers, matrix, cost, distributed",
         ),
         ({"tiers": ["number"]}, "there is no tier 'number'; did you mean 'numbers'?"),
         ({"reports": [Path("r.html")]}, "--report r.html: the ending must be one of .json, .xml"),

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
-from steprule import __version__, cli
+from steprule import Rule, __version__, cli
 
 
 def ended(monkeypatch, stdout, *arguments):
@@ -78,6 +79,23 @@ def test_names_of_commands_have_any_case():
     for word, message in {"help": "Did you mean '--help'?", "Version": "Did you mean '--version'?", "lst": "Did you mean 'list'?"}.items():  # fmt: skip
         result = runner.invoke(cli.app, [word])
         assert result.exit_code == 2 and message in result.output
+
+
+class Misspelt(Rule):
+    def update(param, grad, *, lr=0.1):
+        return param - lr * graad  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "test_cli:Misspelt"], ["show"], ["memory", "7B"], ["compare", "--no-report", "--steps", "1"]],
+)
+def test_a_rule_that_is_none_is_told_in_a_line(arguments):
+    named = arguments if len(arguments[-1]) > 9 else [*arguments, "test_cli.Misspelt"]
+    result = CliRunner().invoke(cli.app, named)
+    assert result.exit_code == 2
+    told = rf"steprule {arguments[0]}: Misspelt.update: NameError: name 'graad' is not defined \(.*\); did you mean 'grad'\?\n"
+    assert re.search(told, result.output)
 
 
 @pytest.mark.parametrize("command", ["compare", "memory", "list", "show", "lesson"])

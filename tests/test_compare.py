@@ -346,7 +346,7 @@ def test_a_class_of_the_users_is_found_in_the_current_directory(folder, name):
         ),
         (["--task", "nowhere:task"], "--task 'nowhere:task': there is no module 'nowhere'"),
         (["--task", "sinetask:"], "--task 'sinetask:' must look like"),
-        (["--task", "sinetask:not_a_task"], "not_a_task() returned 3, not a steprule.compare.Task"),
+        (["--task", "sinetask:not_a_task"], "not_a_task() returned int, not a steprule.compare.Task"),
         (["--task", "digits"], "--task 'digits' is given twice"),
         (
             ["--task", "sinetask:make_model"],

@@ -32,6 +32,17 @@ def test_json_goes_to_standard_output_and_nothing_else():
     assert "steps to" not in done.output  # no table
 
 
+def test_learning_rates_that_nobody_has_chosen_are_told_before_anything_runs():
+    quick = ("-t", "sinetask:task", "--steps", "1", "--seeds", "1", "--no-report")
+    told = command(*quick, "sgd", "adam:lr=0.02", "torch.AdamW", "prodigy").stdout.splitlines()[0]
+    assert told.startswith(
+        "sine: no lr is given, so defaults are taken: sgd 0.001, torch.AdamW 0.001. Name what suits the task"
+    )
+    assert told.endswith("such as sgd:lr=0.1,momentum=0.9; or --lr-grid tries several.")
+    for others in (["adam:lr=0.02"], [], ["sgd", "--lr-grid", "0.1"]):
+        assert "no lr is given" not in command(*quick, *others).output
+
+
 def test_json_is_what_the_file_has(folder):  # noqa: F811
     assert json.loads(command(*QUICK, "--json").stdout) == saved(folder)
 

@@ -460,11 +460,11 @@ class Untouched:
     "name, arguments, error, message",
     [
         ("adamv", {}, ValueError, "unknown optimizer 'adamv'; did you mean 'adam"),
-        ("xyz", {}, ValueError, "unknown optimizer 'xyz'; choose from .*adamw"),
+        ("xyz", {}, ValueError, "unknown optimizer 'xyz'; steprule list prints all names"),
         ("amsgrad", {}, ValueError, "unknown optimizer 'amsgrad'; it is a setting of adamw, adam"),
         ("torch.optim.AdamW", {}, ValueError, "unknown optimizer 'torch.optim.AdamW'; did you mean 'adamw'"),
         ("AdamW8bit", {}, ValueError, "unknown optimizer 'AdamW8bit'; did you mean 'adamw' with states=8bit"),
-        (3, {}, ValueError, "unknown optimizer '3'; choose from"),
+        (3, {}, ValueError, "unknown optimizer '3'; steprule list"),
         ("adamw", {"bettas": 1}, TypeError, "AdamW got an unexpected argument 'bettas'; did you mean 'betas'"),
         ("adamw", {"layer_decy": 1}, TypeError, "AdamW got an unexpected .*'layer_decy'; did you mean 'layer_decay'"),
         ("adamw", {"params": []}, TypeError, "AdamW got an unexpected argument 'params'"),

@@ -7,6 +7,7 @@ import ast
 import itertools
 import math
 import re
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -431,8 +432,10 @@ def test_two_states_with_one_value():
 
 def test_names_do_not_collide():
     def update(param, grad, u, m, exp_avg, *, beta1=0.5, betas=(0.1, 0.2)):
-        shared = grad + beta1 * param
-        return param - shared / (1 + shared * betas[0]), u + shared, m, exp_avg * grad
+        beta1_2 = grad + beta1 * param
+        beta1 = beta1_2  # a name that the hyperparameter has
+        del beta1_2
+        return param - beta1 / (1 + beta1 * betas[0]), u + beta1, m, exp_avg * grad
 
     assert printed(update).splitlines() == [
         "w = grad + beta1·param",
@@ -442,6 +445,37 @@ def test_names_do_not_collide():
     ]
     latex = printed(update, formula_latex)
     assert r"\mathrm{exp\_avg}_t" in latex and r"\theta_t" in latex and r"\mathrm{betas\_0}" in latex
+
+
+def test_lines_are_called_as_the_variables_of_the_function():
+    def update(param, grad, u, exp_avg, *, lr=0.1, eps=1e-8):
+        w = abs(grad) + eps
+        exp_avg = exp_avg + w * w
+        m, used_once = w / (exp_avg + w), 2 * grad
+        safe_step = pieces.where(exp_avg > 0, m, used_once)  # has a line although it is used once
+        return param - lr * safe_step + (u - 2 * grad) / (1 + abs(u - 2 * grad)), u + m, exp_avg
+
+    assert printed(update).splitlines() == [
+        "w = |grad| + eps",
+        "exp_avg ← exp_avg + w²",
+        "m = w/(exp_avg' + w)",
+        "u ← u + m",
+        "safe_step = m if exp_avg' > 0 else 2·grad",
+        "q = u − 2·grad",
+        "param ← param − lr·safe_step + q/(1 + |q|)",
+    ]
+    before = sys.getprofile()
+    latex = printed(update, formula_latex)  # where m is exp_avg
+    assert sys.getprofile() is before
+    assert r"\mathrm{safe\_step}_t &= \begin{cases}" in latex and r"m_t &= m_{t-1} + w_t^2" in latex
+
+
+def test_what_an_impossible_choice_says_is_left_out():
+    def update(param, grad, *, lr=0.1):
+        length = pieces.norm(grad)
+        return param - lr * pieces.where(length == 0, 0.0, grad / pieces.where(length == 0, 1.0, length))
+
+    assert printed(update).splitlines()[-1] == "param ← param − lr·(0 if ‖grad‖ = 0 else grad/‖grad‖)"
 
 
 def test_a_state_that_another_needs_comes_first_and_one_that_stays_has_no_line():

@@ -344,9 +344,15 @@ def test_the_command_lists_and_writes(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, ["lesson", "averages", "--output", str(target), "--no-open"]).exit_code == 0
     assert target.read_text(encoding="utf-8") == page("averages")
     assert opened == []
+    again = CliRunner().invoke(app, ["lesson", "averages", "--output", str(target), "--no-open"])
+    assert (again.exit_code, again.output) == (
+        2,
+        f"steprule lesson: {target} is there already; name another file, or remove it\n",
+    )
     monkeypatch.chdir(tmp_path)
-    assert CliRunner().invoke(app, ["lesson", "averages"]).exit_code == 0
-    assert opened == [(tmp_path / "steprule-lesson-averages.html").as_uri()]
+    for _ in range(2):  # what has the lesson's own name is written anew
+        assert CliRunner().invoke(app, ["lesson", "averages"]).exit_code == 0
+    assert opened == [(tmp_path / "steprule-lesson-averages.html").as_uri()] * 2
     unknown = CliRunner().invoke(app, ["lesson", "average"])
     assert unknown.exit_code == 2
     assert f"there are {', '.join(LESSONS)}" in unknown.output

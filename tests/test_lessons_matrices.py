@@ -11,6 +11,7 @@ from test_lessons import drawn, shown, steps_of
 from steprule import arrays
 from steprule.lessons import letters, muon, norms, soap
 from steprule.lessons.digits import digits
+from steprule.lessons.page import page
 from steprule.matrix.coefficients import PUBLISHED
 
 OWN = (3.4445, -4.775, 2.0315)
@@ -143,3 +144,8 @@ def test_the_better_learning_rate_is_between_worse_ones(name):
     frequency = 0 if name == "Adam" else 10
     best = soap.train(name, frequency)[-1]
     assert all(soap._train(name, frequency, 0, lr)[-1] > best for lr in (min(soap.LRS) / 2, max(soap.LRS) * 2))
+
+
+def test_the_momentum_is_called_as_in_the_code_beside_it():
+    pytest.importorskip("latex2mathml")
+    assert "<code>momentum_buffer</code> in the code" in page("muon") and "<code>exp_avg</code> in" not in page("muon")

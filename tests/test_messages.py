@@ -20,6 +20,7 @@ CASES = {
     "read of no parameter": (lambda: made().read("exp_avg"), TypeError, "read\\(\\) takes one of the optimizer's parameters .* not 'exp_avg'"),
     "another word for raise": (lambda: made(nonfinite="error"), ValueError, "nonfinite value: 'error'; did you mean 'raise'"),
     "True is not near to raise": (lambda: made(nonfinite=True), ValueError, "nonfinite value: True; it can be None, 'skip'"),
+    "another number of bits": (lambda: made(states="4bit"), ValueError, "states value: '4bit'; it can be None, 'float32'"),
     "8 bits of another kind": (lambda: made(states="float8"), ValueError, "states value: 'float8'; did you mean '8bit'"),
     "32 bits of weights": (lambda: made(weights="float32"), ValueError, "weights value: 'float32'; did you mean '32bit'"),
     "negative clip": (lambda: made(clip=-1), ValueError, "^clip=-1 must be above 0"),

@@ -18,6 +18,7 @@ from test_engines import assert_within_bound
 
 import steprule
 from steprule import Optimizer, Rule, RuleError, arrays
+from steprule.pieces import ema, exp, floor, log, minimum, where
 from steprule.rule import TorchArguments
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lion.py"
@@ -710,3 +711,55 @@ def test_a_rule_may_have_two_constants():
     optimizer.param_groups[0]["b"] = 0.5
     with pytest.raises(ValueError, match=r"b of group 0 was changed from 0\.7 to 0\.5"):
         optimizer.step()
+
+
+class Scheduled(Rule):
+    def update(param, grad, m, *, step, lr=0.1, betas=(0.9, 0.99), k=3.0):
+        slow = exp(log(betas[0]) * log(betas[1]) / (log(betas[0]) + step * log(betas[1])))
+        return param - lr * (m + (step - k * floor(step / k))), ema(m, grad, minimum(slow, betas[1]))
+
+
+class Chosen(Rule):
+    def update(param, grad, m, *, step, lr=0.1, beta=0.9):
+        m = ema(m, grad, where(beta > 0, exp(log(beta)), 0.0))
+        return where(step > 1, param - lr * m * log(step - 1), param), m
+
+
+def test_hyperparameters_of_which_the_formula_makes_nan_are_refused_before_the_first_step():
+    param = torch.nn.Parameter(torch.ones(3))
+    line = inspect.getsourcelines(Scheduled.function())[1] + 1
+    told = rf"Scheduled.update with betas=\(0.0, 0.99\) computes NaN in the first step: log\(betas_0\) is -inf \(.*:{line}, in "
+    optimizer = steprule.Optimizer.of(Scheduled)([param])
+
+    class OfArrays(arrays.Optimizer, rule=Scheduled):
+        pass
+
+    for make in (
+        lambda: steprule.Optimizer.of(Scheduled)([param], betas=(0.0, 0.99)),
+        lambda: optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "betas": (0.0, 0.99)}),
+        lambda: OfArrays([np.ones(3)], betas=(0.0, 0.99)),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make()
+    with pytest.raises(ValueError, match=r"with k=0 .*: step / k is inf"):
+        steprule.Optimizer.of(Scheduled)([param], k=0)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_nan_that_the_formula_does_not_choose_is_none_of_its_own():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = steprule.Optimizer.of(Chosen)([param], beta=0.0)
+    for _ in range(3):
+        param.grad = torch.ones(3)
+        optimizer.step()
+    assert param.isfinite().all() and (param != 1).all()
+
+
+class RootOfLr(Rule):
+    def update(param, grad, *, lr=0.1):
+        return param - (lr**0.5 / (1 + lr)) * grad
+
+
+def test_a_learning_rate_that_is_a_tensor_of_a_graph_is_not_looked_at():
+    lr = torch.tensor(0.25, requires_grad=True)
+    assert Optimizer.of(RootOfLr)([torch.nn.Parameter(torch.ones(3))], lr=lr, differentiable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pickle
 import sys
@@ -327,6 +328,12 @@ def test_what_belongs_to_no_known_layer_is_refused_with_what_to_write():
     table = roles(model, overrides={"block.w": "transpose", "heads": "stack"})
     assert seen(table)["block.w"] == "hidden: transpose"
     assert seen(table)["heads"] == "experts: stack"
+
+
+def test_alike_names_of_several_shapes_show_them():
+    sizes = (8, 16, 16, 32, 10)
+    table = str(roles(torch.nn.Sequential(*(torch.nn.Linear(*pair) for pair in itertools.pairwise(sizes)))))
+    assert "*.bias (16,) (32,) and 1 more  one axis" in table
 
 
 def test_alike_ones_are_named_once():

@@ -436,6 +436,22 @@ def define(update, **attributes):
     return type("Mine", (Rule,), {"update": update, **attributes})
 
 
+def test_a_formula_returns_and_neither_waits_nor_yields():
+    with pytest.raises(
+        RuleError, match=r"Waits.update must be a plain function .*no async and no yield \(.*test_rules.py"
+    ):
+
+        class Waits(Rule):
+            async def update(param, grad, *, lr=0.1):
+                return param - lr * grad
+
+    with pytest.raises(RuleError, match=r"Yields\.update must be a plain function"):
+
+        class Yields(Rule):
+            def update(param, grad, *, lr=0.1):
+                yield param - lr * grad
+
+
 def test_signatures_that_do_not_fit():
     with pytest.raises(RuleError, match=r"must begin with \(param, grad, ...\), not \(weight, grad\).*test_rules.py"):
         define(lambda weight, grad: weight)

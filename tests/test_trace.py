@@ -108,7 +108,8 @@ MISTAKES = {
     "max(grad, 0)": "where(condition", "int(step) * grad": "floor(x)", "[grad][step]": "a number, as in range(5)",
     "[grad for _ in range(step)][0]": "loops are unrolled", "math.cos(step / 9) * grad": "lr=lambda step: 0.1 / step", "betas * grad": "beta1, beta2 = betas",
     # what is no formula at all
-    "grad + undefined": "NameError: name 'undefined' is not defined (", "grad + graad": "did you mean 'grad'?", "sqr(grad)": "did you mean 'sqrt'?", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
+    "grad + undefined": "NameError: name 'undefined' is not defined (", "grad + graad": "did you mean 'grad'?", "sqr(grad)": "did you mean 'sqrt'?", "tanh(grad)": "is not defined (my_rule.py:2, in update). Write 1 - 2 / (1 + exp(2 * x)) (steprule.pieces",
+    "cos(step) * grad": "Write a hyperparameter whose default is a function of the step, as in turn=lambda step: math.cos(0.01 * step)", "betas[2] * grad": "IndexError", "{}['x'] * grad": "KeyError",
     "grad / 0.0 / (1 / 0)": "ZeroDivisionError",
     "sqrt(grad, 2)": "takes 1 positional argument", "grad * 'x'": "numbers, operands", "grad * [1, 2]": "numbers, operands", "grad()": "not callable",
 }  # fmt: skip
@@ -273,15 +274,29 @@ def test_none_may_be_asked_for_elsewhere():
     assert set(define(body, states=", m").last.outputs) == {"param", "m"}
 
 
-def test_a_parameter_may_be_a_state_that_has_seen_it():
-    assert define("return m, param - lr * grad", states=", m")
+def test_a_parameter_may_be_a_state_that_begins_at_it():
+    class Late(Rule):
+        old = State(begins="param")
+
+        def update(param, grad, old, *, lr=0.1):
+            return old, param - lr * grad
+
+    assert Optimizer.of(Late)([torch.nn.Parameter(torch.ones(2))])
 
 
-@pytest.mark.parametrize("body", ["return -lr * grad, m", "m = ema(m, grad, 0.9); return -lr * m, m"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return -lr * grad, m",
+        "m = ema(m, grad, 0.9); return -lr * m, m",
+        "return m, param - lr * grad",
+        "return ema(m, grad, 0.9), param - lr * m",
+    ],
+)
 def test_the_update_is_not_the_parameter(body):
     message = refusal(body, states=", m")
     assert "Mine.update returned a new param that does not depend on the old one (my_rule.py:1)" in message
-    assert "as in return param - lr * update" in message
+    assert "as in return param - lr * update, and not the update, new values in the order param, m;" in message
 
 
 def test_such_mistakes_are_told_when_an_optimizer_is_made():

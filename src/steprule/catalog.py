@@ -44,9 +44,11 @@ def find(name: str, text: str = "") -> type[Rule]:
 
         own: Any = optimizer_class(name)
         return own.rule  # type: ignore[no-any-return]
-    known = plain(name)
+    known = plain(name.removeprefix("torch.").removeprefix("optim."))
     if known in TORCHS_OWN:
         raise ValueError(told_of_torchs(known))
+    if known in RULES and name.startswith("torch."):
+        raise ValueError(f"{name} is torch.optim's, with no rule here; {known} is steprule's of that name")
     if known not in RULES:
         raise ValueError(unknown(text or name))
     return RULES[known]
@@ -198,7 +200,9 @@ def print_list(needs: Sequence[str] = (), as_json: bool = False) -> None:
         print(json.dumps(chosen, indent=2))
         return
     row = "{:18}{:>6}  {:6}{}".format
-    print(f"{len(chosen)} of {len(RULES)} optimizers\n\n{row('', 'bytes', 'in', '')}".rstrip())
+    print(
+        f"{len(chosen)} of {len(RULES)} optimizers: those of torch.optim first, then by family\n\n{row('', 'bytes', 'in', '')}".rstrip()
+    )
     print(row("name", "kept", "torch", "what it is [and is good for]"))
     for one in chosen:
         good_for = [f"{need} only" if need == "sparse" and one["sparse_only"] else need for need in one["needs"]]

@@ -22,7 +22,7 @@ Claim = Annotated[
     typer.Option(
         metavar="NAME[=VALUE]",
         help="What is said of it, such as maximize, decay=decoupled, formula=lion, drop_in_for=torch.optim.AdamW or "
-        "params=2d. May be given several times. What is not claimed is not checked.",
+        "params=2d. May be given several times. What is not claimed is not checked; what a rule shows of itself is claimed.",
     ),
 ]
 Expect = Annotated[

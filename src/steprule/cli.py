@@ -27,7 +27,7 @@ from typer.core import TyperCommand, TyperGroup  # noqa: E402
 
 import steprule.check_options as check_options  # noqa: E402 - else the package looks for an optimizer of that name
 from steprule import __version__  # noqa: E402
-from steprule.rule import NEEDS  # noqa: E402
+from steprule.rule import NEEDS, RuleError  # noqa: E402
 
 
 class Group(TyperGroup):
@@ -52,13 +52,20 @@ app = typer.Typer(
 
 
 class Command(TyperCommand):
-    """A command whose line in ``steprule --help`` is not cut."""
+    """A command whose line in ``steprule --help`` is not cut, and which tells errors in one line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuses a negative number where it would be taken for an option."""
         if args and re.match(r"-\d", args[0]):
             ctx.fail(f"{args[0]!r} is negative")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Ends with one line where a rule of the user's is none."""
+        try:
+            return super().invoke(ctx)
+        except RuleError as error:
+            _refuse(self.name or "", str(error))
 
     def get_short_help_str(self, limit: int = 0) -> str:
         """The first sentence of its help."""

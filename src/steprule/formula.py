@@ -6,15 +6,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
+from types import FrameType
 from typing import Any
 
 from steprule.rule import Rule
 from steprule.settings import check_names, check_settings
 from steprule.terms import Term, Terms, parts_of
-from steprule.trace.expression import scalar_name
+from steprule.trace.expression import Expression, scalar_name
 from steprule.trace.program import COUNTS, IN_PLACE
 from steprule.trace.tracing import formulas
 
@@ -23,7 +25,9 @@ def formula_text(rule: type[Rule], hyper: Mapping[str, Any] | None = None) -> st
     """A rule's formula as lines such as ``exp_avg ← beta1·exp_avg + (1 − beta1)·grad``.
 
     The parameter's new value comes last. After its line a state's new value is written with a prime, ``exp_avg'``; a
-    state that stays as it is has no line. What is used several times may have one: ``u = grad + weight_decay·param``.
+    state that stays as it is has no line. What is used several times may have one, and what the formula's function chooses by a
+    condition and calls something has: ``direction = grad/norm if norm > 1 else grad``. It is called as in the function, if that
+    has a variable for it whose name nothing else has, and ``u``, ``w`` and so on otherwise.
     What only keeps inf and NaN from spreading is left out.
 
     Args:
@@ -119,7 +123,8 @@ class _Writer:
         check_names(rule.__name__, hyper, rule.hyperparameters)
         hyper = {**rule.hyperparameters, **hyper}
         check_settings(rule, hyper)
-        traced, scalars = formulas(rule, hyper)
+        with _Locals() as named:
+            traced, scalars = formulas(rule, hyper)
         terms = Terms()
         outputs = {name: terms.of(traced[name]) for name in (*rule.states, "param") if name in traced}
         self.lines: list[str] = []
@@ -129,7 +134,10 @@ class _Writer:
         self._words = {name: text if taken[text] == 1 else name for name, text in words.items()}
         self._symbols = self._choose_symbols()
         letters = itertools.chain("uwqyzhk", (f"u{i}" for i in itertools.count(1)))
-        self._locals = (name for name in letters if name not in self._symbols.values())
+        self._called = {
+            terms.of(x): name for name, x in named if self._is_free(name)
+        }  # the outermost function is the last
+        self._locals = (name for name in letters if self._is_free(name) and name not in self._called.values())
         self._names: dict[Term, str] = {}  # what has been written
         self._outputs: dict[Term, str] = {}
         for name, term in outputs.items():
@@ -141,7 +149,8 @@ class _Writer:
         self._lines_of_own = set(self._outputs)
         for part in parts:
             is_long = part.op in IN_PLACE or self._size(part) >= 2 + part.scalar
-            if uses[part] > 1 and part.op not in _CONDITIONS and is_long:
+            is_guard = part.op == "where" and part in self._called  # which would hide what it is in
+            if (uses[part] > 1 and part.op not in _CONDITIONS and is_long) or is_guard:
                 self._lines_of_own.add(part)
         self._depth = 0  # fractions around what is being written
         for name, term in outputs.items():
@@ -164,9 +173,17 @@ class _Writer:
             self._names[term] = self._new(name)
             self.lines.append(self._target(name) + self.arrow + text)
         else:
-            self._names[term] = self._local(next(self._locals))
+            self._names[term] = self._local(self._name(term))
             self.lines.append(self._names[term] + self.equals + text)
         return self._names[term]
+
+    def _name(self, term: Term) -> str:
+        """What a line of no state is called: as a variable of the function, with a number if another line is called so, or a letter."""
+        name = self._called.get(term)
+        if name is None:
+            return next(self._locals)
+        numbered = itertools.chain([name], (f"{name}{number}" for number in itertools.count(2)))
+        return next(one for one in numbered if self._is_free(one) and self._local(one) not in self._names.values())
 
     def _size(self, term: Term) -> int:
         """The operations in a term that are written out there."""
@@ -211,6 +228,10 @@ class _Writer:
 
     def _text(self, value: Any) -> str:
         return f'"{value}"' if isinstance(value, str) else str(value)
+
+    def _is_free(self, name: str) -> bool:
+        """Whether no operand, hyperparameter or count is called so."""
+        return self._local(name) not in {*self._symbols.values(), *map(self._local, self._symbols)}
 
     def _old(self, name: str) -> str:
         return self._symbols.get(name, name)
@@ -267,8 +288,15 @@ class _LatexWriter(_Writer):
 
     _target = _new
 
+    def _is_free(self, name: str) -> bool:
+        return super()._is_free(name) and self._symbol(name) not in self._symbols.values()
+
+    def _symbol(self, name: str) -> str:
+        """A letter, or a word that stands upright."""
+        return _subscripted(name) or rf"\mathrm{{{name}}}".replace("_", r"\_")
+
     def _local(self, name: str) -> str:
-        return _at(_subscripted(name), "t")
+        return _at(self._symbol(name), "t")
 
     def _fenced(self, text: str, left: str = "(", right: str = ")") -> str:
         is_tall = any(command in text for command in (r"\frac", r"\sqrt", r"\begin"))
@@ -298,6 +326,26 @@ class _LatexWriter(_Writer):
             return text.replace("∞", r"\infty"), own
         ten = f"10^{{{int(exponent)}}}"
         return (ten, 7) if digits == "1" else (rf"{digits} \cdot {ten}", 6)
+
+
+class _Locals:
+    """What local variables are, in a formula's function and in those that it calls, when these return: expressions alone."""
+
+    _HOMES = ("steprule.rules", "steprule.transforms", "steprule.wrappers", "steprule.lessons")
+
+    def __enter__(self) -> list[tuple[str, Expression]]:
+        self._found: list[tuple[str, Expression]] = []
+        self._before = sys.getprofile()
+        sys.setprofile(self._look)
+        return self._found
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(self._before)
+
+    def _look(self, frame: FrameType, event: str, _: Any) -> None:
+        module = frame.f_globals.get("__name__", "")
+        if event == "return" and (module.startswith(self._HOMES) or module.partition(".")[0] != "steprule"):
+            self._found += ((name, x) for name, x in frame.f_locals.items() if isinstance(x, Expression))
 
 
 def _rounded(value: float) -> float:

@@ -94,16 +94,21 @@ ALSO_CALLED = {
 """What other libraries, and people, call hyperparameters, formats and choices."""
 
 
-def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6, otherwise: str = "") -> str:
+def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.61, otherwise: str = "") -> str:
     """The end of a message: a question for the choice of the same meaning, or the nearest, or what else to say.
 
-    Case does not matter.
+    Case does not matter. What has another number, as 8bit for 4bit, is not near.
     """
     by_lower = {one.lower(): one for one in choices}
-    also = ALSO_CALLED.get(word.lower())
-    near = [also] if also in by_lower else difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
+    also, number = ALSO_CALLED.get(word.lower()), _number_in(word)
+    alike = [one for one in by_lower if not number or _number_in(one) in ("", number)]
+    near = [also] if also in by_lower else difflib.get_close_matches(word.lower(), alike, 1, cutoff)
     last = f"did you mean {by_lower[near[0]]!r}?" if near else otherwise
     return f"; {last}" if last else ""
+
+
+def _number_in(word: str) -> str:
+    return "".join(filter(str.isdigit, word))
 
 
 def name_of(function: Any) -> str:

@@ -116,7 +116,7 @@ def unknown(text: str, others: Iterable[str] = (), join: str = "'{}:{}'") -> str
     if reasons := [why for known, why in RULES.left_out.items() if plain(known) == plain(name)]:
         return f"unknown optimizer {name!r}: it is left out: {reasons[0]}"
     near = bare if bare in choices else name if others and "." in name else plain(name.rpartition(".")[2])
-    return f"unknown optimizer {name!r}{did_you_mean(near, choices, otherwise='choose from ' + ', '.join(sorted(choices)))}"
+    return f"unknown optimizer {name!r}{did_you_mean(near, choices, otherwise='steprule list prints all names')}"
 
 
 _DECORATIONS = "8bit|32bit|bnb|paged|fused|torch|apex"

@@ -14,6 +14,10 @@ def read_signature(rule: type, update: Callable[..., Any]) -> tuple[tuple[str, .
     hyperparameters: dict[str, Any] = {}
     place = f"({where(update)})"
     positional = []
+    if inspect.iscoroutinefunction(update) or inspect.isgeneratorfunction(update) or inspect.isasyncgenfunction(update):
+        raise RuleError(
+            f"{rule.__name__}.update must be a plain function that returns its values: no async and no yield {place}"
+        )
     for name, parameter in inspect.signature(update).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise RuleError(f"{rule.__name__}.update must name its arguments instead of taking {parameter} {place}")

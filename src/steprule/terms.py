@@ -70,6 +70,8 @@ class Terms:
                 return z  # x is not NaN
             case "where", (condition, x, y) if (certain := self._where(condition, x, {})) is not x:
                 return self._make("where", condition, certain, y)
+            case "where", (condition, x, y) if (certain := self._where(condition, y, {}, holds=False)) is not y:
+                return self._make("where", condition, x, certain)
             case "maximum" | "minimum", (x, Term("constant", (tiny,)) | Term("neg", (Term("constant", (tiny,)),))) if 0 < tiny < 1e-200:  # fmt: skip
                 return x  # x is not 0
             case "sub", (Term("constant", (1.0,)), Term("sub", (Term("constant", (1.0,)), Term() as x))):
@@ -99,18 +101,18 @@ class Terms:
         scalar = op in ("total", "total_of_all", "norm", "mean") or all(arg.scalar for arg in args)
         return self._known.setdefault((op, *map(id, args)), Term(op, args, scalar))
 
-    def _where(self, condition: Term, x: Term, known: dict[Term, Term]) -> Term:
-        """What x is where a condition holds, which says so already."""
+    def _where(self, condition: Term, x: Term, known: dict[Term, Term], holds: bool = True) -> Term:
+        """What x is where a condition holds, or where it does not, which says so already."""
         if x not in known:
             match x, condition:
-                case Term("where", (same, value, _)), _ if same is condition:
-                    known[x] = value
-                case Term("maximum", (value, bound)), Term("gt", (y, low)) if value is y and bound is low:
+                case Term("where", (same, value, other)), _ if same is condition:
+                    known[x] = value if holds else other
+                case Term("maximum", (value, bound)), Term("gt", (y, low)) if holds and value is y and bound is low:
                     known[x] = value
                 case Term("input" | "constant" | "text" | "total" | "total_of_all" | "norm" | "mean"), _:
                     known[x] = x
                 case _:
-                    known[x] = self._make(x.op, *(self._where(condition, arg, known) for arg in x.args))
+                    known[x] = self._make(x.op, *(self._where(condition, arg, known, holds) for arg in x.args))
         return known[x]
 
 

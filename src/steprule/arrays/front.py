@@ -22,6 +22,7 @@ from steprule.rule import Rule
 from steprule.rules.options import OPTIONS, with_options
 from steprule.settings import as_tuples, check_names, check_names_of, check_rule, constructor
 from steprule.state import no_matrix
+from steprule.trace.numbers import check_nan
 from steprule.trace.tracing import check_formula, program_of, trace
 
 
@@ -68,6 +69,7 @@ class Optimizer:
         now = self._settings_now()
         trace(self.rule, now)
         check_formula(type(self).rule, now)
+        check_nan(self.rule, now)
         if isinstance(params, np.ndarray):
             raise TypeError("params must be a list of arrays, not one array")
         self.params: list[Array] = list(params)

@@ -11,7 +11,8 @@ In tests, `parametrize_with_checks` makes a test of each check. What is claimed 
 from steprule.check.checks import CHECKS, Check
 from steprule.check.claims import Claims, Subject
 from steprule.check.doors import parametrize_with_checks, run
+from steprule.check.own import claims_of
 from steprule.check.report import Report
 from steprule.check.runner import Result
 
-__all__ = ["CHECKS", "Check", "Claims", "Report", "Result", "Subject", "parametrize_with_checks", "run"]
+__all__ = ["CHECKS", "Check", "Claims", "Report", "Result", "Subject", "claims_of", "parametrize_with_checks", "run"]

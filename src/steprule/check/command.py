@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from steprule.check.checks import CHECKS
 from steprule.check.claims import CLAIMS, Claims, Subject
 from steprule.check.differ import differences
 from steprule.check.doors import run
+from steprule.check.own import claims_of, settings_of
 from steprule.check.report import WRITERS, as_json, table
 from steprule.check.runner import chosen
 from steprule.check.selftest import line, self_test
@@ -66,7 +68,7 @@ def check(
         if not path.absolute().parent.is_dir():
             raise UsageError(f"--report {path} cannot be written: there is no directory {path.parent}")
     torch.set_num_threads(1)  # the tensors are small
-    subject = subject_of(optimizer, settings, read_claims(claims, expected))
+    subject = subject_of(optimizer, settings, claims, expected)
     if other is not None:
         for told in differences(subject, subject_of(other)):
             print(told)
@@ -100,11 +102,13 @@ def test_itself() -> int:
     return 0 if all(finding.right for finding in findings) else 1
 
 
-def subject_of(text: str, settings: Sequence[str] = (), claims: Claims | None = None) -> Subject:
-    """An optimizer as the command line names it.
+def subject_of(
+    text: str, settings: Sequence[str] = (), claims: Sequence[str] = (), expected: Sequence[str] = ()
+) -> Subject:
+    """An optimizer as the command line names it, with what its rule claims, if it has one, and what is claimed besides.
 
     Raises:
-        UsageError: there is none, or it takes no such settings.
+        UsageError: there is none, it takes no such settings, or a claim makes no sense.
     """
     module, colon, name = text.partition(":")
     is_class = bool(colon) and "=" not in name.partition(":")[0]
@@ -117,22 +121,37 @@ def subject_of(text: str, settings: Sequence[str] = (), claims: Claims | None = 
     else:
         home, _, last = spec.name.rpartition(".")
         place = f"{'torch.optim' if home == 'torch' else home}:{last}"
-    return Subject(spec.optimizer, claims, place, **dict(spec.settings))
+    _check_steps(spec.name, spec.optimizer)
+    made_with = {**settings_of(spec.optimizer), **dict(spec.settings)}
+    known = claims_of(spec.optimizer, made_with)
+    return Subject(spec.optimizer, read_claims(claims, expected, known), place, **made_with)
 
 
-def read_claims(texts: Sequence[str], expected: Sequence[str] = ()) -> Claims:
-    """Claims as the command line names them.
+def _check_steps(name: str, optimizer: Any) -> None:
+    """Raises UsageError for an optimizer that no check could step."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(f"optimizer {name!r}: its step needs a closure, which checks do not give")
+    if getattr(getattr(optimizer, "rule", None), "sparse_only", False):
+        raise UsageError(
+            f"optimizer {name!r} takes sparse gradients only, and checks give dense ones; check adam instead"
+        )
+
+
+def read_claims(texts: Sequence[str], expected: Sequence[str] = (), known: Claims | None = None) -> Claims:
+    """Claims as the command line names them, and those that are known already.
 
     Raises:
         UsageError: there is no such claim or check, or a value cannot be read.
     """
+    known = known or Claims()
     kinds = {one.name: str(one.type) for one in fields(Claims)}
     given: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if name not in CLAIMS and name != "mode":
             raise UsageError(
-                f"--claim {text!r}: there is no {name!r}{did_you_mean(name, CLAIMS, otherwise=f'choose from {CLAIMS}')}"
+                f"--claim {text!r}: there is no {name!r}{did_you_mean(name, CLAIMS, otherwise='choose from ' + ', '.join(CLAIMS))}"
             )
         if kinds[name] == "bool" and not equals:
             given[name] = True
@@ -144,12 +163,14 @@ def read_claims(texts: Sequence[str], expected: Sequence[str] = ()) -> Claims:
     for text in expected:
         name, _, reason = text.partition("=")
         if name not in CHECKS:
-            raise UsageError(f"--expect {text!r}: there is no check {name!r}{did_you_mean(name, CHECKS)}")
+            raise UsageError(
+                f"--expect {text!r}: there is no check {name!r}{did_you_mean(name, CHECKS, otherwise='a run of all prints their names')}"
+            )
         if not reason.strip():
             raise UsageError(f"--expect {text!r} must look like {name}=REASON")
         reasons[name] = reason
     try:
-        return Claims(**given, expected_failures=reasons)
+        return replace(known, **given, expected_failures={**known.expected_failures, **reasons})
     except ValueError as error:
         raise UsageError(f"--claim {error}") from error
 

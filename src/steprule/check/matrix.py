@@ -31,6 +31,23 @@ def takes_gradients_of_rank_one(make: Make) -> None:
     assert bool(p.isfinite().all()), "a gradient of rank one makes the parameter not finite"
 
 
+@check("matrix")
+def steps_large_matrices_as_in_float64(make: Make) -> None:
+    """A float32 matrix with more rows and columns than a tile of products goes as in float64, within a tenth of the way.
+
+    Products of so many are often made in tiles and in bfloat16, and smaller ones not.
+    """
+    p, q = (torch.nn.Parameter(torch.ones(48, 40, dtype=dtype)) for dtype in (torch.float32, torch.float64))
+    for parameter in (p, q):
+        optimizer = make([parameter], lr=0.1)
+        for k in range(3):
+            torch.manual_seed(k)
+            parameter.grad = grad(torch.ones(48, 40), k).to(parameter)
+            optimizer.step()
+    off, way = (float(one.detach().norm()) for one in (p.double() - q, q - 1))
+    assert off <= 0.1 * way, f"a matrix of (48, 40) is off by {off / way:.2g} of its way"
+
+
 @check("matrix", "transpose")
 def is_the_same_transposed(make: Make) -> None:
     """Stepping the transposed matrix is transposing the step."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 import steprule.optimizer
+from steprule.arrays.whole import step_whole
 from steprule.check.checks import grad, telling
 from steprule.check.claims import Subject
 from steprule.compare.errors import UsageError, told
@@ -42,6 +43,19 @@ def run(make: Callable[..., Any], settings: Settings, dtype: torch.dtype, steps:
     return np.array(path)
 
 
+def _by_hand(rule: type[Rule], maximize: bool = False, **settings: Any) -> Array:
+    """The same of a rule, by NumPy and not by what optimizers compile."""
+    hyper = {**rule.hyperparameters, **settings}
+    rule.check(**hyper)
+    param, state = start().double().numpy().copy(), {"step": 0}
+    path = [param.copy()]
+    for k in range(STEPS):
+        new = grad(start(), k).double().numpy()
+        step_whole(rule, [param], [-new if maximize else new], [state], hyper)
+        path.append(param.copy())
+    return np.array(path)
+
+
 def drop_in_class(subject: Subject) -> type[torch.optim.Optimizer]:
     """The class that is claimed to be replaced."""
     name = subject.claims.drop_in_for or ""
@@ -68,6 +82,7 @@ class Reference:
     def __init__(self, subject: Subject) -> None:
         claimed = subject.claims.formula
         self.function: Callable[..., Any] | None = None
+        self.rule: type[Rule] | None = None
         if claimed is None:
             self._make: Any = drop_in_class(subject)
         elif isinstance(claimed, str):
@@ -76,7 +91,8 @@ class Reference:
                 raise ValueError(f"formula={claimed!r}: {unknown(claimed)}")
             self._make = getattr(steprule.optimizer, names[plain(claimed)])
         elif isinstance(claimed, type) and issubclass(claimed, Rule):
-            self._make = steprule.optimizer.Optimizer.of(claimed)
+            self.rule, self.arguments = claimed, {**claimed.hyperparameters, "maximize": False}
+            return
         else:
             self.function = claimed
         takes = list(inspect.signature(self.function or self._make).parameters.values())
@@ -90,6 +106,8 @@ class Reference:
             UsageError: the function that is claimed fails, or returns no such array.
             ValueError: the settings do not go together.
         """
+        if self.rule is not None:
+            return _by_hand(self.rule, **settings)
         if self.function is None:
             return run(self._make, settings, torch.float64)
         begin = start().double().numpy()

@@ -46,12 +46,13 @@ def chosen(tiers: Collection[str] = (), names: Collection[str] = ()) -> list[Che
     Raises:
         ValueError: there is no such tier or check.
     """
-    for given, known, what in ((tiers, TIERS, "tier"), (names, CHECKS, "check")):
+    for given, known, what, others in (
+        (tiers, TIERS, "tier", f"choose from {', '.join(TIERS)}"),
+        (names, CHECKS, "check", "a run of all prints their names"),
+    ):
         for one in given:
             if one not in known:
-                raise ValueError(
-                    f"there is no {what} {one!r}{did_you_mean(one, known, otherwise=f'choose from {list(known)}')}"
-                )
+                raise ValueError(f"there is no {what} {one!r}{did_you_mean(one, known, otherwise=others)}")
     found = sorted(CHECKS.values(), key=lambda check: TIERS.index(check.tier))
     if not tiers and not names:
         return [check for check in found if check.processes == 1]

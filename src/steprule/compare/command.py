@@ -125,6 +125,9 @@ class _Session:
         comparison, counts = self.comparison, [seeds * len(plan) for plan in plans]
         if not self._keep("results.json", comparison.to_json(summary=False)):
             raise UsageError(f"the folder {str(self.folder)!r} cannot be written to: {self.unwritten['results.json']}")
+        for result, plan in zip(comparison.results, plans, strict=True):
+            if told := _by_default(result.task, plan):
+                self._say(told)
         try:
             with Watch(self.console, [result.task.name for result in comparison.results], counts) as watch:
                 for result, plan in zip(comparison.results, plans, strict=True):
@@ -219,6 +222,20 @@ def _complain(text: str) -> None:
     print(f"steprule compare: {text}", file=sys.stderr, flush=True)
 
 
+def _by_default(task: Task, plan: Sequence[Spec]) -> str:
+    """What to say of optimizers that are run with the learning rate that they have by default; empty if there are none."""
+    own_lrs = {(spec := parse(text)).name: (text, dict(spec.settings).get("lr")) for text in task.optimizers}
+    rates = {
+        spec.name: lr for spec in plan if (lr := spec.default_lr) not in (None, own_lrs.get(spec.name, ("", None))[1])
+    }
+    if not rates:
+        return ""
+    which = ", ".join(f"{name} {lr:g}" for name, lr in rates.items())
+    theirs = [text for name, (text, _) in own_lrs.items() if name in rates]
+    own = f", such as {' and '.join(theirs)}" if theirs else ""
+    return f"{task.name}: no lr is given, so defaults are taken: {which}. Name what suits the task{own}; or --lr-grid tries several."
+
+
 def _learning_rates(text: str | None) -> list[float]:
     try:
         grid = [float(part) for part in text.split(",")] if text is not None else []
@@ -245,7 +262,7 @@ def _load(text: str) -> Task:
     except Exception as error:
         raise UsageError(f"--task {text!r}: {function}() failed: {told(error)}") from error
     if not isinstance(task, Task):
-        raise UsageError(f"--task {text!r}: {function}() returned {task!r}, not a steprule.compare.Task")
+        raise UsageError(f"--task {text!r}: {function}() returned {type(task).__name__}, not a steprule.compare.Task")
     return described(task, make)
 
 

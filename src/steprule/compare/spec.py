@@ -51,6 +51,14 @@ class Spec:
         """The name and all settings but lr."""
         return " ".join([self.name, *(f"{name}={_text(name, v)}" for name, v in self.settings if name != "lr")])
 
+    @property
+    def default_lr(self) -> float | None:
+        """The learning rate that nobody has chosen; None if the settings have one, or it is not for a task to choose."""
+        parameter = inspect.signature(self.optimizer).parameters.get("lr")
+        lr = parameter.default if parameter is not None and "lr" not in dict(self.settings) else None
+        finds_it = "tuning-free" in getattr(getattr(self.optimizer, "rule", None), "needs", ())
+        return float(lr) if isinstance(lr, (int, float)) and not finds_it else None
+
     def with_lr(self, lr: float) -> Spec:
         """The same with another learning rate."""
         others = tuple((name, value) for name, value in self.settings if name != "lr")

@@ -136,8 +136,9 @@ def _named(rows: Sequence[Role]) -> str:
     short = []
     shapes = {row.name: row for row in rows}
     for name, same in alike(list(shapes)).items():
-        row = shapes[same[0]]
-        short.append(f"{name} {row.shape}" + "".join(f" = {other}" for other in row.names[1:2]))
+        row, has = shapes[same[0]], [*dict.fromkeys(str(shapes[one].shape) for one in same)]
+        sizes = " ".join(has[:2]) + (f" and {len(has) - 2} more" if len(has) > 2 else "")
+        short.append(f"{name} {sizes}" + "".join(f" = {other}" for other in row.names[1:2]))
     return ", ".join(short[:3]) + (f" and {len(short) - 3} more" if len(short) > 3 else "")
 
 

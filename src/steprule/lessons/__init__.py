@@ -18,6 +18,7 @@ How a lesson is written. It is one file here, with one `Lesson` called LESSON, a
   (code aside), and neither in a claim nor in ``given``.
 - ``given``: the numbers of the texts that are chosen and not computed, such as settings.
 - ``symbols``: what names in the formulas stand for, where `steprule.lessons.formula.MEANINGS` does not say it.
+- ``in_code``: what the source calls them, where it is another rule's than the formula.
 - ``about_code``: which part of the source belongs to the lesson, where it is not all of it.
 - ``needs``: modules that not every installation has.
 

@@ -28,7 +28,7 @@ def write(given: str, output: Path | None, need: Callable[..., None]) -> Path:
         need: is called with the modules that the lesson takes, and ends the program if one is missing.
 
     Raises:
-        ValueError: there is no such lesson, or the file cannot be written.
+        ValueError: there is no such lesson, or the file cannot be written or, if it is named, is there already.
     """
     numbers = {str(number): one for number, one in enumerate(LESSONS, 1)}
     name = numbers.get(given, given.lower())
@@ -39,6 +39,8 @@ def write(given: str, output: Path | None, need: Callable[..., None]) -> Path:
     path, text = output or Path(file), page(name)
     if path.is_dir():
         raise ValueError(f"{path} cannot be written: it is a folder; name a file, such as {path / file}")
+    if output is not None and path.exists():
+        raise ValueError(f"{path} is there already; name another file, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -67,7 +67,8 @@ def symbols_html(lesson: Lesson) -> str:
         marks = [index for index, control in enumerate(lesson.controls) if control.symbol == symbol]
         math = symbol_html(symbol)
         shown = f'<mark class="k{marks[0]}">{math}</mark>' if marks else math
-        code = f", <code>{name}</code> in the code" if name not in ("param", "grad") else ""
+        called = lesson.in_code.get(name, name)
+        code = f", <code>{called}</code> in the code" if name not in ("param", "grad") else ""
         items += f"<li>{shown} {escape(meanings[name])}{code}</li>"
     time = "the number of the step, from 1; what has it as its index is the value after that step, and with t \u2212 1 the value before"
     return f"<ul>{items}<li>{symbol_html('t')} {lesson.symbols.get('step', time)}</li></ul>"

@@ -91,6 +91,7 @@ class Lesson:
     needs: Sequence[str] = ()
     about_code: str = ""
     symbols: Mapping[str, str] = field(default_factory=dict)
+    in_code: Mapping[str, str] = field(default_factory=dict)
 
     def positions(self) -> list[tuple[Any, ...]]:
         """Every combination of the controls' values, the last control's changing fastest."""

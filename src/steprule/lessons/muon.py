@@ -387,5 +387,6 @@ update [1.35 0.98 0.86 0.26]
         "exp_avg": "the momentum, an average of gradients",
         "rows": "how many rows a matrix has", "cols": "how many columns it has", "a": "the first coefficient", "b": "the second coefficient", "c": "the third coefficient", "ns_steps": "how many steps",
     },
+    in_code={"exp_avg": "momentum_buffer"},
     about_code="`polar` has the float64 version of what runs: rows and columns are exchanged where a matrix is tall. On a GPU the same products are computed in fewer bits.",
 )  # fmt: skip

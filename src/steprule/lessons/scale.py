@@ -313,7 +313,7 @@ LESSON = Lesson(
         "A weight that is 10 hardly notices a change of 0.01. A weight that is 0.01 is gone after it. So the size of an update says little by itself. Compare it "
         "with what it changes: for each layer, the length of the update (the root of the sum of its squares) divided by the length of the weights. "
         "The first chart shows this share in each step. It is what steprule's telemetry calls `update_to_weight`.",
-        "The picture is of real training: images of handwritten digits, and a network of four layers. A layer multiplies what comes in with a matrix of weights. Each column of it is a neuron, which gives one number; "
+        "The picture is of real training: images of handwritten digits, and a network of four layers. A layer multiplies what comes in with a matrix of weights. Here a matrix has a row for each number that comes in, and each column is a neuron, which gives one number (PyTorch keeps matrices the other way round, with a neuron in each row); "
         "between layers numbers below 0 are set to 0, which is called ReLU. Layers 1 to 4 give 128, 64, 32 and 10 numbers, which takes 18,880 weights. All "
         "optimizers begin with the same weights and see the same mini-batches.",
         "## SGD: the gradient decides",

@@ -33,7 +33,7 @@ from steprule.settings import as_tuples, check_hyperparameters, check_settings, 
 from steprule.step.listed import Listed, list_all
 from steprule.tensors.memory import MIXABLE, is_fake
 from steprule.tensors.state import FORMAT_OPTIONS, GROUP_OPTIONS, widen_numbers
-from steprule.trace.numbers import check_numbers
+from steprule.trace.numbers import check_nan, check_numbers
 
 
 class Groups:
@@ -92,6 +92,7 @@ class Groups:
         self.check_options(settings, core)
         check_settings(core.rule, settings)
         check_numbers(core.rule, settings)
+        check_nan(core.rule, settings)
         if settings.get("fused"):
             if settings.get("differentiable"):
                 raise RuntimeError("`fused` does not support `differentiable`")

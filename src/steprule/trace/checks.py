@@ -10,6 +10,7 @@ from steprule.names import HOME, did_you_mean
 from steprule.rule import Rule, RuleError
 from steprule.signature import where
 from steprule.trace.expression import Expression, inputs_of
+from steprule.trace.instead import FUNCTIONS, instead_of
 
 _DEEPEST = 200
 """Operations that may be nested: what writes, prints and computes them calls itself for each, up to four times."""
@@ -40,24 +41,16 @@ def check_new(rule: type[Rule], new: Mapping[str, Any], services: int) -> None:
 
 
 def check_param(rule: type[Rule], new: Mapping[str, Any]) -> None:
-    """Raises for a new parameter that has nothing of the old one; new is as for `check_new`."""
-    if not _keeps_param(rule, new):
+    """Raises for a new parameter that has nothing of the old one in the first step; new is as for `check_new`."""
+    seen = {"param", *(name for name, state in rule.states.items() if state.begins == "param")}
+    made_of = inputs_of(new["param"]) if isinstance(new["param"], Expression) else set()
+    if seen.isdisjoint(made_of):
+        order = f", new values in the order {', '.join(('param', *rule.states))}" if rule.states else ""
         raise RuleError(
             f"{rule.__name__}.update returned a new param that does not depend on the old one ({where(rule.function())}). "
-            "Return the parameter, as in return param - lr * update, and not the update; to step from the first weights every "
+            f"Return the parameter, as in return param - lr * update, and not the update{order}; to step from the first weights every "
             'time, keep them: first = State(begins="param")'
         )
-
-
-def _keeps_param(rule: type[Rule], new: Mapping[str, Any]) -> bool:
-    """Whether the new parameter depends on the old one: by itself, or by states that have seen one."""
-    inputs = {name: inputs_of(value) if isinstance(value, Expression) else set() for name, value in new.items()}
-    seen = {"param", *(name for name, state in rule.states.items() if state.begins == "param")}
-    more = seen
-    while more:
-        more = {name for name in inputs.keys() - seen if not inputs[name].isdisjoint(seen)}
-        seen |= more
-    return not inputs["param"].isdisjoint(seen)
 
 
 def asked_for_none(rule: type[Rule]) -> list[str]:
@@ -85,4 +78,6 @@ def told_of_name(rule: type[Rule], name: str) -> str:
         return f". Write step after the *: update(param, grad{states}, *, step, {', '.join(f'{one}=...' for one in rule.hyperparameters)})"
     if name in HOME["pieces"]:
         return f". Write from steprule.pieces import {name}"
+    if name in FUNCTIONS:
+        return f". Write {instead_of(name)}"
     return did_you_mean(name, (*function.__code__.co_varnames, *function.__globals__, *HOME["pieces"]))

@@ -23,7 +23,7 @@ class Expression:
         args: an input's name, a constant's value or the operands.
         extent: what it has a value for.
         depth: how many operations are nested in it.
-        place: the line of the rule where it is written, of pieces that are given numbers; otherwise empty.
+        place: the line of the rule where it is written, of `GIVEN_NUMBERS` and of scalars of `MAY_BE_NONE`; otherwise empty.
     """
 
     __slots__ = ("args", "depth", "extent", "op", "place")
@@ -196,9 +196,9 @@ class Expression:
 
 
 def node(op: str, *args: Any) -> Expression:
-    """An operation on operands, simplified where one of them is 0; of pieces that are given numbers with its place."""
+    """An operation on operands, simplified where one of them is 0; of pieces that are given numbers, and what may be no number, with its place."""
     made = _node(op, *args)
-    if op in GIVEN_NUMBERS:
+    if op in GIVEN_NUMBERS or (op in MAY_BE_NONE and made.scalar):
         made.place = place_now()
     return made
 
@@ -249,6 +249,8 @@ MATRIX_OPS = frozenset(
 """What looks at a tensor as a matrix, or only in some steps, and cannot be computed element by element."""
 GIVEN_NUMBERS = frozenset(("every", "polar", "decorrelate", "inverse_root", "top_share"))
 """Pieces that are given numbers besides a matrix, not all of which mean something."""
+MAY_BE_NONE = frozenset(("div", "exp", "log", "pow", "sqrt"))
+"""What may make infinity or NaN of finite numbers."""
 _COUNTS = ("rows", "cols", "size")
 _SIDES = {"m": "rows", "n": "cols"}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}

@@ -19,6 +19,7 @@ _WHOLE = "a formula without it: of a whole tensor there are mean(x), total(x), n
 _FINITE = "abs(x) < math.inf for finite, x != x for NaN; or give the optimizer nonfinite='zero' or 'skip'"
 _ARITHMETIC = "+, -, *, / and **, with plain Python numbers"
 TRUTH = "(a > 0) & (b > 0), with | for or and ~ for not"
+_OF_STEP = "a hyperparameter whose default is a function of the step, as in turn=lambda step: math.cos(0.01 * step)"
 _SAVED = "a state: an argument of update after grad, whose new value is returned"
 
 _GROUPS = {
@@ -39,8 +40,7 @@ _GROUPS = {
     "logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not": TRUTH,
     "grad is_leaf backward register_hook state": _SAVED,
 }
-INSTEAD = {
-    **{name: words for names, words in _GROUPS.items() for name in names.split()},
+FUNCTIONS = {
     "clamp": "clip(x, low, high)",
     "clamp_min": "maximum(x, low)",
     "clamp_max": "minimum(x, high)",
@@ -62,7 +62,10 @@ INSTEAD = {
     "absolute": "abs(x)",
     "sgn": "sign(x)",
     "masked_fill": "where(condition, value, x)",
+    **dict.fromkeys(("cos", "sin", "tan"), _OF_STEP),
 }
+"""Functions of elements and what to write in their place."""
+INSTEAD = {**{name: words for names, words in _GROUPS.items() for name in names.split()}, **FUNCTIONS}
 """What to write instead, by the name of what a formula cannot have."""
 _KNOWN = sorted(("abs", *HOME["pieces"]))
 
@@ -80,7 +83,8 @@ def instead_of(name: str) -> str:
     )
     for known in (name, name.rstrip("_")):
         if known in INSTEAD:
-            return with_pieces(INSTEAD[known]) + in_place
+            words = INSTEAD[known]
+            return (words if words is _OF_STEP else with_pieces(words)) + in_place
         if known in _KNOWN:
             return f"{known}(...), the function of that name from steprule.pieces{in_place}"
     return f"a formula with + - * / ** and the functions of steprule.pieces: {', '.join(_KNOWN)}"

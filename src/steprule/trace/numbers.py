@@ -1,9 +1,10 @@
-"""Whether the numbers that a formula gives to pieces mean something there."""
+"""Whether the numbers that a formula gives to pieces mean something there, and whether those that it computes are numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ import numpy as np
 from steprule import pieces
 from steprule.rule import Rule, RuleError
 from steprule.trace.evaluate import Evaluation
-from steprule.trace.expression import GIVEN_NUMBERS, Expression, inputs_of, nodes_of, scalar_name
+from steprule.trace.expression import (
+    GIVEN_NUMBERS,
+    MAY_BE_NONE,
+    Expression,
+    inputs_of,
+    nodes_of,
+    operations,
+    scalar_name,
+)
 from steprule.trace.tracing import formulas, static_settings
 
 _ONE = np.eye(1)
@@ -98,3 +107,79 @@ def _given_by(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[_Given, ...]:
                 found[node.place, str(args)] = _Given(node.op, args, of, node.place)
         _given[key] = tuple(found[place] for place in sorted(found))
     return _given[key]
+
+
+_numbers: dict[Any, tuple[tuple[Expression, tuple[tuple[str, int | None], ...]], ...]] = {}
+_STOPS = frozenset(
+    (
+        "where",
+        "maximum",
+        "minimum",
+        "every",
+        "pow",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "and",
+        "or",
+        "not",
+        *GIVEN_NUMBERS,
+    )
+)
+"""Operations on a NaN that need not be NaN."""
+
+
+def _numbers_of(
+    rule: type[Rule], hyper: Mapping[str, Any]
+) -> tuple[tuple[Expression, tuple[tuple[str, int | None], ...]], ...]:
+    """What the formula computes of hyperparameters and the step alone, whose NaN is one of the parameter or a state, with these."""
+    key = rule, static_settings(rule, hyper)
+    if key not in _numbers:
+        outputs, scalars = formulas(rule, hyper)
+        known = {scalar_name(*one): one for one in scalars}
+        found: dict[int, Any] = {}
+        waiting, seen = list(outputs.values()), set()
+        while waiting:
+            one = waiting.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            inputs = inputs_of(one) if one.scalar else {""}
+            if inputs <= {*known, "step"}:
+                if not MAY_BE_NONE.isdisjoint(operations([one])):
+                    found[id(one)] = one, tuple(known[name] for name in sorted(inputs & known.keys()))
+            elif one.op not in _STOPS:
+                waiting += [x for x in one.args if isinstance(x, Expression)]
+        _numbers[key] = tuple(found.values())
+    return _numbers[key]
+
+
+def check_nan(rule: type[Rule], hyper: Mapping[str, Any]) -> None:
+    """Raises ValueError for hyperparameters of which the formula makes a NaN in the first step."""
+    for number, scalars in _numbers_of(rule, hyper):
+        read = {scalar_name(*one): _read(hyper[one[0]], one[1]) for one in scalars}
+        if not all(isinstance(x, Real) for x in read.values()):  # tensors may be of a graph, or have no numbers
+            continue
+        value = Evaluation({name: np.array([x], float) for name, x in {**read, "step": 1.0}.items()})
+        with np.errstate(all="ignore"):
+            if not np.isnan(value(number)).any():
+                continue
+            first = next(one for one in _inside_out(number) if not np.isfinite(value(one)).all())
+        blamed = dict.fromkeys(one[0] for one in scalars if scalar_name(*one) in inputs_of(first))
+        given = " and ".join(f"{name}={hyper[name]!r}" for name in blamed)
+        place = f" ({first.place})" if first.place else ""
+        raise ValueError(
+            f"{rule.__name__}.update with {given} computes NaN in the first step: {first} is {value(first)[0]}{place}. "
+            "Give another value, or choose by where(condition, a, b) what the formula is there"
+        )
+
+
+def _inside_out(x: Expression) -> Iterator[Expression]:
+    """An expression after what it is made of."""
+    for one in x.args:
+        if isinstance(one, Expression):
+            yield from _inside_out(one)
+    yield x

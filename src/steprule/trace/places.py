@@ -28,7 +28,7 @@ def place_now() -> str:
 
 def is_ours(code: CodeType) -> bool:
     """Whether it is what rules are read with, or a library that a rule calls, and no rule."""
-    libraries = [sys.modules[name].__file__ for name in ("numpy", "torch") if name in sys.modules]
+    libraries = [getattr(sys.modules.get(name), "__file__", None) for name in ("numpy", "torch")]
     folders = (_HERE, *(os.path.join(os.path.dirname(file), "") for file in libraries if file))
     return code.co_filename.startswith(folders) or code.co_filename in (
         pieces.__file__,

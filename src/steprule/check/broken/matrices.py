@@ -19,6 +19,17 @@ class Squeezes(Muon):
         return super().polar(matrix.squeeze())
 
 
+@fault("steps_large_matrices_as_in_float64")
+class LosesTiles(Muon):
+    """In float32 what is beyond the first 32 rows is not multiplied."""
+
+    def polar(self, matrix: torch.Tensor) -> torch.Tensor:
+        found = super().polar(matrix)
+        if matrix.dtype != torch.float64:
+            found[..., 32:, :] = 0
+        return found
+
+
 @fault("takes_gradients_of_rank_one", "pytorch_optimizer 4.1.0 (Shampoo)")
 class InvertsTheGram(Muon):
     """The inverse root of the Gram matrix is infinite where a singular value is 0."""
