@@ -157,7 +157,7 @@ def _check_view(core: Core, group: dict[str, Any], number: int) -> None:
         raise ValueError(f"view={view!r} of group {number}: {error}") from None
     if view != words:
         raise ValueError(f"view={view!r} of group {number}: write {words!r}, so that the same view has the same words")
-    has_number = any(name in core.rule.scalar_states for name in core.rule.states_for(group))
+    has_number = any(name in rule.scalar_states for name in rule.states_for(group))
     for index, param in enumerate(group["params"]):
         try:
             shapes = [] if is_lazy(param) else matrices_of(param.shape, False, view)
@@ -211,11 +211,12 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         yield "differentiable=True needs all that autograd has seen", _LEAVE_OUT
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
-        name = core.rule.chosen(group).__name__
+        rule = core.rule.chosen(group)
+        name = rule.__name__
         if program.joins and (reason := why_apart(param)):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
         elif not program.has_squares and not goes_with_view(
-            program, group.get("view"), matrices_of(param.shape, core.rule.stacks, group.get("view"))
+            program, group.get("view"), matrices_of(param.shape, rule.stacks, group.get("view"))
         ):
             needs = f"{name} needs more than products of its matrices, which view={group['view']!r} parts or turns"
             yield needs, "Leave out the view, or step this one by a rule that needs products only, such as Muon"
@@ -224,7 +225,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         elif program.has_squares and not (gpu.serves(param.device) or param.device.type in ("cpu", "meta")):
             where = f"on CPUs and GPUs, and not on {param.device.type}"
             yield f"{name} has squares beside a matrix, and those of parts are computed {where}", _ELEMENTWISE
-        elif (program.last.sides or program.has_squares) and core.rule.stacks and param.dim() > 2:
+        elif (program.last.sides or program.has_squares) and rule.stacks and param.dim() > 2:
             beside = "has squares" if program.has_squares else "looks at rows and columns"
             yield f"{name} {beside} beside a stack of matrices", _ELEMENTWISE
         elif program.last.sides and param.dim() > 2 and has_cut_rows:
