@@ -9,7 +9,7 @@ from typing import Any
 
 from steprule.beside import unread
 from steprule.hyper import MULTIPLIERS
-from steprule.names import did_you_mean
+from steprule.names import did_you_mean, users_level
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import Core
 from steprule.rule import Rule
@@ -42,7 +42,7 @@ def warn_of_misspelled(
             warnings.warn(
                 f"{name!r} in a parameter group of {who} is not a setting and does nothing{hint}",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=users_level(),
             )
 
 
