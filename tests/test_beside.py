@@ -156,25 +156,109 @@ def test_functions_of_the_step_and_layer_decay_are_for_each_its_own():
     assert create(net(), "mano", cautious=True)  # whose vectors an option around the formula does not refuse
 
 
-@pytest.mark.parametrize(("name", "key"), [("muon", "momentum"), ("adamuon", "momentum"), ("soap", "betas")])
-def test_cycled_momentum_is_the_rules_and_a_function_moves_adamws(name, key):
-    model, other = net(), net()
-    optimizer = create(model, name, adamw_betas=lambda step: (0.95 - 0.02 * step, 0.99))
-    lrs = [group["lr"] for group in optimizer.param_groups]
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lrs, total_steps=6)
-    own, adamw = apart(other, name)
+def cycle(model, optimizer, own, adamw, other, key, betas_of):
+    """Trains with a scheduler that cycles momentum, beside two optimizers whose settings are set by hand."""
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], total_steps=6)
     seen = []
     for step in range(4):
-        first = optimizer.param_groups[0]
-        seen.append(first[key][0] if key == "betas" else first[key])
+        first, last = optimizer.param_groups[0], optimizer.param_groups[-1]
+        seen.append(first[key])
         own.param_groups[0] |= {"lr": first["lr"], key: first[key]}
         for group in adamw.param_groups:
-            group |= {"lr": optimizer.param_groups[-1]["lr"], "betas": (0.95 - 0.02 * (step + 1), 0.99)}
+            group |= {"lr": last["lr"], "betas": betas_of(step + 1, last)}
         train(model, optimizer, 1, step)
         train(other, [own, adamw], 1, step)
         scheduler.step()
         assert same(model, other)
-    assert len({round(one, 9) for one in seen}) > 2
+    assert len(set(seen)) > 2
+
+
+@pytest.mark.parametrize("name", ["muon", "adamuon"])
+def test_cycled_momentum_is_the_rules_and_a_function_moves_adamws(name):
+    model, other = net(), net()
+    optimizer = create(model, name, adamw_betas=lambda step: (0.95 - 0.02 * step, 0.99))
+    told = "'momentum' in a parameter group of .* does nothing: AdamW steps this group, and has lr, betas, eps"
+    with pytest.warns(UserWarning, match=told):
+        cycle(model, optimizer, *apart(other, name), other, "momentum", lambda step, _: (0.95 - 0.02 * step, 0.99))
+
+
+def test_cycled_betas_are_those_of_both():
+    model, other = net(), net()
+    cycle(model, create(model, "soap"), *apart(other, "soap"), other, "betas", lambda _, group: group["betas"])
+
+
+def test_a_group_has_what_its_rule_reads_and_no_more():
+    model, other = net(), net()
+    optimizer = create(model, "muon", adamw_eps=1e-6, lookahead=2)
+    names = [{name for name in g if name not in ("params", "param_names", "name")} for g in optimizer.param_groups]
+    both = {"rule", "lr", "weight_decay", "eps", "lookahead", "lookahead_alpha", *optimizer._groups.flags}
+    assert names[0] == {*both, "momentum", "nesterov", "ns_coefficients", "ns_steps", "adjust_lr_fn"}
+    assert names[1:] == [{*both, "betas", "amsgrad"}] * 2
+    assert [g["eps"] for g in optimizer.param_groups] == [1e-7, 1e-6, 1e-6]
+    assert "nesterov" not in repr(optimizer).partition("Parameter Group 1")[2]
+    optimizer, (muon, adamw) = create(model), apart(other)
+    for settings in ({}, {"betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.3}):  # while the plan holds
+        for group in (*optimizer.param_groups[1:], *adamw.param_groups):
+            group |= settings
+        train(model, optimizer)
+        train(other, [muon, adamw])
+        assert same(model, other)
+    optimizer.param_groups[0]["eps"] = 1e-3
+    muon.param_groups[0]["eps"] = 1e-3
+    train(model, optimizer)
+    train(other, [muon, adamw])
+    assert same(model, other)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "told"),
+    [
+        (0, "betas", "'betas' in a parameter group of Muon .* does nothing: Muon steps this group, and has lr, weight_decay, momentum"),
+        (1, "momentum", "'momentum' in a parameter group of Muon .* does nothing: AdamW steps this group, and has lr, betas, eps"),
+        (1, "beta", "'beta' in a parameter group of Muon .* does nothing; did you mean 'betas'?"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("steps", [0, 2])
+def test_what_a_groups_rule_does_not_read_is_told(group, name, told, steps):
+    model = net()
+    optimizer = create(model)
+    train(model, optimizer, steps)
+    optimizer.param_groups[group][name] = 0.5
+    with pytest.warns(UserWarning, match=told):
+        train(model, optimizer, 1)
+    with pytest.warns(UserWarning, match=told):
+        create(net()).add_param_group({**optimizer.param_groups[group], "params": [nn.Parameter(torch.ones(3, 3))]})
+
+
+def test_another_rule_of_a_group_is_refused_and_nothing_changes():
+    model = net()
+    optimizer = create(model)
+    train(model, optimizer)
+    before = copy.deepcopy(model.state_dict())
+    for word, error, told in (
+        ("adam", ValueError, "Invalid rule value: 'adam'; did you mean 'adamw'"),
+        ("adamw", KeyError, "betas was taken out of group 0"),
+    ):
+        optimizer.param_groups[0]["rule"] = word
+        with pytest.raises(error, match=told):
+            train(model, optimizer, 1)
+        assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_weight_decay_is_each_ones_own():
+    def decays(**settings):
+        groups = create(net(), **settings).param_groups
+        assert groups[-1]["name"] == "adamw, no decay"
+        assert groups[-1]["weight_decay"] == 0
+        return [group["weight_decay"] for group in groups[:2]]
+
+    assert decays() == [0.1, 0.01]
+    assert decays(weight_decay=0.3) == [0.3, 0.3]
+    assert decays(weight_decay=0.3, adamw_weight_decay=0) == [0.3, 0]
+    assert decays(adamw_weight_decay=lambda step: 0.5 / step) == [0.1, 0.5]
+    assert decays(weight_decay=lambda step: 0.2 / step) == [0.2, 0.2]
+    scion = create(net(), "scion", adamw_weight_decay=0.2).param_groups
+    assert [group.get("weight_decay") for group in scion] == [None, 0.2, 0.0]
 
 
 def test_every_parameter_is_in_one_group_with_its_rule(capsys):
@@ -241,14 +325,16 @@ class Unknown(nn.Module):
         ({"rule": "adamw"}, TypeError, "got rule='adamw': roles says"),
         ({"groups": [("0.*", {"rule": "muon"})]}, TypeError, r"groups\[0\] of Muon got rule='muon': roles says"),
         ({"groups": [("0.*", {"momentum": 0.5})]}, ValueError, r"groups\[0\]: momentum is nothing to adamw, which steps '0.weight'"),
-        ({"groups": [("1.w*", {"adamw_eps": 0.5})]}, ValueError, r"groups\[0\]: adamw_eps is nothing to muon, which steps '1.weight'"),
+        ({"groups": [("1.w*", {"amsgrad": True})]}, ValueError, r"groups\[0\]: amsgrad is nothing to muon, which steps '1.weight'"),
+        ({"groups": [("0.*", {"adamw_eps": 0.5})]}, TypeError, r"groups\[0\] got adamw_eps=0.5: in groups it is called 'eps'"),
+        ({"adamw_momentum": 0.5}, TypeError, "unexpected argument 'adamw_momentum'; did you mean 'adamw_"),
         ({"roles": {"*": "adamw"}}, ValueError, "roles finds no matrix between others, which Muon could step"),
         ({"roles": {"7.*": "adamw"}}, ValueError, "^roles: '7.\\*' matches no parameter"),
         ({"roles": {"0.*": "muon"}}, ValueError, r"^roles\['0.\*'\]='muon', for '0.weight'"),
         ({"roles": {3: "hidden"}}, TypeError, "^roles: 3 must be a pattern"),
         ({"roles": steprule.roles(net())}, ValueError, "roles says nothing of '0.weight': it is the table of another model"),
         ({"adamw_lr": -1.0}, ValueError, "adamw_lr=-1.0: Invalid"),
-        ({"adamw_betas": (0.9, 2.0)}, ValueError, "adamw_betas at index 1: 2.0"),
+        ({"adamw_betas": (0.9, 2.0)}, ValueError, r"^adamw_betas=\(0.9, 2.0\): Invalid beta parameter at index 1: 2.0"),
         ({"betas": (0.9, 0.9)}, TypeError, "unexpected argument 'betas'"),
         ({"layer_decay": 0.5, "adamw_lr": lambda step: 1.0}, ValueError, "layer_decay=0.5 needs lr"),
         ({"ns_coefficients": "kelle"}, ValueError, "did you mean 'keller'"),
@@ -259,15 +345,10 @@ def test_what_makes_no_sense_is_refused(settings, error, message):
         create(net(), **settings)
 
 
-@pytest.mark.parametrize("other", ["adamw", "lion"])
-def test_a_misspelled_argument_of_the_rule_beside_is_held_to_those_of_that_rule(other):
-    cls, param = steprule.Optimizer.of(beside(RULES["muon"], RULES[other])), nn.Parameter(torch.zeros(2, 2))
-    for name, told in (
-        ("betaz", rf"did you mean '{other}_betas'\?$"),
-        ("q" * 20, rf"it takes {other}_\w+(, {other}_\w+)*$"),
-    ):
-        with pytest.raises(TypeError, match=rf"unexpected argument '{other}_{name}'; {told}"):
-            cls([param], **{f"{other}_{name}": 1.0})
+def test_a_misspelled_argument_of_adamw_is_held_to_those_of_adamw():
+    for name, told in (("betaz", r"did you mean 'adamw_betas'\?$"), ("q" * 20, r"it takes adamw_\w+(, adamw_\w+)*$")):
+        with pytest.raises(TypeError, match=rf"unexpected argument 'adamw_{name}'; {told}"):
+            create(net(), **{f"adamw_{name}": 1.0})
 
 
 def test_what_roles_cannot_tell_is_refused_and_other_models():
@@ -280,7 +361,7 @@ def test_what_roles_cannot_tell_is_refused_and_other_models():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, whose classes say"):
         create(list(net().named_parameters()))
     for settings in ({"adamw_lr": 0.1}, {"roles": {"0.*": "adamw"}}):
-        with pytest.raises(TypeError, match="is for rules of whole matrices, such as muon, and this one steps all"):
+        with pytest.raises(TypeError, match="is for rules of whole matrices, such as muon, and AdamW steps all"):
             steprule.create_optimizer(net(), "adamw", **settings)
 
     class Own(steprule.Muon):
@@ -309,7 +390,7 @@ def test_rules_that_do_not_go_together_are_refused():
     adamw = RULES["adamw"]
     with pytest.raises(RuleError, match="both have a state 'exp_avg', and it is not the same"):
         beside(Other, adamw)
-    with pytest.raises(RuleError, match="Named has 'rule' or a name of AdamW's among its hyperparameters"):
+    with pytest.raises(RuleError, match="Named and AdamW: 'rule' must tell them apart"):
         beside(Named, adamw)
     with pytest.raises(RuleError, match="cannot be one of two rules"):
         beside(RULES["schedulefreeadamw"], adamw)

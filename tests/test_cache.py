@@ -139,13 +139,24 @@ def test_kernels_of_another_machine_lie_apart(tmp_path):
     assert other.name == kernel.name
 
 
-def test_a_rule_of_several_kernels_is_announced_once(monkeypatch, caplog):
-    monkeypatch.setattr(cache, "_announced", set())
-    for name in ("AdamW", "AdamW", "SGD"):
-        cache._announce(name)
-    assert [record.message.split(" for this")[0] for record in caplog.records] == [
-        "steprule: compiling AdamW",
-        "steprule: compiling SGD",
+def test_each_compilation_that_takes_long_is_announced_with_what_it_is_for(tmp_path, monkeypatch, caplog):
+    def slowly(path, name, wait=cache._import):
+        time.sleep(0.2)
+        return wait(path, name)
+
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "_import", slowly)
+    monkeypatch.setattr(cache, "LONG", 0.0)
+    rule = steprule.wrap(steprule.SGD.rule, lambda update, *, k=0.5: update * k, name="Halved")
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = steprule.Optimizer.of(rule)([param], lr=1.0)
+    for clip in (None, 1.0, 2.0):
+        optimizer.clip = steprule.services.ClipValue(clip) if clip else None
+        optimizer.step()
+    assert [record.getMessage().partition(" for this")[0] for record in caplog.records] == [
+        "steprule: compiling Halved (param float32, grad float32)",
+        "steprule: compiling Halved (param float32, grad float32, limited gradients)",
     ]
 
 

@@ -548,7 +548,7 @@ def test_a_rule_and_a_schedule_in_place_of_a_name_and_a_number():
     made = steprule.create_optimizer(net, rule, lr=lambda step: 0.1 / step, weight_decay=0.3)
     assert type(made).__name__ == "Mine"
     assert [(group["lr"], group["weight_decay"]) for group in made.param_groups] == [(0.1, 0.3), (0.1, 0.0)]
-    with pytest.raises(ValueError, match=r"is a schedule, which layer_decay=0\.5 cannot multiply"):
+    with pytest.raises(ValueError, match=r"layer_decay=0\.5 cannot multiply a schedule"):
         steprule.create_optimizer(net, "adamw", lr=lambda step: 0.1, layer_decay=0.5)
 
 

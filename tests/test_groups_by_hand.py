@@ -815,6 +815,24 @@ def test_a_key_that_may_be_a_misspelled_setting_is_told_once():
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "weigth_decay": 0.0})
 
 
+def test_warnings_point_at_the_line_of_the_user():
+    param, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    param.grad = torch.ones(2)
+    with pytest.warns(UserWarning) as told:
+        steprule.AdamW([{"params": [param], "weigth_decay": 0.0}])
+        steprule.AdamW([param, param])
+        optimizer = steprule.AdamW([param], lr=lambda step: 0.1)
+        optimizer.add_param_group({"params": [other, other], "lr_mul": 2.0})
+        optimizer.param_groups[0] |= {"eps_mul": 1.0, "lr": 0.5}
+        optimizer.step()
+        torch.amp.GradScaler("cpu", enabled=False).step(optimizer)
+        optimizer.param_groups[0]["weight_decay_mul"] = 1.0
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        optimizer.step()
+    assert len(told) >= 6
+    assert {one.filename for one in told} == {__file__}
+
+
 def test_formats_that_no_parameter_has_are_refused_in_groups_too():
     param = torch.nn.Parameter(torch.ones(2))
     optimizer = steprule.AdamW([param])

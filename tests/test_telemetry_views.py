@@ -94,6 +94,13 @@ def test_the_table_has_names_and_numbers():
     ]
 
 
+def test_the_table_is_printed_as_text(capsys):
+    pytest.importorskip("rich")
+    print(two_parameters().table())
+    output = capsys.readouterr().out
+    assert "Step 7" in output and "total" in output and "\x1b" not in output
+
+
 @pytest.mark.parametrize("columns", [200, 80, 60, 50])
 def test_a_narrow_table_cuts_no_name_and_no_number(columns):
     pytest.importorskip("rich")

@@ -360,3 +360,12 @@ def test_a_nested_subclass_without_a_step_of_its_own_is_asked():
     with pytest.raises(RuntimeError, match="not finite"):
         stepped.step()
     assert first.tolist() == before
+
+
+@pytest.mark.parametrize("settings", [{"clip": 1.0}, {"lr": 0.1}])
+def test_settings_are_those_of_its_optimizers(settings):
+    (name,) = settings
+    with pytest.raises(
+        TypeError, match=rf"Together got {name}=.*: it has no settings of its own. Give {name} to its optim"
+    ):
+        steprule.Together([steprule.SGD([torch.nn.Parameter(torch.ones(2))])], **settings)

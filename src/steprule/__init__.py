@@ -22,6 +22,7 @@ from typing import Any
 
 from steprule.names import HOME as _HOME
 from steprule.names import SUBMODULES as _SUBMODULES
+from steprule.names import seen as _seen
 
 __version__ = "0.1.0"
 
@@ -56,4 +57,4 @@ def _is_asked_by(module: str) -> bool:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_SUBMODULES, *_optimizers()})
+    return _seen(globals(), [*_MODULES, *_SUBMODULES, *_optimizers()])

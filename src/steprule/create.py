@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule import optimizer
-from steprule.beside import KEY, beside, names_beside, word_of
+from steprule.beside import KEY, beside, word_of
 from steprule.divide import GroupSettings, Model, Section, Split, divided, parameter_groups
 from steprule.hyper import MULTIPLIERS
 from steprule.layers.roles import Overrides, Role, Roles, roles_of
@@ -71,7 +71,7 @@ def create_optimizer(model: Model, name: Literal["lbfgs"], **settings: Any) -> t
 def create_optimizer(
     model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), adamw_lr: Any = None,
+    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (),
     roles: Roles | Overrides = (), show: bool = False, **settings: Any,
 ) -> Optimizer: ...  # fmt: skip
 
@@ -79,7 +79,7 @@ def create_optimizer(
 def create_optimizer(
     model: Model, name: str | type[Rule] | type[Optimizer], *, lr: Any = None, weight_decay: Any = None,
     no_decay: bool | str | Sequence[str] = True, layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (), adamw_lr: Any = None,
+    layer_of: Callable[[str], int] | None = None, groups: GroupSettings = (),
     roles: Roles | Overrides = (), show: bool = False, **settings: Any,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """Makes an optimizer by its name, and divides the parameters into groups::
@@ -105,12 +105,11 @@ def create_optimizer(
         layer_of: a function from a parameter's name to its layer, an int from 0, to use instead of numbers and `group_matcher()`.
         groups: (pattern, settings) pairs for parameters with settings of their own; the first that matches wins. A pattern is
             matched with the whole name ("head.*"), or is a function of name and parameter.
-        adamw_lr: beside a rule of whole matrices the learning rate of the rest, or a function of the step. Default: 0.001.
         roles: which parameters are matrices, as `roles` returns it, or what its argument overrides takes, such as
             {"*.wq": "transpose", "pos": "position", "decoder.*": "adamw"}. Default: what `roles(model)` returns.
         show: print the groups. Default: False.
-        settings: any other argument of the optimizer's class. Beside a rule of whole matrices, AdamW's have "adamw_" before
-            their name, but for weight_decay, which is for both. Its default is that of each.
+        settings: any other argument of the optimizer's class. Beside a rule of whole matrices, AdamW's hyperparameters with
+            "adamw_" before their name, such as adamw_lr, adamw_betas and adamw_weight_decay, whose default is weight_decay if you say that.
 
     Raises:
         ValueError: there is no such optimizer, a value makes no sense, a pattern matches nothing, or a parameter may be a matrix
@@ -123,16 +122,16 @@ def create_optimizer(
         cls = _beside_adamw(cls, rule)
     known = {key: value.default for key, value in inspect.signature(cls).parameters.items() if key != "params"}
     given = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None} | settings
-    ways = ("no_decay", "layer_decay", "layer_of", "groups", "adamw_lr", "roles", "show")
-    _check(cls.__name__, cls, known, given, ways)
+    rests = {key: given.pop(key) for key in settings if key.startswith(_OF_ADAMW)}
+    _check_rest(cls.__name__, rule, known, rests, roles)
+    _check(cls.__name__, cls, known, given, (*_WAYS, *names_beside(rule)))
     if layer_decay is not None and callable(lr):
-        what = f"lr={lr!r} is a schedule"
-        raise ValueError(f"{what}, which layer_decay={layer_decay} cannot multiply; give groups their own")
-    sections, notes = _sections(rule, model, {**known, **given}, given, adamw_lr, roles)
-    split = divided(model, sections, no_decay if "weight_decay" in known else False, layer_decay, layer_of, groups)
-    multipliers = MULTIPLIERS if hasattr(cls, "rule") else ()
-    for number, (_, own) in enumerate(groups):
-        _check(f"groups[{number}] of {cls.__name__}", cls, {**known, **given}, own, multipliers)
+        raise ValueError(f"lr={lr!r}: layer_decay={layer_decay} cannot multiply a schedule; give groups their own")
+    theirs = {} if rule is None else AdamW.hyperparameters
+    sections, notes = _sections(rule, model, {**known, **given}, given, rests, roles)
+    no_decay = no_decay if "weight_decay" in {**theirs, **known} else False
+    split = divided(model, sections, no_decay, layer_decay, layer_of, groups)
+    _check_groups(groups, cls, {**theirs, **known, **given}, names_beside(rule))
     made: torch.optim.Optimizer = cls(split.groups, **given)
     _tell(cls.__name__, split, notes, show)
     return made
@@ -158,6 +157,50 @@ def matrix_rule(cls: type[torch.optim.Optimizer], settings: Mapping[str, Any]) -
     return None if program_of(rule, known).takes_vectors else rule
 
 
+_WAYS = ("no_decay", "layer_decay", "layer_of", "groups", "roles", "show")
+_OF_ADAMW = "adamw_"
+
+
+def names_beside(rule: type[Rule] | None) -> list[str]:
+    """What AdamW's hyperparameters are called as arguments, beside a rule of whole matrices; none without."""
+    return [] if rule is None else [_OF_ADAMW + name for name in AdamW.hyperparameters]
+
+
+def _check_rest(who: str, rule: type[Rule] | None, known: Iterable[str], rests: Mapping[str, Any], roles: Any) -> None:
+    """Raises for arguments of AdamW beside a rule of whole matrices that are none, or where there is none."""
+    if rule is None and (rests or roles):
+        what = next((f"{name}={value!r}" for name, value in rests.items()), f"roles={roles!r}")
+        raise TypeError(f"{what} is for rules of whole matrices, such as muon, and {who} steps all parameters")
+    check_names(who, rests, [*known, *names_beside(rule)])
+    for name, value in rests.items():
+        own = name.removeprefix(_OF_ADAMW)
+        try:
+            at_first = {own: value(1) if callable(value) else value}
+            check_hyperparameters(AdamW, {**at_first, **as_tuples(at_first, AdamW)})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}={value!r}: {error}") from None
+
+
+def _check_groups(
+    groups: GroupSettings, cls: type[torch.optim.Optimizer], known: Mapping[str, Any], beside: Iterable[str]
+) -> None:
+    """Raises for settings that no group has.
+
+    Args:
+        groups: as for `create_optimizer`.
+        cls: the optimizer's class.
+        known: what groups may have, with a value for each.
+        beside: what AdamW's hyperparameters are called as arguments.
+    """
+    for number, (_, own) in enumerate(groups):
+        for name in own.keys() & {*beside}:
+            called = name.removeprefix(_OF_ADAMW)
+            raise TypeError(
+                f"groups[{number}] got {name}={own[name]!r}: in groups it is called {called!r}, as AdamW has it"
+            )
+        _check(f"groups[{number}] of {cls.__name__}", cls, known, own, MULTIPLIERS if hasattr(cls, "rule") else ())
+
+
 def _beside_adamw(cls: type[torch.optim.Optimizer], rule: type[Rule]) -> type[Optimizer]:
     """The class that has AdamW beside a class's rule; raises for a class of one's own, whose methods that would lack."""
     if cls not in (Optimizer.of(rule), getattr(optimizer, class_names().get(plain(rule.__name__), ""), None)):
@@ -171,15 +214,16 @@ Sections = list[tuple[Section, Set[Tensor] | None]]
 
 
 def _sections(
-    rule: type[Rule] | None, model: Model, settings: Mapping[str, Any], given: Collection[str], adamw_lr: Any, roles: Any
+    rule: type[Rule] | None, model: Model, settings: Mapping[str, Any], given: Collection[str], rests: Mapping[str, Any], roles: Any
 ) -> tuple[Sections, tuple[str, ...]]:  # fmt: skip
     """The parameters that a rule of whole matrices steps, and those that AdamW does, with their settings; or all, for others.
 
     Args:
         rule: the rule of whole matrices, if it is one.
-        model, adamw_lr, roles: as for `create_optimizer`.
+        model, roles: as for `create_optimizer`.
         settings: all arguments of the optimizer.
         given: the names of those that were given.
+        rests: those for AdamW.
 
     Returns:
         These, and what roles could not find.
@@ -187,9 +231,6 @@ def _sections(
     fixed = {name: value for name, value in settings.items() if not callable(value)}
     lr: dict[str, Any] = {"lr": fixed["lr"]} if "lr" in fixed else {}
     weight_decay: dict[str, Any] = {"weight_decay": fixed["weight_decay"]} if "weight_decay" in fixed else {}
-    if rule is None and (adamw_lr is not None or roles):
-        what = f"adamw_lr={adamw_lr!r}" if adamw_lr is not None else f"roles={roles!r}"
-        raise TypeError(f"{what} is for rules of whole matrices, such as muon, and this one steps all parameters")
     if rule is None:
         return [(Section("", lr, weight_decay), None)], ()
     table = roles if isinstance(roles, Roles) else roles_of(model, roles, "roles")  # type: ignore[arg-type]
@@ -198,22 +239,18 @@ def _sections(
             f"roles finds no matrix between others, which {rule.__name__} could step: create_optimizer(model, "
             '"adamw") steps all parameters, and roles={pattern: "hidden"} says what is a matrix'
         )
-    default, names = AdamW.hyperparameters, names_beside(AdamW)
-    adamw = {KEY: word_of(AdamW), "lr": default["lr"] if adamw_lr is None else adamw_lr}
-    try:
-        check_hyperparameters(AdamW, {"lr": adamw_lr(1) if callable(adamw_lr) else adamw["lr"]})
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"adamw_lr={adamw_lr!r}: {error}") from None
-    own = weight_decay if "weight_decay" in rule.hyperparameters else {"weight_decay": 0.0}
-    rest = weight_decay if "weight_decay" in given else {"weight_decay": default["weight_decay"]}
-    only_rest, only_own = {*names.values()} - {*rule.hyperparameters}, {*rule.hyperparameters} - {*names.values()}
+    default = AdamW.hyperparameters
+    adamw = {KEY: word_of(AdamW), "lr": default["lr"]} | {k.removeprefix(_OF_ADAMW): x for k, x in rests.items()}
+    shared = settings["weight_decay"] if "weight_decay" in given else default["weight_decay"]
+    rest = {"weight_decay": adamw.pop("weight_decay", shared)}
+    only_rest, only_own = {*default} - {*rule.hyperparameters}, {*rule.hyperparameters} - {*default}
     sections: Sections = []
     for view in dict.fromkeys(str(row.view) for row in table.matrices):
         is_plain = view == "matrix"
         title = word_of(rule) if is_plain else f"{word_of(rule)}, {view}"
         settings = {KEY: word_of(rule), **({} if is_plain else {"view": view}), **lr}
         rows = [row for row in table.matrices if str(row.view) == view]
-        sections.append((Section(title, settings, own, only_rest), _params(rows)))
+        sections.append((Section(title, settings, weight_decay, only_rest), _params(rows)))
     return [*sections, (Section(word_of(AdamW), adamw, rest, only_own), _params(table.rest))], table.notes
 
 

@@ -144,7 +144,7 @@ def divided(
         if useless := [key for key in own if key in section.ignores]:
             raise ValueError(f"groups[{number}]: {useless[0]} is nothing to {section.title}, which steps {name!r}")
         layer, factor = layers[name] if layers and "lr" not in own else (-1, 1.0)
-        bare = name in undecayed and "weight_decay" not in own
+        bare = name in undecayed and "weight_decay" not in {*own, *section.ignores}
         if (place, number, layer, bare) not in parts:
             title = [section.title] if section.title else []
             title += [pattern if isinstance(pattern, str) else f"groups[{number}]"] if number >= 0 else []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steprule import optimizer as optimizers
 from steprule.engine.surroundings import undisturbed
+from steprule.names import seen
 from steprule.optimizer import Optimizer
 from steprule.rule import Rule
 from steprule.rules import OWN
@@ -169,4 +170,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *OWN})
+    return seen(globals(), OWN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -114,3 +115,19 @@ def _number_in(word: str) -> str:
 def name_of(function: Any) -> str:
     """What a function is called; of a callable without a name, its class's."""
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+def seen(namespace: Iterable[str], names: Iterable[str]) -> list[str]:
+    """What `dir` shows of a module: these names, and those that Python gives it; no helpers that it imports."""
+    return sorted({*names, *(name for name in namespace if name.startswith("__"))})
+
+
+_BETWEEN = ("steprule", "torch", "collections", "contextlib", "typer")
+
+
+def users_level() -> int:
+    """Whose frame a warning of the caller is about, as `warnings.warn` counts: the first outside of steprule, and of what calls it for users."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    return level

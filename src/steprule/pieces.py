@@ -50,6 +50,7 @@ from steprule.matrixwise import row_total as row_total
 from steprule.matrixwise import rows as rows
 from steprule.matrixwise import top_share as top_share
 from steprule.matrixwise import transpose as transpose
+from steprule.names import seen as _seen
 
 __all__ = [
     "Value", "abs", "at_first", "atan2", "cbrt", "clip", "col_largest", "col_mean", "col_total", "cols", "debias", "debiased_beta",
@@ -364,3 +365,7 @@ def total_of_all(x: Value) -> Value:
         3.0
     """
     return x.__steprule__("total_of_all", x) if hasattr(x, "__steprule__") else total(x)
+
+
+def __dir__() -> list[str]:
+    return _seen(globals(), __all__)

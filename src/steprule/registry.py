@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from pkgutil import iter_modules
 
-from steprule.names import HOME, SUBMODULES, did_you_mean
+from steprule.names import HOME, SUBMODULES, did_you_mean, users_level
 from steprule.rule import Rule, RuleError
 
 TORCHS_OWN = {"lbfgs": "LBFGS"}
@@ -82,7 +82,7 @@ class Registry(Mapping[str, type[Rule]]):
                     told.append(f"{entry.name} = {entry.value} of {package}: {type(error).__name__}: {error}")
                     self.left_out[entry.name] = told[-1]
         for why in told:
-            warnings.warn(f"a rule of another package is left out: {why}", stacklevel=_users_level())
+            warnings.warn(f"a rule of another package is left out: {why}", stacklevel=users_level())
         return self._rules
 
 
@@ -126,18 +126,6 @@ _DECORATIONS = "8bit|32bit|bnb|paged|fused|torch|apex"
 def class_names() -> dict[str, str]:
     """The names of all classes that there are for torch, by those of the command line."""
     return {name: rule.__name__ for name, rule in RULES.items()} | TORCHS_OWN
-
-
-def _users_level() -> int:
-    """Whose frame a warning of the caller is about, as `warnings.warn` counts: the first outside of steprule and what calls it back."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
-        "steprule",
-        "collections",
-        "typer",
-    ):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 @cache

@@ -39,10 +39,15 @@ class Together(torch.optim.Optimizer):
 
     Raises:
         ValueError: there is no optimizer, or a parameter is in two.
-        TypeError: one is no optimizer, or needs a closure.
+        TypeError: one is no optimizer, or needs a closure; or a setting is given, which is to be given to the optimizers.
     """
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], **settings: Any) -> None:
+        for name, value in settings.items():
+            raise TypeError(
+                f"Together got {name}={value!r}: it has no settings of its own. Give {name} to its optimizers; each looks at its own "
+                "parameters, and create_optimizer makes one optimizer of two rules, with one norm of all gradients"
+            )
         if not isinstance(optimizers, Iterable):
             raise TypeError(f"optimizers must be a list of optimizers, not {optimizers!r}")
         self.optimizers = list(optimizers)

@@ -12,8 +12,13 @@ from __future__ import annotations
 
 from steprule import pieces
 from steprule.hyper import Hyperparameter, about
+from steprule.names import seen
 from steprule.pieces import Value
 from steprule.rules.layerwise import trust_ratio
+
+__all__ = [
+    "agreeing", "clip", "decay", "ema", "momentum", "nesterov", "rms_scaling", "sign", "sum_scaling", "trust", "unit_norm",
+]  # fmt: skip
 
 _MOMENTUM = Hyperparameter("share of the momentum buffer that a step keeps", "[0, inf)")
 _BETA = Hyperparameter("decay rate of the EMA", "[0, 1)")
@@ -275,3 +280,7 @@ def agreeing(grad: Value, last: Value) -> tuple[Value, Value]:
         ((2.0, 2.0), (0.0, 2.0))
     """
     return pieces.where(grad * last <= 0, 0.0, grad), grad
+
+
+def __dir__() -> list[str]:
+    return seen(globals(), __all__)

@@ -12,9 +12,14 @@ optimizer is made.
 from __future__ import annotations
 
 from steprule.hyper import Hyperparameter
+from steprule.names import seen
 from steprule.pieces import Value, ema, maximum, norm, row_total, size, sqrt, total, where
 from steprule.state import State
 from steprule.wrapping import wrapper as wrapper
+
+__all__ = [
+    "cautious_decay", "ema_nesterov", "hyperball", "match_rms", "radial_brake", "radius_pin", "row_floor", "update_floor", "wrapper",
+]  # fmt: skip
 
 _LEAST = 1e-8
 
@@ -242,3 +247,7 @@ def ema_nesterov(
     """
     ahead = ema(ahead, update + reach * ahead, nesterov_beta)
     return update + nesterov_scale * ahead, ahead, nesterov_scale
+
+
+def __dir__() -> list[str]:
+    return seen(globals(), __all__)

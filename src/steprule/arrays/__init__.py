@@ -9,6 +9,7 @@
 from typing import Any as _Any
 
 from steprule.arrays.front import Optimizer as Optimizer
+from steprule.names import seen as _seen
 from steprule.rules import RULES as _RULES
 from steprule.settings import no_attribute as _no_attribute
 
@@ -25,4 +26,4 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return _seen(globals(), __getattr__("__all__"))

@@ -12,15 +12,13 @@ import torch
 from torch import nn
 
 import steprule.optimizer
-from steprule.beside import KEY, beside
 from steprule.compare.errors import UsageError
 from steprule.compare.imports import import_dotted, suggestion
-from steprule.create import create_optimizer, matrix_rule
+from steprule.create import create_optimizer, matrix_rule, names_beside
 from steprule.formats import HALVES, STATE_FORMATS, WEIGHT_FORMATS
 from steprule.layers.roles import roles
 from steprule.registry import class_names, plain, unknown
 from steprule.rule import DECAYS, Rule
-from steprule.rules.adam import AdamW
 from steprule.services.accumulate import GRAD_FORMATS
 from steprule.services.step import NONFINITE
 
@@ -205,8 +203,7 @@ def _hyperparameters(optimizer: type[torch.optim.Optimizer]) -> list[str] | None
 
 def _names_beside(optimizer: Any) -> list[str]:
     """What a class of whole matrices takes beside AdamW."""
-    both = steprule.optimizer.Optimizer.of(beside(optimizer.rule, AdamW))
-    return [*(name for name in _hyperparameters(both) or () if name != KEY), "adamw_lr"]
+    return [*(_hyperparameters(optimizer) or ()), *names_beside(optimizer.rule)]
 
 
 def _split(text: str) -> list[str]:

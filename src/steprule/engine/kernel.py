@@ -51,8 +51,8 @@ class Kernel(ABC):
 
     @staticmethod
     @abstractmethod
-    def load(name: str, text: str) -> Loaded:
-        """The file and the module of a source."""
+    def load(name: str, text: str, what: str) -> Loaded:
+        """The file and the module of a source, which is for this."""
 
     @classmethod
     def compiled(
@@ -79,7 +79,7 @@ class Kernel(ABC):
         key = (cls, rule, static_settings(rule, hyper), maximize, tuple(formats), services)
         if key not in _kernels:
             program = trace(rule, hyper, maximize, services)
-            _kernels[key] = cls._of(program, rule.__name__, title_of(rule), formats)
+            _kernels[key] = cls._of(program, rule.__name__, title_of(rule), formats, services.words)
         return _kernels[key]  # type: ignore[no-any-return]
 
     @classmethod
@@ -91,13 +91,16 @@ class Kernel(ABC):
         return _kernels[key]  # type: ignore[no-any-return]
 
     @classmethod
-    def _of(cls: type[_Engine], program: Program, name: str, title: str, formats: Sequence[str]) -> _Engine:
+    def _of(
+        cls: type[_Engine], program: Program, name: str, title: str, formats: Sequence[str], services: str = ""
+    ) -> _Engine:
         """The kernel of a program's last pass, with those that go before it."""
         program.check()
-        kernels = []
+        operands = [f"{one} {kind}" for one, kind in zip(program.last.operands, formats, strict=True)]
+        what, kernels = ", ".join([*operands, *([services] if services else [])]), []
         for stage in (*program.readings, program.last):
             source: Source = cls.write(title, stage, formats)
-            kernels.append(cls(stage, source, *cls.load(name, source.text)))
+            kernels.append(cls(stage, source, *cls.load(name, source.text, what)))
         *readings, kernel = kernels
         kernel.program, kernel.readings = program, tuple(readings)
         kernel.unit = UNITS.get(formats[0], UNITS["float32"])  # in which weights with low bits are seen

@@ -29,6 +29,9 @@ logger = logging.getLogger("steprule")
 
 Loaded = tuple[Path, ModuleType]
 
+LONG = 1.0
+"""Seconds of compiling after which it is said what takes so long."""
+
 # A fork waits until no thread compiles: the child would find Numba's lock taken by a thread that it does not have.
 _compiling = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -37,8 +40,14 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def load_for_numba(name: str, text: str) -> Loaded:
-    """The kernel's file and module, from the cache or compiled."""
+def load_for_numba(name: str, text: str, what: str = "") -> Loaded:
+    """The kernel's file and module, from the cache or compiled.
+
+    Args:
+        name: the rule's.
+        text: the kernel.
+        what: what it is for, in words, which is said where compiling takes long.
+    """
     folder_name = f"{_as_file(name)}_{_digest(text)}"
 
     def load(parent: Path) -> Loaded:
@@ -49,14 +58,14 @@ def load_for_numba(name: str, text: str) -> Loaded:
             except Exception:
                 logger.warning("steprule: the cached kernel %s does not load; compiling it again", folder)
         shutil.rmtree(folder, ignore_errors=True)
-        return _publish(name, text, folder)
+        return _publish(name, text, what, folder)
 
     with _compiling:
         return _in_some_folder(load, f"compile {name} in")
 
 
-def load_for_triton(name: str, text: str) -> Loaded:
-    """The kernel's file and module. Triton keeps what it makes of it in a cache of its own."""
+def load_for_triton(name: str, text: str, what: str = "") -> Loaded:
+    """The same of a kernel for Triton, which compiles it later, and keeps what it makes of it in a cache of its own."""
     file_name = f"{_as_file(name)}_gpu_{_digest(text)}.py"
 
     def load(folder: Path) -> Loaded:
@@ -90,10 +99,11 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _publish(name: str, text: str, folder: Path) -> Loaded:
+def _publish(name: str, text: str, what: str, folder: Path) -> Loaded:
     """Compiles in a folder beside the final one, then renames it: others see all of it or nothing."""
     draft = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-    announcement = threading.Timer(1.0, _announce, (name,))
+    said = "steprule: compiling %s (%s) for this machine, once, which takes some seconds"
+    announcement = threading.Timer(LONG, logger.warning, (said, name, what))
     announcement.daemon = True
     try:
         (draft / "kernel.py").write_text(text)
@@ -109,20 +119,6 @@ def _publish(name: str, text: str, folder: Path) -> Loaded:
     finally:
         announcement.cancel()
         shutil.rmtree(draft, ignore_errors=True)
-
-
-_announced: set[str] = set()
-
-
-def _announce(name: str) -> None:
-    """Says that a rule is being compiled, once in a process: it may have several kernels."""
-    if name not in _announced:
-        _announced.add(name)
-        logger.warning(
-            "steprule: compiling %s for this machine, which takes a few seconds. Each combination of dtypes, formats and "
-            "options is compiled once, and is then in the cache",
-            name,
-        )
 
 
 def _checksums(folder: Path) -> dict[str, str]:

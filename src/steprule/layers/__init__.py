@@ -5,5 +5,10 @@
 
 from steprule.layers.roles import ROLES, Role, Roles, roles
 from steprule.layers.view import WORDS, View
+from steprule.names import seen as _seen
 
 __all__ = ["ROLES", "WORDS", "Role", "Roles", "View", "roles"]
+
+
+def __dir__() -> list[str]:
+    return _seen(globals(), __all__)

@@ -4,6 +4,7 @@ from typing import Any as _Any
 
 from torch import optim as _optim
 
+from steprule.names import seen as _seen
 from steprule.optimizer import made as made
 from steprule.optimizer.front import Optimizer as Optimizer
 from steprule.registry import TORCHS_OWN as _TORCHS_OWN
@@ -28,4 +29,4 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return _seen(globals(), __getattr__("__all__"))

@@ -97,7 +97,8 @@ class Agreement:
             looks = [(group.get("param_names"), [*map(_look_of, group["params"])]) for group in groups]
             core.shards.totals.own = Fingerprint(rule, services, repr(looks))
             self._have_settings.append(core.shards.totals.own)
-        self._describe_settings(groups, (*core.rule.hyperparameters, *_DEFAULTS))
+        hyper = {name: None for group in groups for name in core.rule.chosen(group).hyperparameters}
+        self._describe_settings(groups, {**core.rule.hyperparameters, **hyper, **_DEFAULTS})
 
     def check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """As `Groups.check_numbers`, and takes note of these numbers."""

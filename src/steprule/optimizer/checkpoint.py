@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from steprule import rules
+from steprule.beside import KEY, word_of
 from steprule.formats import weight_format
 from steprule.formats.parts import as_kept
 from steprule.hyper import MULTIPLIERS
@@ -200,6 +201,12 @@ class Loading:
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self._groups.groups]:
             return  # which torch.optim is about to refuse
         for number, (group, saved) in enumerate(zip(self._groups.groups, groups, strict=True)):
+            prefix = f"{word_of(self._rule.chosen(saved))}_"
+            if KEY in self._rule.hyperparameters and (old := [name for name in saved if name.startswith(prefix)]):
+                raise ValueError(
+                    f"the loaded parameter group {number} has {', '.join(old)}, as steprule once wrote them: rename them in the state dict, "
+                    f"without {prefix!r}, in the place of what has their names"
+                )
             for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = self._source["state"].get(key, {})
                 self._check_state(state, param, saved, group, name_in(group, number, index), every)
@@ -214,7 +221,6 @@ class Loading:
         who: str,
         every: frozenset[str],
     ) -> None:
-        rule, base = self._rule, self._groups.base
         if not isinstance(state, Mapping):
             raise ValueError(f"the state of {who} is {state!r} and must be a dict of states")
         state = {name: value for name, value in state.items() if value is not None}
@@ -224,6 +230,7 @@ class Loading:
         if without and not param.is_meta:
             raise ValueError(f"the state {without[0]} of {who} is on the meta device, and has no numbers")
         hyper = self._groups.complete({**saved})
+        rule, base = self._rule.chosen(hyper), self._groups.base.chosen(hyper)
         present = rule.states_for(hyper)
         missing = [name for name in base.states if name in present and not has_arrays(state, name)]
         has_begun = any(x is not None and state_of(name, rule.states) for name, x in state.items())
@@ -312,7 +319,7 @@ class Loading:
         return aside
 
     def _convert_state(self, state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> None:
-        rule, services = self._rule, self._groups.core.services
+        rule, services = self._rule.chosen(group), self._groups.core.services
         for name, value in state.items():
             state[name] = own_copy(name, value, param, group, rule)
         if services is None or services.average is None or state.get(AVERAGE, 0) is None:

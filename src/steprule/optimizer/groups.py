@@ -9,6 +9,7 @@ from weakref import ref
 
 from torch import Tensor
 
+from steprule.beside import unread
 from steprule.engine.surroundings import in_peace
 from steprule.formats.parts import is_sharded
 from steprule.hyper import MULTIPLIERS, whole_of
@@ -49,7 +50,6 @@ class Groups:
         self.name, self.base = made.__name__, made.rule
         its = self.base.like_torch
         self.flags, self.fixed = flags_of(self.base), its.fixed if its is not None else {}
-        self.constants = self.base.constants
         self._spelled: set[str] = {*NOTES, SCHEDULES, "initial_lr", *self.fixed}  # keys that need no second look
 
     @property
@@ -79,6 +79,14 @@ class Groups:
         """What groups that say nothing else have."""
         return self.optimizer.defaults  # type: ignore[no-any-return]
 
+    def defaults_of(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a group with these settings has that says nothing else: of another rule than most groups, that rule's own defaults."""
+        core, rule = self.core, self.core.rule.chosen(settings)
+        if rule is core.rule.chosen(self.defaults):
+            return self.defaults | (core.schedules.defaults if core.schedules is not None else {})
+        others = {name: x for name, x in self.defaults.items() if name not in core.rule.hyperparameters}
+        return others | {name: core.options.get(name, default) for name, default in rule.hyperparameters.items()}
+
     def check(self, settings: Mapping[str, Any], core: Core | None = None) -> None:
         """Raises for hyperparameters and flags that make no sense.
 
@@ -90,9 +98,10 @@ class Groups:
         if its is not None and its.tensor_betas:
             check_tensors(settings, "lr")
         self.check_options(settings, core)
-        check_settings(core.rule, settings)
-        check_numbers(core.rule, settings)
-        check_nan(core.rule, settings)
+        rule = core.rule.chosen(settings)
+        check_settings(rule, settings)
+        check_numbers(rule, settings)
+        check_nan(rule, settings)
         if settings.get("fused"):
             if settings.get("differentiable"):
                 raise RuntimeError("`fused` does not support `differentiable`")
@@ -112,7 +121,7 @@ class Groups:
         if "lookahead" in core.rule.hyperparameters and "lookahead" in settings:
             check_lookahead(settings["lookahead"])
         check_formats(settings)
-        check_multipliers(core.rule, settings)
+        check_multipliers(core.rule.chosen(settings), settings)
         for name in self.flags:
             if settings.get(name) not in (None, True, False):
                 raise TypeError(f"{name} must be True or False, not {settings[name]!r}")
@@ -120,7 +129,7 @@ class Groups:
     def keep_functions(self, group: dict[str, Any]) -> dict[str, Any]:
         """The caller's dict, as torch.optim has it, or a copy where that would lose the functions in it, which another
         optimizer may want too."""
-        has_own = any(callable(group.get(name)) for name in self.core.rule.hyperparameters)
+        has_own = any(callable(group.get(name)) for name in self.core.rule.chosen(group).hyperparameters)
         if not has_own and SCHEDULES not in group and self.core.schedules is None:
             return group
         if isinstance(group.get("params"), Iterator):
@@ -143,14 +152,17 @@ class Groups:
             if isinstance(group, dict):
                 if core.schedules is None or not core.schedules.knows(group):
                     group.pop(SCHEDULES, None)  # of another optimizer
-                for name, function in (core.schedules.defaults if core.schedules is not None else {}).items():
-                    group.setdefault(name, function)
+                given, defaults = {*group}, self.defaults_of(group)
+                group |= {name: x for name, x in defaults.items() if callable(x) and name not in group}
                 functions = self.take_functions(group, core.calls)
                 self.check_keys(group)
-                own = {name: x for name, x in group.items() if name in (*self.defaults, *FORMAT_OPTIONS, *MULTIPLIERS)}
-                self.check({**self.defaults, **own})
+                settings = {**defaults, **group}
+                self.check(settings)
+                group |= settings
             core.plans.current = None
             by_torch(group)
+            for name in unread(core.rule, group) - given:  # which torch.optim has put there
+                group.pop(name, None)
             self.check_parameters(number)
         except Exception:
             del self.groups[number:]
@@ -166,7 +178,7 @@ class Groups:
 
     def complete(self, group: dict[str, Any]) -> dict[str, Any]:
         """Adds to a saved group what it had not yet when it was saved."""
-        rule = self.core.rule
+        rule = self.core.rule.chosen(group)
         missing = {**FLAGS, **rule.hyperparameters, **self.core.options}
         for name in (*rule.hyperparameters, *self.flags):
             group.setdefault(name, missing[name])
@@ -198,8 +210,7 @@ class Groups:
         for options in (FORMAT_OPTIONS, {"view": None}, dict.fromkeys(MULTIPLIERS, 1.0)):
             if any(name in group for group in self.groups for name in options):
                 for group in self.groups:
-                    for name, default in options.items():
-                        group.setdefault(name, default)
+                    group |= {name: default for name, default in options.items() if name not in group}
 
     def watch(self) -> None:
         """Tells those who hook into gradients whose they are."""
@@ -216,7 +227,7 @@ class Groups:
             TypeError: it is of the wrong kind.
         """
         for number, group in enumerate(self.groups):
-            gone = [name for name in self.core.rule.hyperparameters if name not in group]
+            gone = [name for name in self.core.rule.chosen(group).hyperparameters if name not in group]
             if gone and any(group is known for known in self.core.completed):
                 raise KeyError(f"{gone[0]} was taken out of group {number}, which had it: give it a value again")
             self.look_at(group)
@@ -234,10 +245,7 @@ class Groups:
 
     def look_at(self, group: dict[str, Any]) -> None:
         """Checks and completes one group, which stays as it is if anything is wrong."""
-        known = (*self.core.rule.hyperparameters, *self.flags, *self.fixed, *FORMAT_OPTIONS)
-        defaults = {name: self.defaults[name] for name in known if name in self.defaults}
-        defaults |= self.core.schedules.defaults if self.core.schedules is not None else {}
-        settings = {**group, **{name: default for name, default in defaults.items() if name not in group}}
+        settings = {**self.defaults_of(group), **group}
         if isinstance(settings["params"], Tensor):
             settings["params"] = [settings["params"]]
         self.check_keys(settings)
@@ -259,22 +267,23 @@ class Groups:
             are_given: whether these were not put into the group by hand, where torch.optim's own rules take more, such as a
                 negative lr. Default: False.
         """
-        names = self.core.rule.hyperparameters if names is None else names
+        rule = self.core.rule.chosen(settings)
+        names = [name for name in rule.hyperparameters if names is None or name in names]
         near = [name for name in names if not is_elsewhere(settings[name])]
         takes_more = is_torchs(self.base)
-        check_hyperparameters(self.core.rule, settings, takes_more and not are_given, near)
+        check_hyperparameters(rule, settings, takes_more and not are_given, near)
         its = self.base.like_torch
         if takes_more and not are_given and not (its is not None and its.checks):
             return
         try:
-            check_together(self.core.rule, settings)
+            check_together(rule, settings)
         except ValueError:
             if not takes_more or self._fits(settings, names):
                 raise
-        check_numbers(self.core.rule, settings, near)
+        check_numbers(rule, settings, near)
 
     def _fits(self, settings: Mapping[str, Any], names: Iterable[str]) -> bool:
-        """Whether settings would go together if these were as the constructor had them: the others may be put there by hand."""
+        """Whether settings would go together if these were as the constructor had them."""
         try:
             check_together(self.core.rule, {**settings, **{name: self.defaults[name] for name in names}})
         except ValueError:
@@ -284,10 +293,10 @@ class Groups:
     def check_numbers(self, groups: Sequence[Mapping[str, Any]], names: set[str]) -> bool:
         """Checks numbers that have changed in groups, as `look` does; False if that has more to do."""
         for group in groups:
-            if any(callable(group[name]) for name in names) or as_tuples(group, self.core.rule):
+            if any(callable(group.get(name)) for name in names) or as_tuples(group, self.core.rule.chosen(group)):
                 return False
             self.check_settings(group, names)
-        if not names.isdisjoint(map(whole_of, self.constants)):
+        if any(not names.isdisjoint(map(whole_of, self.base.chosen(group).constants)) for group in groups):
             self.check_constants()
         return True
 
@@ -299,20 +308,21 @@ class Groups:
 
     def check_keys(self, group: Mapping[str, Any]) -> None:
         """Raises for what a group cannot have for itself, and warns of what may be a misspelled setting."""
-        settings = (*self.core.rule.hyperparameters, *self.flags, *GROUP_OPTIONS)
-        warn_of_misspelled(group, self.name, settings, self._spelled)
+        warn_of_misspelled(group, self.name, self.core.rule, (*self.flags, *GROUP_OPTIONS), self._spelled)
         refuse_options(group, self.core)
 
     def check_constants(self, listed: Iterable[Listed] | None = None) -> None:
         """Raises if what must stay as it was when a parameter began has been changed, of all parameters or of these."""
         listed = list_all(self.groups) if listed is None else listed
-        for number, group, _, param, _ in listed if self.constants else ():
-            values = {name: number_at(name, group) for name in self.constants}
+        every = [self.base.chosen(group).constants for group in self.groups]
+        for number, group, _, param, _ in listed if any(every) else ():
+            constants = every[number]
+            values = {name: number_at(name, group) for name in constants}
             begun = self.core.begun_with.get(param, values) if self.states.get(param) else values
-            for name, why in self.constants.items():
-                if begun[name] != values[name]:
-                    is_cycled = whole_of(name) in ("momentum", "betas")
-                    hint = ". A scheduler that cycles it takes cycle_momentum=False" if is_cycled else ""
+            for name, why in constants.items():
+                if begun.get(name, values[name]) != values[name]:
+                    cycled = ". A scheduler that cycles it takes cycle_momentum=False"
+                    hint = cycled if whole_of(name) in ("momentum", "betas") else ""
                     raise ValueError(
                         f"{name} of group {number} was changed from {begun[name]} to {values[name]}; "
                         f"{self.name} needs it constant: {why}{hint}"
@@ -338,16 +348,17 @@ class Groups:
         check_clip(services.clip if services is not None else None, [group])
         check_whole(self.core, self.groups, number)
         check_matrices(self.core, self.groups, number)
-        check_nonzero(self.core.rule, self.states, self.groups[number], number)
+        check_nonzero(self.core.rule.chosen(group), self.states, group, number)
         if self.core.rule.sparse_only:
             check_sparse_only(self.core.rule, number, group["params"])
 
     def take_functions(self, settings: dict[str, Any], calls: int) -> dict[str, Schedule]:
         """Takes functions of the step out of settings, and leaves what they give for the next after so many."""
-        settings |= as_tuples(settings, self.base)
-        names = (*self.base.hyperparameters, "lookahead_alpha")
+        rule = self.base.chosen(settings)
+        settings |= as_tuples(settings, rule)
+        names = (*rule.hyperparameters, "lookahead_alpha")
         functions = {name: settings[name] for name in names if name in settings and callable(settings[name])}
-        for name, why in self.constants.items():
+        for name, why in rule.constants.items():
             if whole_of(name) in functions:
                 raise ValueError(f"{whole_of(name)} of {self.name} cannot be a schedule: {why}")
         settings |= {name: function(calls + 1) for name, function in functions.items()}

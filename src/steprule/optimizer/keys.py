@@ -7,34 +7,42 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steprule.beside import unread
 from steprule.hyper import MULTIPLIERS
-from steprule.names import did_you_mean
+from steprule.names import did_you_mean, users_level
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import Core
 from steprule.rule import Rule
 from steprule.rules.options import OPTIONS
 
 
-def warn_of_misspelled(group: Mapping[str, Any], who: str, settings: Sequence[str], spelled: set[str]) -> None:
-    """Warns of what may be a misspelled setting.
+def warn_of_misspelled(
+    group: Mapping[str, Any], who: str, rule: type[Rule], more: Sequence[str], spelled: set[str]
+) -> None:
+    """Warns of what may be a misspelled setting, and of what is one of another group's rule.
 
     Args:
         group: the group.
         who: the optimizer's name.
-        settings: what it may have.
+        rule: the optimizer's, with its options.
+        more: what groups may have besides hyperparameters.
         spelled: keys that need no second look; those of the group are added.
     """
+    its, others = rule.chosen(group), unread(rule, group)
+    settings = [*dict.fromkeys((*its.hyperparameters, *rule.hyperparameters, *more)).keys() - others]
     for name in group.keys() - {"params", "param_names", *settings, *MULTIPLIERS, *SERVICE_OPTIONS, *OPTIONS, *spelled}:
         spelled.add(name)
         is_of_one = any(one in str(name) for one in settings)  # as a scheduler's base_momentum
         hint = did_you_mean(str(name), MULTIPLIERS, 0.85) or (
             "" if is_of_one else did_you_mean(str(name), settings, 0.8)
         )
+        if name in others:
+            hint = f": {its.__name__} steps this group, and has {', '.join(its.hyperparameters)}"
         if hint:
             warnings.warn(
                 f"{name!r} in a parameter group of {who} is not a setting and does nothing{hint}",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=users_level(),
             )
 
 

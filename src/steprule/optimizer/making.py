@@ -94,8 +94,8 @@ def finish(groups: Groups) -> None:
     core = groups.core
     core.is_made = True
     for group in groups.groups:
-        trace(core.rule, group)
-        check_formula(groups.base, group)
+        trace(core.rule.chosen(group), group)
+        check_formula(groups.base.chosen(group), group)
     check_memory(groups.groups)
     check_spread(core, groups.groups)
     if core.across is None:  # others may have what an argument is for

@@ -157,7 +157,7 @@ def _check_view(core: Core, group: dict[str, Any], number: int) -> None:
         raise ValueError(f"view={view!r} of group {number}: {error}") from None
     if view != words:
         raise ValueError(f"view={view!r} of group {number}: write {words!r}, so that the same view has the same words")
-    has_number = any(name in core.rule.scalar_states for name in core.rule.states_for(group))
+    has_number = any(name in rule.scalar_states for name in rule.states_for(group))
     for index, param in enumerate(group["params"]):
         try:
             shapes = [] if is_lazy(param) else matrices_of(param.shape, False, view)
@@ -212,8 +212,8 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         yield "differentiable=True needs all that autograd has seen", _LEAVE_OUT
     program = program_of(core.rule, group)
     if program.sees_matrix and cuts_of(param):
-        name = core.rule.chosen(group).__name__
-        shapes = matrices_of(param.shape, core.rule.stacks, group.get("view"))
+        rule = core.rule.chosen(group)
+        name, shapes = rule.__name__, matrices_of(param.shape, rule.stacks, group.get("view"))
         if program.joins and (reason := why_apart(param)):
             yield f"{name} looks at whole matrices, whose parts {reason}", _ELEMENTWISE
         elif not program.has_squares and not goes_with_view(program, group.get("view"), shapes):
@@ -224,7 +224,7 @@ def _needs_of_shards(core: Core, group: Mapping[str, Any], param: Tensor) -> Ite
         elif program.has_squares and not (gpu.serves(param.device) or param.device.type in ("cpu", "meta")):
             where = f"on CPUs and GPUs, and not on {param.device.type}"
             yield f"{name} has squares beside a matrix, and those of parts are computed {where}", _ELEMENTWISE
-        elif (program.last.sides or program.has_squares) and core.rule.stacks and len(shapes[0]) > 2:
+        elif (program.last.sides or program.has_squares) and rule.stacks and len(shapes[0]) > 2:
             beside = "has squares" if program.has_squares else "looks at rows and columns"
             yield f"{name} {beside} beside a stack of matrices", _ONE_MATRIX
         elif program.last.sides and param.dim() > 2 and has_cut_rows:

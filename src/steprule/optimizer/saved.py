@@ -34,7 +34,7 @@ def plain_state_dict(groups: Groups, saved: Mapping[str, Any]) -> dict[str, Any]
             state[number] = {name: x for name, x in plain.items() if state_of(name, ("param", AVERAGE)) is None}
     hidden = (*GROUP_OPTIONS, *NOTES, SCHEDULES, *MULTIPLIERS)
     plain_groups = [
-        {k: v for k, v in (group | multiplied(group, rule.hyperparameters)).items() if k not in hidden}
+        {k: v for k, v in (group | multiplied(group, rule.chosen(group).hyperparameters)).items() if k not in hidden}
         for group in saved["param_groups"]
     ]
     return {**saved, "state": state, "param_groups": plain_groups}
@@ -82,14 +82,14 @@ def read(groups: Groups, param: Tensor, name: str) -> Tensor:
         raise KeyError(f"param of shape {tuple(param.shape)} is not one of this optimizer's parameters")
     state = groups.states.get(param, {})
     every = {**state, "param": param.detach()}
-    rule, who = groups.core.rule, f"the parameter of shape {tuple(param.shape)}"
+    own_group = next(group for group, one in groups.each() if one is param)
+    rule, who = groups.core.rule.chosen(own_group), f"the parameter of shape {tuple(param.shape)}"
     whole = state_of(name, {"param", AVERAGE, *rule.states})
     if whole not in (None, name) and name in state:
         raise KeyError(f"{name!r} is a part of {whole!r}, and has no numbers of its own: read {whole!r}")
     own = kept(every, name)
     if own is None:
         raise KeyError(f"there is no state {name!r}; there are {', '.join(state) or 'none'}")
-    own_group = next(group for group, one in groups.each() if one is param)
     if problem := too_short(param, who) or misfit(rule, state, param, who, own_group, converted=True):
         raise RuntimeError(problem)
     return own.clone() if name in (*rule.scalar_states, *rule.side_states) else read_state(every, name, param.shape)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from steprule.names import users_level
+
 Schedule = Callable[[int], Any]
 """A hyperparameter's value for each step, counted from 1 by calls of ``step``."""
 
@@ -88,7 +90,7 @@ class Schedules:
                         f"every step. del optimizer.param_groups[{index}][{KEY!r}] ends the functions of that group, which "
                         f"then keeps what is written; for a scheduler make the optimizer with a number as {name}",
                         UserWarning,
-                        stacklevel=2,
+                        stacklevel=users_level(),
                     )
 
 

@@ -11,14 +11,24 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import OptState
 
+from steprule.names import users_level
 from steprule.optimizer.arguments import refuse_attribute
 
 _BASE = torch.optim.Optimizer
 _PASSING = "GradScaler is going to stop passing itself"
 
 # Without the wrapper that imports the whole of torch.compile (seconds) to keep out of its way.
-add_param_group = getattr(_BASE.add_param_group, "__wrapped__", _BASE.add_param_group)
+_add_param_group = getattr(_BASE.add_param_group, "__wrapped__", _BASE.add_param_group)
 zero_grad = getattr(_BASE.zero_grad, "__wrapped__", _BASE.zero_grad)
+
+
+def add_param_group(self: Any, group: Any) -> None:
+    """As torch.optim's, whose warnings point at the caller's line."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _add_param_group(self, group)
+    for one in told:
+        warnings.warn(one.message, stacklevel=users_level())
 
 
 def outermost(step: Callable[..., Any]) -> Callable[..., Any]:

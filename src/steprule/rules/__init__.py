@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Mapping
 from importlib import import_module
 
+from steprule.names import seen
 from steprule.registry import RULES as RULES
 from steprule.rule import Rule
 
@@ -26,3 +27,7 @@ OWN: Mapping[str, type[Rule]] = {rule.__name__.lower(): rule for rule in _own}
 """steprule's own rules by name; `RULES` has those of other packages as well."""
 
 __all__ = sorted(["OWN", "RULES", *(rule.__name__ for rule in _own)])
+
+
+def __dir__() -> list[str]:
+    return seen(globals(), __all__)

@@ -78,9 +78,16 @@ def with_options(
                 f"cautious_decay needs a decay that is apart from the step: {rule.__name__}'s is not; "
                 'choose one, such as decay="decoupled"'
             )
-    key = (rule, around, cautious, cautious_decay, lookahead > 0)
+    return _made(rule, around, cautious, cautious_decay, lookahead > 0)
+
+
+def _made(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay: bool, lookahead: bool) -> type[Rule]:
+    """The rule that `_around` makes, once; of a rule without weight_decay, which may be beside another, nothing that changes it."""
+    if "weight_decay" not in rule.hyperparameters:
+        decay, cautious_decay = None, False
+    key = (rule, decay, cautious, cautious_decay, lookahead)
     if key not in _rules:
-        _rules[key] = _around(*key)
+        _rules[key] = _around(*key) if any(key[1:]) else rule
     return _rules[key]
 
 
@@ -142,7 +149,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     """The rule whose formula has these around it."""
     added = {"initial_param": decay == "initial", "lr_max": decay == "corrected", "slow_param": lookahead}
     names = {name: its for name, its in added_names(rule).items() if added[name]}
-    own = rule.states
+    own, how = rule.states, (decay, cautious, cautious_decay, lookahead)
     kind = inspect.Parameter
     positional = [kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("param", "grad", *own, *names.values())]
     hyper = {
@@ -179,7 +186,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     attributes |= {
         "update": update,
         "check": lambda **hyper: check_together(rule, hyper),
-        "chosen": classmethod(lambda cls, hyper: rule.chosen(hyper)),
+        "chosen": classmethod(lambda cls, hyper: cls if (its := rule.chosen(hyper)) is rule else _made(its, *how)),
         "states_for": classmethod(lambda cls, hyper: (*rule.states_for(hyper), *names.values())),
         "touches_states": rule.touches_states and not lookahead,
         "decay": decay or rule.decay,

@@ -171,6 +171,7 @@ class Telemetry:
         """
         with _extra("rich"):
             from rich.box import SIMPLE_HEAD
+            from rich.console import Console
             from rich.measure import Measurement
             from rich.table import Table
             from rich.text import Text
@@ -193,6 +194,11 @@ class Telemetry:
 
         class Fitting(Table):
             """Leaves out the last columns rather than cut names."""
+
+            def __str__(self) -> str:
+                with (console := Console(color_system=None)).capture() as capture:
+                    console.print(self)
+                return capture.get()
 
             def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
                 for count in range(len(QUANTITIES), 0, -1):

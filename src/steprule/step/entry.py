@@ -53,7 +53,7 @@ class Entry:
 
     def __init__(self, job: Job, one: Listed, kinds: Kinds) -> None:
         self.number, self.group, self.index, self.param, self.place = one
-        self.rule, self.services, self.accumulator, self._states = job.rule, job.services, job.accumulator, job.states
+        self.services, self.accumulator, self._states = job.services, job.accumulator, job.states
         self.grad: Tensor = self.param.grad  # type: ignore[assignment]
         self.state: dict[str, Any] = job.states.get(self.param, _NONE)
         self.state_before = dict(self.state) if self.state else _NONE
@@ -62,10 +62,11 @@ class Entry:
         self.rests = False  # whether it is known from earlier steps and has no gradient in this one
         self.low_bits = self._find_low_bits()
         self.kind = self._find_kind(job, kinds)
+        self.rule = self.kind.rule
         self.is_fast, self.is_new = self.kind.is_fast and self._has_addresses(), self.kind.is_new
         self._check_memory()
         if self.state:
-            self._check_begun(job.base)
+            self._check_begun(job.base.chosen(self.group))
 
     def _find_low_bits(self) -> Tensor | None:
         """Those of the gradient, if it is a sum that has some."""

@@ -84,24 +84,24 @@ class Kind:
     def __init__(
         self, job: Job, group: dict[str, Any], param: Tensor, state: dict[str, Any], low_bits: Tensor | None, who: str
     ) -> None:
-        self.rule, self.group, self.device, self.view = job.rule, group, param.device, group.get("view")
+        self.rule, self.group, self.device, self.view = job.rule.chosen(group), group, param.device, group.get("view")
         self.services, self.accumulator = job.services, job.accumulator
         assert param.grad is not None
-        self.names = job.rule.states_for(group)
-        self.present = tuple(name for name in self.names if name in job.rule.tensor_states)
-        self.scalar_states = tuple(name for name in self.names if name in job.rule.scalar_states)
-        side_states = {name for name in self.names if name in job.rule.side_states}
-        self.sides_cut = sides_cut(whole_of(param)) if program_of(job.rule, group).last.sides else frozenset()
+        self.names = self.rule.states_for(group)
+        self.present = tuple(name for name in self.names if name in self.rule.tensor_states)
+        self.scalar_states = tuple(name for name in self.names if name in self.rule.scalar_states)
+        side_states = {name for name in self.names if name in self.rule.side_states}
+        self.sides_cut = sides_cut(whole_of(param)) if program_of(self.rule, group).last.sides else frozenset()
         self.averages = job.services is not None and job.services.average is not None
         self.has_low_bits = low_bits is not None
         self.is_abstract = is_abstract(param)
         self.is_new = all(kept(state, name) is None for name in self.present)
-        begun = (name for name in job.base.states_for(group) if name)
+        begun = (name for name in job.base.chosen(group).states_for(group) if name)
         self.is_complete = state.get("step") is not None and all(kept(state, name) is not None for name in begun)
         self._check(job.name, param, param.grad, state, who)
         self.formats = self._formats(param, param.grad, state)
         self.arrays = arrays_in(self.formats)
-        self.keeps_step = job.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
+        self.keeps_step = self.rule.keeps_step or any(FORMATS[kind].random for kind in self.formats.values())
         names = {name + suffix for name, suffix in self.arrays if name != "grad"} - {"param"}
         self.state_names = names | side_states | {*self.scalar_states} | ({"step"} if self.keeps_step else set())
         averages = {AVERAGE} if self.averages else set()
@@ -132,7 +132,18 @@ class Kind:
         where = self.device if self.engine == "gpu" else None
         static = static_settings(self.rule, self.group), self.group.get("maximize", False)
         formats, rooms = tuple(self.formats.values()), tuple(self.rooms.values())
-        return (self.engine, where, *static, formats, rooms, self.view, self.cut, self.sides_cut, self._served())
+        return (
+            self.rule,
+            self.engine,
+            where,
+            *static,
+            formats,
+            rooms,
+            self.view,
+            self.cut,
+            self.sides_cut,
+            self._served(),
+        )
 
     def _rooms(self, whole: Tensor) -> tuple[Any, dict[str, str]]:
         """Who brings matrices together between passes, and what each is kept in."""
@@ -153,7 +164,7 @@ class Kind:
         )
 
     def _check(self, optimizer: str, param: Tensor, grad: Tensor, state: dict[str, Any], who: str) -> None:
-        group, rule = self.group, self.rule.chosen(self.group)
+        group, rule = self.group, self.rule
         if problem := unsteppable(param, who):
             raise RuntimeError(problem)
         for what in ("shape", "dtype", "device"):

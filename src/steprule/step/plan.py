@@ -35,6 +35,7 @@ from steprule.trace.tracing import static_settings
 
 _modes = torch._C._len_torch_dispatch_stack
 _CLIP = methodcaller("get", "clip")
+_GET: Callable[[Any, dict[str, Any]], tuple[Any, ...]] = itemgetter.__call__
 _END = (object(),)  # where one list ends before the other, it is compared with something else
 
 
@@ -92,12 +93,13 @@ class StepPlan:
     def _know_settings(self, flags: Sequence[str]) -> None:
         """What groups are, to be compared with later ones."""
         groups = self._groups
-        every = (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS, *MULTIPLIERS)
-        keys = [name for name in every if name in groups[0]]
-        self._names = (*keys, keys[0])  # two at least, of which an itemgetter gives a tuple
-        self._settings_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*self._names)
+        more = (*self._rule.hyperparameters, *flags, *GROUP_OPTIONS, *MULTIPLIERS)
+        every = [{**self._rule.chosen(group).hyperparameters, **dict.fromkeys(more)} for group in groups]
+        names = ([name for name in own if name in group] for own, group in zip(every, groups, strict=True))
+        self._names = [(*own, own[0]) for own in names]  # two at least, of which an itemgetter gives a tuple
+        self._getters = [itemgetter(*own) for own in self._names]
         self._clips = list(map(_CLIP, groups))
-        self._settings = [self._plain(group) for group in groups]
+        self._settings = list(map(self._plain, map(_GET, self._getters, groups)))
         self._static = [self._static_of(group) for group in groups]
         self._lengths = list(map(len, [*groups, *(map(PARAMS_OF, groups) if self._whole else ())]))
 
@@ -233,7 +235,7 @@ class StepPlan:
             moved = roster.moved(tensors) if not _modes() else -1
             if moved > 0 and not self._follow(moved, tensors):
                 return False
-            is_changed = self._settings != list(map(self._settings_of, groups))
+            is_changed = self._settings != list(map(_GET, self._getters, groups))
             if self._services is not None and not is_changed:
                 is_changed = self._clips != list(map(_CLIP, groups))
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError):
@@ -364,22 +366,23 @@ class StepPlan:
             entry.has_begun |= entry.is_fast
         count_write(self._roster.active)
 
-    def _plain(self, group: dict[str, Any]) -> tuple[Any, ...]:
+    def _plain(self, settings: tuple[Any, ...]) -> tuple[Any, ...]:
         """A group's settings with tensors and arrays read, since those may be filled in place."""
-        return tuple(seen(value, self._needs_numbers) for value in self._settings_of(group))
+        return tuple(seen(value, self._needs_numbers) for value in settings)
 
     def _refresh(self, groups: list[dict[str, Any]]) -> bool:
         """Takes over new numbers; False if the change calls for other kernels."""
         changed: set[str] = set()
         settings = []
-        for before, now in zip(self._settings, map(self._settings_of, groups), strict=True):
+        for names, before, now in zip(self._names, self._settings, map(_GET, self._getters, groups), strict=True):
             mine = list(before)
-            for place, (name, old, new) in enumerate(zip(self._names, before, now, strict=True)):
+            for place, (name, old, new) in enumerate(zip(names, before, now, strict=True)):
                 if old is not new and old != new:
                     mine[place] = seen(new, self._needs_numbers)
                     changed.add(name)
             settings.append(tuple(mine))
-        is_numbers = all(isinstance(self._rule.hyperparameters.get(name), (float, int, tuple)) for name in changed)
+        known = {name: x for group in groups for name, x in self._rule.chosen(group).hyperparameters.items()}
+        is_numbers = all(isinstance(known.get(name), (float, int, tuple)) for name in changed)
         is_numbers &= "lookahead" not in changed  # which is whole
         if not is_numbers or not self._check_numbers(groups, changed):
             return False  # and all is looked at

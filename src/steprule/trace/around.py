@@ -35,6 +35,13 @@ class Services:
         return self.factor, self.limit, self.zero
 
     @property
+    def words(self) -> str:
+        """These in words, for users; empty if there are none."""
+        every = {"scaled gradients": self.factor, "limited gradients": self.limit, "zeroed gradients": self.zero}
+        every |= {"averages": self.average, "telemetry": self.gather}
+        return " and ".join(word for word, on in every.items() if on)
+
+    @property
     def scalars(self) -> list[tuple[str, None]]:
         """The numbers that they take besides the rule's."""
         return [("clip_value", None)] * self.limit + [("average_weight", None)] * self.average

@@ -98,7 +98,7 @@ def trace(
     grad, seen, counted = services.grad(grad)
     outputs, scalars = formulas(rule, hyper, -grad if maximize else grad, (maximize, services.before))
     is_matrix, by_passes, changes = sees_matrix(outputs), goes_by_passes(outputs), dict(outputs)
-    for_vectors = takes_vectors(outputs) and not rule.chosen(hyper).matrices_only
+    for_vectors = takes_vectors(outputs) and not rule.matrices_only
     in_some_steps = "every" in operations(outputs.values())
     extents = {name: KEPT[state.extent] for name, state in rule.states.items() if state.extent != "elements"}
     begun = [name for name, state in rule.states.items() if _may_begin_below_0(state)]
@@ -286,6 +286,7 @@ def _may_begin_below_0(state: State) -> bool:
 
 def static_settings(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of the hyperparameters is fixed in a kernel."""
+    rule = rule.chosen(hyper)
     settings = [
         bool(hyper[name]) if isinstance(default, bool) else hyper[name]
         for name, default in rule.hyperparameters.items()
@@ -305,6 +306,7 @@ _programs: dict[Any, Program] = {}
 
 def program_of(rule: type[Rule], hyper: Mapping[str, Any]) -> Program:
     """The rule's program for these hyperparameters and nothing else, traced when first asked for."""
+    rule = rule.chosen(hyper)
     key = (rule, static_settings(rule, hyper))
     if key not in _programs:
         _programs[key] = program = trace(rule, hyper)
