@@ -99,9 +99,8 @@ class Groups:
             check_tensors(settings, "lr")
         self.check_options(settings, core)
         rule = core.rule.chosen(settings)
-        check_settings(rule, settings)
-        check_numbers(rule, settings)
-        check_nan(rule, settings)
+        for check in (check_settings, check_numbers, check_nan):
+            check(rule, settings)
         if settings.get("fused"):
             if settings.get("differentiable"):
                 raise RuntimeError("`fused` does not support `differentiable`")

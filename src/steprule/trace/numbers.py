@@ -110,25 +110,8 @@ def _given_by(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[_Given, ...]:
 
 
 _numbers: dict[Any, tuple[tuple[Expression, tuple[tuple[str, int | None], ...]], ...]] = {}
-_STOPS = frozenset(
-    (
-        "where",
-        "maximum",
-        "minimum",
-        "every",
-        "pow",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "eq",
-        "ne",
-        "and",
-        "or",
-        "not",
-        *GIVEN_NUMBERS,
-    )
-)
+_CHOICES = "where maximum minimum every pow lt le gt ge eq ne and or not"
+_STOPS = frozenset((*_CHOICES.split(), *GIVEN_NUMBERS))
 """Operations on a NaN that need not be NaN."""
 
 
