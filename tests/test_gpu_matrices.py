@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -11,7 +12,7 @@ from engines import GPU_DEVICE
 
 import steprule
 from steprule.beside import beside
-from steprule.engine import gpu
+from steprule.engine import gpu, squares
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.services import ClipNorm
 
@@ -176,3 +177,37 @@ def test_of_settings_on_the_device_the_host_reads_those_of_products_alone(monkey
         optimizer.step()
     monkeypatch.undo()
     assert eps.data_ptr() in read and lr.data_ptr() not in read
+
+
+def test_a_step_that_has_failed_leaves_nothing_for_the_next(monkeypatch):
+    """Bases of some tensors are there when those of others fail; then somebody changes what they are made of."""
+    if GPU_DEVICE.type == "cpu":
+        monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    solve = squares._DECOMPOSED["eigenbasis"]
+    calls: list[int] = []
+
+    def solve_two(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 2:
+            raise torch.linalg.LinAlgError("no end")
+        return solve(*args)
+
+    def train(fails: bool) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.ones(shape, device=GPU_DEVICE)) for shape in ((4, 3), (5, 2))]
+        optimizer = steprule.SOAP(params, lr=0.1, precondition_frequency=1)
+        for step in range(4):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator).to(GPU_DEVICE)
+            if step == 3:
+                with monkeypatch.context() as patch:
+                    patch.setitem(squares._DECOMPOSED, "eigenbasis", solve_two if fails else solve)
+                    with pytest.raises(torch.linalg.LinAlgError) if fails else contextlib.nullcontext():
+                        optimizer.step() if fails else None
+                turn = torch.randn((4, 4), generator=generator).to(GPU_DEVICE)
+                optimizer.state[params[0]]["left"].copy_(turn @ turn.T)
+            optimizer.step()
+        return [param.detach().cpu() for param in params]
+
+    for one, other in zip(train(True), train(False), strict=True):
+        assert torch.equal(one, other)
