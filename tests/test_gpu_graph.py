@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -166,6 +168,55 @@ def test_whether_a_replayed_step_was_refused_is_known(replays, nonfinite):
 
     assert found(True) == found(False) == [False] * 7 + [True]
     assert replays
+
+
+def _load(optimizer):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def _move(optimizer):
+    param = optimizer.param_groups[0]["params"][0]
+    param.data = param.data.clone()
+    optimizer.step()
+
+
+def _add(optimizer):
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3, 2, device=GPU_DEVICE))]})
+    optimizer.step()
+
+
+CHANGES = {
+    "off": lambda optimizer: setattr(optimizer, "cuda_graph", False), "clip": lambda optimizer: setattr(optimizer, "clip", 2.0),
+    "load": _load, "move": _move, "add": _add, "gone": lambda optimizer: optimizer.__dict__.clear(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "settings"), [(steprule.AdamW, {}), (steprule.SOAP, {"precondition_frequency": 1})])
+def test_memory_of_recordings_is_given_back_at_once(replays, monkeypatch, make, settings):
+    """Without the garbage collector's help, which may not come for long."""
+    every: list[weakref.ref] = []
+
+    class Recording(gpu_graph.Recording):
+        def __init__(self, *args):
+            every.append(weakref.ref(self))
+            super().__init__(*args)
+
+    monkeypatch.setattr(gpu_graph, "Recording", Recording)
+    params, optimizer = run(make, True, shapes=[(8, 4), (6, 5), (8, 4)], steps=1, clip=1.0, **settings)
+    gc.disable()
+    try:
+        for name, change in CHANGES.items():
+            optimizer.cuda_graph = True
+            for step in range(3):
+                set_grads(params, step)
+                optimizer.step()
+            gc.collect()  # frames in which something was imported for the first time
+            kept = [one for one in every if one() is not None]
+            assert kept, name
+            change(optimizer)
+            assert not any(one() for one in kept), name
+    finally:
+        gc.enable()
 
 
 def test_no_more_graphs_are_kept_than_there_is_room_for(replays, monkeypatch):

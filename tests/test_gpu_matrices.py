@@ -71,6 +71,14 @@ SQUARED: dict[str, Any] = {
 }
 
 
+def assert_near(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        if GPU_DEVICE.type == "cpu":  # the same products
+            assert torch.equal(one, other)
+        else:  # other products, and bases by another library
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("case", SQUARED)
 def test_squares_beside_matrices(monkeypatch, case):
     """Of such rules the host counts steps, and decides which are skipped."""
@@ -96,11 +104,7 @@ def test_squares_beside_matrices(monkeypatch, case):
     ours, host = train(torch.device("cpu"))
     monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
     theirs, there = train(GPU_DEVICE)
-    for one, other in zip(ours, theirs, strict=True):
-        if GPU_DEVICE.type == "cpu":  # the same products
-            assert torch.equal(one, other)
-        else:  # other products, and bases by another library
-            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    assert_near(ours, theirs)
     assert host.skipped_steps == there.skipped_steps == ("nonfinite" in SQUARED[case])
 
 
@@ -211,3 +215,28 @@ def test_a_step_that_has_failed_leaves_nothing_for_the_next(monkeypatch):
 
     for one, other in zip(train(True), train(False), strict=True):
         assert torch.equal(one, other)
+
+
+def test_gradients_that_are_released_beside_squares(monkeypatch):
+    """The host counts the steps of each parameter for itself, and reads those that somebody sets."""
+
+    def train(device: torch.device, releases: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*(torch.nn.Linear(*sides, bias=False) for sides in ((4, 3), (3, 5)))).to(device)
+        optimizer = steprule.SOAP(model.parameters(), lr=0.1, precondition_frequency=2)
+        if releases:
+            optimizer.release_gradients(model)
+        for step in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(6, 4).to(device)).square().sum().backward()
+            optimizer.step()
+            for param in model.parameters() if step == 3 else ():
+                optimizer.state[param]["step"].fill_(1.0)
+        plans = optimizer._core.plans
+        every = plans.single.values() if releases else [plans.current]
+        assert {isinstance(plan._buckets[0][0].plan, GpuPlan) for plan in every} == {gpu.serves(device)}
+        return [param.detach().cpu() for param in model.parameters()]
+
+    ours = train(torch.device("cpu"), False)
+    monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
+    assert_near(ours, train(GPU_DEVICE, True))
