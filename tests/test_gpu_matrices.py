@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -11,7 +12,7 @@ from engines import GPU_DEVICE
 
 import steprule
 from steprule.beside import beside
-from steprule.engine import gpu
+from steprule.engine import gpu, squares
 from steprule.engine.gpu_plan import GpuPlan
 from steprule.services import ClipNorm
 
@@ -70,6 +71,14 @@ SQUARED: dict[str, Any] = {
 }
 
 
+def assert_near(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        if GPU_DEVICE.type == "cpu":  # the same products
+            assert torch.equal(one, other)
+        else:  # other products, and bases by another library
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("case", SQUARED)
 def test_squares_beside_matrices(monkeypatch, case):
     """Of such rules the host counts steps, and decides which are skipped."""
@@ -95,11 +104,7 @@ def test_squares_beside_matrices(monkeypatch, case):
     ours, host = train(torch.device("cpu"))
     monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
     theirs, there = train(GPU_DEVICE)
-    for one, other in zip(ours, theirs, strict=True):
-        if GPU_DEVICE.type == "cpu":  # the same products
-            assert torch.equal(one, other)
-        else:  # other products, and bases by another library
-            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    assert_near(ours, theirs)
     assert host.skipped_steps == there.skipped_steps == ("nonfinite" in SQUARED[case])
 
 
@@ -176,3 +181,62 @@ def test_of_settings_on_the_device_the_host_reads_those_of_products_alone(monkey
         optimizer.step()
     monkeypatch.undo()
     assert eps.data_ptr() in read and lr.data_ptr() not in read
+
+
+def test_a_step_that_has_failed_leaves_nothing_for_the_next(monkeypatch):
+    """Bases of some tensors are there when those of others fail; then somebody changes what they are made of."""
+    if GPU_DEVICE.type == "cpu":
+        monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    solve = squares._DECOMPOSED["eigenbasis"]
+    calls: list[int] = []
+
+    def solve_two(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 2:
+            raise torch.linalg.LinAlgError("no end")
+        return solve(*args)
+
+    def train(fails: bool) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.ones(shape, device=GPU_DEVICE)) for shape in ((4, 3), (5, 2))]
+        optimizer = steprule.SOAP(params, lr=0.1, precondition_frequency=1)
+        for step in range(4):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator).to(GPU_DEVICE)
+            if step == 3:
+                with monkeypatch.context() as patch:
+                    patch.setitem(squares._DECOMPOSED, "eigenbasis", solve_two if fails else solve)
+                    with pytest.raises(torch.linalg.LinAlgError) if fails else contextlib.nullcontext():
+                        optimizer.step() if fails else None
+                turn = torch.randn((4, 4), generator=generator).to(GPU_DEVICE)
+                optimizer.state[params[0]]["left"].copy_(turn @ turn.T)
+            optimizer.step()
+        return [param.detach().cpu() for param in params]
+
+    for one, other in zip(train(True), train(False), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_gradients_that_are_released_beside_squares(monkeypatch):
+    """The host counts the steps of each parameter for itself, and reads those that somebody sets."""
+
+    def train(device: torch.device, releases: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*(torch.nn.Linear(*sides, bias=False) for sides in ((4, 3), (3, 5)))).to(device)
+        optimizer = steprule.SOAP(model.parameters(), lr=0.1, precondition_frequency=2)
+        if releases:
+            optimizer.release_gradients(model)
+        for step in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(6, 4).to(device)).square().sum().backward()
+            optimizer.step()
+            for param in model.parameters() if step == 3 else ():
+                optimizer.state[param]["step"].fill_(1.0)
+        plans = optimizer._core.plans
+        every = plans.single.values() if releases else [plans.current]
+        assert {isinstance(plan._buckets[0][0].plan, GpuPlan) for plan in every} == {gpu.serves(device)}
+        return [param.detach().cpu() for param in model.parameters()]
+
+    ours = train(torch.device("cpu"), False)
+    monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
+    assert_near(ours, train(GPU_DEVICE, True))

@@ -42,32 +42,33 @@ class StepGraph:
 
     Args:
         device: where all that they launch is.
+        numbers: those that tensors have for themselves, a `steprule.engine.gpu_own.GpuPlanned` for each plan that has some.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, numbers: Sequence[Any]) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._numbers = numbers
         self._pool: Any = None
         self._key: object = None
         self._seen: dict[Hashable, Recording | None] = {}
 
-    def take(self, step: Callable[[], object], around: Repeated, works: Sequence[Any], key: object) -> None:
+    def take(self, step: Callable[[], object], around: Repeated, key: object) -> None:
         """Takes a step, or replays it.
 
         Args:
             step: launches it. What it allocates must be of no use after it, but for what is kept between all steps.
             around: what surrounds it.
-            works: what it consists of.
             key: what the launches of all steps depend on besides memory on the device. Another one calls for other graphs.
 
         Raises:
             RuntimeError: it cannot be recorded.
         """
+        if key != self._key:  # also for a step that is not replayed: it drops what graphs of other settings read
+            self._key, self._seen = key, {}
         if not around.repeats or torch.cuda.is_current_stream_capturing():
             step()
             return
-        if key != self._key:
-            self._key, self._seen = key, {}
-        choices = tuple([work.choices() for work in works])
+        choices = tuple([own.choices() for own in self._numbers])
         try:
             with on(self._device):
                 if (recorded := self._seen.get(choices)) is None:
@@ -75,11 +76,12 @@ class StepGraph:
                     return
                 recorded.replay()
         except BaseException:
-            for work in works:  # the device may have counted a step that it has not taken
-                work.forget_steps()
+            for own in self._numbers:  # the device may have counted a step that it has not taken
+                own.forget_steps()
             raise
-        for one in (around, *works):
-            one.repeat()
+        for own in self._numbers:
+            own.count_here()
+        around.repeat()
 
     def _take(self, step: Callable[[], object], choices: Hashable) -> None:
         """Takes a step that has not been recorded yet."""
@@ -92,8 +94,8 @@ class StepGraph:
         try:
             with torch.cuda.stream(self._stream):
                 if is_new:  # what kernels and products keep for later they allocate outside of the graph
-                    self._seen[choices] = None
                     step()
+                    self._seen[choices] = None
                     return
                 if not any(self._seen.values()):  # a pool ends with the last graph that it is for
                     self._pool = torch.cuda.graph_pool_handle()
@@ -125,6 +127,8 @@ class Recording:
             finally:
                 self._end()
         except RuntimeError as error:
+            if self._end is _nothing:  # between two graphs, where a step fails as without them
+                raise
             half = f" {_HALF}" if self._pieces[1:] else ""
             raise RuntimeError(
                 f"cuda_graph=True cannot record this step: {error}. Where the host has to know a setting, it must be no tensor on "

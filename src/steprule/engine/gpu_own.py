@@ -122,7 +122,8 @@ class GpuPlanned(OwnNumbers):
                 start = end
 
     def count(self) -> None:
-        """Counts their steps, and forgets what held for the last."""
+        """See `OwnNumbers`."""
+        super().count()
         plan, program = self._plan, self.program
         plan.read_hyper()
         self.count_here()

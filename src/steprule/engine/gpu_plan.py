@@ -183,6 +183,11 @@ class GpuPlan:
         self._hyper.fill(self._host_hyper)
         self._places, self._sources = places, sources
 
+    @property
+    def read_from(self) -> list[tuple[Any, ...]]:
+        """Which numbers are read on the device, and where."""
+        return [(*place, x.data_ptr(), x.dtype) for place, x in zip(self._at, self._sources, strict=True)]
+
     def settings(self, columns: Mapping[str, int]) -> dict[str, Any]:
         """Numbers that the host knows, one for each tensor; what is on the device is waited for.
 

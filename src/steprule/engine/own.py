@@ -44,6 +44,12 @@ class OwnNumbers(ABC):
         self._left: Iterator[Turn] = iter(())
         self._squares: Sums = {}
 
+    @abstractmethod
+    def count(self) -> None:
+        """Counts their steps, and forgets what held for the last."""
+        if self.rooms is not None:
+            self.rooms.forget()
+
     @property
     @abstractmethod
     def _inputs(self) -> dict[str, Any]:
@@ -175,11 +181,10 @@ class Planned(OwnNumbers):
             self._sides.select(active)
 
     def count(self) -> None:
-        """Counts their steps, and forgets what held for the last."""
+        """See `OwnNumbers`."""
+        super().count()
         self._kernel.count(self._plan)
         self.__dict__.pop("_evaluation", None)
-        if self.rooms is not None:
-            self.rooms.forget()
 
     @cached_property
     def _evaluation(self) -> Evaluation:

@@ -99,6 +99,7 @@ class OnDevice:
         self._clipped = self._at_step[0]
         self._counted = self._at_step
         self._refused: Tensor | None = None
+        self._found = torch.zeros((), dtype=torch.bool, device=device)  # in one place, as replayed steps write it
         self._weight: Any = None
 
     @property
@@ -124,8 +125,10 @@ class OnDevice:
 
     def repeat(self) -> None:
         """Takes note of a step whose launches were replayed."""
-        self._services.ledger = self.ledger
-        self._services.calls += 1
+        services = self._services
+        services.ledger = self.ledger
+        services.calls += 1
+        services.found = self._found if services.guards or services.nonfinite == "zero" else False
 
     def ask(self, works: Sequence[GpuWork], sums: Sequence[Sums], complete: Complete) -> bool:
         """Decides what gradients are multiplied by, and has kernels change nothing where the step is not to be taken."""
@@ -165,7 +168,7 @@ class OnDevice:
             made = complete([work for work, _ in asked], [own for _, own in asked]) if asked else ()
             finite = [one["top_grad"] for one in made]
             finite += [own for own, largest in zip(norms, every, strict=True) if largest is None]
-            refused = (self._together(finite).amax() < math.inf).logical_not()
+            refused = torch.logical_not(self._together(finite).amax() < math.inf, out=self._found)
         if services.already is not None and services.nonfinite != "zero":
             found = services.already.to(self.device, non_blocking=True) != 0
             refused = found if refused is None else refused | found
@@ -196,7 +199,7 @@ class OnDevice:
         if services.nonfinite == "zero":
             zeroed = self._together([one["total_zeroed"] for one in counts]).sum()
             ledger.zeroed += zeroed
-            services.found = zeroed > 0
+            services.found = torch.gt(zeroed, 0.0, out=self._found)
         if gathered and services.telemetry is not None:
             sums = self._together([torch.stack([one[name] for name in COLUMNS], 1) for one in counts])
             sums = sums if self._order is None else sums[self._order]

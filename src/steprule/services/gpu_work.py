@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class GpuWork(PlanWork):
         formats: Mapping[str, str],
     ) -> None:
         super().__init__(kernels, [kernel.launcher(plan) for kernel in kernels], numbers, params, members, formats)
-        self.plan, self._numbers = plan, numbers
+        self.plan = plan
         if self.exempt is not None:
             self.exempt = torch.from_numpy(self.exempt).to(plan.device)
         self._combinations = [
@@ -42,23 +42,9 @@ class GpuWork(PlanWork):
         return norms(norm, self._dtypes[norm.operand], self.plan, self._operands[norm.operand], rows)
 
     @property
-    def constants(self) -> bytes:
+    def constants(self) -> tuple[object, ...]:
         """What its launches depend on that is not on the device."""
-        return self._numbers.constants if self._numbers is not None else b""
-
-    def choices(self) -> Hashable:
-        """What the host decides in the step that comes."""
-        return self._numbers.choices() if self._numbers is not None else ()
-
-    def repeat(self) -> None:
-        """Takes note of a step that was replayed."""
-        if self._numbers is not None:
-            self._numbers.count_here()
-
-    def forget_steps(self) -> None:
-        """Has the host read the numbers of steps anew."""
-        if self._numbers is not None:
-            self._numbers.forget_steps()
+        return self.plan.read_from, self.numbers.constants if self.numbers is not None else b""
 
     def here(self, x: Any) -> Tensor:
         """Numbers brought to the device."""

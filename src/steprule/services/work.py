@@ -37,6 +37,7 @@ class PlanWork(ABC):
         formats: of the operands.
 
     Attributes:
+        numbers: the same.
         rooms: the matrices that lie between its passes, if there are any.
     """
 
@@ -61,7 +62,7 @@ class PlanWork(ABC):
     ) -> None:
         self.params = self._of_all = params
         self.program = kernels[0].program
-        self.by_row, self.depth = self.program.factor == ROW, 0
+        self.by_row, self.depth, self.numbers = self.program.factor == ROW, 0, numbers
         if numbers is not None:
             self.depth = numbers.depth
             self.count, self.take_back = numbers.count, numbers.take_back
@@ -145,7 +146,7 @@ class CpuWork(PlanWork):
     ) -> None:
         launchers = [kernel.launcher(plan, torch.get_num_threads) for kernel in kernels]
         super().__init__(kernels, launchers, numbers, params, members, formats)
-        self._plan, self._numbers = plan, numbers
+        self._plan = plan
         self._active: np.ndarray | None = None
         averages = ("average_weight", None) in self.program.scalars
         self._weights = plan.hyper[:, self.program.scalars.index(("average_weight", None))] if averages else None
@@ -153,8 +154,8 @@ class CpuWork(PlanWork):
     def select(self, active: np.ndarray) -> None:
         """Steps some of the plan's tensors only from now on, which that knows already."""
         self.params = list(compress(self._of_all, active))
-        if self._numbers is not None:
-            self._numbers.select(active)
+        if self.numbers is not None:
+            self.numbers.select(active)
         if not self._every:
             return
         self._active = active

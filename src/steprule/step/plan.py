@@ -83,7 +83,7 @@ class StepPlan:
             self._around = job.services.release or OnHost(job.services, self._averages)
         self._launchers: list[Callable[[], None]] | None
         self._lay_out(waves)
-        self._constants: list[bytes] = []
+        self._constants: list[Any] = []
         if job.in_graph and entries:
             self._launchers = [partial(weakly(self._take_in_graph), self._graph_of(entries), self._launchers)]
             self._constants = self._constants_now()
@@ -179,7 +179,7 @@ class StepPlan:
             wrong = 'nonfinite="raise" has the host wait for each step' if is_raise else counted
         if wrong is not None:
             raise RuntimeError(f"cuda_graph=True does not go with this step: {wrong}. Set optimizer.cuda_graph = False")
-        return StepGraph(next(iter(devices)))
+        return StepGraph(next(iter(devices)), [work.numbers for work in self._works if work.numbers is not None])
 
     def _decided_on_device(self) -> bool:
         """Whether the services' decisions are made on the GPU, where the host need not know them."""
@@ -266,7 +266,7 @@ class StepPlan:
         count_write(roster.active)
         return True
 
-    def _constants_now(self) -> list[bytes]:
+    def _constants_now(self) -> list[Any]:
         """What a graph of its launches holds for."""
         return [work.constants for work in self._works]
 
@@ -279,7 +279,7 @@ class StepPlan:
             for launch in launchers or ():
                 launch()
 
-        graph.take(step, cast(Repeated, self._around), self._works, self._constants)
+        graph.take(step, cast(Repeated, self._around), self._constants)
 
     def _follow(self, moved: int, tensors: list[Tensor]) -> bool:
         """Takes over new addresses of gradients; False if something else has changed."""
