@@ -207,19 +207,14 @@ class Loading:
                     f"the loaded parameter group {number} has {', '.join(old)}, as steprule once wrote them: rename them in the state dict, "
                     f"without {prefix!r}, in the place of what has their names"
                 )
+            hyper = {**self._groups.complete({**saved}), "view": group.get("view")}  # which stays the group's own
             for index, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = self._source["state"].get(key, {})
-                self._check_state(state, param, saved, group, name_in(group, number, index), every)
+                self._check_state(state, param, hyper, name_in(group, number, index), every)
         check_notes(notes_in(self._source))
 
     def _check_state(
-        self,
-        state: Mapping[str, Any],
-        param: Tensor,
-        saved: Mapping[str, Any],
-        group: Mapping[str, Any],
-        who: str,
-        every: frozenset[str],
+        self, state: Mapping[str, Any], param: Tensor, hyper: Mapping[str, Any], who: str, every: frozenset[str]
     ) -> None:
         if not isinstance(state, Mapping):
             raise ValueError(f"the state of {who} is {state!r} and must be a dict of states")
@@ -229,7 +224,6 @@ class Loading:
         without = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
         if without and not param.is_meta:
             raise ValueError(f"the state {without[0]} of {who} is on the meta device, and has no numbers")
-        hyper = self._groups.complete({**saved})
         rule, base = self._rule.chosen(hyper), self._groups.base.chosen(hyper)
         present = rule.states_for(hyper)
         missing = [name for name in base.states if name in present and not has_arrays(state, name)]
@@ -249,8 +243,7 @@ class Loading:
                 f"{' and '.join(parts)}; load it into an optimizer like the one that saved it, or load its weights "
                 "alone and begin anew"
             )
-        seen = {**hyper, "view": group.get("view")}  # which stays the group's own
-        problem = misfit(rule, state, param, who, seen, converted=True) or _mixed(state, param, saved, who)
+        problem = misfit(rule, state, param, who, hyper, converted=True) or _mixed(state, param, hyper, who)
         if problem:
             raise ValueError(problem)
 

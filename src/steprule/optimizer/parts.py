@@ -116,9 +116,9 @@ def check_matrices(core: Core, groups: Sequence[dict[str, Any]], number: int) ->
     group = groups[number]
     if group.get("view") is not None:
         _check_view(core, group, number)
-    for index, param in enumerate(group["params"]):
-        is_vector = not is_lazy(param) and param.dim() < 2
-        if is_vector and not program_of(core.rule, group).takes_vectors:
+    takes_vectors = program_of(core.rule, group).takes_vectors
+    for index, param in enumerate(() if takes_vectors else group["params"]):
+        if not is_lazy(param) and param.dim() < 2:
             raise ValueError(no_matrix(core.rule.chosen(group), name_in(group, number, index), param.shape))
 
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from steprule.formats import exponent_shape
 from steprule.rule import Rule
 from steprule.tensors.beside import shape_beside
-from steprule.tensors.memory import DTYPES, has_overlaps, is_abstract, too_short
-from steprule.tensors.state import AVERAGE, is_near, kept, state_of
+from steprule.tensors.memory import DTYPES, has_overlaps, is_abstract, missing_bytes, too_short
+from steprule.tensors.state import AVERAGE, has_arrays, is_near, kept, state_of
 
 
 def freed(state: Mapping[str, Any], who: str) -> str | None:
     """What is wrong if a parameter's state has a tensor whose storage was freed or made smaller, or None."""
-    return next(filter(None, (too_short(x, f"the state {name} of {who}") for name, x in state.items())), None)
+    wrong = next((name for name, x in state.items() if isinstance(x, Tensor) and missing_bytes(x)), None)
+    return None if wrong is None else too_short(state[wrong], f"the state {wrong} of {who}")
 
 
 def misfit(
@@ -44,6 +45,8 @@ def misfit(
         if isinstance(value, Tensor) and (value.shape != shape or not value.is_floating_point()):
             return f"the state {name} of {who} is {value.dtype} of shape {tuple(value.shape)} and must be floating point of shape {shape}"
     for name in ("param_correction", AVERAGE, f"{AVERAGE}_correction", *rule.tensor_states):
+        if not has_arrays(state, name) and f"{name}_base" not in state:
+            continue
         array, exponents = kept(state, name), state.get(f"{name}_base")
         if array is not None and array.shape != param.shape:
             return f"the state {name} of {who} has the shape {array.shape}, its parameter {param.shape}"
