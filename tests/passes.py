@@ -37,7 +37,7 @@ def interpreted():
         work = worker(self, plan, threads)
         return work if self.stage.own else lambda: (count(self, plan), work())
 
-    given = {"__init__": make, "load": staticmethod(lambda name, text: (Path(), None)), "count": count}
+    given = {"__init__": make, "load": staticmethod(lambda name, text, what: (Path(), None)), "count": count}
     with patch.multiple(cpu.Kernel, **given, worker=worker, launcher=launcher):
         yield
 

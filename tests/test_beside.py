@@ -327,6 +327,8 @@ class Unknown(nn.Module):
         ({"groups": [("0.*", {"momentum": 0.5})]}, ValueError, r"groups\[0\]: momentum is nothing to adamw, which steps '0.weight'"),
         ({"groups": [("1.w*", {"amsgrad": True})]}, ValueError, r"groups\[0\]: amsgrad is nothing to muon, which steps '1.weight'"),
         ({"groups": [("0.*", {"adamw_eps": 0.5})]}, TypeError, r"groups\[0\] got adamw_eps=0.5: in groups it is called 'eps'"),
+        ({"name": "scion", "weight_decay": 0.1}, TypeError, "^Scion has no weight_decay: adamw_weight_decay is"),
+        ({"name": "scion", "decay": "coupled"}, ValueError, "^Scion has no weight_decay, which decay='coupled' would change"),
         ({"adamw_momentum": 0.5}, TypeError, "unexpected argument 'adamw_momentum'; did you mean 'adamw_"),
         ({"roles": {"*": "adamw"}}, ValueError, "roles finds no matrix between others, which Muon could step"),
         ({"roles": {"7.*": "adamw"}}, ValueError, "^roles: '7.\\*' matches no parameter"),

@@ -154,7 +154,8 @@ def test_each_compilation_that_takes_long_is_announced_with_what_it_is_for(tmp_p
     for clip in (None, 1.0, 2.0):
         optimizer.clip = steprule.services.ClipValue(clip) if clip else None
         optimizer.step()
-    assert [record.getMessage().partition(" for this")[0] for record in caplog.records] == [
+    told = [record.getMessage().partition(" for this")[0] for record in caplog.records]
+    assert [one for one in told if "places" not in one] == [  # which another test may have had compiled
         "steprule: compiling Halved (param float32, grad float32)",
         "steprule: compiling Halved (param float32, grad float32, limited gradients)",
     ]

@@ -200,9 +200,9 @@ def test_a_fork_waits_for_a_thread_that_compiles(monkeypatch, tmp_path):
             return publish(*args)
 
     monkeypatch.setattr(cache, "_publish", slowly)
-    thread = threading.Thread(target=cache.load_for_numba, args=("one", KERNEL))
+    thread = threading.Thread(target=cache.load_for_numba, args=("one", KERNEL, ""))
     thread.start()
     assert began.wait(20)
     monkeypatch.setattr(cache, "_publish", publish)
-    assert in_fork(lambda: cache.load_for_numba("other", KERNEL)[1].run.address > 0)[0]
+    assert in_fork(lambda: cache.load_for_numba("other", KERNEL, "")[1].run.address > 0)[0]
     thread.join()

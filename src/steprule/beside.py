@@ -84,8 +84,8 @@ def _make(rule: type[Rule], other: type[Rule]) -> type[Rule]:
             lambda **given: chosen(given).check(**{name: given[name] for name in rule.hyperparameters})
         ),
         "chosen": classmethod(lambda cls, given: chosen(given)),
+        "with_each": classmethod(lambda cls, change: beside(change(rule), change(other))),
         "states_for": classmethod(lambda cls, given: chosen(given).states_for(given)),
-        "decay": _decay_of(rule, other),
         "refuses": rule.refuses or other.refuses,
         "keeps_step": rule.keeps_step or other.keeps_step,
         "sparse_grads": rule.sparse_grads and other.sparse_grads,
@@ -112,9 +112,3 @@ def _update(rule: type[Rule], other: type[Rule]) -> Callable[..., tuple[Value, .
     every += [kind(name, kind.KEYWORD_ONLY, default=default) for name, default in hyper.items()]
     update.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
     return update
-
-
-def _decay_of(rule: type[Rule], other: type[Rule]) -> str | None:
-    """What both make of weight_decay; "own" if not the same."""
-    decays = {one.decay for one in (rule, other) if "weight_decay" in one.hyperparameters}
-    return decays.pop() if len(decays) == 1 else "own" if decays else None

@@ -123,7 +123,7 @@ def create_optimizer(
     known = {key: value.default for key, value in inspect.signature(cls).parameters.items() if key != "params"}
     given = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None} | settings
     rests = {key: given.pop(key) for key in settings if key.startswith(_OF_ADAMW)}
-    _check_rest(cls.__name__, rule, known, rests, roles)
+    _check_rest(cls.__name__, rule, known, rests, roles, "weight_decay" in given)
     _check(cls.__name__, cls, known, given, (*_WAYS, *names_beside(rule)))
     if layer_decay is not None and callable(lr):
         raise ValueError(f"lr={lr!r}: layer_decay={layer_decay} cannot multiply a schedule; give groups their own")
@@ -166,8 +166,12 @@ def names_beside(rule: type[Rule] | None) -> list[str]:
     return [] if rule is None else [_OF_ADAMW + name for name in AdamW.hyperparameters]
 
 
-def _check_rest(who: str, rule: type[Rule] | None, known: Iterable[str], rests: Mapping[str, Any], roles: Any) -> None:
+def _check_rest(
+    who: str, rule: type[Rule] | None, known: Iterable[str], rests: Mapping[str, Any], roles: Any, decays: bool
+) -> None:
     """Raises for arguments of AdamW beside a rule of whole matrices that are none, or where there is none."""
+    if decays and rule is not None and "weight_decay" not in rule.hyperparameters:
+        raise TypeError(f"{who} has no weight_decay: adamw_weight_decay is that of the parameters that AdamW steps")
     if rule is None and (rests or roles):
         what = next((f"{name}={value!r}" for name, value in rests.items()), f"roles={roles!r}")
         raise TypeError(f"{what} is for rules of whole matrices, such as muon, and {who} steps all parameters")

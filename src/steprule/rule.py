@@ -193,6 +193,11 @@ class Rule:
         return cls
 
     @classmethod
+    def with_each(cls, change: Callable[[type[Rule]], type[Rule]]) -> type[Rule]:
+        """What a change makes of this rule, or of each that it is made of, as in `beside`."""
+        return change(cls)
+
+    @classmethod
     def states_for(cls, hyper: Mapping[str, Any]) -> tuple[str | None, ...]:
         """The states that these hyperparameters need, in update's order, None for each it does without."""
         return tuple(name if not one.when or hyper[one.when] else None for name, one in cls.states.items())

@@ -96,7 +96,8 @@ class Kernel(ABC):
     ) -> _Engine:
         """The kernel of a program's last pass, with those that go before it."""
         program.check()
-        operands = [f"{one} {kind}" for one, kind in zip(program.last.operands, formats, strict=True)]
+        every = zip(program.last.operands, formats, strict=True)
+        operands = [f"{one} {kind}" for one, kind in every if one not in program.matrices]
         what, kernels = ", ".join([*operands, *([services] if services else [])]), []
         for stage in (*program.readings, program.last):
             source: Source = cls.write(title, stage, formats)

@@ -40,7 +40,7 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def load_for_numba(name: str, text: str, what: str = "") -> Loaded:
+def load_for_numba(name: str, text: str, what: str) -> Loaded:
     """The kernel's file and module, from the cache or compiled.
 
     Args:
@@ -64,7 +64,7 @@ def load_for_numba(name: str, text: str, what: str = "") -> Loaded:
         return _in_some_folder(load, f"compile {name} in")
 
 
-def load_for_triton(name: str, text: str, what: str = "") -> Loaded:
+def load_for_triton(name: str, text: str, what: str) -> Loaded:
     """The same of a kernel for Triton, which compiles it later, and keeps what it makes of it in a cache of its own."""
     file_name = f"{_as_file(name)}_gpu_{_digest(text)}.py"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from steprule.names import did_you_mean
@@ -50,6 +51,13 @@ def with_options(
         TypeError: one is of the wrong kind.
     """
     _check(decay, cautious, cautious_decay, lookahead, lookahead_alpha)
+    return rule.with_each(
+        partial(_with, decay=decay, cautious=cautious, cautious_decay=cautious_decay, lookahead=lookahead)
+    )
+
+
+def _with(rule: type[Rule], *, decay: str | None, cautious: bool, cautious_decay: bool, lookahead: int) -> type[Rule]:
+    """As `with_options`, of options that make sense."""
     chosen = [
         text
         for text, on in (("cautious", cautious), ("cautious_decay", cautious_decay), ("lookahead", lookahead))
@@ -78,16 +86,9 @@ def with_options(
                 f"cautious_decay needs a decay that is apart from the step: {rule.__name__}'s is not; "
                 'choose one, such as decay="decoupled"'
             )
-    return _made(rule, around, cautious, cautious_decay, lookahead > 0)
-
-
-def _made(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay: bool, lookahead: bool) -> type[Rule]:
-    """The rule that `_around` makes, once; of a rule without weight_decay, which may be beside another, nothing that changes it."""
-    if "weight_decay" not in rule.hyperparameters:
-        decay, cautious_decay = None, False
-    key = (rule, decay, cautious, cautious_decay, lookahead)
+    key = (rule, around, cautious, cautious_decay, lookahead > 0)
     if key not in _rules:
-        _rules[key] = _around(*key) if any(key[1:]) else rule
+        _rules[key] = _around(*key)
     return _rules[key]
 
 
@@ -149,7 +150,7 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     """The rule whose formula has these around it."""
     added = {"initial_param": decay == "initial", "lr_max": decay == "corrected", "slow_param": lookahead}
     names = {name: its for name, its in added_names(rule).items() if added[name]}
-    own, how = rule.states, (decay, cautious, cautious_decay, lookahead)
+    own = rule.states
     kind = inspect.Parameter
     positional = [kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("param", "grad", *own, *names.values())]
     hyper = {
@@ -186,7 +187,6 @@ def _around(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay:
     attributes |= {
         "update": update,
         "check": lambda **hyper: check_together(rule, hyper),
-        "chosen": classmethod(lambda cls, hyper: cls if (its := rule.chosen(hyper)) is rule else _made(its, *how)),
         "states_for": classmethod(lambda cls, hyper: (*rule.states_for(hyper), *names.values())),
         "touches_states": rule.touches_states and not lookahead,
         "decay": decay or rule.decay,

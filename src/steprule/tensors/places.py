@@ -199,5 +199,5 @@ def _begin() -> int:
 @cache
 def _compiled() -> Callable[..., int]:
     """The function of a header and a list, called with Python's lock held."""
-    _, module = load_for_numba("places", _CODE)
+    _, module = load_for_numba("places", _CODE, "reads addresses")
     return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.py_object)(int(module.moved.address))
