@@ -333,7 +333,8 @@ def test_groups_that_join_later_and_frozen_parameters(kind):
     ("grads", "message"),
     [
         ("32bits", "Invalid grads value: '32bits'; did you mean '32bit'"),
-        ("float23", "Invalid grads value: 'float23'; did you mean 'float32'"),
+        ("float3", "Invalid grads value: 'float3'; it can be None, 'float32', '24bit', '32bit'"),
+        ("flaot32", "Invalid grads value: 'flaot32'; did you mean 'float32'"),
         ("kahan", "Invalid grads value: 'kahan'; it can be None, 'float32', '24bit', '32bit'"),
         (32, "Invalid grads value: 32"),
     ],

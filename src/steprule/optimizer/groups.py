@@ -25,7 +25,7 @@ from steprule.optimizer.arguments import (
     is_torchs,
 )
 from steprule.optimizer.core import NOTES, Core
-from steprule.optimizer.keys import check_multipliers, refuse_options, warn_of_misspelled
+from steprule.optimizer.keys import check_multipliers, refuse_change, refuse_options, warn_of_misspelled
 from steprule.optimizer.parts import check_matrices, check_nonzero, check_whole
 from steprule.optimizer.schedules import KEY as SCHEDULES
 from steprule.optimizer.schedules import Schedule, Schedules
@@ -82,9 +82,11 @@ class Groups:
     def defaults_of(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What a group with these settings has that says nothing else: of another rule than most groups, that rule's own defaults."""
         core, rule = self.core, self.core.rule.chosen(settings)
+        known = {*core.rule.hyperparameters, *self.flags, *self.fixed, *FORMAT_OPTIONS}  # torch adds others to defaults
+        every = {name: x for name, x in self.defaults.items() if name in known}
         if rule is core.rule.chosen(self.defaults):
-            return self.defaults | (core.schedules.defaults if core.schedules is not None else {})
-        others = {name: x for name, x in self.defaults.items() if name not in core.rule.hyperparameters}
+            return every | (core.schedules.defaults if core.schedules is not None else {})
+        others = {name: x for name, x in every.items() if name not in core.rule.hyperparameters}
         return others | {name: core.options.get(name, default) for name, default in rule.hyperparameters.items()}
 
     def check(self, settings: Mapping[str, Any], core: Core | None = None) -> None:
@@ -320,12 +322,7 @@ class Groups:
             begun = self.core.begun_with.get(param, values) if self.states.get(param) else values
             for name, why in constants.items():
                 if begun.get(name, values[name]) != values[name]:
-                    cycled = ". A scheduler that cycles it takes cycle_momentum=False"
-                    hint = cycled if whole_of(name) in ("momentum", "betas") else ""
-                    raise ValueError(
-                        f"{name} of group {number} was changed from {begun[name]} to {values[name]}; "
-                        f"{self.name} needs it constant: {why}{hint}"
-                    )
+                    refuse_change(name, begun[name], values[name], number, f"{self.name} needs it constant: {why}")
             self.core.begun_with[param] = values
 
     def check_parameters(self, number: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from steprule.beside import unread
-from steprule.hyper import MULTIPLIERS
+from steprule.hyper import MULTIPLIERS, whole_of
 from steprule.names import did_you_mean, users_level
 from steprule.optimizer.arguments import SERVICE_OPTIONS
 from steprule.optimizer.core import Core
@@ -71,3 +71,9 @@ def refuse_options(group: Mapping[str, Any], core: Core) -> None:
                 f"{name}={group[name]!r} in a parameter group: it is for the whole optimizer, an argument of "
                 f"its constructor{exception if name in SERVICE_OPTIONS else ''}"
             )
+
+
+def refuse_change(name: str, begun: Any, now: Any, number: int, why: str) -> NoReturn:
+    """Raises for a setting of a group that was to stay as it was."""
+    hint = ". A scheduler that cycles it takes cycle_momentum=False" if whole_of(name) in ("momentum", "betas") else ""
+    raise ValueError(f"{name} of group {number} was changed from {begun} to {now}; {why}{hint}")
