@@ -244,9 +244,7 @@ class Groups:
     def look_at(self, group: dict[str, Any]) -> None:
         """Checks and completes one group, which stays as it is if anything is wrong."""
         known = (*self.core.rule.chosen(group).hyperparameters, *self.flags, *self.fixed, *FORMAT_OPTIONS)
-        settings = {
-            name: x for name, x in self.defaults_of(group).items() if name in known
-        } | group  # torch.optim adds some
+        settings = {name: x for name, x in self.defaults_of(group).items() if name in known} | group
         if isinstance(settings["params"], Tensor):
             settings["params"] = [settings["params"]]
         self.check_keys(settings)
