@@ -157,8 +157,7 @@ class Groups:
                 group |= {name: x for name, x in defaults.items() if callable(x) and name not in group}
                 functions = self.take_functions(group, core.calls)
                 self.check_keys(group)
-                settings = {**defaults, **group}
-                self.check(settings)
+                self.check(settings := {**defaults, **group})
                 group |= settings
             core.plans.current = None
             by_torch(group)
@@ -246,7 +245,8 @@ class Groups:
 
     def look_at(self, group: dict[str, Any]) -> None:
         """Checks and completes one group, which stays as it is if anything is wrong."""
-        settings = {**self.defaults_of(group), **group}
+        known = (*self.core.rule.chosen(group).hyperparameters, *self.flags, *self.fixed, *FORMAT_OPTIONS)
+        settings = {name: x for name, x in self.defaults_of(group).items() if name in known} | group
         if isinstance(settings["params"], Tensor):
             settings["params"] = [settings["params"]]
         self.check_keys(settings)
