@@ -202,7 +202,7 @@ class GpuPlanned(OwnNumbers):
         return Evaluation({**settings, **self._counts, "step": steps})
 
     @property
-    def constants(self) -> bytes:
+    def graph_key(self) -> bytes:
         """The settings that functions of matrices are made for."""
         return _known(self._plan.settings(self._settings)) if self.rooms is not None else b""
 
