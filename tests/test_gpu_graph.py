@@ -16,6 +16,9 @@ from test_gpu_matrices import CASES, SHAPES
 
 import steprule
 from steprule.engine import gpu, gpu_graph, squares
+from steprule.pieces import ema, gram, inverse_root, matmul
+from steprule.rule import Rule
+from steprule.state import State
 
 pytest.importorskip("triton")
 needs_gpu = pytest.mark.gpu
@@ -98,6 +101,24 @@ def test_matrices(replays, case):
 def test_some_here(replays, make, settings):
     settings = {**settings, "telemetry": 3} if "telemetry" in settings else settings
     check(make, replays, 2, shapes=[(8, 4), (6, 5), (8, 4)], steps=6, **settings)
+
+
+class HalfShampoo(Rule):
+    """A rule with a square whose steps nobody keeps."""
+
+    decay = "decoupled"
+    keeps_step = False
+    matrices_only = True
+    left = State("left")
+
+    @staticmethod
+    def update(param, grad, left, *, lr=1e-2, beta=0.9):
+        left = ema(left, gram(grad), beta)
+        return param - lr * matmul(inverse_root(left, 2), grad), left
+
+
+def test_steps_that_are_kept_in_the_plan(replays):
+    check(steprule.Optimizer.of(HalfShampoo), replays, 4, shapes=[(4, 3), (4, 3), (5, 2)], steps=4)
 
 
 SQUARED = [

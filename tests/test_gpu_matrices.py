@@ -240,3 +240,27 @@ def test_gradients_that_are_released_beside_squares(monkeypatch):
     ours = train(torch.device("cpu"), False)
     monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
     assert_near(ours, train(GPU_DEVICE, True))
+
+
+def test_steps_of_all_are_taken_back_where_those_of_some_cannot_be_counted(monkeypatch):
+    """As for want of memory: the matrices of another dtype have another plan."""
+    monkeypatch.setattr(gpu, "DEVICES", {GPU_DEVICE.type})
+    params = [
+        torch.nn.Parameter(torch.ones((4, 3), dtype=x, device=GPU_DEVICE)) for x in (torch.float32, torch.float64)
+    ]
+    optimizer = steprule.SOAP(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+
+    def fail() -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(optimizer._core.plans.current._works[1], "count", fail)
+        optimizer.step()
+    assert [float(optimizer.state[param]["step"]) for param in params] == [1.0, 1.0]
+    optimizer.step()
+    assert [float(optimizer.state[param]["step"]) for param in params] == [2.0, 2.0]
+    for work in optimizer._core.plans.current._works:
+        assert work.numbers._steps_here.now.tolist() == [2.0]

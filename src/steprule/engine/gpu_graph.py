@@ -75,12 +75,12 @@ class StepGraph:
                     self._take(step, choices)
                     return
                 recorded.replay()
+            for own in self._numbers:
+                own.count_here()
         except BaseException:
             for own in self._numbers:  # the device may have counted a step that it has not taken
                 own.forget_steps()
             raise
-        for own in self._numbers:
-            own.count_here()
         around.repeat()
 
     def _take(self, step: Callable[[], object], choices: Hashable) -> None:

@@ -67,7 +67,7 @@ class GpuPlanned(OwnNumbers):
         sides: what rows and columns have, where they have numbers.
         extents: of the states that are not numbers; these are contiguous tensors with one for each row or column.
         cut: whether other processes have other rows of the tensors, or other columns.
-        steps: where each tensor's step is kept, if it is.
+        steps: where each tensor's step is kept. Default: in the plan.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class GpuPlanned(OwnNumbers):
             self._rows[name].copy_(torch.from_numpy(values).to(device))
         self._settings = self.program.settings
         self._fixed = frozenset((*self._settings, *self._counts))
-        self._steps_here = HostSteps(steps) if self.program.has_squares else None
+        self._steps_here = HostSteps(steps or plan.own_steps.unbind()) if self.program.has_squares else None
         self._constants: dict[str, Tensor] = {}
         self._steps = _Kept(plan.step_at, torch.ones_like(plan.step_at, dtype=torch.int32), plan.steps, plan.skip)
         extents = extents or {}
@@ -126,10 +126,6 @@ class GpuPlanned(OwnNumbers):
         super().count()
         plan, program = self._plan, self.program
         plan.read_hyper()
-        self.count_here()
-        self._steps.fetch()
-        plan.steps += 1
-        self._steps.put()
         if self._new or self._sides is not None or program.has_squares:
             for kept in self._kept:
                 kept.fetch()
@@ -137,6 +133,10 @@ class GpuPlanned(OwnNumbers):
             inputs = {scalar_name(*scalar): columns[i] for i, scalar in enumerate(program.scalars)}
             inputs |= {"step": plan.steps, **self._rows, **self._old}
             self._evaluation = GpuEvaluation(inputs, self._constants, plan.device, self._sides)
+        self.count_here()  # after all that may fail for want of memory
+        self._steps.fetch()
+        plan.steps += 1
+        self._steps.put()
 
     def count_here(self) -> None:
         """Counts their steps where the host has to know them."""
@@ -202,7 +202,7 @@ class GpuPlanned(OwnNumbers):
         return Evaluation({**settings, **self._counts, "step": steps})
 
     @property
-    def constants(self) -> bytes:
+    def graph_key(self) -> bytes:
         """The settings that functions of matrices are made for."""
         return _known(self._plan.settings(self._settings)) if self.rooms is not None else b""
 

@@ -86,7 +86,8 @@ class GpuPlan:
 
     Attributes:
         lengths: each tensor's number of elements.
-        steps: each tensor's step, for kernels that do not count it themselves.
+        own_steps: each tensor's step where it is kept in the plan.
+        steps: the same wherever it is kept, for kernels that do not count it themselves.
         own: a row for each of the numbers that tensors have for themselves.
         skip: 1 where the launch is to change nothing, an int32 on the device.
         factors: what each tensor's gradient is multiplied by, or each row's, from `first_factor` of its tensor on.
@@ -120,9 +121,9 @@ class GpuPlan:
         self._host_hyper = np.zeros((len(hyper), max(len(hyper[0]), 1)), np.float64)
         self._hyper = Table(self._host_hyper, device)
         self.set_hyper(hyper)
-        self._own_steps = table(first_steps, np.float64)
+        self.own_steps = table(first_steps, np.float64)
         if step_at is None:
-            step_at = [self._own_steps.data_ptr() + 8 * i for i in range(count)]
+            step_at = [self.own_steps.data_ptr() + 8 * i for i in range(count)]
         self._groups = np.array(groups or [0] * count, np.int64)
         self.step_at, self.groups = table(step_at), table(self._groups)
         self.numbers = table(numbers or range(count))

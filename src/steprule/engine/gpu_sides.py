@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steprule.engine.gpu_launch import Launch, on
 from steprule.engine.gpu_reading import Combination
-from steprule.engine.sides import Places, SideEvaluation
+from steprule.engine.sides import SideEvaluation, SideTables
 from steprule.formats import gpu as lib
 from steprule.kernels.gpu_pass import GpuSource
 from steprule.trace.expression import Expression
@@ -54,7 +54,7 @@ def join(  # type: ignore[no-untyped-def]
     tl.store(results + i, result, mask=inside)
 
 
-class GpuSides(Places):
+class GpuSides(SideTables):
     """Tables of what passes read of rows and columns, and of what they find.
 
     Args:

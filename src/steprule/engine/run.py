@@ -257,15 +257,15 @@ def find_numbers(works: Sequence[Levels], complete: Complete = alone, spread: Sp
     If that fails, steps and the numbers that tensors have are taken back. What other processes say comes before any element changes.
     But a pass that stores momentum before products has done so where these fail, as for want of memory.
     """
-    has_found = False
-    counts = works if complete.failed is None else ()
-    for work in counts:
-        work.count()
+    has_found, counted = False, list[Levels]()
     try:
+        for work in works if complete.failed is None else ():
+            work.count()
+            counted.append(work)
         _find_levels(works, complete, spread)
         has_found = complete.failed is None
     finally:
-        for work in counts if not has_found else ():
+        for work in counted if not has_found else ():
             work.take_back()
 
 

@@ -15,7 +15,7 @@ from steprule.trace.extent import COLS, NUMBER, ROWS, Extent
 from steprule.trace.program import ADD, COL, EXTENTS, ROW, Side
 
 
-class Places(ABC):
+class SideTables(ABC):
     """Where in tables the numbers of rows and columns are, one tensor's after another's.
 
     Args:
@@ -64,11 +64,11 @@ class Places(ABC):
         return [begin + size * int(first) for first in self.first[name][:-1]]
 
 
-class Sides(Places):
+class Sides(SideTables):
     """Tables of what passes read of rows and columns, and of what they find.
 
     Args:
-        sides, shapes, real: as for `Places`.
+        sides, shapes, real: as for `SideTables`.
     """
 
     def __init__(self, sides: Mapping[str, Side], shapes: Sequence[Sequence[int]], real: str) -> None:

@@ -42,9 +42,9 @@ class GpuWork(PlanWork):
         return norms(norm, self._dtypes[norm.operand], self.plan, self._operands[norm.operand], rows)
 
     @property
-    def constants(self) -> tuple[object, ...]:
+    def graph_key(self) -> tuple[object, ...]:
         """What its launches depend on that is not on the device."""
-        return self.plan.read_from, self.numbers.constants if self.numbers is not None else b""
+        return self.plan.read_from, self.numbers.graph_key if self.numbers is not None else b""
 
     def here(self, x: Any) -> Tensor:
         """Numbers brought to the device."""

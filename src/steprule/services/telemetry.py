@@ -104,21 +104,10 @@ class Telemetry:
             ValueError: names, sizes and sums do not fit together, or a name comes twice.
         """
         self._settle()
-        self._keep(step, names, sizes, sums, clipped_steps, skipped_steps, total)
+        of_each = tuple(names), np.array(sizes, np.int64), np.array(sums, np.float64)
+        self._keep(_Record(step, *of_each, clipped_steps, skipped_steps, total))
 
-    def _keep(
-        self, step: int, names: Sequence[str], sizes: Sequence[int], sums: NDArray[np.float64],
-        clipped_steps: int, skipped_steps: int, total: tuple[int, NDArray[np.float64]] | None = None,
-    ) -> None:  # fmt: skip
-        record = _Record(
-            step,
-            tuple(names),
-            np.array(sizes, np.int64),
-            np.array(sums, np.float64),
-            clipped_steps,
-            skipped_steps,
-            total,
-        )
+    def _keep(self, record: _Record) -> None:
         count = len(set(record.names))
         if (len(record.names), *record.sizes.shape, *record.sums.shape) != (count, count, count, 7):
             got = f"{len(record.names)} ({count} different), {record.sizes.shape}, {record.sums.shape}"
@@ -143,7 +132,8 @@ class Telemetry:
             names, sizes, sums, numbers = self._pending.popleft()
             taken, step, clipped_steps, skipped_steps = map(int, numbers.tolist())
             if taken:
-                self._keep(step, names, sizes, sums.cpu().numpy(), clipped_steps, skipped_steps)
+                of_each = tuple(names), np.array(sizes, np.int64), sums.cpu().numpy()
+                self._keep(_Record(step, *of_each, clipped_steps, skipped_steps))
 
     @property
     def _records(self) -> deque[_Record]:

@@ -83,10 +83,10 @@ class StepPlan:
             self._around = job.services.release or OnHost(job.services, self._averages)
         self._launchers: list[Callable[[], None]] | None
         self._lay_out(waves)
-        self._constants: list[Any] = []
+        self._graph_key: list[Any] = []
         if job.in_graph and entries:
             self._launchers = [partial(weakly(self._take_in_graph), self._graph_of(entries), self._launchers)]
-            self._constants = self._constants_now()
+            self._graph_key = self._graph_key_now()
         if any(entry.rests for entry in fast):
             self._select()
 
@@ -266,9 +266,9 @@ class StepPlan:
         count_write(roster.active)
         return True
 
-    def _constants_now(self) -> list[Any]:
+    def _graph_key_now(self) -> list[Any]:
         """What a graph of its launches holds for."""
-        return [work.constants for work in self._works]
+        return [work.graph_key for work in self._works]
 
     def _take_in_graph(self, graph: StepGraph, launchers: Sequence[Callable[[], None]] | None) -> None:
         """Takes a step, or has it replayed; launchers as without a graph."""
@@ -279,7 +279,7 @@ class StepPlan:
             for launch in launchers or ():
                 launch()
 
-        graph.take(step, cast(Repeated, self._around), self._constants)
+        graph.take(step, cast(Repeated, self._around), self._graph_key)
 
     def _follow(self, moved: int, tensors: list[Tensor]) -> bool:
         """Takes over new addresses of gradients; False if something else has changed."""
@@ -391,8 +391,8 @@ class StepPlan:
         self._settings = settings
         for bucket, _ in self._buckets:
             bucket.plan.set_hyper(hyper(bucket.kernel, groups, bucket.rows, self._services))
-        if self._constants:
-            self._constants = self._constants_now()
+        if self._graph_key:
+            self._graph_key = self._graph_key_now()
         return True
 
     def _static_of(self, group: dict[str, Any]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from steprule.engine.matrices import BesideRooms, Rooms
 from steprule.engine.own import Planned
 from steprule.engine.plan import Plan
 from steprule.engine.run import Complete, alone
-from steprule.engine.sides import Places, Sides
+from steprule.engine.sides import Sides, SideTables
 from steprule.formats import FORMATS, row_length
 from steprule.formats.parts import whole_of
 from steprule.services.member import Member, row_size
@@ -195,7 +195,7 @@ def plan_of(
     services: StepServices | None,
     rows: list[int],
     rooms: BesideRooms | None,
-    sides: Places | None,
+    sides: SideTables | None,
 ) -> Plan | GpuPlan:
     """The plan of kernels for the parameters of a bucket."""
     kernel = kernels[0]
