@@ -245,8 +245,7 @@ class Groups:
 
     def look_at(self, group: dict[str, Any]) -> None:
         """Checks and completes one group, which stays as it is if anything is wrong."""
-        known = (*self.core.rule.chosen(group).hyperparameters, *self.flags, *self.fixed, *FORMAT_OPTIONS)
-        settings = {name: x for name, x in self.defaults_of(group).items() if name in known} | group
+        settings = {**self.defaults_of(group), **group}
         if isinstance(settings["params"], Tensor):
             settings["params"] = [settings["params"]]
         self.check_keys(settings)
