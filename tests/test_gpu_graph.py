@@ -37,24 +37,34 @@ def replays(monkeypatch):
     return calls
 
 
-def run(make, in_graph, dtype=torch.float32, shapes=None, meanwhile=None, steps=STEPS, bad=(6, 1), **settings):
+def run(make, in_graph, dtype=torch.float32, shapes=None, meanwhile=(), steps=STEPS, **settings):
     """Steps with other gradients, in other memory, and another lr in each; one of them not finite where that is looked for.
 
     Args:
-        meanwhile: called before each step with its number, the optimizer and the parameters.
+        meanwhile: by the number of a step what is called before it, with the optimizer and the parameters.
     """
     params = make_params(GPU_DEVICE, dtype, **({"shapes": shapes} if shapes else {}))
     optimizer = make([{"params": params[:2]}, {"params": params[2:], "lr": 0.02}], **copy.deepcopy(settings))
     optimizer.cuda_graph = in_graph
     kept = []
     for step in range(steps):
-        set_grads(params, step, bad=bad if "nonfinite" in settings else None)
+        set_grads(params, step, bad=(6, 1) if "nonfinite" in settings else None)
         kept.append([param.grad for param in params])  # so that the next ones lie elsewhere
         optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
-        if meanwhile is not None:
-            meanwhile(step, optimizer, params)
+        if step in meanwhile:
+            meanwhile[step](optimizer, params)
         optimizer.step()
     return params, optimizer
+
+
+def setting(**values):
+    """Sets something in the last group."""
+    return lambda optimizer, params: optimizer.param_groups[1].update(copy.deepcopy(values))
+
+
+def load(optimizer, params):
+    """Loads a copy of its state."""
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
 def check(make, replays, least, **settings):
@@ -135,40 +145,24 @@ def test_what_is_computed_in_some_steps_only(replays, make, settings):
 
 def test_squares_that_change_meanwhile(replays):
     """Another frequency, a loaded state, a step that somebody sets."""
-
-    def meanwhile(step, optimizer, params):
-        if step == 6:
-            optimizer.param_groups[1]["precondition_frequency"] = 3
-        if step == 8:
-            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        if step == 9:
-            optimizer.state[params[0]]["step"].fill_(1.0)
-
+    meanwhile = {
+        6: setting(precondition_frequency=3), 8: load, 9: lambda optimizer, params: optimizer.state[params[0]]["step"].fill_(1.0),
+    }  # fmt: skip
     settings = {"precondition_frequency": 2, "shapes": [(8, 4), (8, 4), (6, 5)], "steps": 11}
     check(steprule.SOAP, replays, 2, meanwhile=meanwhile, **settings)
 
 
 def test_settings_on_the_gpu_are_read_where_they_are_now(replays):
     """A tensor that is filled, another one in its place, a number in its place."""
-
-    def meanwhile(step, optimizer, params):
-        group = optimizer.param_groups[1]
-        if step in (0, 4):
-            group["lr"] = torch.tensor(0.1 / (step + 1), device=GPU_DEVICE)
-        elif step == 8:
-            group["lr"] = 0.3
-        elif step < 8:
-            group["lr"].mul_(0.5)
-
+    one, other = (setting(lr=torch.tensor(lr, device=GPU_DEVICE)) for lr in (0.1, 0.02))
+    halve = lambda optimizer, params: optimizer.param_groups[1]["lr"].mul_(0.5)  # noqa: E731
+    meanwhile = {0: one, 3: halve, 4: other, 7: halve, 8: setting(lr=0.3)}
     check(steprule.AdamW, replays, 3, shapes=[(4, 3), (5,), (6,)], meanwhile=meanwhile, steps=12)
 
 
 def test_a_step_without_a_graph_drops_those_of_other_settings(replays):
     """They may read what was computed for these, which is freed."""
-
-    def meanwhile(step, optimizer, params):
-        optimizer.param_groups[0]["ns_steps"] = 3 if step == 4 else 5  # of the fifth step, which telemetry looks at
-
+    meanwhile = {4: setting(ns_steps=3), 5: setting(ns_steps=5)}  # of the fifth step, which telemetry looks at
     check(steprule.Muon, replays, 2, shapes=[(8, 4), (6, 5), (8, 4)], meanwhile=meanwhile, telemetry=5, steps=8)
     assert (
         len(replays) == 4
@@ -181,34 +175,28 @@ def test_whether_a_replayed_step_was_refused_is_known(replays, nonfinite):
 
     def found(in_graph):
         every = []
-        run(
-            steprule.AdamW, in_graph, shapes=[(4, 3), (5,), (6,)], steps=8, bad=(6, 1), nonfinite=nonfinite, telemetry=6,
-            meanwhile=lambda step, optimizer, params: every.append(bool(optimizer._core.services.found)),
-        )  # fmt: skip
+        note = lambda optimizer, params: every.append(bool(optimizer._core.services.found))  # noqa: E731
+        settings = {"shapes": [(4, 3), (5,), (6,)], "nonfinite": nonfinite, "telemetry": 6}
+        run(steprule.AdamW, in_graph, steps=8, meanwhile=dict.fromkeys(range(8), note), **settings)
         return every
 
     assert found(True) == found(False) == [False] * 7 + [True]
     assert replays
 
 
-def _load(optimizer):
-    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-
-
-def _move(optimizer):
-    param = optimizer.param_groups[0]["params"][0]
-    param.data = param.data.clone()
+def move(optimizer, params):
+    params[0].data = params[0].data.clone()
     optimizer.step()
 
 
-def _add(optimizer):
+def add(optimizer, params):
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3, 2, device=GPU_DEVICE))]})
     optimizer.step()
 
 
 CHANGES = {
-    "off": lambda optimizer: setattr(optimizer, "cuda_graph", False), "clip": lambda optimizer: setattr(optimizer, "clip", 2.0),
-    "load": _load, "move": _move, "add": _add, "gone": lambda optimizer: optimizer.__dict__.clear(),
+    "off": lambda optimizer, params: setattr(optimizer, "cuda_graph", False), "load": load, "move": move, "add": add,
+    "clip": lambda optimizer, params: setattr(optimizer, "clip", 2.0), "gone": lambda optimizer, params: optimizer.__dict__.clear(),
 }  # fmt: skip
 
 
@@ -234,7 +222,7 @@ def test_memory_of_recordings_is_given_back_at_once(replays, monkeypatch, make, 
             gc.collect()  # frames in which something was imported for the first time
             kept = [one for one in every if one() is not None]
             assert kept, name
-            change(optimizer)
+            change(optimizer, params)
             assert not any(one() for one in kept), name
     finally:
         gc.enable()
@@ -272,17 +260,10 @@ def test_a_graph_of_the_users_does_not_record_them(replays, monkeypatch):
 @needs_gpu
 def test_what_changes_meanwhile(replays):
     """Another number of Newton-Schulz steps, a loaded state, a parameter without a gradient, a group more, clipping by another norm."""
-
-    def meanwhile(step, optimizer, params):
-        if step == 3:
-            optimizer.param_groups[0]["ns_steps"] = 3
-        if step == 5:
-            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        if step == 7:
-            params[0].grad = None
-        if step == 8:
-            optimizer.clip = 0.1
-
+    meanwhile = {
+        3: setting(ns_steps=3), 5: load, 7: lambda optimizer, params: setattr(params[0], "grad", None),
+        8: lambda optimizer, params: setattr(optimizer, "clip", 0.1),
+    }  # fmt: skip
     shapes = [(8, 4), (8, 4), (6, 140)]
     check(steprule.Muon, replays, 1, shapes=shapes, meanwhile=meanwhile, clip=1.0)
 
