@@ -133,6 +133,29 @@ def test_it_resumes_to_the_last_bit_and_is_copied():
         assert same(model, again)
 
 
+def test_averages_of_two_rules_are_exchanged_and_hold_their_states():
+    model = net()
+    optimizer = create(model, "soap", average=0.9, max_precond_dim=8)
+    train(model, optimizer, 2)
+    before = copy.deepcopy(model)
+    with optimizer.averaged():
+        assert not same(model, before)
+    assert same(model, before)
+
+
+def test_a_loaded_group_keeps_what_was_not_saved():
+    model = net()
+    optimizer = create(model, adamw_betas=(0.5, 0.6))
+    train(model, optimizer)
+    saved, again = optimizer.state_dict(), create(copy.deepcopy(model), adamw_betas=(0.7, 0.8), momentum=0.5)
+    for group in saved["param_groups"]:
+        for name in ("rule", "betas", "momentum"):
+            group.pop(name, None)
+    again.load_state_dict(saved)
+    assert [group["rule"] for group in again.param_groups] == ["muon", "adamw", "adamw"]
+    assert [group.get("betas", group.get("momentum")) for group in again.param_groups] == [0.5, (0.7, 0.8), (0.7, 0.8)]
+
+
 def test_gradients_are_released():
     model, other = net(), net()
     optimizer, released = create(model), create(other)

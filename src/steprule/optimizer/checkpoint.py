@@ -184,9 +184,7 @@ class Loading:
         self._before = groups.groups, groups.states
         self._formats = [{k: g[k] for k in GROUP_OPTIONS if k in g} for g in groups.groups]
         self._own = [{k: g[k] for k in self._kept if k in g} for g in groups.groups]
-        numbers = [name for name, value in self._rule.hyperparameters.items() if not isinstance(value, bool)]
-        numbers += MULTIPLIERS
-        self._numbers = [{k: g[k] for k in numbers if k in g} for g in groups.groups]
+        self._numbers = [{k: g[k] for k in self._numbers_of(g) if k in g} for g in groups.groups]
         self._dtypes = {
             (param, name): kept_format(state, name)
             for param, state in groups.states.items()
@@ -195,12 +193,18 @@ class Loading:
             if kept(state, name) is not None
         }
 
+    def _numbers_of(self, group: Mapping[str, Any]) -> list[str]:
+        """What a loaded group keeps of this one's settings where it says nothing."""
+        hyper = self._rule.chosen(group).hyperparameters
+        return [KEY, *(name for name, value in hyper.items() if not isinstance(value, bool)), *MULTIPLIERS]
+
     def _check(self) -> None:
         """Raises for states that are another rule's, or another parameter's."""
         groups, every = self._source["param_groups"], _every_state(self._groups.base)
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self._groups.groups]:
             return  # which torch.optim is about to refuse
         for number, (group, saved) in enumerate(zip(self._groups.groups, groups, strict=True)):
+            saved = {**{k: group[k] for k in (KEY,) if k in group}, **saved}
             prefix = f"{word_of(self._rule.chosen(saved))}_"
             if KEY in self._rule.hyperparameters and (old := [name for name in saved if name.startswith(prefix)]):
                 raise ValueError(
@@ -280,8 +284,10 @@ class Loading:
                 group.pop(name, None)
             group.update(own)
         for group, numbers in zip(groups, self._numbers, strict=True):
+            known = self._numbers_of({**numbers, **group})
             for name, value in numbers.items():  # what was not saved stays as it is
-                group.setdefault(name, value)
+                if name in known:
+                    group.setdefault(name, value)
         for group, saved, own in zip(groups, self._source["param_groups"], self._formats, strict=True):
             seed = group.get("seed", own.get("seed", 0))
             for name in GROUP_OPTIONS:

@@ -75,6 +75,6 @@ def check_arrays(rule: type[Rule], groups: list[dict[str, Any]], states: Mapping
         RuntimeError: a storage was freed, or a state does not fit its parameter.
     """
     for number, group, index, param, _ in list_all(groups):
-        who, state = name_in(group, number, index), states.get(param)
-        if state and (problem := too_short(param, who) or misfit(rule, state, param, who, group, converted=True)):
+        who, state, own = name_in(group, number, index), states.get(param), rule.chosen(group)
+        if state and (problem := too_short(param, who) or misfit(own, state, param, who, group, converted=True)):
             raise RuntimeError(problem)
