@@ -133,6 +133,20 @@ def test_it_resumes_to_the_last_bit_and_is_copied():
         assert same(model, again)
 
 
+@pytest.mark.parametrize("name", ["scion", "soap", "shampoo"])
+def test_rules_with_any_hyperparameters_are_resumed(name):
+    """Shampoo's shampoo_beta is its own name, and not that of a setting before that of its rule."""
+    model = net()
+    optimizer = create(model, name)
+    train(model, optimizer, 2)
+    again = copy.deepcopy(model)
+    resumed = create(again, name)
+    resumed.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, 2, 2)
+    train(again, resumed, 2, 2)
+    assert same(model, again)
+
+
 def test_averages_of_two_rules_are_exchanged_and_hold_their_states():
     model = net()
     optimizer = create(model, "soap", average=0.9, max_precond_dim=8)
