@@ -219,8 +219,19 @@ def test_what_a_rule_shows_is_claimed_of_its_optimizer():
     assert (sign.params, sign.elementwise, sign.complex) == ("any", True, True)
     assert not claims_of(steprule.Prodigy).separate and claims_of(steprule.Adafactor).separate
     assert not claims_of(steprule.LAMB).elementwise
-    assert claims_of(steprule.Muon, {"states": "8bit"}) == Claims(params="2d")
+    assert claims_of(steprule.Muon, {"states": "8bit"}) == Claims(params="2d", float32_only=True)
+    with pytest.raises(
+        ValueError, match="weights='24bit' is for bfloat16 and float16 parameters, and checks step float32"
+    ):
+        claims_of(steprule.AdamW, {"weights": "24bit"})
     assert claims_of(torch.optim.AdamW) == Claims()
+
+
+def test_what_takes_no_float64_is_checked_in_float32():
+    names = ["uses_every_argument", "agrees_between_dtypes"]
+    claims = claims_of(steprule.AdamW, {"states": "8bit"})
+    found = run(Subject(steprule.AdamW, claims, states="8bit"), checks=names).results
+    assert {one.check.name: one.status for one in found} == dict(zip(names, ("passed", "skipped"), strict=True))
 
 
 def test_the_command_knows_what_rules_claim(capsys):

@@ -30,6 +30,7 @@ class Claims:
         maximize, sparse, complex, foreach, fused, tensor_lr: it takes ``maximize=True``, sparse gradients, complex parameters,
             ``foreach=True``, ``fused=True`` and a tensor as lr.
         accuracy: how exact an update is, as a share of it; by default 32 roundings of float32.
+        float32_only: it refuses float64 parameters.
         bfloat16: it steps bfloat16 parameters, and its arithmetic is at least as exact as theirs.
         scale_invariant: multiplying all gradients by one number changes nothing, where eps is 0.
         decay: what weight_decay is: "coupled", added to the gradient; "decoupled", times lr; or "independent" of lr.
@@ -58,6 +59,7 @@ class Claims:
     fused: bool = False
     tensor_lr: bool = False
     accuracy: float = 2**-18
+    float32_only: bool = False
     bfloat16: bool = False
     scale_invariant: bool = False
     decay: str | None = None
@@ -91,6 +93,11 @@ class Claims:
     def vectors(self) -> bool:
         """Whether parameters may have any number of dimensions."""
         return self.params == "any"
+
+    @property
+    def float64(self) -> bool:
+        """Whether it steps float64 parameters."""
+        return not self.float32_only
 
     @property
     def undeclared_sparse(self) -> bool:
@@ -166,6 +173,7 @@ def shown(value: Any) -> str:
 
 MISSING = {
     "reference": "formula or drop_in_for", "vectors": "params='any'", "undeclared_sparse": "that sparse gradients are not taken",
+    "float64": "that it steps float64 parameters",
 }  # fmt: skip
 """What to call a claim that is none of the fields."""
 

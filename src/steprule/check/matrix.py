@@ -31,7 +31,7 @@ def takes_gradients_of_rank_one(make: Make) -> None:
     assert bool(p.isfinite().all()), "a gradient of rank one makes the parameter not finite"
 
 
-@check("matrix")
+@check("matrix", "float64")
 def steps_large_matrices_as_in_float64(make: Make) -> None:
     """A float32 matrix with more rows and columns than a tile of products goes as in float64, within a tenth of the way.
 

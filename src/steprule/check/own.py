@@ -81,6 +81,9 @@ def claims_of(optimizer: Any, settings: Mapping[str, Any] | None = None) -> Clai
     Args:
         optimizer: the class. One that no rule is behind claims nothing.
         settings: what it is made with. With others than the rule's hyperparameters, such as states="8bit", only params is claimed.
+
+    Raises:
+        ValueError: checks step float32 parameters, which these settings do not take.
     """
     rule = getattr(optimizer, "rule", None)
     if not (isinstance(rule, type) and issubclass(rule, Rule)):
@@ -88,7 +91,11 @@ def claims_of(optimizer: Any, settings: Mapping[str, Any] | None = None) -> Clai
     program = program_of(rule, {**rule.hyperparameters, **(settings or {})})
     params = "any" if program.takes_vectors and not rule.matrices_only else "2d"
     if not (settings or {}).keys() <= rule.hyperparameters.keys():
-        return Claims(params=params)
+        if (weights := (settings or {}).get("weights")) is not None:
+            raise ValueError(
+                f"weights={weights!r} is for bfloat16 and float16 parameters, and checks step float32 ones: leave it out"
+            )
+        return Claims(params=params, float32_only="states" in (settings or {}))
     matrix = program.sees_matrix
     claims = Claims(
         params=params,
