@@ -763,3 +763,18 @@ class RootOfLr(Rule):
 def test_a_learning_rate_that_is_a_tensor_of_a_graph_is_not_looked_at():
     lr = torch.tensor(0.25, requires_grad=True)
     assert Optimizer.of(RootOfLr)([torch.nn.Parameter(torch.ones(3))], lr=lr, differentiable=True)
+
+
+@pytest.mark.parametrize("unchosen", [steprule.sqrt, lambda a: log(a + 1), lambda a: exp(-1000 * a)])
+def test_what_is_not_chosen_need_not_be_a_number_without_a_kernel_either(unchosen):
+    class Chooses(Rule):
+        """Has a number that is none where it is not chosen."""
+
+        def update(param, grad, *, lr=0.1, a=1.0):
+            return param - where(a < 0, lr, unchosen(a)) * grad
+
+    dense, strided = torch.nn.Parameter(torch.ones(4, 2)), torch.nn.Parameter(torch.ones(4, 4)[:, ::2])
+    for param in (dense, strided):
+        param.grad = torch.ones(4, 2)
+    Optimizer.of(Chooses)([dense, strided], a=-1.0).step()
+    assert torch.equal(dense, strided) and dense[0, 0] == torch.tensor(0.9)

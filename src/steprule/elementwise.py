@@ -258,11 +258,22 @@ def is_tensor(value: Value) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def _of_number(name: str) -> Callable[[float], float]:
+    """A function of Python's, which gives infinity or NaN where it would raise: a kernel computes on, and may not choose it."""
+    function: Callable[[float], float] = getattr(math, name)
+
+    def compute(x: float) -> float:
+        try:
+            return function(x)
+        except (ValueError, OverflowError):
+            with np.errstate(all="ignore"):
+                return float(getattr(np, name)(x))
+
+    return compute
+
+
 _SCALAR: dict[str, Callable[..., float]] = {
-    "sqrt": math.sqrt,
-    "exp": math.exp,
-    "log": math.log,
-    "floor": math.floor,
+    **{name: _of_number(name) for name in ("sqrt", "exp", "log", "floor")},
     "arctan2": math.atan2,
     "cbrt": lambda x: float(np.cbrt(x)),
     "maximum": lambda a, b: a if a >= b or a != a else b,
