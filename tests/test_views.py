@@ -355,3 +355,15 @@ def test_a_model_of_all_kinds_trains_as_its_matrices_do(name):
                 assert torch.equal(part, its)
             else:
                 torch.testing.assert_close(part, its)
+
+
+def test_a_stack_without_a_view_is_told_once(caplog, monkeypatch):
+    monkeypatch.setattr("steprule.step.loose._told", set())
+    for view in ("flatten", None, None):
+        param = nn.Parameter(torch.ones(4, 3, 3))
+        param.grad = torch.ones(4, 3, 3)
+        told = len(caplog.records)
+        steprule.Adafactor([{"params": [param], **({"view": view} if view else {})}]).step()
+    (record,) = (one for one in caplog.records if "stack of matrices" in one.getMessage())
+    assert "Adafactor steps parameter 0 of group 0" in record.getMessage() and "view='flatten'" in record.getMessage()
+    assert told == len(caplog.records)

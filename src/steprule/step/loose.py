@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import cached_property, partial
 from typing import Any
@@ -21,6 +22,7 @@ from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
+from steprule.state import matrices_of
 from steprule.step.entry import Entry
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
 from steprule.tensors.numbering import numbering_of
@@ -28,6 +30,10 @@ from steprule.tensors.state import AVERAGE, encode_rounded, read_state
 from steprule.trace.norms import Norm
 from steprule.trace.program import ROW, Program
 from steprule.trace.tracing import couples, program_of
+
+logger = logging.getLogger("steprule")
+_told: set[str] = set()
+"""The optimizers whose stacks have been spoken of."""
 
 
 class Loose(Member):
@@ -65,6 +71,7 @@ class Loose(Member):
                 "after the first, in the middle of a step. List it once"
             )
         self._entry = entry
+        self._tell_of_stacks()
         self._has_own = is_first and bool(program.own)
         self._program = program if self._has_own and not program.sees_matrix else None
         self._part: EagerStep | WholeStep | None = None
@@ -73,6 +80,19 @@ class Loose(Member):
         self.by_row = entry.services is not None and entry.services.limited == ROW and not self.free
         self.counts: dict[str, np.ndarray] = {}
         self._wide: dict[str, Tensor] = {}
+
+    def _tell_of_stacks(self) -> None:
+        """Says once for each optimizer that a stack of matrices takes the fallback, and how it would not."""
+        entry, name = self._entry, self._entry.rule.__name__
+        shape = matrices_of(whole_of(self.param).shape, entry.rule.stacks)[0]
+        if len(shape) > 2 and entry.kind.view is None and name not in _told:
+            _told.add(name)
+            logger.warning(
+                "steprule: %s steps %s, a stack of matrices, by torch's operations. view='flatten' makes it one matrix, which kernels step, "
+                "with fewer numbers beside it",
+                name,
+                entry.who,
+            )
 
     # As services see it
 
