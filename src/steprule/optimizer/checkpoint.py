@@ -205,8 +205,10 @@ class Loading:
             return  # which torch.optim is about to refuse
         for number, (group, saved) in enumerate(zip(self._groups.groups, groups, strict=True)):
             saved = {**{k: group[k] for k in (KEY,) if k in group}, **saved}
-            prefix = f"{word_of(self._rule.chosen(saved))}_"
-            if KEY in self._rule.hyperparameters and (old := [name for name in saved if name.startswith(prefix)]):
+            its = self._rule.chosen(saved)
+            prefix = f"{word_of(its)}_"
+            old = [name for name in saved if name.startswith(prefix) and name not in its.hyperparameters]
+            if KEY in self._rule.hyperparameters and old:
                 raise ValueError(
                     f"the loaded parameter group {number} has {', '.join(old)}, as steprule once wrote them: rename them in the state dict, "
                     f"without {prefix!r}, in the place of what has their names"

@@ -67,8 +67,8 @@ def with_options(
             f"{rule.__name__} does not go with lookahead: elements without a gradient stay as they are, and their slow copies would not"
         )
     around = decay if decay != rule.decay else None
-    if cautious and decay in (None, rule.decay) and _decay_of(rule, "cautious") not in ("coupled", "own", None):
-        around = rule.decay  # what decays is no part of the update that is looked at
+    if cautious and decay in (None, rule.decay):
+        _decay_of(rule, "cautious")  # which each rule has around it
     if (cautious_decay or around) and "weight_decay" not in rule.hyperparameters:
         raise ValueError(f"{rule.__name__} has no weight_decay, which {' and '.join(chosen)} would change")
     if cautious_decay:
@@ -85,6 +85,8 @@ def _made(rule: type[Rule], decay: str | None, cautious: bool, cautious_decay: b
     """The rule that `_around` makes, once; of a rule without weight_decay, which may be beside another, nothing that changes it."""
     if "weight_decay" not in rule.hyperparameters:
         decay, cautious_decay = None, False
+    elif cautious and decay is None and rule.decay not in ("coupled", "own"):
+        decay = rule.decay  # what decays is no part of the update that is looked at
     key = (rule, decay, cautious, cautious_decay, lookahead)
     if key not in _rules:
         _rules[key] = _around(*key) if any(key[1:]) else rule
