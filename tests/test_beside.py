@@ -170,6 +170,18 @@ def test_a_loaded_group_keeps_what_was_not_saved():
     assert [group.get("betas", group.get("momentum")) for group in again.param_groups] == [0.5, (0.7, 0.8), (0.7, 0.8)]
 
 
+def test_caution_leaves_out_the_decay_of_each_rule():
+    model, other = net(), net()
+    optimizer, both = (
+        create(model, "scion", cautious=True, adamw_weight_decay=0.3),
+        apart(other, "scion", cautious=True),
+    )
+    both[1].param_groups[0]["weight_decay"] = 0.3
+    train(model, optimizer)
+    train(other, both)
+    assert same(model, other)
+
+
 def test_gradients_are_released():
     model, other = net(), net()
     optimizer, released = create(model), create(other)
