@@ -93,7 +93,7 @@ def step_kernel(request: dict[str, Any], capability: int) -> dict[str, Any]:
 
 def of_whole_tiles(source: GpuSource, capability: int, types: dict[str, str]) -> dict[str, float]:
     """What a thread executes where all elements are there and lie well: instructions an element, and how often it waits for others."""
-    _, module = load_for_triton("whole", WHOLE.sub("    if True:", source.text, count=1))
+    _, module = load_for_triton("whole", WHOLE.sub("    if True:", source.text, count=1), "whole tiles")
     code = Code(assembled(module.update, capability, types, source.registers)["cubin"]).of_elements
     return {"instructions": len(code) / source.each, "waits": sum("BAR." in line for line in code)}
 
