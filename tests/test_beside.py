@@ -182,6 +182,26 @@ def test_caution_leaves_out_the_decay_of_each_rule():
     assert same(model, other)
 
 
+@pytest.mark.parametrize(("first", "second"), [("adamw", "prodigy"), ("dog", "sgd")])
+def test_sums_over_all_tensors_are_those_of_one_rule(first, second):
+    """What caution adds up of each tensor has the name of what the other rule adds up of all."""
+    one, other = RULES[first], RULES[second]
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(4, 5, generator=generator) for _ in range(4)]
+    together, alone = ([nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    both = steprule.Optimizer.of(beside(one, other))(
+        [{"params": together[:2]}, {"params": together[2:], "rule": second}], cautious=True
+    )
+    apart = [steprule.Optimizer.of(rule)(alone[i : i + 2], cautious=True) for i, rule in ((0, one), (2, other))]
+    for _ in range(3):
+        for a, b in zip(together, alone, strict=True):
+            a.grad = torch.randn(4, 5, generator=generator)
+            b.grad = a.grad.clone()
+        for optimizer in (both, *apart):
+            optimizer.step()
+    assert all(map(torch.equal, together, alone))
+
+
 def test_gradients_are_released():
     model, other = net(), net()
     optimizer, released = create(model), create(other)
@@ -445,4 +465,6 @@ def test_rules_that_do_not_go_together_are_refused():
         beside(Named, adamw)
     with pytest.raises(RuleError, match="cannot be one of two rules"):
         beside(RULES["schedulefreeadamw"], adamw)
+    with pytest.raises(RuleError, match="Prodigy and DoG both add up over all parameters"):
+        beside(RULES["prodigy"], RULES["dog"])
     assert beside(RULES["muon"], adamw) is beside(RULES["muon"], adamw)

@@ -11,7 +11,7 @@ from typing import Any
 from steprule.names import did_you_mean
 from steprule.pieces import Value
 from steprule.rule import SAID, Hyperparameter, Rule, RuleError
-from steprule.trace.tracing import program_of
+from steprule.trace.tracing import couples, program_of
 
 KEY = "rule"
 """The setting of a group that names its rule."""
@@ -62,6 +62,10 @@ def _make(rule: type[Rule], other: type[Rule]) -> type[Rule]:
     if rule.stacks != other.stacks and program_of(other, other.hyperparameters).sees_matrix:
         raise RuleError(
             f"{rule.__name__} and {other.__name__} see tensors of three axes or more as other matrices: use Together"
+        )
+    if couples(rule, rule.hyperparameters) and couples(other, other.hyperparameters):
+        raise RuleError(
+            f"{rule.__name__} and {other.__name__} both add up over all parameters, each its own: use Together"
         )
     for name in rule.states.keys() & other.states.keys():
         if rule.states[name] != other.states[name]:

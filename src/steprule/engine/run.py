@@ -291,7 +291,7 @@ def _find_levels(works: Sequence[Levels], complete: Complete, spread: Spread | N
                 every = spread.gather([totals.get(name, 0.0) for name in names[level]])
                 totals = {name: sum_of_parts([own.tolist()]) for name, own in zip(names[level], every.T, strict=True)}
             waiting = [
-                work.put(level, {name: totals.get(name, values) for name, values in own.items()} if totals else own)
+                work.put(level, {name: totals[name] if _is_of_all(work, name) else x for name, x in own.items()})
                 for work, own in (zip(works, sums, strict=True) if complete.failed is None else ())
             ]
         except Exception as error:
@@ -337,10 +337,15 @@ def totals_of(works: Sequence[Levels], sums: Sequence[Sums]) -> dict[str, Any]:
     of_all: dict[str, list[Any]] = {}
     for work, own in zip(works, sums, strict=True):
         for name, values in own.items():
-            one = work.program.sums.get(name) if work.program is not None else None
-            if one is not None and one.of_all:
+            if _is_of_all(work, name):
                 of_all.setdefault(name, []).append(values)
     return {name: sum_of_parts(values) for name, values in of_all.items()}
+
+
+def _is_of_all(work: Levels, name: str) -> bool:
+    """Whether a work's sum is over all tensors; another rule's of that name may not be."""
+    one = work.program.sums.get(name) if work.program is not None else None
+    return one is not None and one.of_all
 
 
 def sum_of_parts(parts: Sequence[Any]) -> Any:
