@@ -418,6 +418,8 @@ def test_what_means_nothing_is_refused_before_anything_changes(case):
     ids=str,
 )  # fmt: skip
 def test_what_torch_takes_is_taken(name, key, value):
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this torch has no {name}, whose check of lr is steprule's own then")
     results = []
     for module in (steprule, torch.optim):
         param = torch.ones(2, 1, requires_grad=True)
