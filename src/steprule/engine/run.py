@@ -291,7 +291,10 @@ def _find_levels(works: Sequence[Levels], complete: Complete, spread: Spread | N
                 every = spread.gather([totals.get(name, 0.0) for name in names[level]])
                 totals = {name: sum_of_parts([own.tolist()]) for name, own in zip(names[level], every.T, strict=True)}
             waiting = [
-                work.put(level, {name: totals[name] if _is_of_all(work, name) else x for name, x in own.items()})
+                work.put(
+                    level,
+                    {name: totals[name] if _is_of_all(work, name) else x for name, x in own.items()} if totals else own,
+                )
                 for work, own in (zip(works, sums, strict=True) if complete.failed is None else ())
             ]
         except Exception as error:

@@ -22,7 +22,6 @@ from steprule.services.clip import ClipAdaptive
 from steprule.services.decide import row_factors
 from steprule.services.member import Member, row_size
 from steprule.services.step import StepServices
-from steprule.state import matrices_of
 from steprule.step.entry import Entry
 from steprule.tensors.memory import HALF_DTYPES, PLAIN
 from steprule.tensors.numbering import numbering_of
@@ -84,8 +83,7 @@ class Loose(Member):
     def _tell_of_stacks(self) -> None:
         """Says once for each optimizer that a stack of matrices takes the fallback, and how it would not."""
         entry, name = self._entry, self._entry.rule.__name__
-        shape = matrices_of(whole_of(self.param).shape, entry.rule.stacks)[0]
-        if len(shape) > 2 and entry.kind.view is None and name not in _told:
+        if entry.rule.stacks and self.param.dim() > 2 and entry.kind.view is None and name not in _told:
             _told.add(name)
             logger.warning(
                 "steprule: %s steps %s, a stack of matrices, by torch's operations. view='flatten' makes it one matrix, which kernels step, "
