@@ -201,7 +201,7 @@ def make_folder(out: Path | None, date: datetime) -> Path:
 def machine() -> dict[str, str]:
     """Versions and hardware, by what they are called."""
     facts = {"Python": platform.python_version()}
-    for package in ("steprule", "torch", "numpy", "numba"):
+    for package in ("steprule", "torch", "numpy", "llvmlite"):
         try:
             facts[package] = version(package)
         except PackageNotFoundError:

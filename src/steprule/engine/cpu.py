@@ -1,4 +1,4 @@
-"""The CPU engine: a rule compiled by Numba to one pass over all tensors."""
+"""The CPU engine: a rule compiled by LLVM to one pass over all tensors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from steprule.engine.kernel import Kernel as _Kernel
 from steprule.engine.plan import Plan
 from steprule.engine.team import run_together
-from steprule.kernels.cache import load_for_numba
+from steprule.kernels.cache import load_for_cpu
 from steprule.kernels.cpu_pass import write_pass
 from steprule.kernels.source import Source
 from steprule.trace.program import ROW, Stage
@@ -23,15 +22,15 @@ PARALLEL_FROM = 65536
 
 
 class Kernel(_Kernel):
-    """A pass compiled by Numba."""
+    """A pass compiled by LLVM."""
 
     source: Source
     write = staticmethod(write_pass)
-    load = staticmethod(load_for_numba)
+    load = staticmethod(load_for_cpu)
 
-    def __init__(self, stage: Stage, source: Source, path: Path, module: ModuleType) -> None:
-        super().__init__(stage, source, path, module)
-        self._address = int(module.run.address)
+    def __init__(self, stage: Stage, source: Source, path: Path, code: Any) -> None:
+        super().__init__(stage, source, path, code)
+        self._address = int(code)
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._address)
 
     def plan(self, addresses: Mapping[tuple[str, str], Any], others: Sequence[Kernel] = (), **tables: Any) -> Plan:

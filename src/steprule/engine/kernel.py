@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 from steprule.formats import UNITS
@@ -39,7 +38,7 @@ class Kernel(ABC):
     readings: tuple[Any, ...] = ()
     unit: float
 
-    def __init__(self, stage: Stage, source: Any, path: Path, module: ModuleType) -> None:
+    def __init__(self, stage: Stage, source: Any, path: Path, code: Any) -> None:
         self.stage = stage
         self.source = source
         self.path = path
@@ -52,7 +51,7 @@ class Kernel(ABC):
     @staticmethod
     @abstractmethod
     def load(name: str, text: str, what: str) -> Loaded:
-        """The file and the module of a source, which is for this."""
+        """The file of a source, and what was made of it, which is for this."""
 
     @classmethod
     def compiled(

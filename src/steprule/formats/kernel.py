@@ -1,56 +1,27 @@
 """Formats as instructions: what a generated kernel reads and writes numbers with.
 
-Each is written in LLVM's terms, on 32-bit lanes: Numba's own integers are 64 bits wide, which would halve every
+Each is written in LLVM's terms, on 32-bit lanes: kernels' own integers are 64 bits wide, which would halve every
 vector. The same conversions on whole tensors, easier to read, are in `steprule.formats.tensors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.typing import signature
-from numba.extending import intrinsic
 
+from steprule.compiler.functions import Instruction, instruction
+from steprule.compiler.values import BY_NAME, FLOAT32, FLOAT64, INT8, INT16, INT64, UINT8, UINT16, UINT32
 from steprule.formats import BLOCK, PLACES, WEYL
 from steprule.formats import FIRST_ELEMENT_KEY as FIRST_ELEMENT_KEY
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-_F32, _U32, _U16 = types.float32, types.uint32, types.uint16
-
-
-def _instruction(result: Any, *arguments: Any) -> Callable[[Any], Any]:
-    """Makes a function of (builder, *values) one that kernels can call with numbers of these types."""
-
-    def decorate(emit: Callable[..., Any]) -> Any:
-        def typed(typing_context: Any, *_: Any) -> Any:
-            return signature(result, *arguments), lambda context, builder, sig, args: emit(builder, *args)
-
-        # Numba reads an intrinsic's arguments off its signature.
-        names = ", ".join(f"a{i}" for i in range(len(arguments)))
-        convert = intrinsic(eval(f"lambda typing_context, {names}: typed(typing_context, {names})", {"typed": typed}))
-        convert.__doc__ = emit.__doc__
-        return convert
-
-    return decorate
 
 
 # Memory. Every array of a kernel has a scope of its own, which tells LLVM that no two of them overlap.
 
 _SCOPES = 48
-_LLVM = {
-    "float64": _DOUBLE, "float32": _FLOAT, "bfloat16": _I16, "float16": _I16, "int16": _I16, "int8": _I8, "uint8": _I8,
-}  # fmt: skip
-_NUMBA = {
-    "float64": types.float64, "float32": _F32, "bfloat16": _U16, "float16": _U16, "int16": types.int16,
-    "int8": types.int8, "uint8": types.uint8,
-}  # fmt: skip
-
-
 def _mark(builder: Any, instruction: Any, scope: int) -> Any:
     module = builder.module
     domain = module.add_metadata(["steprule"])
@@ -60,26 +31,26 @@ def _mark(builder: Any, instruction: Any, scope: int) -> Any:
     return instruction
 
 
-def array(dtype: str, scope: int) -> tuple[Any, Any]:
+def array(dtype: str, scope: int) -> tuple[Instruction, Instruction]:
     """Two functions for a kernel's array: ``load(address, i)`` and ``store(address, i, value)``.
 
     Args:
         dtype: of its elements, a key of `steprule.formats.ITEM_SIZE`; half-precision ones are given as bits.
         scope: the array's number in its kernel.
     """
-    element, number = _LLVM[dtype], _NUMBA[dtype]
+    number = UINT16 if dtype in ("bfloat16", "float16") else BY_NAME[dtype]
+    element = number.llvm
 
     def place(builder: Any, address: Any, i: Any) -> Any:
         return builder.gep(builder.inttoptr(address, element.as_pointer()), [i])
 
-    @_instruction(number, types.int64, types.int64)
+    @instruction(number, INT64, INT64)
     def load(builder: Any, address: Any, i: Any) -> Any:
         return _mark(builder, builder.load(place(builder, address, i)), scope)
 
-    @_instruction(types.void, types.int64, types.int64, number)
-    def store(builder: Any, address: Any, i: Any, value: Any) -> Any:
+    @instruction(None, INT64, INT64, number)
+    def store(builder: Any, address: Any, i: Any, value: Any) -> None:
         _mark(builder, builder.store(value, place(builder, address, i)), scope)
-        return ir.Constant(_I8.as_pointer(), None)
 
     return load, store
 
@@ -87,9 +58,10 @@ def array(dtype: str, scope: int) -> tuple[Any, Any]:
 def scratch(number: int) -> Any:
     """A function that gives the address of room for two blocks' float32 numbers on the stack."""
 
-    @_instruction(types.int64, types.int64)
+    @instruction(INT64, INT64)
     def room(builder: Any, _: Any) -> Any:
-        place = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, 2 * BLOCK), name=f"scratch{number}")
+        with builder.goto_entry_block():
+            place = builder.alloca(ir.ArrayType(_FLOAT, 2 * BLOCK), name=f"scratch{number}")
         place.align = 64  # a cache line: vectors that straddle two cost twice
         return builder.ptrtoint(place, _I64)
 
@@ -135,13 +107,13 @@ def _call(b: Any, name: str, x: Any) -> Any:
 # Random numbers.
 
 
-@_instruction(_U32, _U32, types.int64)
+@instruction(UINT32, UINT32, INT64)
 def weyl(b: Any, noise: Any, i: Any) -> Any:
     """The random number of place i in a block."""
     return b.add(noise, b.mul(b.and_(b.trunc(i, _I32), _I32(PLACES - 1)), _I32(WEYL)))
 
 
-@_instruction(_U32, _U32, types.int64)
+@instruction(UINT32, UINT32, INT64)
 def element_random(b: Any, key: Any, i: Any) -> Any:
     """The random number of element i: Wellons' lowbias32 of its index and the key."""
     x = b.xor(b.trunc(i, _I32), key)
@@ -153,13 +125,13 @@ def element_random(b: Any, key: Any, i: Any) -> Any:
 # Half precision.
 
 
-@_instruction(_F32, _U16)
+@instruction(FLOAT32, UINT16)
 def from_bfloat16(b: Any, x: Any) -> Any:
     """bfloat16 bits as float32."""
     return _float(b, b.shl(b.zext(x, _I32), _I32(16)))
 
 
-@_instruction(_U16, _F32)
+@instruction(UINT16, FLOAT32)
 def to_bfloat16(b: Any, x: Any) -> Any:
     """float32 as bfloat16 bits, to nearest, ties to even."""
     bits = _bits(b, x)
@@ -168,7 +140,7 @@ def to_bfloat16(b: Any, x: Any) -> Any:
     return b.trunc(b.select(b.fcmp_unordered("uno", x, x), _I32(0x7FC0), rounded), _I16)
 
 
-@_instruction(_U16, _F32, _U32)
+@instruction(UINT16, FLOAT32, UINT32)
 def round_bfloat16(b: Any, x: Any, random: Any) -> Any:
     """float32 as bfloat16 bits, up as often as x is near the upper neighbor."""
     return b.trunc(b.lshr(b.add(_without_payload(b, x), b.lshr(random, _I32(16))), _I32(16)), _I16)
@@ -182,11 +154,11 @@ def _to_float16(b: Any, x: Any) -> Any:
     return b.bitcast(b.fptrunc(x, _HALF), _I16)
 
 
-from_float16 = _instruction(_F32, _U16)(_from_float16)
-to_float16 = _instruction(_U16, _F32)(_to_float16)
+from_float16 = instruction(FLOAT32, UINT16)(_from_float16)
+to_float16 = instruction(UINT16, FLOAT32)(_to_float16)
 
 
-@_instruction(_U16, _F32, _U32)
+@instruction(UINT16, FLOAT32, UINT32)
 def round_float16(b: Any, x: Any, random: Any) -> Any:
     """float32 as float16 bits, up as often as x is near the upper neighbor."""
     bits = _bits(b, x)
@@ -211,13 +183,13 @@ def _split_bfloat16(b: Any, x: Any, rest: int, random: Any) -> tuple[Any, Any]:
     return high, b.sub(bits, b.shl(high, _I32(rest)))
 
 
-@_instruction(_U16, _F32, _U32)
+@instruction(UINT16, FLOAT32, UINT32)
 def high24_bfloat16(b: Any, x: Any, random: Any) -> Any:
     """The 16 bits of a 24-bit weight that are its bfloat16."""
     return b.trunc(_split_bfloat16(b, x, 8, random)[0], _I16)
 
 
-@_instruction(types.int8, _F32, _U32)
+@instruction(INT8, FLOAT32, UINT32)
 def low24_bfloat16(b: Any, x: Any, random: Any) -> Any:
     """Its other 8 bits."""
     return b.trunc(_split_bfloat16(b, x, 8, random)[1], _I8)
@@ -230,25 +202,25 @@ def _low_bits(b: Any, high: Any, low: Any) -> Any:
     return b.select(is_left, _I32(0), low)
 
 
-@_instruction(_F32, _U16, types.int8)
+@instruction(FLOAT32, UINT16, INT8)
 def join24_bfloat16(b: Any, high: Any, low: Any) -> Any:
     """The weight."""
     return _float(b, b.shl(b.add(b.shl(b.zext(high, _I32), _I32(8)), _low_bits(b, high, low)), _I32(8)))
 
 
-@_instruction(_U16, _F32)
+@instruction(UINT16, FLOAT32)
 def high32_bfloat16(b: Any, x: Any) -> Any:
     """The 16 bits of a float32 that are its bfloat16."""
     return b.trunc(_split_bfloat16(b, x, 16, None)[0], _I16)
 
 
-@_instruction(types.int16, _F32)
+@instruction(INT16, FLOAT32)
 def low32_bfloat16(b: Any, x: Any) -> Any:
     """Its other 16 bits."""
     return b.trunc(_split_bfloat16(b, x, 16, None)[1], _I16)
 
 
-@_instruction(_F32, _U16, types.int16)
+@instruction(FLOAT32, UINT16, INT16)
 def join32_bfloat16(b: Any, high: Any, low: Any) -> Any:
     """The weight."""
     return _float(b, b.add(b.shl(b.zext(high, _I32), _I32(16)), _low_bits(b, high, low)))
@@ -297,24 +269,24 @@ def _join_float16(b: Any, high: Any, low: Any, bits: int) -> Any:
     return b.fadd(half, b.fmul(b.sitofp(low, _FLOAT), _float16_unit(b, half, bits)))
 
 
-high24_float16 = _instruction(_U16, _F32, _U32)(lambda b, x, random: _split_float16(b, x, random)[0])
+high24_float16 = instruction(UINT16, FLOAT32, UINT32)(lambda b, x, random: _split_float16(b, x, random)[0])
 high32_float16 = to_float16
-low24_float16 = _instruction(types.int8, _F32, _U32)(lambda b, x, random: _split_float16(b, x, random)[1])
-low32_float16 = _instruction(types.int16, _F32)(_low32_float16)
-join24_float16 = _instruction(_F32, _U16, types.int8)(lambda b, high, low: _join_float16(b, high, low, 8))
-join32_float16 = _instruction(_F32, _U16, types.int16)(lambda b, high, low: _join_float16(b, high, low, 16))
+low24_float16 = instruction(INT8, FLOAT32, UINT32)(lambda b, x, random: _split_float16(b, x, random)[1])
+low32_float16 = instruction(INT16, FLOAT32)(_low32_float16)
+join24_float16 = instruction(FLOAT32, UINT16, INT8)(lambda b, high, low: _join_float16(b, high, low, 8))
+join32_float16 = instruction(FLOAT32, UINT16, INT16)(lambda b, high, low: _join_float16(b, high, low, 16))
 
 
 # 8 bits: the leading bits of a float32, counted from the block exponent. See steprule.formats.tensors.
 
 
-@_instruction(_U32, _U32, _F32)
+@instruction(UINT32, UINT32, FLOAT32)
 def larger_magnitude(b: Any, top: Any, x: Any) -> Any:
     """The bits of the larger absolute value; NaN's are larger than any."""
     return _umax(b, top, _abs(b, _bits(b, x)))
 
 
-@_instruction(types.float64, _U32)
+@instruction(FLOAT64, UINT32)
 def float64_of(b: Any, top: Any) -> Any:
     """The number that has these bits as a float32."""
     return b.fpext(_float(b, top), _DOUBLE)
@@ -330,20 +302,19 @@ def _lanes(b: Any, at: Any, kind: Any, number: int = 0) -> Any:
     return b.gep(b.inttoptr(at, kind.as_pointer()), [_I32(number)])
 
 
-@_instruction(types.void, types.int64)
+@instruction(None, INT64)
 def clear_lanes(b: Any, at: Any) -> Any:
     """Starts with nothing."""
     for number in (0, 1):
         b.store(ir.Constant(_LANES_I, None), _lanes(b, at, _LANES_I, number), align=64)
-    return ir.Constant(_I8.as_pointer(), None)
 
 
-@_instruction(types.void, types.int64, types.int64)
+@instruction(None, INT64, INT64)
 def tally_block(b: Any, at: Any, room: Any) -> Any:
     """Adds a block's numbers, which lie in a scratch."""
     total, top = b.load(_lanes(b, at, _LANES_F), align=64), b.load(_lanes(b, at, _LANES_I, 1), align=64)
     kind = ir.FunctionType(_LANES_F, [_LANES_F] * 3)
-    multiply_add = cgutils.get_or_insert_function(b.module, kind, f"llvm.fmuladd.v{_LANES}f32")
+    multiply_add = b.module.declare_intrinsic(f"llvm.fmuladd.v{_LANES}f32", (), kind)
     sign_off = ir.Constant(_LANES_I, [0x7FFFFFFF] * _LANES)
     for number in range(BLOCK // _LANES):
         x = b.load(_lanes(b, room, _LANES_F, number), align=64)
@@ -351,10 +322,9 @@ def tally_block(b: Any, at: Any, room: Any) -> Any:
         top = _umax(b, top, b.and_(b.bitcast(x, _LANES_I), sign_off))
     b.store(total, _lanes(b, at, _LANES_F), align=64)
     b.store(top, _lanes(b, at, _LANES_I, 1), align=64)
-    return ir.Constant(_I8.as_pointer(), None)
 
 
-@_instruction(types.float64, types.int64)
+@instruction(FLOAT64, INT64)
 def lanes_total(b: Any, at: Any) -> Any:
     """The sum of squares."""
     lanes, total = b.load(_lanes(b, at, _LANES_F), align=64), ir.Constant(_DOUBLE, 0.0)
@@ -363,7 +333,7 @@ def lanes_total(b: Any, at: Any) -> Any:
     return total
 
 
-@_instruction(types.float64, types.int64)
+@instruction(FLOAT64, INT64)
 def lanes_top(b: Any, at: Any) -> Any:
     """The largest absolute value, NaN if there is one."""
     lanes, top = b.load(_lanes(b, at, _LANES_I, 1), align=64), _I32(0)
@@ -372,7 +342,7 @@ def lanes_top(b: Any, at: Any) -> Any:
     return b.fpext(_float(b, top), _DOUBLE)
 
 
-@_instruction(_F32, _F32)
+@instruction(FLOAT32, FLOAT32)
 def magnitude(b: Any, x: Any) -> Any:
     """The absolute value; one NaN for all, so that rounding cannot carry it into the sign."""
     return _float(b, _umin(b, _abs(b, _bits(b, x)), _I32(0x7FC00000)))
@@ -383,8 +353,8 @@ def _block_exponent(b: Any, top: Any, room: int, least: int) -> Any:
     return b.trunc(_smax(b, b.sub(leading, _I32(room)), _I32(least)), _I16)
 
 
-signed8_exponent = _instruction(types.int16, _U32)(lambda b, top: _block_exponent(b, top, 125, 8))
-positive8_exponent = _instruction(types.int16, _U32)(lambda b, top: _block_exponent(b, top, 254, 0))
+signed8_exponent = instruction(INT16, UINT32)(lambda b, top: _block_exponent(b, top, 125, 8))
+positive8_exponent = instruction(INT16, UINT32)(lambda b, top: _block_exponent(b, top, 254, 0))
 
 
 def _leading(b: Any, bits: Any, exponent: Any, random: Any) -> Any:
@@ -393,7 +363,7 @@ def _leading(b: Any, bits: Any, exponent: Any, random: Any) -> Any:
     return b.lshr(b.add(bits, cut), _I32(20))
 
 
-@_instruction(_F32, types.int8, types.int16)
+@instruction(FLOAT32, INT8, INT16)
 def from_signed8(b: Any, code: Any, exponent: Any) -> Any:
     """The number of a signed code."""
     wide, exponent = b.sext(code, _I32), b.sext(exponent, _I32)
@@ -403,7 +373,7 @@ def from_signed8(b: Any, code: Any, exponent: Any) -> Any:
     return _float(b, b.or_(_bits(b, x), b.and_(wide, _I32(0x80000000))))
 
 
-@_instruction(types.int8, _F32, types.int16, _U32)
+@instruction(INT8, FLOAT32, INT16, UINT32)
 def to_signed8(b: Any, x: Any, exponent: Any, random: Any) -> Any:
     """The signed code of a number."""
     bits = _bits(b, x)
@@ -413,13 +383,13 @@ def to_signed8(b: Any, x: Any, exponent: Any, random: Any) -> Any:
     return b.trunc(b.sub(b.xor(code, sign), sign), _I8)
 
 
-@_instruction(_F32, types.uint8, types.int16)
+@instruction(FLOAT32, UINT8, INT16)
 def from_positive8(b: Any, code: Any, exponent: Any) -> Any:
     """The number of a nonnegative code."""
     return _float(b, b.shl(b.add(b.zext(code, _I32), b.sext(exponent, _I32)), _I32(20)))
 
 
-@_instruction(types.uint8, _F32, types.int16, _U32)
+@instruction(UINT8, FLOAT32, INT16, UINT32)
 def to_positive8(b: Any, x: Any, exponent: Any, random: Any) -> Any:
     """The code of a number that `magnitude` gave."""
     least = _umax(b, _bits(b, x), b.shl(b.sext(exponent, _I32), _I32(20)))

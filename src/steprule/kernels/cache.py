@@ -1,8 +1,8 @@
 """Files of kernels: in ``$STEPRULE_CACHE``, else ``steprule`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
 A folder is used only if it is the user's own; where none can be had, kernels are compiled into a temporary one. What is
-there is complete or absent: it is written aside and renamed. Numba's kernels are folders of their own, since compiled code
-lies beside the source, and carry checksums.
+there is complete or absent: it is written aside and renamed. The CPU engine's kernels are folders of their own, since machine
+code lies beside the source, and carry checksums.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import importlib.util
-import inspect
 import json
 import logging
 import os
@@ -21,18 +20,24 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 logger = logging.getLogger("steprule")
 
-Loaded = tuple[Path, ModuleType]
+Loaded = tuple[Path, Any]
+"""A file, and what was made of it: the address of machine code, or Triton's module."""
 
+_SOURCE, _CODE, _CHECKSUMS = "kernel.py", "kernel.o", "checksums.json"
+_BELOW_KERNELS = "engine/header.py", "engine/machine.py", "formats/kernel.py"
+"""What kernels take their functions from."""
 LONG = 1.0
 """Seconds of compiling after which it is said what takes so long."""
 
-# A fork waits until no thread compiles: the child would find Numba's lock taken by a thread that it does not have.
+# A fork waits until no thread compiles: the child would find LLVM's lock taken by a thread that it does not have.
 _compiling = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -40,8 +45,8 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def load_for_numba(name: str, text: str, what: str) -> Loaded:
-    """The kernel's file and module, from the cache or compiled.
+def load_for_cpu(name: str, text: str, what: str) -> Loaded:
+    """A kernel's file, and the address of its function, from the cache or compiled.
 
     Args:
         name: the rule's.
@@ -54,13 +59,15 @@ def load_for_numba(name: str, text: str, what: str) -> Loaded:
         folder = parent / folder_name
         if _intact(folder):
             try:
-                return _import(folder / "kernel.py", folder_name)
+                return folder / _SOURCE, loaded((folder / _CODE).read_bytes(), folder_name)
             except Exception:
                 logger.warning("steprule: the cached kernel %s does not load; compiling it again", folder)
         shutil.rmtree(folder, ignore_errors=True)
         return _publish(name, text, what, folder)
 
     with _compiling:
+        from steprule.compiler.objects import loaded
+
         return _in_some_folder(load, f"compile {name} in")
 
 
@@ -74,7 +81,7 @@ def load_for_triton(name: str, text: str, what: str) -> Loaded:
             with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".draft", delete=False) as draft:
                 draft.write(text)
             os.replace(draft.name, path)
-        return _import(path, path.stem)
+        return path, _import(path, path.stem)
 
     return _in_some_folder(load, f"keep {name} in")
 
@@ -101,48 +108,45 @@ def _digest(text: str) -> str:
 
 def _publish(name: str, text: str, what: str, folder: Path) -> Loaded:
     """Compiles in a folder beside the final one, then renames it: others see all of it or nothing."""
+    from steprule.compiler.objects import compiled, loaded
+
     draft = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
     said = "steprule: compiling %s (%s) for this machine, once, which takes some seconds"
     announcement = threading.Timer(LONG, logger.warning, (said, name, what))
     announcement.daemon = True
     try:
-        (draft / "kernel.py").write_text(text)
+        (draft / _SOURCE).write_text(text)
         announcement.start()
-        path, module = _import(draft / "kernel.py", folder.name)
+        code = compiled(_import(draft / _SOURCE, folder.name).run, folder.name)
         announcement.cancel()
-        (draft / "checksums.json").write_text(json.dumps(_checksums(draft)))
-        try:
+        (draft / _CODE).write_bytes(code)
+        (draft / _CHECKSUMS).write_text(json.dumps(_checksums(draft)))
+        with suppress(OSError):  # another process was first
             os.rename(draft, folder)
-        except OSError:  # another process was first
-            return path, module
-        return folder / "kernel.py", module
+        return folder / _SOURCE, loaded(code, folder.name)
     finally:
         announcement.cancel()
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in (".py", ".nbi", ".nbc")
-    }
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (_SOURCE, _CODE)}
 
 
 def _intact(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / "checksums.json").read_text()) == _checksums(folder))
+        return bool(json.loads((folder / _CHECKSUMS).read_text()) == _checksums(folder))
     except (OSError, ValueError):
         return False
 
 
-def _import(path: Path, name: str) -> Loaded:
-    """Numba finds its files by the module's name, so that must not depend on where the file is by now."""
+def _import(path: Path, name: str) -> ModuleType:
+    """A file as a module, which is kept: Triton looks for its kernels' text there."""
     spec = importlib.util.spec_from_file_location(f"steprule_kernel_{name}", path)
     assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where Numba looks for it, and keeps it
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return path, module
+    return module
 
 
 @cache
@@ -173,19 +177,12 @@ def temporary_folder() -> Path:
 
 
 def _machine_tag() -> str:
-    """Changes with whatever makes compiled code unfit: the processor, Python, Numba and what kernels build on."""
-    import llvmlite.binding
-    import numba
+    """Changes with whatever makes compiled code unfit: the processor, LLVM and what makes kernels."""
+    import llvmlite
 
-    from steprule.engine import header, machine
-    from steprule.formats import kernel
+    from steprule.compiler.objects import processor
 
-    parts = (
-        platform.machine(),
-        llvmlite.binding.get_host_cpu_name(),
-        llvmlite.binding.get_host_cpu_features().flatten(),
-        sys.implementation.cache_tag or sys.version,
-        numba.__version__,
-        *map(inspect.getsource, (header, machine, kernel)),
-    )
+    package = Path(__file__).parents[1]
+    files = [*sorted((package / "compiler").glob("*.py")), *(package / name for name in _BELOW_KERNELS)]
+    parts = (platform.machine(), *processor(), llvmlite.__version__, *(file.read_text(encoding="utf-8") for file in files))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

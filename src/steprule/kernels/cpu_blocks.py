@@ -1,4 +1,4 @@
-"""A loop over elements for Numba, for operands of which some are quantized block-wise."""
+"""A loop over elements for the CPU engine, for operands of which some are quantized block-wise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steprule.kernels.source import indent
 from steprule.trace.program import Stage
 
 _UPDATE = '''
-@njit(forceinline=True, **FAST)
+@fast
 def compute(first, block, size, {rooms}, {addresses}, numbers{tally_arguments}):
     """The new values of a block's elements, and its exponents."""
     {scalar_names} = numbers
@@ -21,7 +21,7 @@ def compute(first, block, size, {rooms}, {addresses}, numbers{tally_arguments}):
 {between}
 {return_tallies}
 
-@njit(forceinline=True, **FAST)
+@fast
 def encode(first, block, size, {rooms}, {addresses}, numbers):
     """Their codes."""
     {scalar_names} = numbers
@@ -31,7 +31,7 @@ def encode(first, block, size, {rooms}, {addresses}, numbers):
 {after}
 
 
-@njit(**FAST)
+@fast
 def update(size, row, {addresses}, numbers):
     """A chunk of rows of this length, or of a tensor whose blocks all are full.
 
@@ -63,7 +63,7 @@ def update(size, row, {addresses}, numbers):
 '''
 
 _READING = '''
-@njit(forceinline=True, **FAST)
+@fast
 def compute(first, block, size, {addresses}, numbers{tally_arguments}):
     """What a block's elements add to the sums."""
     {scalar_names} = numbers
@@ -72,7 +72,7 @@ def compute(first, block, size, {addresses}, numbers{tally_arguments}):
 {body}
 {return_tallies}
 
-@njit(**FAST)
+@fast
 def update(size, row, {addresses}, numbers):
     """A chunk of rows of this length, or of a tensor whose blocks all are full."""
 {start_tallies}    first = block = 0

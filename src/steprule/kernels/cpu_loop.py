@@ -1,18 +1,18 @@
-"""A loop over elements for Numba, for operands of which each number lies by itself."""
+"""A loop over elements for the CPU engine, for operands of which each number lies by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from steprule.kernels.languages import NUMBA
+from steprule.kernels.languages import LLVM
 from steprule.kernels.loop import Loop
 from steprule.kernels.source import indent, squared, tally_of
 from steprule.trace.expression import Expression
 from steprule.trace.program import ADD, SMALLEST, Stage, Sum
 
 _UPDATE = '''
-@njit(**FAST)
+@fast
 def update(size, {addresses}, numbers):
     """One tensor's chunk."""
     {scalar_names} = numbers
@@ -22,7 +22,7 @@ def update(size, {addresses}, numbers):
 '''
 
 _UPDATE_IN_STRIPS = '''
-@njit(**FAST)
+@fast
 def update(size, {addresses}, numbers):
     """What one tensor's chunk adds to the sums; roots and divisions by themselves, in float32's vectors."""
     {scalar_names} = numbers
@@ -49,7 +49,7 @@ class CpuLoop(Loop):
         carried: variables that elements add to, and what they begin at.
     """
 
-    language = NUMBA
+    language = LLVM
     template = _UPDATE
     depth = 2
 

@@ -1,4 +1,4 @@
-"""A pass for Numba: one file a user can open and read."""
+"""A pass for the CPU engine: one file a user can open and read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from steprule.trace.program import ADD, COL, LARGEST, ROW, Side, Stage
 
 _CODE = '''from math import exp, floor, inf, log, nan, sqrt
 
-from numba import cfunc, njit
-
 from steprule.engine.machine import *
 from steprule.engine.machine import (
-    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, EXACT, FACTORS, FAST, FIRST_FACTOR, GROUPS, HYPER, MODE, NEXT,
+    ADDRESSES, CHUNK_TABLE, CHUNKS, COUNT, FACTORS, FIRST_FACTOR, GROUPS, HYPER, MODE, NEXT,
     NUMBERS, OWN, PARTIALS, PIECES, ROWS, STEPS, TENSORS,
 )
 from steprule.formats.kernel import *
@@ -28,24 +26,24 @@ from steprule.formats.kernel import *
 {accessors}
 
 
-@njit(**EXACT)
+@exact
 def larger(a, b):
     return a if (a > b) | (a != a) else b
 
 
-@njit(**EXACT)
+@exact
 def smaller(a, b):
     return a if (a < b) | (a != a) else b
 
 
-@njit(**EXACT)
+@exact
 def scalars(hyper, step{own_argument}):
     """What no element changes, in float64; then in the elements' {real}. Last, random bits for roundings."""
 {scalar_body}
 
 {update}
 
-@cfunc("void(int64)", cache=True, **EXACT)
+@exact
 def run(header):
     """Works through the plan whose header is at this address, together with whoever else is called so."""
     plan = int64s(header)

@@ -1,4 +1,4 @@
-"""A loop over the rows of matrices for Numba, where rows or columns have numbers of their own."""
+"""A loop over the rows of matrices for the CPU engine, where rows or columns have numbers of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steprule.kernels.source import indent
 from steprule.trace.program import ADD, COL, LARGEST, ROW, TENSOR, Stage, Sum
 
 _UPDATE = '''
-@njit(**FAST)
+@fast
 def update(size, columns, {addresses}, numbers):
     """Some rows of one tensor."""
     {scalar_names} = numbers
@@ -30,7 +30,7 @@ def update(size, columns, {addresses}, numbers):
 '''
 
 _UPDATE_IN_BLOCKS = '''
-@njit(**FAST)
+@fast
 def update(size, columns, {addresses}, numbers):
     """Some rows of one tensor, block by block."""
     {scalar_names} = numbers

@@ -1,4 +1,4 @@
-"""A pass for Triton, which does to the last bit what Numba's does."""
+"""A pass for Triton, which does to the last bit what the CPU engine's does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How Numba's and Triton's kernels say the same things."""
+"""How kernels for LLVM and for Triton say the same things."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INFIX = {
 }  # fmt: skip
 """The same in both."""
 
-_NUMBA = {
+_LLVM = {
     "sqrt": "sqrt({})",
     "exp": "exp({})",
     "log": "log({})",
@@ -56,10 +56,10 @@ _NUMBA = {
     "cbrt": "({} ** (1.0 / 3.0))",
 }
 
-NUMBA = Language(
-    compiler="Numba",
-    calls={"float32": _NUMBA, "float64": _NUMBA},
-    scalar_calls=_NUMBA,
+LLVM = Language(
+    compiler="LLVM",
+    calls={"float32": _LLVM, "float64": _LLVM},
+    scalar_calls=_LLVM,
     constant="{!r}",
     cast="{dtype}({x})",
     load="load_{array}({array}_at, i)",

@@ -13,17 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.kernels.cache import load_for_numba
+from steprule.kernels.cache import load_for_cpu
 
 _CODE = '''"""Compares where tensors lie and how with what they were."""
 
 from llvmlite import ir
-from numba import cfunc, njit, types
-from numba.core import cgutils
-from numba.core.typing import signature
-from numba.extending import intrinsic
 
-from steprule.engine.machine import EXACT, int64s
+from steprule.compiler.functions import Instruction
+from steprule.compiler.values import INT64
+from steprule.engine.machine import exact, int64s
 
 # The header, an int64 array; from SIZE on it has the addresses of C functions. steprule.tensors.places fills it.
 COUNT, LOOKS, BEFORE, NOW, ROOM, BEGIN, SIZE, ITEM, KIND, LET_GO, IS_NEG, IS_INFERENCE, NUMBERS = range(13)
@@ -32,28 +30,25 @@ SIZES, STRIDES, ADDRESS = NUMBERS + 5, NUMBERS + 6, NUMBERS + 7
 DIMENSIONS, DEVICE, END = 3, 4, 6
 
 
-@intrinsic
-def call(typing_context, function, arguments):
-    """What the C function at an address returns. Arguments are int64, as addresses are; of shorter results the rest is anything."""
-
-    def codegen(context, builder, sig, args):
-        given = cgutils.unpack_tuple(builder, args[1])
-        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * len(given))
-        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), given)
-
-    return signature(types.int64, types.int64, arguments), codegen
+def _call(b, function, *arguments):
+    kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * len(arguments))
+    return b.call(b.inttoptr(function, kind.as_pointer()), arguments)
 
 
-@njit(**EXACT)
+call = Instruction(_call, INT64, None)
+"""What the C function at an address returns. Arguments are int64, as addresses are; of shorter results the rest is anything."""
+
+
+@exact
 def get(plan, function, tensor):
     """What one of torch's functions tells of a tensor, 0 where it cannot."""
     found = int64s(plan[ROOM])
     found[0] = 0
-    call(function, (tensor, plan[ROOM]))
+    call(function, tensor, plan[ROOM])
     return found[0]
 
 
-@njit(**EXACT)
+@exact
 def are_alike(plan, tensor, look, first, end):
     """Whether these of a tensor's numbers are a look's."""
     for i in range(first, end):
@@ -62,17 +57,17 @@ def are_alike(plan, tensor, look, first, end):
     return True
 
 
-@njit(**EXACT)
+@exact
 def is_alike(plan, object, look):
     """Whether an object is a tensor of this look. Its device is another only if its address is, too."""
-    kind = call(plan[KIND], (object,))
-    call(plan[LET_GO], (kind,))
+    kind = call(plan[KIND], object)
+    call(plan[LET_GO], kind)
     if kind != look[0]:
         return False
     tensor, dimensions = object + plan[BEGIN], look[DIMENSIONS]
     if not are_alike(plan, tensor, look, 1, DEVICE):
         return False
-    if (call(plan[IS_NEG], (tensor,)) | call(plan[IS_INFERENCE], (tensor,))) & 0xFF:
+    if (call(plan[IS_NEG], tensor) | call(plan[IS_INFERENCE], tensor)) & 0xFF:
         return False
     for i in range(2):
         at = get(plan, plan[SIZES + i], tensor)
@@ -85,16 +80,16 @@ def is_alike(plan, object, look):
     return True
 
 
-@cfunc("int64(int64, int64)", cache=True, **EXACT)
-def moved(header, tensors):
+@exact
+def run(header, tensors):
     """How many of a list there are up to the last that lies elsewhere, or -1."""
     plan = int64s(header)
     looks, before, now = int64s(plan[LOOKS]), int64s(plan[BEFORE]), int64s(plan[NOW])
-    if call(plan[SIZE], (tensors,)) != plan[COUNT]:
+    if call(plan[SIZE], tensors) != plan[COUNT]:
         return -1
     last = 0
     for i in range(plan[COUNT]):
-        object, look = call(plan[ITEM], (tensors, i)), int64s(looks[i])
+        object, look = call(plan[ITEM], tensors, i), int64s(looks[i])
         if not is_alike(plan, object, look):
             return -1
         now[i] = get(plan, plan[ADDRESS], object + plan[BEGIN])
@@ -199,5 +194,5 @@ def _begin() -> int:
 @cache
 def _compiled() -> Callable[..., int]:
     """The function of a header and a list, called with Python's lock held."""
-    _, module = load_for_numba("places", _CODE, "reads addresses")
-    return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.py_object)(int(module.moved.address))
+    _, address = load_for_cpu("places", _CODE, "reads addresses")
+    return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.py_object)(address)

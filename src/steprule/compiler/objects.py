@@ -1,0 +1,84 @@
+"""Machine code: made of a function, and loaded."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+from steprule.compiler.body import Body, Builder
+from steprule.compiler.functions import Function
+from steprule.compiler.values import INT64, CompileError, Value, converted
+
+
+def compiled(function: Function, name: str) -> bytes:
+    """The machine code of a function of int64, which returns one or nothing, for this processor.
+
+    Args:
+        function: the function.
+        name: what it is called there: like no other that is loaded.
+
+    Raises:
+        CompileError: it is none that this compiler takes.
+    """
+    module = ir.Module()
+    module.triple = llvm.get_default_triple()
+    whole = ir.Function(module, ir.FunctionType(INT64.llvm, [INT64.llvm] * len(function.tree.args.args)), name)
+    whole.attributes.add("nounwind")
+    entry, begin = (whole.append_basic_block(block) for block in ("entry", "begin"))
+    builder = Builder(entry)
+    builder.branch(begin)
+    builder.position_at_end(begin)
+    result = Body(function, builder).run([Value(INT64, x) for x in whole.args])
+    if isinstance(result, tuple):
+        raise CompileError("a compiled function returns one number or none")
+    builder.ret(INT64.llvm(0) if result is None else converted(builder, result, INT64).llvm)
+    parsed = llvm.parse_assembly(str(module))
+    machine = _machine()
+    parsed.data_layout = str(machine.target_data)
+    tuning = llvm.create_pipeline_tuning_options()
+    tuning.speed_level, tuning.loop_vectorization, tuning.slp_vectorization = 3, True, False
+    passes = llvm.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(parsed, passes)
+    return machine.emit_object(parsed)  # type: ignore[no-any-return]
+
+
+def loaded(code: bytes, name: str) -> int:
+    """The address of the function that has this name in some machine code, for as long as this process is.
+
+    Raises:
+        ValueError: there is none.
+    """
+    _engine().add_object_file(llvm.ObjectFileRef.from_data(code))
+    _engine().finalize_object()
+    address = int(_engine().get_function_address(name))
+    if not address:
+        raise ValueError(f"the machine code has no {name}")
+    return address
+
+
+def processor() -> tuple[str, str]:
+    """What machine code is made for: the processor's name, and what it can do."""
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+@cache
+def _engine() -> Any:
+    """What has machine code in memory. It takes a machine of its own."""
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+
+
+@cache
+def _machine() -> Any:
+    """What machine code is made by."""
+    return _target_machine()
+
+
+def _target_machine() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    relocation = "static" if target.name.startswith("x86") else "default"
+    return target.create_target_machine(*processor(), opt=3, reloc=relocation, codemodel="jitdefault", jit=True)
