@@ -4,7 +4,7 @@
 `newest` the highest that pip finds, on the newest Python for which there is one here. nox looks for `python3.10` and
 `python3.13` on the PATH. Either takes some ten minutes, and its torch may take gigabytes to download.
 
-Left out is what hangs on no release of torch, NumPy, Numba or Triton beyond what is run: options and services one by
+Left out is what hangs on no release of torch, NumPy, llvmlite or Triton beyond what is run: options and services one by
 one, formats, chains, telemetry, the command line, the examples and the long runs. Those run in `make test`. Name files
 after `--` to run them instead: `nox -s oldest -- tests/test_clip.py`.
 """

@@ -27,7 +27,7 @@ QUICK = os.environ.get("STEPRULE_BENCH_QUICK") == "1"
 WRITTEN_TO = Path(os.environ.get("STEPRULE_BENCH_FOLDER", HERE.parent / "build" / "quick")) if QUICK else HERE
 HEAD = ("machine", "date", "commit", "versions", "load")
 """What every record begins with."""
-PACKAGES = ("torch", "numpy", "numba", "triton", "steprule")
+PACKAGES = ("torch", "numpy", "llvmlite", "triton", "steprule")
 
 
 def head() -> Record:

@@ -78,8 +78,14 @@ def _machine(machine: Record) -> str:
 
 def _versions(records: tuple[Record, ...]) -> str:
     shown = []
-    for name, title in {"python": "Python", "torch": "torch", "numba": "Numba", "triton": "Triton"}.items():
-        found = sorted({record["versions"][name] for record in records if record["versions"][name]})
+    for name, title in {
+        "python": "Python",
+        "torch": "torch",
+        "numba": "Numba",
+        "llvmlite": "llvmlite",
+        "triton": "Triton",
+    }.items():
+        found = sorted({record["versions"][name] for record in records if record["versions"].get(name)})
         shown += [f"{title} {' and '.join(found)}"] * bool(found)
     return ", ".join(shown) or f"versions {UNKNOWN}"
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 PATIENCE = 400
 """Seconds after which processes that wait for each other are ended."""
-MODULES = ("numba", "torch")
+MODULES = ("llvmlite.binding", "torch")
 """What programs of one process import before they are forked."""
 Ended = subprocess.CompletedProcess[str]
 

@@ -9,7 +9,7 @@ from forked import forked
 RANK = object()
 """What a process is told that is to know its rank."""
 NEEDED = (
-    "numba", "pytest", "torch._dynamo", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.optim",
+    "llvmlite.binding", "pytest", "torch._dynamo", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.optim",
     "torch.distributed.tensor.parallel", "steprule.rules",
 )  # fmt: skip
 """What they import; DTensors import torch._dynamo."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import torch
 from forked import MODULES, forked, fresh
 
 import steprule
+from steprule.compiler.functions import exact
+from steprule.compiler.objects import compiled
 from steprule.kernels import cache
 
 STEP = """
@@ -29,9 +32,9 @@ print(next(iter(kernel._kernels.values())).path)
 """
 
 
-def step(home: Path, **env: str) -> tuple[Path, str]:
-    """One step in a process of its own; the kernel's path and what was said on stderr."""
-    result = fresh(STEP, env={"STEPRULE_CACHE": str(home), **env})
+def step(home: Path, before: str = "", **env: str) -> tuple[Path, str]:
+    """One step in a process of its own, after a line; the kernel's path and what was said on stderr."""
+    result = fresh(before + STEP, env={"STEPRULE_CACHE": str(home), **env})
     assert result.returncode == 0, result.stderr
     return Path(result.stdout.strip()), result.stderr
 
@@ -43,19 +46,18 @@ def whole(tmp_path_factory) -> tuple[Path, Path]:
     return home, step(home)[0]
 
 
-def code_files(kernel: Path) -> list[Path]:
-    return sorted((kernel.parent / "__pycache__").glob("*.nb*"))
+def code_of(kernel: Path) -> Path:
+    return kernel.with_name("kernel.o")
 
 
 def test_the_second_process_finds_the_first_ones_kernel(tmp_path):
     kernel, _ = step(tmp_path)
     assert kernel.is_file() and tmp_path in kernel.parents
     assert "def update" in kernel.read_text()
-    before = {path: path.stat().st_mtime_ns for path in code_files(kernel)}
-    assert len(before) == 2
+    before = code_of(kernel).stat().st_mtime_ns
     again, said = step(tmp_path)
     assert again == kernel and said == ""
-    assert {path: path.stat().st_mtime_ns for path in code_files(kernel)} == before
+    assert code_of(kernel).stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "emptied", "source", "no checksums", "code missing"])
@@ -63,7 +65,7 @@ def test_a_damaged_kernel_is_made_anew(tmp_path, whole, damage):
     home, kernel = whole
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     kernel = tmp_path / kernel.relative_to(home)
-    data = code_files(kernel)[0]
+    data = code_of(kernel)
     if damage == "truncated":
         data.write_bytes(data.read_bytes()[:100])
     elif damage == "garbage":
@@ -82,11 +84,15 @@ def test_a_damaged_kernel_is_made_anew(tmp_path, whole, damage):
     assert step(tmp_path)[1] == ""  # and it stays repaired
 
 
-def test_a_kernel_that_numba_cannot_read_is_made_anew(tmp_path):
-    """Files and checksums agree, but the code is not code."""
+@exact
+def _other(at):
+    return at
+
+
+def test_a_kernel_of_other_code_is_made_anew(tmp_path):
+    """Files and checksums agree, but the function is not in the code."""
     kernel, _ = step(tmp_path)
-    for path in code_files(kernel):
-        path.write_bytes(b"not a pickle")
+    code_of(kernel).write_bytes(compiled(_other, "other"))
     (kernel.parent / "checksums.json").write_text(json.dumps(cache._checksums(kernel.parent)))
     assert "does not load; compiling it again" in step(tmp_path)[1]
     assert step(tmp_path)[1] == ""
@@ -133,16 +139,21 @@ def test_a_process_killed_while_compiling(tmp_path):
 
 
 def test_kernels_of_another_machine_lie_apart(tmp_path):
-    """The folder's name holds what the code depends on, so another processor's or Numba's is never loaded."""
+    """The folder's name holds what the code depends on, so another processor's or LLVM's is never loaded."""
     kernel, _ = step(tmp_path)
-    other, _ = step(tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
-    assert other.name == kernel.name
+    changes = [
+        "from steprule.compiler import objects; objects.processor = lambda: ('x86-64', '')",
+        "import llvmlite; llvmlite.__version__ = 'another'",
+    ]
+    for change in changes[platform.machine() != "x86_64" :]:
+        other, _ = step(tmp_path, change)
+        assert other.parent.name == kernel.parent.name and other.parent.parent != kernel.parent.parent
 
 
 def test_each_compilation_that_takes_long_is_announced_with_what_it_is_for(tmp_path, monkeypatch, caplog):
-    def slowly(path, name, wait=cache._import):
+    def slowly(path, name, load=cache._import):
         time.sleep(0.2)
-        return wait(path, name)
+        return load(path, name)
 
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(cache, "_import", slowly)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numba.core.compiler_lock import global_compiler_lock
+from llvmlite.binding import ffi
 
 import steprule
 from steprule import arrays
@@ -38,9 +38,9 @@ def several_threads():
 
 
 KERNEL = """
-from numba import cfunc
+from steprule.engine.machine import exact
 
-@cfunc("int64(int64)")
+@exact
 def run(x):
     return x
 """
@@ -194,15 +194,15 @@ def test_a_fork_waits_for_a_thread_that_compiles(monkeypatch, tmp_path):
     began, publish = threading.Event(), cache._publish
 
     def slowly(*args: Any) -> Any:
-        with global_compiler_lock:  # as Numba has it
+        with ffi.lib._lock:  # as LLVM has it
             began.set()
             time.sleep(0.5)
             return publish(*args)
 
     monkeypatch.setattr(cache, "_publish", slowly)
-    thread = threading.Thread(target=cache.load_for_numba, args=("one", KERNEL, ""))
+    thread = threading.Thread(target=cache.load_for_cpu, args=("one", KERNEL, ""))
     thread.start()
     assert began.wait(20)
     monkeypatch.setattr(cache, "_publish", publish)
-    assert in_fork(lambda: cache.load_for_numba("other", KERNEL, "")[1].run.address > 0)[0]
+    assert in_fork(lambda: cache.load_for_cpu("other", KERNEL, "")[1] > 0)[0]
     thread.join()

@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-import numba
+import ctypes
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 
-from steprule.engine.machine import multiply_add
+from steprule.compiler.functions import exact
+from steprule.compiler.objects import compiled, loaded
+from steprule.engine.machine import float32, float32s, int64s, multiply_add
 
 COUNT = 2**20
 ULPS = (-2, -1, 0, 1, 2)
 """How far a GPU's estimates may be off; NVIDIA says 1 for reciprocals, and 2**-22.9 of its size for roots'."""
 
 
-@numba.njit
-def refined_quotients(a, b, estimates):
-    """As `steprule.formats.gpu_exact.divide`, from estimates of 1 / b."""
-    results = np.empty_like(a)
-    for i in range(len(a)):
-        r, one = estimates[i], np.float32(1.0)
+@exact
+def _quotients(at):
+    plan = int64s(at)
+    a, b, estimates, results = float32s(plan[0]), float32s(plan[1]), float32s(plan[2]), float32s(plan[3])
+    for i in range(plan[4]):
+        r, one = estimates[i], float32(1)
         r = multiply_add(r, multiply_add(-b[i], r, one), r)
         q = a[i] * r
         q = multiply_add(r, multiply_add(-b[i], q, a[i]), q)
         results[i] = multiply_add(r, multiply_add(-b[i], q, a[i]), q)
+
+
+@exact
+def _roots(at):
+    plan = int64s(at)
+    a, estimates, results = float32s(plan[0]), float32s(plan[1]), float32s(plan[2])
+    for i in range(plan[3]):
+        q, half = a[i] * estimates[i], estimates[i] * float32(0.5)
+        results[i] = multiply_add(multiply_add(-q, q, a[i]), half, q)
+
+
+@cache
+def _run(function):
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(
+        loaded(compiled(function, name := f"refined{function.tree.name}"), name)
+    )
+
+
+def _refined(function, *arrays):
+    results = np.empty_like(arrays[0])
+    plan = np.array([*(x.ctypes.data for x in (*arrays, results)), len(results)])
+    _run(function)(plan.ctypes.data)
     return results
 
 
-@numba.njit
+def refined_quotients(a, b, estimates):
+    """As `steprule.formats.gpu_exact.divide`, from estimates of 1 / b."""
+    return _refined(_quotients, a, b, estimates)
+
+
 def refined_roots(a, estimates):
     """As `steprule.formats.gpu_exact.sqrt`, from estimates of 1 / sqrt(a)."""
-    results = np.empty_like(a)
-    for i in range(len(a)):
-        q, half = a[i] * estimates[i], estimates[i] * np.float32(0.5)
-        results[i] = multiply_add(multiply_add(-q, q, a[i]), half, q)
-    return results
+    return _refined(_roots, a, estimates)
 
 
 def numbers(generator, least, most, hard=False):

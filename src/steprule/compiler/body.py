@@ -11,14 +11,27 @@ from llvmlite import ir
 
 from steprule.compiler.functions import Function, Instruction
 from steprule.compiler.values import (
-    BOOL, CASTS, INT64, Address, CompileError, Number, Some, Value, arithmetic, comparison, constant, converted, described, is_true,
+    BOOL,
+    CASTS,
+    INT64,
+    Address,
+    CompileError,
+    Number,
+    Some,
+    Value,
+    arithmetic,
+    comparison,
+    constant,
+    converted,
+    described,
+    is_true,
     least,
 )  # fmt: skip
 
 _MATHEMATICS = {math.sqrt: "sqrt", math.exp: "exp", math.log: "log", math.floor: "floor", abs: "fabs"}
 
 
-class Builder(ir.IRBuilder):
+class Builder(ir.IRBuilder):  # type: ignore[misc]
     """LLVM's instructions, of which those with fractions get the function's flags."""
 
     flags: tuple[str, ...] = ()
@@ -385,7 +398,7 @@ class Body:
         if isinstance(called, Function):
             return Body(called, self._b).run(given)
         if isinstance(called, Instruction):
-            return called(self._b, *given)
+            return called.write(self._b, *given)
         if called in (min, max):
             chosen = given[0]
             for one in given[1:]:
@@ -404,4 +417,3 @@ class Body:
             raise CompileError(f"no {name} of {described(x)}")
         function = self._b.module.declare_intrinsic(f"llvm.{name}", [x.llvm.type])
         return Value(x.type, self._b.call(function, [x.llvm]))
-

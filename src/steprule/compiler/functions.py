@@ -25,7 +25,7 @@ class Function:
 
     def __init__(self, python: Callable[..., Any], flags: tuple[str, ...] = ()) -> None:
         self.flags = flags
-        self.names = python.__globals__  # type: ignore[attr-defined]
+        self.names = python.__globals__
         self._python = python
 
     @cached_property
@@ -41,12 +41,12 @@ class Function:
         return f"{inspect.getsourcefile(self._python)}:{getattr(node, 'lineno', 0)}"
 
 
-def exact(python: Callable[..., Any]) -> Function:
-    """A function in which nothing is assumed."""
+def exact(python: Callable[..., Any]) -> Any:
+    """A `Function` in which nothing is assumed."""
     return Function(python)
 
 
-def fast(python: Callable[..., Any]) -> Function:
+def fast(python: Callable[..., Any]) -> Any:
     """One in which the signs of zeros do not matter: what vectorizes. Nothing assumes that there is no NaN or inf."""
     return Function(python, ("nsz",))
 
@@ -65,7 +65,7 @@ class Instruction:
     result: Number | Address | str | None
     arguments: tuple[Number | Address, ...] | str | None
 
-    def __call__(self, builder: ir.IRBuilder, *given: Some) -> Some:
+    def write(self, builder: ir.IRBuilder, *given: Some) -> Some:
         """Writes it for these arguments."""
         flat = [x for one in given for x in (one if isinstance(one, tuple) else (one,))]
         first = flat[0].type if flat and isinstance(flat[0], Value) else None
@@ -79,17 +79,15 @@ class Instruction:
         return None if kind is None else Value(kind, made)  # type: ignore[arg-type]
 
 
-def instruction(
-    result: Number | Address | str | None, *arguments: Number | Address
-) -> Callable[[Callable[..., Any]], Instruction]:
-    """Makes a function of (builder, *values) an instruction of arguments of these types."""
+def instruction(result: Number | Address | None, *arguments: Number | Address) -> Callable[[Callable[..., Any]], Any]:
+    """Makes a function of (builder, *values) an `Instruction` of arguments of these types."""
 
-    def decorate(emit: Callable[..., Any]) -> Instruction:
+    def decorate(emit: Callable[..., Any]) -> Any:
         return Instruction(emit, result, arguments)
 
     return decorate
 
 
-def of_any(emit: Callable[..., Any]) -> Instruction:
-    """Makes a function of (builder, *values) an instruction of numbers of one type, which the first says, as is the result."""
+def of_any(emit: Callable[..., Any]) -> Any:
+    """Makes a function of (builder, *values) an `Instruction` of numbers of one type, which the first says, as is the result."""
     return Instruction(emit, "first", "first")

@@ -13,8 +13,8 @@ from steprule.compiler.functions import Function
 from steprule.compiler.values import INT64, CompileError, Value, converted
 
 
-def compiled(function: Function, name: str) -> bytes:
-    """The machine code of a function of int64, which returns one or nothing, for this processor.
+def written(function: Function, name: str) -> ir.Module:
+    """A function of int64, which returns one or nothing, in LLVM's language.
 
     Args:
         function: the function.
@@ -25,7 +25,8 @@ def compiled(function: Function, name: str) -> bytes:
     """
     module = ir.Module()
     module.triple = llvm.get_default_triple()
-    whole = ir.Function(module, ir.FunctionType(INT64.llvm, [INT64.llvm] * len(function.tree.args.args)), name)
+    kind = ir.FunctionType(INT64.llvm, [INT64.llvm] * len(function.tree.args.args))
+    whole = ir.Function(module, kind, name)
     whole.attributes.add("nounwind")
     entry, begin = (whole.append_basic_block(block) for block in ("entry", "begin"))
     builder = Builder(entry)
@@ -33,16 +34,20 @@ def compiled(function: Function, name: str) -> bytes:
     builder.position_at_end(begin)
     result = Body(function, builder).run([Value(INT64, x) for x in whole.args])
     if isinstance(result, tuple):
-        raise CompileError("a compiled function returns one number or none")
+        raise CompileError(f"{function.tree.name} returns several, where one number or none is returned")
     builder.ret(INT64.llvm(0) if result is None else converted(builder, result, INT64).llvm)
-    parsed = llvm.parse_assembly(str(module))
-    machine = _machine()
-    parsed.data_layout = str(machine.target_data)
+    return module
+
+
+def compiled(function: Function, name: str) -> bytes:
+    """Its machine code for this processor. Arguments and errors are those of `written`."""
+    module, machine = llvm.parse_assembly(str(written(function, name))), _machine()
+    module.data_layout = str(machine.target_data)
     tuning = llvm.create_pipeline_tuning_options()
     tuning.speed_level, tuning.loop_vectorization, tuning.slp_vectorization = 3, True, False
     passes = llvm.create_pass_builder(machine, tuning)
-    passes.getModulePassManager().run(parsed, passes)
-    return machine.emit_object(parsed)  # type: ignore[no-any-return]
+    passes.getModulePassManager().run(module, passes)
+    return machine.emit_object(module)  # type: ignore[no-any-return]
 
 
 def loaded(code: bytes, name: str) -> int:

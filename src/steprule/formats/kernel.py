@@ -22,6 +22,8 @@ _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 # Memory. Every array of a kernel has a scope of its own, which tells LLVM that no two of them overlap.
 
 _SCOPES = 48
+
+
 def _mark(builder: Any, instruction: Any, scope: int) -> Any:
     module = builder.module
     domain = module.add_metadata(["steprule"])

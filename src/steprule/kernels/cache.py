@@ -184,5 +184,10 @@ def _machine_tag() -> str:
 
     package = Path(__file__).parents[1]
     files = [*sorted((package / "compiler").glob("*.py")), *(package / name for name in _BELOW_KERNELS)]
-    parts = (platform.machine(), *processor(), llvmlite.__version__, *(file.read_text(encoding="utf-8") for file in files))
+    parts = (
+        platform.machine(),
+        *processor(),
+        llvmlite.__version__,
+        *(file.read_text(encoding="utf-8") for file in files),
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
