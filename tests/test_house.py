@@ -17,7 +17,7 @@ import steprule
 SRC = Path(steprule.__file__).parent
 
 LEVELS = (
-    "names elementwise matrix matrixwise pieces",
+    "names compiler elementwise matrix matrixwise pieces",
     "formats hyper state signature rule registry docstrings settings trace.instead patterns layers.view",
     "rules chains transforms wrappers wrapping engine.overlap tensors.memory",
     "trace terms formula beside",
@@ -37,9 +37,7 @@ EXCEPTIONS: set[tuple[str, str]] = set()
 """Imports that go upwards or close a circle."""
 
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_FORMULA = 400, 60, 15
-LONG = {
-    "formats.kernel": 426,  # conversions in LLVM, one after another: half of them would not be found by their name
-}
+LONG: dict[str, int] = {}
 """Lines of what is longer."""
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from steprule.compiler.body import Body, Builder
+from steprule.compiler.body import Body
+from steprule.compiler.builder import Builder
 from steprule.compiler.functions import Function
 from steprule.compiler.values import INT64, CompileError, Value, converted
 
@@ -24,7 +25,7 @@ def written(function: Function, name: str) -> ir.Module:
         CompileError: it is none that this compiler takes.
     """
     module = ir.Module()
-    module.triple = llvm.get_default_triple()
+    module.triple = llvm.get_process_triple()
     kind = ir.FunctionType(INT64.llvm, [INT64.llvm] * len(function.tree.args.args))
     whole = ir.Function(module, kind, name)
     whole.attributes.add("nounwind")
@@ -65,8 +66,11 @@ def loaded(code: bytes, name: str) -> int:
 
 
 def processor() -> tuple[str, str]:
-    """What machine code is made for: the processor's name, and what it can do."""
-    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    """What machine code is made for: the processor's name, and what it can do, as far as LLVM finds it out."""
+    try:
+        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    except RuntimeError:
+        return llvm.get_host_cpu_name(), ""
 
 
 @cache
@@ -84,6 +88,6 @@ def _machine() -> Any:
 def _target_machine() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
     relocation = "static" if target.name.startswith("x86") else "default"
     return target.create_target_machine(*processor(), opt=3, reloc=relocation, codemodel="jitdefault", jit=True)
