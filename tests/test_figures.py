@@ -136,7 +136,8 @@ def test_every_record_has_the_same_head(name):
     assert tuple(found) == (*record.HEAD, "facts", "rows")
     assert set(found["machine"]) == {"processor", "cores", "memory_gib", "gpu"}
     assert set(found["commit"]) == {"hash", "dirty"}
-    assert set(found["versions"]) == {"python", *record.PACKAGES}
+    compiler = {"llvmlite", "numba"} & set(found["versions"])  # the second until 2026-11-28
+    assert len(compiler) == 1 and set(found["versions"]) - compiler == {"python", *record.PACKAGES} - {"llvmlite"}
     assert found["date"] and found["rows"]
 
 
