@@ -373,7 +373,7 @@ def test_scalars_are_hoisted_and_literals_typed():
             return param - 2 * lr / (1 + step) * where(grad > 0.5, exp(grad), 3) ** 2
 
     source = write_pass("Mine", trace(Mine, Mine.hyperparameters).last, ["float32", "float32"]).text
-    loop = source[source.index("for i in range") : source.index("@cfunc")]
+    loop = source[source.index("for i in range") : source.index("@exact\ndef run")]
     assert "((2.0 * lr) / (1.0 + step))" in source.split("def update")[0]
     assert not any(character.isdigit() for line in loop.splitlines()[1:] for character in line.replace("s", "")
                    if "float32" not in line and "t0" not in line and "s0" not in line and "s1" not in line
