@@ -144,6 +144,7 @@ def test_kernels_of_another_machine_lie_apart(tmp_path):
     changes = [
         "from steprule.compiler import objects; objects.processor = lambda: ('x86-64', '')",
         "import llvmlite; llvmlite.__version__ = 'another'",
+        "import sys; sys.platform = 'another'",
     ]
     for change in changes[platform.machine() != "x86_64" :]:
         other, _ = step(tmp_path, change)
@@ -151,12 +152,12 @@ def test_kernels_of_another_machine_lie_apart(tmp_path):
 
 
 def test_each_compilation_that_takes_long_is_announced_with_what_it_is_for(tmp_path, monkeypatch, caplog):
-    def slowly(path, name, load=cache._import):
+    def slowly(text, path, make=cache._function):
         time.sleep(0.2)
-        return load(path, name)
+        return make(text, path)
 
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(cache, "_import", slowly)
+    monkeypatch.setattr(cache, "_function", slowly)
     monkeypatch.setattr(cache, "LONG", 0.0)
     rule = steprule.wrap(steprule.SGD.rule, lambda update, *, k=0.5: update * k, name="Halved")
     param = torch.nn.Parameter(torch.ones(3))

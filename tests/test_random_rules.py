@@ -225,7 +225,7 @@ def test_many_rules_of_any_states(random):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(150))
 def test_compiled_rules_of_any_states(seed):
     text = text_of(Random(seed))
     with suppress(*[RuleError] if "most" in text else []):

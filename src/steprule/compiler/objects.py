@@ -9,9 +9,11 @@ from llvmlite import binding as llvm
 from llvmlite import ir
 
 from steprule.compiler.body import Body
-from steprule.compiler.builder import Builder
+from steprule.compiler.builder import function_of
 from steprule.compiler.functions import Function
 from steprule.compiler.values import INT64, CompileError, Value, converted
+
+_addresses: dict[str, int] = {}
 
 
 def written(function: Function, name: str) -> ir.Module:
@@ -25,14 +27,9 @@ def written(function: Function, name: str) -> ir.Module:
         CompileError: it is none that this compiler takes.
     """
     module = ir.Module()
-    module.triple = llvm.get_process_triple()
+    module.triple, module.data_layout = llvm.get_process_triple(), str(_machine().target_data)
     kind = ir.FunctionType(INT64.llvm, [INT64.llvm] * len(function.tree.args.args))
-    whole = ir.Function(module, kind, name)
-    whole.attributes.add("nounwind")
-    entry, begin = (whole.append_basic_block(block) for block in ("entry", "begin"))
-    builder = Builder(entry)
-    builder.branch(begin)
-    builder.position_at_end(begin)
+    whole, builder = function_of(module, name, kind)
     result = Body(function, builder).run([Value(INT64, x) for x in whole.args])
     if isinstance(result, tuple):
         raise CompileError(f"{function.tree.name} returns several, where one number or none is returned")
@@ -42,8 +39,9 @@ def written(function: Function, name: str) -> ir.Module:
 
 def compiled(function: Function, name: str) -> bytes:
     """Its machine code for this processor. Arguments and errors are those of `written`."""
-    module, machine = llvm.parse_assembly(str(written(function, name))), _machine()
-    module.data_layout = str(machine.target_data)
+    context, machine = llvm.create_context(), _machine()  # a context of its own goes with its module
+    module = llvm.parse_assembly(str(written(function, name)), context)
+    module.verify()
     tuning = llvm.create_pipeline_tuning_options()
     tuning.speed_level, tuning.loop_vectorization, tuning.slp_vectorization = 3, True, False
     passes = llvm.create_pass_builder(machine, tuning)
@@ -54,14 +52,19 @@ def compiled(function: Function, name: str) -> bytes:
 def loaded(code: bytes, name: str) -> int:
     """The address of the function that has this name in some machine code, for as long as this process is.
 
+    The same name is the same function. One thread at a time may call this.
+
     Raises:
         ValueError: there is none.
     """
+    if name in _addresses:
+        return _addresses[name]
     _engine().add_object_file(llvm.ObjectFileRef.from_data(code))
     _engine().finalize_object()
     address = int(_engine().get_function_address(name))
     if not address:
         raise ValueError(f"the machine code has no {name}")
+    _addresses[name] = address
     return address
 
 

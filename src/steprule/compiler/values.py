@@ -12,7 +12,16 @@ from llvmlite import ir
 
 
 class CompileError(Exception):
-    """The code is none that this compiler takes."""
+    """The code is none that this compiler takes.
+
+    Attributes:
+        where: the file and line.
+    """
+
+    where = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.args[0]}" if self.where else str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ CASTS: Mapping[Any, Number] = {np.dtype(name).type: one for name, one in BY_NAME
 def constant(x: bool | int | float) -> Value:
     """A number of Python's as it is typed where nothing says more: 64 bits."""
     kind = BOOL if isinstance(x, bool) else INT64 if isinstance(x, int) else FLOAT64
+    if kind == INT64 and not -(2**63) <= x < 2**64:
+        raise CompileError(f"{x} has more than 64 bits")
     return Value(kind, ir.Constant(kind.llvm, x))
 
 
@@ -100,7 +111,7 @@ def converted(b: ir.IRBuilder, x: Some, to: Number | Address) -> Value:
 
 
 def _cast(b: ir.IRBuilder, x: Any, of: Number, to: Number) -> Any:
-    if to is BOOL:
+    if to == BOOL:
         return is_true(b, Value(of, x))
     if of.is_float and to.is_float:
         return b.fpext(x, to.llvm) if to.bits > of.bits else b.fptrunc(x, to.llvm)
@@ -117,42 +128,60 @@ def is_true(b: ir.IRBuilder, x: Some) -> Any:
     """The bit of a condition."""
     if not isinstance(x, Value) or isinstance(x.type, Address):
         raise CompileError(f"{described(x)} is no condition")
-    if x.type is BOOL:
+    if x.type == BOOL:
         return x.llvm
     zero = ir.Constant(x.type.llvm, 0)
     return b.fcmp_unordered("!=", x.llvm, zero) if x.type.is_float else b.icmp_unsigned("!=", x.llvm, zero)
 
 
+def as_number(b: ir.IRBuilder, x: Some) -> Some:
+    """A truth value as 1 or 0, and anything else as it is."""
+    return converted(b, x, INT64) if isinstance(x, Value) and x.type == BOOL else x
+
+
+def one_type(x: Some, y: Some) -> Number:
+    """What two numbers both are, where a truth value counts as any number.
+
+    Raises:
+        CompileError: they are of two types, or no numbers.
+    """
+    kinds = {one.type for one in (x, y) if isinstance(one, Value) and isinstance(one.type, Number)}
+    kinds -= {BOOL} if len(kinds) == 2 else set()
+    if len(kinds) != 1 or not isinstance(x, Value) or not isinstance(y, Value):
+        raise CompileError(f"{described(x)} or {described(y)}")
+    (kind,) = kinds
+    assert isinstance(kind, Number)
+    return kind
+
+
 def together(b: ir.IRBuilder, x: Some, y: Some) -> tuple[Value, Value, Number]:
-    """Two numbers as ones of one type, which is the wider: any with a fraction is, and float64 where a whole number is not 0 or 1."""
+    """Two numbers as ones of one type: float64 where they are of two, of which one has a fraction. Truth values count as any number."""
     kinds = [one.type for one in (x, y) if isinstance(one, Value) and isinstance(one.type, Number)]
     if len(kinds) < 2:
         raise CompileError(f"{described(x)} and {described(y)} are no two numbers")
-    first, second = kinds
-    if first is second:
-        kind = first
-    elif BOOL in kinds:
-        kind = second if first is BOOL else first
-    elif first.is_float or second.is_float:
+    if kinds[0] == kinds[1] or BOOL in kinds:
+        kind = one_type(x, y)
+    elif any(one.is_float for one in kinds):
         kind = FLOAT64
     else:
-        raise CompileError(f"{first.name} and {second.name}, of which neither is the wider")
+        raise CompileError(f"{kinds[0].name} and {kinds[1].name}, of which neither is the wider")
     return converted(b, x, kind), converted(b, y, kind), kind
 
 
 def arithmetic(b: ir.IRBuilder, operator: ast.operator, x: Some, y: Some) -> Value:
     """x + y, and so on. Quotients of whole numbers are rounded down, and 0 where they are of 0."""
     emit: Callable[..., Any] | None
-    if isinstance(operator, ast.Div):
-        a, c = (one if isinstance(one, Value) and one.type is FLOAT32 else converted(b, one, FLOAT64) for one in (x, y))
-        left, right, kind = together(b, a, c)
-        return Value(kind, b.fdiv(left.llvm, right.llvm))
+    if not isinstance(operator, (ast.BitAnd, ast.BitOr, ast.BitXor)):
+        x, y = as_number(b, x), as_number(b, y)
     left, right, kind = together(b, x, y)
+    if isinstance(operator, (ast.Div, ast.Pow)) and not kind.is_float:
+        left, right, kind = converted(b, left, FLOAT64), converted(b, right, FLOAT64), FLOAT64
+    if isinstance(operator, ast.Div):
+        return Value(kind, b.fdiv(left.llvm, right.llvm))
     if isinstance(operator, ast.Pow):
-        left, right = (one if kind.is_float else converted(b, one, FLOAT64) for one in (left, right))
         power = b.module.declare_intrinsic("llvm.pow", [left.llvm.type])
-        return Value(left.type, b.call(power, [left.llvm, right.llvm]))
-    if isinstance(operator, (ast.FloorDiv, ast.Mod)) and kind is INT64:
+        return Value(kind, b.call(power, [left.llvm, right.llvm]))
+    if isinstance(operator, (ast.FloorDiv, ast.Mod)) and kind == INT64:
         return Value(kind, _quotient(b, left.llvm, right.llvm, isinstance(operator, ast.Mod)))
     if kind.is_float:
         emit = {ast.Add: b.fadd, ast.Sub: b.fsub, ast.Mult: b.fmul}.get(type(operator))
@@ -161,21 +190,22 @@ def arithmetic(b: ir.IRBuilder, operator: ast.operator, x: Some, y: Some) -> Val
             ast.Add: b.add, ast.Sub: b.sub, ast.Mult: b.mul, ast.BitAnd: b.and_, ast.BitOr: b.or_, ast.BitXor: b.xor,
             ast.LShift: b.shl, ast.RShift: b.ashr if kind.is_signed else b.lshr,
         }.get(type(operator))  # fmt: skip
-    if emit is None or (kind is BOOL and not isinstance(operator, (ast.BitAnd, ast.BitOr, ast.BitXor))):
+    if emit is None:
         raise CompileError(f"no {type(operator).__name__} of {kind.name}")
     return Value(kind, emit(left.llvm, right.llvm))
 
 
 def _quotient(b: ir.IRBuilder, x: Any, y: Any, rest: bool) -> Any:
     zero, one = ir.Constant(x.type, 0), ir.Constant(x.type, 1)
-    by_zero = b.icmp_signed("==", y, zero)
-    divisor = b.select(by_zero, one, y)
+    by_zero, negates = b.icmp_signed("==", y, zero), b.icmp_signed("==", y, ir.Constant(x.type, -1))
+    divisor = b.select(b.or_(by_zero, negates), one, y)  # processors stop at the least number by -1
     left = b.srem(x, divisor)
     is_below = b.and_(b.icmp_signed("!=", left, zero), b.icmp_signed("<", b.xor(left, divisor), zero))
     if rest:
         return b.select(is_below, b.add(left, divisor), left)
     whole = b.sdiv(x, divisor)
-    return b.select(by_zero, zero, b.select(is_below, b.sub(whole, one), whole))
+    whole = b.select(negates, b.neg(x), b.select(is_below, b.sub(whole, one), whole))
+    return b.select(by_zero, zero, whole)
 
 
 _COMPARED = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from steprule.compiler.functions import apart as apart
 from steprule.compiler.functions import exact as exact
 from steprule.compiler.functions import fast as fast
 from steprule.compiler.functions import instruction, of_any

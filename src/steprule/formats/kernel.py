@@ -25,6 +25,8 @@ _SCOPES = 48
 
 
 def _mark(builder: Any, instruction: Any, scope: int) -> Any:
+    if scope >= _SCOPES:  # which may overlap any other, as far as LLVM knows
+        return instruction
     module = builder.module
     domain = module.add_metadata(["steprule"])
     scopes = [module.add_metadata([f"array {number}", domain]) for number in range(_SCOPES)]

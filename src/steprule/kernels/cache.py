@@ -11,6 +11,7 @@ import atexit
 import hashlib
 import importlib.util
 import json
+import linecache
 import logging
 import os
 import platform
@@ -32,8 +33,8 @@ Loaded = tuple[Path, Any]
 """A file, and what was made of it: the address of machine code, or Triton's module."""
 
 _SOURCE, _CODE, _CHECKSUMS = "kernel.py", "kernel.o", "checksums.json"
-_BELOW_KERNELS = "engine/header.py", "engine/machine.py", "formats/kernel.py"
-"""What kernels take their functions from."""
+_BELOW_KERNELS = "engine/header.py", "engine/machine.py", "engine/plan.py", "formats/__init__.py", "formats/kernel.py"
+"""What kernels take functions and numbers from."""
 LONG = 1.0
 """Seconds of compiling after which it is said what takes so long."""
 
@@ -57,9 +58,10 @@ def load_for_cpu(name: str, text: str, what: str) -> Loaded:
 
     def load(parent: Path) -> Loaded:
         folder = parent / folder_name
-        if _intact(folder):
+        code = _intact(folder)
+        if code is not None:
             try:
-                return folder / _SOURCE, loaded((folder / _CODE).read_bytes(), folder_name)
+                return folder / _SOURCE, loaded(code, folder_name)
             except Exception:
                 logger.warning("steprule: the cached kernel %s does not load; compiling it again", folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,8 +79,8 @@ def load_for_triton(name: str, text: str, what: str) -> Loaded:
 
     def load(folder: Path) -> Loaded:
         path = folder / file_name
-        if not (path.is_file() and path.read_text() == text):
-            with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".draft", delete=False) as draft:
+        if not (path.is_file() and path.read_text(encoding="utf-8") == text):
+            with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".draft", delete=False, encoding="utf-8") as draft:
                 draft.write(text)
             os.replace(draft.name, path)
         return path, _import(path, path.stem)
@@ -115,9 +117,9 @@ def _publish(name: str, text: str, what: str, folder: Path) -> Loaded:
     announcement = threading.Timer(LONG, logger.warning, (said, name, what))
     announcement.daemon = True
     try:
-        (draft / _SOURCE).write_text(text)
+        (draft / _SOURCE).write_text(text, encoding="utf-8")
         announcement.start()
-        code = compiled(_import(draft / _SOURCE, folder.name).run, folder.name)
+        code = compiled(_function(text, str(draft / _SOURCE)), folder.name)
         announcement.cancel()
         (draft / _CODE).write_bytes(code)
         (draft / _CHECKSUMS).write_text(json.dumps(_checksums(draft)))
@@ -130,14 +132,34 @@ def _publish(name: str, text: str, what: str, folder: Path) -> Loaded:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (_SOURCE, _CODE)}
+    return {name: _checksum((folder / name).read_bytes()) for name in (_SOURCE, _CODE)}
 
 
-def _intact(folder: Path) -> bool:
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _intact(folder: Path) -> bytes | None:
+    """The machine code in a folder, if its files are those that were written."""
     try:
-        return bool(json.loads((folder / _CHECKSUMS).read_text()) == _checksums(folder))
-    except (OSError, ValueError):
-        return False
+        source, code = ((folder / name).read_bytes() for name in (_SOURCE, _CODE))
+        known = json.loads((folder / _CHECKSUMS).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return code if known == {_SOURCE: _checksum(source), _CODE: _checksum(code)} else None
+
+
+def _function(text: str, path: str) -> Any:
+    """The function of a kernel, whose functions look up their text by its file, and must not keep it for ever."""
+    names: dict[str, Any] = {"__name__": "kernel"}
+    linecache.cache[path] = len(text), None, text.splitlines(True), path
+    try:
+        exec(compile(text, path, "exec", dont_inherit=True), names)
+        for one in [*names.values()]:
+            getattr(one, "tree", None)
+    finally:
+        linecache.cache.pop(path, None)
+    return names["run"]
 
 
 def _import(path: Path, name: str) -> ModuleType:
@@ -179,15 +201,13 @@ def temporary_folder() -> Path:
 def _machine_tag() -> str:
     """Changes with whatever makes compiled code unfit: the processor, LLVM and what makes kernels."""
     import llvmlite
+    from llvmlite import binding
 
     from steprule.compiler.objects import processor
 
     package = Path(__file__).parents[1]
     files = [*sorted((package / "compiler").glob("*.py")), *(package / name for name in _BELOW_KERNELS)]
-    parts = (
-        platform.machine(),
-        *processor(),
-        llvmlite.__version__,
-        *(file.read_text(encoding="utf-8") for file in files),
-    )
+    made_by = llvmlite.__version__, *map(str, binding.llvm_version_info)
+    texts = (file.read_text(encoding="utf-8") for file in files)
+    parts = sys.platform, platform.machine(), *processor(), *made_by, *texts
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -31,7 +31,7 @@ def encode(first, block, size, {rooms}, {addresses}, numbers):
 {after}
 
 
-@fast
+@apart
 def update(size, row, {addresses}, numbers):
     """A chunk of rows of this length, or of a tensor whose blocks all are full.
 
@@ -72,7 +72,7 @@ def compute(first, block, size, {addresses}, numbers{tally_arguments}):
 {body}
 {return_tallies}
 
-@fast
+@apart
 def update(size, row, {addresses}, numbers):
     """A chunk of rows of this length, or of a tensor whose blocks all are full."""
 {start_tallies}    first = block = 0

@@ -12,7 +12,7 @@ from steprule.trace.expression import Expression
 from steprule.trace.program import ADD, SMALLEST, Stage, Sum
 
 _UPDATE = '''
-@fast
+@apart
 def update(size, {addresses}, numbers):
     """One tensor's chunk."""
     {scalar_names} = numbers
@@ -22,7 +22,7 @@ def update(size, {addresses}, numbers):
 '''
 
 _UPDATE_IN_STRIPS = '''
-@fast
+@apart
 def update(size, {addresses}, numbers):
     """What one tensor's chunk adds to the sums; roots and divisions by themselves, in float32's vectors."""
     {scalar_names} = numbers

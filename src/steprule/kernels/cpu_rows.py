@@ -13,7 +13,7 @@ from steprule.kernels.source import indent
 from steprule.trace.program import ADD, COL, LARGEST, ROW, TENSOR, Stage, Sum
 
 _UPDATE = '''
-@fast
+@apart
 def update(size, columns, {addresses}, numbers):
     """Some rows of one tensor."""
     {scalar_names} = numbers
@@ -30,7 +30,7 @@ def update(size, columns, {addresses}, numbers):
 '''
 
 _UPDATE_IN_BLOCKS = '''
-@fast
+@apart
 def update(size, columns, {addresses}, numbers):
     """Some rows of one tensor, block by block."""
     {scalar_names} = numbers
