@@ -11,11 +11,11 @@ from itertools import count, product
 import numpy as np
 import pytest
 
-from steprule.compiler.functions import exact, fast
+from steprule.compiler.functions import apart, exact, fast
 from steprule.compiler.objects import compiled, loaded, written
 from steprule.compiler.values import CompileError
 from steprule.engine import machine
-from steprule.engine.machine import add_square, add_up
+from steprule.engine.machine import add_square, add_up, float32s, float64
 from steprule.formats import kernel
 from steprule.formats.kernel import from_bfloat16, to_bfloat16
 
@@ -261,6 +261,124 @@ def test_what_may_be_assumed_stands_at_each_operation():
     assert flags("sums") == {"fadd reassoc", "call reassoc"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-(x > y)", "(x > y) - (x < y)", "(x > y) + (y > x) + (x == y)", "(x > 0.0) * y", "x * (y > 0.0)", "(x > y) ** 2", "2.0 ** (x > y)",
+        "(x > y) / 2", "1 - (x > y)", "(x > y) < (x < y)", "((x > y) & (x > 0.0)) * 1.0", "((x > y) ^ (x > 0.0)) * 1.0",
+        "(x > y) == 1.0",
+    ],
+)  # fmt: skip
+def test_truth_values_count_as_numbers(text, dtype):
+    numbers = [0.0, 1.0, -2.5, 7.25]
+    x, y, result = computed(text, numbers, numbers, dtype)
+    wanted = [float(eval(text, {"x": a, "y": b})) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+    np.testing.assert_array_equal(result, wanted)
+
+
+def test_truth_values_where_numbers_are_chosen_or_given():
+    _, _, result = computed("(x > 1.0) if y > 0.0 else x", [0.0, 2.0], [0.0, 2.0], "float32")
+    assert result.tolist() == [0, 0, 2, 1]
+    _, _, result = computed("multiply_add(x > 1.0, y, x)", [0.0, 2.0], [3.0], "float32")
+    assert result.tolist() == [0, 5]
+    scope = {"sqrt": math.sqrt}
+    code = "def f(at):\n    x = float64s(int64s(at)[0])\n    x[0] = {}\n"
+    for text, wanted in {
+        "sqrt(x[0] > 1.0)": 1.0,
+        "abs(x[0] < 1.0)": 0.0,
+        "(x[0] > 1.0) & x[0]": 1.0,
+        "x[0] | (x[0] > 9.0)": 1.0,
+    }.items():
+        x = np.array([4.0])
+        run(made(code.format(text), scope), x)
+        assert x[0] == wanted, text
+
+
+def test_what_no_branch_has_set_is_zero():
+    code = """
+def f(at):
+    plan = int64s(at)
+    if plan[0] > 5:
+        x = 7
+    for i in range(plan[0]):
+        pass
+    return 10 * x + i
+"""
+    assert [run(made(code), numbers=[one]) for one in (0, 9)] == [0, 78]
+
+
+def test_the_least_number_is_divided_by_all():
+    _, _, result = computed("x // y", [-(2**63)], [-1, 1, 0, 2], "int64")
+    assert result.tolist() == [-(2**63), -(2**63), 0, -(2**62)]
+    assert not computed("x % y", [-(2**63)], [-1, 1, 0, 2], "int64")[2].any()
+
+
+def test_what_is_apart_is_a_function_of_its_own():
+    def sums(address, numbers, size):
+        low, (factor, _) = 0.0, numbers
+        x = float32s(address)
+        for i in range(size):
+            low = add_up(low, float64(x[i] * factor))
+        return low, float64(size)
+
+    code = """
+def f(at):
+    plan = int64s(at)
+    total, count = sums(plan[0], (float32(2), (1, 2)), plan[1])
+    return int64(total + count)
+"""
+    function = made(code, {"sums": apart(sums)})
+    text = str(written(function, "f"))
+    assert text.count("define") == 2 and "noinline" in text
+    assert run(function, np.arange(5, dtype=np.float32), numbers=[5]) == 25
+
+
+def test_float16_without_a_processor_that_converts_it(monkeypatch):
+    monkeypatch.setattr(kernel, "_has_float16", lambda: False)
+    codes = np.arange(2**16, dtype=np.uint16)
+    code = """
+def f(at):
+    plan = int64s(at)
+    for i in range(plan[2]):
+        store(plan[1], i, from_float16(load(plan[0], i)))
+"""
+    found = np.zeros(2**16, np.float32)
+    run(
+        made(code, {"load": kernel.array("float16", 0)[0], "store": kernel.array("float32", 1)[1]}),
+        codes,
+        found,
+        numbers=[2**16],
+    )
+    halves = codes.view(np.float16)
+    np.testing.assert_array_equal(found, halves.astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(halves))
+
+    with np.errstate(all="ignore"):
+        near = np.concatenate([found, (found[:-1] + found[1:]) / 2])  # and what lies in the middle
+        x = np.concatenate(
+            [
+                near,
+                np.nextafter(near, np.float32(np.inf)),
+                np.nextafter(near, np.float32(-np.inf)),
+                [1e-30, 65519.99, 1e38],
+            ]
+        )
+        x = x.astype(np.float32)
+        wanted = x.astype(np.float16)
+    result = np.zeros(len(x), np.uint16)
+    code = code.replace("from_", "to_")
+    run(
+        made(code, {"load": kernel.array("float32", 0)[0], "store": kernel.array("float16", 1)[1]}),
+        x,
+        result,
+        numbers=[len(x)],
+    )
+    np.testing.assert_array_equal(result.view(np.float16), wanted)
+    finite = ~np.isnan(wanted)
+    np.testing.assert_array_equal(np.signbit(result.view(np.float16)[finite]), np.signbit(wanted[finite]))
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [
@@ -279,6 +397,14 @@ def test_what_may_be_assumed_stands_at_each_operation():
         ("x = 1 < 2 < 3", "comparisons are of two"),
         ("x = multiply_add(1.0, plan, 2.0)", "address of int64 where float64 is needed"),
         ("x = print(1)", "there is no print"),
+        ("x = True; x = 2.5", "float64 for what was bool"),
+        ("x = plan[1.5]", "float64 where int64 is needed"),
+        ("x = 2 ** 70 + 1180591620717411303424", "has more than 64 bits"),
+        ("x = fetch_add(at)", "1 arguments where there are 2"),
+        ("x = multiply_add(1, 2, 3)", "int64, int64, int64 where numbers with fractions are needed"),
+        ("x = len(3)", "3 is no name"),
+        ("x = max()", "max takes one number"),
+        ("if at: return 1", "f returns something, and nothing at its end"),
         ("x = min(1.0, 2.0)", "min and max are of whole numbers"),
         ("x = _deepest(1)", "_deepest takes 2 arguments, not 1"),
         ("x = int64(1, 2)", "int64 takes one number"),
@@ -288,5 +414,5 @@ def test_what_may_be_assumed_stands_at_each_operation():
 def test_what_is_not_compiled_is_refused_with_its_line(line, error):
     with pytest.raises(CompileError, match=error) as seen:
         written(made(f"\ndef f(at):\n    plan = int64s(at)\n    {line}\n"), "f")
-    if not line.startswith("return"):
+    if "return" not in line:
         assert ":4: " in str(seen.value)

@@ -173,6 +173,8 @@ def arithmetic(b: ir.IRBuilder, operator: ast.operator, x: Some, y: Some) -> Val
     emit: Callable[..., Any] | None
     if not isinstance(operator, (ast.BitAnd, ast.BitOr, ast.BitXor)):
         x, y = as_number(b, x), as_number(b, y)
+    elif any(isinstance(one, Value) and one.type == BOOL for one in (x, y)):  # conditions, and numbers that are some
+        x, y = (converted(b, one, BOOL) for one in (x, y))
     left, right, kind = together(b, x, y)
     if isinstance(operator, (ast.Div, ast.Pow)) and not kind.is_float:
         left, right, kind = converted(b, left, FLOAT64), converted(b, right, FLOAT64), FLOAT64

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import binding as llvm
 from llvmlite import ir
 
 from steprule.compiler.functions import Instruction, instruction
+from steprule.compiler.objects import processor
 from steprule.compiler.values import BY_NAME, FLOAT32, FLOAT64, INT8, INT16, INT64, UINT8, UINT16, UINT32
 from steprule.formats import BLOCK, PLACES, WEYL
 from steprule.formats import FIRST_ELEMENT_KEY as FIRST_ELEMENT_KEY
@@ -150,12 +152,36 @@ def round_bfloat16(b: Any, x: Any, random: Any) -> Any:
     return b.trunc(b.lshr(b.add(_without_payload(b, x), b.lshr(random, _I32(16))), _I32(16)), _I16)
 
 
+def _has_float16() -> bool:
+    """Whether the processor converts it; else LLVM would call functions that are nowhere."""
+    return "x86" not in llvm.get_process_triple() or "+f16c" in processor()[1]
+
+
 def _from_float16(b: Any, x: Any) -> Any:
-    return b.fpext(b.bitcast(x, _HALF), _FLOAT)
+    if _has_float16():
+        return b.fpext(b.bitcast(x, _HALF), _FLOAT)
+    bits = b.zext(x, _I32)
+    magnitude = b.shl(b.and_(bits, _I32(0x7FFF)), _I32(13))
+    finite = _bits(b, b.fmul(_float(b, magnitude), ir.Constant(_FLOAT, 2.0**112)))
+    is_finite = b.icmp_unsigned("<", magnitude, _I32(0x7C00 << 13))
+    sign = b.shl(b.and_(bits, _I32(0x8000)), _I32(16))
+    return _float(b, b.or_(sign, b.select(is_finite, finite, b.or_(magnitude, _I32(0x7F800000)))))
 
 
 def _to_float16(b: Any, x: Any) -> Any:
-    return b.bitcast(b.fptrunc(x, _HALF), _I16)
+    if _has_float16():
+        return b.bitcast(b.fptrunc(x, _HALF), _I16)
+    bits, magnitude = _bits(b, x), _abs(b, _bits(b, x))
+    normal = b.sub(magnitude, _I32(112 << 23))
+    normal = b.add(normal, b.add(b.and_(b.lshr(normal, _I32(13)), _I32(1)), _I32(0xFFF)))
+    # Below 2**-14 the spacing is 2**-24, which is that of float32 from 0.5 on.
+    small = b.sub(_bits(b, b.fadd(_float(b, magnitude), ir.Constant(_FLOAT, 0.5))), _I32(0x3F000000))
+    code = b.select(b.icmp_unsigned("<", magnitude, _I32(113 << 23)), small, b.lshr(normal, _I32(13)))
+    code = b.select(
+        b.icmp_unsigned("<", magnitude, _I32(0x477FF000)), code, _I32(0x7C00)
+    )  # 65520, halfway to the next power
+    code = b.select(b.fcmp_unordered("uno", x, x), _I32(0x7E00), code)
+    return b.trunc(b.or_(code, b.and_(b.lshr(bits, _I32(16)), _I32(0x8000))), _I16)
 
 
 from_float16 = instruction(FLOAT32, UINT16)(_from_float16)
