@@ -395,3 +395,25 @@ def test_the_kernel_reads_as_the_formula():
     assert "multiply_add(s2, (grad - exp_avg), exp_avg)" in source
     assert "s2 = (1.0 - betas_0)" in source
     assert "s3 = 1.0 / (1.0 - (betas_0 ** step))" in source
+
+
+@pytest.mark.parametrize("text", ["(grad > 0) - (grad < 0)", "(grad > 0) + (param > 0)", "-(grad > 0)"])
+def test_comparisons_are_no_numbers_to_add(text):
+    """NumPy and torch take some of these for a union, and refuse others."""
+    update = eval(f"lambda param, grad, *, step, lr=0.1: param - lr * ({text})")
+    rule = type("Mine", (Rule,), {"update": staticmethod(update)})
+    with pytest.raises(RuleError, match=r"adds, subtracts or negates comparisons.*where\(condition, 1\.0, 0\.0\)"):
+        trace(rule, rule.hyperparameters)
+
+
+def test_comparisons_are_factors():
+    update = eval(
+        "lambda param, grad, *, step, lr=0.1: param - lr * ((grad > 0) * grad + where((step > 1) & (grad > 0), 1, 0))"
+    )
+    rule = type("Mine", (Rule,), {"update": staticmethod(update)})
+    param = torch.nn.Parameter(torch.zeros(3))
+    optimizer = Optimizer.of(rule)([param])
+    for _ in range(2):
+        param.grad = torch.tensor([-1.0, 0.0, 2.0])
+        optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.tensor([0.0, 0.0, -0.5]))

@@ -204,7 +204,7 @@ def node(op: str, *args: Any) -> Expression:
 
 
 def _node(op: str, *args: Any) -> Expression:
-    if op in _COUNTS:
+    if op in ("rows", "cols", "size"):
         return _count(op, *args)
     if op == "polar":
         return _polar(*args)
@@ -234,6 +234,8 @@ def _node(op: str, *args: Any) -> Expression:
         return operands[0]
     if op in _LOGIC and not all(map(_is_truth, operands)):
         refuse("joins numbers by &, | or ~", f"{TRUTH}; comparisons need their parentheses")
+    if op in ("add", "sub", "neg") and all(map(_is_truth, operands)):
+        refuse("adds, subtracts or negates comparisons", "where(condition, 1.0, 0.0), which is a number")
     if op == "floor" and not operands[0].scalar:
         refuse("takes the floor of elements", "a formula without it: only hyperparameters and the step have floors")
     if op == "arctan2" and extent == NUMBER:
@@ -251,8 +253,6 @@ GIVEN_NUMBERS = frozenset(("every", "polar", "decorrelate", "inverse_root", "top
 """Pieces that are given numbers besides a matrix, not all of which mean something."""
 MAY_BE_NONE = frozenset(("div", "exp", "log", "pow", "sqrt"))
 """What may make infinity or NaN of finite numbers."""
-_COUNTS = ("rows", "cols", "size")
-_SIDES = {"m": "rows", "n": "cols"}
 _DEPTHS = {"cbrt": 8, "arctan2": 8}
 """Of operations that kernels write out in others: how deep their operands are in those."""
 _LOGIC = ("and", "or", "not")
@@ -266,7 +266,7 @@ def _count(op: str, x: Any) -> Expression:
     if op != "size" and extent == NUMBER:
         refuse(f"asks {op} of one number", f"{op}(x) of a value for each element")
     sides = {"rows": extent[:1], "cols": extent[1:]}.get(op, extent)
-    counts = [Expression("input", (_SIDES[side],), NUMBER) for side in sides if side != "1"]
+    counts = [Expression("input", ({"m": "rows", "n": "cols"}[side],), NUMBER) for side in sides if side != "1"]
     return counts[0] * counts[1] if len(counts) == 2 else counts[0] if counts else constant(1.0)
 
 
