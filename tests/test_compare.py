@@ -26,7 +26,7 @@ from steprule.compare import Task, results, spec, tasks
 from steprule.compare import run as run_module
 from steprule.compare.errors import UsageError, place_of
 from steprule.compare.run import Budget, Run, train
-from steprule.compare.summary import columns, curve, rank, rows, sentence
+from steprule.compare.summary import at_the_edge, columns, curve, rank, rows, sentence
 
 SINE = """
 import itertools
@@ -680,6 +680,15 @@ def test_the_best_lr_is_that_of_the_lowest_median_final_loss():
             "of a.",
         ),
         (
+            [*made("b", 0.2, [None] * 2, 0.3), *made("a", 0.1, [None] * 2, 0.3), *made("c", 0.1, [None] * 2, 0.4)],
+            "No optimizer reached the target loss of 2; the lowest median final loss, 0.3, is that of b (lr 0.2), but its range overlaps "
+            "with that of a (lr 0.1): these seeds do not settle whose is the lowest.",
+        ),
+        (
+            [*made("b", 0.2, [None], 0.3), *made("a", 0.1, [None], 0.4)],
+            "No optimizer reached the target loss of 2; the lowest median final loss, 0.3, is that of b (lr 0.2); one seed settles little.",
+        ),
+        (
             made("a", 0.1, [None], math.inf),
             "No optimizer reached the target loss of 2, nor a finite loss at the end.",
         ),
@@ -687,6 +696,15 @@ def test_the_best_lr_is_that_of_the_lowest_median_final_loss():
 )
 def test_the_sentence_claims_what_the_seeds_show(runs, expected):
     assert sentence(rank(rows(runs), "steps", False), "steps", 2.0) == expected
+
+
+def test_learning_rates_at_the_ends_of_a_grid_are_named():
+    shown = rows([*made("b", 0.1, [10]), *made("a", 0.3, [10]), *made("c", 1.0, [10])])
+    told = at_the_edge(shown, [0.1, 0.3, 1.0])
+    assert (
+        told == "Best at an end of --lr-grid, so that others may be better: b at the least, 0.1; c at the largest, 1."
+    )
+    assert at_the_edge(shown, [0.1]) == at_the_edge(shown, []) == at_the_edge(shown, [0.01, 3.0]) == ""
 
 
 def test_the_curve_is_the_median_and_counts_diverged_runs_as_infinite():

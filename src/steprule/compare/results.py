@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ import torch
 
 from steprule.compare.errors import UsageError
 from steprule.compare.run import Budget, Run
-from steprule.compare.summary import Row, answer, leaders, rank, rows, sentence
+from steprule.compare.summary import Row, answer, at_the_edge, leaders, rank, rows, sentence
 from steprule.compare.tasks import Task
 
 __all__ = ["Comparison", "TaskResult", "machine", "make_folder", "write_text"]
@@ -61,8 +62,10 @@ class TaskResult:
         return rank(rows(self.runs), self.by, best_lr=False)
 
     def sentence(self) -> str:
-        """Who was first."""
-        return sentence(self.ranked(), self.by, self.target)
+        """Who was first, and whose learning rate may not be the best."""
+        ranked, tried = self.ranked(), Counter(row.label for row in self.all_rows())
+        edge = at_the_edge([row for row in ranked if tried[row.label] > 1], self.lr_grid)
+        return f"{sentence(ranked, self.by, self.target)} {edge}".rstrip()
 
     def answer(self) -> str:
         """The same in a few words."""

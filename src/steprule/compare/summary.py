@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "Spread",
     "answer",
+    "at_the_edge",
     "columns",
     "curve",
     "leaders",
@@ -238,7 +239,13 @@ def sentence(ranked: Sequence[Row], by: Literal["steps", "seconds"], target: flo
         nobody = f"No optimizer reached {goal}" + " in most of its seeds" * any(row.reached for row in ranked)
         if math.isinf(best.final_loss.median):
             return f"{nobody}, nor a finite loss at the end."
-        return f"{nobody}; the lowest median final loss, {number(best.final_loss.median)}, is that of {told[best.optimizer]}."
+        lowest = f"{nobody}; the lowest median final loss, {number(best.final_loss.median)}, is that of {told[best.optimizer]}"
+        same = [row for row in ranked if row is not best and row.final_loss.low <= best.final_loss.high]
+        if best.seeds == 1:
+            return lowest + ("; one seed settles little." if others else ".")
+        if same:
+            return f"{lowest}, but its range overlaps with that of {_some(same, told)}: these seeds do not settle whose is the lowest."
+        return lowest + "."
     digits = 3 if by == "steps" else 2
     result = f"{told[first.optimizer]} reached {goal} after {number(took.median, digits=digits)} {by}"
     if first.seeds > 1:
@@ -246,7 +253,7 @@ def sentence(ranked: Sequence[Row], by: Literal["steps", "seconds"], target: flo
         result += f" ({span} over {first.seeds} seeds)" if " to " in span else f" (each of {first.seeds} seeds)"
     level = leaders(ranked, by)[1:]
     if level:
-        some = " and ".join(told[row.optimizer] for row in level) if len(level) < 3 else f"{len(level)} others"
+        some = _some(level, told)
         if first.seeds == 1:
             return f"{result}, level with {some}; one seed settles little."
         return f"{result}, but its range overlaps with that of {some}: these seeds do not settle who is first."
@@ -309,6 +316,22 @@ def measured(value: float, digits: int) -> str:
 
 def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
+
+
+def _some(shown: Sequence[Row], told: dict[str, str]) -> str:
+    return " and ".join(told[row.optimizer] for row in shown) if len(shown) < 3 else f"{len(shown)} others"
+
+
+def at_the_edge(ranked: Sequence[Row], grid: Sequence[float]) -> str:
+    """A sentence on rows whose learning rate is the least or the largest of a grid, beyond which a better one may be."""
+    names = _names(ranked)
+    edges = {"least": min(grid, default=0.0), "largest": max(grid, default=0.0)} if len(grid) > 1 else {}
+    found = []
+    for edge, lr in edges.items():
+        at = [names[row.optimizer] for row in ranked if row.lr == lr and row.failed < row.seeds]
+        if at:
+            found.append(f"{', '.join(at)} at the {edge}, {number(lr)}")
+    return f"Best at an end of --lr-grid, so that others may be better: {'; '.join(found)}." if found else ""
 
 
 def _range(spread: Spread, digits: int) -> str:
