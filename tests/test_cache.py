@@ -186,3 +186,8 @@ def test_any_name_of_a_rule_makes_a_folder_in_the_cache(name, tmp_path, monkeypa
     kernels = {one.name.rpartition("_")[0] for one in home.iterdir()} - {"places"}  # of any process's first step
     assert len(kernels) == 1
     assert [*tmp_path.iterdir()] == [tmp_path / "some"]
+
+
+def test_a_home_in_the_name_of_the_folder_is_the_users(tmp_path):
+    kernel, said = step(Path("~/kernels"), HOME=str(tmp_path))
+    assert said == "" and tmp_path / "kernels" in kernel.parents

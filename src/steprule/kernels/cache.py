@@ -177,7 +177,7 @@ def cache_folder() -> Path | None:
     try:
         chosen = os.environ.get("STEPRULE_CACHE")
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
-        folder = Path(chosen or os.path.join(base, "steprule")) / _machine_tag()
+        folder = Path(chosen or os.path.join(base, "steprule")).expanduser() / _machine_tag()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if hasattr(os, "getuid"):
             status = folder.stat()
